@@ -1,0 +1,46 @@
+"""spoolpool: a queue that is nothing but files, and worker groups that run Python functions from it.
+
+Submit on a login node, run on the ranks of warm MPI groups inside batch jobs, get real futures; the shared
+filesystem is the whole transport. **A pickle is a program**: whoever can put a task into a spool runs code as
+its workers.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import as_completed, wait
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from spoolpool.context import CurrentTask, current_task
+
+if TYPE_CHECKING:
+    from spoolpool.executor import Executor
+    from spoolpool.programs import ShellExecutor, SubprocessExecutor
+    from spoolpool.spool import Spool
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Executor": "spoolpool.executor",
+    "ShellExecutor": "spoolpool.programs",
+    "Spool": "spoolpool.spool",
+    "SubprocessExecutor": "spoolpool.programs",
+}
+
+__all__ = [
+    "CurrentTask",
+    "Executor",
+    "ShellExecutor",
+    "Spool",
+    "SubprocessExecutor",
+    "as_completed",
+    "current_task",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is used, when it is used: a worker needs no executor, and a look at the version needs nothing."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'spoolpool' has no attribute {name!r}")

@@ -1,0 +1,294 @@
+"""Claim a task, write its outcome, commit it: a worker's side of the protocol.
+
+The task file is a token that is only ever renamed; where it stands is the state. ``docs/protocol.md``
+has the rules with their reasons; each function here is one of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from spoolpool import envelope, fsio, layout
+from spoolpool.backoff import Backoff
+from spoolpool.envelope import Buffer, Envelope
+from spoolpool.errors import BadTaskFile, NotTrusted, SpoolDenied, SpoolpoolError
+from spoolpool.layout import Lane, Token
+from spoolpool.locks import Lock, try_lock
+from spoolpool.spool import Spool
+from spoolpool.task import TaskHeader, decode_task
+from spoolpool.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
+_WATCHED = 64  # buckets that are watched; the others are found by listing
+_WINDOW = 256  # names among which a crowd of claimers spreads
+
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+
+
+class Claim:
+    """A task in this worker's hands, with the lock that witnesses that the worker lives."""
+
+    def __init__(self, token: Token, header: TaskHeader, content: Envelope, fd: int) -> None:
+        self.token = token
+        self.header = header
+        self.content = content
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock back; harmless when repeated."""
+        if self._fd >= 0:
+            fsio.close(self._fd)
+            self._fd = -1
+
+
+def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer]) -> None:
+    """Make the outcome of a claim. Its name is this claim's alone, so it is made in place.
+
+    Raises ``FileExistsError`` where another rank of the group made it, and ``OSError`` otherwise, after
+    which nothing of it is left.
+    """
+    path = spool.layout.outcome(session, token)
+    try:
+        spool.write(path, parts)
+    except FileNotFoundError:  # the session's directory is not there: it was closed, or never opened
+        spool.make_directories(f"{spool.layout.outgoing}/{session}")
+        spool.write(path, parts)
+
+
+def commit(spool: Spool, session: str, token: Token) -> bool:
+    """Publish the outcome of a claim: the one rename that decides.
+
+    False where the claim is no longer ours: a recoverer thought us dead. The outcome then must not be
+    published; see :meth:`spoolpool.recovery.Recovery.discard`.
+    """
+    source = spool.layout.claimed_token(token)
+    target = spool.layout.result(session, token)
+    rhythm = Backoff(0.005, 5.0, 2.0)
+    denied = 0
+    while True:
+        try:
+            fsio.move(source, target, durability=spool.config.durability)
+            return True
+        except OSError as error:
+            # the order of the two looks matters: the token moves from source to target, never back
+            if fsio.there(source):
+                if error.errno in fsio.GONE:
+                    spool.make_directories(f"{spool.layout.results}/{session}")
+                denied += error.errno in fsio.DENIED
+                if denied > 5:
+                    raise SpoolDenied(
+                        f"Cannot publish the outcome of {token.task}: {target} is refused "
+                        f"({error.strerror}). The owner of the session must let workers write there."
+                    ) from error
+                rhythm.sleep()
+            else:
+                return fsio.there(target)
+
+
+def give_back(spool: Spool, header: TaskHeader, token: Token) -> None:
+    """Let a claimed task wait again, at no cost in attempts."""
+    _requeue(spool, header, token, token.given_back())
+
+
+def _requeue(spool: Spool, header: TaskHeader, token: Token, ready: Token) -> None:
+    bucket = spool.layout.bucket(header.lane, header.bucket)
+    try:
+        fsio.move(spool.layout.claimed_token(token), f"{bucket}/{ready.name}")
+    except OSError as error:
+        # Either the bucket was removed as empty, or somebody else moved the token, which is just as
+        # good. To make the bucket harms neither; the next round sees what is true.
+        if error.errno not in fsio.GONE:
+            raise
+        spool.make_directories(bucket)
+        try:
+            fsio.move(spool.layout.claimed_token(token), f"{bucket}/{ready.name}")
+        except OSError as again:
+            if again.errno not in fsio.GONE:
+                raise
+
+
+def requeue(spool: Spool, header: TaskHeader, token: Token) -> None:
+    """Let the task of a dead worker wait again; it costs an attempt."""
+    _requeue(spool, header, token, token.requeued())
+
+
+class Claimer:
+    """Finds tasks that a worker may run and claims them, in order, at a cost that the backlog does not change.
+
+    ``serves`` says which lanes are this group's. Contention is met by going on to another candidate,
+    never by waiting.
+    """
+
+    def __init__(self, spool: Spool, worker: str, serves: Callable[[Lane], bool], trust: Trust) -> None:
+        self._spool = spool
+        self._worker = worker
+        self._serves = serves
+        self._trust = trust
+        self._candidates: list[Token] = []  # of one bucket, the next one last
+        self._lane = ""
+        self._bucket = ""
+        self._listed = 0.0
+        self._window = 1
+        self._refused: dict[str, str] = {}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Paths that were left alone, with the reasons."""
+        return self._refused
+
+    def directories(self) -> set[str]:
+        """Where new tasks for this worker may appear."""
+        where = self._spool.layout
+        found = {where.ready}
+        for lane in self._lanes():
+            found.add(where.lane(lane))
+            buckets = sorted(filter(layout.is_bucket, fsio.names(where.lane(lane))))
+            found |= {where.bucket(lane, bucket) for bucket in buckets[-_WATCHED:]}
+        return found
+
+    def next(self) -> Claim | None:
+        """Claim the next task, or return None where none is waiting that can be had."""
+        if self._candidates and time.monotonic() - self._listed < _FRESH:
+            claim = self._claim_listed()
+            if claim is not None:
+                return claim
+        buckets = [
+            (bucket, lane)
+            for lane in self._lanes()
+            for bucket in filter(layout.is_bucket, fsio.names(self._spool.layout.lane(lane)))
+        ]
+        buckets.sort()
+        for position, (bucket, lane) in enumerate(buckets):
+            self._list(lane, bucket)
+            if not self._candidates:
+                submitter = layout.submitter_of(bucket)
+                if any(layout.submitter_of(later) == submitter for later, _ in buckets[position + 1 :]):
+                    # its submitter has gone on to the next one; should it come back, it makes it again
+                    fsio.remove_directory(self._spool.layout.bucket(lane, bucket))
+                continue
+            claim = self._claim_listed()
+            if claim is not None:
+                return claim
+        return None
+
+    def _lanes(self) -> list[str]:
+        lanes = []
+        for name in fsio.names(self._spool.layout.ready):
+            lane = layout.parse_lane(name)
+            if lane is not None and self._serves(lane):
+                lanes.append(name)
+        return lanes
+
+    def _list(self, lane: str, bucket: str) -> None:
+        self._lane, self._bucket = lane, bucket
+        self._listed = time.monotonic()
+        tokens = map(layout.parse_token, fsio.names(self._spool.layout.bucket(lane, bucket)))
+        self._candidates = sorted((token for token in tokens if token and not token.worker), reverse=True)
+
+    def _claim_listed(self) -> Claim | None:
+        while self._candidates:
+            among = min(self._window, len(self._candidates))
+            token = self._candidates.pop(-1 - (random.randrange(among) if among > 1 else 0))
+            claim = self._claim(token)
+            if claim is not None:
+                self._window = max(1, self._window // 2)
+                return claim
+            # somebody else works through the same listing: spread out
+            self._window = min(_WINDOW, self._window * 2)
+        return None
+
+    def _claim(self, token: Token) -> Claim | None:
+        path = f"{self._spool.layout.bucket(self._lane, self._bucket)}/{token.name}"
+        if path in self._refused:
+            return None
+        try:
+            fd = fsio.open_file(path, write=True)
+        except OSError as error:
+            if error.errno in _REFUSED:
+                self._refuse(path, f"{path} cannot be opened ({error.strerror}). It was left alone.")
+            elif error.errno not in fsio.GONE:  # GONE: another worker was first
+                raise
+            return None
+        try:
+            claim = self._take(fd, path, token)
+        except (NotTrusted, BadTaskFile) as error:
+            self._refuse(path, str(error))
+            claim = None
+        except BaseException:
+            fsio.close(fd)
+            raise
+        if claim is None:
+            fsio.close(fd)
+        return claim
+
+    def _take(self, fd: int, path: str, token: Token) -> Claim | None:
+        size = self._trust.check(fd, path)
+        if try_lock(fd) is Lock.BUSY:  # another worker claims it at this moment
+            return None
+        mine = token.claimed_by(self._worker)
+        target = self._spool.layout.claimed_token(mine)
+        try:
+            fsio.move(path, target, durability=self._spool.config.durability)
+        except OSError as error:
+            # a repeated request answers ENOENT for a rename that happened: the target is ours alone
+            if not fsio.there(target):
+                if error.errno in fsio.GONE:
+                    return None
+                raise
+        return self._read(fd, size, mine)
+
+    def _read(self, fd: int, size: int, token: Token) -> Claim | None:
+        path = self._spool.layout.claimed_token(token)
+        try:
+            content = envelope.read(fd, size, path)
+            header = decode_task(content.header, path)
+            lane = layout.parse_lane(header.lane)
+            if header.task != token.task or lane is None or not self._serves(lane):
+                raise BadTaskFile(
+                    f"{path} says that it is task {header.task} of lane {header.lane}: not what it waited as."
+                )
+        except SpoolpoolError as error:
+            self._set_aside(token, str(error))
+            return None
+        return Claim(token, header, content, fd)
+
+    def forgotten(self) -> Claim | None:
+        """A claim in this worker's name that it does not know of: for use when it works on none.
+
+        So it is after a rename that happened although the answer, and the look after it, said no.
+        """
+        for token in map(layout.parse_token, fsio.names(self._spool.layout.claimed)):
+            if token is None or token.worker != self._worker:
+                continue
+            path = self._spool.layout.claimed_token(token)
+            fd = fsio.open_file(path, write=True)
+            try:
+                size = self._trust.check(fd, path)
+                claim = self._read(fd, size, token) if try_lock(fd) is not Lock.BUSY else None
+            except BaseException:
+                fsio.close(fd)
+                raise
+            if claim is not None:
+                return claim
+            fsio.close(fd)
+        return None
+
+    def _set_aside(self, token: Token, reason: str) -> None:
+        target = f"{self._spool.layout.failed}/{token.name}"
+        log.warning("%s It is kept as %s.", reason, target)
+        try:
+            fsio.move(self._spool.layout.claimed_token(token), target)
+        except OSError as error:  # it stays claimed; recovery will meet it again
+            log.warning("Cannot set aside %s: %s", token.name, error)
+
+    def _refuse(self, path: str, reason: str) -> None:
+        log.warning("%s", reason)
+        if len(self._refused) > 100_000:  # somebody floods the spool with junk: better to look twice than to grow
+            self._refused.clear()
+        self._refused[path] = reason

@@ -1,0 +1,43 @@
+"""``spool init``."""
+
+from __future__ import annotations
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained
+
+
+@click.command()
+@click.argument("directory", metavar="SPOOL", type=click.Path(file_okay=False))
+@click.option(
+    "--durability",
+    type=click.Choice(["none", "data", "full"]),
+    default="data",
+    show_default=True,
+    help="What a task survives: none = the crash of a process, data = of the node, full = the loss of power.",
+)
+@click.option(
+    "--lease",
+    type=float,
+    default=settings.LEASE,
+    show_default=True,
+    help="Seconds that a claim outlives its worker's last sign of life.",
+)
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1, 99),
+    default=settings.MAX_ATTEMPTS,
+    show_default=True,
+    help="Claims of a task that may end with the death of the worker.",
+)
+@explained
+def init(directory: str, durability: str, lease: float, max_attempts: int) -> None:
+    """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
+
+    Only you can use it. Example: spool init /shared/project/spool
+    """
+    from spoolpool.spool import Spool
+
+    spool = Spool.create(directory, durability=durability, lease=lease, max_attempts=max_attempts)  # type: ignore[arg-type]
+    click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

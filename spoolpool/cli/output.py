@@ -1,0 +1,59 @@
+"""What every command shares: errors in one sentence with the exit code of their class, and what is said where."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from spoolpool.errors import SpoolpoolError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def say(text: str) -> None:
+    """Tell a person what happens; on standard error, so that standard output stays for results."""
+    click.echo(text, err=True)
+
+
+def explained(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a :class:`SpoolpoolError` into its message and its exit code; a traceback only with ``--debug``."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SpoolpoolError as error:
+            context = click.get_current_context()
+            if context.find_root().params.get("debug"):
+                raise
+            click.echo(f"{context.command_path}: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+def set_up(verbose: int) -> None:
+    """Let the log speak: warnings, with -v what is done, with -vv everything."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of its own, with the options that all have."""
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(verbose: int, debug: bool, **kwargs: Any) -> Any:
+            set_up(verbose)
+            return explained(function)(**kwargs)
+
+        run = click.option("-v", "--verbose", count=True, help="Say more; twice: everything.")(run)
+        run = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+        return click.command(name, context_settings=CONTEXT)(run)
+
+    return wrap

@@ -1,0 +1,36 @@
+"""``spool status``."""
+
+from __future__ import annotations
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained
+
+
+@click.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@explained
+def status(directory: str) -> None:
+    """Show what waits in SPOOL, what runs, who works, and first of all what blocks."""
+    from spoolpool.report import status as look
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    found = look(spool)
+    for lane, reason in found.blocked.items():
+        click.echo(f"BLOCKED  {found.waiting[lane]} task(s) of {lane}: {reason}.")
+    click.echo(f"Spool    {spool.path}")
+    click.echo(f"Waiting  {sum(found.waiting.values())}")
+    for lane, count in found.waiting.items():
+        click.echo(f"         {count:>8}  {lane}")
+    click.echo(f"Running  {found.running}")
+    click.echo(f"Done     {found.to_collect} to be collected")
+    click.echo(f"Failed   {found.failed}")
+    click.echo(f"Groups   {len(found.groups)}")
+    for info in found.groups:
+        job = f" job {info.job}" if info.job else ""
+        click.echo(
+            f"         {info.worker}  {info.process.host}{job}  {info.ranks} rank(s) x {info.threads} thread(s)"
+            f", {info.gpus} GPU(s), Python {info.python}, by {info.user}"
+        )

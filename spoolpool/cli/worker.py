@@ -1,0 +1,280 @@
+"""``spool-worker``: the ranks of a worker group, or the supervisor of several groups."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoolpool import layout, settings
+from spoolpool.cli.output import command, say
+from spoolpool.errors import BadRequest, LauncherError, SpoolpoolError
+from spoolpool.resources import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spoolpool.spool import Spool
+    from spoolpool.worker import Group, Terms
+
+log = logging.getLogger(__name__)
+
+_RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE")
+
+
+def ranks_started() -> int:
+    """How many ranks the launcher that started this process says it started; 1 without a launcher."""
+    sizes = [os.environ.get(name, "") for name in _RANKS_STARTED]
+    return max([1, *(int(size) for size in sizes if size.isdigit())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The options of the command line; each field is one."""
+
+    directory: str
+    ranks: int | None
+    threads: int
+    gpus: int
+    groups: int | None
+    launcher: str | None
+    oversubscribe: bool
+    queues: tuple[str, ...]
+    trusted: tuple[str, ...]
+    idle_timeout: float | None
+    max_tasks: int | None
+    grace: float
+    group_of: int | None
+
+    def for_groups(self) -> list[str]:
+        """The options that a supervisor hands on to its groups."""
+        arguments = ["--grace", str(self.grace)]
+        for queue in self.queues:
+            arguments += ["--queue", queue]
+        for user in self.trusted:
+            arguments += ["--trust-user", user]
+        if self.idle_timeout is not None:
+            arguments += ["--idle-timeout", str(self.idle_timeout)]
+        if self.max_tasks is not None:
+            arguments += ["--max-tasks", str(self.max_tasks)]
+        return arguments
+
+
+@command("spool-worker")
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option(
+    "--ranks",
+    type=click.IntRange(1),
+    help="MPI ranks per group.  [default: all that were started; 1 with --launcher]",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per rank.")
+@click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per rank.")
+@click.option("--groups", type=click.IntRange(1), help="Supervise so many groups.  [default with --launcher: 1]")
+@click.option(
+    "--launcher",
+    type=click.Choice(["auto", "local", "mpiexec"]),
+    help="Supervise groups that are started through this.  [default with --groups: auto]",
+)
+@click.option("--oversubscribe", is_flag=True, help="Let mpiexec start more ranks than there are cores.")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    help="Serve this queue (repeat for more).",
+)
+@click.option(
+    "--trust-user",
+    "trusted",
+    multiple=True,
+    help="Also run tasks of this account (repeat for more). A task is a program: it runs as you.",
+)
+@click.option("--idle-timeout", type=float, help="End after so many seconds without a task.")
+@click.option("--max-tasks", type=click.IntRange(1), help="End each group after so many tasks.")
+@click.option(
+    "--grace",
+    type=float,
+    default=settings.GRACE,
+    show_default=True,
+    help="Seconds for the other ranks to report after one failed; then the group is replaced.",
+)
+@click.option("--group-of", type=click.IntRange(1), hidden=True, help="One of so many ranks that a supervisor started.")
+def main(**options: Any) -> None:
+    r"""Run tasks from SPOOL.
+
+    Without a launcher, this process and the ranks beside it are the workers:
+
+    \b
+      spool-worker /shared/spool                          one group of one rank
+      mpiexec -n 2 spool-worker /shared/spool             one group of two ranks
+      mpiexec -n 8 spool-worker /shared/spool --ranks 4   two groups of four
+
+    With --launcher or --groups it starts groups, and replaces those that die:
+
+    \b
+      spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
+
+    Ends at SIGTERM, SIGINT or Ctrl-C after the task that runs; at a second one, at once.
+    """
+    wishes = Wishes(**options)
+    for queue in wishes.queues:
+        layout.check_queue(queue)
+    if (wishes.launcher or wishes.groups) and wishes.group_of is None:
+        supervise(wishes)
+    else:
+        sys.exit(work(wishes))
+
+
+def open_spool(directory: str) -> Spool:
+    """Open the spool; not imported before it is needed, so that ``--help`` is quick."""
+    from spoolpool.spool import Spool
+
+    return Spool(directory)
+
+
+def work(wishes: Wishes) -> int:
+    """Be a rank of a group; returns the exit code."""
+    from spoolpool.registry import read_owner
+    from spoolpool.trust import Trust
+    from spoolpool.worker import Terms
+
+    launched = wishes.group_of is not None
+    size = wishes.group_of or ranks_started()
+    if size == 1 and wishes.ranks not in (None, 1):
+        raise BadRequest(
+            f"This is one process, and --ranks asks for {wishes.ranks}. Start it with 'mpiexec -n {wishes.ranks}', or "
+            "let it start its ranks: --launcher mpiexec."
+        )
+    meant_for_us = [os.environ.pop(name, "") for name in (settings.ENV_OWNER, settings.ENV_WORKER)]
+    owner, worker = meant_for_us if launched else ("", "")
+    terms = Terms(
+        trust=Trust(wishes.trusted),
+        idle_timeout=wishes.idle_timeout,
+        max_tasks=wishes.max_tasks,
+        owner=read_owner(owner),
+        supervised=launched,
+    )
+    if size > 1:
+        return _work_with_mpi(wishes, terms, size, worker)
+    from spoolpool.group import SerialGroup
+
+    return _lead(open_spool(wishes.directory), SerialGroup(), wishes, terms, worker)
+
+
+def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
+    from spoolpool.group import MPIGroup, World
+    from spoolpool.worker import publish_for_group
+
+    world: World | None = None
+    try:
+        world = World(wishes.ranks, size)
+        group = MPIGroup(
+            world.comm,
+            publish_for_group(os.path.abspath(wishes.directory)),
+            supervised=terms.supervised and not world.split,
+            grace=wishes.grace,
+        )
+        code = 0
+        if group.rank == 0:
+            try:
+                code = _lead(open_spool(wishes.directory), group, wishes, terms, "" if world.split else worker)
+            finally:
+                group.stop()
+        else:
+            _follow(group)
+        world.leave()
+    except BaseException as error:
+        if isinstance(error, SpoolpoolError):
+            say(f"spool-worker: {error}")
+        else:
+            log.exception("A rank of the group failed")
+        if world is not None:  # the other ranks would wait for this one for ever
+            world.abort(getattr(error, "exit_code", 1))
+        elif worker and isinstance(error, LauncherError):
+            from spoolpool.registry import report_start_error
+
+            report_start_error(open_spool(wishes.directory), worker, str(error))
+            return settings.EXIT_START
+        return getattr(error, "exit_code", 1)
+    return code
+
+
+def _follow(group: Any) -> None:
+    """Ranks other than 0 leave the end of the group to rank 0, which gets the signal as well."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    group.serve()
+
+
+def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str) -> int:
+    """Be rank 0 of a group."""
+    from spoolpool.identity import Identity, hostname
+    from spoolpool.registry import WorkerInfo
+    from spoolpool.trust import account
+    from spoolpool.worker import Worker
+
+    info = WorkerInfo(
+        worker=worker if layout.is_worker_id(worker) else layout.new_worker_id(),
+        process=Identity.of(os.getpid()),
+        user=account(os.geteuid()),
+        ranks=group.size,
+        threads=wishes.threads,
+        gpus=wishes.gpus,
+        queues=wishes.queues,
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        started=time.time(),
+    )
+    leader = Worker(spool, group, info, terms)
+    _on_signals(leader.stop)
+    if not terms.supervised:
+        say(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
+    return leader.run()
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    """Stop in order at the first signal, at once at the second."""
+
+    def handle(_number: int, _frame: object) -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_DFL)
+        stop()
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, handle)
+
+
+def supervise(wishes: Wishes) -> None:
+    """Start groups and look after them until told to end, or until all have ended by themselves."""
+    from spoolpool.backoff import Backoff
+    from spoolpool.launchers import Options, choose
+    from spoolpool.pool import Pool
+
+    spool = open_spool(wishes.directory)
+    launcher = choose(wishes.launcher or "auto")
+    shape = Shape(ranks=wishes.ranks or 1, threads=wishes.threads, gpus=wishes.gpus)
+    pool = Pool(spool, launcher, arguments=wishes.for_groups(), options=Options(oversubscribe=wishes.oversubscribe))
+    stopping = threading.Event()
+    _on_signals(stopping.set)
+    count = wishes.groups or 1
+    say(f"Starting {count} worker group(s) of {shape.ranks} rank(s) through {launcher.name} for {spool.path}")
+    pool.resize(shape, count, keep=wishes.idle_timeout is None and wishes.max_tasks is None)
+    rhythm = Backoff(0.02, 0.5)
+    while not stopping.is_set() and pool.count(shape):
+        if pool.step():
+            rhythm.reset()
+        stopping.wait(rhythm.next())
+    pool.stop(None)
+    if pool.broken:
+        raise LauncherError(pool.broken)
+
+
+if __name__ == "__main__":
+    main()

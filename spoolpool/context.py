@@ -1,0 +1,77 @@
+"""What a running function can ask about its task: :func:`current_task`."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from spoolpool.errors import SpoolpoolError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurrentTask:
+    """The task that runs."""
+
+    id: str
+    """Task id."""
+    attempt: int
+    """Which attempt this is, from 1."""
+    worker: str
+    """Id of the worker group."""
+    rank: int = 0
+    """This process's rank in the group."""
+    size: int = 1
+    """Ranks of the group."""
+    comm: Any = None
+    """The group's communicator (``mpi4py.MPI.Comm``); None in a group of one rank without MPI."""
+    ends: float | None = None
+    """End of the group's job in seconds since the epoch, if it is known."""
+    _scratch: list[str] = field(default_factory=list)
+
+    def remaining(self) -> float | None:
+        """Seconds until the group's job ends; None if there is no end or it is not known."""
+        import time
+
+        return None if self.ends is None else max(0.0, self.ends - time.time())
+
+    @property
+    def scratch(self) -> str:
+        """A directory of this rank's own, below ``TMPDIR``, that is removed when the task ends."""
+        if not self._scratch:
+            self._scratch.append(tempfile.mkdtemp(prefix=f"spoolpool-{self.id[-10:]}-"))
+        return self._scratch[0]
+
+    def clean(self) -> None:
+        """Remove the scratch directory; done when the task ends."""
+        while self._scratch:
+            shutil.rmtree(self._scratch.pop(), ignore_errors=True)
+
+
+_current: ContextVar[CurrentTask | None] = ContextVar("spoolpool_current_task", default=None)
+
+
+def current_task() -> CurrentTask:
+    """The task whose function calls this. Raises :class:`SpoolpoolError` outside of a task."""
+    task = _current.get()
+    if task is None:
+        raise SpoolpoolError(
+            "current_task() was called outside of a task: only a function that a worker runs has one. "
+            "Threads that it starts get it by contextvars.copy_context()."
+        )
+    return task
+
+
+@contextlib.contextmanager
+def running(task: CurrentTask) -> Iterator[None]:
+    """Make ``task`` the current one, and remove its scratch directory afterwards."""
+    before = _current.set(task)
+    try:
+        yield
+    finally:
+        _current.reset(before)
+        task.clean()

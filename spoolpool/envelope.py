@@ -1,0 +1,130 @@
+"""The file format: prefix, header, pickle, out-of-band buffers, checksum.
+
+========  =====================================================================
+bytes     meaning
+========  =====================================================================
+8         magic
+2         format version
+2         number of out-of-band buffers
+4         length of the header
+8         length of the pickle
+8         length of the whole file
+8 each    lengths of the buffers
+..        header: JSON
+..        pickle, protocol 5
+..        buffers, each at the next multiple of 4096, so that it can be mapped
+16        xxh3-128 over everything before: finds torn files, proves nothing else
+========  =====================================================================
+
+All numbers are little-endian. Only the prefix and the header are needed to know everything about a
+task but its code and data.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import xxhash
+
+from spoolpool.errors import BadTaskFile, SpoolVersion
+from spoolpool.layout import FORMAT
+
+MAGIC = b"\x93SPOOL\r\n"
+PAGE = 4096
+_PREFIX = struct.Struct("<8sHHIQQ")
+_DIGEST = 16
+_SMALL = 1 << 16
+_HEADER_LIMIT = 1 << 20
+_MAP_FROM = 1 << 20  # smaller files are cheaper to read than to map
+
+Buffer = bytes | memoryview
+
+
+class Envelope(NamedTuple):
+    """What is in a file: the header's bytes, the pickle, and its buffers (views of the mapped file)."""
+
+    header: bytes
+    payload: Buffer
+    buffers: Sequence[Buffer]
+
+
+def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The parts of a file, to be written one after the other. No buffer is copied."""
+    lengths = [len(buffer) for buffer in buffers]
+    end = _PREFIX.size + 8 * len(lengths) + len(header) + len(payload)
+    total = end
+    for length in lengths:
+        total = -(-total // PAGE) * PAGE + length
+    total += _DIGEST
+    prefix = _PREFIX.pack(MAGIC, FORMAT, len(lengths), len(header), len(payload), total)
+    if not lengths:
+        whole = b"".join((prefix, header, payload))
+        return [whole, xxhash.xxh3_128_digest(whole)]
+    parts: list[Buffer] = [prefix + struct.pack(f"<{len(lengths)}Q", *lengths) + header, payload]
+    for buffer, length in zip(buffers, lengths, strict=True):
+        parts.append(bytes(-end % PAGE))
+        parts.append(buffer)
+        end += -end % PAGE + length
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    parts.append(digest.digest())
+    return parts
+
+
+def _sizes(data: bytes, size: int, path: str) -> tuple[int, int, int, int]:
+    """Number of buffers, length of header and pickle, and of the file; checked against its real size."""
+    if len(data) < _PREFIX.size or data[:8] != MAGIC:
+        raise BadTaskFile(f"{path} does not begin like a file of spoolpool's: it is foreign or torn.")
+    _, version, count, header, payload, total = _PREFIX.unpack_from(data)
+    if version > FORMAT:
+        raise SpoolVersion(f"{path} has format {version}; this spoolpool reads up to {FORMAT}. Install a newer one.")
+    least = _PREFIX.size + 8 * count + header + payload + _DIGEST
+    if header > _HEADER_LIMIT or least > total or total != size:
+        raise BadTaskFile(f"{path} should have {total} bytes and has {size}: it is torn, or not written by spoolpool.")
+    return count, header, payload, total
+
+
+def read(fd: int, size: int, path: str) -> Envelope:
+    """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
+
+    The mapping is private: arrays in it can be written to and change no file. Raises
+    :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one.
+    """
+    whole: Buffer
+    whole = start = os.pread(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
+    count, header_length, payload_length, total = _sizes(start, size, path)
+    if size >= _MAP_FROM:
+        whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    body = memoryview(whole)
+    if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
+        raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
+    position = _PREFIX.size + 8 * count
+    header = bytes(body[position : position + header_length])
+    position += header_length
+    payload = body[position : position + payload_length]
+    position += payload_length
+    buffers: list[Buffer] = []
+    for length in struct.unpack_from(f"<{count}Q", body, _PREFIX.size):
+        position += -position % PAGE
+        if position + length > total - _DIGEST:
+            raise BadTaskFile(f"{path} names a buffer beyond its own end.")
+        # bytes are read-only and arrays from them too: only the small copy pays for being writable
+        piece = body[position : position + length]
+        buffers.append(piece if size >= _MAP_FROM else memoryview(bytearray(piece)))
+        position += length
+    return Envelope(header, payload, buffers)
+
+
+def read_header(fd: int, size: int, path: str) -> bytes:
+    """The header alone, without a look at the rest of the file but its length."""
+    start = os.pread(fd, _SMALL, 0)
+    count, length, _, _ = _sizes(start, size, path)
+    position = _PREFIX.size + 8 * count
+    if position + length > len(start):
+        return os.pread(fd, length, position)
+    return start[position : position + length]

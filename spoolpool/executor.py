@@ -1,0 +1,410 @@
+"""The executor: ``concurrent.futures``' interface over a spool.
+
+::
+
+    submit(fn, *args)                                       future.result()
+         |                                                        ^
+    pickle -> Session.submit -> ready/ ... worker ... results/ -> collecting thread
+
+An *embedded* executor has a spool of its own, in a temporary directory, and worker groups on this host that
+work for it alone. An *attached* one puts its tasks into a spool whose groups run elsewhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from spoolpool import fsio, layout, pickling, settings
+from spoolpool.backoff import Backoff
+from spoolpool.errors import BadRequest, BrokenSpool
+from spoolpool.launchers import Options, choose
+from spoolpool.layout import Lane
+from spoolpool.objects import put_object
+from spoolpool.pool import Pool
+from spoolpool.resources import Resources, Shape
+from spoolpool.session import Session
+from spoolpool.spool import Spool
+from spoolpool.trust import Trust
+
+T = TypeVar("T")
+
+_SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends
+
+
+class Executor(futures.Executor):
+    """Runs functions in worker groups: serial, threaded, with GPUs, or on the ranks of MPI.
+
+    Parameters
+    ----------
+    max_workers
+        Worker groups to run on this host. Without it, an embedded executor fills the cores that this process
+        may use, and an attached one starts none.
+    cores_per_worker
+        MPI ranks of a group. A function that runs on N > 1 ranks returns the list of their values in rank
+        order; on one rank, its value.
+    threads_per_core
+        Threads per rank.
+    gpus_per_worker
+        GPUs per rank.
+    oversubscribe
+        Let mpiexec start more ranks than there are cores.
+    init_function
+        Called once per group (on each rank); returns a dict of values for parameters by name, which calls that
+        do not give them get.
+    cwd
+        Working directory of the calls; made if missing.
+    backend
+        ``"auto"``, ``"mpiexec"`` or ``"local"`` (groups of one rank only).
+    spool
+        Directory of a spool to attach to. Without it, the executor is embedded.
+    resource_dict
+        Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
+    trust
+        Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a program: it
+        runs as you.
+    queue
+        Queue of the spool to which tasks go.
+
+    Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cores_per_worker: int = 1,
+        threads_per_core: int = 1,
+        gpus_per_worker: int = 0,
+        oversubscribe: bool = False,
+        init_function: Callable[[], dict[str, Any]] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        backend: str = "auto",
+        *,
+        spool: str | os.PathLike[str] | None = None,
+        resource_dict: Mapping[str, Any] | None = None,
+        trust: Iterable[str | int] = (),
+        queue: str = "default",
+    ) -> None:
+        given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
+        if cwd is not None:
+            given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
+        self._defaults = Resources().updated({**given, **(resource_dict or {})})
+        self._shape = self._defaults.shape()
+        self._queue = layout.check_queue(queue)
+        if max_workers is not None and max_workers < 1:
+            raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
+        self._backend = backend
+        self._options = Options(oversubscribe=oversubscribe)
+        self._trust = tuple(trust)
+        self._init_function = init_function
+        self._attached = None if spool is None else Spool(spool)
+        self._runs_groups = spool is None or max_workers is not None
+        self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
+        self._lock = threading.RLock()
+        self._shut = False
+        self._core: _Core | None = None
+        self._open()
+        _live.add(self)
+
+    def _open(self) -> None:
+        self._pid = os.getpid()
+        spool = self._attached
+        if spool is None:
+            parent = tempfile.mkdtemp(prefix="spoolpool-")
+            spool = Spool.create(f"{parent}/spool", durability="none", temporary=True)
+        try:
+            pool = None
+            if self._runs_groups:
+                arguments = ["--queue", self._queue] if self._attached is not None else []
+                pool = Pool(spool, choose(self._backend), arguments=arguments, options=self._options)
+            init = ""
+            name = os.urandom(8).hex()
+            if self._init_function is not None:
+                init = put_object(spool, *pickling.dumps(self._init_function), name)
+            self._core = _Core(
+                spool,
+                name,
+                Trust(self._trust),
+                pool,
+                init,
+                cores=self._max_workers * self._shape.cores,
+                temporary=self._attached is None,
+            )
+            if pool is not None:
+                pool.resize(self._shape, self._max_workers)
+        except BaseException:
+            if self._attached is None:
+                fsio.remove_tree(os.path.dirname(spool.path))
+            raise
+        # an executor that nobody refers to any more lets its groups end once its tasks are done
+        self._finalizer = weakref.finalize(self, self._core.close)
+        self._finalizer.atexit = False
+
+    # -- the interface of concurrent.futures
+
+    def submit(  # type: ignore[override]
+        self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Future[T]:
+        """Put a call into the spool and return its future.
+
+        ``resource_dict`` says what this call needs, over the executor's defaults; an unknown key is an error
+        that lists the known ones. When this returns, the task is in the spool. Raises
+        :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
+        :class:`~spoolpool.errors.SpoolFull`, and ``RuntimeError`` after :meth:`shutdown`.
+        """
+        wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
+        payload, buffers = pickling.dumps_call(fn, args, kwargs)
+        with self._lock:
+            core = self._usable()
+            shape = wishes.shape()
+            if shape != self._shape:
+                core.make_room(shape)
+        lane = Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON)
+        return core.session.submit(
+            payload,
+            buffers,
+            lane=lane.name,
+            name=pickling.label(fn),
+            priority=wishes.priority,
+            max_attempts=wishes.max_attempts,
+            cwd=wishes.cwd,
+            init=core.init,
+        )
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """The values of ``fn`` over the iterables, in order, as ``concurrent.futures`` has it.
+
+        ``chunksize`` calls are packed into one task: worth it for calls of less than a few milliseconds.
+        ``buffersize`` bounds how many tasks are submitted ahead of the one whose value is awaited.
+        """
+        if chunksize < 1:
+            raise BadRequest(f"chunksize is {chunksize}; it must be at least 1.")
+        if buffersize is not None and buffersize < 1:
+            raise BadRequest(f"buffersize is {buffersize}; it must be at least 1, or None.")
+        end = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        if chunksize == 1:
+            tasks: Iterator[Future[Any]] = (self.submit(fn, *args) for args in calls)
+        else:
+            chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+            tasks = (self.submit(_run_chunk, fn, chunk) for chunk in chunks)
+        window = list(itertools.islice(tasks, buffersize))
+
+        def values() -> Iterator[T]:
+            window.reverse()
+            try:
+                while window:
+                    if buffersize is not None:
+                        window[:0] = itertools.islice(tasks, 1)
+                    future = window.pop()
+                    value = future.result(None if end is None else end - time.monotonic())
+                    if chunksize == 1:
+                        yield value
+                    elif self._shape.ranks > 1:  # each rank has all values of the chunk
+                        for call in zip(*value, strict=True):
+                            yield list(call)  # type: ignore[misc]  # the ranks' values of one call
+                    else:
+                        yield from value
+            finally:
+                for future in window:
+                    future.cancel()
+
+        return values()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; ``wait`` until the pending ones are done, or take back those that wait.
+
+        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then.
+        """
+        with self._lock:
+            self._shut = True
+            core = self._core
+        if core is None or os.getpid() != self._pid:
+            return
+        if cancel_futures:
+            for future in core.session.pending():
+                future.cancel()
+        core.close()
+        if wait:
+            core.join()
+
+    # -- the surface of pympipool
+
+    @property
+    def max_workers(self) -> int:
+        """Worker groups of this executor; set it to grow or shrink while it runs."""
+        return self._max_workers
+
+    @max_workers.setter
+    def max_workers(self, count: int) -> None:
+        if count < 1:
+            raise BadRequest(f"max_workers is {count}; an executor needs at least 1 worker group.")
+        with self._lock:
+            core = self._usable()
+            if core.pool is None:
+                raise BadRequest(
+                    "This executor is attached to a spool and has no worker groups of its own: start more with "
+                    "spool-worker, or give max_workers when it is made."
+                )
+            self._max_workers = count
+            core.cores = count * self._shape.cores
+            core.pool.resize(self._shape, count)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What this executor is: sizes, spool, session, launcher."""
+        core = self._usable()
+        return {
+            "max_workers": self._max_workers if core.pool is not None else None,
+            "cores": self._shape.ranks,
+            "threads_per_core": self._shape.threads,
+            "gpus_per_core": self._shape.gpus,
+            "backend": self._backend,
+            "spool": core.spool.path,
+            "session": core.session.name,
+            "queue": self._queue,
+        }
+
+    def __len__(self) -> int:
+        """Tasks of this executor that no worker has claimed yet."""
+        return self._core.session.waiting() if self._core is not None and os.getpid() == self._pid else 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def after_fork(self) -> None:
+        """In a forked child: the threads, groups and pending futures are the parent's. ``submit`` makes new ones."""
+        self._lock = threading.RLock()
+        if self._core is not None:
+            self._core.session.after_fork()
+
+    # -- inside
+
+    def _usable(self) -> _Core:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if os.getpid() != self._pid:  # a forked child: the threads and groups are the parent's
+            self._finalizer.detach()
+            self._open()
+        assert self._core is not None
+        return self._core
+
+
+class _Core:
+    """What an executor leaves behind when it is dropped: the session, the pool and the thread that watches it.
+
+    It does not refer to the executor, so that one that nobody holds is collected.
+    """
+
+    def __init__(
+        self, spool: Spool, name: str, accept: Trust, pool: Pool | None, init: str, *, cores: int, temporary: bool
+    ) -> None:
+        self.spool = spool
+        self.pool = pool
+        self.init = init
+        self.cores = cores
+        self._temporary = temporary
+        self._pid = os.getpid()
+        self.session = Session(spool, name, accept=accept, on_wait=None if pool is None else self._why_broken)
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        if pool is not None:
+            self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
+            self._thread.start()
+
+    def _why_broken(self) -> str | None:
+        return self.pool.broken if self.pool is not None else None
+
+    def _watch(self) -> None:
+        """Look after the groups until the executor is closed and its tasks are done."""
+        assert self.pool is not None
+        rhythm = Backoff(0.01, 0.5)
+        try:
+            while not (self._closing.is_set() and self.session.wait(0)):
+                if self.pool.step():
+                    rhythm.reset()
+                    # a group that ended as idle may have missed the task that came at that moment
+                    for shape in {_shape(future.header.lane) for future in self.session.pending()}:
+                        self.make_room(shape)
+                if self.pool.broken:
+                    self.session.fail(BrokenSpool(self.pool.broken))
+                if self._closing.is_set():
+                    self.session.wait(rhythm.next())
+                else:
+                    self._closing.wait(rhythm.next())
+        except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
+            self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
+        finally:
+            self.pool.stop()
+            self.session.join()
+            if self._temporary:
+                fsio.remove_tree(os.path.dirname(self.spool.path))
+
+    def make_room(self, shape: Shape) -> None:
+        """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
+        if self.pool is not None and not self.pool.broken and self.pool.count(shape) == 0:
+            arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
+            self.pool.resize(shape, max(1, self.cores // shape.cores), keep=False, arguments=arguments)
+
+    def close(self) -> None:
+        """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
+        if os.getpid() == self._pid:
+            self._closing.set()
+            self.session.close()
+
+    def join(self) -> None:
+        """Wait until everything ended, after :meth:`close`."""
+        self.session.join()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def _shape(lane: str) -> Shape:
+    wanted = layout.parse_lane(lane)
+    assert wanted is not None  # this process made it
+    return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
+
+
+def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
+    return [fn(*args) for args in calls]
+
+
+def _usable_cores() -> int:
+    with contextlib.suppress(AttributeError):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_live: weakref.WeakSet[Executor] = weakref.WeakSet()
+"""Executors of this process, for the two moments at which the interpreter must reach all of them."""
+
+
+def _at_exit() -> None:
+    for executor in list(_live):
+        executor.shutdown()
+
+
+def _after_fork() -> None:
+    for executor in list(_live):
+        executor.after_fork()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)

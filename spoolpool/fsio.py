@@ -1,0 +1,226 @@
+"""The one module that touches the disk: create, move, remove, list, look.
+
+Everything above says what it means (publish, claim, commit) and gets here for the system call. No
+function in here repairs an error by guessing: on a network filesystem an operation can happen and
+yet answer with an error (a request that was repeated), so the caller looks for what it wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+Durability = Literal["none", "data", "full"]
+"""``none`` survives the crash of any process, ``data`` the crash of the node (the file is synced
+before it gets its name), ``full`` the loss of power on a local disk (directories are synced too)."""
+
+GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
+"""The name was there when it was listed and is no longer: another process moved or removed it. NFS
+says ESTALE where a local filesystem says ENOENT."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""No space, no inodes, or no quota."""
+
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""The account may not."""
+
+_PARTS = 512  # fewer than IOV_MAX (1024) on every system
+
+
+def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
+    """Write every byte of ``parts`` in order, gathering them, whatever the kernel takes at a time."""
+    views = [memoryview(part) for part in parts if len(part)]
+    while views:
+        done = os.writev(fd, views[:_PARTS])
+        while done:
+            if done < len(views[0]):
+                views[0] = views[0][done:]
+                break
+            done -= len(views.pop(0))
+
+
+def create(
+    path: str,
+    parts: Sequence[bytes | memoryview],
+    *,
+    mode: int = 0o600,
+    durability: Durability = "none",
+) -> None:
+    """Make the new file ``path`` with these bytes; it is complete or an ``OSError`` tells.
+
+    A name that exists raises ``FileExistsError`` and is left as it is. What a failure left half
+    written is removed, as far as that is possible.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(fd, parts)
+            if durability != "none":
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if durability == "full":
+            sync_directory(os.path.dirname(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def move(source: str, target: str, *, durability: Durability = "none") -> None:
+    """Rename ``source`` to ``target``, a name that nobody else ever makes.
+
+    Raises the ``OSError`` of rename(2), which on a network filesystem does not mean that it did not
+    happen: look for the target.
+    """
+    os.rename(source, target)
+    if durability == "full":
+        sync_directory(os.path.dirname(target))
+        sync_directory(os.path.dirname(source))
+
+
+def remove(path: str) -> bool:
+    """Unlink ``path``; False where it was gone already."""
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno in GONE:  # another collector, or a repeated request
+            return False
+        raise
+    return True
+
+
+def names(directory: str) -> list[str]:
+    """List a directory without a look at its entries; empty where it does not exist (yet or any more)."""
+    try:
+        return os.listdir(directory)
+    except OSError as error:
+        if error.errno in GONE:  # removed between two looks, or not made yet
+            return []
+        raise
+
+
+def there(path: str) -> bool:
+    """Whether ``path`` exists, asked in both ways that a stale cache can spoil.
+
+    NFS answers a look-up from its cache for up to 60 s but lists afresh; sshfs lists from its cache
+    for 20 s but looks up afresh. Seen in either is there.
+    """
+    directory, name = os.path.split(path)
+    return name in names(directory) or os.path.lexists(path)
+
+
+def make_directory(path: str, mode: int = 0o700) -> bool:
+    """Make ``path``; False where it exists. The mode is exact, whatever the umask says."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:  # another submitter or worker was first
+        return False
+    if stat.S_IMODE(os.lstat(path).st_mode) != mode:
+        os.chmod(path, mode)
+    return True
+
+
+def remove_directory(path: str) -> bool:
+    """Remove an empty directory; False where it is gone or not empty."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        # ENOTEMPTY (EEXIST on some systems): somebody put a name into it meanwhile. It lives on.
+        if error.errno in GONE or error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
+            return False
+        raise
+    return True
+
+
+def open_file(path: str, *, write: bool = False) -> int:
+    """Open an existing file without following a link and without waiting for the far end of a FIFO.
+
+    ``write`` asks for read and write, which a lock needs on NFS. The caller checks with ``fstat``
+    what it got (see :mod:`spoolpool.trust`).
+    """
+    access = os.O_RDWR if write else os.O_RDONLY
+    return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def close(fd: int) -> None:
+    """Close; an error of a descriptor that was only read has no consequence."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def touch(path: str) -> None:
+    """Set the modification time of ``path`` to the clock of the filesystem's server."""
+    os.utime(path)
+
+
+def stamp(path: str) -> int | None:
+    """Modification time in ns as the server has it now (opening asks it anew on NFS), None if gone."""
+    try:
+        fd = open_file(path)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+    try:
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+
+
+def read_small(path: str, limit: int = 1 << 20) -> bytes:
+    """The bytes of a small regular file; ``OSError`` as open(2), ``ValueError`` if it is none."""
+    fd = open_file(path)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise ValueError(f"{path} is not a regular file of at most {limit} bytes")
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def append(fd: int, data: bytes) -> None:
+    """Add to a file that this process alone appends to."""
+    write_all(fd, [data])
+
+
+def open_append(path: str, mode: int = 0o600) -> int:
+    """Open, or make, a file of one's own to append to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, mode)
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory survive the loss of power."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: str, keep: Iterable[str] = ()) -> None:
+    """Remove a directory of one's own with all that is in it; what is gone already is no error."""
+    import shutil
+
+    kept = set(keep)
+    for name in names(path):
+        if name not in kept:
+            child = os.path.join(path, name)
+            if os.path.isdir(child) and not os.path.islink(child):
+                shutil.rmtree(child, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(child)
+    if not kept:
+        remove_directory(path)
+
+
+def size(fd: int) -> int:
+    """Bytes in an opened file."""
+    return os.fstat(fd).st_size

@@ -1,0 +1,74 @@
+"""Which process is that, and is it provably dead?
+
+A pid alone says nothing: it is used again after a while, and two containers may share a host name and
+a pid. With the start time, the boot id and the pid namespace it names one process for ever (proc(5)).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import msgspec
+
+
+@functools.cache
+def hostname() -> str:
+    """This host's name, as ``uname`` has it; no resolver is asked."""
+    return os.uname().nodename
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:  # not Linux, or /proc is hidden: then nobody can be proven dead by it
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    text = _read(f"/proc/{pid}/stat")
+    # the second field, the program's name, may hold spaces and parentheses: count from the last one
+    fields = text[text.rfind(")") + 1 :].split()
+    if len(fields) < 20 or fields[0] in "ZX":  # a zombie runs no more
+        return ""
+    return fields[19]
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """One process on one boot of one host."""
+
+    host: str
+    """Host name, for people."""
+    pid: int
+    """Process id within its namespace."""
+    start: str
+    """Start time in clock ticks since boot, field 22 of ``/proc/PID/stat``."""
+    boot: str
+    """``/proc/sys/kernel/random/boot_id``: one boot of one kernel."""
+    namespace: str
+    """Inode of the pid namespace."""
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """The process ``pid`` of this host and pid namespace."""
+        try:
+            namespace = os.readlink("/proc/self/ns/pid")
+        except OSError:
+            namespace = ""
+        return cls(
+            host=hostname(),
+            pid=pid,
+            start=_start_time(pid),
+            boot=_read("/proc/sys/kernel/random/boot_id"),
+            namespace=namespace,
+        )
+
+    def dead(self) -> bool:
+        """True only where it is certain: same boot, same pid namespace, and no such process."""
+        here = Identity.of(os.getpid())
+        if not self.boot or not self.start or not here.start:
+            return False
+        if self.boot != here.boot or self.namespace != here.namespace:
+            return False
+        return _start_time(self.pid) != self.start

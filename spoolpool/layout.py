@@ -1,0 +1,239 @@
+"""Names and paths of a spool, and nothing else: no disk is touched here.
+
+Every name on disk is made by one function in this module and read by the regular expression beside
+it. What does not parse is not ours, and is left alone. ``docs/format.md`` describes the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import NamedTuple
+
+from spoolpool import settings
+from spoolpool.errors import BadRequest
+
+FORMAT = 1
+"""Version of the tree and of the file format."""
+
+CANCELLED = "cancelled"
+"""Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
+
+_TASK = r"(?P<task>\d{3}-[0-9a-f]{14}-[0-9a-f]{10})"
+_TOKEN = re.compile(_TASK + r"\.(?P<claim>\d{6})\.(?P<attempt>\d{2})(?:\.(?P<worker>[0-9a-f]{16}|cancelled))?")
+_TASK_ID = re.compile(_TASK)
+_WORKER = re.compile(r"[0-9a-f]{16}")
+_BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})")
+_LANE = re.compile(
+    r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
+    r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>\d{1,3})"
+    r"\.py(?P<python>\d\.\d{1,2})"
+)
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_OBJECT = re.compile(r"[0-9a-f]{32}")
+
+
+class Token(NamedTuple):
+    """The name of a task file: which task, which claim of it, which attempt, and whose it is.
+
+    ``claim`` rises at every requeue, take-over and give-back, so that no name is ever made twice and a
+    late or repeated request finds no source. ``attempt`` rises only when a worker died.
+    """
+
+    task: str
+    claim: int
+    attempt: int
+    worker: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        stem = f"{self.task}.{self.claim:06d}.{self.attempt:02d}"
+        return f"{stem}.{self.worker}" if self.worker else stem
+
+    def claimed_by(self, worker: str) -> Token:
+        """This claim in the hands of a worker (or of :data:`CANCELLED`)."""
+        return self._replace(worker=worker)
+
+    def given_back(self) -> Token:
+        """Waiting again, at no cost in attempts."""
+        return Token(self.task, self.claim + 1, self.attempt)
+
+    def requeued(self) -> Token:
+        """Waiting again after a worker died."""
+        return Token(self.task, self.claim + 1, min(self.attempt + 1, 99))
+
+    def taken_over_by(self, worker: str) -> Token:
+        """In the hands of a recoverer."""
+        return Token(self.task, self.claim + 1, self.attempt, worker)
+
+
+def parse_token(name: str) -> Token | None:
+    """Read what :attr:`Token.name` made; None if it did not."""
+    match = _TOKEN.fullmatch(name)
+    if match is None:
+        return None
+    task, claim, attempt, worker = match.groups()
+    return Token(task, int(claim), int(attempt), worker or "")
+
+
+def new_task_id(priority: int = settings.PRIORITY) -> str:
+    """A new task's id: sorts by priority (greater first), then by time, and is unique.
+
+    ``time`` is this host's clock in microseconds: it orders, and nothing else is concluded from it.
+    """
+    if not -499 <= priority <= 499:
+        raise BadRequest(f"The priority of a task is {priority}; it must lie between -499 and 499.")
+    return f"{499 - priority:03d}-{time.time_ns() // 1000:014x}-{os.urandom(5).hex()}"
+
+
+def is_task_id(text: str) -> bool:
+    """Whether this is a whole task id."""
+    return _TASK_ID.fullmatch(text) is not None
+
+
+def new_worker_id() -> str:
+    """One incarnation of a worker: never used again."""
+    return os.urandom(8).hex()
+
+
+def is_worker_id(text: str) -> bool:
+    """Whether :func:`new_worker_id` could have made it."""
+    return _WORKER.fullmatch(text) is not None
+
+
+def new_submitter_id() -> str:
+    """Part of the names of the buckets that one submitter fills."""
+    return os.urandom(4).hex()
+
+
+def bucket_name(task: str, submitter: str) -> str:
+    """The bucket that begins with this task: buckets sort as their first tasks do."""
+    return f"{task[:18]}-{submitter}"
+
+
+def is_bucket(text: str) -> bool:
+    """Whether :func:`bucket_name` could have made it."""
+    return _BUCKET.fullmatch(text) is not None
+
+
+def submitter_of(bucket: str) -> str:
+    """Who fills a bucket."""
+    return bucket.rsplit("-", 1)[1]
+
+
+class Lane(NamedTuple):
+    """What tasks ask for: those that ask for the same thing wait together."""
+
+    queue: str
+    ranks: int
+    threads: int
+    gpus: int
+    python: str
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}"
+
+
+def parse_lane(name: str) -> Lane | None:
+    """Read what :attr:`Lane.name` made; None if it did not."""
+    match = _LANE.fullmatch(name)
+    if match is None:
+        return None
+    queue, ranks, threads, gpus, python = match.groups()
+    return Lane(queue, int(ranks), int(threads), int(gpus), python)
+
+
+def is_session(text: str) -> bool:
+    """Whether it can name a session's directories."""
+    return _SESSION.fullmatch(text) is not None
+
+
+def check_session(name: str) -> str:
+    """Return a session's name, or raise :class:`BadRequest` where it cannot name a directory."""
+    if not is_session(name):
+        raise BadRequest(
+            f"A session cannot be called {name!r}: use up to 64 letters, digits, '_', '-' and '.', "
+            "and begin with a letter or digit."
+        )
+    return name
+
+
+def check_queue(name: str) -> str:
+    """Return a queue's name, or raise :class:`BadRequest` where it cannot be part of a directory's."""
+    if _QUEUE.fullmatch(name) is None:
+        raise BadRequest(
+            f"A queue cannot be called {name!r}: use up to 32 letters, digits, '_' and '-', "
+            "and begin with a letter or digit."
+        )
+    return name
+
+
+def is_object_id(text: str) -> bool:
+    """Whether it names an object: the 128-bit hash of what is in it, in hex."""
+    return _OBJECT.fullmatch(text) is not None
+
+
+class Layout:
+    """Where everything lies below one spool directory."""
+
+    DIRECTORIES = (
+        "tmp",
+        "ready",
+        "waiting",
+        "claimed",
+        "outgoing",
+        "results",
+        "failed",
+        "cancel",
+        "objects",
+        "sessions",
+        "workers",
+        "journal",
+        "logs",
+    )
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.config = f"{root}/spool.json"
+        self.tmp = f"{root}/tmp"
+        self.ready = f"{root}/ready"
+        self.waiting = f"{root}/waiting"
+        self.claimed = f"{root}/claimed"
+        self.outgoing = f"{root}/outgoing"
+        self.results = f"{root}/results"
+        self.failed = f"{root}/failed"
+        self.cancel = f"{root}/cancel"
+        self.objects = f"{root}/objects"
+        self.sessions = f"{root}/sessions"
+        self.workers = f"{root}/workers"
+        self.journal = f"{root}/journal"
+        self.logs = f"{root}/logs"
+
+    def lane(self, lane: str) -> str:
+        """Directory of a lane's buckets."""
+        return f"{self.ready}/{lane}"
+
+    def bucket(self, lane: str, bucket: str) -> str:
+        """Directory of waiting tasks."""
+        return f"{self.ready}/{lane}/{bucket}"
+
+    def claimed_token(self, token: Token) -> str:
+        """A task that runs."""
+        return f"{self.claimed}/{token.name}"
+
+    def outcome(self, session: str, token: Token) -> str:
+        """An outcome: complete or not, committed or not."""
+        return f"{self.outgoing}/{session}/{token.name}"
+
+    def result(self, session: str, token: Token) -> str:
+        """A task file after its commit: its outcome can be collected."""
+        return f"{self.results}/{session}/{token.name}"
+
+    def worker(self, worker: str) -> str:
+        """Directory of one worker."""
+        return f"{self.workers}/{worker}"

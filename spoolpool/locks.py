@@ -1,0 +1,37 @@
+"""Locks as witnesses: who holds one lives. The safety of the protocol never depends on them."""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+
+UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})
+"""Mounts without locks: NFS without lockd (ENOLCK), Lustre without ``flock`` (ENOSYS); EBADF is
+NFS's answer for a descriptor that is open for reading alone."""
+
+
+class Lock(Enum):
+    """What a try to lock a descriptor found."""
+
+    TAKEN = "taken"
+    """It is ours until the descriptor is closed."""
+    BUSY = "busy"
+    """A process that lives, on this host or another, holds it."""
+    NONE = "none"
+    """This filesystem has no locks here: the lease alone decides."""
+
+
+def try_lock(fd: int) -> Lock:
+    """Try to take the exclusive lock of a whole file, without waiting.
+
+    ``fd`` must be open for writing on NFS. Forked children inherit the lock with the descriptor:
+    they must close it.
+    """
+    from filelock import lock_descriptor  # 30 ms of imports that a submitter does not need
+
+    try:
+        return Lock.TAKEN if lock_descriptor(fd, blocking=False) else Lock.BUSY
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return Lock.NONE
+        raise

@@ -1,0 +1,44 @@
+"""Objects that are stored once and passed by reference; their name is the hash of what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import xxhash
+
+from spoolpool import envelope, fsio
+from spoolpool.envelope import Buffer, Envelope
+from spoolpool.errors import BadTaskFile
+from spoolpool.spool import Spool
+from spoolpool.trust import Trust
+
+
+def _object_id(payload: Buffer, buffers: Sequence[Buffer]) -> str:
+    digest = xxhash.xxh3_128(payload)
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.hexdigest()
+
+
+def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer: str) -> str:
+    """Store an object, once per ``writer`` and content; returns its id."""
+    name = _object_id(payload, buffers)
+    source = f"{spool.layout.tmp}/{name}.{writer}"
+    target = f"{spool.layout.objects}/{name}"
+    if not fsio.there(target):
+        spool.write(source, envelope.pack(b"{}", payload, buffers))
+        fsio.move(source, target)
+    return name
+
+
+def read_object(spool: Spool, name: str, trust: Trust) -> Envelope:
+    """Read an object of a trusted account's and check that it is what its name says."""
+    path = f"{spool.layout.objects}/{name}"
+    fd = fsio.open_file(path)
+    try:
+        content = envelope.read(fd, trust.check(fd, path), path)
+    finally:
+        fsio.close(fd)
+    if _object_id(content.payload, content.buffers) != name:
+        raise BadTaskFile(f"{path} does not hold what its name says.")
+    return content

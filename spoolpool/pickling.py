@@ -1,0 +1,166 @@
+"""Objects to bytes and back: cloudpickle, protocol 5, large buffers out of band.
+
+Functions of ``__main__``, of a notebook or of a module that is not installed travel by value, since the
+worker could not import them; installed modules travel by reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import os
+import pickle
+import sys
+import sysconfig
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from spoolpool.envelope import Buffer
+from spoolpool.errors import NotPicklable, NotUnpicklable
+
+OUT_OF_BAND = 32768
+"""Bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+
+
+def _is_plain(value: object) -> bool:
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if isinstance(value, (tuple, list)) and kind in (tuple, list):
+        return len(value) < 100 and all(_is_plain(item) for item in value)
+    return kind is types.BuiltinFunctionType and getattr(value, "__module__", None) == "builtins"
+
+
+def dumps(value: object) -> tuple[Buffer, list[Buffer]]:
+    """Pickle; returns the pickle and its out-of-band buffers, which are views, not copies.
+
+    Raises :class:`NotPicklable` with what cloudpickle said.
+    """
+    buffers: list[Buffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if len(raw) < OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    try:
+        if _is_plain(value):  # needs no look at modules, and takes a third of the time
+            return pickle.dumps(value, protocol=5), buffers
+        import cloudpickle
+
+        _register_local_modules()
+        stream = io.BytesIO()
+        cloudpickle.Pickler(stream, protocol=5, buffer_callback=keep).dump(value)
+    except RecursionError:
+        raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
+    except Exception as error:  # whatever a __reduce__ raises
+        raise NotPicklable(f"{_short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
+    return stream.getbuffer(), buffers
+
+
+def dumps_call(fn: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Buffer, list[Buffer]]:
+    """Pickle a call; a :class:`NotPicklable` names the argument that could not be."""
+    try:
+        return dumps((fn, args, kwargs))
+    except NotPicklable as whole:
+        parts: list[tuple[str, object]] = [("The function", fn)]
+        parts += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
+        parts += [(f"Argument {key!r}", arg) for key, arg in kwargs.items()]
+        for what, part in parts:
+            try:
+                dumps(part)
+            except NotPicklable as error:
+                raise NotPicklable(
+                    f"{what} of the call to {label(fn)} cannot be sent to a worker. {error} Make it "
+                    "inside the function instead, or pass what it is made from."
+                ) from whole
+        raise
+
+
+def loads(payload: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
+    """Unpickle; raises :class:`NotUnpicklable` that names a package that is missing here."""
+    try:
+        return pickle.loads(payload, buffers=buffers)
+    except ModuleNotFoundError as error:
+        raise NotUnpicklable(
+            f"The package {error.name!r} is needed to read what was sent and is not installed in "
+            f"{sys.prefix} on {os.uname().nodename}. Install it there, or define the function in the "
+            "script that submits it."
+        ) from error
+    except Exception as error:  # whatever a constructor raises
+        raise NotUnpicklable(
+            f"What was sent cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def label(fn: object) -> str:
+    """What is called, for people; at most 80 characters."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    module = getattr(fn, "__module__", None) or ""
+    text = name if module in ("", "__main__", "builtins") else f"{module}.{name}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  a broken __repr__ must not hide the reason
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@functools.cache
+def _site_roots() -> tuple[str, ...]:
+    """Where a fresh interpreter imports from: the library, ``site-packages``, and what ``.pth`` files name.
+
+    The last are packages that were installed in place (``pip install --editable``).
+    """
+    roots = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    roots |= {path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")}
+    for root in list(roots):
+        for pth in glob.glob(os.path.join(glob.escape(root), "*.pth")):
+            try:
+                with open(pth, encoding="utf-8") as file:
+                    lines = [line.strip() for line in file]
+            except (OSError, UnicodeDecodeError):  # not ours to judge: its modules travel by value
+                continue
+            roots |= {line for line in lines if os.path.isdir(line)}
+    return tuple(os.path.realpath(root) for root in roots)
+
+
+def _is_installed(name: str, file: str) -> bool:
+    """Whether a fresh interpreter of this installation finds the module under this name."""
+    inside = name.replace(".", os.sep)
+    stem = os.path.realpath(file)
+    if name.partition(".")[0] == "spoolpool":
+        return True
+    return any(stem.startswith(os.path.join(root, inside) + end) for root in _site_roots() for end in (".", os.sep))
+
+
+_seen: set[str] = set()
+"""Modules that were looked at; it mirrors cloudpickle's registry, which is one per process as well."""
+
+
+def _register_local_modules() -> None:
+    """Tell cloudpickle about imported modules that are not installed, each once."""
+    new = sys.modules.keys() - _seen
+    if not new:
+        return
+    import cloudpickle
+
+    _seen.update(new)
+    for name in new:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if name in ("__main__", "__mp_main__") or not isinstance(file, str):
+            continue
+        if isinstance(module, types.ModuleType) and not _is_installed(name, file):
+            cloudpickle.register_pickle_by_value(module)

@@ -1,0 +1,214 @@
+"""Start worker groups, watch them, and replace those that died."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from spoolpool import layout, registry, settings
+from spoolpool.backoff import Backoff
+from spoolpool.errors import LauncherError
+from spoolpool.launchers import Launcher, Options, environment
+from spoolpool.recovery import Recovery
+from spoolpool.resources import Shape
+from spoolpool.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_FAILED_STARTS = 3
+_STOP_SECONDS = 10.0
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    """One place for a group: what stands in it now, and how it went so far."""
+
+    shape: Shape
+    arguments: tuple[str, ...]
+    keep: bool
+    worker: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    rhythm: Backoff = field(default_factory=lambda: Backoff(0.1, 30.0, 2.0))
+    start_due: float = 0.0
+    served: bool = False
+    failed_starts: int = 0
+
+
+class Pool:
+    """Groups of one spool, started through one launcher. One thread at a time may call :meth:`step`.
+
+    ``arguments`` go to every worker. The groups work for this process: they end when it has died.
+    """
+
+    def __init__(self, spool: Spool, launcher: Launcher, *, arguments: Sequence[str] = (), options: Options) -> None:
+        self._spool = spool
+        self._launcher = launcher
+        self._arguments = tuple(arguments)
+        self._options = options
+        self._owner = registry.owner_text()
+        self._recovery = Recovery(spool)
+        self._slots: list[_Slot] = []
+        self._ending: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._bring_back_until = 0.0
+        self.broken: str | None = None
+        """Why no group can be started; None while that is not known."""
+
+    def resize(self, shape: Shape, count: int, *, keep: bool = True, arguments: Sequence[str] = ()) -> None:
+        """Have ``count`` groups of a shape: starts what is missing, asks what is too much to end.
+
+        ``keep`` replaces groups that end by themselves; without it, one that ended with success is not
+        started again.
+        """
+        launched = self._launcher.command(shape, (), self._options)  # raises at once if it cannot be started
+        log.debug("groups of %s: %s", shape, launched)
+        with self._lock:
+            mine = [slot for slot in self._slots if slot.shape == shape]
+            for slot in mine[count:]:
+                self._slots.remove(slot)
+                self._ask(slot)
+            for _ in range(count - len(mine)):
+                slot = _Slot(shape=shape, arguments=tuple(arguments), keep=keep)
+                self._slots.append(slot)
+                self._start(slot)
+
+    def count(self, shape: Shape) -> int:
+        """Groups of a shape, as wished."""
+        with self._lock:
+            return sum(slot.shape == shape for slot in self._slots)
+
+    def alive(self) -> int:
+        """Groups whose processes run."""
+        with self._lock:
+            return sum(slot.process is not None and slot.process.poll() is None for slot in self._slots)
+
+    def _start(self, slot: _Slot) -> None:
+        slot.worker = layout.new_worker_id()
+        shape = slot.shape
+        arguments = [
+            self._spool.path,
+            "--group-of",
+            str(shape.ranks),
+            "--threads",
+            str(shape.threads),
+            "--gpus",
+            str(shape.gpus),
+            *self._arguments,
+            *slot.arguments,
+        ]
+        env = environment(shape, self._options)
+        env |= {settings.ENV_WORKER: slot.worker, settings.ENV_OWNER: self._owner, settings.ENV_SUPERVISED: "1"}
+        command = self._launcher.command(shape, arguments, self._options)
+        log.info("Starting worker group %s: %s", slot.worker, " ".join(command))
+        try:
+            slot.process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=self._options.cwd,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for this process: it lets the groups end in order
+            )
+        except OSError as error:
+            raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
+        slot.served = False
+
+    def step(self) -> bool:
+        """Look after every group once; whether something happened."""
+        happened = False
+        with self._lock:
+            for slot in list(self._slots):
+                happened |= self._look(slot)
+        if time.monotonic() < self._bring_back_until:
+            for line in self._recovery.round():
+                log.warning("Recovered %s", line)
+        return happened
+
+    def _look(self, slot: _Slot) -> bool:
+        if slot.process is None:
+            if slot.start_due and time.monotonic() >= slot.start_due:
+                slot.start_due = 0.0
+                self._start(slot)
+                return True
+            return False
+        code = slot.process.poll()
+        if not slot.served and os.path.exists(f"{self._spool.layout.worker(slot.worker)}/info.json"):
+            slot.served, slot.failed_starts = True, 0
+        if code is None:
+            return False
+        slot.process = None
+        log.info("Worker group %s ended with %s", slot.worker, code)
+        # a rank that outlives its launcher for a moment is proven dead only then
+        self._bring_back_until = time.monotonic() + 5.0
+        if code == 0 and not slot.keep:
+            self._slots.remove(slot)
+        elif code in (0, settings.EXIT_RENEW):
+            self._start(slot)
+        else:
+            self._failed(slot, code)
+        return True
+
+    def _failed(self, slot: _Slot, code: int) -> None:
+        reason = registry.start_error(self._spool, slot.worker)
+        if reason is None and slot.served:
+            log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
+        else:
+            slot.failed_starts += 1
+            if slot.failed_starts >= _FAILED_STARTS or code == settings.EXIT_START:
+                self.broken = (
+                    f"Worker groups of {slot.shape.ranks} rank(s) cannot be started through {self._launcher.name}: "
+                    f"{reason or describe(code)}."
+                )
+                self._slots.remove(slot)
+                return
+        slot.start_due = time.monotonic() + slot.rhythm.next()
+
+    def _ask(self, slot: _Slot) -> None:
+        slot.start_due = 0.0
+        if slot.process is not None and slot.process.poll() is None:
+            registry.ask_to_stop(self._spool, slot.worker)
+            self._ending.append(slot.process)
+
+    def stop(self, seconds: float | None = _STOP_SECONDS) -> None:
+        """Let every group finish what it runs and end; after ``seconds`` (None: never) it is ended."""
+        with self._lock:
+            slots, self._slots = self._slots, []
+            for slot in slots:
+                self._ask(slot)
+            processes = list(self._ending)
+        rhythm = Backoff(0.002, 0.1)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        asked = False
+        while any(process.poll() is None for process in processes):
+            if deadline is not None and time.monotonic() > deadline and not asked:
+                asked = True
+                for process in processes:
+                    kill(process)
+            if not asked:
+                # a group that was still starting has no entry yet in which it could be asked
+                for slot in slots:
+                    registry.ask_to_stop(self._spool, slot.worker)
+            rhythm.sleep()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher and, in its session of its own, all that it started on this host."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()
+
+
+def describe(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        try:
+            return f"signal {signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"

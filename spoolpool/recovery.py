@@ -1,0 +1,201 @@
+"""Bring back what dead workers held. Anybody who waits does it: workers, submitters, supervisors.
+
+Any number of recoverers may run at once, without a lock between them: every rename has a source that
+exists once, so that one of them wins each step, and whoever loses sees the truth in its next round.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
+from spoolpool.claim import commit, requeue, write_outcome
+from spoolpool.errors import BadTaskFile, SpoolpoolError, WorkerLost
+from spoolpool.identity import hostname
+from spoolpool.layout import Token
+from spoolpool.locks import Lock, try_lock
+from spoolpool.spool import Spool
+from spoolpool.task import Failure, OutcomeHeader, TaskHeader
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """One recoverer, with what it has observed so far. Not for use from several threads at once.
+
+    It has a worker id of its own, under which it takes tasks over whose attempts are used up. It runs none,
+    so whatever is claimed in that name is to be brought to its end.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._me = layout.new_worker_id()
+        self._liveness = registry.Liveness(spool)
+        self._first_look: dict[str, float] = {}
+        self._swept: set[str] = set()
+
+    def round(self) -> list[str]:
+        """Look once at everybody's claims; returns a line of text for each task that was brought back."""
+        done: list[str] = []
+        claims = self._claims()
+        entries = set(filter(layout.is_worker_id, fsio.names(self._spool.layout.workers)))
+        dead: set[str] = set()
+        for worker in claims.keys() | entries:
+            gone = worker == self._me or self._provably_dead(worker)
+            still = 0.0 if gone else self._liveness.look(worker)
+            if not gone and still < self._spool.config.lease:
+                continue
+            dead.add(worker)
+            gone = gone or still >= settings.GONE_LEASES * self._spool.config.lease
+            for token in claims.get(worker, []):
+                try:
+                    line = self._recover(token, gone)
+                except (OSError, SpoolpoolError) as error:
+                    # stop with this one: whatever happened, the next round sees the truth
+                    log.info("Cannot recover %s now: %s", token.name, error)
+                    continue
+                if line:
+                    done.append(line)
+        if dead - self._swept:
+            self._sweep_outgoing(dead)
+        self._swept = dead
+        self._discard_again()
+        if dead:
+            held = self._claims().keys() | {path.rpartition(".")[2] for path in self._first_look}
+            for worker in dead - held:
+                registry.forget(self._spool.layout.worker(worker))
+                self._liveness.forget(worker)
+        return done
+
+    def _claims(self) -> dict[str, list[Token]]:
+        """Who claims what."""
+        claims: dict[str, list[Token]] = {}
+        for token in map(layout.parse_token, fsio.names(self._spool.layout.claimed)):
+            if token is not None and token.worker:
+                claims.setdefault(token.worker, []).append(token)
+        return claims
+
+    def _provably_dead(self, worker: str) -> bool:
+        info = registry.read_info(self._spool, worker)
+        return info is not None and info.process.dead()
+
+    def _recover(self, token: Token, gone: bool) -> str | None:
+        path = self._spool.layout.claimed_token(token)
+        try:
+            fd = fsio.open_file(path, write=True)
+        except OSError as error:
+            if error.errno in fsio.GONE:  # committed, or another recoverer was first
+                return None
+            raise
+        try:
+            if not gone and try_lock(fd) is Lock.BUSY:  # its holder lives: paused, or its beat does not get through
+                return None
+            try:
+                header = task.decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
+            except BadTaskFile as error:  # lost its content with the node's power
+                fsio.move(path, f"{self._spool.layout.failed}/{token.name}")
+                return f"{token.task}: set aside in failed/. {error}"
+            return self._bring_back(token, header)
+        finally:
+            fsio.close(fd)
+
+    def _bring_back(self, token: Token, header: TaskHeader) -> str | None:
+        if self._complete(header.session, token):
+            commit(self._spool, header.session, token)
+            return f"{token.task}: the outcome of worker {token.worker}, who died before its commit, was committed"
+        if token.attempt < header.max_attempts:
+            requeue(self._spool, header, token)
+            return (
+                f"{token.task}: worker {token.worker} died; attempt {token.attempt + 1} of {header.max_attempts} waits"
+            )
+        mine = token.taken_over_by(self._me)
+        fsio.move(self._spool.layout.claimed_token(token), self._spool.layout.claimed_token(mine))
+        report_lost(self._spool, header, mine, self._obituary(token))
+        return f"{token.task}: worker {token.worker} died in attempt {token.attempt}, the last; reported as lost"
+
+    def _complete(self, session: str, token: Token) -> bool:
+        """Whether the dead worker had written its outcome to the end."""
+        path = self._spool.layout.outcome(session, token)
+        try:
+            fd = fsio.open_file(path)
+        except OSError as error:
+            if error.errno in fsio.GONE:
+                return False
+            raise
+        try:
+            envelope.read(fd, fsio.size(fd), path)
+        except SpoolpoolError:  # it died while it wrote
+            return False
+        finally:
+            fsio.close(fd)
+        return True
+
+    def _obituary(self, token: Token) -> str:
+        info = registry.read_info(self._spool, token.worker)
+        where = "on a host that is not known any more"
+        if info is not None:
+            where = f"on host {info.process.host}, pid {info.process.pid}"
+            if info.job:
+                where += f", job {info.job}"
+        try:
+            stamp = fsio.stamp(f"{self._spool.layout.worker(token.worker)}/beat")
+        except OSError:
+            stamp = None
+        seen = "none was found"
+        if stamp is not None:
+            seen = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stamp / 1e9))
+        return (
+            f"The worker of task {token.task} died in attempt {token.attempt}, the last that it had: worker "
+            f"{token.worker} {where}; last sign of life: {seen}. Look for what ended it (memory, walltime, a "
+            "crash in compiled code); 'spool retry' runs the task again."
+        )
+
+    def discard(self, session: str, token: Token) -> None:
+        """Take away an outcome without a purpose; call it again until nothing is left to look at.
+
+        Claimed is looked into first, then results: the token moves in that order. Seen in neither, both
+        are looked into again later than any attribute cache lasts; seen in neither again, it goes.
+        """
+        path = self._spool.layout.outcome(session, token)
+        if fsio.there(self._spool.layout.claimed_token(token)) or fsio.there(self._spool.layout.result(session, token)):
+            self._first_look.pop(path, None)
+            return
+        now = time.monotonic()
+        first = self._first_look.setdefault(path, now)
+        if now - first >= max(self._spool.config.lease, settings.CACHE_SECONDS):
+            fsio.remove(path)
+            del self._first_look[path]
+
+    def _discard_again(self) -> None:
+        for path in list(self._first_look):
+            parent, _, name = path.rpartition("/")
+            token = layout.parse_token(name)
+            if token is None or not fsio.there(path):
+                del self._first_look[path]
+                continue
+            self.discard(parent.rpartition("/")[2], token)
+
+    def _sweep_outgoing(self, dead: set[str]) -> None:
+        outgoing = self._spool.layout.outgoing
+        for session in fsio.names(outgoing):
+            for name in fsio.names(f"{outgoing}/{session}"):
+                token = layout.parse_token(name)
+                if token is not None and token.worker in dead:
+                    self.discard(session, token)
+
+
+def report_lost(spool: Spool, header: TaskHeader, token: Token, message: str) -> None:
+    """Publish that a task was lost with its workers; ``token`` must be in the caller's hands."""
+    payload, buffers = pickling.dumps(WorkerLost(message))
+    outcome = OutcomeHeader(
+        task=token.task,
+        kind="lost",
+        worker=token.worker,
+        host=hostname(),
+        attempt=token.attempt,
+        ended=time.time(),
+        failure=Failure(type="spoolpool.errors.WorkerLost", message=message),
+    )
+    write_outcome(spool, header.session, token, envelope.pack(task.encode(outcome), payload, buffers))
+    commit(spool, header.session, token)

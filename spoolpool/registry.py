@@ -1,0 +1,236 @@
+"""Who serves what: the workers of a spool, and their signs of life."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+import msgspec
+
+from spoolpool import fsio, layout, settings
+from spoolpool.identity import Identity
+from spoolpool.layout import Lane
+from spoolpool.spool import Spool
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One worker group, as ``workers/WORKER/info.json`` has it."""
+
+    worker: str
+    """Worker id."""
+    process: Identity
+    """Its rank 0."""
+    user: str
+    """Account that it runs as."""
+    ranks: int = 1
+    """MPI ranks."""
+    threads: int = 1
+    """Threads per rank."""
+    gpus: int = 0
+    """GPUs per rank."""
+    queues: tuple[str, ...] = ("default",)
+    """Queues that it serves."""
+    python: str = settings.PYTHON
+    """Python minor version."""
+    job: str = ""
+    """Batch job, where it runs in one."""
+    started: float = 0.0
+    """Seconds since the epoch, its host's clock."""
+
+    def why_not(self, lane: Lane) -> str | None:
+        """None if the group serves the lane, else the reason, in words.
+
+        The number of ranks must be the same: a function sees it as the size of ``COMM_WORLD``.
+        """
+        if lane.queue not in self.queues:
+            return f"queue {lane.queue!r} wanted, groups serve {', '.join(map(repr, self.queues))}"
+        if lane.python != self.python:
+            return f"Python {lane.python} wanted, groups run {self.python}"
+        if lane.ranks != self.ranks:
+            return f"{lane.ranks} ranks wanted, groups have {self.ranks}"
+        if lane.threads > self.threads:
+            return f"{lane.threads} threads per rank wanted, groups have {self.threads}"
+        if lane.gpus > self.gpus:
+            return f"{lane.gpus} GPUs per rank wanted, groups have {self.gpus}"
+        return None
+
+
+class Registration:
+    """This process's entry among the workers, with a sign of life that no busy Python can hold up.
+
+    A small process of its own touches the beat; it ends when its parent does. So a function that
+    keeps the GIL for an hour in C code is still seen to live, also where locks exclude nobody.
+    """
+
+    def __init__(self, spool: Spool, info: WorkerInfo) -> None:
+        self._directory = spool.layout.worker(info.worker)
+        self._stop = f"{self._directory}/stop"
+        self._interval = spool.config.lease / settings.BEATS_PER_LEASE
+        spool.make_directories(self._directory)
+        fsio.create(f"{self._directory}/beat", [])
+        source = f"{spool.layout.tmp}/{info.worker}.info"
+        fsio.create(source, [msgspec.json.encode(info)])
+        fsio.move(source, f"{self._directory}/info.json")
+        self._beat = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-ISc", _BEAT, f"{self._directory}/beat", str(self._interval), str(os.getpid())]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+
+    @property
+    def directory(self) -> str:
+        """Where the entry lies; a file called ``stop`` in it asks the worker to end."""
+        return self._directory
+
+    def told_to_stop(self) -> bool:
+        """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
+        found = fsio.names(self._directory)
+        return "stop" in found or "info.json" not in found
+
+    def beats(self) -> bool:
+        """Whether the sign of life still goes out; the process that sends it is started again once it ended."""
+        if self._beat.poll() is None:
+            return True
+        if not os.path.lexists(f"{self._directory}/beat"):
+            return False
+        self._beat = self._start()
+        return True
+
+    def close(self) -> None:
+        """Take the entry away: this worker claims nothing any more. Harmless when repeated."""
+        self._beat.kill()
+        self._beat.communicate()
+        forget(self._directory)
+
+
+_BEAT = """\
+import os, select, sys
+path, interval, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+failures = 0
+while os.getppid() == parent and failures < 3:
+    try:
+        os.utime(path)
+        failures = 0
+    except FileNotFoundError:
+        break
+    except OSError:
+        failures += 1
+    if select.select([0], [], [], interval)[0]:
+        break
+"""
+# select: standard input ends when the parent does. A child that the parent forked can hold the far end of
+# it open; the look at the parent's pid finds that out one interval later.
+
+
+def forget(directory: str) -> None:
+    """Remove a worker's entry."""
+    with contextlib.suppress(OSError):
+        for name in fsio.names(directory):
+            fsio.remove(f"{directory}/{name}")
+        fsio.remove_directory(directory)
+
+
+def ask_to_stop(spool: Spool, worker: str) -> None:
+    """Ask a worker to finish what it does and end; it looks when it is idle or done with a task."""
+    with contextlib.suppress(OSError):  # FileExistsError: asked already; gone: it ended
+        fsio.create(f"{spool.layout.worker(worker)}/stop", [])
+
+
+def owner_text() -> str:
+    """What :data:`spoolpool.settings.ENV_OWNER` says about this process."""
+    return msgspec.json.encode(Identity.of(os.getpid())).decode()
+
+
+def read_owner(text: str | None) -> Identity | None:
+    """Read what :func:`owner_text` made."""
+    return msgspec.json.decode(text, type=Identity) if text else None
+
+
+def report_start_error(spool: Spool, worker: str, reason: str) -> None:
+    """Tell the supervisor why this group cannot work as it was started."""
+    with contextlib.suppress(OSError):  # it is told on standard error as well
+        spool.make_directories(spool.layout.worker(worker))
+        fsio.create(f"{spool.layout.worker(worker)}/error", [reason.encode()])
+
+
+def start_error(spool: Spool, worker: str) -> str | None:
+    """What a group said about its failure to start; its entry is taken away."""
+    try:
+        reason = fsio.read_small(f"{spool.layout.worker(worker)}/error").decode(errors="replace")
+    except (OSError, ValueError):  # it never got so far as to say something
+        return None
+    forget(spool.layout.worker(worker))
+    return reason
+
+
+def read_info(spool: Spool, worker: str) -> WorkerInfo | None:
+    """A worker's entry, or None where there is none (any more) or it is not one."""
+    try:
+        return msgspec.json.decode(fsio.read_small(f"{spool.layout.worker(worker)}/info.json"), type=WorkerInfo)
+    except (OSError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+
+
+def workers(spool: Spool) -> list[WorkerInfo]:
+    """All entries that can be read, of live workers and of dead ones that nobody recovered yet."""
+    found = [read_info(spool, name) for name in fsio.names(spool.layout.workers) if layout.is_worker_id(name)]
+    return [info for info in found if info is not None]
+
+
+def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:
+    """Why no live group can run the tasks of a lane; None if one can."""
+    wanted = layout.parse_lane(lane)
+    if wanted is None:
+        return f"{lane} is no lane"
+    if not alive:
+        return "no worker group is alive: start one with 'spool-worker'"
+    reasons = [info.why_not(wanted) for info in alive]
+    if None in reasons:
+        return None
+    found = sorted({reason for reason in reasons if reason})
+    return f"no live group can run them: {'; '.join(found)}"
+
+
+class Liveness:
+    """An observer of signs of life: compares each with what it saw before, by its own monotonic clock.
+
+    Hosts' clocks are never compared with each other: a sign of life that did not change for a lease
+    *while we watched* is still, whatever its date. Time in which nobody looked (the server was away, this
+    process was stopped, the laptop slept) hardly counts: the worker may have been held up by the same.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._seen: dict[str, tuple[int | None, float, float]] = {}
+        self._most = spool.config.lease / 3
+
+    def look(self, worker: str) -> float:
+        """Look at the sign of life; returns the seconds for which it has not changed, as far as was watched."""
+        try:
+            stamp = fsio.stamp(f"{self._spool.layout.worker(worker)}/beat")
+        except OSError:  # cannot be seen: no sign, but nothing new either
+            stamp = None
+        now = time.monotonic()
+        before = self._seen.get(worker)
+        still = 0.0
+        if before is not None and before[0] == stamp:
+            still = before[2] + min(now - before[1], self._most)
+        self._seen[worker] = (stamp, now, still)
+        return still
+
+    def alive(self, info: WorkerInfo) -> bool:
+        """Whether a worker should be counted on: not provably dead, and not still for a lease."""
+        return not info.process.dead() and self.look(info.worker) < self._spool.config.lease
+
+    def forget(self, worker: str) -> None:
+        """Drop what was seen of a worker."""
+        self._seen.pop(worker, None)

@@ -1,0 +1,79 @@
+"""What a call may ask for (the keys of ``resource_dict``), and the shape of the group that can run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from spoolpool import settings
+from spoolpool.errors import BadRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a group consists of."""
+
+    ranks: int = 1
+    """MPI ranks; one rank needs no MPI."""
+    threads: int = 1
+    """Threads per rank."""
+    gpus: int = 0
+    """GPUs per rank."""
+
+    @property
+    def cores(self) -> int:
+        """Cores that it keeps busy."""
+        return self.ranks * self.threads
+
+
+_BOUNDS = {
+    "cores": (1, 9_999_999),
+    "threads_per_core": (1, 9999),
+    "gpus_per_core": (0, 999),
+    "max_attempts": (1, 99),
+    "priority": (-499, 499),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one call needs. Every field is a key of ``resource_dict``."""
+
+    cores: int = 1
+    """MPI ranks that run the function together."""
+    threads_per_core: int = 1
+    """Threads per rank."""
+    gpus_per_core: int = 0
+    """GPUs per rank."""
+    cwd: str = ""
+    """Working directory of the call, made if missing; the worker's own if empty."""
+    max_attempts: int | None = None
+    """How often the task may be claimed by a worker that then dies; the spool's default if None."""
+    priority: int = settings.PRIORITY
+    """Greater is sooner, from -499 to 499."""
+
+    def updated(self, wishes: Mapping[str, Any]) -> Resources:
+        """These with some keys set; raises :class:`BadRequest` for an unknown key or a senseless value."""
+        known = [each.name for each in fields(self)]
+        for key, value in wishes.items():
+            if key not in known:
+                raise BadRequest(f"resource_dict has no key {key!r}. It knows: {', '.join(known)}.")
+            if key == "cwd":
+                if not isinstance(value, (str, os.PathLike)):
+                    raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
+                continue
+            if value is None and key == "max_attempts":
+                continue
+            least, most = _BOUNDS[key]
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise BadRequest(
+                    f"resource_dict: {key} is {value!r}; it must be a whole number from {least} to {most}."
+                )
+        given = {key: os.fspath(value) if key == "cwd" else value for key, value in wishes.items()}
+        return replace(self, **given)
+
+    def shape(self) -> Shape:
+        """The group that can run it."""
+        return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)

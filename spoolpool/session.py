@@ -1,0 +1,461 @@
+"""Results to futures: one submitter's inbox, and the thread that empties it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from spoolpool import envelope, fsio, layout, pickling, registry, settings, task, trust
+from spoolpool.backoff import Backoff
+from spoolpool.envelope import Buffer, Envelope
+from spoolpool.errors import (
+    BadTaskFile,
+    BrokenSpool,
+    NotTrusted,
+    SpoolpoolError,
+    SpoolVersion,
+)
+from spoolpool.identity import hostname
+from spoolpool.layout import Token
+from spoolpool.recovery import Recovery
+from spoolpool.spool import Spool
+from spoolpool.task import Failure, Kind, OutcomeHeader, TaskHeader
+from spoolpool.trust import Trust
+from spoolpool.watch import Watch
+
+log = logging.getLogger(__name__)
+
+_FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
+_FIRST_CHECK, _CHECK_EVERY, _TELL_EVERY = 2.0, 5.0, 600.0
+
+
+class RemoteTraceback(Exception):
+    """The traceback on the worker's side; the cause of an exception that came back from a task."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TaskFuture(Future[Any]):
+    """The standard library's future, of a task in a spool: it can be cancelled until a worker claims it."""
+
+    def __init__(self, session: Session, header: TaskHeader) -> None:
+        super().__init__()
+        self._session = session
+        self.header = header
+        self.token = Token(header.task, 1, 1)
+
+    @property
+    def task(self) -> str:
+        """Task id, by which the command line knows it too."""
+        return self.header.task
+
+    def cancel(self) -> bool:
+        """Take the task back; False once a worker has claimed it, or it is done."""
+        if self.cancelled():
+            return True
+        if self.done() or not self._session.cancel(self):
+            return False
+        super().cancel()
+        self.set_running_or_notify_cancel()
+        return True
+
+    def after_fork(self) -> None:
+        """In a forked child: a thread of the parent may have held the lock at that moment."""
+        self._condition = threading.Condition()
+
+    def running(self) -> bool:
+        """Whether a worker has claimed the task; asks the spool."""
+        if not super().running() and not self.done() and not self._session.waits(self):
+            with contextlib.suppress(Exception):  # done meanwhile
+                self.set_running_or_notify_cancel()
+        return super().running()
+
+
+def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
+    """Attach where it happened to an exception that came back, as a cause."""
+    if failure is not None and failure.traceback:
+        text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
+        error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
+    """The value that an outcome holds; raises the exception that it holds, with its remote traceback."""
+    if outcome.kind == "result":
+        if outcome.ranks == 1:
+            return pickling.loads(content.payload, content.buffers)
+        values, used = [], 0
+        for payload, count in pickling.loads(content.payload):
+            values.append(pickling.loads(payload, content.buffers[used : used + count]))
+            used += count
+        return values
+    try:
+        error = pickling.loads(content.payload, content.buffers)
+    except SpoolpoolError as reason:
+        error = reason
+    if not isinstance(error, BaseException):
+        error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
+    raise remote_error(error, outcome.failure)
+
+
+class Session:
+    """One submitter's inbox of a spool. All methods may be called from any thread.
+
+    The thread that collects is started by the first submission, and ends when the session is closed and
+    nothing is pending any more.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        name: str,
+        *,
+        accept: Trust,
+        on_wait: Callable[[], str | None] | None = None,
+    ) -> None:
+        self.spool = spool
+        self.name = layout.check_session(name)
+        self._accept = accept
+        self._on_wait = on_wait
+        self._submitter = layout.new_submitter_id()
+        self._lock = threading.Lock()
+        self._pending: dict[str, TaskFuture] = {}
+        self._buckets: dict[tuple[str, str], tuple[str, int]] = {}
+        self._all_done = threading.Condition(self._lock)
+        self._watch = Watch()
+        self._thread: threading.Thread | None = None
+        self._long_wait = False
+        self._closed = False
+        self._broken: BaseException | None = None
+        self._read: dict[str, Kind] = {}
+        self._left_alone: set[str] = set()
+        self._user = trust.account(os.geteuid())
+        spool.open_session(self.name)
+
+    # -- submitting
+
+    def submit(
+        self,
+        payload: Buffer,
+        buffers: list[Buffer],
+        *,
+        lane: str,
+        name: str,
+        priority: int = settings.PRIORITY,
+        max_attempts: int | None = None,
+        cwd: str = "",
+        init: str = "",
+    ) -> TaskFuture:
+        """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it."""
+        task_id = layout.new_task_id(priority)
+        header = TaskHeader(
+            task=task_id,
+            session=self.name,
+            lane=lane,
+            bucket=self._bucket(lane, task_id),
+            name=name,
+            user=self._user,
+            host=hostname(),
+            submitted=time.time(),
+            max_attempts=max_attempts or self.spool.config.max_attempts,
+            cwd=cwd,
+            init=init,
+        )
+        future = TaskFuture(self, header)
+        with self._lock:
+            if self._broken is not None:
+                raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
+            self._pending[task_id] = future
+            wake = self._start()
+        try:
+            future.token = self.spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
+        except BaseException:
+            with self._lock:
+                self._pending.pop(task_id, None)
+                self._all_done.notify_all()
+            raise
+        if wake:
+            self._watch.wake()
+        return future
+
+    def _bucket(self, lane: str, task_id: str) -> str:
+        key = (lane, task_id[:3])
+        with self._lock:
+            bucket, used = self._buckets.get(key, ("", settings.BUCKET_SIZE))
+            if used >= settings.BUCKET_SIZE:
+                bucket, used = layout.bucket_name(task_id, self._submitter), 0
+            self._buckets[key] = (bucket, used + 1)
+        return bucket
+
+    def _start(self) -> bool:
+        """Make sure that somebody collects; whether he must be woken."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._collect_all, name=f"spoolpool-{self.name}", daemon=True)
+            self._thread.start()
+        return self._long_wait
+
+    # -- what a future asks
+
+    def cancel(self, future: TaskFuture) -> bool:
+        """Take a task back that nobody has claimed."""
+        if not self.spool.cancel(future.header, future.token):
+            return False
+        with self._lock:
+            self._pending.pop(future.task, None)
+            self._all_done.notify_all()
+        target = self.spool.layout.result(self.name, future.token.claimed_by(layout.CANCELLED))
+        with contextlib.suppress(OSError):  # the collector finds and removes it as well
+            fsio.remove(target)
+        return True
+
+    def waits(self, future: TaskFuture) -> bool:
+        """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
+        header = future.header
+        listed = map(layout.parse_token, fsio.names(self.spool.layout.bucket(header.lane, header.bucket)))
+        return any(token is not None and token.task == header.task for token in listed)
+
+    def waiting(self) -> int:
+        """How many tasks no worker has claimed yet."""
+        with self._lock:
+            pending = dict(self._pending)
+        where = {(future.header.lane, future.header.bucket) for future in pending.values()}
+        listed = [layout.parse_token(name) for at in where for name in fsio.names(self.spool.layout.bucket(*at))]
+        return sum(1 for token in listed if token is not None and token.task in pending)
+
+    def pending(self) -> list[TaskFuture]:
+        """Futures without an outcome, in the order of their submission."""
+        with self._lock:
+            return list(self._pending.values())
+
+    # -- the end
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is pending; whether that is so."""
+        with self._all_done:
+            return self._all_done.wait_for(lambda: not self._pending, seconds)
+
+    def close(self) -> None:
+        """Let the thread end once nothing is pending; harmless when repeated."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        self._watch.wake()
+        if thread is None:
+            self._end()
+
+    def join(self) -> None:
+        """Wait for the thread's end, after :meth:`close`."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def fail(self, reason: BaseException) -> None:
+        """Nothing will come any more: every pending future gets the reason."""
+        with self._lock:
+            self._broken = reason
+            pending = list(self._pending.values())
+            self._pending.clear()
+            self._all_done.notify_all()
+        for future in pending:
+            _finish(future, error=reason)
+        self._watch.wake()
+
+    def after_fork(self) -> None:
+        """In a forked child: the futures are the parent's, and nothing here will ever fulfil them."""
+        self._lock = threading.Lock()
+        self._all_done = threading.Condition(self._lock)
+        pending, self._pending = list(self._pending.values()), {}
+        self._watch.close()
+        for future in pending:
+            future.after_fork()
+            _finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
+
+    def _end(self) -> None:
+        self._watch.close()
+        self.spool.close_session(self.name)
+        for (lane, _), (bucket, _) in self._buckets.items():
+            with contextlib.suppress(OSError):
+                fsio.remove_directory(self.spool.layout.bucket(lane, bucket))
+
+    # -- collecting
+
+    def _collect_all(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:
+            log.exception("The thread that collects results ended")
+            self.fail(BrokenSpool(f"The thread that collects results ended: {type(error).__name__}: {error}"))
+        finally:
+            with contextlib.suppress(OSError):
+                self._end()
+
+    def _loop(self) -> None:
+        inbox = f"{self.spool.layout.results}/{self.name}"
+        self._watch.add(inbox)
+        recovery = Recovery(self.spool)
+        service = _Service(self.spool)
+        rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
+        late: dict[str, float] = {}
+        check_due = time.monotonic() + _FIRST_CHECK
+        round_due = time.monotonic() + self.spool.config.lease / 4
+        while True:
+            self._watch.clear()
+            with self._lock:
+                if not self._pending and (self._closed or self._broken):
+                    return
+                idle = not self._pending
+            try:
+                collected = [
+                    self._collect(token, late) for token in map(layout.parse_token, fsio.names(inbox)) if token
+                ]
+                if any(collected):
+                    rhythm.reset()
+                    service.served()
+                    check_due = time.monotonic() + _FIRST_CHECK
+                    continue
+                now = time.monotonic()
+                if not idle and now > check_due:
+                    check_due = now + _CHECK_EVERY
+                    if reason := self._on_wait and self._on_wait():
+                        self.fail(BrokenSpool(reason))
+                        continue
+                    self._still_there()
+                    service.check(self.pending())
+                if not idle and now > round_due:
+                    round_due = now + self.spool.config.lease / 4
+                    for line in recovery.round():
+                        log.warning("Recovered %s", line)
+            except OSError as error:  # the server is away for a moment
+                log.info("Looking for results was put off: %s", error)
+            seconds = 3600.0 if idle else rhythm.next()
+            with self._lock:
+                self._long_wait = seconds > 0.02
+                if idle and self._pending:
+                    continue
+            if self._watch.wait(seconds):
+                rhythm.reset()
+            self._long_wait = False
+
+    def _still_there(self) -> None:
+        if not os.path.isdir(self.spool.path):
+            self.fail(BrokenSpool(f"The spool {self.spool.path} is gone, and all tasks that were in it."))
+        else:
+            self.spool.open_session(self.name)
+
+    def _collect(self, token: Token, late: dict[str, float]) -> bool:
+        """Deliver one committed outcome and remove it; False if nothing came of it (now)."""
+        if token.name in self._left_alone or not token.worker:
+            return False
+        future = self._pending.get(token.task)
+        if token.worker == layout.CANCELLED:
+            if future is not None:  # from outside this process
+                self._cancelled(future)
+            return fsio.remove(self.spool.layout.result(self.name, token))
+        path = self.spool.layout.outcome(self.name, token)
+        if future is not None:
+            try:
+                self._read[token.name] = self._deliver(future, path)
+            except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
+                # its content may come to this client later than its name (NFS): look again, remove nothing
+                first = late.setdefault(token.name, time.monotonic())
+                if isinstance(error, NotTrusted) or time.monotonic() - first > max(self.spool.config.lease, 5.0):
+                    self._left_alone.add(token.name)
+                    if isinstance(error, OSError):
+                        error = BadTaskFile(f"The outcome {path} cannot be read: {error.strerror}. It was left there.")
+                    _finish(future, error=error)
+                    self._delivered(future)
+                return False
+        if token.name in self._read:
+            self._remove(token, path)
+        return future is not None
+
+    def _remove(self, token: Token, path: str) -> None:
+        """Take a delivered outcome away: the token first, and only if that was ours to do, the outcome."""
+        marker = self.spool.layout.result(self.name, token)
+        if self._read[token.name] == "lost":
+            fsio.move(marker, f"{self.spool.layout.failed}/{token.name}")
+            fsio.remove(path)
+        elif fsio.remove(marker):
+            fsio.remove(path)
+        del self._read[token.name]
+
+    def _cancelled(self, future: TaskFuture) -> None:
+        Future.cancel(future)
+        future.set_running_or_notify_cancel()
+        self._delivered(future)
+
+    def _deliver(self, future: TaskFuture, path: str) -> Kind:
+        fd = fsio.open_file(path)
+        try:
+            content = envelope.read(fd, self._accept.check(fd, path), path)
+        finally:
+            fsio.close(fd)
+        outcome = task.decode_outcome(content.header, path)
+        if outcome.task != future.task:
+            raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
+        if outcome.kind == "cancelled":
+            self._cancelled(future)
+            return outcome.kind
+        try:
+            value = value_of(outcome, content)
+        except BaseException as error:  # noqa: BLE001  it is the task's own
+            _finish(future, error=error)
+        else:
+            _finish(future, value=value)
+        self._delivered(future)
+        return outcome.kind
+
+    def _delivered(self, future: TaskFuture) -> None:
+        with self._lock:
+            self._pending.pop(future.task, None)
+            if not self._pending:
+                self._all_done.notify_all()
+
+
+def _finish(future: TaskFuture, value: object = None, error: BaseException | None = None) -> None:
+    """Give a future its outcome; one that was cancelled meanwhile keeps that."""
+    try:
+        if not Future.running(future) and not future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+    except Exception:
+        log.exception("A future could not be given its outcome")
+
+
+class _Service:
+    """Tells a submitter, once in a while, that nobody can run what it waits for, and why."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._liveness = registry.Liveness(spool)
+        self._told: dict[str, float] = {}
+
+    def served(self) -> None:
+        """Something came: forget what was told."""
+        self._told.clear()
+
+    def check(self, pending: list[TaskFuture]) -> None:
+        """Look who lives and compare with what is wanted."""
+        wanted = {future.header.lane for future in pending}
+        if all(time.monotonic() - self._told.get(lane, -_TELL_EVERY) < _TELL_EVERY for lane in wanted):
+            return
+        alive = [info for info in registry.workers(self._spool) if self._liveness.alive(info)]
+        for lane in wanted:
+            reason = registry.nobody_serves(lane, alive)
+            if reason and time.monotonic() - self._told.get(lane, -_TELL_EVERY) >= _TELL_EVERY:
+                self._told[lane] = time.monotonic()
+                count = sum(1 for future in pending if future.header.lane == lane)
+                log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)

@@ -1,0 +1,215 @@
+"""A spool: one directory tree that is the whole queue; making it, opening it, putting tasks into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from spoolpool import fsio, layout, settings
+from spoolpool.backoff import Backoff
+from spoolpool.envelope import Buffer
+from spoolpool.errors import BadRequest, NotASpool, SpoolDenied, SpoolFull, SpoolpoolError, SpoolVersion
+from spoolpool.layout import Layout, Token
+from spoolpool.task import TaskHeader
+
+Mode = Literal["private"]
+"""Who may use it. ``private``: its owner alone."""
+
+_TRIES = 8  # of an operation that fails for no reason that we know: about two seconds
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``spool.json`` says; written once, when the spool is made."""
+
+    format: int
+    """Version of the tree."""
+    id: str
+    """Random; tells a spool from another that is mounted in its place."""
+    mode: Mode = "private"
+    """Who may use it."""
+    durability: fsio.Durability = "data"
+    """What a task survives."""
+    lease: float = settings.LEASE
+    """Seconds that a claim outlives the last sign of life of its worker."""
+    max_attempts: int = settings.MAX_ATTEMPTS
+    """Attempts of a task that does not say itself."""
+    temporary: bool = False
+    """Belongs to one executor, and goes with it."""
+
+
+class Spool:
+    """An opened spool. Opening reads ``spool.json`` and nothing else; it needs no closing.
+
+    Raises :class:`NotASpool`, :class:`SpoolVersion` or :class:`SpoolDenied`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self.layout = Layout(self.path)
+        self.config = _read_config(self.layout)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        durability: fsio.Durability = "data",
+        lease: float = settings.LEASE,
+        max_attempts: int = settings.MAX_ATTEMPTS,
+        temporary: bool = False,
+    ) -> Spool:
+        """Make a spool in a directory that is empty or does not exist yet, and open it."""
+        root = os.path.abspath(os.fspath(path))
+        config = Config(
+            format=layout.FORMAT,
+            id=os.urandom(8).hex(),
+            durability=durability,
+            lease=lease,
+            max_attempts=max_attempts,
+            temporary=temporary,
+        )
+        if lease <= 0 or not 1 <= max_attempts <= 99:
+            raise BadRequest(
+                f"A spool needs a lease of more than 0 s (not {lease}) and 1 to 99 attempts (not {max_attempts})."
+            )
+        with _explained(f"make the spool {root}"):
+            os.makedirs(os.path.dirname(root), exist_ok=True)
+            fsio.make_directory(root)
+            if found := fsio.names(root):
+                what = "is a spool already" if "spool.json" in found else f"is not empty (it has {found[0]!r})"
+                raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
+            for name in Layout.DIRECTORIES:
+                fsio.make_directory(f"{root}/{name}")
+            # last, by rename: until it stands there, the directory is no spool
+            fsio.create(f"{root}/tmp/spool.json", [msgspec.json.encode(config)], durability=durability)
+            fsio.move(f"{root}/tmp/spool.json", f"{root}/spool.json", durability=durability)
+        return cls(root)
+
+    def write(self, path: str, parts: list[Buffer]) -> None:
+        """Make a new file with the durability of this spool."""
+        fsio.create(path, parts, durability=self.config.durability)
+
+    def enqueue(self, header: TaskHeader, parts: list[Buffer]) -> Token:
+        """Put a task file into its lane; when this returns, the task is in the spool.
+
+        Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing
+        of the task is left in the spool.
+        """
+        token = Token(header.task, 1, 1)
+        source = f"{self.layout.tmp}/{header.task}"
+        target = f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}"
+        with _explained(f"submit a task to {self.path}"):
+            self.write(source, parts)
+            self._publish(source, target)
+        return token
+
+    def _publish(self, source: str, target: str) -> None:
+        rhythm = Backoff(0.005, 1.0, 2.0)
+        for left in reversed(range(_TRIES)):
+            try:
+                fsio.move(source, target, durability=self.config.durability)
+                return
+            except OSError as error:
+                if not fsio.there(source):  # it happened; the answer was for a repeated request
+                    return
+                with contextlib.suppress(OSError):
+                    if error.errno in fsio.GONE:  # the bucket is not made yet, or was removed as empty
+                        self.make_directories(os.path.dirname(target))
+                        continue
+                if left and error.errno not in fsio.FULL | fsio.DENIED:
+                    rhythm.sleep()
+                    continue
+                if fsio.remove(source):
+                    raise
+                return  # not there to be removed: it was moved after all
+        raise SpoolpoolError(
+            f"Cannot submit to {self.path}: {os.path.dirname(target)} vanishes as often as it is made. "
+            "Look for what removes directories there."
+        )
+
+    def make_directories(self, path: str) -> None:
+        """Make a directory of the spool with those above it, below the spool's root."""
+        if os.path.dirname(path) != self.path:
+            self.make_directories(os.path.dirname(path))
+        elif not os.path.isdir(self.path):
+            raise NotASpool(f"The spool {self.path} is gone: its directory does not exist any more.")
+        with contextlib.suppress(FileExistsError):
+            fsio.make_directory(path)
+
+    def open_session(self, session: str) -> None:
+        """Make the directories that results of a session come into."""
+        with _explained(f"open the session {session} of {self.path}"):
+            for parent in (self.layout.results, self.layout.outgoing):
+                self.make_directories(f"{parent}/{session}")
+
+    def close_session(self, session: str) -> None:
+        """Remove a session's directories where they are empty; what was not collected stays."""
+        with contextlib.suppress(OSError):
+            if fsio.remove_directory(f"{self.layout.results}/{session}"):
+                fsio.remove_directory(f"{self.layout.outgoing}/{session}")
+
+    def cancel(self, header: TaskHeader, token: Token) -> bool:
+        """Take a waiting task back; True if nobody had claimed it, and now nobody will.
+
+        Its token stands in the results of its session, named as cancelled: it is the outcome.
+        """
+        target = self.layout.result(header.session, token.claimed_by(layout.CANCELLED))
+        try:
+            fsio.move(f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}", target)
+        except OSError as error:
+            if fsio.there(target):  # it happened; the answer was for a repeated request
+                return True
+            if error.errno in fsio.GONE:  # a worker was first
+                return False
+            raise
+        return True
+
+
+@contextlib.contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """Turn an ``OSError`` into an error that says what was being done, where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in fsio.FULL:
+            raise SpoolFull(
+                f"Cannot {doing}: {error.strerror}{where}. Free space, inodes or quota there; nothing of "
+                "it was left in the spool."
+            ) from error
+        if error.errno in fsio.DENIED:
+            raise SpoolDenied(
+                f"Cannot {doing}: {error.strerror}{where}. Ask the owner of the spool for the right to "
+                "write, or use another spool."
+            ) from error
+        raise SpoolpoolError(f"Cannot {doing}: {error.strerror}{where}.") from error
+
+
+def _read_config(where: Layout) -> Config:
+    try:
+        data = fsio.read_small(where.config)
+    except OSError as error:
+        if error.errno in fsio.DENIED:
+            raise SpoolDenied(
+                f"Cannot open the spool {where.root}: {error.strerror}. It belongs to somebody else; ask its owner."
+            ) from error
+        raise NotASpool(
+            f"{where.root} is not a spool: {where.config} cannot be read ({error.strerror}). Make one with "
+            f"'spool init {where.root}', or look whether the filesystem is mounted on {os.uname().nodename}."
+        ) from error
+    try:
+        version = msgspec.json.decode(data, type=dict).get("format")
+        if isinstance(version, int) and version > layout.FORMAT:
+            raise SpoolVersion(
+                f"The spool {where.root} has format {version}; this spoolpool knows formats up to "
+                f"{layout.FORMAT}. Install a newer spoolpool here, or use another spool."
+            )
+        return msgspec.json.decode(data, type=Config)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise NotASpool(
+            f"{where.root} is not a spool: {where.config} is not what 'spool init' writes ({error})."
+        ) from error

@@ -1,0 +1,125 @@
+"""The records: what the headers of task and outcome files say. Reading one never unpickles anything."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from spoolpool import layout, settings
+from spoolpool.errors import BadTaskFile
+
+Kind = Literal["result", "error", "cancelled", "lost"]
+"""How a task ended: with a value, with an exception, not at all since it was cancelled, or with the
+death of its workers."""
+
+
+class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task asks for and where it came from."""
+
+    task: str
+    """Task id."""
+    session: str
+    """Inbox that gets the result."""
+    lane: str
+    """Name of the lane."""
+    bucket: str
+    """Directory in the lane to which the task also returns when it must wait again."""
+    name: str = ""
+    """What is called, for people."""
+    user: str = ""
+    """Account that says it submitted (the file's owner is what counts)."""
+    host: str = ""
+    """Where it was submitted."""
+    submitted: float = 0.0
+    """Seconds since the epoch on the submitting host's clock."""
+    max_attempts: int = settings.MAX_ATTEMPTS
+    """Claims that may end with the death of the worker."""
+    cwd: str = ""
+    """Working directory of the call; the worker's own if empty."""
+    init: str = ""
+    """Object id of the session's ``init_function``."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An exception in words."""
+
+    type: str
+    """Qualified name of its class."""
+    message: str
+    """Its text, at most 4 KiB."""
+    traceback: str = ""
+    """The remote traceback with rank and host, at most 64 KiB."""
+    rank: int = 0
+    """Lowest rank that raised it."""
+    host: str = ""
+    """Where that rank ran."""
+
+
+class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one claim of a task ended."""
+
+    task: str
+    """Task id."""
+    kind: Kind
+    """How it ended."""
+    worker: str
+    """Worker that says so."""
+    host: str = ""
+    """Host of its rank 0."""
+    attempt: int = 1
+    """Which attempt it was."""
+    started: float = 0.0
+    """Seconds since the epoch, the worker host's clock."""
+    ended: float = 0.0
+    """Seconds since the epoch, the worker host's clock."""
+    ranks: int = 1
+    """Ranks whose return values the payload holds."""
+    failure: Failure | None = None
+    """The exception, where there is one."""
+
+
+_encoder = msgspec.json.Encoder()
+_task_decoder = msgspec.json.Decoder(TaskHeader)
+_outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
+
+Header = TypeVar("Header", TaskHeader, OutcomeHeader)
+
+
+def encode(header: TaskHeader | OutcomeHeader) -> bytes:
+    """A header as JSON."""
+    return _encoder.encode(header)
+
+
+def _decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadTaskFile(
+            f"The header of {path} cannot be read: {error}. It was written by something else, or by a "
+            "version of spoolpool that this one does not know."
+        ) from None
+
+
+def decode_task(data: bytes, path: str) -> TaskHeader:
+    """Read a task's header, with every name in it checked before it can become part of a path."""
+    header = _decode(_task_decoder, data, path)
+    wrong = [
+        f"{field} {value!r}"
+        for field, value, good in (
+            ("task", header.task, layout.is_task_id(header.task)),
+            ("session", header.session, layout.is_session(header.session)),
+            ("lane", header.lane, layout.parse_lane(header.lane)),
+            ("bucket", header.bucket, layout.is_bucket(header.bucket)),
+            ("init", header.init, not header.init or layout.is_object_id(header.init)),
+        )
+        if not good
+    ]
+    if wrong:
+        raise BadTaskFile(f"The header of {path} names {', '.join(wrong)}: not a name of a spool's.")
+    return header
+
+
+def decode_outcome(data: bytes, path: str) -> OutcomeHeader:
+    """Read an outcome's header."""
+    return _decode(_outcome_decoder, data, path)

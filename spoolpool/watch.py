@@ -1,0 +1,100 @@
+"""Waiting for a change: inotify where the filesystem delivers it, and always a limit of time.
+
+No network filesystem tells one client of another's change (measured on NFS 3 and 4.2, MooseFS,
+GlusterFS, sshfs), so an event is a hint that ends a wait early and the poll is the truth. Events are
+not read for what they say: whoever waited lists. Nothing is read at all while nobody waits, so that a
+busy worker pays nothing for the watch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from watchdog.observers import inotify_c
+
+
+class Watch:
+    """A set of watched directories, and a wait that their changes or :meth:`wake` end.
+
+    One thread waits; any thread may call :meth:`wake`. Uses watchdog's bindings of the inotify calls
+    directly: its observer threads would cost two switches of thread per event.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+        self._inotify = -1
+        self._watched: dict[str, inotify_c.WatchDescriptor] = {}
+        self._lock = threading.Lock()
+        try:
+            from watchdog.observers import inotify_c
+        except (ImportError, OSError, RuntimeError):  # no inotify on this system: the poll is enough
+            return
+        self._calls = inotify_c
+        fd = inotify_c.inotify_init()
+        if fd >= 0:  # else the user's limit of instances is reached: the poll is enough
+            os.set_inheritable(fd, False)
+            os.set_blocking(fd, False)
+            self._inotify = fd
+            self._poll.register(fd, select.POLLIN)
+
+    def add(self, directory: str) -> None:
+        """Watch a directory for names that come; one that cannot be watched is only polled."""
+        if self._inotify < 0 or directory in self._watched:
+            return
+        mask = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO of inotify(7)
+        wd = self._calls.inotify_add_watch(self._inotify, os.fsencode(directory), mask)
+        if wd >= 0:
+            self._watched[directory] = wd
+
+    def keep(self, directories: set[str]) -> None:
+        """Watch these directories and no others."""
+        for gone in [path for path in self._watched if path not in directories]:
+            self._calls.inotify_rm_watch(self._inotify, self._watched.pop(gone))
+        for path in directories:
+            self.add(path)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something changed, at most so long; whether something did."""
+        try:
+            ready = self._poll.poll(max(0.0, seconds) * 1000)
+        except OSError:
+            return False
+        for fd, _ in ready:
+            self._drain(fd)
+        return bool(ready)
+
+    def clear(self) -> None:
+        """Forget the changes so far; call it before the look that they would announce."""
+        self._drain(self._read)
+        if self._inotify >= 0:
+            self._drain(self._inotify)
+
+    def wake(self) -> None:
+        """End a wait; from any thread or signal handler."""
+        with contextlib.suppress(OSError, ValueError):  # full: it wakes anyway; closed: nobody waits
+            os.write(self._write, b"\0")
+
+    def close(self) -> None:
+        """Give the descriptors back; harmless when repeated."""
+        with self._lock:
+            fds = [fd for fd in (self._read, self._write, self._inotify) if fd >= 0]
+            self._read = self._write = self._inotify = -1
+            self._watched.clear()
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    @staticmethod
+    def _drain(fd: int) -> None:
+        with contextlib.suppress(OSError):  # BlockingIOError: it is empty
+            while len(os.read(fd, 65536)) == 65536:
+                pass

@@ -1,0 +1,280 @@
+"""Rank 0 of a group: claim, run, publish; in between wait, recover, and end when told to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from spoolpool import envelope, fsio, settings, task
+from spoolpool.backoff import Backoff
+from spoolpool.call import Report
+from spoolpool.call import failed as failed_call
+from spoolpool.claim import Claim, Claimer, commit, give_back, write_outcome
+from spoolpool.envelope import Buffer
+from spoolpool.errors import SpoolFull, SpoolpoolError
+from spoolpool.identity import Identity, hostname
+from spoolpool.journal import Journal
+from spoolpool.layout import Token
+from spoolpool.objects import read_object
+from spoolpool.recovery import Recovery, report_lost
+from spoolpool.registry import Registration, WorkerInfo
+from spoolpool.spool import Spool
+from spoolpool.task import Kind, OutcomeHeader, TaskHeader
+from spoolpool.trust import Trust
+from spoolpool.watch import Watch
+
+log = logging.getLogger(__name__)
+
+Init = tuple[Buffer, Sequence[Buffer]]
+
+_FIRST_LOOK, _LAST_LOOK = 0.0005, 2.0
+
+
+class Group(Protocol):
+    """What a worker needs of its group: see :mod:`spoolpool.group`."""
+
+    size: int
+    tainted: bool
+
+    def run(self, token: Token, header: TaskHeader, content: Init, init: Init | None) -> tuple[Report, int]:
+        """Run a call on all ranks; the outcome, and how many ranks' values are in it."""
+
+    def knows(self, init: str) -> bool:
+        """Whether this ``init_function`` was called in the group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How long a worker works, and for whom."""
+
+    trust: Trust = field(default_factory=Trust)
+    """Whose tasks may run."""
+    idle_timeout: float | None = None
+    """Seconds without a task after which it ends."""
+    max_tasks: int | None = None
+    """Tasks after which it ends."""
+    owner: Identity | None = None
+    """The process for whose sake it runs; it ends when that has died."""
+    supervised: bool = False
+    """Whether somebody replaces the group when it ends."""
+
+
+def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, started: float) -> list[Buffer]:
+    """The file of an outcome."""
+    kind: Kind = "error" if report.failure else "result"
+    outcome = OutcomeHeader(
+        task=header.task,
+        kind=kind,
+        worker=token.worker,
+        host=hostname(),
+        attempt=token.attempt,
+        started=started,
+        ended=time.time(),
+        ranks=ranks,
+        failure=report.failure,
+    )
+    return envelope.pack(task.encode(outcome), report.payload, report.buffers)
+
+
+def publish_for_group(path: str) -> Callable[[TaskHeader, Token, Report], bool]:
+    """A function by which any rank can publish the outcome of its group's task before it aborts the group."""
+
+    def publish(header: TaskHeader, token: Token, report: Report) -> bool:
+        spool = Spool(path)
+        try:
+            write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0))
+        except FileExistsError:  # another failed rank was first
+            return False
+        commit(spool, header.session, token)
+        return True
+
+    return publish
+
+
+class Worker:
+    """The loop of a group's rank 0. ``run`` returns the process's exit code."""
+
+    def __init__(self, spool: Spool, group: Group, info: WorkerInfo, terms: Terms) -> None:
+        self._spool = spool
+        self._group = group
+        self._terms = terms
+        self._registration = Registration(spool, info)
+        self._claimer = Claimer(spool, info.worker, lambda lane: info.why_not(lane) is None, terms.trust)
+        self._recovery = Recovery(spool)
+        self._journal = Journal(spool, info.worker)
+        self._watch = Watch()
+        self._claim: Claim | None = None
+        self._stopping = False
+        self._cancelled: set[str] = set()
+        self._cancel_listed = 0.0
+        self._round_due = 0.0
+        self._round_every = spool.config.lease / 4
+        # a forked child would hold the lock of the claim, and so witness for a worker that is dead
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
+    def stop(self) -> None:
+        """End after the task that runs; from any thread or signal handler."""
+        self._stopping = True
+        self._watch.wake()
+
+    def run(self) -> int:
+        """Work until there is a reason to end."""
+        self._journal.write("worker started", worker=self._registration.directory)
+        try:
+            return self._loop()
+        finally:
+            self._registration.close()
+            self._journal.write("worker ended")
+            self._journal.close()
+            self._watch.close()
+
+    def _loop(self) -> int:
+        rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
+        watched: set[str] = set()
+        idle_since = time.monotonic()
+        done = 0
+        while not self._stopping:
+            self._watch.clear()
+            claim = self._claimer.next()
+            if claim is not None:
+                self._work(claim)
+                done += 1
+                rhythm.reset()
+                idle_since = time.monotonic()
+                if self._group.tainted and self._terms.supervised:
+                    return settings.EXIT_RENEW
+                if self._terms.max_tasks is not None and done >= self._terms.max_tasks:
+                    return 0
+                self._housekeeping(idle=False)
+                continue
+            directories = self._claimer.directories() | {self._registration.directory}
+            if directories != watched:
+                self._watch.keep(directories)
+                watched = directories
+                continue  # what came before the watch was set is found by one more look
+            if self._registration.told_to_stop():
+                break
+            if self._terms.owner is not None and self._terms.owner.dead():
+                break
+            if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
+                break
+            self._housekeeping(idle=True)
+            if self._watch.wait(rhythm.next()):
+                rhythm.reset()
+        return 0
+
+    def _housekeeping(self, *, idle: bool) -> None:
+        now = time.monotonic()
+        if now < self._round_due:
+            return
+        self._round_due = now + self._round_every * random.uniform(0.75, 1.25)
+        self._journal.flush()
+        if not self._registration.beats():
+            log.warning("The entry of this worker was removed: it was taken for dead. It ends.")
+            self._stopping = True
+            return
+        try:
+            for line in self._recovery.round():
+                log.warning("Recovered %s", line)
+                self._journal.write("recovered", text=line)
+            if idle and (claim := self._claimer.forgotten()) is not None:
+                self._work(claim)
+        except OSError as error:  # the server is away for a moment: later
+            log.info("Recovery was put off: %s", error)
+
+    def _is_cancelled(self, task_id: str) -> bool:
+        now = time.monotonic()
+        if now - self._cancel_listed > 1.0:  # a mark asks politely: once a second is soon enough
+            self._cancelled = set(fsio.names(self._spool.layout.cancel))
+            self._cancel_listed = now
+        return task_id in self._cancelled
+
+    def _work(self, claim: Claim) -> None:
+        """Run a claimed task and publish its outcome."""
+        self._claim = claim
+        token, header = claim.token, claim.header
+        started = time.time()
+        try:
+            if token.attempt > header.max_attempts:
+                report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
+                return
+            if self._is_cancelled(token.task):
+                outcome = OutcomeHeader(task=token.task, kind="cancelled", worker=token.worker, host=hostname())
+                parts = envelope.pack(task.encode(outcome), b"")
+            else:
+                report, ranks = self._run(claim)
+                parts = outcome_parts(header, token, report, ranks, started)
+            published = self._publish(claim, parts, started)
+            self._journal.write(
+                "task",
+                task=token.task,
+                name=header.name,
+                session=header.session,
+                lane=header.lane,
+                attempt=token.attempt,
+                submitted=header.submitted,
+                started=started,
+                ended=time.time(),
+                published=published,
+            )
+            if not published:
+                log.warning(
+                    "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task
+                )
+                self._recovery.discard(header.session, token)
+        finally:
+            claim.release()
+            self._claim = None
+
+    def _run(self, claim: Claim) -> tuple[Report, int]:
+        header = claim.header
+        init = None
+        if header.init and not self._group.knows(header.init):
+            try:
+                found = read_object(self._spool, header.init, self._terms.trust)
+            except (SpoolpoolError, OSError) as error:
+                reason = SpoolpoolError(f"The init_function of session {header.session} cannot be read: {error}")
+                return failed_call(reason, 0), 1
+            init = (found.payload, found.buffers)
+        return self._group.run(claim.token, header, (claim.content.payload, claim.content.buffers), init)
+
+    def _publish(self, claim: Claim, parts: list[Buffer], started: float) -> bool:
+        """Write and commit; tries on while the disk is full, then publishes that instead of the result."""
+        rhythm = Backoff(0.1, 5.0, 2.0)
+        deadline = time.monotonic() + self._spool.config.lease
+        session = claim.header.session
+        while True:
+            try:
+                write_outcome(self._spool, session, claim.token, parts)
+                return commit(self._spool, session, claim.token)
+            except FileExistsError:
+                if self._group.size > 1:
+                    self._await_abort()
+                # made half by this very process, which could not take it away again
+                fsio.remove(self._spool.layout.outcome(session, claim.token))
+            except OSError as error:
+                log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
+                if time.monotonic() > deadline:
+                    reason = SpoolFull(
+                        f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."
+                    )
+                    parts = outcome_parts(claim.header, claim.token, failed_call(reason, 0), 1, started)
+                if self._stopping:
+                    give_back(self._spool, claim.header, claim.token)
+                    return False
+                rhythm.sleep()
+
+    def _await_abort(self) -> None:
+        """Another rank has published its exception and is about to end the group."""
+        rhythm = Backoff(0.05, 1.0)
+        while True:
+            rhythm.sleep()

@@ -1,0 +1,308 @@
+"""NFS, the real one: Linux's server and Linux's clients, each in a User-Mode-Linux kernel.
+
+A User-Mode-Linux is an ordinary process that is a Linux kernel, with caches, locks, pids and a clock
+of its own.  Its guests boot from the machine's own files, so that every program and every path of the
+machine is there, too; the shared directory is DIRECTORY/mnt in each.  A system call takes some 30 µs in
+a guest: this is for what NFS does, not for how fast.
+
+Guest S serves a small ext4.  Two cables lead to each guest: ``lan`` is a switch with S and the
+clients, ``con`` is for ssh, so that a client without network still obeys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.servers.base import PATH, FileServer, Node, absent, as_user, wait_for
+
+PACKAGES = (
+    "user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "openssh-server",
+    "openssh-client", "e2fsprogs", "iproute2",
+)  # fmt: skip
+
+_PROGRAMS = ("linux.uml", "exportfs", "nfsdcld", "rpcbind", "modprobe", "sshd", "ssh", "mkfs.ext4")
+_LAN = "10.96.0"
+_CON = "10.97"
+_MEGABYTE = 2**20
+
+_SSHD = """\
+HostKey {key}
+AuthorizedKeysFile {key}.pub
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+MaxSessions 1000
+"""
+
+_SSH = """\
+User root
+IdentityFile {key}
+IdentitiesOnly yes
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+LogLevel ERROR
+BatchMode yes
+ControlPath {directory}/guest/%n/ssh
+"""
+
+# The first process of each guest.  Whatever a guest writes outside of these mounts goes to the machine.
+_INIT = """\
+#!/bin/sh
+exec </dev/null >/dev/console 2>&1
+set -e  # the end of this is the end of the kernel
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mkdir -p /dev/pts /dev/shm /lib/modules
+mount -t devpts -o ptmxmode=666 devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/sshd /run/rpcbind /run/rpc_pipefs /run/commands
+mkdir -m 1777 /run/tmp
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
+[ -e /dev/ptmx ] || ln -s pts/ptmx /dev/ptmx
+mount --bind /usr/lib/uml/modules /lib/modules
+mount --bind {directory}/etc/hosts /etc/hosts
+mount --bind {home}/nfs /var/lib/nfs
+# ssh lets bash read this, and what is merely slow on the machine takes ages here
+[ ! -e /root/.bashrc ] || mount --bind /dev/null /root/.bashrc
+hostname {name}
+date --set '{clock} seconds'
+ip link set lo up
+# the address of the network card outlives a boot, as the other guests remember it
+ip link set vec0 address 02:00:00:00:00:{card:02x}
+ip address add {lan}/24 dev vec0 && ip link set vec0 up
+ip address add {con}/30 dev vec1 && ip link set vec1 up
+/usr/sbin/sshd -f {directory}/etc/sshd_config -E /dev/console
+# for the locks of NFS 3
+rpcbind -w
+rpc.statd -n {name}
+{role}
+echo up >{home}/up
+while :; do sleep 1000; done
+"""
+
+_SERVE = """\
+mount /dev/ubda {directory}/srv
+chmod 1777 {directory}/srv
+# a new disk has no clients whose locks must be waited for: make that short
+if [ -d {directory}/srv/.nfsdcld ]; then grace={lease}; else grace=1; fi
+modprobe lockd nlm_grace_period=$grace nlm_timeout=3
+modprobe nfsd
+mount -t nfsd nfsd /proc/fs/nfsd
+mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
+# who may reclaim locks is remembered on the disk
+mkdir -p {directory}/srv/.nfsdcld /var/lib/nfs/nfsdcld
+mount --bind {directory}/srv/.nfsdcld /var/lib/nfs/nfsdcld
+nfsdcld
+mount --bind {directory}/etc/exports /etc/exports
+echo {lease} >/proc/fs/nfsd/nfsv4leasetime
+echo {lease} >/proc/fs/nfsd/nfsv4gracetime
+exportfs -ra
+rpc.mountd
+rpc.nfsd 8
+"""
+
+_MOUNT = """\
+modprobe nfs
+modprobe nfsv{major}
+until mount -t nfs -o {options},retry=0 {server}.1:{export} {directory}/mnt; do sleep 0.2; done
+"""
+
+
+def missing() -> str | None:
+    """Return why NFS in User-Mode-Linux cannot run on this machine, or None."""
+    if reason := absent(_PROGRAMS, PACKAGES, ("/dev/net/tun",)):
+        return reason
+    free = shutil.disk_usage("/dev/shm").free // _MEGABYTE
+    return f"only {free} MB left in /dev/shm, the memory of the guests" if free < 1000 else None
+
+
+class GuestProcess(subprocess.Popen[Any]):
+    """A command in a guest: here it is an ssh, but signals go to the command itself.
+
+    A command that a signal has ended has the status 255.
+    """
+
+    fs: NFS
+    client: str
+    number: int
+
+    def send_signal(self, sig: int) -> None:
+        """Send ``sig`` to the command in the guest, as soon as it has started there."""
+        name = signal.Signals(sig).name.removeprefix("SIG")
+        script = f"kill -s {name} $(cat /run/commands/{self.number})"
+
+        def ended_or_delivered() -> bool:
+            return self.poll() is not None or not self.fs.ssh(self.client, script)
+
+        wait_for(ended_or_delivered, f"{self.client} takes SIG{name}")
+
+
+class NFS(FileServer):
+    """An NFS server S and its clients, all of them with kernels of their own.
+
+    ``version``: "4.2" or "3".  ``options``: more mount options, such as "actimeo=0".  ``lease``:
+    seconds until the NFS 4 locks of a silent client expire, and that a restarted server waits for
+    its clients.  ``clocks``: how many seconds the clock of a client is fast, from its next boot on.
+    ``memory``: megabytes per guest.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        clients: Sequence[str] = ("A", "B"),
+        version: str = "4.2",
+        options: str = "",
+        lease: int = 90,
+        clocks: Mapping[str, int] | None = None,
+        memory: int = 256,
+    ) -> None:
+        super().__init__(directory, clients)
+        if len(str(self.directory)) > 64:
+            raise ValueError(f"{self.directory}: too long for the name of a socket below it")
+        self.version, self.lease, self.memory = version, lease, memory
+        self.options = ",".join(filter(None, [f"vers={version}", "hard", options]))
+        self.clocks = dict(clocks or {})
+        self._guests = ("S", *self.clients)
+        self._numbers = itertools.count()
+        self._kernel: dict[str, subprocess.Popen[Any]] = {}
+        self._ssh = ("ssh", "-F", str(self.directory / "etc/ssh_config"))
+
+    def path(self, client: str) -> Path:
+        return self.directory / "mnt"
+
+    def _home(self, guest: str) -> Path:
+        return self.directory / "guest" / guest
+
+    def start(self) -> None:
+        etc = self.directory / "etc"
+        for path in (etc, self.directory / "mnt", self.directory / "srv"):
+            path.mkdir(exist_ok=True)
+        disk, key = self.directory / "disk", etc / "key"
+        with disk.open("xb") as file:
+            file.truncate(1024 * _MEGABYTE)  # sparse
+        for command in (
+            ["mkfs.ext4", "-q", "-F", disk],
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key],
+        ):
+            subprocess.run(command, check=True, env={"PATH": PATH}, stdin=subprocess.DEVNULL)
+        (etc / "sshd_config").write_text(_SSHD.format(key=key))
+        lines = [_SSH.format(directory=self.directory, key=key)]
+        lines += [f"Host {name}\nHostName {_CON}.{i}.2\n" for i, name in enumerate(self._guests)]
+        (etc / "ssh_config").write_text("".join(lines))
+        hosts = (f"{_LAN}.{i + 1} {guest}\n" for i, guest in enumerate(self._guests))
+        (etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(hosts))
+        rights = "rw,sync,no_root_squash,no_subtree_check,fsid=0,insecure"
+        (etc / "exports").write_text(f"{self.directory}/srv *({rights})\n")
+
+        lan = self.nodes["lan"] = Node("lan")
+        lan.make_switch(f"{_LAN}.254/24")
+        for i, guest in enumerate(self._guests):
+            # what rpc.statd notes here outlives the guest: so NFS 3 locks of the dead are given back
+            (self._home(guest) / "nfs/sm").mkdir(parents=True)
+            (self._home(guest) / "nfs/sm.bak").mkdir()
+            for cable in (f"lan-{guest}", f"con-{guest}"):
+                lan.ip("tuntap", "add", "dev", cable, "mode", "tap")
+                lan.ip("link", "set", "dev", cable, "up")
+            lan.ip("link", "set", "dev", f"lan-{guest}", "master", "lan")
+            lan.ip("address", "add", f"{_CON}.{i}.1/30", "dev", f"con-{guest}")
+        self._boot_together(*self._guests)
+
+    def boot(self, client: str) -> None:
+        self._boot_together(client)
+
+    def _boot_together(self, *guests: str) -> None:
+        for guest in guests:
+            self._power_on(guest)
+        lines = {}
+        for guest in guests:
+            self.wait_up(guest, (self._home(guest) / "up").exists, self._kernel[guest])
+            with self.log(guest) as log:
+                # all commands share this one connection
+                lines[guest] = self.nodes[guest].popen(
+                    [*self._ssh, "-M", "-N", guest],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+        for guest, line in lines.items():
+            self.wait_up(guest, (self._home(guest) / "ssh").exists, line)
+
+    def _power_on(self, guest: str) -> None:
+        home, number = self._home(guest), self._guests.index(guest)
+        words = {
+            "directory": self.directory, "home": home, "name": guest, "lease": self.lease,
+            "clock": self.clocks.get(guest, 0), "lan": f"{_LAN}.{number + 1}", "con": f"{_CON}.{number}.2",
+            "card": number, "server": _LAN, "options": self.options, "major": self.version[0],
+            "export": "/" if self.version.startswith("4") else self.directory / "srv",
+        }  # fmt: skip
+        role = (_SERVE if guest == "S" else _MOUNT).format(**words)
+        (home / "init").write_text(_INIT.format(role=role, **words))
+        (home / "init").chmod(0o755)
+        for trace in ("up", "ssh"):  # of the guest's previous life
+            (home / trace).unlink(missing_ok=True)
+        node = self.nodes[guest] = Node(guest, network=self.nodes["lan"])
+        command = [
+            "linux.uml", f"mem={self.memory}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
+            "rw", "quiet", f"init={home}/init", "con=null", "con0=null,fd:1",
+            *([f"ubda={self.directory}/disk"] if guest == "S" else []),
+            *(f"vec{i}:transport=tap,ifname={cable}-{guest},depth=128,gro=1" for i, cable in enumerate(("lan", "con"))),
+        ]  # fmt: skip
+        # UML has its control socket in HOME, and the guest's memory is a file in TMPDIR
+        places = {"HOME": str(home), "TMPDIR": "/dev/shm"}
+        with self.log(guest) as log:
+            self._kernel[guest] = node.popen(command, env=places, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def popen(
+        self,
+        client: str,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        **options: Any,
+    ) -> GuestProcess:
+        number = next(self._numbers)
+        cwd = options.pop("cwd", None) or Path.cwd()
+        variables = {**os.environ, "PATH": PATH, "TMPDIR": "/run/tmp", **(env or {})}
+        words = [
+            "env",
+            *(f"{k}={v}" for k, v in variables.items()),
+            *as_user(user),
+            *map(str, argv),
+        ]
+        script = f"echo $$ >/run/commands/{number}; cd {shlex.quote(str(cwd))} && exec {shlex.join(words)}"
+        command = [*self._ssh, client, script]
+        process = self.nodes[client].popen(command, kind=GuestProcess, **options)
+        assert isinstance(process, GuestProcess)
+        process.fs, process.client, process.number = self, client, number
+        return process
+
+    def ssh(self, guest: str, script: str) -> int:
+        """Run a shell script in a guest, quietly, and return its status."""
+        process = self.nodes[guest].popen(
+            [*self._ssh, guest, script],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return process.wait(timeout=60)
+
+    def restart_server(self) -> None:
+        """Let the server lose power and boot again; clients wait for it meanwhile, and locks of NFS 4
+        until ``lease`` seconds later, so that those who held one can take it back.
+        """
+        self.restart("S")
+
+    def cut(self, client: str) -> None:
+        """Pull the network cable of ``client``; commands still reach it."""
+        self.nodes["lan"].ip("link", "set", "dev", f"lan-{client}", "nomaster")
+
+    def mend(self, client: str) -> None:
+        """Undo :meth:`cut`."""
+        self.nodes["lan"].ip("link", "set", "dev", f"lan-{client}", "master", "lan")
