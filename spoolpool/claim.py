@@ -93,29 +93,47 @@ def commit(spool: Spool, session: str, token: Token) -> bool:
 
 def give_back(spool: Spool, header: TaskHeader, token: Token) -> None:
     """Let a claimed task wait again, at no cost in attempts."""
-    _requeue(spool, header, token, token.given_back())
-
-
-def _requeue(spool: Spool, header: TaskHeader, token: Token, ready: Token) -> None:
-    bucket = spool.layout.bucket(header.lane, header.bucket)
-    try:
-        fsio.move(spool.layout.claimed_token(token), f"{bucket}/{ready.name}")
-    except OSError as error:
-        # Either the bucket was removed as empty, or somebody else moved the token, which is just as
-        # good. To make the bucket harms neither; the next round sees what is true.
-        if error.errno not in fsio.GONE:
-            raise
-        spool.make_directories(bucket)
-        try:
-            fsio.move(spool.layout.claimed_token(token), f"{bucket}/{ready.name}")
-        except OSError as again:
-            if again.errno not in fsio.GONE:
-                raise
+    requeue_from(spool, spool.layout.claimed_token(token), header, token.given_back())
 
 
 def requeue(spool: Spool, header: TaskHeader, token: Token) -> None:
     """Let the task of a dead worker wait again; it costs an attempt."""
-    _requeue(spool, header, token, token.requeued())
+    requeue_from(spool, spool.layout.claimed_token(token), header, token.requeued())
+
+
+def retry(spool: Spool, name: str) -> str:
+    """Let a task from ``failed/`` wait again, with all its attempts; returns its id.
+
+    Raises :class:`BadTaskFile` where it has lost its content.
+    """
+    path = f"{spool.layout.failed}/{name}"
+    token = layout.parse_token(name)
+    if token is None:
+        raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
+    fd = fsio.open_file(path)
+    try:
+        header = decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
+    finally:
+        fsio.close(fd)
+    spool.open_session(header.session)
+    requeue_from(spool, path, header, Token(token.task, token.claim + 1, 1))
+    return token.task
+
+
+def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) -> None:
+    """Rename a task file to its bucket, under a claim number that was never used."""
+    bucket = spool.layout.bucket(header.lane, header.bucket)
+    for last in (False, True):
+        try:
+            fsio.move(source, f"{bucket}/{ready.name}")
+            return
+        except OSError as error:
+            # Either the bucket was removed as empty, or somebody else moved the token, which is just as
+            # good. To make the bucket harms neither; the next round sees what is true.
+            if error.errno not in fsio.GONE:
+                raise
+            if not last:
+                spool.make_directories(bucket)
 
 
 class Claimer:

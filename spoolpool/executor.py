@@ -45,36 +45,23 @@ _SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for 
 class Executor(futures.Executor):
     """Runs functions in worker groups: serial, threaded, with GPUs, or on the ranks of MPI.
 
-    Parameters
-    ----------
-    max_workers
-        Worker groups to run on this host. Without it, an embedded executor fills the cores that this process
-        may use, and an attached one starts none.
-    cores_per_worker
-        MPI ranks of a group. A function that runs on N > 1 ranks returns the list of their values in rank
-        order; on one rank, its value.
-    threads_per_core
-        Threads per rank.
-    gpus_per_worker
-        GPUs per rank.
-    oversubscribe
-        Let mpiexec start more ranks than there are cores.
-    init_function
-        Called once per group (on each rank); returns a dict of values for parameters by name, which calls that
-        do not give them get.
-    cwd
-        Working directory of the calls; made if missing.
-    backend
-        ``"auto"``, ``"mpiexec"`` or ``"local"`` (groups of one rank only).
-    spool
-        Directory of a spool to attach to. Without it, the executor is embedded.
-    resource_dict
-        Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
-    trust
-        Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a program: it
-        runs as you.
-    queue
-        Queue of the spool to which tasks go.
+    Args:
+        max_workers: Worker groups to run on this host. Without it, an embedded executor fills the cores that
+            this process may use, and an attached one starts none.
+        cores_per_worker: MPI ranks of a group. A function that runs on N > 1 ranks returns the list of their
+            values in rank order; on one rank, its value.
+        threads_per_core: Threads per rank.
+        gpus_per_worker: GPUs per rank.
+        oversubscribe: Let mpiexec start more ranks than there are cores.
+        init_function: Called once per group (on each rank); returns a dict of values for parameters by name,
+            which calls that do not give them get.
+        cwd: Working directory of the calls; made if missing.
+        backend: ``"auto"``, ``"mpiexec"`` or ``"local"`` (groups of one rank only).
+        spool: Directory of a spool to attach to. Without it, the executor is embedded.
+        resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
+        trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
+            program: it runs as you.
+        queue: Queue of the spool to which tasks go.
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
@@ -121,7 +108,7 @@ class Executor(futures.Executor):
         spool = self._attached
         if spool is None:
             parent = tempfile.mkdtemp(prefix="spoolpool-")
-            spool = Spool.create(f"{parent}/spool", durability="none", temporary=True)
+            spool = Spool.create(f"{parent}/spool", durability="none", caches=1.0, temporary=True)
         try:
             pool = None
             if self._runs_groups:
@@ -177,6 +164,8 @@ class Executor(futures.Executor):
             name=pickling.label(fn),
             priority=wishes.priority,
             max_attempts=wishes.max_attempts,
+            retries=wishes.retries,
+            retry_delay=wishes.retry_delay,
             cwd=wishes.cwd,
             init=core.init,
         )

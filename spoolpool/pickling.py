@@ -26,12 +26,17 @@ OUT_OF_BAND = 32768
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: object, depth: int = 4) -> bool:
+    """Whether the value is small and made of builtins alone, so that nothing of it could need a module."""
     kind = type(value)
     if kind in _PLAIN:
         return True
+    if not depth:
+        return False
     if isinstance(value, (tuple, list)) and kind in (tuple, list):
-        return len(value) < 100 and all(_is_plain(item) for item in value)
+        return len(value) < 100 and all(_is_plain(item, depth - 1) for item in value)
+    if isinstance(value, dict) and kind is dict:
+        return len(value) < 100 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
     return kind is types.BuiltinFunctionType and getattr(value, "__module__", None) == "builtins"
 
 

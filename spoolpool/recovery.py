@@ -104,10 +104,10 @@ class Recovery:
         if self._complete(header.session, token):
             commit(self._spool, header.session, token)
             return f"{token.task}: the outcome of worker {token.worker}, who died before its commit, was committed"
-        if token.attempt < header.max_attempts:
+        if token.attempt < task.attempts(header):
             requeue(self._spool, header, token)
             return (
-                f"{token.task}: worker {token.worker} died; attempt {token.attempt + 1} of {header.max_attempts} waits"
+                f"{token.task}: worker {token.worker} died; attempt {token.attempt + 1} of {task.attempts(header)} waits"
             )
         mine = token.taken_over_by(self._me)
         fsio.move(self._spool.layout.claimed_token(token), self._spool.layout.claimed_token(mine))
@@ -163,7 +163,7 @@ class Recovery:
             return
         now = time.monotonic()
         first = self._first_look.setdefault(path, now)
-        if now - first >= max(self._spool.config.lease, settings.CACHE_SECONDS):
+        if now - first >= max(self._spool.config.lease, self._spool.config.caches):
             fsio.remove(path)
             del self._first_look[path]
 

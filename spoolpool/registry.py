@@ -172,6 +172,31 @@ def start_error(spool: Spool, worker: str) -> str | None:
     return reason
 
 
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One submitter, as ``sessions/SESSION.json`` has it."""
+
+    process: Identity
+    """Who submits."""
+    user: str
+    """Account that it runs as."""
+
+
+def announce_session(spool: Spool, session: str, user: str) -> None:
+    """Say who submits under this session."""
+    info = SessionInfo(process=Identity.of(os.getpid()), user=user)
+    with contextlib.suppress(FileExistsError):  # the session was there before
+        fsio.create(f"{spool.layout.sessions}/{session}.json", [msgspec.json.encode(info)])
+
+
+def session_is_gone(spool: Spool, session: str) -> bool:
+    """Whether a submitter is provably dead on this host; False if that cannot be known here."""
+    try:
+        data = fsio.read_small(f"{spool.layout.sessions}/{session}.json")
+        return msgspec.json.decode(data, type=SessionInfo).process.dead()
+    except (OSError, ValueError):  # not there, or not ours: nothing is known
+        return False
+
+
 def read_info(spool: Spool, worker: str) -> WorkerInfo | None:
     """A worker's entry, or None where there is none (any more) or it is not one."""
     try:

@@ -33,6 +33,7 @@ _BOUNDS = {
     "threads_per_core": (1, 9999),
     "gpus_per_core": (0, 999),
     "max_attempts": (1, 99),
+    "retries": (0, 90),
     "priority": (-499, 499),
 }
 
@@ -51,6 +52,10 @@ class Resources:
     """Working directory of the call, made if missing; the worker's own if empty."""
     max_attempts: int | None = None
     """How often the task may be claimed by a worker that then dies; the spool's default if None."""
+    retries: int = 0
+    """How often the call is tried again after it raised; the last exception is its outcome."""
+    retry_delay: float = 1.0
+    """Seconds before the first of these; each further one waits twice as long, five minutes at most."""
     priority: int = settings.PRIORITY
     """Greater is sooner, from -499 to 499."""
 
@@ -65,6 +70,10 @@ class Resources:
                     raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
                 continue
             if value is None and key == "max_attempts":
+                continue
+            if key == "retry_delay":
+                if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                    raise BadRequest(f"resource_dict: retry_delay must be a number of seconds, not {value!r}.")
                 continue
             least, most = _BOUNDS[key]
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:

@@ -8,7 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures._base import CANCELLED, PENDING, RUNNING
 from typing import Any
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task, trust
@@ -54,6 +55,7 @@ class TaskFuture(Future[Any]):
         self._session = session
         self.header = header
         self.token = Token(header.task, 1, 1)
+        self._asking = threading.RLock()
 
     @property
     def task(self) -> str:
@@ -62,24 +64,38 @@ class TaskFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Take the task back; False once a worker has claimed it, or it is done."""
-        if self.cancelled():
+        with self._asking:
+            if self.cancelled():
+                return True
+            if self.done() or not self._session.cancel(self):
+                return False
+            self.withdrawn()
             return True
-        if self.done() or not self._session.cancel(self):
-            return False
-        super().cancel()
-        self.set_running_or_notify_cancel()
-        return True
+
+    def withdrawn(self) -> None:
+        """Be cancelled, since nobody will run the task. Whoever cancels it and the collecting thread both say so."""
+        if super().cancel():
+            with self._condition:  # only one of them may tell the waiters
+                if self._state == CANCELLED:
+                    self.set_running_or_notify_cancel()
+        else:  # running() was asked meanwhile, and took a task that does not wait for one that runs
+            with contextlib.suppress(InvalidStateError):  # done
+                self.set_exception(CancelledError())
+
+    def claimed(self) -> bool:
+        """Be running, unless it is over already; whether an outcome can still be given to it."""
+        with self._condition:
+            return self._state == RUNNING or (self._state == PENDING and self.set_running_or_notify_cancel())
 
     def after_fork(self) -> None:
-        """In a forked child: a thread of the parent may have held the lock at that moment."""
+        """In a forked child: a thread of the parent may have held the locks at that moment."""
         self._condition = threading.Condition()
+        self._asking = threading.RLock()
 
     def running(self) -> bool:
         """Whether a worker has claimed the task; asks the spool."""
-        if not super().running() and not self.done() and not self._session.waits(self):
-            with contextlib.suppress(Exception):  # done meanwhile
-                self.set_running_or_notify_cancel()
-        return super().running()
+        with self._asking:  # a task that is being cancelled waits no longer, and yet does not run
+            return super().running() or (not self.done() and not self._session.waits(self) and self.claimed())
 
 
 def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
@@ -142,6 +158,7 @@ class Session:
         self._left_alone: set[str] = set()
         self._user = trust.account(os.geteuid())
         spool.open_session(self.name)
+        registry.announce_session(spool, self.name, self._user)
 
     # -- submitting
 
@@ -154,6 +171,8 @@ class Session:
         name: str,
         priority: int = settings.PRIORITY,
         max_attempts: int | None = None,
+        retries: int = 0,
+        retry_delay: float = 1.0,
         cwd: str = "",
         init: str = "",
     ) -> TaskFuture:
@@ -169,6 +188,8 @@ class Session:
             host=hostname(),
             submitted=time.time(),
             max_attempts=max_attempts or self.spool.config.max_attempts,
+            retries=retries,
+            retry_delay=retry_delay,
             cwd=cwd,
             init=init,
         )
@@ -390,8 +411,7 @@ class Session:
         del self._read[token.name]
 
     def _cancelled(self, future: TaskFuture) -> None:
-        Future.cancel(future)
-        future.set_running_or_notify_cancel()
+        future.withdrawn()
         self._delivered(future)
 
     def _deliver(self, future: TaskFuture, path: str) -> Kind:
@@ -425,7 +445,7 @@ class Session:
 def _finish(future: TaskFuture, value: object = None, error: BaseException | None = None) -> None:
     """Give a future its outcome; one that was cancelled meanwhile keeps that."""
     try:
-        if not Future.running(future) and not future.set_running_or_notify_cancel():
+        if not future.claimed():
             return
         if error is not None:
             future.set_exception(error)

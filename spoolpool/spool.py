@@ -22,6 +22,19 @@ Mode = Literal["private"]
 _TRIES = 8  # of an operation that fails for no reason that we know: about two seconds
 
 
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """For how many seconds ``spool gc`` keeps what nobody asked for."""
+
+    results: float = 30 * 86400.0
+    """Outcomes that were not collected."""
+    unfinished: float = 86400.0
+    """Files in ``tmp/``: what a submitter had not finished when it died."""
+    journals: float = 365 * 86400.0
+    """Journals."""
+    logs: float = 30 * 86400.0
+    """Captured output."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What ``spool.json`` says; written once, when the spool is made."""
 
@@ -37,6 +50,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that a claim outlives the last sign of life of its worker."""
     max_attempts: int = settings.MAX_ATTEMPTS
     """Attempts of a task that does not say itself."""
+    caches: float = settings.CACHE_SECONDS
+    """Seconds for which a client of the filesystem may go on seeing what is no longer so."""
+    keep: Keep = Keep()
+    """What ``spool gc`` leaves."""
     temporary: bool = False
     """Belongs to one executor, and goes with it."""
 
@@ -60,6 +77,7 @@ class Spool:
         durability: fsio.Durability = "data",
         lease: float = settings.LEASE,
         max_attempts: int = settings.MAX_ATTEMPTS,
+        caches: float = settings.CACHE_SECONDS,
         temporary: bool = False,
     ) -> Spool:
         """Make a spool in a directory that is empty or does not exist yet, and open it."""
@@ -70,11 +88,13 @@ class Spool:
             durability=durability,
             lease=lease,
             max_attempts=max_attempts,
+            caches=caches,
             temporary=temporary,
         )
-        if lease <= 0 or not 1 <= max_attempts <= 99:
+        if lease <= 0 or caches < 0 or not 1 <= max_attempts <= 99:
             raise BadRequest(
-                f"A spool needs a lease of more than 0 s (not {lease}) and 1 to 99 attempts (not {max_attempts})."
+                f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}) and 1 to "
+                f"99 attempts (not {max_attempts})."
             )
         with _explained(f"make the spool {root}"):
             os.makedirs(os.path.dirname(root), exist_ok=True)
@@ -151,6 +171,7 @@ class Spool:
         with contextlib.suppress(OSError):
             if fsio.remove_directory(f"{self.layout.results}/{session}"):
                 fsio.remove_directory(f"{self.layout.outgoing}/{session}")
+                fsio.remove(f"{self.layout.sessions}/{session}.json")
 
     def cancel(self, header: TaskHeader, token: Token) -> bool:
         """Take a waiting task back; True if nobody had claimed it, and now nobody will.

@@ -35,6 +35,10 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds since the epoch on the submitting host's clock."""
     max_attempts: int = settings.MAX_ATTEMPTS
     """Claims that may end with the death of the worker."""
+    retries: int = 0
+    """Times that it is tried again after it raised."""
+    retry_delay: float = 1.0
+    """Seconds before the first of these; each further one waits twice as long."""
     cwd: str = ""
     """Working directory of the call; the worker's own if empty."""
     init: str = ""
@@ -84,6 +88,11 @@ _task_decoder = msgspec.json.Decoder(TaskHeader)
 _outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
 
 Header = TypeVar("Header", TaskHeader, OutcomeHeader)
+
+
+def attempts(header: TaskHeader) -> int:
+    """All attempts that a task has: those that may end with a worker's death, and those that may raise."""
+    return header.max_attempts + header.retries
 
 
 def encode(header: TaskHeader | OutcomeHeader) -> bytes:

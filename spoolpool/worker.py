@@ -24,8 +24,9 @@ from spoolpool.objects import read_object
 from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo
 from spoolpool.spool import Spool
-from spoolpool.task import Kind, OutcomeHeader, TaskHeader
+from spoolpool.task import Failure, Kind, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
+from spoolpool.waiting import Releaser, hold_back
 from spoolpool.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,9 @@ def publish_for_group(path: str) -> Callable[[TaskHeader, Token, Report], bool]:
     def publish(header: TaskHeader, token: Token, report: Report) -> bool:
         spool = Spool(path)
         try:
+            if token.attempt <= header.retries:
+                hold_back(spool, token)
+                return True
             write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0))
         except FileExistsError:  # another failed rank was first
             return False
@@ -106,6 +110,7 @@ class Worker:
         self._registration = Registration(spool, info)
         self._claimer = Claimer(spool, info.worker, lambda lane: info.why_not(lane) is None, terms.trust)
         self._recovery = Recovery(spool)
+        self._releaser = Releaser(spool)
         self._journal = Journal(spool, info.worker)
         self._watch = Watch()
         self._claim: Claim | None = None
@@ -168,12 +173,17 @@ class Worker:
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
             self._housekeeping(idle=True)
-            if self._watch.wait(rhythm.next()):
+            seconds = rhythm.next()
+            if (due := self._releaser.due) is not None:
+                seconds = min(seconds, max(0.0, due - time.monotonic()))
+            if self._watch.wait(seconds):
                 rhythm.reset()
         return 0
 
     def _housekeeping(self, *, idle: bool) -> None:
         now = time.monotonic()
+        if (due := self._releaser.due) is not None and due <= now:
+            self._releaser.round()
         if now < self._round_due:
             return
         self._round_due = now + self._round_every * random.uniform(0.75, 1.25)
@@ -186,6 +196,7 @@ class Worker:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
                 self._journal.write("recovered", text=line)
+            self._releaser.round()
             if idle and (claim := self._claimer.forgotten()) is not None:
                 self._work(claim)
         except OSError as error:  # the server is away for a moment: later
@@ -204,7 +215,7 @@ class Worker:
         token, header = claim.token, claim.header
         started = time.time()
         try:
-            if token.attempt > header.max_attempts:
+            if token.attempt > task.attempts(header):
                 report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
                 return
             if self._is_cancelled(token.task):
@@ -212,6 +223,8 @@ class Worker:
                 parts = envelope.pack(task.encode(outcome), b"")
             else:
                 report, ranks = self._run(claim)
+                if report.failure and self._try_again(claim, report.failure):
+                    return
                 parts = outcome_parts(header, token, report, ranks, started)
             published = self._publish(claim, parts, started)
             self._journal.write(
@@ -234,6 +247,21 @@ class Worker:
         finally:
             claim.release()
             self._claim = None
+
+    def _try_again(self, claim: Claim, failure: Failure) -> bool:
+        """Hold a task back that raised and is to be tried again."""
+        token = claim.token
+        if token.attempt > claim.header.retries:
+            return False
+        self._journal.write("raised", task=token.task, attempt=token.attempt, type=failure.type)
+        try:
+            hold_back(self._spool, token)
+        except OSError as error:  # fenced, or a passing fault: whoever finds the claim goes on with it
+            log.info("Cannot hold back %s: %s", token.task, error)
+            if fsio.there(self._spool.layout.claimed_token(token)):
+                return False
+        self._releaser.round()
+        return True
 
     def _run(self, claim: Claim) -> tuple[Report, int]:
         header = claim.header

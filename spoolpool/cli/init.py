@@ -31,13 +31,26 @@ from spoolpool.cli.output import explained
     show_default=True,
     help="Claims of a task that may end with the death of the worker.",
 )
+@click.option(
+    "--caches",
+    type=float,
+    default=settings.CACHE_SECONDS,
+    show_default=True,
+    help="Seconds for which a client may see names that are gone (1 on a local filesystem).",
+)
 @explained
-def init(directory: str, durability: str, lease: float, max_attempts: int) -> None:
+def init(directory: str, durability: str, lease: float, max_attempts: int, caches: float) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
     Only you can use it. Example: spool init /shared/project/spool
     """
     from spoolpool.spool import Spool
 
-    spool = Spool.create(directory, durability=durability, lease=lease, max_attempts=max_attempts)  # type: ignore[arg-type]
+    spool = Spool.create(
+        directory,
+        durability=durability,  # type: ignore[arg-type]  # click lets nothing else through
+        lease=lease,
+        max_attempts=max_attempts,
+        caches=caches,
+    )
     click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

@@ -108,7 +108,7 @@ class Wishes:
 )
 @click.option("--group-of", type=click.IntRange(1), hidden=True, help="One of so many ranks that a supervisor started.")
 def main(**options: Any) -> None:
-    r"""Run tasks from SPOOL.
+    """Run tasks from SPOOL.
 
     Without a launcher, this process and the ranks beside it are the workers:
 

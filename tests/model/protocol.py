@@ -31,16 +31,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, ParamSpec
 
-TOKEN = "token"
-PARTIAL = "partial"  # an outcome that is being written; complete ones say how the task ended:
+# What is in a file: a task, an outcome that is being written, or how the task ended.
+TOKEN, PARTIAL = "token", "partial"
 VALUE, RAISED, CANCELLED, LOST, DEPENDENCY = "value", "raised", "cancelled", "lost", "dependency"
-
 # What an operation answers; a look answers the content of the file.
 DONE, NO, ERROR = "done", "", "error"
 
 
 class Name(NamedTuple):
-    """A file's name. In `needs` (which task is needed by which) `claim` is the second task."""
+    """A file's name: place/N.c.a.w. (In needs/A.N, the number N stands where c does.)"""
 
     place: str
     task: int
@@ -53,8 +52,10 @@ class Name(NamedTuple):
         return self._replace(place=place, holder=self.holder if holder is None else holder)
 
     def __str__(self) -> str:
-        parts = [str(part) for part in self[1:] if part]
-        return f"{self.place}/{'.'.join(parts)}"
+        return f"{self.place}/{'.'.join(str(part) for part in self[1:] if part)}"
+
+
+Files = dict[Name, str]
 
 
 class Create(NamedTuple):
@@ -77,7 +78,7 @@ class Unlink(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Answers the content. `mine`: only I can have made it, so no stale cache hides it from me."""
+    """Answers the content. `mine`: I alone can have made it, so no stale cache hides it from me."""
 
     name: Name
     mine: bool = False
@@ -90,13 +91,13 @@ class Ask(NamedTuple):
 
 
 class Perhaps(NamedTuple):
-    """A choice that is not the participant's own; `yes` costs one of that budget."""
+    """A choice that somebody else makes; it costs one of that budget."""
 
     choice: str
 
 
 class Note(NamedTuple):
-    """Nothing on disk: what the invariants must know about a task."""
+    """No file operation: what the invariants must know about a task."""
 
     event: str
     task: int
@@ -109,28 +110,24 @@ P = ParamSpec("P")
 
 
 class Doing(NamedTuple):
-    """A rule under way. A generator cannot be copied or compared; its arguments and answers can."""
+    """A rule under way: a generator can be neither copied nor compared, but replayed."""
 
     body: Callable[..., Body]
     arguments: tuple[object, ...]
     answers: tuple[str, ...] = ()
 
     def answered(self, answer: str) -> Doing:
-        return self._replace(answers=(*self.answers, answer))
+        return Doing(self.body, self.arguments, (*self.answers, answer))
 
 
 def rule(body: Callable[P, Body]) -> Callable[P, Doing]:
     """Calling a rule only describes it. A rule goes on with another one by returning it."""
-
-    def describe(*args: P.args, **kwargs: P.kwargs) -> Doing:
-        return Doing(body, args)
-
-    return describe
+    return lambda *args, **kwargs: Doing(body, (*args, *kwargs.values()))
 
 
 @cache
 def next_of(doing: Doing) -> Operation | Doing | None:
-    """Replay a rule up to its next operation, or to the rule it goes on with (None: it ended)."""
+    """A rule's next operation, or the rule it goes on with (None: it has ended)."""
     generator = doing.body(*doing.arguments)
     try:
         operation = next(generator)
@@ -143,7 +140,7 @@ def next_of(doing: Doing) -> Operation | Doing | None:
 
 
 class Budget(NamedTuple):
-    """How many of each fault and choice one run may contain."""
+    """How many of each fault and choice a run may contain."""
 
     crash: int = 0
     judge: int = 0
@@ -156,7 +153,7 @@ class Budget(NamedTuple):
     retry: int = 0
 
     def spend(self, what: str) -> Budget:
-        return self._replace(**{what: getattr(self, what) - 1})
+        return self._replace(**{what: getattr(self, what) - 1}) if what else self
 
 
 NO_FAULTS = Budget()
@@ -164,10 +161,10 @@ NO_FAULTS = Budget()
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is there: see `main` for the words."""
+    """Who takes part; in a `chain` every task needs the one before it."""
 
     tasks: int = 1
-    chain: bool = False  # every task needs the one before it
+    chain: bool = False
     workers: int = 2
     recoverers: int = 1
     attempts: int = 2
@@ -175,28 +172,29 @@ class Config:
 
 
 class Protocol:
-    """The rules. Subclasses in the tests show what happens when one is wrong."""
+    """The rules. The tests' subclasses show what happens when one of them is wrong."""
 
-    rounds = 2  # looks before an absence is believed, further apart than caches last
-    outcome_is_token = False  # only for designs in which the outcome itself moves to results
+    rounds = 2  # looks until an absence is believed, further apart than caches last
+    outcome_is_token = False  # in a design where not the task but its outcome moves to results
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def needed_by(self, task: int) -> list[Name]:
-        """needs/A.N: task N reads the outcome of A; made before N's token, removed before it."""
+        """The edges needs/A.N of a task N: made before its token, removed before its token."""
         return [Name("needs", task - 1, task)] if self.config.chain and task > 1 else []
 
     def needing(self, task: int) -> list[Name]:
-        """needs/N.D: another task reads the outcome of N, which must therefore stay."""
+        """The edges needs/N.D of the tasks D that need N."""
         last = not self.config.chain or task == self.config.tasks
         return [] if last else [Name("needs", task, task + 1)]
 
-    # -- the submitter -----------------------------------------------------------------------
+    # -- submitter ---------------------------------------------------------------------------
+    # One session does one of these at a time: it never collects A while it submits what needs A.
 
     @rule
     def enqueue(self, task: int) -> Body:
-        """Write tmp/N, say what it needs, rename it to ready (or to waiting)."""
+        """Write tmp/N, create needs/A.N, rename tmp/N to ready/N.1.1 (to waiting, if it needs)."""
         yield Note("begun", task)
         yield Create(Name("tmp", task), TOKEN)
         for edge in self.needed_by(task):
@@ -205,7 +203,7 @@ class Protocol:
 
     @rule
     def hand_over(self, task: int) -> Body:
-        """Error: tmp/N gone, then it succeeded; still there, then again."""
+        """The rename. Error: tmp/N gone, then it succeeded; still there, then again."""
         tmp = Name("tmp", task)
         target = Name("waiting" if self.needed_by(task) else "ready", task, 1, 1)
         if not (yield Rename(tmp, target)) and (yield Look(tmp, mine=True)):
@@ -215,7 +213,7 @@ class Protocol:
 
     @rule
     def sweep(self, task: int) -> Body:
-        """A tmp/N of an earlier incarnation of my session: what it says it needs goes first."""
+        """A tmp/N that my session left in an earlier life: its edges first, then itself."""
         for name in [*self.needed_by(task), Name("tmp", task)]:
             if (yield Unlink(name)) == ERROR:
                 return None
@@ -223,7 +221,10 @@ class Protocol:
 
     @rule
     def collect(self, token: Name) -> Body:
-        """Deliver; keep it while a dependent needs it; then the marks, the token, the outcome."""
+        """Deliver. Unless a task needs it: unlink mark and edges, then the token, then the outcome.
+
+        What is lost goes to failed with its edges, because a retry needs them.
+        """
         outgoing = token.to("outgoing")
         content = CANCELLED if token.holder == CANCELLED else (yield Look(outgoing))
         if not content:
@@ -232,7 +233,8 @@ class Protocol:
         for edge in self.needing(token.task) * self.rounds:
             if (yield Look(edge)):
                 return None
-        for name in [Name("cancel", token.task), *self.edges_to_drop(token.task, content)]:
+        edges = [] if content == LOST else self.needed_by(token.task)
+        for name in [Name("cancel", token.task), *edges]:
             if (yield Unlink(name)) == ERROR:
                 return None
         lost = content == LOST
@@ -241,28 +243,26 @@ class Protocol:
             yield Unlink(outgoing)
         return None
 
-    def edges_to_drop(self, task: int, content: str) -> list[Name]:
-        """A task in failed can be retried: it goes on needing what it needs."""
-        return [] if content == LOST else self.needed_by(task)
-
     @rule
     def cancel(self, source: Name) -> Body:
-        """Rename ready (or waiting) to results/N.c.a.cancelled; too late: create cancel/N."""
+        """Rename waiting or ready/N.c.a to results/N.c.a.cancelled. Too late: create cancel/N."""
         if source.place == "cancel":
             yield Create(source, "mark")
             return None
         target = source.to("results", CANCELLED)
         if (yield Rename(source, target)) or (yield Look(target)):
             return None
-        if source.place == "waiting":
-            return self.cancel(source.to("ready"))
-        return self.cancel(Name("cancel", source.task))
+        released = source.place == "waiting"
+        return self.cancel(source.to("ready") if released else Name("cancel", source.task))
 
-    # -- the worker --------------------------------------------------------------------------
+    # -- worker ------------------------------------------------------------------------------
 
     @rule
     def release(self, waiting: Name) -> Body:
-        """What it needs is over, well or not: rename waiting/N.c.a to ready/N.c.a, then stop."""
+        """What it needs has ended, well or not: rename waiting/N.c.a to ready/N.c.a. Then stop.
+
+        Anybody may do it, as nobody concludes anything from the answer; here the workers do.
+        """
         for edge in self.needed_by(waiting.task):
             if not (yield Ask(edge.task)):
                 return None
@@ -288,7 +288,7 @@ class Protocol:
             return self.outcome(mine, CANCELLED)
         for edge in self.needed_by(mine.task):
             ended = yield Ask(edge.task)
-            if not ended:
+            if not ended:  # a stale look; or I am fenced, and it was collected
                 return self.run(mine) if (yield Look(mine)) else None
             if ended != VALUE:
                 return self.outcome(mine, DEPENDENCY)
@@ -297,20 +297,20 @@ class Protocol:
 
     @rule
     def give_back(self, mine: Name) -> Body:
-        """Rename claimed/N.c.a.w to ready/N.(c+1).a, then stop: no attempt is used."""
+        """Rename claimed/N.c.a.w to ready/N.(c+1).a: no attempt is used. Then stop."""
         yield Rename(mine, Name("ready", mine.task, mine.claim + 1, mine.attempt))
         return None
 
     @rule
     def outcome(self, mine: Name, content: str) -> Body:
-        """Create outgoing/N.c.a.w and complete it."""
+        """Create outgoing/N.c.a.w, complete it, commit."""
         yield Create(mine.to("outgoing"), PARTIAL)
         yield Write(mine.to("outgoing"), content)
         return self.commit(mine)
 
     @rule
     def commit(self, mine: Name) -> Body:
-        """Rename claimed/N.c.a.w to results/N.c.a.w: this publishes the outcome.
+        """Rename claimed/N.c.a.w to results/N.c.a.w: the outcome is published.
 
         Error: source there, then again; target there, then done; neither, then fenced: discard.
         """
@@ -325,7 +325,7 @@ class Protocol:
 
     @rule
     def discard(self, outgoing: Name) -> Body:
-        """Look in claimed first, then in results; later once more; unlink what neither needs."""
+        """Look in claimed first, then in results; later once more. In none of them: unlink."""
         for place in ("claimed", "results") * self.rounds:
             if (yield Look(outgoing.to(place))):
                 return None
@@ -340,18 +340,18 @@ class Protocol:
         complete = yield Look(mine.to("outgoing"), mine=True)
         return self.commit(mine) if complete else self.run(mine)
 
-    # -- the recoverer -----------------------------------------------------------------------
+    # -- recoverer ---------------------------------------------------------------------------
 
     @rule
     def recover(self, claimed: Name, me: str) -> Body:
-        """A dead worker's claim: commit for it, or requeue, or give up. Any error: stop."""
+        """A dead worker's claim: commit for it, or requeue it, or report it lost. Error: stop."""
         task, claim, attempt = claimed.task, claimed.claim, claimed.attempt
         found = yield Look(claimed.to("outgoing"))
         if found and found != PARTIAL:
             yield Rename(claimed, claimed.to("results"))
         elif attempt < self.config.attempts:
             yield Rename(claimed, Name("ready", task, claim + 1, attempt + 1))
-        else:  # attempt: "used up", so that whoever runs this claim only writes that it is lost
+        else:  # an attempt more than there are: whoever works on this claim can only report
             mine = Name("claimed", task, claim + 1, self.config.attempts + 1, me)
             if (yield Rename(claimed, mine)) or (yield Look(mine)):
                 return self.run(mine)
@@ -359,17 +359,20 @@ class Protocol:
 
     @rule
     def retry(self, failed: Name) -> Body:
-        """Somebody asks for it: rename failed/N.c.a.w to ready/N.(c+1).1, then stop."""
+        """On request: rename failed/N.c.a.w to ready/N.(c+1).1. Then stop."""
         yield Rename(failed, Name("ready", failed.task, failed.claim + 1, 1))
         return None
 
 
+# == the checker =================================================================================
+
+
 class Record(NamedTuple):
-    """What the invariants remember of a task; a retry begins a new life with a new outcome."""
+    """What the invariants remember of a task. A retry begins a new life, with a new outcome."""
 
     begun: bool = False
     submitted: bool = False  # submit has returned
-    outcome: str = ""  # the published one
+    outcome: str = ""  # as published
     delivered: bool = False
     runs: int = 0
     retries: int = 0
@@ -378,18 +381,11 @@ class Record(NamedTuple):
 Records = tuple[Record, ...]
 
 
-def replaced(records: Records, task: int, record: Record) -> Records:
-    return (*records[: task - 1], record, *records[task:])
-
-
 class Person(NamedTuple):
-    """A live participant: `s`ubmitter, `w`orker or `r`ecoverer. Who is not here is dead."""
+    """A live participant: submitter, worker or recoverer (s, w1, r1). Who is missing is dead."""
 
     name: str
     doing: Doing | None = None
-
-
-Files = dict[Name, str]
 
 
 class State(NamedTuple):
@@ -409,7 +405,7 @@ class Way(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One transition. `violation`: the invariant that it breaks."""
+    """One transition, and the invariant that it breaks."""
 
     who: str
     what: Operation | str
@@ -421,11 +417,12 @@ class Step(NamedTuple):
         if isinstance(self.what, str):
             return f"{self.who:3} {self.what}"
         words = " ".join(str(part) for part in self.what if not isinstance(part, bool))
-        return f"{self.who:3} {type(self.what).__name__.lower()} {words}: {self.way.words or self.way.answer or 'no'}"
+        answer = self.way.words or self.way.answer or "no"
+        return f"{self.who:3} {type(self.what).__name__.lower()} {words}: {answer}"
 
 
 class Model:
-    """Which steps are possible in a state, and what they must never do."""
+    """Which steps are possible in a state, and what must hold."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
@@ -434,8 +431,8 @@ class Model:
     def start(self) -> State:
         workers = [Person(f"w{i + 1}") for i in range(self.config.workers)]
         recoverers = [Person(f"r{i + 1}") for i in range(self.config.recoverers)]
-        records = (Record(),) * self.config.tasks
-        return State((), (Person("s"), *workers, *recoverers), records, self.config.budget)
+        people = (*recoverers, Person("s"), *workers)
+        return State((), people, (Record(),) * self.config.tasks, self.config.budget)
 
     def steps(self, state: State) -> Iterator[Step]:
         files = dict(state.files)
@@ -479,7 +476,7 @@ class Model:
             yield from self.wishes(state, files)
 
     def wishes(self, state: State, files: Files) -> Iterator[tuple[str, str, Doing]]:
-        """The next task, and cancels. (A task whose dependency is delivered has none any more.)"""
+        """The next task, and cancels. (What a task needs of a delivered one is in its pickle.)"""
         records = state.records
         count = sum(record.submitted for record in records)
         moot = self.config.chain and count > 0 and records[count - 1].delivered
@@ -504,7 +501,8 @@ class Model:
                 yield from self.seen(self.ended(files, task), budget.lie)
             case Perhaps(choice):
                 yield Way(NO)
-                yield Way(DONE, choice)
+                if getattr(budget, choice):
+                    yield Way(DONE, choice)
             case Rename(name) | Unlink(name) if name not in files:
                 yield Way(NO)
             case Rename(name) | Unlink(name):
@@ -532,33 +530,30 @@ class Model:
                 return CANCELLED if cancelled else files.get(name.to("outgoing"), NO)
         return NO
 
-    def step(
-        self, state: State, index: int, what: Operation | str, way: Way, doing: Doing | None
-    ) -> Step:
-        """The state after it, when the participant stands before its next operation."""
-        files, people, records, budget = state
-        if way.price:
-            budget = budget.spend(way.price)
-        violation = ""
+    def step(self, state: State, index: int, what: Operation | str, way: Way, doing: Doing) -> Step:
+        """The state after it, in which the participant stands before its next operation."""
+        files, people, records, _ = state
+        budget, violation = state.budget.spend(way.price), ""
         if way.after is not None:
             records, violation = self.moved(dict(files), records, what)
             files = tuple(sorted(way.after.items()))
-        while isinstance(following := doing and next_of(doing), Doing | Note | Perhaps | None):
-            if isinstance(following, Note):
-                records, broken = self.noted(records, following)
-                violation = violation or broken
-                following = doing and doing.answered(DONE)
-            elif isinstance(following, Perhaps):
-                if getattr(budget, following.choice):
+        now: Doing | None = doing
+        while now:
+            match next_of(now):
+                case Note() as note:
+                    records, broken = self.noted(records, note)
+                    violation, now = violation or broken, now.answered(DONE)
+                case Perhaps(choice) if not getattr(budget, choice):
+                    now = now.answered(NO)
+                case Doing() | None as now:
+                    pass
+                case _:
                     break
-                following = doing and doing.answered(NO)
-            if (doing := following) is None:
-                break
-        people = (*people[:index], Person(people[index].name, doing), *people[index + 1 :])
         if way.after is not None:
             violation = violation or self.broken(way.after, records)
-        then = State(files, people, records, budget)
-        return Step(people[index].name, what, way, then, violation)
+        who = people[index].name
+        people = (*people[:index], Person(who, now), *people[index + 1 :])
+        return Step(who, what, way, State(files, people, records, budget), violation)
 
     def crash(self, state: State, index: int) -> Step:
         """Nobody of that role left: a new one starts, under a name never used before."""
@@ -568,15 +563,12 @@ class Model:
             crashes = self.config.budget.crash - budget.crash
             number = max(self.config.workers, self.config.recoverers) + crashes
             people.append(Person("s" if who == "s" else f"{who[0]}{number}"))
-            people.sort(key=lambda person: person.name)
-        then = state._replace(people=tuple(people), budget=budget)
+        then = state._replace(people=tuple(sorted(people)), budget=budget)
         return Step(who, "CRASHES", Way("", "crash"), then, "")
 
-    # -- the invariants ----------------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------------
 
-    def moved(
-        self, files: Files, records: Records, what: Operation | str
-    ) -> tuple[Records, str]:
+    def moved(self, files: Files, records: Records, what: Operation | str) -> tuple[Records, str]:
         """What a file operation means for its task."""
         if isinstance(what, Create) and what.name in files and what.content != "mark":
             return records, f"{what.name} is made twice"
@@ -600,7 +592,7 @@ class Model:
         return replaced(records, source.task, record), ""
 
     def noted(self, records: Records, note: Note) -> tuple[Records, str]:
-        """What a participant knows or does in its memory."""
+        """What a participant does or learns in its memory."""
         task, record, violation = note.task, records[note.task - 1], ""
         match note.event:
             case "begun":
@@ -623,11 +615,8 @@ class Model:
     def broken(self, files: Files, records: Records) -> str:
         """What must hold of the files at every moment."""
         for task, record in enumerate(records, 1):
-            tokens = [
-                name
-                for name, content in files.items()
-                if name.task == task and content == TOKEN and name.place != "tmp"
-            ]
+            held = [name for name, content in files.items() if content == TOKEN]
+            tokens = [name for name in held if name.task == task and name.place != "tmp"]
             if len(tokens) > 1:
                 return f"task {task} has two tokens: {tokens[0]} and {tokens[1]}"
             owed = record.submitted and not record.delivered
@@ -641,24 +630,24 @@ class Model:
         return ""
 
     def is_good_end(self, state: State) -> bool:
-        """Everybody idle, everything delivered; only failed tasks, and what they need, are left."""
+        """Everybody idle, everything delivered; what failed is left, and what its retry needs."""
         if any(person.doing for person in state.people):
             return False
         if any(record.submitted and not record.delivered for record in state.records):
             return False
+        left = {name for name, _ in state.files if name.place != "failed"}
         failed = {name.task for name, _ in state.files if name.place == "failed"}
-        wanted = {edge for task in failed for edge in self.protocol.needed_by(task)}
-        kept = {edge.task for edge in wanted}
-        return all(
-            name.place == "failed"
-            or name in wanted
-            or (name.task in kept and name.place in ("results", "outgoing"))
-            for name, _ in state.files
-        )
+        edges = {edge for task in failed for edge in self.protocol.needed_by(task)}
+        kept = {(place, edge.task) for edge in edges for place in ("results", "outgoing")}
+        return all((name.place, name.task) in kept for name in left - edges)
+
+
+def replaced(records: Records, task: int, record: Record) -> Records:
+    return (*records[: task - 1], record, *records[task:])
 
 
 class Report(NamedTuple):
-    """What a run found; `trace` leads to the violation, if there is one."""
+    """What a check found; `trace` is the shortest way to the violation, if there is one."""
 
     states: int
     steps: int
@@ -668,70 +657,72 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         counts = f"{self.states} states, {self.steps} steps, {self.seconds:.1f} s"
-        if not self.violation:
-            return f"{counts}: holds"
-        return "\n".join([f"{counts}: VIOLATION: {self.violation}", *self.trace])
+        found = f"VIOLATION: {self.violation}" if self.violation else "holds"
+        return "\n".join([f"{counts}: {found}", *self.trace])
 
 
 def check(protocol: Protocol, limit: int = 0) -> Report:
-    """Visit every reachable state, nearest first; `limit` states at most (0: all)."""
+    """Visit every state that can be reached, nearest first (`limit` of them, if it is given)."""
     began = time.monotonic()
     model = Model(protocol)
     states = [model.start()]
-    index = {states[0]: 0}
-    came: list[tuple[int, Step | None]] = [(0, None)]
-    edges = array("q")  # pairs (from, to) of steps that are no faults
+    numbers = {states[0]: 0}
+    came_by: list[tuple[int, Step]] = []  # to state 1, 2, ...: from which state, by which step
+    faultless = array("q")  # pairs of states: from, to
     count = 0
 
-    def report(violation: str, last: int, step: Step | None = None) -> Report:
-        trace = [step] if step else []
-        while (origin := came[last])[1]:
-            trace.append(origin[1])
-            last = origin[0]
-        lines = tuple(str(line) for line in reversed(trace)) if violation else ()
-        return Report(len(states), count, time.monotonic() - began, violation, lines)
+    def report(violation: str, last: int = 0, trace: tuple[Step, ...] = ()) -> Report:
+        while last:
+            last, step = came_by[last - 1]
+            trace = (step, *trace)
+        seconds = time.monotonic() - began
+        return Report(len(states), count, seconds, violation, tuple(map(str, trace)))
 
     for here, state in enumerate(states):  # grows while it is read
         for step in model.steps(state):
             count += 1
             if step.violation:
-                return report(step.violation, here, step)
-            there = index.setdefault(step.state, len(states))
+                return report(step.violation, here, (step,))
+            there = numbers.setdefault(step.state, len(states))
             if there == len(states):
                 states.append(step.state)
-                came.append((here, step))
+                came_by.append((here, step))
             if not step.way.price:
-                edges.extend((here, there))
+                faultless.extend((here, there))
         if limit and len(states) > limit:
-            return report(f"more than {limit} states: not finished", here)
+            return report(f"none so far, but there are more than {limit} states")
+    stuck = first_stuck(bytearray(map(model.is_good_end, states)), faultless)
+    if stuck is None:
+        return report("")
+    left = ", ".join(f"{name} ({content})" for name, content in states[stuck].files)
+    return report(f"no good end can be reached any more; left are {left}", stuck)
 
-    good = bytearray(model.is_good_end(state) for state in states)
+
+def first_stuck(good: bytearray, faultless: array[int]) -> int | None:
+    """The nearest state from which no good one can be reached; read backwards, to be quick."""
     changed = True
-    while changed:  # backwards, so that few rounds are enough
+    while changed:
         changed = False
-        for i in range(len(edges) - 2, -2, -2):
-            if good[edges[i + 1]] and not good[edges[i]]:
-                good[edges[i]] = changed = True
+        for i in range(len(faultless) - 2, -2, -2):
+            if good[faultless[i + 1]] and not good[faultless[i]]:
+                good[faultless[i]] = changed = True
     stuck = good.find(0)
-    if stuck < 0:
-        return report("", 0)
-    left = ", ".join(f"{name}={content}" for name, content in states[stuck].files)
-    return report(f"no good end can be reached any more; files: {left}", stuck)
+    return None if stuck < 0 else stuck
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Check the spool protocol in every interleaving.")
-    for option in ("tasks", "workers", "recoverers", "attempts"):
-        parser.add_argument(f"--{option}", type=int, default=getattr(Config, option), metavar="N")
+    parser = argparse.ArgumentParser(description="Check the spool's protocol exhaustively.")
+    for who in ("tasks", "workers", "recoverers", "attempts"):
+        default = getattr(Config, who)
+        parser.add_argument(f"--{who}", type=int, default=default, metavar="N", help=f"({default})")
     parser.add_argument("--chain", action="store_true", help="every task needs the one before it")
-    for fault in Budget._fields:
-        words = f"at most N times in a run: {fault}"
-        flag = "--" + fault.replace("_", "-")
-        parser.add_argument(flag, type=int, default=0, metavar="N", help=words)
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N states")
+    for what in Budget._fields:
+        option = "--" + what.replace("_", "-")
+        parser.add_argument(option, type=int, default=0, metavar="N", help="at most (0)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="states to stop at")
     given = vars(parser.parse_args())
     limit = given.pop("limit")
-    budget = Budget(**{fault: given.pop(fault) for fault in Budget._fields})
+    budget = Budget(**{what: given.pop(what) for what in Budget._fields})
     report = check(Protocol(Config(budget=budget, **given)), limit)
     print(report)
     return 1 if report.violation else 0

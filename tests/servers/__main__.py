@@ -41,15 +41,15 @@ def _services_not_started() -> Iterator[None]:
 
 def install() -> int:
     """Install the packages of all servers; return how many of the servers still cannot run."""
-    wanted = list(dict.fromkeys(package for module in MODULES.values() for package in module.PACKAGES))
+    wanted = sorted({package for module in MODULES.values() for package in module.PACKAGES})
     apt = ["apt-get", "install", "-y", "-q", "--no-install-recommends"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         with _services_not_started():
             print("installing:", *wanted, flush=True)
-            if subprocess.run([*apt, *wanted], env=env).returncode:
+            if subprocess.call([*apt, *wanted], env=env):
                 print("not all together; one by one:", flush=True)
-                failed = [p for p in wanted if subprocess.run([*apt, p], env=env).returncode]
+                failed = [p for p in wanted if subprocess.call([*apt, p], env=env)]
                 print("could not be installed:", *failed or ["(none)"])
     except OSError as error:  # no apt-get, or not root
         print(f"nothing could be installed: {error}")
@@ -92,7 +92,7 @@ def main() -> int:
     """Run ``python -m tests.servers``."""
     parser = argparse.ArgumentParser(prog="python -m tests.servers", description=__doc__)
     parser.add_argument("what", choices=["install", *KINDS])
-    parser.add_argument("directory", nargs="?", type=Path, help="where the server lives; a short path")
+    parser.add_argument("directory", nargs="?", type=Path, help="an empty one; a short path")
     arguments = parser.parse_args()
     if arguments.what == "install":
         return install()

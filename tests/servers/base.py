@@ -1,8 +1,8 @@
 """What all servers share: pretended machines ("nodes"), waiting, and reasons not to run.
 
-A :class:`Node` is a set of Linux namespaces around one first process.  The kernel ends every process
-of a node together with that first process, so nothing here ever looks for a process by its name, and
-no process outlives the tests, not even when they are killed.
+A :class:`Node` is a set of Linux namespaces around one first process.  The kernel ends every process of a node
+together with that first process, so nothing here ever looks for a process by its name, and no process outlives the
+tests, not even when they are killed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from typing_extensions import Self
 
 T = TypeVar("T")
 ServerT = TypeVar("ServerT", bound="Server")
+Argv: TypeAlias = Sequence[str | Path]
+Process: TypeAlias = subprocess.Popen[Any]
 
 PATH = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
 _CLONE_NEWPID = 0x20000000  # <linux/sched.h>; os.setns and os.unshare exist from Python 3.12 only
@@ -36,9 +37,10 @@ class ServerError(Exception):
     """A server for tests could not be started or used; the message says which part and why."""
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
-    """Return the first true value of ``condition()``; raise ServerError, naming ``what``, if none
-    came within ``timeout`` seconds.  The only place in this package where time passes on purpose.
+def wait_for(condition: Callable[[], T], what: str, timeout: float = 120) -> T:
+    """Return the first true value of ``condition()``; if none comes in ``timeout`` seconds, raise ServerError.
+
+    This is the only place in this package where time passes on purpose.
     """
     deadline = time.monotonic() + timeout
     delay = 0.005
@@ -48,6 +50,18 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
         time.sleep(delay)
         delay = min(2 * delay, 0.2)
     return value
+
+
+def command(argv: Argv, *, timeout: float = 60, env: Mapping[str, str] | None = None, **options: Any) -> str:
+    """Run a command of the machine itself; return its output, or raise ServerError with what it said."""
+    settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
+    try:
+        result = subprocess.run(argv, check=False, timeout=timeout, env={**(env or {}), "PATH": PATH}, **settings)
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(str(error)) from error
+    if result.returncode:
+        raise ServerError(f"{argv}: status {result.returncode}: {result.stderr}{result.stdout}")
+    return str(result.stdout)
 
 
 def absent(programs: Sequence[str], packages: Sequence[str], devices: Sequence[str] = ()) -> str | None:
@@ -64,78 +78,76 @@ def absent(programs: Sequence[str], packages: Sequence[str], devices: Sequence[s
             os.close(os.open(device, os.O_RDWR))
         except OSError as error:
             return f"{device}: {error.strerror}"
-    probe = ["unshare", "--uts", "--net", "--pid", "--mount", "--fork", "--mount-proc", "true"]
-    result = subprocess.run(probe, check=False, capture_output=True, text=True, env={"PATH": PATH})
-    return f"no namespaces: {result.stderr.strip()}" if result.returncode else None
+    try:
+        command(["unshare", "--uts", "--ipc", "--net", "--pid", "--mount", "--fork", "--mount-proc", "true"])
+    except ServerError as error:
+        return f"no namespaces: {error}"
+    return None
 
 
 def mounted(path: Path) -> bool:
-    """Return whether something is mounted at ``path``; never touches it, as a dead mount can hang."""
+    """Return whether something is mounted at ``path``, without touching it: that could hang."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
     return any(line.split(" ")[1] == str(path) for line in lines)
 
 
-def unmount(path: Path) -> None:
-    """Take away the mount at ``path``, if there is one, even if it is busy or its server is dead."""
-    if mounted(path):
-        subprocess.run(["umount", "--lazy", str(path)], check=True, env={"PATH": PATH})
+def as_user(user: str | None) -> list[str]:
+    """Return the start of a command that goes on as ``user`` (None: nothing, it goes on as it is)."""
+    if user is None:
+        return []
+    entry = pwd.getpwnam(user)
+    names = ["env", f"HOME={entry.pw_dir}", f"USER={user}", f"LOGNAME={user}"]
+    return [*names, "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--"]
 
 
 @contextlib.contextmanager
 def _children_in_pid_namespace(of: int | None) -> Iterator[None]:
-    """Let processes that this thread starts belong to the PID namespace of process ``of``; with
-    None, to a new one, whose first process is the first one started.  (The parent stays outside, so
-    that ``Popen`` sees the real pid of the child and can signal it; nsenter(1) would stand between.)
+    """Let processes that this thread starts belong to the PID namespace of process ``of`` (None: to a new one).
+
+    The parent stays outside, so that ``Popen`` knows the real pid of the child and can signal it; nsenter(1) would
+    stand between the two.  In a new namespace, the first process is the one whose death ends the others.
     """
-    home = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
-    target = None if of is None else os.open(f"/proc/{of}/ns/pid", os.O_RDONLY)
-    try:
-        failed = _libc.unshare(_CLONE_NEWPID) if target is None else _libc.setns(target, _CLONE_NEWPID)
+    with contextlib.ExitStack() as stack:
+        home = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
+        stack.callback(os.close, home)
+        if of is None:
+            failed = _libc.unshare(_CLONE_NEWPID)
+        else:
+            target = os.open(f"/proc/{of}/ns/pid", os.O_RDONLY)
+            stack.callback(os.close, target)
+            failed = _libc.setns(target, _CLONE_NEWPID)
         if failed:
-            error = ctypes.get_errno()
-            raise OSError(error, f"PID namespace: {os.strerror(error)}")
-        try:
-            yield
-        finally:
-            _libc.setns(home, _CLONE_NEWPID)
-    finally:
-        os.close(home)
-        if target is not None:
-            os.close(target)
+            raise OSError(ctypes.get_errno(), f"PID namespace: {os.strerror(ctypes.get_errno())}")
+        stack.callback(_libc.setns, home, _CLONE_NEWPID)
+        yield
 
 
 class Node:
-    """A machine as far as processes can tell: host name, pids, /proc, /dev/shm, and a network.
+    """A machine as far as processes can tell: host name, pids, /proc, shared memory, and a network.
 
-    ``network``: "own" (loopback only, until :meth:`plug_into`), "machine" (that of the real one), or
-    another node to share with.  ``hosts``: a file that the node sees as /etc/hosts.
+    ``network``: "own" (loopback only, until :meth:`plug_into`), "machine" (that of the real one), or another node to
+    share with.  ``hosts``: a file that the node sees as /etc/hosts.
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: Node | Literal["own", "machine"] = "own",
-        hosts: Path | None = None,
-    ) -> None:
+    def __init__(self, name: str, network: Node | Literal["own", "machine"] = "own", hosts: Path | None = None) -> None:
         self.name = name
-        self._hosts = hosts
-        self._started: list[subprocess.Popen[Any]] = []
-        self._shm = Path(tempfile.mkdtemp(prefix=f"node-{name}-", dir="/dev/shm"))
+        self._started: list[Process] = []
+        self._shm = Path(tempfile.mkdtemp(prefix=f"node-{os.getpid()}-{name}-", dir="/dev/shm"))
         self._shm.chmod(0o1777)
-        command = ["unshare", "--uts"]
+        self._mounts = f'mount -t proc proc /proc && mount --bind "{self._shm}" /dev/shm'
+        if hosts is not None:
+            self._mounts += f' && mount --bind "{hosts}" /etc/hosts'
+        start = ["unshare", "--uts", "--ipc", *(["--net"] if network == "own" else [])]
         if isinstance(network, Node):
-            command = ["nsenter", f"--net=/proc/{network.pid}/ns/net", *command]
-        elif network == "own":
-            command.append("--net")
+            start = ["nsenter", f"--net=/proc/{network.pid}/ns/net", *start]
         # The first process reads a pipe that we hold: it ends when we do, however that happens.
         # It ignores SIGCHLD so that orphans of the node are reaped.
         script = 'hostname "$0" && ip link set lo up && echo up && exec env --ignore-signal=CHLD cat'
+        start += ["sh", "-c", script, name]
+        pipe = subprocess.PIPE
         with _children_in_pid_namespace(of=None):
-            self._first = subprocess.Popen(
-                [*command, "sh", "-c", script, name],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PATH": PATH},
-            )  # fmt: skip
-        self.pid = self._first.pid
+            self._first: Process = subprocess.Popen(start, stdin=pipe, stdout=pipe, env={"PATH": PATH})
+        self.pid: int = self._first.pid
         assert self._first.stdout is not None
         if self._first.stdout.readline() != b"up\n":
             self.kill()
@@ -143,123 +155,96 @@ class Node:
 
     def popen(
         self,
-        argv: Sequence[str | Path],
+        argv: Argv,
         *,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
         machine_mounts: bool = False,
-        kind: type[subprocess.Popen[Any]] = subprocess.Popen,
+        kind: type[Process] = subprocess.Popen,
         **options: Any,
-    ) -> subprocess.Popen[Any]:
+    ) -> Process:
         """Start ``argv`` on this node; the pid of the result is that of the command itself.
 
-        ``env`` adds to the environment.  ``machine_mounts``: see and change the mounts of the
-        machine, for a process that mounts something; then /proc and /dev/shm are the machine's too.
-        ``options`` go to ``kind``, a Popen.
+        ``env`` adds to the environment.  ``machine_mounts``: see and change the mounts of the machine, for a process
+        that mounts something; then /proc and /dev/shm are the machine's, too.  ``options`` go to ``kind``, a Popen.
         """
-        command: list[str | Path] = ["nsenter", f"--target={self.pid}", "--uts", "--net"]
+        if self._first.poll() is not None:
+            raise ServerError(f"{self.name}: {argv}: the node is dead")
+        start: list[str | Path] = ["nsenter", f"--target={self.pid}", "--uts", "--ipc", "--net"]
         if not machine_mounts:
-            binds = f'mount -t proc proc /proc && mount --bind "{self._shm}" /dev/shm'
-            if self._hosts is not None:
-                binds += f' && mount --bind "{self._hosts}" /etc/hosts'
             # one mount namespace per command: each sees what is mounted on the machine by then
-            command += ["unshare", "--mount", "sh", "-c", binds + ' && exec "$@"', self.name]
+            start += ["unshare", "--mount", "sh", "-c", self._mounts + ' && exec "$@"', self.name]
         environment = {**os.environ, "PATH": PATH, **(env or {})}
         with _children_in_pid_namespace(of=self.pid):
-            process = kind([*command, *as_user(user), *argv], env=environment, **options)
-        self._started = [p for p in self._started if p.returncode is None] + [process]
+            process = kind([*start, *as_user(user), *argv], env=environment, **options)
+        self._started.append(process)
         return process
 
-    def ip(self, *arguments: str) -> None:
+    def ip(self, arguments: str) -> None:
         """Run ip(8) on the network of this node."""
-        command = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", *arguments]
-        result = subprocess.run(command, check=False, capture_output=True, text=True, env={"PATH": PATH})
-        if result.returncode:
-            raise ServerError(f"node {self.name}: ip {' '.join(arguments)}: {result.stderr.strip()}")
-
-    def listens(self, port: int) -> bool:
-        """Return whether a process on this node's network accepts connections at a TCP port."""
-        rows = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
-        fields = (row.split() for row in rows)  # number, local address, remote address, state, ...
-        return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in fields)
+        command(["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", *arguments.split()])
 
     def make_switch(self, address: str) -> None:
         """Make a network switch on this node, with an address (a.b.c.d/n) of the node itself."""
-        self.ip("link", "add", "name", "lan", "type", "bridge")
-        self.ip("address", "add", address, "dev", "lan")
-        self.ip("link", "set", "dev", "lan", "up")
+        self.ip("link add name lan type bridge")
+        self.ip(f"address add {address} dev lan")
+        self.ip("link set dev lan up")
 
     def plug_into(self, switch: Node, address: str) -> None:
-        """Connect this node to the switch on another by a cable whose far end is ``to-NAME``."""
-        port = f"to-{self.name}"
-        switch.ip(
-            "link",
-            "add",
-            "name",
-            port,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            str(self.pid),
-        )
-        switch.ip("link", "set", "dev", port, "master", "lan", "up")
-        self.ip("address", "add", address, "dev", "eth0")
-        self.ip("link", "set", "dev", "eth0", "up")
+        """Connect this node to the switch on another by a cable whose far end is ``lan-NAME``."""
+        switch.ip(f"link add name lan-{self.name} type veth peer name eth0 netns {self.pid}")
+        switch.ip(f"link set dev lan-{self.name} master lan up")
+        self.ip(f"address add {address} dev eth0")
+        self.ip("link set dev eth0 up")
 
     def kill(self) -> None:
         """End the node and every process in it, as when its power fails.  May be called twice."""
         self._first.kill()
-        # the node is gone only when those of its processes that are our children have been reaped
+        # the kernel lets the first one go only when those that are our children have been reaped
         for process in (*self._started, self._first):
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired as error:
-                raise ServerError(f"node {self.name}: pid {process.pid} does not end") from error
+            process.wait(timeout=60)
         for pipe in (self._first.stdin, self._first.stdout):
             assert pipe is not None
             pipe.close()
         shutil.rmtree(self._shm, ignore_errors=True)
 
 
-def as_user(user: str | None) -> list[str]:
-    """Return the start of a command that goes on as ``user`` (None: as root, nothing to do)."""
-    if user is None:
-        return []
-    entry = pwd.getpwnam(user)
-    home = ["env", f"HOME={entry.pw_dir}", f"USER={user}", f"LOGNAME={user}"]
-    return [
-        *home,
-        "setpriv",
-        f"--reuid={entry.pw_uid}",
-        f"--regid={entry.pw_gid}",
-        "--init-groups",
-        "--",
-    ]
-
-
 class Server(ABC):
-    """A server that runs below ``directory`` while its ``with`` block lasts; logs stay there."""
+    """A server that runs below ``directory``, an empty one, while its ``with`` block lasts; its logs stay there."""
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory).resolve()
+        self.nodes: dict[str, Node] = {}
 
     @abstractmethod
     def start(self) -> None:
         """Start everything and wait until it can be used."""
 
     @abstractmethod
+    def boot(self, name: str) -> None:
+        """Make the node ``name`` and start what belongs there."""
+
+    def kill(self, name: str) -> None:
+        """Let the node ``name`` die without notice, with all that runs there."""
+        self.nodes[name].kill()
+
+    def restart(self, name: str) -> None:
+        """Let the node ``name``, dead or not, come back as after a boot."""
+        self.kill(name)
+        self.boot(name)
+
     def stop(self) -> None:
-        """Stop everything, including what is half started; leave neither processes nor mounts."""
+        """Stop everything, even what is half started; leave neither processes nor mounts."""
+        with contextlib.ExitStack() as stack:  # every one, the last one first, whatever fails
+            for name in self.nodes:
+                stack.callback(self.kill, name)
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         if any(self.directory.iterdir()):
             raise ServerError(f"{self.directory} is not empty; a server wants a directory to itself")
+        self.directory.chmod(0o755)  # for the other users of what is shared
         (self.directory / "log").mkdir()
-        self.directory.chmod(0o755)  # other users, who the servers may run as, must get in
         try:
             self.start()
         except BaseException:
@@ -267,25 +252,20 @@ class Server(ABC):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def log(self, name: str) -> IO[bytes]:
-        """Open the log of the part ``name``, to append to it."""
-        return (self.directory / "log" / f"{name}.log").open("ab", buffering=0)
+    def daemon(self, node: Node, name: str, argv: Argv, **options: Any) -> Process:
+        """Start a part of the server on a node; what it says goes to the log of ``name``."""
+        with (self.directory / "log" / f"{name}.log").open("ab") as log:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            return node.popen(argv, **{**streams, **options})
 
-    def wait_up(self, name: str, up: Callable[[], object], *processes: subprocess.Popen[Any]) -> None:
-        """Wait until ``up()``; raise ServerError with the end of the log of ``name`` if that takes
-        too long or one of ``processes`` has ended.
-        """
+    def wait_up(self, name: str, up: Callable[[], object], *processes: Process) -> None:
+        """Wait until ``up()``; if it takes too long, or a process ends, raise ServerError with the log of ``name``."""
 
         def up_or_dead() -> bool:
-            if dead := [p.returncode for p in processes if p.poll() is not None]:
+            if dead := [process.returncode for process in processes if process.poll() is not None]:
                 raise ServerError(f"ended with status {dead[0]}")
             return bool(up())
 
@@ -303,82 +283,62 @@ class FileServer(Server):
         super().__init__(directory)
         for name in clients:
             if not name.isalnum() or len(name) > 8 or name == "S":
-                raise ValueError(f"client {name!r}: want up to 8 letters or digits, and not S")
+                raise ValueError(f"client {name!r}: want up to 8 letters or digits, and not S, the server")
         self.clients = tuple(clients)
-        self.nodes: dict[str, Node] = {}
 
     @abstractmethod
     def path(self, client: str) -> Path:
         """Return the path of the shared directory as ``client`` sees it."""
 
-    @abstractmethod
-    def boot(self, client: str) -> None:
-        """Make the node of ``client`` and mount the filesystem for it."""
-
     def popen(
         self,
         client: str,
-        argv: Sequence[str | Path],
+        argv: Argv,
         *,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
         **options: Any,
-    ) -> subprocess.Popen[Any]:
-        """Start a command as ``client``; ``env`` adds to the environment, other ``options`` are those
-        of Popen.  The result may be signalled as if it were local.
+    ) -> Process:
+        """Start a command as ``client``, as ``user`` instead of root if one is named.
+
+        ``env`` adds to the environment; other ``options`` are those of Popen.  The result can be signalled as if the
+        command were local.
         """
         return self.nodes[client].popen(argv, env=env, user=user, **options)
 
     def run(
-        self,
-        client: str,
-        argv: Sequence[str | Path],
-        *,
-        timeout: float = 60,
-        check: bool = True,
-        **options: Any,
+        self, client: str, argv: Argv, *, timeout: float = 60, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as ``client`` and return what it wrote, as text.
+        """Run a command as ``client`` and return what it wrote, as text; ``options`` as for :meth:`popen`.
 
-        Raises ServerError if it does not end within ``timeout`` seconds (it is killed then), or,
-        unless ``check`` is false, if its status is not 0.
+        Raises ServerError if it does not end within ``timeout`` seconds (it is killed then), or, unless ``check`` is
+        false, if its status is not 0.
         """
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with self.popen(client, argv, **{**pipes, "text": True, **options}) as process:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with self.popen(client, argv, **{**pipes, **options}) as process:
             try:
                 output, errors = process.communicate(timeout=timeout)
-            except BaseException as error:
+            except subprocess.TimeoutExpired as error:
                 process.kill()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise ServerError(f"{client}: {argv}: no end within {timeout:g} s") from error
+                raise ServerError(f"{client}: {argv}: no end within {timeout:g} s") from error
+            except BaseException:
+                process.kill()
                 raise
         if check and process.returncode:
             raise ServerError(f"{client}: {argv}: status {process.returncode}: {errors}{output}")
         return subprocess.CompletedProcess(argv, process.returncode, output, errors)
 
-    def kill(self, client: str) -> None:
-        """Let ``client`` die without notice, with all its processes and its mount."""
-        self.nodes[client].kill()
-
-    def restart(self, client: str) -> None:
-        """Let ``client``, dead or not, come back as after a boot."""
-        self.kill(client)
-        self.boot(client)
-
-    def stop(self) -> None:
-        with contextlib.ExitStack() as stack:  # all of them, the last one first, whatever fails
-            for name in self.nodes:
-                stack.callback(self.kill, name)
-
 
 class MountedFileServer(FileServer):
-    """A filesystem that the machine itself mounts once per client, at DIRECTORY/CLIENT: there it can
-    also be used without :meth:`run`, as the same client but from outside of its node.
+    """A filesystem that the machine itself mounts once per client, at DIRECTORY/CLIENT.
+
+    There it can also be used without :meth:`run`: as the same client, but from outside of its node.
     """
 
     def path(self, client: str) -> Path:
         return self.directory / client
 
-    def kill(self, client: str) -> None:
-        super().kill(client)
-        unmount(self.path(client))
+    def kill(self, name: str) -> None:
+        super().kill(name)
+        if mounted(self.path(name)):
+            command(["umount", "--lazy", self.path(name)])

@@ -1,29 +1,22 @@
 """MooseFS: one master, one chunkserver, and a FUSE mount for each client.
 
-Coherent by default; ``coherent=False`` lets each client believe its caches for three seconds, as NFS
-clients do.  The locks of a dead client stay for a day.
+Coherent by default; ``coherent=False`` lets each client believe its caches for three seconds, as NFS clients do.
+The locks of a client that is dead or cut off stay.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.servers.base import MountedFileServer, Node, absent, mounted
+from tests.servers.base import MountedFileServer, Node, Process, absent, mounted
 
 PACKAGES = ("moosefs-master", "moosefs-chunkserver", "moosefs-client", "iproute2")
 
 _NET = "10.94.0"
-_PORT = 9421  # where the master expects clients
+_MASTER = f"{_NET}.1"
+_COMMON = {"WORKING_USER": "root", "WORKING_GROUP": "root", "NICE_LEVEL": 0, "DISABLE_OOM_KILLER": 0}
 _CACHES = ("mfsattrcacheto", "mfsentrycacheto", "mfsdirentrycacheto", "mfsnegentrycacheto")
-_COMMON = {
-    "WORKING_USER": "root",
-    "WORKING_GROUP": "root",
-    "NICE_LEVEL": 0,
-    "DISABLE_OOM_KILLER": 0,
-}
 
 
 def missing() -> str | None:
@@ -31,93 +24,84 @@ def missing() -> str | None:
     return absent(("mfsmaster", "mfschunkserver", "mfsmount"), PACKAGES, ("/dev/fuse",))
 
 
-class MooseFS(MountedFileServer):
-    """A MooseFS and its clients.
+def _accepts_clients(server: Node) -> bool:
+    """Return whether the master on ``server`` listens for clients, at port 9421 (hexadecimal 24CD)."""
+    rows = (row.split() for row in Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines())
+    return any(row[1].endswith(":24CD") and row[3] == "0A" for row in rows)  # 0A: TCP_LISTEN
 
-    ``coherent``: whether a client sees at once what another one did.  ``cut`` and ``mend`` unplug a
-    client's network cable.
-    """
+
+class MooseFS(MountedFileServer):
+    """A MooseFS and its clients; ``coherent``: whether a client sees at once what another one did."""
 
     def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), coherent: bool = True) -> None:
         super().__init__(directory, clients)
         self.coherent = coherent
-        self._daemons: dict[str, subprocess.Popen[Any]] = {}
+        self._daemons: list[Process] = []
 
     def start(self) -> None:
-        for name in ("etc", "master", "chunkserver", "chunks"):
-            (self.directory / name).mkdir(exist_ok=True)
         etc = self.directory / "etc"
+        for name in ("etc", "master", "chunkserver", "chunks"):
+            (self.directory / name).mkdir()
         (etc / "exports").write_text(f"{_NET}.0/24 / rw,alldirs,maproot=0:0\n")
-        (etc / "topology").write_text("")
-        (etc / "disks").write_text(f"~{self.directory / 'chunks'}\n")  # ~: may fill up the disk
-        master_settings: dict[str, object] = {
+        (etc / "topology").touch()
+        (etc / "disks").write_text(f"~{self.directory / 'chunks'}\n")  # ~: the whole disk is not ours
+        master = {
             "DATA_PATH": self.directory / "master",
             "EXPORTS_FILENAME": etc / "exports",
             "TOPOLOGY_FILENAME": etc / "topology",
-            **{f"{port}_LISTEN_HOST": f"{_NET}.1" for port in ("MATOML", "MATOCS", "MATOCL")},
+            **{f"{listener}_LISTEN_HOST": _MASTER for listener in ("MATOML", "MATOCS", "MATOCL")},
         }
-        chunk_settings: dict[str, object] = {
+        chunkserver = {
             "DATA_PATH": self.directory / "chunkserver",
             "HDD_CONF_FILENAME": etc / "disks",
             "HDD_LEAVE_SPACE_DEFAULT": "16MiB",
-            "MASTER_HOST": f"{_NET}.1",
+            "MASTER_HOST": _MASTER,
             "MASTER_RECONNECTION_DELAY": 1,
-            "CSSERV_LISTEN_HOST": f"{_NET}.1",
+            "CSSERV_LISTEN_HOST": _MASTER,
         }
-        for name, settings in (("mfsmaster", master_settings), ("mfschunkserver", chunk_settings)):
-            lines = (f"{key} = {value}\n" for key, value in {**_COMMON, **settings}.items())
+        for name, settings in (("mfsmaster", master), ("mfschunkserver", chunkserver)):
+            lines = [f"{key} = {value}\n" for key, value in (*_COMMON.items(), *settings.items())]
             (etc / f"{name}.cfg").write_text("".join(lines))
         # these eight bytes tell the master to begin a new filesystem
         (self.directory / "master/metadata.mfs").write_text("MFSM NEW")
 
-        self.nodes["S"] = Node("S")
-        self.nodes["S"].make_switch(f"{_NET}.1/24")
+        server = self.nodes["S"] = Node("S")
+        server.make_switch(f"{_MASTER}/24")
         self._start_daemons()
-        master = self._daemons["mfsmaster"]
-        self.wait_up("mfsmaster", lambda: self.nodes["S"].listens(_PORT), master)
+        self.wait_up("mfsmaster", lambda: _accepts_clients(server), *self._daemons)
         for client in self.clients:
             self.boot(client)
 
     def _start_daemons(self) -> None:
         for name in ("mfsmaster", "mfschunkserver"):
-            config = self.directory / "etc" / f"{name}.cfg"
-            with self.log(name) as log:
-                self._daemons[name] = self.nodes["S"].popen(
-                    [name, "-f", "-c", config, "start"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
+            argv = [name, "-f", "-c", f"{self.directory}/etc/{name}.cfg", "start"]
+            self._daemons.append(self.daemon(self.nodes["S"], name, argv))
 
-    def boot(self, client: str) -> None:
-        path = self.path(client)
+    def boot(self, name: str) -> None:
+        path = self.path(name)
         path.mkdir(exist_ok=True)
-        node = self.nodes[client] = Node(client)
-        node.plug_into(self.nodes["S"], f"{_NET}.{11 + self.clients.index(client)}/24")
-        options = [f"fsname=moosefs-{client}", "mfsnice=0", "mfsallowoomkiller"]
+        node = self.nodes[name] = Node(name)
+        node.plug_into(self.nodes["S"], f"{_NET}.{11 + self.clients.index(name)}/24")
+        options = [f"fsname=moosefs-{name}", "mfsnice=0", "mfsallowoomkiller"]
         options += [] if self.coherent else [f"{cache}=3" for cache in _CACHES]
-        with self.log(client) as log:
-            mount = node.popen(
-                ["mfsmount", path, "-f", "-H", f"{_NET}.1", "-o", ",".join(options)],
-                machine_mounts=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.wait_up(client, lambda: mounted(path), mount, *self._daemons.values())
-        probe = path / f".up-{client}"
+        argv = ["mfsmount", str(path), "-f", "-H", _MASTER, "-o", ",".join(options)]
+        mount = self.daemon(node, name, argv, machine_mounts=True)
+        self.wait_up(name, lambda: mounted(path), mount, *self._daemons)
         # until the chunkserver has reported to the master, files can be made but hold no data
-        write = ["sh", "-c", 'echo up >"$0" 2>/dev/null; s=$?; rm -f "$0"; exit $s', probe]
-        self.wait_up(client, lambda: self.run(client, write, check=False).returncode == 0, mount)
+        write = ["sh", "-c", 'echo >"$0"; status=$?; rm -f "$0"; exit $status', f"{path}/.up-{name}"]
+        self.wait_up(name, lambda: self.run(name, write, check=False).returncode == 0, mount)
 
     def restart_server(self) -> None:
         """Stop the server in good order and start it again; clients wait for it meanwhile."""
-        for daemon in reversed(self._daemons.values()):
-            daemon.terminate()
-            daemon.wait(timeout=60)
+        while self._daemons:
+            self._daemons[-1].terminate()
+            self._daemons.pop().wait(timeout=60)
         self._start_daemons()
 
     def cut(self, client: str) -> None:
         """Let all packets from and to ``client`` vanish."""
-        self.nodes["S"].ip("link", "set", "dev", f"to-{client}", "nomaster")
+        self.nodes["S"].ip(f"link set dev lan-{client} nomaster")
 
     def mend(self, client: str) -> None:
         """Undo :meth:`cut`."""
-        self.nodes["S"].ip("link", "set", "dev", f"to-{client}", "master", "lan")
+        self.nodes["S"].ip(f"link set dev lan-{client} master lan")

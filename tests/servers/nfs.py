@@ -1,12 +1,12 @@
 """NFS, the real one: Linux's server and Linux's clients, each in a User-Mode-Linux kernel.
 
-A User-Mode-Linux is an ordinary process that is a Linux kernel, with caches, locks, pids and a clock
-of its own.  Its guests boot from the machine's own files, so that every program and every path of the
-machine is there, too; the shared directory is DIRECTORY/mnt in each.  A system call takes some 30 µs in
-a guest: this is for what NFS does, not for how fast.
+A User-Mode-Linux is an ordinary process that is a Linux kernel, with caches, locks, pids and a clock of its own.
+The guests boot from the machine's own files, so that every program and every path of the machine is there, too; the
+shared directory is DIRECTORY/mnt in each.  A system call takes some 30 µs in a guest: this is for what NFS does, not
+for how fast.
 
-Guest S serves a small ext4.  Two cables lead to each guest: ``lan`` is a switch with S and the
-clients, ``con`` is for ssh, so that a client without network still obeys.
+Guest S serves a small ext4.  Two cables lead to each guest: ``lan`` is a switch with S and the clients, ``con`` is
+for ssh, so that a client without network still obeys.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.servers.base import PATH, FileServer, Node, absent, as_user, wait_for
+from tests.servers.base import PATH, Argv, FileServer, Node, Process, absent, as_user, command, wait_for
 
 PACKAGES = (
-    "user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "openssh-server",
-    "openssh-client", "e2fsprogs", "iproute2",
+    "user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "e2fsprogs", "iproute2",
+    "openssh-server", "openssh-client",
 )  # fmt: skip
 
 _PROGRAMS = ("linux.uml", "exportfs", "nfsdcld", "rpcbind", "modprobe", "sshd", "ssh", "mkfs.ext4")
@@ -53,7 +53,7 @@ BatchMode yes
 ControlPath {directory}/guest/%n/ssh
 """
 
-# The first process of each guest.  Whatever a guest writes outside of these mounts goes to the machine.
+# The first process of each guest.  What a guest writes outside of these mounts, it writes to the machine.
 _INIT = """\
 #!/bin/sh
 exec </dev/null >/dev/console 2>&1
@@ -114,7 +114,7 @@ rpc.nfsd 8
 _MOUNT = """\
 modprobe nfs
 modprobe nfsv{major}
-until mount -t nfs -o {options},retry=0 {server}.1:{export} {directory}/mnt; do sleep 0.2; done
+until mount -t nfs -o {options},retry=0 {server}:{export} {directory}/mnt; do sleep 0.2; done
 """
 
 
@@ -127,10 +127,7 @@ def missing() -> str | None:
 
 
 class GuestProcess(subprocess.Popen[Any]):
-    """A command in a guest: here it is an ssh, but signals go to the command itself.
-
-    A command that a signal has ended has the status 255.
-    """
+    """A command in a guest.  Here it is an ssh, but signals go to the command itself; one that ends it makes 255."""
 
     fs: NFS
     client: str
@@ -150,10 +147,9 @@ class GuestProcess(subprocess.Popen[Any]):
 class NFS(FileServer):
     """An NFS server S and its clients, all of them with kernels of their own.
 
-    ``version``: "4.2" or "3".  ``options``: more mount options, such as "actimeo=0".  ``lease``:
-    seconds until the NFS 4 locks of a silent client expire, and that a restarted server waits for
-    its clients.  ``clocks``: how many seconds the clock of a client is fast, from its next boot on.
-    ``memory``: megabytes per guest.
+    ``version``: "4.2" or "3".  ``options``: more mount options, such as "actimeo=0".  ``lease``: seconds until the
+    NFS 4 locks of a silent client expire, and that a restarted server waits for its clients.  ``clocks``: how many
+    seconds the clock of a client is fast, from its next boot on.  ``memory``: megabytes per guest.
     """
 
     def __init__(
@@ -173,9 +169,9 @@ class NFS(FileServer):
         self.options = ",".join(filter(None, [f"vers={version}", "hard", options]))
         self.clocks = dict(clocks or {})
         self._guests = ("S", *self.clients)
+        self._kernel: dict[str, Process] = {}
+        self._ssh = ("ssh", "-F", self.directory / "etc/ssh_config")
         self._numbers = itertools.count()
-        self._kernel: dict[str, subprocess.Popen[Any]] = {}
-        self._ssh = ("ssh", "-F", str(self.directory / "etc/ssh_config"))
 
     def path(self, client: str) -> Path:
         return self.directory / "mnt"
@@ -185,40 +181,36 @@ class NFS(FileServer):
 
     def start(self) -> None:
         etc = self.directory / "etc"
-        for path in (etc, self.directory / "mnt", self.directory / "srv"):
-            path.mkdir(exist_ok=True)
         disk, key = self.directory / "disk", etc / "key"
-        with disk.open("xb") as file:
+        for path in (etc, self.directory / "mnt", self.directory / "srv"):
+            path.mkdir()
+        with disk.open("wb") as file:
             file.truncate(1024 * _MEGABYTE)  # sparse
-        for command in (
-            ["mkfs.ext4", "-q", "-F", disk],
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key],
-        ):
-            subprocess.run(command, check=True, env={"PATH": PATH}, stdin=subprocess.DEVNULL)
-        (etc / "sshd_config").write_text(_SSHD.format(key=key))
-        lines = [_SSH.format(directory=self.directory, key=key)]
-        lines += [f"Host {name}\nHostName {_CON}.{i}.2\n" for i, name in enumerate(self._guests)]
-        (etc / "ssh_config").write_text("".join(lines))
-        hosts = (f"{_LAN}.{i + 1} {guest}\n" for i, guest in enumerate(self._guests))
-        (etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(hosts))
+        command(["mkfs.ext4", "-q", "-F", disk])
+        command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
         rights = "rw,sync,no_root_squash,no_subtree_check,fsid=0,insecure"
         (etc / "exports").write_text(f"{self.directory}/srv *({rights})\n")
-
+        (etc / "sshd_config").write_text(_SSHD.format(key=key))
+        hosts, places = ["127.0.0.1 localhost\n"], [_SSH.format(directory=self.directory, key=key)]
         lan = self.nodes["lan"] = Node("lan")
         lan.make_switch(f"{_LAN}.254/24")
         for i, guest in enumerate(self._guests):
-            # what rpc.statd notes here outlives the guest: so NFS 3 locks of the dead are given back
+            hosts.append(f"{_LAN}.{i + 1} {guest}\n")
+            places.append(f"Host {guest}\nHostName {_CON}.{i}.2\n")
+            # rpc.statd notes here, for longer than the guest lives, whose NFS 3 locks are to be given back
             (self._home(guest) / "nfs/sm").mkdir(parents=True)
             (self._home(guest) / "nfs/sm.bak").mkdir()
             for cable in (f"lan-{guest}", f"con-{guest}"):
-                lan.ip("tuntap", "add", "dev", cable, "mode", "tap")
-                lan.ip("link", "set", "dev", cable, "up")
-            lan.ip("link", "set", "dev", f"lan-{guest}", "master", "lan")
-            lan.ip("address", "add", f"{_CON}.{i}.1/30", "dev", f"con-{guest}")
+                lan.ip(f"tuntap add dev {cable} mode tap")
+                lan.ip(f"link set dev {cable} up")
+            lan.ip(f"address add {_CON}.{i}.1/30 dev con-{guest}")
+            self.mend(guest)
+        (etc / "hosts").write_text("".join(hosts))
+        (etc / "ssh_config").write_text("".join(places))
         self._boot_together(*self._guests)
 
-    def boot(self, client: str) -> None:
-        self._boot_together(client)
+    def boot(self, name: str) -> None:
+        self._boot_together(name)
 
     def _boot_together(self, *guests: str) -> None:
         for guest in guests:
@@ -226,83 +218,78 @@ class NFS(FileServer):
         lines = {}
         for guest in guests:
             self.wait_up(guest, (self._home(guest) / "up").exists, self._kernel[guest])
-            with self.log(guest) as log:
-                # all commands share this one connection
-                lines[guest] = self.nodes[guest].popen(
-                    [*self._ssh, "-M", "-N", guest],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
+            # all commands share this one connection
+            lines[guest] = self.daemon(self.nodes[guest], guest, [*self._ssh, "-M", "-N", guest])
         for guest, line in lines.items():
             self.wait_up(guest, (self._home(guest) / "ssh").exists, line)
 
     def _power_on(self, guest: str) -> None:
         home, number = self._home(guest), self._guests.index(guest)
         words = {
-            "directory": self.directory, "home": home, "name": guest, "lease": self.lease,
-            "clock": self.clocks.get(guest, 0), "lan": f"{_LAN}.{number + 1}", "con": f"{_CON}.{number}.2",
-            "card": number, "server": _LAN, "options": self.options, "major": self.version[0],
+            "directory": self.directory,
+            "home": home,
+            "name": guest,
+            "lan": f"{_LAN}.{number + 1}",
+            "con": f"{_CON}.{number}.2",
+            "card": number,
+            "clock": self.clocks.get(guest, 0),
+            "lease": self.lease,
+            "options": self.options,
+            "major": self.version[0],
+            "server": f"{_LAN}.1",
             "export": "/" if self.version.startswith("4") else self.directory / "srv",
-        }  # fmt: skip
+        }
         role = (_SERVE if guest == "S" else _MOUNT).format(**words)
         (home / "init").write_text(_INIT.format(role=role, **words))
         (home / "init").chmod(0o755)
         for trace in ("up", "ssh"):  # of the guest's previous life
             (home / trace).unlink(missing_ok=True)
         node = self.nodes[guest] = Node(guest, network=self.nodes["lan"])
-        command = [
-            "linux.uml", f"mem={self.memory}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
-            "rw", "quiet", f"init={home}/init", "con=null", "con0=null,fd:1",
-            *([f"ubda={self.directory}/disk"] if guest == "S" else []),
-            *(f"vec{i}:transport=tap,ifname={cable}-{guest},depth=128,gro=1" for i, cable in enumerate(("lan", "con"))),
-        ]  # fmt: skip
-        # UML has its control socket in HOME, and the guest's memory is a file in TMPDIR
-        places = {"HOME": str(home), "TMPDIR": "/dev/shm"}
-        with self.log(guest) as log:
-            self._kernel[guest] = node.popen(command, env=places, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        argv = ["linux.uml", f"mem={self.memory}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
+        argv += ["quiet", "con=null", "con0=null,fd:1", f"init={home}/init"]
+        for i, cable in enumerate(("lan", "con")):
+            argv.append(f"vec{i}:transport=tap,ifname={cable}-{guest},depth=128,gro=1")
+        if guest == "S":
+            argv.append(f"ubda={self.directory}/disk")
+        # User-Mode-Linux has its control socket in HOME, and the guest's memory is a file in TMPDIR
+        self._kernel[guest] = self.daemon(node, guest, argv, env={"HOME": str(home), "TMPDIR": "/dev/shm"})
 
     def popen(
         self,
         client: str,
-        argv: Sequence[str | Path],
+        argv: Argv,
         *,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
         **options: Any,
     ) -> GuestProcess:
         number = next(self._numbers)
-        cwd = options.pop("cwd", None) or Path.cwd()
+        cwd = shlex.quote(str(options.pop("cwd", None) or Path.cwd()))
         variables = {**os.environ, "PATH": PATH, "TMPDIR": "/run/tmp", **(env or {})}
-        words = [
-            "env",
-            *(f"{k}={v}" for k, v in variables.items()),
-            *as_user(user),
-            *map(str, argv),
-        ]
-        script = f"echo $$ >/run/commands/{number}; cd {shlex.quote(str(cwd))} && exec {shlex.join(words)}"
-        command = [*self._ssh, client, script]
-        process = self.nodes[client].popen(command, kind=GuestProcess, **options)
+        assignments = (f"{key}={value}" for key, value in variables.items())
+        words = shlex.join(["env", *assignments, *as_user(user), *map(str, argv)])
+        script = f"echo $$ >/run/commands/{number}; cd {cwd} && exec {words}"
+        process = self.nodes[client].popen([*self._ssh, client, script], kind=GuestProcess, **options)
         assert isinstance(process, GuestProcess)
         process.fs, process.client, process.number = self, client, number
         return process
 
     def ssh(self, guest: str, script: str) -> int:
-        """Run a shell script in a guest, quietly, and return its status."""
-        process = self.nodes[guest].popen(
-            [*self._ssh, guest, script],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        return process.wait(timeout=60)
+        """Run a shell script in a guest and return its status."""
+        return self.daemon(self.nodes[guest], guest, [*self._ssh, guest, script]).wait(timeout=60)
 
     def restart_server(self) -> None:
-        """Let the server lose power and boot again; clients wait for it meanwhile, and locks of NFS 4
-        until ``lease`` seconds later, so that those who held one can take it back.
+        """Let the server lose power and boot again.
+
+        Clients wait for it meanwhile; who wants to lock something waits for ``lease`` seconds more, in which those
+        who held a lock take it back.
         """
         self.restart("S")
 
     def cut(self, client: str) -> None:
         """Pull the network cable of ``client``; commands still reach it."""
-        self.nodes["lan"].ip("link", "set", "dev", f"lan-{client}", "nomaster")
+        self.nodes["lan"].ip(f"link set dev lan-{client} nomaster")
 
     def mend(self, client: str) -> None:
         """Undo :meth:`cut`."""
-        self.nodes["lan"].ip("link", "set", "dev", f"lan-{client}", "master", "lan")
+        self.nodes["lan"].ip(f"link set dev lan-{client} master lan")

@@ -1,14 +1,12 @@
 """sshfs: each client mounts one directory through a file transfer server of its own.
 
-Listings and attributes are up to 20 seconds old, and locks hold within one client only: like a
-Lustre with ``localflock`` or an NFS with ``nolock``.  No network is involved: sshfs and its
-sftp-server talk through a pair of pipes.
+Listings and attributes are up to 20 seconds old, and locks hold within one client only: like a Lustre with
+``localflock`` or an NFS with ``nolock``.  No network is involved: sshfs and sftp-server talk through two pipes.
 """
 
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 from tests.servers.base import MountedFileServer, Node, absent, mounted
 
@@ -23,34 +21,27 @@ def missing() -> str | None:
 
 
 class SSHFS(MountedFileServer):
-    """Clients that share the directory DIRECTORY/export by sshfs with its default caches."""
-
-    @property
-    def export(self) -> Path:
-        """The shared directory as the server has it."""
-        return self.directory / "export"
+    """Clients that share DIRECTORY/export by sshfs, with its usual caches; what they write belongs to root."""
 
     def start(self) -> None:
-        self.export.mkdir(exist_ok=True)
-        self.export.chmod(0o1777)
+        (self.directory / "export").mkdir()
+        (self.directory / "export").chmod(0o1777)
         self.nodes["S"] = Node("S")
         for client in self.clients:
             self.boot(client)
 
-    def boot(self, client: str) -> None:
-        path = self.path(client)
+    def boot(self, name: str) -> None:
+        path = self.path(name)
         path.mkdir(exist_ok=True)
-        node = self.nodes[client] = Node(client)
-        pipe = subprocess.PIPE
-        with self.log(client) as log:
-            # -u 0: which bits a new file gets is up to the client
-            server = self.nodes["S"].popen([_SFTP_SERVER, "-e", "-u", "0"], stdin=pipe, stdout=pipe, stderr=log)
-            assert server.stdin is not None and server.stdout is not None
-            options = f"passive,allow_other,default_permissions,fsname=sshfs-{client}"
-            mount = node.popen(
-                ["sshfs", "-f", f"S:{self.export}", path, "-o", options],
-                machine_mounts=True, stdin=server.stdout, stdout=server.stdin, stderr=log,
-            )  # fmt: skip
-        server.stdin.close()  # so that the death of either end is the end of the other
-        server.stdout.close()
-        self.wait_up(client, lambda: mounted(path), mount, server)
+        node = self.nodes[name] = Node(name)
+        # -u 0: which bits a new file gets is up to the client
+        serve, pipe = [_SFTP_SERVER, "-e", "-u", "0"], subprocess.PIPE
+        server = self.daemon(self.nodes["S"], name, serve, stdin=pipe, stdout=pipe)
+        options = f"passive,allow_other,default_permissions,fsname=sshfs-{name}"
+        argv = ["sshfs", "-f", f"S:{self.directory}/export", str(path), "-o", options]
+        ends = {"stdin": server.stdout, "stdout": server.stdin}
+        mount = self.daemon(node, name, argv, machine_mounts=True, **ends)
+        for end in (server.stdin, server.stdout):
+            assert end is not None
+            end.close()  # ours: so that the death of either process is the end of the other
+        self.wait_up(name, lambda: mounted(path), mount, server)

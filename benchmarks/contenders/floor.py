@@ -1,0 +1,163 @@
+"""What the operating system does by itself: renames that wake another process, bare calls, a plain file.
+
+Nothing here can be used for anything; it is what everybody who goes by files has to pay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import queue
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import tasks
+from benchmarks.contender import Contender, Job, Samples
+from benchmarks.measures import APART
+
+_CONTENT = bytes(512)  # about what one call takes
+
+
+def _by_watchdog(directory: str) -> Callable[[str], None]:
+    """Watch a directory through watchdog's observer; returns a wait for a name in it."""
+    from watchdog.events import FileSystemEvent, FileSystemEventHandler
+    from watchdog.observers import Observer
+
+    came: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Note(FileSystemEventHandler):
+        def on_any_event(self, event: FileSystemEvent) -> None:
+            if event.event_type in {"created", "moved"}:
+                came.put(os.path.basename(os.fsdecode(event.dest_path or event.src_path)))
+
+    observer = Observer()
+    observer.daemon = True
+    observer.schedule(Note(), directory)
+    observer.start()
+
+    def wait(name: str) -> None:
+        while came.get() != name:
+            pass
+
+    return wait
+
+
+def _by_inotify(directory: str) -> Callable[[str], None]:
+    """Watch a directory by the bare calls of inotify(7); returns a wait for a name in it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(directory), 0x80) < 0:  # IN_MOVED_TO
+        raise OSError(ctypes.get_errno(), "inotify")
+
+    def wait(name: str) -> None:
+        while True:
+            data = os.read(fd, 65536)
+            start = 0
+            while start < len(data):
+                length = struct.unpack_from("12xI", data, start)[0]
+                if data[start + 16 : start + 16 + length].rstrip(b"\0").decode() == name:
+                    return
+                start += 16 + length
+
+    return wait
+
+
+def ping_pong(job: Job) -> Samples:
+    """Two processes: each renames a file into the directory that the other one watches."""
+    watch: Any = {"watchdog": _by_watchdog, "inotify": _by_inotify}[job.variant]
+    here, there, store = (f"{job.directory}/{name}" for name in ("here", "there", "store"))
+    for path in (here, there, store):
+        os.mkdir(path)
+    count = job.warm + 2 * job.tasks
+    for number in range(count):
+        for side in ("ping", "pong"):
+            with open(f"{store}/{side}.{number}", "wb"):
+                pass
+    ready, started = os.pipe()
+    if os.fork() == 0:
+        wait = watch(there)
+        os.write(started, b"\0")
+        for number in range(count):
+            wait(str(number))
+            os.rename(f"{store}/pong.{number}", f"{here}/{number}")
+        os._exit(0)
+    wait = watch(here)
+    os.read(ready, 1)
+
+    def once(number: int, pause: float) -> float:
+        if pause:
+            time.sleep(pause)
+        before = time.perf_counter()
+        os.rename(f"{store}/ping.{number}", f"{there}/{number}")
+        wait(str(number))
+        return time.perf_counter() - before
+
+    for number in range(job.warm):
+        once(number, 0.0)
+    at_once = [once(job.warm + number, 0.0) for number in range(job.tasks)]
+    after = [once(job.warm + job.tasks + number, APART) for number in range(job.tasks)]
+    os.wait()
+    return {"at once": at_once, "after a pause": after}
+
+
+def _write(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.write(fd, _CONTENT)
+    os.close(fd)
+
+
+def protocol(job: Job) -> Samples:
+    """What one task costs in system calls from submit to collected, in one process that waits for nobody."""
+    paths = [f"{job.directory}/{name}" for name in ("tmp", "ready", "claimed", "outgoing", "results")]
+    tmp, ready, claimed, outgoing, results = paths
+    for path in paths:
+        os.mkdir(path)
+    busy, before = time.process_time(), time.perf_counter()
+    for number in range(job.tasks):
+        name = f"{number:020d}"
+        _write(f"{tmp}/{name}")
+        os.rename(f"{tmp}/{name}", f"{ready}/{name}")
+        held = os.open(f"{ready}/{name}", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(f"{ready}/{name}", f"{claimed}/{name}.w")
+        os.pread(held, 65536, 0)
+        _write(f"{outgoing}/{name}.w")
+        os.rename(f"{claimed}/{name}.w", f"{results}/{name}.w")
+        os.close(held)
+        fd = os.open(f"{outgoing}/{name}.w", os.O_RDONLY | os.O_CLOEXEC)
+        os.pread(fd, 65536, 0)
+        os.close(fd)
+        os.unlink(f"{results}/{name}.w")
+        os.unlink(f"{outgoing}/{name}.w")
+    took, busy = time.perf_counter() - before, time.process_time() - busy
+    return {"rate": [job.tasks / took], "CPU": [busy / job.tasks], "calls": [job.tasks]}
+
+
+def plain_file(job: Job) -> Samples:
+    """Write an array to a file and have it again: read (variant ``fromfile``), or summed where it is mapped."""
+    import numpy
+
+    path = f"{job.directory}/array"
+    array = numpy.ones(job.bytes // 8)
+    before = time.perf_counter()
+    array.tofile(path)
+    if job.variant == "fromfile":
+        copy = numpy.fromfile(path)
+    else:
+        total = tasks.total(numpy.memmap(path, dtype=array.dtype, mode="r"))
+    took = time.perf_counter() - before
+    assert (copy.sum() if job.variant == "fromfile" else total) == len(array)
+    return {"time": [took]}
+
+
+CONTENDER = Contender(
+    name="floor",
+    module=__name__,
+    measures={"latency": ping_pong, "throughput": protocol, "plain file": plain_file},
+)
+
+if __name__ == "__main__":
+    CONTENDER.main()

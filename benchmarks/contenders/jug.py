@@ -1,0 +1,70 @@
+"""jug: a script whose calls are files' names, executed by as many processes as one starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from benchmarks import processes
+from benchmarks.contender import Contender, Environment, Job, Samples
+
+SCRIPT = """
+import time
+from jug import Task
+
+def call(number):
+    return time.time(), pow(2, 3)
+
+calls = [Task(call, number) for number in range({count})]
+"""
+
+
+def execute(job: Job, count: int) -> tuple[float, float]:
+    """Seconds from the first call's start to the last value read, and CPU seconds of all of it."""
+    folder = f"{job.directory}/{count}"
+    os.makedirs(folder)
+    with open(f"{folder}/calls.py", "w", encoding="ascii") as file:
+        file.write(SCRIPT.format(count=count))
+    program = [sys.executable, "-m", "jug", "execute", "calls.py", "--jugdir", f"{folder}/data"]
+    quiet = subprocess.DEVNULL
+    before = _cpu(job)
+    workers = [subprocess.Popen(program, cwd=folder, stdin=quiet, stdout=quiet) for _ in range(job.workers)]
+    for worker in workers:
+        if worker.wait():
+            raise RuntimeError(f"jug execute ended with {worker.returncode}")
+    busy = _cpu(job) - before
+    import jug
+    from jug.task import value
+
+    since = time.perf_counter()
+    _, space = jug.init(f"{folder}/calls.py", f"{folder}/data")
+    values = value(space["calls"])
+    reading = time.perf_counter() - since
+    starts = [start for start, _ in values]
+    return max(starts) - min(starts) + reading, busy
+
+
+def _cpu(job: Job) -> float:
+    return sum(map(processes.cpu, processes.family(job.harness)))
+
+
+def throughput(job: Job) -> Samples:
+    """Calls per second; the start of ``jug execute`` itself is left out, in jug's favour."""
+    pilot = min(job.tasks, 100)
+    took, _ = execute(job, pilot)
+    count = min(job.tasks, max(pilot + 1, int(pilot / took * job.seconds)))
+    took, busy = execute(job, count)
+    return {"rate": [count / took], "CPU": [busy / count], "calls": [count]}
+
+
+CONTENDER = Contender(
+    name="jug",
+    module=__name__,
+    measures={"throughput": throughput},
+    environment=Environment(name="jug", requires=("jug",)),
+)
+
+if __name__ == "__main__":
+    CONTENDER.main()

@@ -1,0 +1,197 @@
+"""Measures that everything with a ``submit`` can take: the same code for every contender."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from benchmarks import processes, tasks
+from benchmarks.contender import Job, Measure, Samples
+
+APART = 0.05
+"""Seconds between calls to a pool that has become idle."""
+
+_LEAST = 5
+
+
+class Pending(Protocol):
+    """A future, as far as it is needed here."""
+
+    def result(self) -> Any:
+        """Wait for the value."""
+
+
+class Submits(Protocol):
+    """An executor, as far as it is needed here."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Pending:
+        """Call the function elsewhere."""
+
+
+Opens = Callable[[Job], AbstractContextManager[Submits]]
+"""Makes a contender's executor as a job wants it."""
+
+
+def of_executor(opens: Opens) -> dict[str, Measure]:
+    """All measures, of an executor that each of them opens anew."""
+
+    def measure(of: Callable[[Submits, Job], Samples]) -> Measure:
+        def opened(job: Job) -> Samples:
+            with opens(job) as executor:
+                return of(executor, job)
+
+        return opened
+
+    return {
+        "latency": measure(latency),
+        "throughput": measure(throughput),
+        "argument": measure(argument),
+        "result": measure(result),
+        "idle": measure(idle),
+        "marked": measure(marked),
+    }
+
+
+def latency(executor: Submits, job: Job) -> Samples:
+    """Seconds from ``submit`` to the result, one call at a time: at once after the last, and after a pause."""
+
+    def calls(pause: float) -> list[float]:
+        found: list[float] = []
+        end = time.perf_counter() + job.seconds
+        while len(found) < job.tasks and (len(found) < _LEAST or time.perf_counter() < end):
+            if pause:
+                time.sleep(pause)
+            before = time.perf_counter()
+            value = executor.submit(pow, 2, 3).result()
+            found.append(time.perf_counter() - before)
+            assert value in (8, [8] * job.ranks), value
+        return found
+
+    _await_workers(executor, job)
+    end = time.perf_counter() + job.seconds
+    for _ in range(job.warm):
+        executor.submit(pow, 2, 3).result()
+        if time.perf_counter() > end:
+            break
+    return {"at once": calls(0.0), "after a pause": calls(APART)}
+
+
+def throughput(executor: Submits, job: Job) -> Samples:
+    """Calls per second, all submitted one by one before the first result is asked for; CPU seconds per call."""
+    _await_workers(executor, job)
+    pilot = min(job.tasks, max(job.warm, 100))
+    took, _ = _batch(executor, job, pilot)
+    count = min(job.tasks, max(pilot, int(pilot / took * job.seconds)))
+    took, busy = _batch(executor, job, count)
+    return {"rate": [count / took], "CPU": [busy / count], "calls": [count]}
+
+
+def _batch(executor: Submits, job: Job, count: int) -> tuple[float, float]:
+    cpu = sum(map(processes.cpu, processes.family(job.harness)))
+    before = time.perf_counter()
+    pending = [executor.submit(pow, 2, 3) for _ in range(count)]
+    for future in pending:
+        future.result()
+    took = time.perf_counter() - before
+    return took, sum(map(processes.cpu, processes.family(job.harness))) - cpu
+
+
+def argument(executor: Submits, job: Job) -> Samples:
+    """An array as argument: seconds until its sum is back."""
+    import numpy
+
+    executor.submit(tasks.total, numpy.ones(8)).result()
+    array = numpy.ones(job.bytes // 8)
+    before = time.perf_counter()
+    value = executor.submit(tasks.total, array).result()
+    took = time.perf_counter() - before
+    assert value == len(array), value
+    return {"time": [took], **_peaks(executor, job)}
+
+
+def result(executor: Submits, job: Job) -> Samples:
+    """An array that a worker has, as result: seconds until it is here."""
+    count = job.bytes // 8
+    executor.submit(tasks.prepare, 8).result()
+    executor.submit(tasks.prepared).result()
+    executor.submit(tasks.prepare, count).result()
+    before = time.perf_counter()
+    value = executor.submit(tasks.prepared).result()
+    took = time.perf_counter() - before
+    assert value.sum() == count, value
+    return {"time": [took], **_peaks(executor, job)}
+
+
+def _peaks(executor: Submits, job: Job) -> Samples:
+    return {
+        "submitter": [tasks.peak() / job.bytes],
+        "worker": [executor.submit(tasks.peak).result() / job.bytes],
+    }
+
+
+def idle(executor: Submits, job: Job) -> Samples:
+    """Per cent of one core that a pool takes while nothing is to be done."""
+    executor.submit(pow, 2, 3).result()
+    time.sleep(min(3.0, job.seconds))  # until every rhythm is at its slowest
+    family = processes.family(job.harness)
+    workers = [process for process in family if processes.is_python(process) and process.pid != os.getpid()]
+    launchers = [process for process in family if not processes.is_python(process)]
+    here = [process for process in family if process.pid == os.getpid()]
+    kinds = {"workers": workers, "launcher": launchers, "submitter": here}
+    before = {kind: sum(map(processes.cpu, found)) for kind, found in kinds.items()}
+    since = time.perf_counter()
+    time.sleep(job.seconds)
+    took = time.perf_counter() - since
+    used = {kind: [(sum(map(processes.cpu, found)) - before[kind]) / took * 100] for kind, found in kinds.items()}
+    return {**used, "processes": [len(workers)]}
+
+
+def marked(executor: Submits, job: Job) -> Samples:
+    """Calls between marks that a trace of the system calls shows; see :mod:`benchmarks.trace`.
+
+    Each work is done ``tasks`` and then three times as often: what begins and ends it falls out of the
+    difference. The last mark of a pair comes when what is done after a result has been done too.
+    """
+
+    def work(name: str, times: int, *, await_each: bool) -> None:
+        mark(job, f"{name}.{times}.begin")
+        pending = []
+        for _ in range(times * job.tasks):
+            pending.append(executor.submit(pow, 2, 3))
+            if await_each:
+                pending[-1].result()
+        for future in pending:
+            future.result()
+        time.sleep(0.1)
+        mark(job, f"{name}.{times}.end")
+
+    for _ in range(job.warm):
+        executor.submit(pow, 2, 3).result()
+    for times in (1, 3):
+        work("awaited", times, await_each=True)
+    for times in (1, 3):
+        work("batch", times, await_each=False)
+    time.sleep(min(3.0, job.seconds))
+    mark(job, "idle.1.begin")
+    time.sleep(job.seconds)
+    mark(job, "idle.1.end")
+    return {}
+
+
+def mark(job: Job, name: str) -> None:
+    """Leave a mark in the trace: a look at a file that is not there."""
+    os.access(f"{job.directory}/mark.{name}", os.F_OK)
+
+
+def _await_workers(executor: Submits, job: Job) -> None:
+    """Wait until every worker has started and has taken part; half a minute at most."""
+    seen: set[int] = set()
+    end = time.perf_counter() + 30
+    while len(seen) < job.workers * job.ranks and time.perf_counter() < end:
+        pending = [executor.submit(tasks.linger, 0.05) for _ in range(job.workers)]
+        for future in pending:
+            value = future.result()
+            seen.update(value if isinstance(value, list) else [value])

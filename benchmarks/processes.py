@@ -1,0 +1,75 @@
+"""The processes of a contender: which they are, what CPU time they took."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process, as ``/proc`` had it."""
+
+    pid: int
+    parent: int
+    ended_children: float
+    """CPU seconds of its children that ended."""
+
+
+def running() -> dict[int, Process]:
+    """All processes of this machine."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if fields[0] != "Z":
+            ended = (int(fields[13]) + int(fields[14])) / _TICK
+            found[int(name)] = Process(pid=int(name), parent=int(fields[1]), ended_children=ended)
+    return found
+
+
+def below(pid: int) -> list[Process]:
+    """The descendants of a process, those of ended children too where it is their subreaper."""
+    everybody = running()
+    children: dict[int, list[Process]] = {}
+    for process in everybody.values():
+        children.setdefault(process.parent, []).append(process)
+    found, look = [], [pid]
+    while look:
+        more = children.get(look.pop(), [])
+        found += more
+        look += [process.pid for process in more]
+    return found
+
+
+def family(harness: int) -> list[Process]:
+    """This process and all others that the harness started with it: ranks, workers, launchers.
+
+    One contender is measured at a time, so they are all the descendants of the harness.
+    """
+    return below(harness)
+
+
+def cpu(process: Process) -> float:
+    """CPU seconds of all threads of a process so far, and of its ended children; 0 where it has ended."""
+    try:
+        own = time.clock_gettime((~process.pid << 3) | 2)  # clock_getcpuclockid(3): to the nanosecond
+    except OSError:
+        return 0.0
+    return own + process.ended_children
+
+
+def is_python(process: Process) -> bool:
+    """Whether it runs Python, and not a launcher."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{process.pid}/exe")).startswith("python")
+    except OSError:
+        return False

@@ -1,0 +1,11 @@
+"""What is measured: one module per row of the comparison."""
+
+from __future__ import annotations
+
+from benchmarks.row import Row
+from benchmarks.rows import arrays, idle, latency, operations, start, throughput
+
+ROWS: dict[str, Row] = {
+    row.name: row for row in (latency.ROW, throughput.ROW, start.ROW, arrays.ROW, idle.ROW, operations.ROW)
+}
+"""By the name that the command line takes, in the order in which they run."""

@@ -1,0 +1,50 @@
+"""Functions that workers run, of whichever contender: installed everywhere, and sent by reference."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from typing import Any
+
+
+def linger(seconds: float) -> int:
+    """Take a while, so that other workers get the next ones; returns who ran it."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def total(array: Any) -> float:
+    """The sum of an array: looks at every byte."""
+    return float(array.sum())
+
+
+def prepare(count: int) -> int:
+    """Make an array of ones and keep it in this worker, so that its making is no part of what is measured."""
+    import numpy
+
+    _kept().array = numpy.ones(count)  # type: ignore[attr-defined]
+    return count
+
+
+def prepared() -> Any:
+    """The array that :func:`prepare` made in this worker."""
+    return _kept().array
+
+
+def peak() -> int:
+    """The most bytes that this process had in memory at one time: its own and those of mapped files.
+
+    ``VmHWM`` and not ``ru_maxrss``: the latter also remembers the process that this one was started by.
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def _kept() -> types.ModuleType:
+    # in sys.modules, because a function that was sent by value has globals that live as long as one call
+    return sys.modules.setdefault("benchmarks_kept", types.ModuleType("benchmarks_kept"))

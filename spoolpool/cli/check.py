@@ -1,0 +1,44 @@
+"""``spool check``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained
+
+
+@click.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("--repair", is_flag=True, help="Do what can be done; what is not understood stays as it is.")
+@click.option("--quick", is_flag=True, help="Do not read the files: names alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@explained
+def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
+    """Look whether everything in SPOOL is as it should be, while it is in use.
+
+    The exit code is 0 if nothing was found, or all of it was mended; 1 otherwise. A repair takes about a lease
+    where workers died, and two minutes where outcomes lie about: the protocol asks for the patience.
+    """
+    from spoolpool import check as checking
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    found = checking.check(spool, deep=not quick)
+    done = checking.repair(spool, found) if repair else []
+    left = checking.check(spool, deep=not quick) if repair else found
+    if as_json:
+        findings = [dataclasses.asdict(each) for each in left]
+        click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))
+    else:
+        for line in done:
+            click.echo(f"done     {line}")
+        for each in left:
+            click.echo(f"{each.kind:<14} {each.path}: {each.text}.")
+        if not left:
+            click.echo(f"{spool.path}: nothing is wrong.")
+    sys.exit(1 if left else 0)

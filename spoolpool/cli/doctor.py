@@ -1,0 +1,70 @@
+"""``spool doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+import click
+
+from spoolpool import settings
+from spoolpool.backoff import Backoff
+from spoolpool.cli.output import explained, say
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", envvar=settings.ENV_SPOOL, type=click.Path(exists=True, file_okay=False))
+@click.option("--peer", is_flag=True, help="Be the far side, on another host, of a doctor that is started next.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@explained
+def doctor(directory: str, peer: bool, as_json: bool) -> None:
+    """Try what the filesystem of DIR can be trusted with. DIR is a spool, or a directory that may become one.
+
+    \b
+      spool doctor DIR           between two processes of this host
+      spool doctor DIR --peer    on another host first; then 'spool doctor DIR' here
+                                 asks that one, and finds out what holds across hosts
+
+    The exit code is 1 if something is bad. The settings to choose are printed, and are in --json.
+    """
+    from spoolpool import doctor as practice
+
+    directory = os.path.abspath(directory)
+    if peer:
+        say("Waiting for 'spool doctor' on another host (10 minutes at most).")
+        count = practice.Peer(directory).serve()
+        say(f"Did what was asked, {count} time(s)." if count else "Nobody came.")
+        return
+    name = practice.waiting_peer(directory)
+    across = name is not None
+    process = None
+    if name is None:
+        process = practice.start_peer(directory)
+        rhythm = Backoff(0.01, 0.2)
+        while (name := practice.waiting_peer(directory)) is None:
+            rhythm.sleep()
+    answers = practice.describe(directory)
+    examiner = practice.Doctor(directory, name)
+    try:
+        answers += examiner.examine()
+    finally:
+        examiner.dismiss()
+        if process is not None:
+            process.wait()
+    best = practice.recommend(answers)
+    if as_json:
+        facts = [dataclasses.asdict(answer) for answer in answers]
+        click.echo(
+            json.dumps({"across_hosts": across, "answers": facts, "settings": dataclasses.asdict(best)}, indent=1)
+        )
+    else:
+        for answer in answers:
+            click.echo(f"{answer.grade:<5} {answer.question:<17} {answer.text}.")
+        click.echo(f"Settings: spool init --lease {best.lease:g} --caches {best.caches:g}")
+        if not across:
+            click.echo(
+                "This was one host. For what holds across hosts, run 'spool doctor DIR --peer' on another one first."
+            )
+    sys.exit(1 if any(answer.grade == "bad" for answer in answers) else 0)

@@ -1,0 +1,99 @@
+"""What many tests share: a spool, and real worker processes that serve it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spoolpool import registry
+from spoolpool.launchers.mpiexec import find_mpiexec
+from spoolpool.spool import Spool
+from tests.waiting import LIMIT, wait_until
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """A new spool that nobody serves."""
+    return Spool.create(tmp_path / "spool", durability="none")
+
+
+class Workers:
+    """Starts ``spool-worker`` processes; knows which of them were meant to end badly."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._doomed: set[int] = set()
+
+    def __call__(
+        self, spool: Spool | str | Path, *options: object, mpi_ranks: int = 1, await_groups: int = 1, **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker of a spool, by default until it has announced itself there."""
+        path = spool.path if isinstance(spool, Spool) else str(spool)
+        command = [sys.executable, "-m", "spoolpool.cli.worker", path, *map(str, options)]
+        if mpi_ranks > 1:
+            mpiexec = find_mpiexec()
+            assert mpiexec is not None
+            command = [mpiexec, "-n", str(mpi_ranks), *command]
+        log = self._directory / f"worker-{len(self._started)}.log"
+        before = _groups(path) if await_groups else 0
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+        self._started.append((process, log))
+        if await_groups:
+            wait_until(
+                lambda: process.poll() is not None or _groups(path) >= before + await_groups,
+                f"the groups of {' '.join(command)} announced themselves",
+            )
+        return process
+
+    def may_die(self, process: subprocess.Popen[bytes]) -> None:
+        """This one will be killed, or has a reason to fail."""
+        self._doomed.add(process.pid)
+
+    def said(self, process: subprocess.Popen[bytes]) -> str:
+        """What a worker has written so far."""
+        return next(log for started, log in self._started if started is process).read_text(encoding="utf-8")
+
+    def stop(self) -> None:
+        """End all in order; fails if one had ended badly."""
+        for process, _ in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        bad = []
+        for process, log in self._started:
+            try:
+                code = process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                code = process.wait()
+            if code and process.pid not in self._doomed:
+                bad.append(f"{process.args} ended with {code}:\n{log.read_text(encoding='utf-8', errors='replace')}")
+        assert not bad, "\n".join(bad)
+
+
+def _groups(path: str) -> int:
+    return len(registry.workers(Spool(path)))
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Workers]:
+    """Starts worker processes, and ends them after the test; one that crashed unexpectedly fails the test."""
+    workers = Workers(tmp_path)
+    try:
+        yield workers
+    finally:
+        workers.stop()

@@ -1,0 +1,59 @@
+"""The real processes that tests start and look for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import LIMIT
+
+
+def processes_of(text: str | os.PathLike[str]) -> list[int]:
+    """Pids of the processes that have this text on their command lines, as the workers of a spool its path."""
+    wanted = os.fsencode(text)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if wanted in command:
+                found.append(int(entry.name))
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Pids of the children that a process has at this moment."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
+def start_script(path: Path, text: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:
+    """Start a Python program whose text is given; its output and its errors are pipes."""
+    path.write_text(text, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, str(path), *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_script(path: Path, text: str, *arguments: object, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python program whose text is given to its end; how it ended is for the test to judge."""
+    process = start_script(path, text, *arguments, **variables)
+    try:
+        output, errors = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        raise AssertionError(f"{path} did not end. It said: {output}{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

@@ -1,0 +1,220 @@
+"""The servers of tests.servers do what tests of the spool count on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm, wait_for
+
+LEASE = 15
+FILE_SERVERS: dict[str, Callable[[str], FileServer]] = {
+    "moosefs": MooseFS,
+    "moosefs-cached": lambda directory: MooseFS(directory, coherent=False),
+    "sshfs": SSHFS,
+    "nfs-4.2": lambda directory: NFS(directory, lease=LEASE, clocks={"B": 3600}),
+    "nfs-3": lambda directory: NFS(directory, version="3", lease=LEASE),
+}
+
+
+def traces(server: Server) -> list[str]:
+    """Return what is left on the machine of a server that has been stopped."""
+    found = [f"node {node.name}" for node in server.nodes.values() if Path(f"/proc/{node.pid}").exists()]
+    found += [str(node._shm) for node in server.nodes.values() if node._shm.exists()]
+    found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(server.directory) in line]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            words = file.read_text(errors="replace").replace("\0", " ")
+            found += [words] if str(server.directory) in words else []
+    return found
+
+
+@contextlib.contextmanager
+def running(kind: str, make: Callable[[str], Server]) -> Iterator[Server]:
+    """Start a server in a directory that is short and open to other users; at the end, nothing of it is left."""
+    if reason := MODULES[kind.split("-", maxsplit=1)[0]].missing():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="spool-", dir="/tmp") as directory:
+        server = make(directory)
+        with server:
+            yield server
+        assert traces(server) == []
+
+
+@pytest.fixture(scope="module", params=FILE_SERVERS)
+def fs(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running(request.param, FILE_SERVERS[request.param]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Server]:
+    with running("slurm", lambda directory: Slurm(directory, nodes=2, users=("alice",))) as server:
+        yield server
+
+
+def write(fs: FileServer, client: str, name: str) -> None:
+    fs.run(client, ["sh", "-c", 'echo written >"$0"', fs.path(client) / name])
+
+
+def wait_listed(fs: FileServer, client: str, name: str) -> None:
+    def listed() -> bool:
+        return name in fs.run(client, ["ls", fs.path(client)]).stdout.split()
+
+    wait_for(listed, f"{client} lists {name}")
+
+
+def try_lock(fs: FileServer, client: str) -> bool:
+    result = fs.run(client, ["flock", "--nonblock", fs.path(client) / "lock", "true"], check=False)
+    assert result.returncode in (0, 1), result.stderr
+    return result.returncode == 0
+
+
+def hold_lock(fs: FileServer, client: str) -> subprocess.Popen[str]:
+    """Hold the lock until the standard input of the result is closed."""
+    pipe = subprocess.PIPE
+    hold = ["flock", fs.path(client) / "lock", "sh", "-c", "echo held; exec cat"]
+    process = fs.popen(client, hold, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.sharedfs
+class TestEveryFileServer:
+    def test_every_client_is_a_host_with_a_name(self, fs):
+        assert [fs.run(client, ["hostname"]).stdout for client in fs.clients] == ["A\n", "B\n"]
+
+    def test_a_command_gets_its_environment_and_directory_and_gives_its_status(self, fs):
+        script = 'echo "$WORD $PWD"; exit "$STATUS"'
+        result = fs.run("A", ["sh", "-c", script], env={"WORD": "a 'b'", "STATUS": "7"}, cwd="/usr", check=False)
+        assert (result.stdout, result.returncode) == ("a 'b' /usr\n", 7)
+        with pytest.raises(ServerError, match="no-such-file"):
+            fs.run("A", ["ls", fs.path("A") / "no-such-file"])
+
+    def test_python_runs_on_a_client(self, fs):
+        script = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[1])"
+        fs.run("A", [sys.executable, "-c", script, fs.path("A") / "python"])
+        wait_listed(fs, "B", "python")
+
+    def test_a_file_written_on_one_client_is_listed_and_read_on_the_other(self, fs):
+        write(fs, "A", "from-A")
+        wait_listed(fs, "B", "from-A")
+        assert fs.run("B", ["cat", fs.path("B") / "from-A"]).stdout == "written\n"
+
+    def test_a_lock_excludes_the_other_client_except_on_sshfs(self, fs):
+        with hold_lock(fs, "A") as holder:
+            assert not try_lock(fs, "A")
+            assert try_lock(fs, "B") == isinstance(fs, SSHFS)
+            holder.stdin.close()
+        wait_for(lambda: try_lock(fs, "B"), "B gets the lock that A gave back")
+
+    def test_a_signal_reaches_a_command_on_a_client(self, fs):
+        process = fs.popen("A", ["sleep", "infinity"])
+        process.kill()
+        assert process.wait(timeout=60) != 0
+        assert "sleep infinity" not in fs.run("A", ["ps", "-e", "-o", "args"]).stdout
+
+    def test_a_client_dies_with_its_processes_and_comes_back(self, fs):
+        process = fs.popen("B", ["sleep", "infinity"])
+        fs.kill("B")
+        assert process.returncode is not None
+        with pytest.raises(ServerError, match="dead"):
+            fs.run("B", ["true"])
+        write(fs, "A", "while-B-was-dead")
+        fs.restart("B")
+        wait_listed(fs, "B", "while-B-was-dead")
+
+
+@pytest.mark.sharedfs
+class TestNetwork:
+    @pytest.fixture(autouse=True)
+    def needs_a_network(self, fs):
+        if isinstance(fs, SSHFS):
+            pytest.skip("sshfs is used without a network here")
+
+    def test_what_a_cut_off_client_writes_arrives_after_mending(self, fs):
+        fs.cut("A")
+        try:
+            writer = fs.popen("A", ["sh", "-c", 'echo late >"$0"', fs.path("A") / "late"])
+            assert "late" not in fs.run("B", ["ls", fs.path("B")]).stdout.split()
+        finally:
+            fs.mend("A")
+        assert writer.wait(timeout=300) == 0
+        wait_listed(fs, "B", "late")
+
+    def test_a_restarted_server_knows_every_file(self, fs):
+        write(fs, "A", "before")
+        fs.restart_server()
+        wait_listed(fs, "B", "before")
+        fs.run("B", ["sh", "-c", 'echo >"$0"', fs.path("B") / "after"], timeout=300)
+        wait_listed(fs, "A", "after")
+
+
+@pytest.mark.sharedfs
+@pytest.mark.slow
+@pytest.mark.parametrize("fs", ["nfs-4.2"], indirect=True)
+class TestNFS4:
+    def test_the_clock_of_a_client_can_be_wrong(self, fs):
+        now = {client: int(fs.run(client, ["date", "+%s"]).stdout) for client in fs.clients}
+        assert 3000 < now["B"] - now["A"] < 4000
+
+    def test_the_lock_of_a_client_without_power_expires(self, fs):
+        hold_lock(fs, "A")
+        assert not try_lock(fs, "B")
+        fs.kill("A")
+        wait_for(lambda: try_lock(fs, "B"), "B gets the lock of A, which is dead", timeout=20 * LEASE)
+        fs.restart("A")
+
+
+@pytest.mark.sharedfs
+class TestCleanUp:
+    @pytest.mark.parametrize("kind", ["moosefs", "sshfs"])
+    def test_an_error_leaves_no_process_and_no_mount(self, kind):
+        with pytest.raises(ZeroDivisionError), running(kind, FILE_SERVERS[kind]) as server:
+            raise ZeroDivisionError
+        assert traces(server) == []
+
+    def test_no_process_outlives_tests_that_are_killed(self, tmp_path):
+        if reason := MODULES["sshfs"].missing():
+            pytest.skip(reason)
+        script = f"from tests.servers.__main__ import *; keep_up(SSHFS({str(tmp_path)!r}))"
+        tests = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with tests:
+            assert b"up" in tests.stdout.readline()
+            tests.kill()
+        server = SSHFS(tmp_path)
+        wait_for(lambda: all(trace.startswith("sshfs-") for trace in traces(server)), "only mounts are left")
+        for client in server.clients:
+            subprocess.run(["umount", "--lazy", server.path(client)], check=True)
+        for directory in Path("/dev/shm").glob(f"node-{tests.pid}-*"):
+            directory.rmdir()
+
+
+@pytest.mark.slurm
+class TestSlurm:
+    def test_every_node_has_its_own_name_and_shared_memory(self, slurm):
+        script = "touch /dev/shm/$(hostname); ls /dev/shm"
+        output = slurm.run(["srun", "-N2", "-n2", "--label", "sh", "-c", script])
+        assert sorted(output.splitlines()) == ["0: n1", "1: n2"]
+
+    def test_every_task_gets_a_gpu_of_its_own(self, slurm):
+        script = "echo $(hostname) $CUDA_VISIBLE_DEVICES"
+        output = slurm.run(["srun", "-N2", "-n4", "--gpus-per-task=1", "sh", "-c", script])
+        assert sorted(output.splitlines()) == ["n1 0", "n1 1", "n2 0", "n2 1"]
+
+    @pytest.mark.multiuser
+    def test_a_user_can_submit_a_job(self, slurm):
+        home = slurm.directory / "home/alice"
+        wrap = ["sbatch", "--wait", "-n3", f"--output={home}/output", "--wrap", "srun id -un"]
+        slurm.run(wrap, user="alice", cwd="/tmp")
+        assert (home / "output").read_text() == "alice\n" * 3
+
+    def test_a_node_dies_and_comes_back(self, slurm):
+        slurm.restart("n2")
+        assert slurm.run(["srun", "--nodelist=n2", "hostname"]) == "n2\n"

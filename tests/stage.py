@@ -1,0 +1,335 @@
+"""What tests of the protocol play with: a clock that they move, a worker and an inbox that do one thing at a time.
+
+Everything that decides is the package's own; what is left out are threads, waiting, and the process that beats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from spoolpool import backoff, claim, envelope, fsio, garbage, pickling, recovery, registry, session, settings, worker
+from spoolpool import task as records
+from spoolpool.call import Report
+from spoolpool.check import census
+from spoolpool.group import SerialGroup
+from spoolpool.identity import Identity
+from spoolpool.layout import Lane, Token, new_worker_id, parse_token
+from spoolpool.recovery import Recovery
+from spoolpool.registry import Registration, WorkerInfo
+from spoolpool.session import Session, TaskFuture
+from spoolpool.spool import Keep, Spool
+from spoolpool.task import TaskHeader
+from spoolpool.trust import Trust
+from spoolpool.worker import Terms, Worker
+from tests.tasks import mark
+
+LANE = Lane("default", 1, 1, 0, settings.PYTHON).name
+
+
+class Clock:
+    """``time`` for the package's modules, where waiting takes no time and the test moves the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        """Seconds as the observers see them."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let them pass."""
+        self.now += seconds
+
+    @classmethod
+    def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """The clock of everybody in this process."""
+        clock = cls()
+        for module in (backoff, claim, recovery, registry, session, worker):
+            monkeypatch.setattr(module, "time", clock)
+        return clock
+
+
+class _Beat:
+    """The process that beats, as its worker sees it."""
+
+    def poll(self) -> None:
+        return None
+
+    def kill(self) -> None:
+        pass
+
+    def communicate(self) -> None:
+        pass
+
+
+class EndOfRounds(Exception):
+    """Whoever waits has waited often enough."""
+
+
+class SilentWatch:
+    """A watch that never sees anything; to wait on it takes no time, and only so many times."""
+
+    def __init__(self, clock: Clock, rounds: int) -> None:
+        self._clock = clock
+        self._left = rounds
+
+    def add(self, directory: str) -> None:
+        pass
+
+    def keep(self, directories: set[str]) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            raise EndOfRounds
+        self._clock.sleep(min(seconds, 1.0))
+        return False
+
+
+class SilentRegistration(Registration):
+    """An entry without a process that beats: its sign of life is still."""
+
+    def _start(self) -> Any:
+        return _Beat()
+
+
+def dead_process() -> Identity:
+    """A process of this host that is provably dead: it has this one's pid, and started at another time."""
+    return msgspec.structs.replace(Identity.of(os.getpid()), start="1")
+
+
+def unknown_process() -> Identity:
+    """A process of another host: nothing can be proven about it here."""
+    return msgspec.structs.replace(Identity.of(os.getpid()), boot="another", host="elsewhere")
+
+
+def info_of(process: Identity, worker_id: str = "", **more: Any) -> WorkerInfo:
+    """The entry of a serial group."""
+    return WorkerInfo(worker=worker_id or new_worker_id(), process=process, user="tester", **more)
+
+
+def announce(spool: Spool, process: Identity, **more: Any) -> str:
+    """Make a worker's entry as its worker does; returns its id."""
+    info = info_of(process, **more)
+    SilentRegistration(spool, info)
+    return info.worker
+
+
+def outcome_of(header: TaskHeader, token: Token) -> list[envelope.Buffer]:
+    """A complete outcome: the bytes of its file."""
+    payload, buffers = pickling.dumps("value")
+    return worker.outcome_parts(header, token, Report(payload, buffers, None), 1, 0.0)
+
+
+class Inbox(Session):
+    """A session without a thread: it looks when it is told to."""
+
+    def __init__(self, spool: Spool, clock: Clock, name: str = "inbox") -> None:
+        super().__init__(spool, name, accept=Trust())
+        self._watch.close()
+        self._clock = clock
+
+    def _start(self) -> bool:
+        return False
+
+    def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
+        """Submit a call."""
+        payload, buffers = pickling.dumps((function, args, {}))
+        return self.submit(payload, buffers, lane=LANE, name="tested", **options)
+
+    def expect(self, header: TaskHeader) -> TaskFuture:
+        """The future of a task, also of one that another incarnation of this session submitted."""
+        future = self._pending.get(header.task)
+        if future is None:
+            future = self._pending[header.task] = TaskFuture(self, header)
+        return future
+
+    def look(self) -> None:
+        """Do what the thread that collects does, for a few rounds."""
+        self._watch = SilentWatch(self._clock, 4)  # type: ignore[assignment]
+        with contextlib.suppress(EndOfRounds):
+            self._loop()
+
+
+class Stage:
+    """One spool, and those who work on it one after the other.
+
+    The diary is a file that all processes write to: what was submitted, what ran, what was delivered.
+    """
+
+    session = "inbox"
+
+    def __init__(self, directory: Path, clock: Clock, *, durability: fsio.Durability = "none", attempts: int = 2) -> None:
+        self.clock = clock
+        self.diary = directory / "diary"
+        directory.mkdir()
+        self.effects = directory / "effects"
+        self.struck = directory / "struck"
+        self.effects.touch()
+        self.diary.touch()
+        self.spool = Spool.create(
+            directory / "spool", durability=durability, lease=0.3, caches=1.0, max_attempts=attempts
+        )
+        self.published: dict[str, set[str]] = {}
+
+    # -- what people do, in this process or in a child that is about to end
+
+    def note(self, what: str, task: str) -> None:
+        """Write a line into the diary, past every fault."""
+        with self.diary.open("a") as file:
+            file.write(f"{what} {task}\n")
+
+    def inbox(self) -> Inbox:
+        """A new incarnation of the submitter."""
+        return Inbox(self.spool, self.clock, self.session)
+
+    def submit(self, inbox: Inbox | None = None, **options: Any) -> TaskHeader:
+        """Submit a task that leaves a trace of each run."""
+        future = (inbox or self.inbox()).put(mark, str(self.effects), "value", **options)
+        self.note("submitted", future.task)
+        return future.header
+
+    def work(self, *, tasks: int | None = None) -> None:
+        """Be a worker until nothing waits any more, or until so many tasks are done."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker, "Registration", SilentRegistration)
+            patch.setattr(worker, "Watch", lambda: SilentWatch(self.clock, 100))
+            info = info_of(Identity.of(os.getpid()))
+            Worker(self.spool, SerialGroup(), info, Terms(max_tasks=tasks, idle_timeout=1.0)).run()
+
+    def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
+        """Deliver what has come of these tasks."""
+        for header in headers:
+            inbox.expect(header).add_done_callback(self._delivered)
+        inbox.look()
+
+    def _delivered(self, future: Any) -> None:
+        self.note("delivered", future.header.task)
+
+    # -- what holds, and what the others bring about
+
+    def story(self) -> str:
+        """What happened here."""
+        struck = self.struck.read_text() if self.struck.exists() else "no fault"
+        return f"{struck}\n{self.diary.read_text()}{census(self.spool)}"
+
+    def notes(self, what: str) -> Counter[str]:
+        """How often the diary says this about each task."""
+        lines = (line.split() for line in self.diary.read_text().splitlines())
+        return Counter(task for said, task in lines if said == what)
+
+    def runs(self) -> int:
+        """How often the function ran."""
+        return len(self.effects.read_text().splitlines())
+
+    def places(self) -> dict[str, list[str]]:
+        """Where the token of each task stands."""
+        seen = census(self.spool)
+        found: dict[str, list[str]] = {}
+        for kind in ("ready", "claimed", "results", "failed"):
+            for path, value in getattr(seen, kind).items():
+                token = value[1] if kind == "results" else value
+                found.setdefault(token.task, []).append(path)
+        return found
+
+    def check(self, *, forgiven: frozenset[str] = frozenset()) -> None:
+        """Invariants 1 and 2, at any moment. ``forgiven``: their submitter ended while it took them out."""
+        places = self.places()
+        delivered = self.notes("delivered")
+        for task, paths in places.items():
+            assert len(paths) == 1, f"{task} stands in {paths}"
+        for task in self.notes("submitted").keys() - delivered.keys() - forgiven:
+            assert task in places, f"{task} is lost"
+        seen = census(self.spool)
+        for session_name, token in seen.results.values():
+            if token.worker != "cancelled":
+                assert self.outcome(session_name, token) is not None, f"{token.name} is published without its outcome"
+            self.published.setdefault(token.task, set()).add(token.name)
+        for task, names in self.published.items():
+            assert len(names) == 1, f"{task} was published as {names}"
+
+    def outcome(self, session_name: str, token: Token) -> records.OutcomeHeader | None:
+        """The outcome of a claim, if it is complete."""
+        path = self.spool.layout.outcome(session_name, token)
+        try:
+            fd = fsio.open_file(path)
+        except FileNotFoundError:
+            return None
+        try:
+            return records.decode_outcome(envelope.read(fd, fsio.size(fd), path).header, path)
+        except Exception:  # noqa: BLE001  whatever is wrong with it: it is not complete
+            return None
+        finally:
+            fsio.close(fd)
+
+    def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
+        """What the task files at these paths say."""
+        found = []
+        for path in paths:
+            whole = f"{self.spool.path}/{path}"
+            fd = fsio.open_file(whole)
+            try:
+                found.append(records.decode_task(envelope.read_header(fd, fsio.size(fd), whole), whole))
+            finally:
+                fsio.close(fd)
+        return found
+
+    def recover(self, observer: Recovery | None = None) -> list[str]:
+        """Let an observer look until it has seen everybody's silence for longer than any limit."""
+        observer = observer or Recovery(self.spool)
+        done = []
+        for _ in range(12):
+            done += observer.round()
+            self.clock.sleep(self.spool.config.lease / 2)
+        return done
+
+    def settle(self, *, forgiven: frozenset[str] = frozenset()) -> None:
+        """Let the others recover, run and collect until nothing is left, then check that nothing is."""
+        self.check(forgiven=forgiven)
+        observer = Recovery(self.spool)
+        for _ in range(6):
+            self.recover(observer)
+            self.check(forgiven=forgiven)
+            self.work()
+            self.check(forgiven=forgiven)
+            inbox = self.inbox()
+            self.collect(inbox, self.headers(census(self.spool).results))
+            inbox.close()
+            self.check(forgiven=forgiven)
+            seen = census(self.spool)
+            if not (seen.ready or seen.claimed or seen.results or seen.outgoing):
+                break
+        self.leave_nothing()
+
+    def leave_nothing(self) -> None:
+        """Nothing is left over but unfinished writes in tmp/, which are the garbage collection's."""
+        root = Path(self.spool.path)
+        left = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if not path.is_dir()]
+        allowed = ("spool.json", "tmp/", "failed/", "journal/", "workers/", "sessions/")
+        assert [path for path in left if not path.startswith(allowed)] == []
+        for name in fsio.names(self.spool.layout.tmp):
+            os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
+        garbage.remove(self.spool, garbage.rubbish(self.spool, Keep()))
+        assert fsio.names(self.spool.layout.tmp) == []

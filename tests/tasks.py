@@ -1,0 +1,125 @@
+"""Functions that tests submit: in a module of their own, so that a worker need not import pytest for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spoolpool.backoff import Backoff
+
+
+def wait_for(path: str | Path, value: Any = None) -> Any:
+    """Play work until a file is there."""
+    rhythm = Backoff(0.002, 0.05)
+    while not os.path.exists(path):
+        rhythm.sleep()
+    return value
+
+
+def mark(path: str | Path, value: Any = None) -> Any:
+    """Leave a trace: a line more in a file for each run."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    return value
+
+
+def mark_and_wait(started: str | Path, end: str | Path, value: Any = None) -> Any:
+    """Leave a trace, then play work until another file is there."""
+    mark(started)
+    return wait_for(end, value)
+
+
+def pid(*_: Any) -> int:
+    """Who runs it."""
+    return os.getpid()
+
+
+def keywords(**values: Any) -> dict[str, Any]:
+    """Any keyword arguments."""
+    return values
+
+
+def variable(name: str) -> str | None:
+    """A variable of the worker's environment."""
+    return os.environ.get(name)
+
+
+class OwnError(Exception):
+    """An exception that travels."""
+
+
+class PickyError(Exception):
+    """An exception whose constructor wants more than pickle keeps."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} (code {code})")
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Raise."""
+    raise error
+
+
+def fail_deeper(text: str) -> NoReturn:
+    """Raise an error that has a cause of its own."""
+    try:
+        {}[text]
+    except KeyError as error:
+        raise OwnError(text) from error
+
+
+def fail_picky() -> NoReturn:
+    """Raise what cannot be unpickled."""
+    raise PickyError(7, "no such thing")
+
+
+def fail_with_lock() -> NoReturn:
+    """Raise what cannot be pickled."""
+    raise OwnError(threading.Lock())
+
+
+def lock() -> Any:
+    """Return what cannot be pickled."""
+    return threading.Lock()
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fail, (OwnError("goes off when it is unpickled"),)
+
+
+def bomb() -> Any:
+    """Return what cannot be unpickled."""
+    return _Bomb()
+
+
+def leave(code: Any) -> NoReturn:
+    """Ask the interpreter to end."""
+    sys.exit(code)
+
+
+def die(how: str, trace: str | Path) -> None:
+    """End this process without a word."""
+    mark(trace)
+    if how == "_exit":
+        os._exit(3)
+    os.kill(os.getpid(), getattr(signal, how))
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Where in its group this rank stands."""
+    from spoolpool import current_task
+
+    task = current_task()
+    return task.rank, task.size
+
+
+def communicator() -> tuple[int, int]:
+    """The same, as MPI sees it."""
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()

@@ -1,0 +1,186 @@
+"""Whichever process ends at whichever file operation, and whatever the disk answers: nothing is lost or done twice.
+
+Each scenario is what one process does. In the first half of the tests a child does it, and ends before, in the
+middle of, and after its k-th file operation, for every k; in the second half this process does it, and the k-th
+operation fails or lies. Then the others recover, work and collect, and the invariants must hold all the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spoolpool import fsio, layout
+from spoolpool.check import census
+from spoolpool.claim import Claimer, give_back, write_outcome
+from spoolpool.errors import SpoolpoolError
+from spoolpool.identity import Identity
+from spoolpool.layout import Token
+from spoolpool.task import TaskHeader
+from spoolpool.trust import Trust
+from tests.faults import CRASHED, OPERATIONS, SPACE, Disk, Fault, at, in_child
+from tests.stage import Clock, Stage, announce, dead_process, outcome_of, unknown_process
+
+Body = Callable[[], object]
+Scenario = Callable[[Stage], Body]
+"""Sets a stage, and returns what the process does that meets the faults."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+# -- what a process does
+
+
+def enqueue(stage: Stage) -> Body:
+    """A submitter."""
+    return stage.submit
+
+
+def work(stage: Stage) -> Body:
+    """A worker: it announces itself, claims, runs, writes the outcome, commits, and takes its entry away."""
+    stage.submit()
+    return lambda: stage.work(tasks=1)
+
+
+def work_after_close(stage: Stage) -> Body:
+    """A worker whose submitter closed its session meanwhile: the directories of the results are gone."""
+    stage.submit()
+    stage.spool.close_session(stage.session)
+    return lambda: stage.work(tasks=1)
+
+
+def collect(stage: Stage) -> Body:
+    """A submitter that gets a result, and hears of a cancelled and of a lost task."""
+    headers = [stage.submit() for _ in range(2)]
+    stage.work(tasks=1)
+    [waiting] = stage.headers(census(stage.spool).ready)
+    assert stage.spool.cancel(waiting, Token(waiting.task, 1, 1))
+    lost = stage.submit(max_attempts=1)
+    abandon(stage, lost, dead_process())
+    stage.recover()
+    inbox = stage.inbox()
+    return lambda: stage.collect(inbox, [*headers, lost])
+
+
+def cancel(stage: Stage) -> Body:
+    """A submitter that takes a task back."""
+    future = stage.inbox().expect(stage.submit())
+
+    def body() -> None:
+        if future.cancel():
+            stage.note("delivered", future.task)
+
+    return body
+
+
+def give_back_claim(stage: Stage) -> Body:
+    """A worker that may not go on, and lets its task wait again."""
+    header = stage.submit()
+
+    def body() -> None:
+        claim = Claimer(stage.spool, announce(stage.spool, Identity.of(os.getpid())), lambda _: True, Trust()).next()
+        if claim is not None:
+            try:
+                give_back(stage.spool, header, claim.token)
+            finally:
+                claim.release()
+
+    return body
+
+
+def recover(stage: Stage) -> Body:
+    """A recoverer that finds claims of the dead in every state, and an outcome that nobody needs."""
+    complete, torn, dead, silent = [stage.submit(max_attempts=2) for _ in range(4)]
+    last = stage.submit(max_attempts=1)
+    for header in (complete, torn):
+        token = abandon(stage, header, dead_process())
+        whole = b"".join(outcome_of(header, token))
+        half = len(whole) // 2 if header is torn else len(whole)
+        write_outcome(stage.spool, stage.session, token, [whole[:half]])
+    abandon(stage, dead, dead_process())
+    abandon(stage, silent, unknown_process())
+    abandon(stage, last, dead_process())
+    nobodys = Token(layout.new_task_id(), 1, 1, announce(stage.spool, dead_process()))
+    write_outcome(stage.spool, stage.session, nobodys, outcome_of(complete, nobodys))
+    return stage.recover
+
+
+def live(stage: Stage) -> Body:
+    """All of it, one after the other."""
+
+    def body() -> None:
+        inbox = stage.inbox()
+        headers = [stage.submit(inbox) for _ in range(2)]
+        stage.work(tasks=2)
+        stage.collect(inbox, headers)
+        inbox.close()
+
+    return body
+
+
+def abandon(stage: Stage, header: TaskHeader, process: Identity) -> Token:
+    """Let a worker claim a task and end without a word."""
+    token = Token(header.task, 1, 1)
+    mine = token.claimed_by(announce(stage.spool, process))
+    os.rename(
+        f"{stage.spool.layout.bucket(header.lane, header.bucket)}/{token.name}", stage.spool.layout.claimed_token(mine)
+    )
+    return mine
+
+
+SCENARIOS = (enqueue, work, work_after_close, collect, cancel, give_back_claim, recover, live)
+scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+
+
+# -- how it is played
+
+
+@contextlib.contextmanager
+def played(directory: Path, clock: Clock, scenario: Scenario) -> Iterator[tuple[Stage, Body]]:
+    """A stage, set for a scenario whose process syncs all that can be synced."""
+    random.seed(directory.name)
+    stage = Stage(directory, clock)
+    body = scenario(stage)
+    config = stage.spool.config
+    stage.spool.config = msgspec.structs.replace(config, durability="full")
+    try:
+        yield stage, body
+    except AssertionError as error:
+        raise AssertionError(f"{stage.story()}\n{error}") from error
+    shutil.rmtree(directory)
+
+
+def forgiven(scenario: Scenario, stage: Stage) -> frozenset[str]:
+    """Tasks that may be nowhere: whoever took them back ended before it could say so."""
+    return frozenset(stage.notes("submitted") if scenario is cancel else ())
+
+
+CRASHES = {"before": Fault("before"), "after": Fault("after"), "half": Fault("half")}
+
+
+@scenarios
+@pytest.mark.parametrize("when", CRASHES)
+def test_a_process_that_ends_at_any_file_operation_loses_and_doubles_nothing(
+    scenario: Scenario, when: str, tmp_path: Path, clock: Clock
+) -> None:
+    only = frozenset({"writev"}) if when == "half" else OPERATIONS
+    for k in itertools.count(1):
+        with played(tmp_path / str(k), clock, scenario) as (stage, body):
+            code = in_child(Disk(at(k, CRASHES[when]), only=only, report=stage.struck), body)
+            assert code in (0, CRASHED)
+            stage.spool.config = msgspec.structs.replace(stage.spool.config, durability="none")
+            stage.settle(forgiven=forgiven(scenario, stage))
+        if code == 0:
+            break
