@@ -272,7 +272,7 @@ class Claimer:
                     f"{path} says that it is task {header.task} of lane {header.lane}: not what it waited as."
                 )
         except SpoolpoolError as error:
-            self._set_aside(token, str(error))
+            self.set_aside(token, str(error))
             return None
         return Claim(token, header, content, fd)
 
@@ -297,7 +297,8 @@ class Claimer:
             fsio.close(fd)
         return None
 
-    def _set_aside(self, token: Token, reason: str) -> None:
+    def set_aside(self, token: Token, reason: str) -> None:
+        """Keep a claimed task that nothing can be done with in ``failed/``."""
         target = f"{self._spool.layout.failed}/{token.name}"
         log.warning("%s It is kept as %s.", reason, target)
         try:

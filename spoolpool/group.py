@@ -24,6 +24,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import struct
 import threading
 import time
@@ -61,11 +62,9 @@ _LEAVING = (0.0001, 0.2)
 
 _RENEWALS = 500  # MPICH has 2048 communicators in all, and functions may want some
 
-_ONE_SIDED = (
-    "bcast Bcast Ibcast gather Gather Gatherv Igather Igatherv scatter Scatter Scatterv Iscatter Iscatterv reduce "
-    "Reduce Ireduce scan Scan Iscan exscan Exscan Iexscan Ibarrier Iallreduce Iallgather Iallgatherv Ialltoall "
-    "Ialltoallv Ialltoallw Ireduce_scatter Ireduce_scatter_block"
-).split()
+_ONE_SIDED = re.compile(
+    "I?(bcast|gatherv?|scatterv?|reduce|(ex)?scan)|I(barrier|all.*|reduce_scatter.*)", re.IGNORECASE
+)
 """Collectives that a rank can leave although another never comes: its message then waits for that one's next."""
 
 Init = tuple[Buffer, Sequence[Buffer]]
@@ -361,7 +360,7 @@ def _watched(comm: MPI.Comm) -> Any:
 
         return call_it
 
-    for name in _ONE_SIDED:
+    for name in filter(_ONE_SIDED.fullmatch, dir(MPI.Intracomm)):
         setattr(Watched, name, remembering(getattr(MPI.Intracomm, name)))
     return Watched(comm)
 

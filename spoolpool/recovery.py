@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Container
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
 from spoolpool.claim import commit, requeue, write_outcome
@@ -58,7 +59,8 @@ class Recovery:
                 if line:
                     done.append(line)
         if dead - self._swept:
-            self._sweep_outgoing(dead)
+            for session in fsio.names(self._spool.layout.outgoing):
+                self.sweep(session, dead)
         self._swept = dead
         self._discard_again()
         if dead:
@@ -106,9 +108,8 @@ class Recovery:
             return f"{token.task}: the outcome of worker {token.worker}, who died before its commit, was committed"
         if token.attempt < task.attempts(header):
             requeue(self._spool, header, token)
-            return (
-                f"{token.task}: worker {token.worker} died; attempt {token.attempt + 1} of {task.attempts(header)} waits"
-            )
+            which = f"attempt {token.attempt + 1} of {task.attempts(header)}"
+            return f"{token.task}: worker {token.worker} died; {which} waits"
         mine = token.taken_over_by(self._me)
         fsio.move(self._spool.layout.claimed_token(token), self._spool.layout.claimed_token(mine))
         report_lost(self._spool, header, mine, self._obituary(token))
@@ -176,12 +177,23 @@ class Recovery:
                 continue
             self.discard(parent.rpartition("/")[2], token)
 
-    def _sweep_outgoing(self, dead: set[str]) -> None:
-        outgoing = self._spool.layout.outgoing
-        for session in fsio.names(outgoing):
-            for name in fsio.names(f"{outgoing}/{session}"):
-                token = layout.parse_token(name)
-                if token is not None and token.worker in dead:
+    def sweep(self, session: str, workers: Container[str] | None = None) -> None:
+        """Look for outcomes without a purpose in a session: of these workers, or of anybody.
+
+        They are what a collector left that died between its two removals, or a worker that was fenced and
+        ended before its second look.
+        """
+        where = self._spool.layout
+        outgoing = fsio.names(f"{where.outgoing}/{session}")
+        tokens = [token for token in map(layout.parse_token, outgoing) if token is not None]
+        if workers is not None:
+            tokens = [token for token in tokens if token.worker in workers]
+        if tokens:
+            # claimed first: the token moves from there to the results
+            needed = {*fsio.names(where.claimed)}
+            needed.update(fsio.names(f"{where.results}/{session}"))
+            for token in tokens:
+                if token.name not in needed:
                     self.discard(session, token)
 
 

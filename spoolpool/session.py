@@ -356,6 +356,7 @@ class Session:
                     round_due = now + self.spool.config.lease / 4
                     for line in recovery.round():
                         log.warning("Recovered %s", line)
+                    recovery.sweep(self.name)
             except OSError as error:  # the server is away for a moment
                 log.info("Looking for results was put off: %s", error)
             seconds = 3600.0 if idle else rhythm.next()

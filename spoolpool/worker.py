@@ -16,7 +16,7 @@ from spoolpool.call import Report
 from spoolpool.call import failed as failed_call
 from spoolpool.claim import Claim, Claimer, commit, give_back, write_outcome
 from spoolpool.envelope import Buffer
-from spoolpool.errors import SpoolFull, SpoolpoolError
+from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity, hostname
 from spoolpool.journal import Journal
 from spoolpool.layout import Token
@@ -149,19 +149,25 @@ class Worker:
         done = 0
         while not self._stopping:
             self._watch.clear()
-            claim = self._claimer.next()
+            try:
+                claim = self._claimer.next()
+                directories = self._claimer.directories() if claim is None else set()
+            except OSError as error:  # the server is away for a moment
+                log.warning("Looking for tasks was put off: %s", error)
+                self._watch.wait(rhythm.next())
+                continue
             if claim is not None:
                 self._work(claim)
                 done += 1
                 rhythm.reset()
                 idle_since = time.monotonic()
-                if self._group.tainted and self._terms.supervised:
+                if self._group.tainted:
                     return settings.EXIT_RENEW
                 if self._terms.max_tasks is not None and done >= self._terms.max_tasks:
                     return 0
                 self._housekeeping(idle=False)
                 continue
-            directories = self._claimer.directories() | {self._registration.directory}
+            directories.add(self._registration.directory)
             if directories != watched:
                 self._watch.keep(directories)
                 watched = directories
@@ -244,6 +250,8 @@ class Worker:
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task
                 )
                 self._recovery.discard(header.session, token)
+        except SpoolDenied as error:  # the session's owner lets nobody write there: no reason to end
+            self._claimer.set_aside(token, str(error))
         finally:
             claim.release()
             self._claim = None
@@ -283,7 +291,7 @@ class Worker:
         while True:
             try:
                 write_outcome(self._spool, session, claim.token, parts)
-                return commit(self._spool, session, claim.token)
+                break
             except FileExistsError:
                 if self._group.size > 1:
                     self._await_abort()
@@ -298,8 +306,12 @@ class Worker:
                     parts = outcome_parts(claim.header, claim.token, failed_call(reason, 0), 1, started)
                 if self._stopping:
                     give_back(self._spool, claim.header, claim.token)
-                    return False
+                    raise SpoolFull(
+                        f"Ended before the result of {claim.token.task} could be written ({error.strerror}): it "
+                        "waits again."
+                    ) from error
                 rhythm.sleep()
+        return commit(self._spool, session, claim.token)
 
     def _await_abort(self) -> None:
         """Another rank has published its exception and is about to end the group."""

@@ -113,9 +113,14 @@ class Disk:
             whole = b"".join(bytes(part) for part in parts)
             os.write(fd, whole[: len(whole) // 2])
         elif fault.when == "after" or name == "close":  # also where close(2) fails, the descriptor is closed
-            result = self._really(name, call, *args, **kwargs)
-            if name == "open" and fault.error:
-                os.close(result)
+            try:
+                result = self._really(name, call, *args, **kwargs)
+            except OSError:  # it has an error of its own to tell
+                if fault.error:
+                    raise
+            else:
+                if name == "open" and fault.error:
+                    os.close(result)
         if not fault.error:
             os._exit(CRASHED)
         if name == "lexists":  # it has no other way to say that it cannot tell

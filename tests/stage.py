@@ -22,7 +22,7 @@ from spoolpool.call import Report
 from spoolpool.check import census
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
-from spoolpool.layout import Lane, Token, new_worker_id, parse_token
+from spoolpool.layout import Lane, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
 from spoolpool.session import Session, TaskFuture
@@ -104,7 +104,7 @@ class SilentWatch:
         self._left -= 1
         if self._left < 0:
             raise EndOfRounds
-        self._clock.sleep(min(seconds, 1.0))
+        self._clock.sleep(min(max(seconds, 0.2), 1.0))
         return False
 
 
@@ -166,9 +166,9 @@ class Inbox(Session):
             future = self._pending[header.task] = TaskFuture(self, header)
         return future
 
-    def look(self) -> None:
+    def look(self, rounds: int = 3) -> None:
         """Do what the thread that collects does, for a few rounds."""
-        self._watch = SilentWatch(self._clock, 4)  # type: ignore[assignment]
+        self._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
         with contextlib.suppress(EndOfRounds):
             self._loop()
 
@@ -181,7 +181,7 @@ class Stage:
 
     session = "inbox"
 
-    def __init__(self, directory: Path, clock: Clock, *, durability: fsio.Durability = "none", attempts: int = 2) -> None:
+    def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
         self.clock = clock
         self.diary = directory / "diary"
         directory.mkdir()
@@ -190,9 +190,13 @@ class Stage:
         self.effects.touch()
         self.diary.touch()
         self.spool = Spool.create(
-            directory / "spool", durability=durability, lease=0.3, caches=1.0, max_attempts=attempts
+            directory / "spool", durability="none", lease=0.3, caches=1.0, max_attempts=attempts
         )
         self.published: dict[str, set[str]] = {}
+
+    def durability(self, durability: fsio.Durability) -> None:
+        """What everybody syncs from now on."""
+        self.spool.config = msgspec.structs.replace(self.spool.config, durability=durability)
 
     # -- what people do, in this process or in a child that is about to end
 
@@ -300,9 +304,9 @@ class Stage:
         """Let an observer look until it has seen everybody's silence for longer than any limit."""
         observer = observer or Recovery(self.spool)
         done = []
-        for _ in range(12):
+        for _ in range(5):
             done += observer.round()
-            self.clock.sleep(self.spool.config.lease / 2)
+            self.clock.sleep(self.spool.config.lease)
         return done
 
     def settle(self, *, forgiven: frozenset[str] = frozenset()) -> None:
@@ -316,15 +320,22 @@ class Stage:
             self.check(forgiven=forgiven)
             inbox = self.inbox()
             self.collect(inbox, self.headers(census(self.spool).results))
-            inbox.close()
             self.check(forgiven=forgiven)
             seen = census(self.spool)
-            if not (seen.ready or seen.claimed or seen.results or seen.outgoing):
+            if not (seen.ready or seen.claimed or seen.results):
                 break
         self.leave_nothing()
 
     def leave_nothing(self) -> None:
         """Nothing is left over but unfinished writes in tmp/, which are the garbage collection's."""
+        inbox = self.inbox()
+        # while a session waits for something, it looks after what its earlier incarnations left
+        task = new_task_id()
+        bucket = bucket_name(task, new_submitter_id())
+        inbox.expect(TaskHeader(task=task, session=self.session, lane=LANE, bucket=bucket))
+        inbox.look(rounds=8)
+        inbox._pending.clear()
+        inbox.close()
         root = Path(self.spool.path)
         left = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if not path.is_dir()]
         allowed = ("spool.json", "tmp/", "failed/", "journal/", "workers/", "sessions/")

@@ -13,13 +13,13 @@ import itertools
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from spoolpool import fsio, layout
+from spoolpool import layout
 from spoolpool.check import census
 from spoolpool.claim import Claimer, give_back, write_outcome
 from spoolpool.errors import SpoolpoolError
@@ -27,7 +27,7 @@ from spoolpool.identity import Identity
 from spoolpool.layout import Token
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
-from tests.faults import CRASHED, OPERATIONS, SPACE, Disk, Fault, at, in_child
+from tests.faults import CHANGES, CRASHED, OPERATIONS, SPACE, Disk, Fault, at, in_child
 from tests.stage import Clock, Stage, announce, dead_process, outcome_of, unknown_process
 
 Body = Callable[[], object]
@@ -147,16 +147,28 @@ scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: 
 # -- how it is played
 
 
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """Where hundreds of spools are made and removed: in memory, where there is such a place."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="spoolpool-test-", dir=memory) as directory:
+        yield Path(directory)
+
+
 @contextlib.contextmanager
 def played(directory: Path, clock: Clock, scenario: Scenario) -> Iterator[tuple[Stage, Body]]:
-    """A stage, set for a scenario whose process syncs all that can be synced."""
-    random.seed(directory.name)
+    """A stage, set for a scenario whose process syncs whatever can be synced."""
+    random.seed(str(directory.name))
     stage = Stage(directory, clock)
     body = scenario(stage)
-    config = stage.spool.config
-    stage.spool.config = msgspec.structs.replace(config, durability="full")
+    stage.durability("full")
     try:
         yield stage, body
+        stage.durability("none")
+        stage.settle(forgiven=forgiven(scenario, stage))
     except AssertionError as error:
         raise AssertionError(f"{stage.story()}\n{error}") from error
     shutil.rmtree(directory)
@@ -167,20 +179,49 @@ def forgiven(scenario: Scenario, stage: Stage) -> frozenset[str]:
     return frozenset(stage.notes("submitted") if scenario is cancel else ())
 
 
-CRASHES = {"before": Fault("before"), "after": Fault("after"), "half": Fault("half")}
+CRASHES = {
+    "before it": (Fault("before"), OPERATIONS),
+    "after it": (Fault("after"), OPERATIONS),
+    "amid a write": (Fault("half"), frozenset({"writev"})),
+}
+FAILURES = {
+    "EIO": (Fault("before", errno.EIO), OPERATIONS),
+    "ESTALE": (Fault("before", errno.ESTALE), OPERATIONS),
+    "EACCES": (Fault("before", errno.EACCES), OPERATIONS),
+    "EINTR": (Fault("before", errno.EINTR), OPERATIONS),
+    "ENOSPC": (Fault("before", errno.ENOSPC), SPACE),
+    "ENOSPC amid a write": (Fault("half", errno.ENOSPC), frozenset({"writev"})),
+    "EDQUOT": (Fault("before", errno.EDQUOT), SPACE),
+    "done, but ENOENT": (Fault("after", errno.ENOENT), OPERATIONS),
+    "done, but EEXIST": (Fault("after", errno.EEXIST), CHANGES),
+    "done, but EIO": (Fault("after", errno.EIO), CHANGES),
+}
 
 
 @scenarios
-@pytest.mark.parametrize("when", CRASHES)
+@pytest.mark.parametrize("crash", CRASHES)
 def test_a_process_that_ends_at_any_file_operation_loses_and_doubles_nothing(
-    scenario: Scenario, when: str, tmp_path: Path, clock: Clock
+    scenario: Scenario, crash: str, scratch: Path, clock: Clock
 ) -> None:
-    only = frozenset({"writev"}) if when == "half" else OPERATIONS
+    fault, only = CRASHES[crash]
     for k in itertools.count(1):
-        with played(tmp_path / str(k), clock, scenario) as (stage, body):
-            code = in_child(Disk(at(k, CRASHES[when]), only=only, report=stage.struck), body)
+        with played(scratch / str(k), clock, scenario) as (stage, body):
+            code = in_child(Disk(at(k, fault), only=only, report=stage.struck), body)
             assert code in (0, CRASHED)
-            stage.spool.config = msgspec.structs.replace(stage.spool.config, durability="none")
-            stage.settle(forgiven=forgiven(scenario, stage))
         if code == 0:
+            break
+
+
+@scenarios
+@pytest.mark.parametrize("failure", FAILURES)
+def test_any_file_operation_that_fails_once_loses_and_doubles_nothing(
+    scenario: Scenario, failure: str, scratch: Path, clock: Clock
+) -> None:
+    fault, only = FAILURES[failure]
+    for k in itertools.count(1):
+        with played(scratch / str(k), clock, scenario) as (stage, body):
+            disk = Disk(at(k, fault), only=only, report=stage.struck)
+            with disk.installed(), contextlib.suppress(OSError, SpoolpoolError):
+                body()
+        if disk.count < k:
             break

@@ -233,9 +233,7 @@ def commands() -> dict[str, click.Command]:
 
 @pytest.mark.parametrize("name", commands())
 def test_the_page_of_the_commands_names_every_option_and_no_other(name: str) -> None:
-    command = commands()[name]
-    context = click.Context(command)
-    options = [each for each in command.get_params(context) if isinstance(each, click.Option) and not each.hidden]
+    options = [each for each in commands()[name].params if isinstance(each, click.Option) and not each.hidden]
     named = {code.partition(" ")[0] for row in table(section("cli.md", f"## {name}")) for code in codes(row[0])}
     assert named == {text for option in options for text in (*option.opts, *option.secondary_opts)}
 

@@ -34,7 +34,10 @@ class _Queue:
 def executor(job: Job) -> Iterator[Submits]:
     """A consumer beside this process."""
     os.environ["BENCHMARK_HUEY"] = f"{job.directory}/huey"
-    consumer = [os.path.join(os.path.dirname(sys.executable), "huey_consumer"), "benchmarks.contenders.huey_calls.queue"]
+    consumer = [
+        os.path.join(os.path.dirname(sys.executable), "huey_consumer"),
+        "benchmarks.contenders.huey_calls.queue",
+    ]
     options = ["-w", str(job.workers), "-k", "process", "-d", str(POLL), "-m", str(POLL), "-n", "-q"]
     process = subprocess.Popen([*consumer, *options], stdin=subprocess.DEVNULL)
     try:

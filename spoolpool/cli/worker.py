@@ -190,7 +190,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
                 group.stop()
         else:
             _follow(group)
-        world.leave()
+        world.leave(code)
     except BaseException as error:
         if isinstance(error, SpoolpoolError):
             say(f"spool-worker: {error}")

@@ -1,0 +1,177 @@
+"""Rounds in which everybody has a turn: each in new processes, in a new directory, with nobody else at work.
+
+What disturbs the machine so disturbs all alike, a ratio is taken within a round, and the spread over the
+rounds includes what differs from one start of a contender to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import environments, processes
+from benchmarks.contender import Environment, Samples
+from benchmarks.row import Entry, Failed, Key, Place, Row, Sizes
+
+ROOT = Path(__file__).resolve().parent.parent
+_LINGER = 20.0  # seconds that a contender may take to end after it has answered
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of an entry."""
+
+    entry: Entry
+    rounds: list[Samples] = field(default_factory=list)
+    missing: str | None = None
+    """Why there are no figures, or no more of them."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """All that one run found."""
+
+    rows: list[tuple[Row, list[Outcome]]] = field(default_factory=list)
+    environments: dict[str, environments.Made | str] = field(default_factory=dict)
+    """What was installed, or why it could not be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harness:
+    """Takes the turns."""
+
+    directory: str
+    """Where the contenders work."""
+    sizes: Sizes
+    wanted: Callable[[Entry], bool]
+    """Whether an entry takes part."""
+    say: Callable[[str], None]
+    """Tells how far it is."""
+
+    def run(self, rows: Iterable[Row]) -> Run:
+        """Measure these rows."""
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # so that whatever a contender leaves behind is found
+        run = Run()
+        for row in rows:
+            outcomes = [Outcome(entry=entry) for entry in row.entries(self.sizes) if self.wanted(entry)]
+            for outcome in outcomes:
+                made = self._have(run, outcome.entry.environment)
+                outcome.missing = made if isinstance(made, str) else None
+            rounds = 1 if row.once else self.sizes.rounds
+            for number in range(1, rounds + 1):
+                for outcome in outcomes:
+                    if outcome.missing is None:
+                        self.say(f"{row.name}, round {number} of {rounds}: {_text(outcome.entry.key)}")
+                        self._turn(outcome, run.environments[outcome.entry.environment.name])
+            run.rows.append((row, outcomes))
+        return run
+
+    def _have(self, run: Run, environment: Environment) -> environments.Made | str:
+        if environment.name not in run.environments:
+            try:
+                run.environments[environment.name] = environments.have(environment, self.say)
+            except environments.NotToBeHad as error:
+                run.environments[environment.name] = f"cannot be installed: {error}"
+                self.say(f"{environment.name} cannot be installed: {error}")
+        return run.environments[environment.name]
+
+    def _turn(self, outcome: Outcome, made: environments.Made | str) -> None:
+        assert not isinstance(made, str)
+        directory = f"{self.directory}/w"  # short: sockets' names are cut at 108 bytes
+        os.mkdir(directory)
+        place = Place(python=made.python, directory=directory, run=_runner(made.python, directory, outcome.entry))
+        try:
+            outcome.rounds.append(outcome.entry.take(place))
+        except Failed as error:
+            outcome.missing = str(error)
+            self.say(f"{_text(outcome.entry.key)} failed: {error}")
+        finally:
+            end_descendants()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _text(key: Key) -> str:
+    return f"{key.contender} ({key.case})" if key.case else key.contender
+
+
+def environment_of(python: str, directory: str) -> dict[str, str]:
+    """What a contender finds in its environment: its library, this package, and a place for temporary files."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "COV_", "COVERAGE_", "PMI", "OMPI_", "VIRTUAL_ENV"))
+    }
+    kept |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    kept["PATH"] = f"{os.path.dirname(python)}:{os.environ.get('PATH', os.defpath)}"
+    return {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": directory}
+
+
+def _runner(python: str, directory: str, entry: Entry) -> Callable[[Sequence[str], str | None, float], None]:
+    def run(command: Sequence[str], answer: str | None = None, limit: float = entry.limit) -> None:
+        log = f"{directory}/log"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env=environment_of(python, directory),
+                start_new_session=True,
+            )
+            ended = _wait(process, limit, answer)
+        if answer is not None and os.path.exists(answer):
+            return
+        if ended is None:
+            raise Failed(f"it took more than {limit:.0f} s")
+        if ended or answer is not None:
+            raise Failed(f"it ended with status {ended}: {_last_words(log)}")
+
+    return run
+
+
+def _wait(process: subprocess.Popen[bytes], limit: float, answer: str | None) -> int | None:
+    """Wait for the end; None if it was ended, for taking too long, or for not ending after its answer."""
+    end = time.monotonic() + limit
+    answered = False
+    while time.monotonic() < end:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # long enough to disturb nothing
+            return process.wait(0.25)
+        if answer is not None and not answered and os.path.exists(answer):
+            answered = True
+            end = min(end, time.monotonic() + _LINGER)
+    end_descendants()
+    process.wait()
+    return None
+
+
+def end_descendants() -> None:
+    """End every process that was started from here and is still there."""
+    for _ in range(200):
+        left = processes.below(os.getpid())
+        for process in left:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not left:
+            return
+        time.sleep(0.02)
+
+
+def _last_words(log: str) -> str:
+    with open(log, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["it said nothing"])[-1][:300]

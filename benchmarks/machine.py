@@ -1,0 +1,65 @@
+"""The machine that the figures are of."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def describe(directory: str) -> dict[str, Any]:
+    """Processor, memory, kernel, Python, the filesystem of a directory, and how busy the machine is now."""
+    usable = len(os.sched_getaffinity(0))
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "processor": _value("/proc/cpuinfo", "model name") or platform.machine(),
+        "cores": usable,
+        "memory": _value("/proc/meminfo", "MemTotal"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "filesystem": filesystem(directory),
+        "commit": _commit(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def busy(machine: dict[str, Any]) -> bool:
+    """Whether others are at work, so that the figures say little."""
+    return bool(machine["load"] > 0.25 * machine["cores"])
+
+
+def filesystem(directory: str) -> str:
+    """The type of the filesystem that a directory is on."""
+    where = os.path.realpath(directory)
+    best, kind = "", "unknown"
+    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            _, point, found = line.split()[:3]
+            inside = where == point or where.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, found
+    return kind
+
+
+def _value(path: str, name: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _commit() -> str:
+    """The commit that is measured, if that can be told; with a plus where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,116 @@
+"""From samples to figures: medians, spreads, ratios; as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.environments import Made
+from benchmarks.harness import Outcome, Run
+from benchmarks.row import Goal, Key, Quantity, Row, Sizes
+
+FORMAT = 1
+"""Version of the JSON; it grows with every change that a reader must know of."""
+
+
+def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a run found.
+
+    ``rows`` is a list of ``{name, title, quantities, entries}``. An entry has ``contender``, ``case``,
+    ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``figures`` by quantity, and
+    ``facts`` (other values that it told, the median of each). A figure has the ``median`` of the rounds'
+    medians, the least and the largest of these (``low``, ``high``), the tenth and ninetieth percentile of
+    all samples (``p10``, ``p90``), the samples by round, and in seconds, per cent, counts or times:
+
+    - ``cost``: how many times as much of it (of a rate: of the time) as the entry of ours it is compared
+      with, null for that itself; the median over the rounds of the ratio within a round.
+    - ``floor``: likewise, compared with what the operating system alone needs.
+    - ``goal``: ``{limit, of, reached}``, where ours has one.
+    """
+    return {
+        "format": FORMAT,
+        "machine": dict(machine),
+        "sizes": asdict(sizes),
+        "environments": {
+            name: {"versions": made.versions} if isinstance(made, Made) else {"missing": made}
+            for name, made in run.environments.items()
+        },
+        "rows": [_row(row, outcomes) for row, outcomes in run.rows],
+    }
+
+
+def _row(row: Row, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    by_key = {outcome.entry.key: outcome for outcome in outcomes}
+    return {
+        "name": row.name,
+        "title": row.title,
+        "wide": row.wide,
+        "quantities": [asdict(quantity) for quantity in row.quantities],
+        "entries": [_entry(row, outcome, by_key) for outcome in outcomes],
+    }
+
+
+def _entry(row: Row, outcome: Outcome, by_key: Mapping[Key, Outcome]) -> dict[str, Any]:
+    entry = outcome.entry
+    measured = {quantity.name for quantity in row.quantities}
+    told = {name for samples in outcome.rounds for name in samples} - measured
+    figures = {
+        quantity.name: figure
+        for quantity in row.quantities
+        if (figure := _figure(quantity, outcome, by_key, entry.goals.get(quantity.name))) is not None
+    }
+    return {
+        "contender": entry.key.contender,
+        "case": entry.key.case,
+        "role": entry.role,
+        "environment": entry.environment.name,
+        "missing": outcome.missing,
+        "figures": figures,
+        "facts": {name: statistics.median(_all(outcome, name)) for name in sorted(told)},
+    }
+
+
+def _all(outcome: Outcome, name: str) -> list[float]:
+    return [value for samples in outcome.rounds for value in samples.get(name, [])]
+
+
+def _medians(outcome: Outcome | None, name: str) -> list[float]:
+    if outcome is None:
+        return []
+    return [statistics.median(samples[name]) for samples in outcome.rounds if samples.get(name)]
+
+
+def _figure(
+    quantity: Quantity, outcome: Outcome, by_key: Mapping[Key, Outcome], goal: Goal | None
+) -> dict[str, Any] | None:
+    medians = _medians(outcome, quantity.name)
+    if not medians:
+        return None
+    values = sorted(_all(outcome, quantity.name))
+    figure: dict[str, Any] = {
+        "median": statistics.median(medians),
+        "low": min(medians),
+        "high": max(medians),
+        "p10": values[len(values) // 10],
+        "p90": values[-1 - len(values) // 10],
+        "rounds": [samples.get(quantity.name, []) for samples in outcome.rounds],
+        "cost": _ratio(quantity, medians, outcome.entry.ours, by_key),
+        "floor": _ratio(quantity, medians, outcome.entry.floor, by_key),
+    }
+    if goal is not None:
+        reached = figure["median"] if goal.of == "value" else figure["floor"]
+        figure["goal"] = {"limit": goal.limit, "of": goal.of, "reached": reached}
+    return figure
+
+
+def _ratio(
+    quantity: Quantity, medians: Sequence[float], other: Key | None, by_key: Mapping[Key, Outcome]
+) -> float | None:
+    if other is None:
+        return None
+    pairs = list(zip(medians, _medians(by_key.get(other), quantity.name), strict=False))
+    if not pairs or any(value <= 0 for pair in pairs for value in pair):
+        return None
+    return statistics.median(theirs / mine if quantity.more_is_better else mine / theirs for mine, theirs in pairs)

@@ -1,0 +1,123 @@
+"""A row of the comparison: what is measured, of whom, beside what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from benchmarks.contender import OURS, Environment, Samples
+
+Role = Literal["ours", "peer", "floor"]
+"""``floor``: what the operating system alone needs for it; no peer, and measured without peers as well."""
+
+
+class Key(NamedTuple):
+    """Names an entry of a row."""
+
+    contender: str
+    case: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much work each measurement is."""
+
+    rounds: int = 5
+    """Turns that everybody has."""
+    calls: int = 200
+    """Calls of which the latency is taken, per turn."""
+    tasks: int = 10_000
+    """Calls of which the rate is taken, per turn."""
+    mib: int = 1024
+    """Size of the array in MiB."""
+    starts: int = 5
+    """Programs started, per turn."""
+    traced: int = 100
+    """Calls whose system calls are counted."""
+    idle: float = 20.0
+    """Seconds for which an idle pool is watched."""
+    seconds: float = 10.0
+    """Seconds after which a contender that is slow makes fewer calls."""
+
+
+QUICK = Sizes(rounds=2, calls=40, tasks=1000, mib=64, starts=3, traced=20, idle=4.0, seconds=2.0)
+"""To see that it works, and roughly where it stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """Something that is measured."""
+
+    name: str
+    """As contenders have it in their samples."""
+    unit: Literal["s", "/s", "x", "%", ""]
+    """``x``: so many times another size, which the title names; empty: a count."""
+    title: str
+    """In words."""
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a larger figure is the better one."""
+        return self.unit == "/s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a quantity of ours should reach. It is shown beside the figure, and nothing depends on it."""
+
+    limit: float
+    """At most, or (of a rate) at least."""
+    of: Literal["value", "floor"] = "value"
+    """Of the figure itself, or of its ratio to the floor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and with what an entry is measured, one time."""
+
+    python: str
+    """Interpreter of the entry's environment."""
+    directory: str
+    """Empty, and removed afterwards."""
+    run: Callable[[Sequence[str], str | None, float], None]
+    """Runs a command until it ends, or has written the file that is named; raises :class:`Failed`."""
+
+
+class Failed(Exception):
+    """A contender could not be measured; the message is the reason."""
+
+
+Take = Callable[[Place], Samples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a row."""
+
+    key: Key
+    role: Role
+    take: Take
+    environment: Environment = OURS
+    ours: Key | None = None
+    """The entry of ours that this is compared with."""
+    floor: Key | None = None
+    """The floor that this is compared with."""
+    goals: Mapping[str, Goal] = field(default_factory=dict)
+    """By the quantity's name."""
+    limit: float = 300.0
+    """Seconds after which one turn is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is measured, and who takes part."""
+
+    name: str
+    title: str
+    quantities: Sequence[Quantity]
+    entries: Callable[[Sizes], list[Entry]]
+    wide: bool = False
+    """Print one table with a column per quantity, and no ratios: for counts."""
+    once: bool = False
+    """One turn is enough: the figure has no noise, or takes long."""

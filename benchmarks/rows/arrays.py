@@ -1,0 +1,64 @@
+"""Bytes: a large NumPy array as argument, and as result."""
+
+from __future__ import annotations
+
+from benchmarks.contenders import executorlib, floor, process_pool, spoolpool
+from benchmarks.jobs import job_of
+from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
+
+_FLOORS = {"argument": Key("plain file", "tofile, memmap, sum"), "result": Key("plain file", "tofile, fromfile")}
+_PEERS = (
+    (Key("ProcessPoolExecutor"), process_pool.CONTENDER, ""),
+    (Key("executorlib", "ZeroMQ"), executorlib.CONTENDER, "interactive"),
+    (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
+)
+
+
+def entries(sizes: Sizes) -> list[Entry]:
+    """The array there, then the array back."""
+    found: list[Entry] = []
+    size = sizes.mib << 20
+    for way, plain in _FLOORS.items():
+        ours = Key("spoolpool", way)
+        found.append(
+            Entry(
+                key=ours,
+                role="ours",
+                take=job_of(spoolpool.CONTENDER, way, bytes=size),
+                floor=plain,
+                goals={
+                    "time": Goal(limit=3.0, of="floor"),
+                    "submitter": Goal(limit=1.3),
+                    "worker": Goal(limit=1.3),
+                },
+            )
+        )
+        variant = "memmap" if way == "argument" else "fromfile"
+        take = job_of(floor.CONTENDER, "plain file", bytes=size, variant=variant)
+        found.append(Entry(key=plain, role="floor", take=take))
+        for key, contender, kind in _PEERS:
+            if kind == "file" and way == "result":
+                continue  # a process per call keeps no array until the next one asks for it
+            found.append(
+                Entry(
+                    key=Key(key.contender, f"{key.case}, {way}" if key.case else way),
+                    role="peer",
+                    take=job_of(contender, way, bytes=size, variant=kind),
+                    environment=contender.environment,
+                    ours=ours,
+                    floor=plain,
+                )
+            )
+    return found
+
+
+ROW = Row(
+    name="arrays",
+    title="Arrays: one float64 array (1 GiB unless said otherwise), durability none",
+    quantities=(
+        Quantity(name="time", unit="s", title="time"),
+        Quantity(name="submitter", unit="x", title="submitter's peak memory, of the array's size"),
+        Quantity(name="worker", unit="x", title="worker's peak memory, of the array's size"),
+    ),
+    entries=entries,
+)

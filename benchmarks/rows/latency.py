@@ -1,0 +1,58 @@
+"""From ``submit`` to the result, one call at a time."""
+
+from __future__ import annotations
+
+from benchmarks.contender import OURS, Contender
+from benchmarks.contenders import dask, executorlib, floor, mpi4py_futures, parsl, process_pool, spoolpool
+from benchmarks.jobs import job_of
+from benchmarks.row import Entry, Goal, Key, Quantity, Role, Row, Sizes
+
+_OURS = Key("spoolpool", "1 rank")
+_OURS_2 = Key("spoolpool", "2 ranks")
+_FLOOR = Key("two renames", "woken by watchdog")
+
+
+def entries(sizes: Sizes) -> list[Entry]:
+    """Who takes part."""
+
+    def entry(
+        key: Key, contender: Contender, role: Role = "peer", *, goal: float | None = None, **options: object
+    ) -> Entry:
+        options = {"tasks": sizes.calls, "seconds": sizes.seconds, **options}
+        return Entry(
+            key=key,
+            role=role,
+            take=job_of(contender, "latency", **options),
+            environment=OURS if role != "peer" else contender.environment,
+            ours=None if key in {_OURS, _OURS_2} else _OURS_2 if options.get("ranks") == 2 else _OURS,
+            floor=None if key == _FLOOR else _FLOOR,
+            goals={} if goal is None else {"at once": Goal(limit=goal)},
+        )
+
+    return [
+        entry(_OURS, spoolpool.CONTENDER, "ours", goal=0.0015),
+        entry(_FLOOR, floor.CONTENDER, "floor", variant="watchdog"),
+        entry(Key("two renames", "woken by inotify"), floor.CONTENDER, "floor", variant="inotify"),
+        entry(Key("ProcessPoolExecutor"), process_pool.CONTENDER),
+        entry(Key("mpi4py.futures"), mpi4py_futures.CONTENDER),
+        entry(Key("executorlib", "ZeroMQ"), executorlib.CONTENDER, variant="interactive"),
+        entry(Key("executorlib", "ZeroMQ, no dependencies"), executorlib.CONTENDER, variant="plain"),
+        entry(Key("executorlib", "files"), executorlib.CONTENDER, variant="file"),
+        entry(Key("dask distributed"), dask.CONTENDER),
+        entry(Key("Parsl HTEX"), parsl.CONTENDER),
+        entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, "ours", variant="none"),
+        entry(_OURS_2, spoolpool.CONTENDER, "ours", ranks=2),
+        entry(Key("executorlib", "ZeroMQ, 2 ranks"), executorlib.CONTENDER, variant="interactive", ranks=2),
+        entry(Key("executorlib", "files, 2 ranks"), executorlib.CONTENDER, variant="file", ranks=2),
+    ]
+
+
+ROW = Row(
+    name="latency",
+    title="Latency: submit(pow, 2, 3).result(), one call at a time",
+    quantities=(
+        Quantity(name="at once", unit="s", title="each at once after the last"),
+        Quantity(name="after a pause", unit="s", title="each 50 ms after the last"),
+    ),
+    entries=entries,
+)

@@ -1,0 +1,77 @@
+"""Operations that a metadata server would see, counted by strace."""
+
+from __future__ import annotations
+
+import shutil
+
+from benchmarks import trace
+from benchmarks.contender import Contender, Samples
+from benchmarks.contenders import dirq, executorlib, huey, spoolpool
+from benchmarks.jobs import run_job
+from benchmarks.row import Entry, Failed, Key, Place, Quantity, Row, Sizes
+
+_WORKS = {"awaited": "each awaited", "batch": "all at once"}
+
+
+def entries(sizes: Sizes) -> list[Entry]:
+    """Ours, and everybody who goes by files."""
+    found = [
+        _entry(Key("spoolpool", "1 rank"), spoolpool.CONTENDER, sizes),
+        _entry(Key("spoolpool", "2 ranks"), spoolpool.CONTENDER, sizes, ranks=2),
+        _entry(Key("executorlib", "files"), executorlib.CONTENDER, sizes, variant="file", tasks=5, warm=1),
+        _entry(Key("huey", "files"), huey.CONTENDER, sizes),
+        _entry(Key("dirq", "files"), dirq.CONTENDER, sizes),
+    ]
+    return found
+
+
+def _entry(key: Key, contender: Contender, sizes: Sizes, **options: object) -> Entry:
+    wanted: dict[str, object] = {"tasks": sizes.traced, "seconds": sizes.idle, **options}
+
+    def take(place: Place) -> Samples:
+        if shutil.which("strace") is None:
+            raise Failed("there is no strace here (on Debian: apt install strace)")
+        traces = f"{place.directory}/trace"
+        run_job(contender, place, "marked", wanted, trace.strace(traces))
+        return _counted(place.directory, wanted)
+
+    return Entry(
+        key=key,
+        role="ours" if contender is spoolpool.CONTENDER else "peer",
+        take=take,
+        environment=contender.environment,
+    )
+
+
+def _counted(directory: str, options: dict[str, object]) -> Samples:
+    calls, seconds = int(str(options["tasks"])), float(str(options["seconds"]))
+    found = trace.between_marks(directory, f"{directory}/d")
+    samples: Samples = {}
+    for work in _WORKS:
+        counts = trace.per_call(found, work, calls)
+        samples[work] = [sum(counts[kind] for kind in trace.KINDS)]
+        samples |= {f"{work}: {kind}": [counts[kind]] for kind in (*trace.KINDS, "descriptor")}
+    idle = found["idle.1"]
+    samples["idle"] = [sum(idle[kind] for kind in trace.KINDS) / seconds * 60]
+    return samples
+
+
+ROW = Row(
+    name="operations",
+    title="Metadata operations per call, submit to collected, and per minute of an idle pool",
+    quantities=(
+        *(
+            quantity
+            for work, title in _WORKS.items()
+            for quantity in (
+                Quantity(name=work, unit="", title=title),
+                *(Quantity(name=f"{work}: {kind}", unit="", title=kind) for kind in trace.KINDS),
+                Quantity(name=f"{work}: descriptor", unit="", title="(by descriptor)"),
+            )
+        ),
+        Quantity(name="idle", unit="", title="idle, per minute"),
+    ),
+    entries=entries,
+    wide=True,
+    once=True,
+)

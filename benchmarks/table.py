@@ -1,0 +1,108 @@
+"""A report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def value(number: float, unit: str) -> str:
+    """A figure with three digits and its unit."""
+    if unit == "s":
+        scale, name = next(((s, n) for s, n in _TIMES if abs(number) >= s), _TIMES[-1])
+        return f"{_digits(number / scale)} {name}"
+    if unit == "/s":
+        return f"{_digits(number)} /s"
+    return _digits(number) + (" %" if unit == "%" else "×" if unit == "x" else "")
+
+
+def _digits(number: float) -> str:
+    if number == 0:
+        return "0"
+    if abs(number) >= 100:
+        return f"{number:,.0f}".replace(",", " ")
+    return f"{number:.2f}" if abs(number) < 10 else f"{number:.1f}"
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The whole report, line by line."""
+    machine = report["machine"]
+    yield (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}; {machine['system']}, "
+        f"Python {machine['python']}, {machine['filesystem']}; {machine['date']}, commit {machine['commit'] or 'unknown'}, "
+        f"load {machine['load']} before"
+    )
+    for name, made in report["environments"].items():
+        if "missing" in made:
+            yield f"{name}: {made['missing']}"
+        else:
+            yield f"{name}: " + ", ".join(f"{package} {version}" for package, version in made["versions"].items())
+    for row in report["rows"]:
+        yield ""
+        yield row["title"]
+        if row["wide"]:
+            yield from _wide(row)
+        else:
+            for quantity in row["quantities"]:
+                yield from _long(row, quantity)
+        for entry in row["entries"]:
+            if entry["missing"] is not None:
+                yield f"  no figures of {_who(entry)}: {entry['missing']}"
+
+
+def _who(entry: Mapping[str, Any]) -> str:
+    return f"{entry['contender']}, {entry['case']}" if entry["case"] else str(entry["contender"])
+
+
+def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[str]:
+    """One table per quantity, with spreads and ratios."""
+    unit = quantity["unit"]
+    cells = [[quantity["title"], "median", "lowest..highest round", "× ours", "× floor", "to reach"]]
+    for entry in row["entries"]:
+        figure = entry["figures"].get(quantity["name"])
+        if figure is None:
+            continue
+        spread = f"{value(figure['low'], unit)} .. {value(figure['high'], unit)}"
+        ratios = ["" if figure[of] is None else _digits(figure[of]) for of in ("cost", "floor")]
+        cells.append([_who(entry), value(figure["median"], unit), spread, *ratios, _goal(figure, quantity)])
+    if len(cells) > 1:
+        yield ""
+        yield from _aligned(cells)
+
+
+def _goal(figure: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
+    goal = figure.get("goal")
+    if goal is None or goal["reached"] is None:
+        return ""
+    at_least = quantity["unit"] == "/s" and goal["of"] == "value"
+    reached = goal["reached"] >= goal["limit"] if at_least else goal["reached"] <= goal["limit"]
+    limit = value(goal["limit"], quantity["unit"] if goal["of"] == "value" else "x")
+    of = " the floor" if goal["of"] == "floor" else ""
+    return f"{'≥' if at_least else '≤'} {limit}{of}: {'yes' if reached else 'no'}"
+
+
+def _wide(row: Mapping[str, Any]) -> Iterator[str]:
+    """One table with a column per quantity."""
+    shown = [
+        quantity for quantity in row["quantities"] if any(quantity["name"] in e["figures"] for e in row["entries"])
+    ]
+    cells = [["", *(quantity["title"] for quantity in shown)]]
+    for entry in row["entries"]:
+        if entry["figures"]:
+            found = [entry["figures"].get(quantity["name"]) for quantity in shown]
+            cells.append([_who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
+    if len(cells) > 1:
+        yield ""
+        yield from _aligned(cells)
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    for line in cells:
+        first, *rest = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield ("  " + "  ".join([first, *rest])).rstrip()
