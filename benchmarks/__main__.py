@@ -7,13 +7,14 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 
 from benchmarks import machine, results, table
 from benchmarks.environments import cache
-from benchmarks.harness import Harness
+from benchmarks.harness import Harness, end_descendants
 from benchmarks.row import QUICK, Entry, Sizes
 from benchmarks.rows import ROWS
 
@@ -74,6 +75,7 @@ def main(given: Sequence[str] | None = None) -> int:
         words = asked.only or [""]
         return not asked.no_peers and any(word.lower() in " ".join(entry.key).lower() for word in words)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     directory = tempfile.mkdtemp(prefix="spb-", dir=asked.dir)
     try:
         here = machine.describe(directory)
@@ -82,6 +84,7 @@ def main(given: Sequence[str] | None = None) -> int:
         harness = Harness(directory=directory, sizes=sizes, wanted=wanted, say=say)
         run = harness.run([ROWS[name] for name in asked.rows or ROWS])
     finally:
+        end_descendants()
         shutil.rmtree(directory, ignore_errors=True)
     here["load after"] = round(os.getloadavg()[0], 2)
     report = results.report(run, sizes, here)

@@ -105,7 +105,7 @@ class Entry:
     """The floor that this is compared with."""
     goals: Mapping[str, Goal] = field(default_factory=dict)
     """By the quantity's name."""
-    limit: float = 300.0
+    limit: float = 180.0
     """Seconds after which one turn is given up."""
 
 

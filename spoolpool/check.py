@@ -1,28 +1,37 @@
 """Is this spool consistent? A look at every name, while the spool is in use; and careful repairs.
 
-What is not understood is reported and never touched. A task moves while it is looked for, so whatever seems
-wrong is looked at twice.
+What is not understood is reported and never touched; links are not followed. A task moves while it is looked
+for, so whatever seems wrong is looked at several times.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from spoolpool import envelope, fsio, layout, registry, task
+from spoolpool import envelope, fsio, garbage, layout, registry, task
 from spoolpool.backoff import Backoff
-from spoolpool.claim import requeue_from
+from spoolpool.census import Census, census
+from spoolpool.claim import read_task, requeue_from
 from spoolpool.errors import SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.recovery import Recovery
+from spoolpool.registry import WorkerInfo
 from spoolpool.spool import Spool
+from spoolpool.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_MORE_LOOKS = 3
 
 Kind = Literal[
+    "missing",
     "unknown name",
     "unreadable",
+    "unfinished",
     "two tokens",
     "dead claim",
     "orphan outcome",
@@ -46,89 +55,48 @@ class Finding:
     """Whether :func:`repair` does something about it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Census:
-    """Every token of a spool by the place in which it stands, seen in one pass."""
-
-    ready: dict[str, Token]
-    """Those in ``waiting/`` too."""
-    claimed: dict[str, Token]
-    results: dict[str, tuple[str, Token]]
-    outgoing: dict[str, tuple[str, Token]]
-    failed: dict[str, Token]
-    unknown: list[str]
-
-
-class _Lister:
-    """Lists folders below a spool, and notes names that are not a spool's."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.unknown: list[str] = []
-
-    def folders(self, directory: str, good: Callable[[str], object]) -> list[str]:
-        """Paths of the entries whose names are good."""
-        names = sorted(fsio.names(f"{self.root}/{directory}"))
-        self.unknown += [f"{directory}/{name}" for name in names if not good(name)]
-        return [f"{directory}/{name}" for name in names if good(name)]
-
-    def tokens(self, directory: str, *, claimed: bool | None) -> dict[str, Token]:
-        """Tokens by their paths; with or without a worker in the name (None: either)."""
-        found = {}
-        for name in sorted(fsio.names(f"{self.root}/{directory}")):
-            token = layout.parse_token(name)
-            if token is not None and claimed in (None, bool(token.worker)):
-                found[f"{directory}/{name}"] = token
-            else:
-                self.unknown.append(f"{directory}/{name}")
-        return found
-
-
-def census(spool: Spool) -> Census:
-    """List the whole tree once; keys are paths below the spool's directory."""
-    lister = _Lister(spool.path)
-    ready: dict[str, Token] = {}
-    for lane in lister.folders("ready", layout.parse_lane):
-        for bucket in lister.folders(lane, layout.is_bucket):
-            ready.update(lister.tokens(bucket, claimed=False))
-    by_session: dict[str, dict[str, tuple[str, Token]]] = {"results": {}, "outgoing": {}}
-    for kind, found in by_session.items():
-        for path in lister.folders(kind, layout.is_session):
-            session = path.partition("/")[2]
-            found.update({path: (session, token) for path, token in lister.tokens(path, claimed=True).items()})
-    ready.update(lister.tokens("waiting", claimed=False))
-    claimed = lister.tokens("claimed", claimed=True)
-    failed = lister.tokens("failed", claimed=None)
-    lister.folders("workers", layout.is_worker_id)
-    lister.folders("cancel", layout.is_task_id)
-    lister.folders("objects", layout.is_object_id)
-    known = {*layout.Layout.DIRECTORIES, "spool.json"}
-    return Census(
-        ready=ready,
-        claimed=claimed,
-        results=by_session["results"],
-        outgoing=by_session["outgoing"],
-        failed=failed,
-        unknown=lister.unknown + [name for name in fsio.names(spool.path) if name not in known],
-    )
-
-
 def check(spool: Spool, *, deep: bool = True) -> list[Finding]:
     """What is wrong with a spool. ``deep`` reads every file and compares its checksum."""
-    first, second = census(spool), census(spool)
+    found = _by_name(spool)
+    rhythm = Backoff(0.05, 0.5, 2.0)
+    for _ in range(_MORE_LOOKS):
+        if not found:  # else somebody may be in the middle of something: what passes is nothing
+            break
+        rhythm.sleep()
+        again = {(each.kind, each.path) for each in _by_name(spool)}
+        found = [each for each in found if (each.kind, each.path) in again]
+    return found + _by_content(spool) if deep else found
+
+
+def _by_name(spool: Spool) -> list[Finding]:
+    first = census(spool)
+    # in between: who claims something has its entry before, and keeps it until the claim is gone
+    entries = {info.worker: info for info in registry.workers(spool)}
+    second = census(spool)
+    now = _server_time(spool)
     found = [
-        Finding(kind="unknown name", path=path, text="this name is not one of a spool's; it is left alone", mends=False)
+        Finding(kind="missing", path=path, text="every spool has this directory; repair makes it", mends=True)
+        for path in second.missing
+    ]
+    found += [
+        Finding(kind="unreadable", path=path, text=f"this directory cannot be listed ({reason})", mends=False)
+        for path, reason in second.unlisted.items()
+    ]
+    found += [
+        Finding(kind="unknown name", path=path, text="this is not a spool's; it is left alone", mends=False)
         for path in second.unknown
         if path in first.unknown
     ]
     found += _two_tokens(first, second)
-    found += _claims_and_outcomes(spool, first, second)
-    found += _marks(spool, first, second)
-    if deep:
-        for path in [*second.ready, *second.claimed, *second.results, *second.failed]:
-            reason = _unreadable(spool, path)
-            if reason:
-                found.append(Finding(kind="unreadable", path=path, text=f"{reason} It is left alone", mends=False))
+    found += _workers(spool, entries, now, first, second)
+    if first.complete and second.complete:
+        found += _outcomes(first, second)
+        found += _marks(first, second)
+    if now is not None:
+        found += [
+            Finding(kind="unfinished", path=each.path, text=f"{each.why}; repair removes it", mends=True)
+            for each in garbage.unfinished(spool, now, spool.config.keep)
+        ]
     return found
 
 
@@ -155,17 +123,36 @@ def _two_tokens(first: Census, second: Census) -> list[Finding]:
     ]
 
 
-def _claims_and_outcomes(spool: Spool, first: Census, second: Census) -> list[Finding]:
-    found = []
-    entries = {info.worker: info for info in registry.workers(spool)}
-    dead = {worker for worker, info in entries.items() if info.process.dead()}
+def _workers(
+    spool: Spool, entries: dict[str, WorkerInfo], now: float | None, first: Census, second: Census
+) -> list[Finding]:
+    """Workers that are dead or give no sign of life, and what they hold."""
+    suspects = {}
+    for worker, info in entries.items():
+        silence = None if now is None else registry.silence(spool, worker, now)
+        if info.process.dead():
+            suspects[worker] = "is dead"
+        elif silence is not None and silence > spool.config.lease:
+            suspects[worker] = f"has given no sign of life for {silence:.0f} s"
+    found = [
+        Finding(
+            kind="dead worker",
+            path=f"workers/{worker}",
+            text=f"this worker {what}; once it is sure, repair brings back what it held and removes its entry",
+            mends=True,
+        )
+        for worker, what in sorted(suspects.items())
+    ]
     for path, token in second.claimed.items():
-        if path in first.claimed and (token.worker not in entries or token.worker in dead):
-            text = f"worker {token.worker}, who claims it, is dead or unknown; repair brings it back"
+        what = suspects.get(token.worker) or ("" if token.worker in entries else "is not known")
+        if path in first.claimed and what:
+            text = f"worker {token.worker}, who claims it, {what}; once it is sure, repair brings it back"
             found.append(Finding(kind="dead claim", path=path, text=text, mends=True))
-    for worker in sorted(dead):
-        text = "this worker is dead; repair brings back what it held and removes its entry"
-        found.append(Finding(kind="dead worker", path=f"workers/{worker}", text=text, mends=True))
+    return found
+
+
+def _outcomes(first: Census, second: Census) -> list[Finding]:
+    found = []
     held = {token.name for token in [*first.claimed.values(), *second.claimed.values()]}
     committed = {token.name for _, token in [*first.results.values(), *second.results.values()]}
     for path, (_, token) in second.outgoing.items():
@@ -175,12 +162,15 @@ def _claims_and_outcomes(spool: Spool, first: Census, second: Census) -> list[Fi
     outcomes = {token.name for _, token in [*first.outgoing.values(), *second.outgoing.values()]}
     for path, (_, token) in second.results.items():
         if path in first.results and token.worker != layout.CANCELLED and token.name not in outcomes:
-            text = "committed, but its outcome is not there (lost with the power?); repair lets it run again"
+            text = (
+                "committed, but its outcome is not there (lost with the power?); repair lets it run again after a "
+                "second look, once its worker is gone"
+            )
             found.append(Finding(kind="no outcome", path=path, text=text, mends=True))
     return found
 
 
-def _marks(spool: Spool, first: Census, second: Census) -> list[Finding]:
+def _marks(first: Census, second: Census) -> list[Finding]:
     alive = _places(first).keys() | _places(second).keys()
     return [
         Finding(
@@ -189,22 +179,45 @@ def _marks(spool: Spool, first: Census, second: Census) -> list[Finding]:
             text="its task is not there any more; repair removes it",
             mends=True,
         )
-        for name in sorted(filter(layout.is_task_id, fsio.names(spool.layout.cancel)))
-        if name not in alive
+        for name in second.marks
+        if name in first.marks and name not in alive
     ]
 
 
-def _unreadable(spool: Spool, path: str) -> str | None:
+def _server_time(spool: Spool) -> float | None:
+    try:
+        return spool.server_time()
+    except OSError:  # read-only: then no age is known
+        return None
+
+
+def _by_content(spool: Spool) -> list[Finding]:
+    seen = census(spool)
+    tasks = {**seen.ready, **seen.claimed, **{path: token for path, (_, token) in seen.results.items()}, **seen.failed}
+    committed = {token.name for _, token in seen.results.values()}
+    outcomes = {path: token for path, (_, token) in seen.outgoing.items() if token.name in committed}
+    trust = Trust((os.lstat(spool.path).st_uid,))
+    found = []
+    for path, token in [*tasks.items(), *outcomes.items()]:
+        reason = _unreadable(spool, path, token, trust, outcome=path in outcomes)
+        if reason:
+            found.append(Finding(kind="unreadable", path=path, text=reason, mends=False))
+    return found
+
+
+def _unreadable(spool: Spool, path: str, token: Token, trust: Trust, *, outcome: bool) -> str | None:
     whole = f"{spool.path}/{path}"
     try:
         fd = fsio.open_file(whole)
     except OSError as error:
-        return None if error.errno in fsio.GONE else f"it cannot be opened ({error.strerror})."
+        return None if error.errno in fsio.GONE else f"it cannot be opened ({error.strerror}); it is left alone"
     try:
-        content = envelope.read(fd, fsio.size(fd), whole)
-        task.decode_task(content.header, whole)
+        content = envelope.read(fd, trust.check(fd, whole), whole)
+        header = (task.decode_outcome if outcome else task.decode_task)(content.header, whole)
+        if header.task != token.task:
+            return f"it says that it is of task {header.task}; it is left alone"
     except (SpoolpoolError, OSError, ValueError) as error:
-        return str(error)
+        return f"{str(error).rstrip('.')}. It is left alone"
     finally:
         fsio.close(fd)
     return None
@@ -213,59 +226,84 @@ def _unreadable(spool: Spool, path: str) -> str | None:
 def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) -> list[str]:
     """Do what can be done about the findings; returns a line for each thing that was done.
 
-    Takes as long as the protocol asks for: a worker is watched for a lease before it counts as dead, and an
-    outcome without a purpose is looked for twice, longer apart than attribute caches last. ``seconds`` bounds
-    that, and leaves the rest for another time.
+    Takes as long as the protocol asks for: a worker is watched for a lease before it counts as dead, and what
+    hangs on an outcome that is not needed, or not there, is looked for twice, longer apart than caches last.
+    ``seconds`` bounds that, and leaves the rest for another time. What fails is logged, and left as well.
     """
     done: list[str] = []
-    kinds = {finding.kind for finding in found}
-    recovery = Recovery(spool)
     for finding in found:
-        path = f"{spool.path}/{finding.path}"
-        if finding.kind == "stale mark" and fsio.remove(path):
-            done.append(f"removed {finding.path}")
-        elif finding.kind == "no outcome" and _run_again(spool, path):
-            done.append(f"{finding.path} waits again")
-    wait = 0.0
-    if kinds & {"dead claim", "dead worker"}:
-        wait = spool.config.lease * 1.5
-    orphans = [finding.path for finding in found if finding.kind == "orphan outcome"]
-    if orphans:
-        wait = max(wait, max(spool.config.lease, spool.config.caches) * 1.1)
-    end = time.monotonic() + (wait if seconds is None else min(wait, seconds))
+        try:
+            done += _mend_at_once(spool, finding)
+        except (OSError, SpoolpoolError) as error:
+            log.warning("Cannot mend %s: %s", finding.path, error)
+    patient = _Patience(spool, found, done)
+    end = time.monotonic() + (patient.seconds if seconds is None else min(patient.seconds, seconds))
     rhythm = Backoff(0.05, max(0.05, spool.config.lease / 4))
-    while wait:
-        done += recovery.round()
-        for path in orphans:
-            _, session, name = path.split("/")
-            token = layout.parse_token(name)
-            assert token is not None  # the census read it
-            recovery.discard(session, token)
-        left = [path for path in orphans if os.path.lexists(f"{spool.path}/{path}")]
-        done += [f"removed {path}" for path in orphans if path not in left]
-        orphans = left
-        waiting = any(fsio.there(f"{spool.path}/{f.path}") for f in found if f.kind in ("dead claim", "dead worker"))
-        if not (orphans or waiting) or time.monotonic() > end:
+    while patient.left():
+        try:
+            patient.look()
+        except (OSError, SpoolpoolError) as error:  # the server is away for a moment, or something is in the way
+            log.warning("A repair was put off: %s", error)
+        if time.monotonic() > end:
             break
-        rhythm.sleep()
+        if patient.left():
+            rhythm.sleep()
     return done
 
 
-def _run_again(spool: Spool, path: str) -> bool:
-    """Let a committed task whose outcome is gone wait again (only ever when told to)."""
+def _mend_at_once(spool: Spool, finding: Finding) -> list[str]:
+    path = f"{spool.path}/{finding.path}"
+    if finding.kind == "missing":
+        spool.make_directories(path)
+        return [f"made {finding.path}"]
+    if finding.kind in ("stale mark", "unfinished") and fsio.remove(path):
+        return [f"removed {finding.path}"]
+    return []
+
+
+class _Patience:
+    """The repairs that take a second look."""
+
+    def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
+        self._spool = spool
+        self._done = done
+        self._recovery = Recovery(spool)
+        self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
+        self._orphans = {each.path: _token(each.path) for each in found if each.kind == "orphan outcome"}
+        self._bare = {each.path: _token(each.path) for each in found if each.kind == "no outcome"}
+        self._caches = max(spool.config.lease, spool.config.caches)
+        self._begin = time.monotonic()
+        self.seconds = max(
+            spool.config.lease * 1.5 if self._dead else 0.0,
+            self._caches * 1.1 if self._orphans or self._bare else 0.0,
+        )
+
+    def left(self) -> bool:
+        """Whether something is still to be done."""
+        return bool(self._dead or self._orphans or self._bare)
+
+    def look(self) -> None:
+        """Do what can be done by now."""
+        root = self._spool.path
+        self._done += self._recovery.round()
+        self._dead = {path for path in self._dead if os.path.lexists(f"{root}/{path}")}
+        for path, token in list(self._orphans.items()):
+            self._recovery.discard(path.split("/")[1], token)
+            if not os.path.lexists(f"{root}/{path}"):
+                self._done.append(f"removed {path}")
+                del self._orphans[path]
+        for path, token in list(self._bare.items()):
+            if fsio.there(self._spool.layout.outcome(path.split("/")[1], token)):
+                del self._bare[path]  # it came later
+            elif time.monotonic() - self._begin >= self._caches and not fsio.there(
+                self._spool.layout.worker(token.worker)
+            ):
+                del self._bare[path]
+                if requeue_from(self._spool, f"{root}/{path}", read_task(f"{root}/{path}"), token.given_back()):
+                    self._done.append(f"{path} waits again")
+
+
+def _token(path: str) -> Token:
     token = layout.parse_token(os.path.basename(path))
-    try:
-        fd = fsio.open_file(path)
-    except OSError as error:
-        if error.errno in fsio.GONE:
-            return False
-        raise
-    try:
-        header = task.decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
-    except SpoolpoolError:
-        return False
-    finally:
-        fsio.close(fd)
     assert token is not None  # the census read it
-    requeue_from(spool, path, header, token.given_back())
-    return True
+    return token

@@ -6,6 +6,7 @@ has the rules with their reasons; each function here is one of them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
@@ -61,6 +62,24 @@ def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer])
         spool.write(path, parts)
 
 
+def has_outcome(spool: Spool, session: str, token: Token) -> bool:
+    """Whether the outcome of a claim was written to its end, so that nothing but the commit is missing."""
+    path = spool.layout.outcome(session, token)
+    try:
+        fd = fsio.open_file(path)
+    except OSError as error:
+        if error.errno in fsio.GONE:
+            return False
+        raise
+    try:
+        envelope.read(fd, fsio.size(fd), path)
+    except SpoolpoolError:  # its worker died while it wrote
+        return False
+    finally:
+        fsio.close(fd)
+    return True
+
+
 def commit(spool: Spool, session: str, token: Token) -> bool:
     """Publish the outcome of a claim: the one rename that decides.
 
@@ -104,36 +123,52 @@ def requeue(spool: Spool, header: TaskHeader, token: Token) -> None:
 def retry(spool: Spool, name: str) -> str:
     """Let a task from ``failed/`` wait again, with all its attempts; returns its id.
 
-    Raises :class:`BadTaskFile` where it has lost its content.
+    Raises :class:`BadTaskFile` where it cannot be read (any more), or is not what its name says.
     """
     path = f"{spool.layout.failed}/{name}"
     token = layout.parse_token(name)
     if token is None:
         raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
-    fd = fsio.open_file(path)
     try:
-        header = decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
-    finally:
-        fsio.close(fd)
+        header = read_task(path)
+    except OSError as error:
+        raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
+    if header.task != token.task:
+        raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
     spool.open_session(header.session)
-    requeue_from(spool, path, header, Token(token.task, token.claim + 1, 1))
+    if not requeue_from(spool, path, header, Token(token.task, token.claim + 1, 1)):
+        raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
     return token.task
 
 
-def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) -> None:
-    """Rename a task file to its bucket, under a claim number that was never used."""
+def read_task(path: str) -> TaskHeader:
+    """The header of the task file at a path; ``OSError`` as open(2), or :class:`SpoolpoolError` for what is none."""
+    fd = fsio.open_file(path)
+    try:
+        return decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
+    finally:
+        fsio.close(fd)
+
+
+def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) -> bool:
+    """Rename a task file to its bucket, under a claim number that was never used.
+
+    Whether it waits there now, as far as can be seen. Where it does not, somebody else moved the token, which is
+    just as good, or the bucket vanishes as often as it is made; the next round sees what is true.
+    """
     bucket = spool.layout.bucket(header.lane, header.bucket)
     for last in (False, True):
         try:
             fsio.move(source, f"{bucket}/{ready.name}")
-            return
+            return True
         except OSError as error:
-            # Either the bucket was removed as empty, or somebody else moved the token, which is just as
-            # good. To make the bucket harms neither; the next round sees what is true.
+            # the bucket was removed as empty, or the token was moved: then nobody would remove a new bucket
             if error.errno not in fsio.GONE:
                 raise
-            if not last:
-                spool.make_directories(bucket)
+            if last or not fsio.there(source):
+                break
+            spool.make_directories(bucket)
+    return fsio.there(f"{bucket}/{ready.name}")
 
 
 class Claimer:
@@ -153,6 +188,7 @@ class Claimer:
         self._bucket = ""
         self._listed = 0.0
         self._window = 1
+        self._unlisted: OSError | None = None
         self._refused: dict[str, str] = {}
 
     @property
@@ -176,10 +212,11 @@ class Claimer:
             claim = self._claim_listed()
             if claim is not None:
                 return claim
+        self._unlisted = None
         buckets = [
             (bucket, lane)
             for lane in self._lanes()
-            for bucket in filter(layout.is_bucket, fsio.names(self._spool.layout.lane(lane)))
+            for bucket in filter(layout.is_bucket, self._names(self._spool.layout.lane(lane)))
         ]
         buckets.sort()
         for position, (bucket, lane) in enumerate(buckets):
@@ -188,12 +225,23 @@ class Claimer:
                 submitter = layout.submitter_of(bucket)
                 if any(layout.submitter_of(later) == submitter for later, _ in buckets[position + 1 :]):
                     # its submitter has gone on to the next one; should it come back, it makes it again
-                    fsio.remove_directory(self._spool.layout.bucket(lane, bucket))
+                    with contextlib.suppress(OSError):  # it is somebody else's, and no more than in the way
+                        fsio.remove_directory(self._spool.layout.bucket(lane, bucket))
                 continue
             claim = self._claim_listed()
             if claim is not None:
                 return claim
+        if self._unlisted is not None:
+            raise self._unlisted
         return None
+
+    def _names(self, directory: str) -> list[str]:
+        """List; a directory that cannot be listed does not keep the tasks in the others from being found."""
+        try:
+            return fsio.names(directory)
+        except OSError as error:
+            self._unlisted = error
+            return []
 
     def _lanes(self) -> list[str]:
         lanes = []
@@ -206,7 +254,7 @@ class Claimer:
     def _list(self, lane: str, bucket: str) -> None:
         self._lane, self._bucket = lane, bucket
         self._listed = time.monotonic()
-        tokens = map(layout.parse_token, fsio.names(self._spool.layout.bucket(lane, bucket)))
+        tokens = map(layout.parse_token, self._names(self._spool.layout.bucket(lane, bucket)))
         self._candidates = sorted((token for token in tokens if token and not token.worker), reverse=True)
 
     def _claim_listed(self) -> Claim | None:
@@ -285,10 +333,20 @@ class Claimer:
             if token is None or token.worker != self._worker:
                 continue
             path = self._spool.layout.claimed_token(token)
-            fd = fsio.open_file(path, write=True)
+            if path in self._refused:
+                continue
+            try:
+                fd = fsio.open_file(path, write=True)
+            except OSError as error:
+                if error.errno in fsio.GONE:  # a recoverer thought this worker dead
+                    continue
+                raise
             try:
                 size = self._trust.check(fd, path)
                 claim = self._read(fd, size, token) if try_lock(fd) is not Lock.BUSY else None
+            except (NotTrusted, BadTaskFile) as error:
+                self._refuse(path, str(error))
+                claim = None
             except BaseException:
                 fsio.close(fd)
                 raise

@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import queue
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from spoolpool import fsio, layout, pickling, settings
@@ -108,7 +110,12 @@ class Executor(futures.Executor):
         spool = self._attached
         if spool is None:
             parent = tempfile.mkdtemp(prefix="spoolpool-")
-            spool = Spool.create(f"{parent}/spool", durability="none", caches=1.0, temporary=True)
+            try:
+                spool = Spool.create(parent, durability="none", caches=1.0, temporary=True)
+            except BaseException:
+                fsio.remove_tree(parent)
+                raise
+        core: _Core | None = None
         try:
             pool = None
             if self._runs_groups:
@@ -118,7 +125,7 @@ class Executor(futures.Executor):
             name = os.urandom(8).hex()
             if self._init_function is not None:
                 init = put_object(spool, *pickling.dumps(self._init_function), name)
-            self._core = _Core(
+            core = _Core(
                 spool,
                 name,
                 Trust(self._trust),
@@ -130,11 +137,15 @@ class Executor(futures.Executor):
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
         except BaseException:
-            if self._attached is None:
-                fsio.remove_tree(os.path.dirname(spool.path))
+            if core is not None:
+                core.close()
+                core.join()
+            elif self._attached is None:
+                fsio.remove_tree(spool.path)
             raise
+        self._core = core
         # an executor that nobody refers to any more lets its groups end once its tasks are done
-        self._finalizer = weakref.finalize(self, self._core.close)
+        self._finalizer = weakref.finalize(self, core.close)
         self._finalizer.atexit = False
 
     # -- the interface of concurrent.futures
@@ -147,15 +158,15 @@ class Executor(futures.Executor):
         ``resource_dict`` says what this call needs, over the executor's defaults; an unknown key is an error
         that lists the known ones. When this returns, the task is in the spool. Raises
         :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
-        :class:`~spoolpool.errors.SpoolFull`, and ``RuntimeError`` after :meth:`shutdown`.
+        :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.BrokenSpool` where no group of the shape can
+        be started, and ``RuntimeError`` after :meth:`shutdown`.
         """
         wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
         payload, buffers = pickling.dumps_call(fn, args, kwargs)
         with self._lock:
             core = self._usable()
             shape = wishes.shape()
-            if shape != self._shape:
-                core.make_room(shape)
+            core.prepare(shape)
         lane = Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON)
         return core.session.submit(
             payload,
@@ -202,8 +213,8 @@ class Executor(futures.Executor):
                 while window:
                     if buffersize is not None:
                         window[:0] = itertools.islice(tasks, 1)
-                    future = window.pop()
-                    value = future.result(None if end is None else end - time.monotonic())
+                    value = window[-1].result(None if end is None else end - time.monotonic())
+                    window.pop()
                     if chunksize == 1:
                         yield value
                     elif self._shape.ranks > 1:  # each rank has all values of the chunk
@@ -220,7 +231,8 @@ class Executor(futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; ``wait`` until the pending ones are done, or take back those that wait.
 
-        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then.
+        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then. In a
+        callback of a future it never waits: the thread that calls it is among those it would wait for.
         """
         with self._lock:
             self._shut = True
@@ -259,7 +271,7 @@ class Executor(futures.Executor):
     @property
     def info(self) -> dict[str, Any]:
         """What this executor is: sizes, spool, session, launcher."""
-        core = self._usable()
+        core = self._core if self._shut and self._core is not None else self._usable()
         return {
             "max_workers": self._max_workers if core.pool is not None else None,
             "cores": self._shape.ranks,
@@ -311,57 +323,69 @@ class _Core:
         self.cores = cores
         self._temporary = temporary
         self._pid = os.getpid()
-        self.session = Session(spool, name, accept=accept, on_wait=None if pool is None else self._why_broken)
-        self._closing = threading.Event()
+        self.session = Session(spool, name, accept=accept)
+        self._closed = False
+        self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None
+        _at_work.add(self.session)
         if pool is not None:
             self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
+            _at_work.add(self)
             self._thread.start()
-
-    def _why_broken(self) -> str | None:
-        return self.pool.broken if self.pool is not None else None
 
     def _watch(self) -> None:
         """Look after the groups until the executor is closed and its tasks are done."""
         assert self.pool is not None
         rhythm = Backoff(0.01, 0.5)
         try:
-            while not (self._closing.is_set() and self.session.wait(0)):
+            while not (self._closed and self.session.wait(0)):
                 if self.pool.step():
                     rhythm.reset()
-                    # a group that ended as idle may have missed the task that came at that moment
-                    for shape in {_shape(future.header.lane) for future in self.session.pending()}:
-                        self.make_room(shape)
-                if self.pool.broken:
-                    self.session.fail(BrokenSpool(self.pool.broken))
-                if self._closing.is_set():
+                for lane in {future.header.lane for future in self.session.pending()}:
+                    shape = _shape(lane)
+                    if reason := self.pool.broken.get(shape):
+                        self.session.fail(BrokenSpool(reason), lane)
+                    else:  # a group that ended as idle may have missed the task that came at that moment
+                        self._make_room(shape)
+                if self._closed:
                     self.session.wait(rhythm.next())
                 else:
-                    self._closing.wait(rhythm.next())
+                    with contextlib.suppress(queue.Empty):
+                        self._awake.get(timeout=rhythm.next())
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
             self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
         finally:
             self.pool.stop()
             self.session.join()
             if self._temporary:
-                fsio.remove_tree(os.path.dirname(self.spool.path))
+                fsio.remove_tree(self.spool.path)
 
-    def make_room(self, shape: Shape) -> None:
+    def prepare(self, shape: Shape) -> None:
+        """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
+        if self.pool is not None:
+            if reason := self.pool.broken.get(shape):
+                raise BrokenSpool(f"Nothing can be submitted: {reason}")
+            self._make_room(shape)
+
+    def _make_room(self, shape: Shape) -> None:
         """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
-        if self.pool is not None and not self.pool.broken and self.pool.count(shape) == 0:
+        if self.pool is not None and self.pool.count(shape) == 0:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
             self.pool.resize(shape, max(1, self.cores // shape.cores), keep=False, arguments=arguments)
 
     def close(self) -> None:
         """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
         if os.getpid() == self._pid:
-            self._closing.set()
-            self.session.close()
+            self.session.close()  # first: what was submitted before is awaited, and nothing comes after
+            self._closed = True
+            self._awake.put(None)
 
     def join(self) -> None:
-        """Wait until everything ended, after :meth:`close`."""
+        """Wait until everything ended, after :meth:`close`; not in a callback, for which the threads wait."""
+        if self.session.collects_here() or self._thread is threading.current_thread():
+            return
         self.session.join()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join()
 
 
@@ -382,15 +406,22 @@ def _usable_cores() -> int:
 
 
 _live: weakref.WeakSet[Executor] = weakref.WeakSet()
-"""Executors of this process, for the two moments at which the interpreter must reach all of them."""
+"""Executors of this process: a forked child must reach all of them."""
+
+_at_work: weakref.WeakSet[_Core | Session] = weakref.WeakSet()
+"""What has threads in this process, which keep it alive also where its executor is gone: the exit waits for them."""
 
 
 def _at_exit() -> None:
-    for executor in list(_live):
-        executor.shutdown()
+    working = list(_at_work)
+    for each in working:
+        each.close()
+    for each in working:
+        each.join()
 
 
 def _after_fork() -> None:
+    _at_work.clear()
     for executor in list(_live):
         executor.after_fork()
 

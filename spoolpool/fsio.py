@@ -114,6 +114,16 @@ def there(path: str) -> bool:
     return name in names(directory) or os.path.lexists(path)
 
 
+def is_directory(path: str) -> bool:
+    """Whether ``path`` is a directory itself, and not a link to one; False where it is gone."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+
+
 def make_directory(path: str, mode: int = 0o700) -> bool:
     """Make ``path``; False where it exists. The mode is exact, whatever the umask says."""
     try:
@@ -123,6 +133,11 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
     if stat.S_IMODE(os.lstat(path).st_mode) != mode:
         os.chmod(path, mode)
     return True
+
+
+def set_mode(path: str, mode: int) -> None:
+    """Change the permissions of a file or directory of one's own."""
+    os.chmod(path, mode)
 
 
 def remove_directory(path: str) -> bool:

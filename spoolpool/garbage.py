@@ -1,17 +1,19 @@
 """What nobody will ask for any more: how long it is kept, and how it goes.
 
-The age of a file is its modification time against that of a file made just now: both are the clock of the
-filesystem's server, and no host's clock takes part.
+The age of a file is the time since it was written or renamed, by the clock that dates the spool's files: no host's
+own clock takes part.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from spoolpool import fsio, layout, registry
+from spoolpool import envelope, fsio, layout, registry, task
+from spoolpool.errors import SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.spool import Keep, Spool
 
@@ -24,90 +26,148 @@ class Rubbish:
     """Where, below the spool's directory."""
     why: str
     """Which rule of the policy it falls under."""
+    after: tuple[str, ...] = ()
+    """Paths that must be gone before it."""
+    to: str = ""
+    """Where it is put instead, if it is not removed."""
 
 
 def rubbish(spool: Spool, keep: Keep | None = None) -> list[Rubbish]:
-    """List what a policy (the spool's own, if None) lets go; removes nothing.
+    """List what a policy (the spool's own, if None) lets go, in the order in which it may; removes nothing.
 
-    Never listed: tasks that wait, run, or failed, and whatever has a name that is not one of a spool's.
+    Never listed: tasks that wait, run, or failed, committed ones whose outcome is missing, and whatever has a name
+    that is not one of a spool's.
     """
     keep = keep or spool.config.keep
-    now = _server_time(spool)
-    found = [*_old_files(spool, now, keep), *_old_results(spool, now, keep.results), *_ends(spool)]
-    # files before their directories; and of a result the token first: an outcome without a token is rubbish, a
-    # token without its outcome would be a loss
-    return sorted(found, key=lambda each: (-each.path.count("/"), not each.path.startswith("results/"), each.path))
+    now = spool.server_time()
+    found = [*unfinished(spool, now, keep), *_journals_and_logs(spool, now, keep), *_buckets(spool, now, keep)]
+    where = spool.layout
+    sessions = {*fsio.names(where.results), *fsio.names(where.outgoing)}
+    sessions |= {layout.session_of(name) or "" for name in fsio.names(where.sessions)}
+    for session in sorted(filter(layout.is_session, sessions)):
+        found += _session(spool, now, keep, session)
+    return found
 
 
 def remove(spool: Spool, found: list[Rubbish]) -> int:
     """Remove what :func:`rubbish` listed; returns how much of it went."""
     count = 0
     for each in found:
+        if any(os.path.lexists(f"{spool.path}/{path}") for path in each.after):
+            continue
         path = f"{spool.path}/{each.path}"
         with contextlib.suppress(OSError):  # in use after all, or another one collects at the same time
-            directory = os.path.isdir(path) and not os.path.islink(path)
-            count += fsio.remove_directory(path) if directory else fsio.remove(path)
+            if each.to:
+                fsio.move(path, f"{spool.path}/{each.to}")
+                count += 1
+            else:
+                count += fsio.remove_directory(path) if fsio.is_directory(path) else fsio.remove(path)
     return count
 
 
-def _server_time(spool: Spool) -> float:
-    path = f"{spool.layout.tmp}/{layout.new_worker_id()}.now"
-    fsio.create(path, [])
-    try:
-        return (fsio.stamp(path) or 0) / 1e9
-    finally:
-        fsio.remove(path)
+def unfinished(spool: Spool, now: float, keep: Keep) -> list[Rubbish]:
+    """What was being written in ``tmp/`` when its writer died; ``now`` is :meth:`Spool.server_time`."""
+    names = filter(layout.is_unfinished, fsio.names(spool.layout.tmp))
+    return list(_old_files("tmp", names, "an unfinished write", spool, now, keep.unfinished))
 
 
-def _older(path: str, now: float, seconds: float) -> bool:
+def _journals_and_logs(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
+    where = spool.layout
+    writers = set(fsio.names(where.workers))  # those that still have their entry may write another line
+    journals = [name for name in fsio.names(where.journal) if (layout.writer_of(name) or "") not in {"", *writers}]
+    yield from _old_files("journal", journals, "a journal", spool, now, keep.journals)
+    yield from _old_files("logs", filter(layout.is_log, fsio.names(where.logs)), "a log", spool, now, keep.logs)
+
+
+def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
+    """Buckets of submitters that died. Whoever still needs one makes it again."""
+    where = spool.layout
+    for lane in filter(layout.parse_lane, fsio.names(where.ready)):
+        for bucket in filter(layout.is_bucket, fsio.names(where.lane(lane))):
+            path = where.bucket(lane, bucket)
+            if fsio.is_directory(path) and _age(path, now) > keep.unfinished and not fsio.names(path):
+                yield Rubbish(path=f"ready/{lane}/{bucket}", why=f"empty for {_days(keep.unfinished)}")
+
+
+def _session(spool: Spool, now: float, keep: Keep, session: str) -> Iterator[Rubbish]:
+    gone = registry.session_is_gone(spool, session)
+    seconds = keep.sessions if gone else keep.results
+    why = (
+        f"its submitter is gone, and nothing came for {_days(seconds)}"
+        if gone
+        else f"not collected for {_days(seconds)}"
+    )
+    inbox, outbox = f"results/{session}", f"outgoing/{session}"
+    listed = []
+    if fsio.is_directory(f"{spool.path}/{inbox}"):
+        for name in sorted(fsio.names(f"{spool.path}/{inbox}")):
+            token = layout.parse_token(name)
+            if token is not None and token.worker:
+                listed += _outcome(spool, now, seconds, session, token, why)
+    yield from listed
+    going = {each.path for each in listed}
+    stays = False
+    for directory in (inbox, outbox):
+        path = f"{spool.path}/{directory}"
+        if fsio.is_directory(path):
+            if _age(path, now) > seconds and going.issuperset(f"{directory}/{name}" for name in fsio.names(path)):
+                yield Rubbish(path=directory, why=why)
+            else:
+                stays = True
+    about = f"sessions/{session}.json"
+    if not stays and _age(f"{spool.path}/{about}", now) > seconds:
+        # last: without it nobody knows that the submitter is gone
+        yield Rubbish(path=about, why=why, after=(inbox, outbox))
+
+
+def _outcome(spool: Spool, now: float, seconds: float, session: str, token: Token, why: str) -> list[Rubbish]:
+    """A committed task with its outcome, if it is old enough."""
+    marker, path = f"results/{session}/{token.name}", f"outgoing/{session}/{token.name}"
+    if _age(f"{spool.path}/{marker}", now) <= seconds:  # its rename was the commit
+        return []
+    if token.worker == layout.CANCELLED:
+        return [Rubbish(path=marker, why=why)]
+    if _age(f"{spool.path}/{path}", now) <= seconds:
+        return []
+    first = Rubbish(path=marker, why=why)
+    if _is_lost(spool, session, token):
+        to = f"failed/{token.name}"
+        first = Rubbish(path=marker, why=f"{why}; it was lost with its workers, and is kept as {to}", to=to)
+    # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
+    return [first, Rubbish(path=path, why=why, after=(marker,))]
+
+
+def _is_lost(spool: Spool, session: str, token: Token) -> bool:
+    """Whether the outcome is that the task was lost with its workers: then it is kept, as a collector would."""
+    path = spool.layout.outcome(session, token)
     try:
-        return now - os.lstat(path).st_mtime > seconds
-    except OSError:  # it went meanwhile
+        fd = fsio.open_file(path)
+        try:
+            return task.decode_outcome(envelope.read_header(fd, fsio.size(fd), path), path).kind == "lost"
+        finally:
+            fsio.close(fd)
+    except (OSError, SpoolpoolError):
         return False
 
 
-def _old_files(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
-    where = spool.layout
-    for directory, seconds, what in (
-        (where.tmp, keep.unfinished, "an unfinished write"),
-        (where.journal, keep.journals, "a journal"),
-        (where.logs, keep.logs, "a log"),
-    ):
-        for name in fsio.names(directory):
-            path = f"{directory}/{name}"
-            if os.path.isfile(path) and _older(path, now, seconds):
-                yield Rubbish(path=os.path.relpath(path, spool.path), why=f"{what} older than {_days(seconds)}")
+def _old_files(
+    directory: str, names: Iterable[str], what: str, spool: Spool, now: float, seconds: float
+) -> Iterator[Rubbish]:
+    for name in names:
+        path = f"{directory}/{name}"
+        with contextlib.suppress(OSError):  # it went meanwhile
+            status = os.lstat(f"{spool.path}/{path}")
+            if stat.S_ISREG(status.st_mode) and now - status.st_mtime > seconds:
+                yield Rubbish(path=path, why=f"{what} older than {_days(seconds)}")
 
 
-def _old_results(spool: Spool, now: float, seconds: float) -> Iterator[Rubbish]:
-    where = spool.layout
-    for session in filter(layout.is_session, fsio.names(where.results)):
-        gone = registry.session_is_gone(spool, session)
-        for name in fsio.names(f"{where.results}/{session}"):
-            token = layout.parse_token(name)
-            if token is None or not token.worker:
-                continue
-            if gone or _older(_newest(spool, session, token), now, seconds):
-                why = "its submitter is gone" if gone else f"not collected for {_days(seconds)}"
-                for place in ("results", "outgoing"):
-                    path = f"{place}/{session}/{name}"
-                    if os.path.lexists(f"{spool.path}/{path}"):
-                        yield Rubbish(path=path, why=why)
-
-
-def _newest(spool: Spool, session: str, token: Token) -> str:
-    """The file whose date tells when the task ended: its outcome, or the token of a cancelled one."""
-    path = spool.layout.outcome(session, token)
-    return path if os.path.lexists(path) else spool.layout.result(session, token)
-
-
-def _ends(spool: Spool) -> Iterator[Rubbish]:
-    """Empty directories of sessions that are gone, and marks whose task is gone."""
-    for session in filter(layout.is_session, fsio.names(spool.layout.results)):
-        if registry.session_is_gone(spool, session):
-            yield Rubbish(path=f"results/{session}", why="its submitter is gone")
-            yield Rubbish(path=f"outgoing/{session}", why="its submitter is gone")
-            yield Rubbish(path=f"sessions/{session}.json", why="its submitter is gone")
+def _age(path: str, now: float) -> float:
+    """Seconds since a file was written or got its name; since a directory's names changed. -1 if it is gone."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return -1.0
+    return now - max(status.st_mtime, status.st_ctime)
 
 
 def _days(seconds: float) -> str:

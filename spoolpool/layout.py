@@ -20,19 +20,28 @@ FORMAT = 1
 CANCELLED = "cancelled"
 """Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
 
+# ASCII: \d would take the digits of every script, which are not the ones that are written
 _TASK = r"(?P<task>\d{3}-[0-9a-f]{14}-[0-9a-f]{10})"
-_TOKEN = re.compile(_TASK + r"\.(?P<claim>\d{6})\.(?P<attempt>\d{2})(?:\.(?P<worker>[0-9a-f]{16}|cancelled))?")
-_TASK_ID = re.compile(_TASK)
+_TOKEN = re.compile(
+    _TASK + r"\.(?P<claim>\d{6})\.(?P<attempt>\d{2})(?:\.(?P<worker>[0-9a-f]{16}|cancelled))?", re.ASCII
+)
+_TASK_ID = re.compile(_TASK, re.ASCII)
 _WORKER = re.compile(r"[0-9a-f]{16}")
-_BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})")
+_BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})", re.ASCII)
 _LANE = re.compile(
     r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
     r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>\d{1,3})"
-    r"\.py(?P<python>\d\.\d{1,2})"
+    r"\.py(?P<python>\d\.\d{1,2})",
+    re.ASCII,
 )
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
+_UNFINISHED = re.compile(
+    rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}", re.ASCII
+)
+_MEETING = re.compile(r"spoolpool-doctor-[0-9a-f]{8}")
+_LOG = re.compile(rf"{_TASK}\.\d{{1,7}}", re.ASCII)
 
 
 class Token(NamedTuple):
@@ -176,6 +185,38 @@ def check_queue(name: str) -> str:
 def is_object_id(text: str) -> bool:
     """Whether it names an object: the 128-bit hash of what is in it, in hex."""
     return _OBJECT.fullmatch(text) is not None
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether it can stand in ``tmp/`` while something is written: spool.json, a task, a worker's entry, an object."""
+    return _UNFINISHED.fullmatch(text) is not None
+
+
+def meeting_name() -> str:
+    """A new directory in which the two sides of ``spool doctor`` talk."""
+    return f"spoolpool-doctor-{os.urandom(4).hex()}"
+
+
+def is_meeting(text: str) -> bool:
+    """Whether :func:`meeting_name` could have made it."""
+    return _MEETING.fullmatch(text) is not None
+
+
+def session_of(text: str) -> str | None:
+    """The session of a file in ``sessions/``; None if it is none."""
+    name = text.removesuffix(".json")
+    return name if name != text and is_session(name) else None
+
+
+def writer_of(text: str) -> str | None:
+    """The writer of a journal; None if it is none."""
+    name = text.removesuffix(".jsonl")
+    return name if name != text and is_session(name) else None
+
+
+def is_log(text: str) -> bool:
+    """Whether it can be what a task's rank printed."""
+    return _LOG.fullmatch(text) is not None
 
 
 class Layout:

@@ -57,8 +57,8 @@ class Pool:
         self._ending: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
         self._bring_back_until = 0.0
-        self.broken: str | None = None
-        """Why no group can be started; None while that is not known."""
+        self.broken: dict[Shape, str] = {}
+        """Shapes of which no group can be started, and why."""
 
     def resize(self, shape: Shape, count: int, *, keep: bool = True, arguments: Sequence[str] = ()) -> None:
         """Have ``count`` groups of a shape: starts what is missing, asks what is too much to end.
@@ -160,7 +160,7 @@ class Pool:
         else:
             slot.failed_starts += 1
             if slot.failed_starts >= _FAILED_STARTS or code == settings.EXIT_START:
-                self.broken = (
+                self.broken[slot.shape] = (
                     f"Worker groups of {slot.shape.ranks} rank(s) cannot be started through {self._launcher.name}: "
                     f"{reason or describe(code)}."
                 )

@@ -22,23 +22,29 @@ class SubprocessExecutor(Executor):
     def submit(  # type: ignore[override]
         self, command: Sequence[str] | str, /, *, resource_dict: dict[str, Any] | None = None, **options: Any
     ) -> Future[Any]:
-        """Run a program; ``options`` go to ``subprocess.run``, with ``check`` on and the output kept."""
+        """Run a program; ``options`` go to ``subprocess.run``.
+
+        Unless they say otherwise, ``check`` is on, the output is kept, and there is no input.
+        """
         return super().submit(_run_program, command, resource_dict=resource_dict, **options)
 
 
 def _run_program(command: Sequence[str] | str, **options: Any) -> Any:
     options.setdefault("check", True)
-    return subprocess.run(  # noqa: PLW1510  check is on unless the caller says otherwise
-        command, stdin=subprocess.DEVNULL, capture_output=True, **options
-    ).stdout
+    if not options.get("capture_output"):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.run(command, **options).stdout  # noqa: PLW1510  it is among the options
 
 
 class ShellExecutor(Executor):
     """Runs one interactive program that lives long, and feeds it lines.
 
     ``ShellExecutor(["python", "calculator.py"]).submit("4", lines_to_read=1)`` writes a line and reads the
-    answer: so many lines, or up to the first that holds ``stop_read_pattern``. The program is started anew
-    with its worker when that died. There is one worker, so that the calls come in order.
+    answer: so many lines, or up to the first that holds ``stop_read_pattern``. A program that ended fails the
+    call that finds it so, and is started anew for the next one; likewise one whose worker died. There is one
+    worker, so that the calls come in order.
     """
 
     def __init__(
@@ -75,12 +81,24 @@ class _Shell:
 
     def __init__(self, command: list[str], cwd: str | None) -> None:
         self._command = command
-        self._process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        self._cwd = cwd
+        self._process = self._start()
+        self._over = False
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def ask(self, text: str, lines: int | None, pattern: str | None) -> str:
         """Write, then read to the end of the answer."""
+        if self._over:
+            self._process, self._over = self._start(), False
         writer, reader = self._process.stdin, self._process.stdout
         assert writer is not None
         assert reader is not None
@@ -103,9 +121,11 @@ class _Shell:
         return line
 
     def _ended(self, said: str) -> SpoolpoolError:
-        code = self._process.wait()
+        self._over = True
+        self._process.communicate()
         return SpoolpoolError(
-            f"The program {self._command} ended with exit code {code} before its answer did. It last said: {said!r}"
+            f"The program {self._command} ended with exit code {self._process.returncode} before its answer did. The "
+            f"next call starts it anew. It last said: {said!r}"
         )
 
 

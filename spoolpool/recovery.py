@@ -11,7 +11,7 @@ import time
 from collections.abc import Container
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
-from spoolpool.claim import commit, requeue, write_outcome
+from spoolpool.claim import commit, has_outcome, requeue, write_outcome
 from spoolpool.errors import BadTaskFile, SpoolpoolError, WorkerLost
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
@@ -59,7 +59,7 @@ class Recovery:
                 if line:
                     done.append(line)
         if dead - self._swept:
-            for session in fsio.names(self._spool.layout.outgoing):
+            for session in filter(layout.is_session, fsio.names(self._spool.layout.outgoing)):
                 self.sweep(session, dead)
         self._swept = dead
         self._discard_again()
@@ -103,7 +103,7 @@ class Recovery:
             fsio.close(fd)
 
     def _bring_back(self, token: Token, header: TaskHeader) -> str | None:
-        if self._complete(header.session, token):
+        if has_outcome(self._spool, header.session, token):
             commit(self._spool, header.session, token)
             return f"{token.task}: the outcome of worker {token.worker}, who died before its commit, was committed"
         if token.attempt < task.attempts(header):
@@ -114,23 +114,6 @@ class Recovery:
         fsio.move(self._spool.layout.claimed_token(token), self._spool.layout.claimed_token(mine))
         report_lost(self._spool, header, mine, self._obituary(token))
         return f"{token.task}: worker {token.worker} died in attempt {token.attempt}, the last; reported as lost"
-
-    def _complete(self, session: str, token: Token) -> bool:
-        """Whether the dead worker had written its outcome to the end."""
-        path = self._spool.layout.outcome(session, token)
-        try:
-            fd = fsio.open_file(path)
-        except OSError as error:
-            if error.errno in fsio.GONE:
-                return False
-            raise
-        try:
-            envelope.read(fd, fsio.size(fd), path)
-        except SpoolpoolError:  # it died while it wrote
-            return False
-        finally:
-            fsio.close(fd)
-        return True
 
     def _obituary(self, token: Token) -> str:
         info = registry.read_info(self._spool, token.worker)

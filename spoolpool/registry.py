@@ -13,7 +13,7 @@ import msgspec
 from spoolpool import fsio, layout, settings
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane
-from spoolpool.spool import Spool
+from spoolpool.spool import Spool, explained
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -69,11 +69,16 @@ class Registration:
         self._directory = spool.layout.worker(info.worker)
         self._stop = f"{self._directory}/stop"
         self._interval = spool.config.lease / settings.BEATS_PER_LEASE
-        spool.make_directories(self._directory)
-        fsio.create(f"{self._directory}/beat", [])
-        source = f"{spool.layout.tmp}/{info.worker}.info"
-        fsio.create(source, [msgspec.json.encode(info)])
-        fsio.move(source, f"{self._directory}/info.json")
+        with explained(f"announce a worker group in {spool.path}"):
+            try:
+                spool.make_directories(self._directory)
+                fsio.create(f"{self._directory}/beat", [])
+                source = f"{spool.layout.tmp}/{info.worker}.info"
+                fsio.create(source, [msgspec.json.encode(info)])
+                fsio.move(source, f"{self._directory}/info.json")
+            except OSError:
+                forget(self._directory)
+                raise
         self._beat = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -131,12 +136,17 @@ while os.getppid() == parent and failures < 3:
 # it open; the look at the parent's pid finds that out one interval later.
 
 
+ENTRY = ("info.json", "beat", "stop", "error")
+"""The files of a worker's entry."""
+
+
 def forget(directory: str) -> None:
-    """Remove a worker's entry."""
+    """Remove a worker's entry; it stays where there is something else in it, or where it is but a link."""
     with contextlib.suppress(OSError):
-        for name in fsio.names(directory):
-            fsio.remove(f"{directory}/{name}")
-        fsio.remove_directory(directory)
+        if fsio.is_directory(directory):
+            for name in ENTRY:
+                fsio.remove(f"{directory}/{name}")
+            fsio.remove_directory(directory)
 
 
 def ask_to_stop(spool: Spool, worker: str) -> None:
@@ -184,7 +194,7 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 def announce_session(spool: Spool, session: str, user: str) -> None:
     """Say who submits under this session."""
     info = SessionInfo(process=Identity.of(os.getpid()), user=user)
-    with contextlib.suppress(FileExistsError):  # the session was there before
+    with contextlib.suppress(OSError):  # the session was there before; or the disk is full, as its tasks will say
         fsio.create(f"{spool.layout.sessions}/{session}.json", [msgspec.json.encode(info)])
 
 
@@ -207,8 +217,21 @@ def read_info(spool: Spool, worker: str) -> WorkerInfo | None:
 
 def workers(spool: Spool) -> list[WorkerInfo]:
     """All entries that can be read, of live workers and of dead ones that nobody recovered yet."""
-    found = [read_info(spool, name) for name in fsio.names(spool.layout.workers) if layout.is_worker_id(name)]
-    return [info for info in found if info is not None]
+    found = [(name, read_info(spool, name)) for name in fsio.names(spool.layout.workers) if layout.is_worker_id(name)]
+    return [info for name, info in found if info is not None and info.worker == name]
+
+
+def silence(spool: Spool, worker: str, now: float) -> float | None:
+    """Seconds since a worker's last sign of life, where ``now`` is :meth:`Spool.server_time`; None if it left none.
+
+    A hint for people: a fault of the server silences everybody. Who is to be taken for dead is watched for a
+    lease (:class:`Liveness`).
+    """
+    try:
+        stamp = fsio.stamp(f"{spool.layout.worker(worker)}/beat")
+    except OSError:
+        return None
+    return None if stamp is None else now - stamp / 1e9
 
 
 def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:

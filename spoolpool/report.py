@@ -15,6 +15,8 @@ class Status:
 
     waiting: dict[str, int]
     """Tasks per lane."""
+    held_back: int
+    """Tasks that raised, and wait a while before they are tried again."""
     running: int
     """Tasks in the hands of workers."""
     to_collect: int
@@ -42,6 +44,7 @@ def status(spool: Spool) -> Status:
     reasons = {lane: registry.nobody_serves(lane, list(groups)) for lane in waiting}
     return Status(
         waiting=waiting,
+        held_back=_tokens(where.waiting),
         running=_tokens(where.claimed),
         to_collect=sum(_tokens(f"{where.results}/{session}") for session in fsio.names(where.results)),
         failed=_tokens(where.failed),

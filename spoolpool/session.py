@@ -91,6 +91,7 @@ class TaskFuture(Future[Any]):
         """In a forked child: a thread of the parent may have held the locks at that moment."""
         self._condition = threading.Condition()
         self._asking = threading.RLock()
+        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # the parent calls them
 
     def running(self) -> bool:
         """Whether a worker has claimed the task; asks the spool."""
@@ -138,14 +139,13 @@ class Session:
         name: str,
         *,
         accept: Trust,
-        on_wait: Callable[[], str | None] | None = None,
     ) -> None:
         self.spool = spool
         self.name = layout.check_session(name)
         self._accept = accept
-        self._on_wait = on_wait
         self._submitter = layout.new_submitter_id()
-        self._lock = threading.Lock()
+        # reentrant: garbage is collected in any thread at any moment, and may end in close()
+        self._lock = threading.RLock()
         self._pending: dict[str, TaskFuture] = {}
         self._buckets: dict[tuple[str, str], tuple[str, int]] = {}
         self._all_done = threading.Condition(self._lock)
@@ -176,7 +176,10 @@ class Session:
         cwd: str = "",
         init: str = "",
     ) -> TaskFuture:
-        """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it."""
+        """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
+
+        Raises ``RuntimeError`` once the session is closed, and :class:`BrokenSpool` once it failed.
+        """
         task_id = layout.new_task_id(priority)
         header = TaskHeader(
             task=task_id,
@@ -197,6 +200,8 @@ class Session:
         with self._lock:
             if self._broken is not None:
                 raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
             self._pending[task_id] = future
             wake = self._start()
         try:
@@ -207,7 +212,8 @@ class Session:
                 self._all_done.notify_all()
             raise
         if wake:
-            self._watch.wake()
+            with self._lock:  # the thread that collects may be about to close the watch
+                self._watch.wake()
         return future
 
     def _bucket(self, lane: str, task_id: str) -> str:
@@ -271,29 +277,41 @@ class Session:
         with self._lock:
             self._closed = True
             thread = self._thread
-        self._watch.wake()
+            self._watch.wake()
         if thread is None:
             self._end()
 
     def join(self) -> None:
         """Wait for the thread's end, after :meth:`close`."""
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and not self.collects_here():
             self._thread.join()
 
-    def fail(self, reason: BaseException) -> None:
-        """Nothing will come any more: every pending future gets the reason."""
+    def collects_here(self) -> bool:
+        """Whether the caller is the thread that collects, as it is in a callback of a future."""
+        return self._thread is threading.current_thread()
+
+    def fail(self, reason: BaseException, lane: str | None = None) -> None:
+        """Nothing will come any more (of a lane; of any if None): every such future gets the reason.
+
+        Tasks that nobody has claimed are taken back, as far as that is possible: nobody awaits them.
+        """
         with self._lock:
-            self._broken = reason
-            pending = list(self._pending.values())
-            self._pending.clear()
+            failed = [future for future in self._pending.values() if lane in (None, future.header.lane)]
+            if lane is None:
+                self._broken = reason
+            for future in failed:
+                del self._pending[future.task]
             self._all_done.notify_all()
-        for future in pending:
+        for future in failed:
+            with contextlib.suppress(OSError):
+                self.cancel(future)
             _finish(future, error=reason)
-        self._watch.wake()
+        with self._lock:
+            self._watch.wake()
 
     def after_fork(self) -> None:
         """In a forked child: the futures are the parent's, and nothing here will ever fulfil them."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._all_done = threading.Condition(self._lock)
         pending, self._pending = list(self._pending.values()), {}
         self._watch.close()
@@ -302,7 +320,8 @@ class Session:
             _finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
 
     def _end(self) -> None:
-        self._watch.close()
+        with self._lock:
+            self._watch.close()
         self.spool.close_session(self.name)
         for (lane, _), (bucket, _) in self._buckets.items():
             with contextlib.suppress(OSError):
@@ -347,9 +366,6 @@ class Session:
                 now = time.monotonic()
                 if not idle and now > check_due:
                     check_due = now + _CHECK_EVERY
-                    if reason := self._on_wait and self._on_wait():
-                        self.fail(BrokenSpool(reason))
-                        continue
                     self._still_there()
                     service.check(self.pending())
                 if not idle and now > round_due:

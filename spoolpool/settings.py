@@ -19,6 +19,9 @@ ENV_SUPERVISED = "SPOOLPOOL_SUPERVISED"
 ENV_MPIEXEC = "SPOOLPOOL_MPIEXEC"
 """The mpiexec to use, where the one beside the interpreter or on ``PATH`` is the wrong one."""
 
+ENV_SRUN_MPI = "SPOOLPOOL_SRUN_MPI"
+"""What to give to srun as ``--mpi=``, where it cannot be found out or is wrong."""
+
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 """The Python minor version: part of a lane, since pickled code does not travel between them."""
 

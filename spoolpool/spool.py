@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Literal
@@ -27,6 +28,8 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
 
     results: float = 30 * 86400.0
     """Outcomes that were not collected."""
+    sessions: float = 86400.0
+    """The same, and the session itself, once its submitter is provably dead."""
     unfinished: float = 86400.0
     """Files in ``tmp/``: what a submitter had not finished when it died."""
     journals: float = 365 * 86400.0
@@ -91,17 +94,19 @@ class Spool:
             caches=caches,
             temporary=temporary,
         )
-        if lease <= 0 or caches < 0 or not 1 <= max_attempts <= 99:
+        if not (0 < lease < math.inf and 0 <= caches < math.inf and 1 <= max_attempts <= 99):
             raise BadRequest(
                 f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}) and 1 to "
                 f"99 attempts (not {max_attempts})."
             )
-        with _explained(f"make the spool {root}"):
+        with explained(f"make the spool {root}"):
             os.makedirs(os.path.dirname(root), exist_ok=True)
-            fsio.make_directory(root)
+            made = fsio.make_directory(root)
             if found := fsio.names(root):
                 what = "is a spool already" if "spool.json" in found else f"is not empty (it has {found[0]!r})"
                 raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
+            if not made:
+                fsio.set_mode(root, 0o700)
             for name in Layout.DIRECTORIES:
                 fsio.make_directory(f"{root}/{name}")
             # last, by rename: until it stands there, the directory is no spool
@@ -122,7 +127,7 @@ class Spool:
         token = Token(header.task, 1, 1)
         source = f"{self.layout.tmp}/{header.task}"
         target = f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}"
-        with _explained(f"submit a task to {self.path}"):
+        with explained(f"submit a task to {self.path}"):
             self.write(source, parts)
             self._publish(source, target)
         return token
@@ -134,22 +139,32 @@ class Spool:
                 fsio.move(source, target, durability=self.config.durability)
                 return
             except OSError as error:
-                if not fsio.there(source):  # it happened; the answer was for a repeated request
-                    return
-                with contextlib.suppress(OSError):
+                reason = error
+                try:
+                    if not fsio.there(source):  # it happened; the answer was for a repeated request
+                        return
                     if error.errno in fsio.GONE:  # the bucket is not made yet, or was removed as empty
                         self.make_directories(os.path.dirname(target))
                         continue
-                if left and error.errno not in fsio.FULL | fsio.DENIED:
+                except OSError as refused:
+                    reason = refused
+                if left and reason.errno not in fsio.FULL | fsio.DENIED:
                     rhythm.sleep()
                     continue
-                if fsio.remove(source):
-                    raise
-                return  # not there to be removed: it was moved after all
+                # gone before it was removed: moved after all, if it stands there; a repeated request says so as well
+                if fsio.remove(source) or not fsio.there(target):
+                    raise reason from None
+                return
+        fsio.remove(source)
         raise SpoolpoolError(
             f"Cannot submit to {self.path}: {os.path.dirname(target)} vanishes as often as it is made. "
             "Look for what removes directories there."
         )
+
+    def server_time(self) -> float:
+        """Seconds since the epoch by the clock that dates the files of this spool, whichever host's that is."""
+        fsio.touch(self.layout.tmp)  # as signs of life are; a new file would find no room on a full disk
+        return (fsio.stamp(self.layout.tmp) or 0) / 1e9
 
     def make_directories(self, path: str) -> None:
         """Make a directory of the spool with those above it, below the spool's root."""
@@ -162,7 +177,7 @@ class Spool:
 
     def open_session(self, session: str) -> None:
         """Make the directories that results of a session come into."""
-        with _explained(f"open the session {session} of {self.path}"):
+        with explained(f"open the session {session} of {self.path}"):
             for parent in (self.layout.results, self.layout.outgoing):
                 self.make_directories(f"{parent}/{session}")
 
@@ -191,7 +206,7 @@ class Spool:
 
 
 @contextlib.contextmanager
-def _explained(doing: str) -> Iterator[None]:
+def explained(doing: str) -> Iterator[None]:
     """Turn an ``OSError`` into an error that says what was being done, where, and what to do."""
     try:
         yield

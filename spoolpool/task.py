@@ -91,8 +91,11 @@ Header = TypeVar("Header", TaskHeader, OutcomeHeader)
 
 
 def attempts(header: TaskHeader) -> int:
-    """All attempts that a task has: those that may end with a worker's death, and those that may raise."""
-    return header.max_attempts + header.retries
+    """All attempts that a task has: those that may end with a worker's death, and those that may raise.
+
+    They are counted together, to 99: a name has two digits for them.
+    """
+    return min(header.max_attempts + header.retries, 99)
 
 
 def encode(header: TaskHeader | OutcomeHeader) -> bytes:

@@ -8,16 +8,20 @@ worker only makes the wait longer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 
-from spoolpool import envelope, fsio, layout, task
-from spoolpool.claim import requeue_from
+from spoolpool import fsio, layout
+from spoolpool.claim import read_task, requeue_from
 from spoolpool.errors import SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 
+log = logging.getLogger(__name__)
+
 _LONGEST = 300.0
+_PUT_OFF = 1.0  # seconds after which something that failed is tried again
 
 
 def delay(header: TaskHeader, attempt: int) -> float:
@@ -38,8 +42,8 @@ class Releaser:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._due: dict[str, float] = {}
-        self._headers: dict[str, TaskHeader] = {}
+        self._due: dict[Token, float] = {}
+        self._headers: dict[Token, TaskHeader] = {}
 
     @property
     def due(self) -> float | None:
@@ -47,31 +51,35 @@ class Releaser:
         return min(self._due.values(), default=None)
 
     def round(self) -> int:
-        """Look at ``waiting/`` once; returns how many tasks went on."""
-        names = {name for name in fsio.names(self._spool.layout.waiting) if layout.parse_token(name)}
-        for gone in self._due.keys() - names:
+        """Look at ``waiting/`` once; returns how many tasks went on.
+
+        Nothing is raised: what cannot be done now is done a while later.
+        """
+        waiting = self._spool.layout.waiting
+        try:
+            tokens = {token for token in map(layout.parse_token, fsio.names(waiting)) if token and not token.worker}
+        except OSError as error:  # the server is away for a moment
+            log.info("Looking for tasks that are held back was put off: %s", error)
+            tokens = set(self._due)
+        for gone in self._due.keys() - tokens:
             del self._due[gone], self._headers[gone]
-        for new in names - self._due.keys():
+        for new in tokens - self._due.keys():
             self._notice(new)
         now = time.monotonic()
         released = 0
-        for name in [name for name, due in self._due.items() if due <= now]:
-            token = layout.parse_token(name)
-            assert token is not None  # its name was parsed when it was noticed
-            requeue_from(self._spool, f"{self._spool.layout.waiting}/{name}", self._headers[name], token)
-            released += 1
-            del self._due[name], self._headers[name]
+        for token in [token for token, due in self._due.items() if due <= now]:
+            try:
+                released += requeue_from(self._spool, f"{waiting}/{token.name}", self._headers[token], token)
+            except (OSError, SpoolpoolError) as error:
+                log.info("%s is held back for longer: %s", token.task, error)
+                self._due[token] = now + _PUT_OFF
+            else:
+                del self._due[token], self._headers[token]
         return released
 
-    def _notice(self, name: str) -> None:
-        path = f"{self._spool.layout.waiting}/{name}"
-        token = layout.parse_token(name)
-        assert token is not None  # the caller has parsed it
+    def _notice(self, token: Token) -> None:
         with contextlib.suppress(OSError, SpoolpoolError):  # gone, or unreadable: 'spool check' tells
-            fd = fsio.open_file(path)
-            try:
-                header = task.decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
-            finally:
-                fsio.close(fd)
-            self._headers[name] = header
-            self._due[name] = time.monotonic() + delay(header, token.attempt)
+            header = read_task(f"{self._spool.layout.waiting}/{token.name}")
+            if header.task == token.task:
+                self._headers[token] = header
+                self._due[token] = time.monotonic() + delay(header, token.attempt)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 class Watch:
     """A set of watched directories, and a wait that their changes or :meth:`wake` end.
 
-    One thread waits; any thread may call :meth:`wake`. Uses watchdog's bindings of the inotify calls
+    One thread waits; any thread may call :meth:`wake`, but not while another one calls :meth:`close`: the
+    number of a closed descriptor may be somebody else's already. Uses watchdog's bindings of the inotify calls
     directly: its observer threads would cost two switches of thread per event.
     """
 
@@ -33,7 +33,6 @@ class Watch:
         self._poll.register(self._read, select.POLLIN)
         self._inotify = -1
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
-        self._lock = threading.Lock()
         try:
             from watchdog.observers import inotify_c
         except (ImportError, OSError, RuntimeError):  # no inotify on this system: the poll is enough
@@ -85,10 +84,9 @@ class Watch:
 
     def close(self) -> None:
         """Give the descriptors back; harmless when repeated."""
-        with self._lock:
-            fds = [fd for fd in (self._read, self._write, self._inotify) if fd >= 0]
-            self._read = self._write = self._inotify = -1
-            self._watched.clear()
+        fds = [fd for fd in (self._read, self._write, self._inotify) if fd >= 0]
+        self._read = self._write = self._inotify = -1
+        self._watched.clear()
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -14,7 +14,7 @@ from spoolpool import envelope, fsio, settings, task
 from spoolpool.backoff import Backoff
 from spoolpool.call import Report
 from spoolpool.call import failed as failed_call
-from spoolpool.claim import Claim, Claimer, commit, give_back, write_outcome
+from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome, write_outcome
 from spoolpool.envelope import Buffer
 from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity, hostname
@@ -22,7 +22,7 @@ from spoolpool.journal import Journal
 from spoolpool.layout import Token
 from spoolpool.objects import read_object
 from spoolpool.recovery import Recovery, report_lost
-from spoolpool.registry import Registration, WorkerInfo
+from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
 from spoolpool.task import Failure, Kind, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 Init = tuple[Buffer, Sequence[Buffer]]
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 2.0
+_LOOK_EVERY = 0.5  # seconds after which also a busy worker looks whether it is still wanted
 
 
 class Group(Protocol):
@@ -115,8 +116,10 @@ class Worker:
         self._watch = Watch()
         self._claim: Claim | None = None
         self._stopping = False
+        self._unsure = False  # whether something may be claimed in this worker's name without its knowing
         self._cancelled: set[str] = set()
         self._cancel_listed = 0.0
+        self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
         # a forked child would hold the lock of the claim, and so witness for a worker that is dead
@@ -141,6 +144,7 @@ class Worker:
             self._journal.write("worker ended")
             self._journal.close()
             self._watch.close()
+            self._leave()
 
     def _loop(self) -> int:
         rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
@@ -150,14 +154,15 @@ class Worker:
         while not self._stopping:
             self._watch.clear()
             try:
-                claim = self._claimer.next()
-                directories = self._claimer.directories() if claim is None else set()
+                directories = self._turn()
             except OSError as error:  # the server is away for a moment
-                log.warning("Looking for tasks was put off: %s", error)
+                log.warning("The look for a task, or its end, was put off: %s", error)
+                self._unsure = True
+                if not self._wanted():
+                    break
                 self._watch.wait(rhythm.next())
                 continue
-            if claim is not None:
-                self._work(claim)
+            if directories is None:
                 done += 1
                 rhythm.reset()
                 idle_since = time.monotonic()
@@ -172,9 +177,7 @@ class Worker:
                 self._watch.keep(directories)
                 watched = directories
                 continue  # what came before the watch was set is found by one more look
-            if self._registration.told_to_stop():
-                break
-            if self._terms.owner is not None and self._terms.owner.dead():
+            if not self._wanted():
                 break
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
@@ -186,10 +189,38 @@ class Worker:
                 rhythm.reset()
         return 0
 
+    def _turn(self) -> set[str] | None:
+        """Do the next task; where there is none, return the directories into which one may come."""
+        if self._unsure:
+            self._take_up_forgotten()
+        claim = self._claimer.next()
+        if claim is None:
+            return self._claimer.directories()
+        self._work(claim)
+        return None
+
+    def _wanted(self) -> bool:
+        """Whether nobody has asked this worker to end, and the process lives for whose sake it runs."""
+        owner = self._terms.owner
+        try:
+            return not self._registration.told_to_stop() and (owner is None or not owner.dead())
+        except OSError:  # the server is away for a moment
+            return True
+
+    def _leave(self) -> None:
+        """Remove a spool that belonged to one executor, where that was killed and no other worker is left in it."""
+        owner, spool = self._terms.owner, self._spool
+        abandoned = spool.config.temporary and owner is not None and owner.dead()
+        if abandoned and all(info.process.dead() for info in workers(spool)):
+            fsio.remove_tree(spool.path)
+
     def _housekeeping(self, *, idle: bool) -> None:
         now = time.monotonic()
+        if not idle and now >= self._look_due:  # a look after each task would cost as much as its claim
+            self._look_due = now + _LOOK_EVERY
+            self._stopping |= not self._wanted()
         if (due := self._releaser.due) is not None and due <= now:
-            self._releaser.round()
+            self._release()
         if now < self._round_due:
             return
         self._round_due = now + self._round_every * random.uniform(0.75, 1.25)
@@ -202,11 +233,31 @@ class Worker:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
                 self._journal.write("recovered", text=line)
-            self._releaser.round()
-            if idle and (claim := self._claimer.forgotten()) is not None:
-                self._work(claim)
+            if idle:
+                self._take_up_forgotten()
         except OSError as error:  # the server is away for a moment: later
             log.info("Recovery was put off: %s", error)
+        self._release()
+
+    def _release(self) -> None:
+        try:
+            self._releaser.round()
+        except OSError as error:  # the server is away for a moment: later
+            log.info("A look at the tasks that are held back was put off: %s", error)
+
+    def _take_up_forgotten(self) -> None:
+        """Go on with a task that is claimed in this worker's name, and that it does not work on."""
+        claim = self._claimer.forgotten()
+        self._unsure = claim is not None  # there may be more
+        if claim is None:
+            return
+        try:
+            if has_outcome(self._spool, claim.header.session, claim.token):
+                commit(self._spool, claim.header.session, claim.token)
+            else:
+                self._work(claim)
+        finally:
+            claim.release()
 
     def _is_cancelled(self, task_id: str) -> bool:
         now = time.monotonic()
@@ -268,7 +319,7 @@ class Worker:
             log.info("Cannot hold back %s: %s", token.task, error)
             if fsio.there(self._spool.layout.claimed_token(token)):
                 return False
-        self._releaser.round()
+        self._release()
         return True
 
     def _run(self, claim: Claim) -> tuple[Report, int]:
@@ -290,13 +341,8 @@ class Worker:
         session = claim.header.session
         while True:
             try:
-                write_outcome(self._spool, session, claim.token, parts)
+                self._write(session, claim.token, parts)
                 break
-            except FileExistsError:
-                if self._group.size > 1:
-                    self._await_abort()
-                # made half by this very process, which could not take it away again
-                fsio.remove(self._spool.layout.outcome(session, claim.token))
             except OSError as error:
                 log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
                 if time.monotonic() > deadline:
@@ -313,8 +359,22 @@ class Worker:
                 rhythm.sleep()
         return commit(self._spool, session, claim.token)
 
+    def _write(self, session: str, token: Token, parts: list[Buffer]) -> None:
+        """Make the file of an outcome, whatever lies in its place."""
+        try:
+            write_outcome(self._spool, session, token, parts)
+            return
+        except FileExistsError:
+            if self._group.size > 1:
+                self._await_abort()
+        # nobody else made it: a request was repeated, or this process made half of it and could not take it away
+        if not has_outcome(self._spool, session, token):
+            fsio.remove(self._spool.layout.outcome(session, token))
+            write_outcome(self._spool, session, token, parts)
+
     def _await_abort(self) -> None:
-        """Another rank has published its exception and is about to end the group."""
+        """Another rank may have published its exception; then it is about to end the group."""
         rhythm = Backoff(0.05, 1.0)
-        while True:
+        end = time.monotonic() + settings.GRACE
+        while time.monotonic() < end:
             rhythm.sleep()

@@ -19,7 +19,9 @@ import pytest
 from spoolpool import backoff, claim, envelope, fsio, garbage, pickling, recovery, registry, session, settings, worker
 from spoolpool import task as records
 from spoolpool.call import Report
-from spoolpool.check import census
+from spoolpool.check import Census, census
+from spoolpool.context import current_task
+from spoolpool.errors import WorkerLost
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
@@ -30,7 +32,6 @@ from spoolpool.spool import Keep, Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker
-from tests.tasks import mark
 
 LANE = Lane("default", 1, 1, 0, settings.PYTHON).name
 
@@ -115,6 +116,13 @@ class SilentRegistration(Registration):
         return _Beat()
 
 
+def leave_trace(path: str) -> str:
+    """A task: leaves a line with its name for each run."""
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{current_task().id}\n")
+    return "value"
+
+
 def dead_process() -> Identity:
     """A process of this host that is provably dead: it has this one's pid, and started at another time."""
     return msgspec.structs.replace(Identity.of(os.getpid()), start="1")
@@ -190,7 +198,7 @@ class Stage:
         self.effects.touch()
         self.diary.touch()
         self.spool = Spool.create(
-            directory / "spool", durability="none", lease=0.3, caches=1.0, max_attempts=attempts
+            directory / "spool", durability="none", lease=0.3, caches=0.5, max_attempts=attempts
         )
         self.published: dict[str, set[str]] = {}
 
@@ -211,7 +219,7 @@ class Stage:
 
     def submit(self, inbox: Inbox | None = None, **options: Any) -> TaskHeader:
         """Submit a task that leaves a trace of each run."""
-        future = (inbox or self.inbox()).put(mark, str(self.effects), "value", **options)
+        future = (inbox or self.inbox()).put(leave_trace, str(self.effects), **options)
         self.note("submitted", future.task)
         return future.header
 
@@ -221,7 +229,7 @@ class Stage:
             patch.setattr(worker, "Registration", SilentRegistration)
             patch.setattr(worker, "Watch", lambda: SilentWatch(self.clock, 100))
             info = info_of(Identity.of(os.getpid()))
-            Worker(self.spool, SerialGroup(), info, Terms(max_tasks=tasks, idle_timeout=1.0)).run()
+            Worker(self.spool, SerialGroup(), info, Terms(max_tasks=tasks, idle_timeout=0.3)).run()
 
     def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
         """Deliver what has come of these tasks."""
@@ -230,6 +238,9 @@ class Stage:
         inbox.look()
 
     def _delivered(self, future: Any) -> None:
+        if not future.cancelled():
+            error = future.exception()
+            assert isinstance(error, WorkerLost) if error else future.result() == "value"
         self.note("delivered", future.header.task)
 
     # -- what holds, and what the others bring about
@@ -244,13 +255,21 @@ class Stage:
         lines = (line.split() for line in self.diary.read_text().splitlines())
         return Counter(task for said, task in lines if said == what)
 
-    def runs(self) -> int:
-        """How often the function ran."""
-        return len(self.effects.read_text().splitlines())
+    def runs(self) -> Counter[str]:
+        """How often the function of each task ran."""
+        return Counter(self.effects.read_text().split())
 
-    def places(self) -> dict[str, list[str]]:
-        """Where the token of each task stands."""
+    def complete(self) -> set[str]:
+        """Tasks of which a complete outcome was written for a claim that stands."""
         seen = census(self.spool)
+        claims = set(seen.claimed.values())
+        return {
+            token.task for name, token in seen.outgoing.values() if token in claims and self.outcome(name, token)
+        }
+
+    def places(self, seen: Census | None = None) -> dict[str, list[str]]:
+        """Where the token of each task stands."""
+        seen = seen or census(self.spool)
         found: dict[str, list[str]] = {}
         for kind in ("ready", "claimed", "results", "failed"):
             for path, value in getattr(seen, kind).items():
@@ -260,13 +279,13 @@ class Stage:
 
     def check(self, *, forgiven: frozenset[str] = frozenset()) -> None:
         """Invariants 1 and 2, at any moment. ``forgiven``: their submitter ended while it took them out."""
-        places = self.places()
+        seen = census(self.spool)
+        places = self.places(seen)
         delivered = self.notes("delivered")
         for task, paths in places.items():
             assert len(paths) == 1, f"{task} stands in {paths}"
         for task in self.notes("submitted").keys() - delivered.keys() - forgiven:
             assert task in places, f"{task} is lost"
-        seen = census(self.spool)
         for session_name, token in seen.results.values():
             if token.worker != "cancelled":
                 assert self.outcome(session_name, token) is not None, f"{token.name} is published without its outcome"
@@ -300,11 +319,11 @@ class Stage:
                 fsio.close(fd)
         return found
 
-    def recover(self, observer: Recovery | None = None) -> list[str]:
-        """Let an observer look until it has seen everybody's silence for longer than any limit."""
+    def recover(self, observer: Recovery | None = None, *, rounds: int = 5) -> list[str]:
+        """Let an observer look, by default until it has seen everybody's silence for longer than a lease."""
         observer = observer or Recovery(self.spool)
         done = []
-        for _ in range(5):
+        for _ in range(rounds):
             done += observer.round()
             self.clock.sleep(self.spool.config.lease)
         return done

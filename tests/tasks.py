@@ -48,6 +48,31 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def work(seconds: float) -> None:
+    """Play work for a while."""
+    Backoff(seconds, seconds).sleep()
+
+
+def get_cwd() -> str:
+    """Where it runs."""
+    return os.getcwd()
+
+
+def make_presets() -> dict[str, Any]:
+    """An ``init_function`` whose values tell when and where it was called."""
+    return {"preset": [os.getpid(), os.urandom(4)], "unused": None}
+
+
+def take_preset(given: int, preset: Any = None, *, keyword: Any = None) -> tuple[int, Any, Any]:
+    """A function with a parameter that is preset."""
+    return given, preset, keyword
+
+
+def make_failing_presets() -> dict[str, Any]:
+    """An ``init_function`` that cannot do its work."""
+    raise OwnError("no licence")
+
+
 class OwnError(Exception):
     """An exception that travels."""
 

@@ -100,21 +100,28 @@ def give_back_claim(stage: Stage) -> Body:
     return body
 
 
-def recover(stage: Stage) -> Body:
-    """A recoverer that finds claims of the dead in every state, and an outcome that nobody needs."""
-    complete, torn, dead, silent = [stage.submit(max_attempts=2) for _ in range(4)]
-    last = stage.submit(max_attempts=1)
-    for header in (complete, torn):
-        token = abandon(stage, header, dead_process())
-        whole = b"".join(outcome_of(header, token))
-        half = len(whole) // 2 if header is torn else len(whole)
-        write_outcome(stage.spool, stage.session, token, [whole[:half]])
-    abandon(stage, dead, dead_process())
-    abandon(stage, silent, unknown_process())
-    abandon(stage, last, dead_process())
-    nobodys = Token(layout.new_task_id(), 1, 1, announce(stage.spool, dead_process()))
-    write_outcome(stage.spool, stage.session, nobodys, outcome_of(complete, nobodys))
+def recover_outcomes(stage: Stage) -> Body:
+    """A recoverer of workers that died after, during and before the writing of an outcome; one outcome is nobody's."""
+    headers = [stage.submit(max_attempts=2) for _ in range(3)]
+    tokens = [abandon(stage, header, dead_process()) for header in headers]
+    whole = b"".join(outcome_of(headers[0], tokens[0]))
+    write_outcome(stage.spool, stage.session, tokens[0], [whole])
+    write_outcome(stage.spool, stage.session, tokens[1], [whole[: len(whole) // 2]])
+    nobodys = Token(layout.new_task_id(), 1, 1, tokens[2].worker)
+    write_outcome(stage.spool, stage.session, nobodys, [whole])
+    return lambda: stage.recover(rounds=4)
+
+
+def recover_silent(stage: Stage) -> Body:
+    """A recoverer of a worker on another host, which it does not hear of for a lease."""
+    abandon(stage, stage.submit(), unknown_process())
     return stage.recover
+
+
+def recover_last_attempt(stage: Stage) -> Body:
+    """A recoverer that has to report a task as lost."""
+    abandon(stage, stage.submit(max_attempts=1), dead_process())
+    return lambda: stage.recover(rounds=2)
 
 
 def live(stage: Stage) -> Body:
@@ -140,7 +147,18 @@ def abandon(stage: Stage, header: TaskHeader, process: Identity) -> Token:
     return mine
 
 
-SCENARIOS = (enqueue, work, work_after_close, collect, cancel, give_back_claim, recover, live)
+SCENARIOS = (
+    enqueue,
+    work,
+    work_after_close,
+    collect,
+    cancel,
+    give_back_claim,
+    recover_outcomes,
+    recover_silent,
+    recover_last_attempt,
+    live,
+)
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 
 
@@ -160,15 +178,19 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def played(directory: Path, clock: Clock, scenario: Scenario) -> Iterator[tuple[Stage, Body]]:
-    """A stage, set for a scenario whose process syncs whatever can be synced."""
-    random.seed(str(directory.name))
+    """A stage, set for a scenario whose process syncs whatever can be synced; then the others settle it."""
+    random.seed(directory.name)
     stage = Stage(directory, clock)
     body = scenario(stage)
     stage.durability("full")
     try:
         yield stage, body
         stage.durability("none")
+        complete, before = stage.complete(), stage.runs()
         stage.settle(forgiven=forgiven(scenario, stage))
+        after = stage.runs()
+        for task in complete:
+            assert after[task] == before[task], f"{task} ran again, although its outcome was complete"
     except AssertionError as error:
         raise AssertionError(f"{stage.story()}\n{error}") from error
     shutil.rmtree(directory)
@@ -212,6 +234,20 @@ def test_a_process_that_ends_at_any_file_operation_loses_and_doubles_nothing(
             break
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_processes_that_end_one_after_the_other_lose_and_double_nothing(
+    seed: int, scratch: Path, clock: Clock
+) -> None:
+    chance = random.Random(seed)
+    with played(scratch / str(seed), clock, recover_outcomes) as (stage, recover_once):
+        for _ in range(6):
+            body = chance.choice([recover_once, stage.work, stage.submit])
+            fault = Fault(chance.choice(["before", "after"]))
+            code = in_child(Disk(at(chance.randrange(1, 60), fault), report=stage.struck), body)
+            assert code in (0, CRASHED)
+            stage.check()
+
+
 @scenarios
 @pytest.mark.parametrize("failure", FAILURES)
 def test_any_file_operation_that_fails_once_loses_and_doubles_nothing(
@@ -221,7 +257,69 @@ def test_any_file_operation_that_fails_once_loses_and_doubles_nothing(
     for k in itertools.count(1):
         with played(scratch / str(k), clock, scenario) as (stage, body):
             disk = Disk(at(k, fault), only=only, report=stage.struck)
-            with disk.installed(), contextlib.suppress(OSError, SpoolpoolError):
-                body()
+            fails(disk, body)
+            assert len(stage.places()) <= len(stage.notes("submitted")), "submit raised, and left its task there"
+        # nobody died: what was interrupted was gone on with
+        assert not stage.runs() or max(stage.runs().values()) == 1
         if disk.count < k:
             break
+
+
+def fails(disk: Disk, body: Body) -> None:
+    """Play a body on a disk with faults: it may end early, with an error that says why."""
+    with disk.installed(), contextlib.suppress(SpoolpoolError, *MAY_RAISE):
+        body()
+
+
+MAY_RAISE = (OSError,)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("scenario", [live, work_after_close, recover_last_attempt], ids=lambda each: each.__name__)
+def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
+    scenario: Scenario, error: int, scratch: Path, clock: Clock
+) -> None:
+    for k in itertools.count(1):
+        with played(scratch / str(k), clock, scenario) as (stage, body):
+            full = range(k, k + 25)
+            disk = Disk(lambda count, _, full=full: Fault("before", error) if count in full else None, only=SPACE)
+            fails(disk, body)
+            assert len(stage.places()) <= len(stage.notes("submitted")), "submit raised, and left its task there"
+        assert not stage.runs() or max(stage.runs().values()) == 1
+        if disk.count < k:
+            break
+
+
+@scenarios
+@pytest.mark.parametrize("lag", [1, 3, 10, 40])
+def test_listings_that_are_old_lose_and_double_nothing(
+    scenario: Scenario, lag: int, scratch: Path, clock: Clock
+) -> None:
+    with played(scratch / "0", clock, scenario) as (stage, body):
+        fails(Disk(lag=lag), body)
+    for k in itertools.count(1):  # and a request that was done answers that it was not
+        with played(scratch / str(k), clock, scenario) as (stage, body):
+            disk = Disk(at(k, Fault("after", errno.ENOENT)), only=CHANGES, lag=lag, report=stage.struck)
+            fails(disk, body)
+        if disk.count < k:
+            break
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_mixture_of_faults_loses_and_doubles_nothing(seed: int, scratch: Path, clock: Clock) -> None:
+    chance = random.Random(seed)
+    errors = [errno.EIO, errno.ESTALE, errno.EACCES, errno.EINTR, errno.ENOENT, errno.EEXIST]
+
+    def plan(_count: int, name: str) -> Fault | None:
+        if chance.random() > 0.05:
+            return None
+        if name in SPACE and chance.random() < 0.3:
+            return Fault("before", errno.ENOSPC)
+        return Fault(chance.choice(["before", "after"]), chance.choice(errors))
+
+    scenario = chance.choice(SCENARIOS)
+    with played(scratch / str(seed), clock, scenario) as (stage, body):
+        fails(Disk(plan, lag=chance.choice([0, 0, 1, 5])), body)
+        for step in (stage.submit, stage.work, stage.recover):
+            stage.check(forgiven=forgiven(scenario, stage))
+            fails(Disk(plan, lag=chance.choice([0, 0, 1, 5])), step)

@@ -285,7 +285,7 @@ def test_every_row_of_the_failure_modes_names_tests_that_exist() -> None:
 
 
 def test_every_decision_is_listed_dated_and_has_a_number_of_its_own() -> None:
-    listed = [codes_of[0] for codes_of in table((DOCS / "decisions" / "README.md").read_text(encoding="utf-8"))]
+    listed = [row[0] for row in table((DOCS / "decisions" / "README.md").read_text(encoding="utf-8"))]
     assert listed == [f"[{page.stem[:4]}]({page.name})" for page in DECISIONS]
     for page in DECISIONS:
         text = page.read_text(encoding="utf-8")

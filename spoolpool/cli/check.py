@@ -9,7 +9,7 @@ import sys
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import explained, shown
 
 
 @click.command()
@@ -22,7 +22,8 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     """Look whether everything in SPOOL is as it should be, while it is in use.
 
     The exit code is 0 if nothing was found, or all of it was mended; 1 otherwise. A repair takes about a lease
-    where workers died, and two minutes where outcomes lie about: the protocol asks for the patience.
+    where workers died, and as long as caches last (two minutes) where outcomes lie about or are missing: the
+    protocol asks for the patience.
     """
     from spoolpool import check as checking
     from spoolpool.spool import Spool
@@ -36,9 +37,9 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
         click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))
     else:
         for line in done:
-            click.echo(f"done     {line}")
+            click.echo(shown(f"{'done':<14} {line}"))
         for each in left:
-            click.echo(f"{each.kind:<14} {each.path}: {each.text}.")
+            click.echo(shown(f"{each.kind:<14} {each.path}: {each.text}."))
         if not left:
             click.echo(f"{spool.path}: nothing is wrong.")
     sys.exit(1 if left else 0)

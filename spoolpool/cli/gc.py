@@ -5,33 +5,46 @@ from __future__ import annotations
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import explained, say
+
+_DAYS = click.FloatRange(min=0)
 
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("-n", "--dry-run", is_flag=True, help="List what would go, and keep it.")
-@click.option("--results", type=float, help="Days for which outcomes that nobody collected are kept.")
-@click.option("--unfinished", type=float, help="Days for which unfinished writes are kept.")
-@click.option("--journals", type=float, help="Days for which journals are kept.")
-@click.option("--logs", type=float, help="Days for which captured output is kept.")
+@click.option("--results", type=_DAYS, help="Days for which outcomes that nobody collected are kept.")
+@click.option("--sessions", type=_DAYS, help="The same, where their submitter is provably dead.")
+@click.option("--unfinished", type=_DAYS, help="Days for which unfinished writes are kept.")
+@click.option("--journals", type=_DAYS, help="Days for which journals are kept.")
+@click.option("--logs", type=_DAYS, help="Days for which captured output is kept.")
 @explained
 def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     """Remove from SPOOL what nobody will ask for any more.
 
     What is kept for how long stands in the spool's spool.json; the options say otherwise for this once. Tasks
-    that wait, run or failed are never removed.
+    that wait, run or failed are never removed. Outcomes that lost their task, since whoever collected them died
+    in the middle of it, go as in 'spool check --repair', with its patience.
     """
     import msgspec
 
-    from spoolpool import garbage
+    from spoolpool import check, fsio, garbage
     from spoolpool.spool import Spool
 
     spool = Spool(directory)
     given = {name: value * 86400 for name, value in days.items() if value is not None}
+    orphans = [each for each in check.check(spool, deep=False) if each.kind == "orphan outcome"]
+    if orphans and not dry_run:
+        seconds = max(spool.config.lease, spool.config.caches)
+        say(f"A second look at {len(orphans)} outcome(s) that lost their task follows in {seconds:g} s.")
+        check.repair(spool, orphans)
+        orphans = [each for each in orphans if not fsio.there(f"{spool.path}/{each.path}")]
     found = garbage.rubbish(spool, msgspec.structs.replace(spool.config.keep, **given))
     if dry_run:
-        for each in found:
-            click.echo(f"{each.path}  ({each.why})")
-    count = len(found) if dry_run else garbage.remove(spool, found)
+        for path, why in [
+            *((each.path, "an outcome without a task") for each in orphans),
+            *((each.path, each.why) for each in found),
+        ]:
+            click.echo(f"{path}  ({why})")
+    count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found))
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {count} file(s) and directories.")

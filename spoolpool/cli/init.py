@@ -9,7 +9,7 @@ from spoolpool.cli.output import explained
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", type=click.Path(file_okay=False))
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL, type=click.Path(file_okay=False))
 @click.option(
     "--durability",
     type=click.Choice(["none", "data", "full"]),

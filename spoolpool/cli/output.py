@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -20,8 +21,13 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def shown(text: str) -> str:
+    """The text with everything escaped that would do something to a terminal: names on disk hold what they like."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def explained(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a :class:`SpoolpoolError` into its message and its exit code; a traceback only with ``--debug``."""
+    """Turn an error that people can do something about into its message and exit code; ``--debug``: a traceback."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -33,6 +39,13 @@ def explained(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             click.echo(f"{context.command_path}: {error}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            context = click.get_current_context()
+            if error.errno == errno.EPIPE or context.find_root().params.get("debug"):
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            click.echo(f"{context.command_path}: {error.strerror or error}{where}", err=True)
+            sys.exit(SpoolpoolError.exit_code)
 
     return run
 

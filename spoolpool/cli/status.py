@@ -24,6 +24,8 @@ def status(directory: str) -> None:
     click.echo(f"Waiting  {sum(found.waiting.values())}")
     for lane, count in found.waiting.items():
         click.echo(f"         {count:>8}  {lane}")
+    if found.held_back:
+        click.echo(f"Held     {found.held_back} to be tried again")
     click.echo(f"Running  {found.running}")
     click.echo(f"Done     {found.to_collect} to be collected")
     click.echo(f"Failed   {found.failed}")

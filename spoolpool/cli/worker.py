@@ -273,7 +273,7 @@ def supervise(wishes: Wishes) -> None:
         stopping.wait(rhythm.next())
     pool.stop(None)
     if pool.broken:
-        raise LauncherError(pool.broken)
+        raise LauncherError(pool.broken[shape])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from spoolpool import settings
-from spoolpool.launchers import Options, python_worker
+from spoolpool.launchers.base import Options, python_worker
 from spoolpool.resources import Shape
 
 
@@ -46,6 +46,7 @@ class MpiexecLauncher:
     """Starts groups by one command for all kinds of MPI."""
 
     name = "mpiexec"
+    drops: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self._path = path

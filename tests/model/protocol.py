@@ -161,13 +161,17 @@ NO_FAULTS = Budget()
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Who takes part; in a `chain` every task needs the one before it."""
+    """Who takes part; in a `chain` every task needs the one before it.
+
+    `attempts` counts all; a task that raises in one of the first `retries` of them is held back.
+    """
 
     tasks: int = 1
     chain: bool = False
     workers: int = 2
     recoverers: int = 1
     attempts: int = 2
+    retries: int = 0
     budget: Budget = NO_FAULTS
 
 
@@ -261,7 +265,8 @@ class Protocol:
     def release(self, waiting: Name) -> Body:
         """What it needs has ended, well or not: rename waiting/N.c.a to ready/N.c.a. Then stop.
 
-        Anybody may do it, as nobody concludes anything from the answer; here the workers do.
+        Anybody may do it, as nobody concludes anything from the answer; here the workers do. The
+        delay of a task that was held back can be of any length.
         """
         for edge in self.needed_by(waiting.task):
             if not (yield Ask(edge.task)):
@@ -293,7 +298,18 @@ class Protocol:
             if ended != VALUE:
                 return self.outcome(mine, DEPENDENCY)
         yield Note("run", mine.task)
-        return self.outcome(mine, RAISED if (yield Perhaps("raises")) else VALUE)
+        raised = yield Perhaps("raises")
+        if raised and mine.attempt <= self.config.retries:
+            return self.hold_back(mine)
+        return self.outcome(mine, RAISED if raised else VALUE)
+
+    @rule
+    def hold_back(self, mine: Name) -> Body:
+        """Rename claimed/N.c.a.w to waiting/N.(c+1).(a+1). Error: claim there, then publish."""
+        waiting = Name("waiting", mine.task, mine.claim + 1, mine.attempt + 1)
+        if not (yield Rename(mine, waiting)) and (yield Look(mine, mine=True)):
+            return self.outcome(mine, RAISED)
+        return None
 
     @rule
     def give_back(self, mine: Name) -> Body:
@@ -334,7 +350,7 @@ class Protocol:
 
     @rule
     def self_check(self, mine: Name) -> Body:
-        """A file in my name that I do not work on: adopt a claim, discard an outcome."""
+        """A file in a worker's name that it does not work on: adopt a claim, discard an outcome."""
         if mine.place == "outgoing":
             return self.discard(mine)
         complete = yield Look(mine.to("outgoing"), mine=True)
@@ -344,17 +360,20 @@ class Protocol:
 
     @rule
     def recover(self, claimed: Name, me: str) -> Body:
-        """A dead worker's claim: commit for it, or requeue it, or report it lost. Error: stop."""
+        """A dead worker's claim: commit for it, or requeue it, or report it lost. Error: stop.
+
+        So too with a claim in my name that I do not work on. A recoverer runs nothing.
+        """
         task, claim, attempt = claimed.task, claimed.claim, claimed.attempt
         found = yield Look(claimed.to("outgoing"))
         if found and found != PARTIAL:
             yield Rename(claimed, claimed.to("results"))
         elif attempt < self.config.attempts:
             yield Rename(claimed, Name("ready", task, claim + 1, attempt + 1))
-        else:  # an attempt more than there are: whoever works on this claim can only report
-            mine = Name("claimed", task, claim + 1, self.config.attempts + 1, me)
+        else:
+            mine = Name("claimed", task, claim + 1, attempt, me)
             if (yield Rename(claimed, mine)) or (yield Look(mine)):
-                return self.run(mine)
+                return self.outcome(mine, LOST)
         return None
 
     @rule
@@ -452,7 +471,7 @@ class Model:
     def starts(self, state: State, files: Files, me: str) -> Iterator[tuple[str, str, Doing]]:
         """What an idle participant can begin: its price, its words, the rule."""
         rules, budget = self.protocol, state.budget
-        live = {person.name for person in state.people}
+        live = {person.name for person in state.people} - {me}
         for name in files:
             match me[0], name.place:
                 case "s", "results":
@@ -463,13 +482,14 @@ class Model:
                     yield "", f"claims {name}", rules.claim(name, me)
                 case "w", "waiting":
                     yield "", f"would release {name}", rules.release(name)
-                case "w" | "r", "claimed" | "outgoing" if name.holder == me:
+                case "w", "claimed" | "outgoing" if name.holder == me:
                     yield "", f"finds {name} in its name", rules.self_check(name)
                 case "r", "claimed" | "outgoing" if name.holder not in live or budget.judge:
                     claimed = name.place == "claimed"
                     doing = rules.recover(name, me) if claimed else rules.discard(name)
                     price = "judge" if name.holder in live else ""
-                    yield price, f"takes {name.holder} for dead, takes up {name}", doing
+                    whose = f"takes {name.holder} for dead, " if name.holder != me else ""
+                    yield price, f"{whose}takes up {name}", doing
                 case "r", "failed" if budget.retry:
                     yield "retry", f"is asked to retry {name}", rules.retry(name)
         if me == "s":
@@ -712,7 +732,7 @@ def first_stuck(good: bytearray, faultless: array[int]) -> int | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the spool's protocol exhaustively.")
-    for who in ("tasks", "workers", "recoverers", "attempts"):
+    for who in ("tasks", "workers", "recoverers", "attempts", "retries"):
         default = getattr(Config, who)
         parser.add_argument(f"--{who}", type=int, default=default, metavar="N", help=f"({default})")
     parser.add_argument("--chain", action="store_true", help="every task needs the one before it")

@@ -1,0 +1,102 @@
+"""Groups as steps of the Slurm job around us."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from spoolpool import settings
+from spoolpool.allocation import Allocation
+from spoolpool.errors import LauncherError
+from spoolpool.launchers.base import Options, python_worker, without_mpi
+from spoolpool.resources import Shape
+
+_ASK = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+
+_PMI = {"mpich": "pmi2", "openmpi": "pmix"}
+"""The process managers by which the ranks of an MPI find each other under srun. With another one they are
+worlds of one rank each, silently (measured with Slurm 22.05, MPICH 5, Open MPI 4.1 and 5)."""
+
+
+@functools.cache
+def mpi_in_use() -> str:
+    """Which MPI mpi4py loads: ``mpich`` (also Intel's and Cray's), ``openmpi``, or ``unknown``."""
+    said = subprocess.run(
+        [sys.executable, "-c", _ASK],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=without_mpi(os.environ),
+        check=False,
+    )
+    if said.returncode:
+        raise LauncherError(
+            f"mpi4py cannot be loaded by {sys.executable}: {said.stderr.strip().splitlines()[-1:] or said.returncode}. "
+            "Groups of several ranks need it: install it with the site's MPI."
+        )
+    words = said.stdout.lower()
+    if "open mpi" in words:
+        return "openmpi"
+    return "mpich" if any(word in words for word in ("mpich", "intel", "cray", "mvapich")) else "unknown"
+
+
+class SrunLauncher:
+    """Starts groups by srun, several side by side on a node or one over several nodes."""
+
+    name = "srun"
+    drops: tuple[str, ...] = (
+        "SLURM_GPUS",
+        "SLURM_GPU_BIND",
+        "SLURM_CPUS_PER_TASK",
+        "SLURM_TRES_PER_TASK",
+        "SLURM_CPU_BIND",
+        "SLURM_MEM_PER",
+    )
+    """Variables of the job that srun would take for wishes about a step."""
+
+    def __init__(self, allocation: Allocation) -> None:
+        if shutil.which("srun") is None or allocation.kind != "slurm":
+            raise LauncherError(
+                "There is no srun here, or no Slurm job around this process: use sbatch or salloc first."
+            )
+        self._allocation = allocation
+
+    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
+        """srun with what concurrent steps need: an exact share of cores, no memory and no GPUs of others."""
+        nodes = self._allocation.nodes_for(shape)
+        if nodes > len(self._allocation.cores):
+            self._allocation.fits(shape)  # says what is missing
+        command = [
+            "srun",
+            f"--nodes={nodes}",
+            f"--ntasks={shape.ranks}",
+            f"--cpus-per-task={shape.threads}",
+            "--overlap" if options.oversubscribe else "--exact",
+            "--mem=0",
+            f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
+            f"--mpi={self._mpi(shape)}",
+            "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one for ever
+            "--export=ALL",  # after sbatch --export=NONE a step has no PATH
+            "--job-name=spool-worker",
+        ]
+        if options.cwd:
+            command.append(f"--chdir={options.cwd}")
+        return [*command, *options.extra, *python_worker(arguments)]
+
+    @staticmethod
+    def _mpi(shape: Shape) -> str:
+        if named := os.environ.get(settings.ENV_SRUN_MPI):
+            return named
+        if shape.ranks == 1:
+            return "none"
+        found = mpi_in_use()
+        if found not in _PMI:
+            raise LauncherError(
+                f"It is not known which --mpi= the MPI of mpi4py needs: set {settings.ENV_SRUN_MPI} to one of "
+                "'srun --mpi=list'."
+            )
+        return _PMI[found]
