@@ -12,9 +12,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from benchmarks import machine, results, table
+from benchmarks import machine, processes, results, table
 from benchmarks.environments import cache
-from benchmarks.harness import Harness, end_descendants
+from benchmarks.harness import Harness
 from benchmarks.row import QUICK, Entry, Sizes
 from benchmarks.rows import ROWS
 
@@ -76,6 +76,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return not asked.no_peers and any(word.lower() in " ".join(entry.key).lower() for word in words)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    processes.adopt_orphans()
     directory = tempfile.mkdtemp(prefix="spb-", dir=asked.dir)
     try:
         here = machine.describe(directory)
@@ -84,7 +85,7 @@ def main(given: Sequence[str] | None = None) -> int:
         harness = Harness(directory=directory, sizes=sizes, wanted=wanted, say=say)
         run = harness.run([ROWS[name] for name in asked.rows or ROWS])
     finally:
-        end_descendants()
+        processes.end_descendants(())
         shutil.rmtree(directory, ignore_errors=True)
     here["load after"] = round(os.getloadavg()[0], 2)
     report = results.report(run, sizes, here)

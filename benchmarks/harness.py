@@ -7,13 +7,12 @@ rounds includes what differs from one start of a contender to the next.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from benchmarks.row import Entry, Failed, Key, Place, Row, Sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINGER = 20.0  # seconds that a contender may take to end after it has answered
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+_LOOK = 0.25  # seconds between looks: long enough to disturb nothing
 
 
 @dataclass(kw_only=True)
@@ -59,7 +58,6 @@ class Harness:
 
     def run(self, rows: Iterable[Row]) -> Run:
         """Measure these rows."""
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # so that whatever a contender leaves behind is found
         run = Run()
         for row in rows:
             outcomes = [Outcome(entry=entry) for entry in row.entries(self.sizes) if self.wanted(entry)]
@@ -88,14 +86,19 @@ class Harness:
         assert not isinstance(made, str)
         directory = f"{self.directory}/w"  # short: sockets' names are cut at 108 bytes
         os.mkdir(directory)
-        place = Place(python=made.python, directory=directory, run=_runner(made.python, directory, outcome.entry))
+        others = {process.pid for process in processes.below(os.getpid())}
+        run = _runner(made.python, directory, outcome.entry.limit, others)
+        place = Place(python=made.python, directory=directory, run=run)
         try:
             outcome.rounds.append(outcome.entry.take(place))
         except Failed as error:
             outcome.missing = str(error)
             self.say(f"{_text(outcome.entry.key)} failed: {error}")
+        except Exception as error:  # noqa: BLE001  an error in here, and an hour of figures of others to be kept
+            outcome.missing = f"the benchmark itself failed: {type(error).__name__}: {error}"
+            self.say(traceback.format_exc())
         finally:
-            end_descendants()
+            processes.end_descendants(others)
             shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -104,7 +107,7 @@ def _text(key: Key) -> str:
 
 
 def environment_of(python: str, directory: str) -> dict[str, str]:
-    """What a contender finds in its environment: its library, this package, and a place for temporary files."""
+    """What a contender finds in its environment: its library, this package, and where temporary files go."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -115,8 +118,8 @@ def environment_of(python: str, directory: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": directory}
 
 
-def _runner(python: str, directory: str, entry: Entry) -> Callable[[Sequence[str], str | None, float], None]:
-    def run(command: Sequence[str], answer: str | None = None, limit: float = entry.limit) -> None:
+def _runner(python: str, directory: str, limit: float, others: Collection[int]) -> Callable[[Sequence[str], str], None]:
+    def run(command: Sequence[str], answer: str) -> None:
         log = f"{directory}/log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -125,49 +128,32 @@ def _runner(python: str, directory: str, entry: Entry) -> Callable[[Sequence[str
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                env=environment_of(python, directory),
+                env=environment_of(python, f"{directory}/d"),
                 start_new_session=True,
             )
-            ended = _wait(process, limit, answer)
-        if answer is not None and os.path.exists(answer):
+            ended = _wait(process, limit, answer, others)
+        if os.path.exists(answer):
             return
         if ended is None:
             raise Failed(f"it took more than {limit:.0f} s")
-        if ended or answer is not None:
-            raise Failed(f"it ended with status {ended}: {_last_words(log)}")
+        raise Failed(f"it ended with status {ended}: {_last_words(log)}")
 
     return run
 
 
-def _wait(process: subprocess.Popen[bytes], limit: float, answer: str | None) -> int | None:
+def _wait(process: subprocess.Popen[bytes], limit: float, answer: str, others: Collection[int]) -> int | None:
     """Wait for the end; None if it was ended, for taking too long, or for not ending after its answer."""
     end = time.monotonic() + limit
     answered = False
     while time.monotonic() < end:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # long enough to disturb nothing
-            return process.wait(0.25)
-        if answer is not None and not answered and os.path.exists(answer):
+            return process.wait(_LOOK)
+        if not answered and os.path.exists(answer):
             answered = True
             end = min(end, time.monotonic() + _LINGER)
-    end_descendants()
+    processes.end_descendants(others)
     process.wait()
     return None
-
-
-def end_descendants() -> None:
-    """End every process that was started from here and is still there."""
-    for _ in range(200):
-        left = processes.below(os.getpid())
-        for process in left:
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not left:
-            return
-        time.sleep(0.02)
 
 
 def _last_words(log: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -14,7 +14,7 @@ def describe(directory: str) -> dict[str, Any]:
     """Processor, memory, kernel, Python, the filesystem of a directory, and how busy the machine is now."""
     usable = len(os.sched_getaffinity(0))
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "processor": _value("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": usable,
         "memory": _value("/proc/meminfo", "MemTotal"),

@@ -76,7 +76,10 @@ def latency(executor: Submits, job: Job) -> Samples:
         executor.submit(pow, 2, 3).result()
         if time.perf_counter() > end:
             break
-    return {"at once": calls(0.0), "after a pause": calls(APART)}
+    cpu = _cpu(job)
+    at_once = calls(0.0)
+    busy = (_cpu(job) - cpu) / len(at_once)
+    return {"at once": at_once, "after a pause": calls(APART), "CPU": [busy]}
 
 
 def throughput(executor: Submits, job: Job) -> Samples:
@@ -90,26 +93,32 @@ def throughput(executor: Submits, job: Job) -> Samples:
 
 
 def _batch(executor: Submits, job: Job, count: int) -> tuple[float, float]:
-    cpu = sum(map(processes.cpu, processes.family(job.harness)))
+    cpu = _cpu(job)
     before = time.perf_counter()
     pending = [executor.submit(pow, 2, 3) for _ in range(count)]
     for future in pending:
         future.result()
     took = time.perf_counter() - before
-    return took, sum(map(processes.cpu, processes.family(job.harness))) - cpu
+    return took, _cpu(job) - cpu
+
+
+def _cpu(job: Job) -> float:
+    """CPU seconds of the contender and of all its processes so far."""
+    return sum(map(processes.cpu, processes.family(job.harness)))
 
 
 def argument(executor: Submits, job: Job) -> Samples:
     """An array as argument: seconds until its sum is back."""
-    import numpy
+    import numpy as np
 
-    executor.submit(tasks.total, numpy.ones(8)).result()
-    array = numpy.ones(job.bytes // 8)
+    executor.submit(tasks.total, np.ones(8)).result()
+    worker = executor.submit(tasks.linger, 0.0).result()
+    array = np.ones(job.bytes // 8)
     before = time.perf_counter()
     value = executor.submit(tasks.total, array).result()
     took = time.perf_counter() - before
     assert value == len(array), value
-    return {"time": [took], **_peaks(executor, job)}
+    return {"time": [took], **_peaks(executor, job, worker)}
 
 
 def result(executor: Submits, job: Job) -> Samples:
@@ -117,19 +126,20 @@ def result(executor: Submits, job: Job) -> Samples:
     count = job.bytes // 8
     executor.submit(tasks.prepare, 8).result()
     executor.submit(tasks.prepared).result()
+    worker = executor.submit(tasks.linger, 0.0).result()
     executor.submit(tasks.prepare, count).result()
     before = time.perf_counter()
     value = executor.submit(tasks.prepared).result()
     took = time.perf_counter() - before
     assert value.sum() == count, value
-    return {"time": [took], **_peaks(executor, job)}
+    return {"time": [took], **_peaks(executor, job, worker)}
 
 
-def _peaks(executor: Submits, job: Job) -> Samples:
-    return {
-        "submitter": [tasks.peak() / job.bytes],
-        "worker": [executor.submit(tasks.peak).result() / job.bytes],
-    }
+def _peaks(executor: Submits, job: Job, worker: int) -> Samples:
+    peaks = {"submitter": [tasks.peak() / job.bytes]}
+    if executor.submit(tasks.linger, 0.0).result() == worker:  # else every call has a process of its own
+        peaks["worker"] = [executor.submit(tasks.peak).result() / job.bytes]
+    return peaks
 
 
 def idle(executor: Submits, job: Job) -> Samples:
@@ -158,11 +168,11 @@ def marked(executor: Submits, job: Job) -> Samples:
 
     def work(name: str, times: int, *, await_each: bool) -> None:
         mark(job, f"{name}.{times}.begin")
-        pending = []
+        pending: list[Pending] = []
         for _ in range(times * job.tasks):
             pending.append(executor.submit(pow, 2, 3))
             if await_each:
-                pending[-1].result()
+                pending.pop().result()
         for future in pending:
             future.result()
         time.sleep(0.1)

@@ -1,11 +1,16 @@
-"""The processes of a contender: which they are, what CPU time they took."""
+"""The processes of a contender: which they are, what CPU time they took, and how they are ended."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -19,9 +24,9 @@ class Process:
     """CPU seconds of its children that ended."""
 
 
-def running() -> dict[int, Process]:
+def running() -> list[Process]:
     """All processes of this machine."""
-    found = {}
+    found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -32,16 +37,16 @@ def running() -> dict[int, Process]:
             continue
         if fields[0] != "Z":
             ended = (int(fields[13]) + int(fields[14])) / _TICK
-            found[int(name)] = Process(pid=int(name), parent=int(fields[1]), ended_children=ended)
+            found.append(Process(pid=int(name), parent=int(fields[1]), ended_children=ended))
     return found
 
 
-def below(pid: int) -> list[Process]:
-    """The descendants of a process, those of ended children too where it is their subreaper."""
-    everybody = running()
+def below(pid: int, spare: Collection[int] = ()) -> list[Process]:
+    """The descendants of a process, but for those in ``spare`` and theirs."""
     children: dict[int, list[Process]] = {}
-    for process in everybody.values():
-        children.setdefault(process.parent, []).append(process)
+    for process in running():
+        if process.pid not in spare:
+            children.setdefault(process.parent, []).append(process)
     found, look = [], [pid]
     while look:
         more = children.get(look.pop(), [])
@@ -73,3 +78,22 @@ def is_python(process: Process) -> bool:
         return os.path.basename(os.readlink(f"/proc/{process.pid}/exe")).startswith("python")
     except OSError:
         return False
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever a child leaves behind, so that it is found below this process."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(spare: Collection[int]) -> None:
+    """End every process below this one, but for those in ``spare`` and theirs."""
+    for _ in range(200):
+        left = below(os.getpid(), spare)
+        if not left:
+            return
+        for process in left:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+        time.sleep(0.02)

@@ -18,7 +18,7 @@ FORMAT = 1
 def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a run found.
 
-    ``rows`` is a list of ``{name, title, quantities, entries}``. An entry has ``contender``, ``case``,
+    ``rows`` is a list of ``{name, title, wide, once, quantities, entries}``. An entry has ``contender``, ``case``,
     ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``figures`` by quantity, and
     ``facts`` (other values that it told, the median of each). A figure has the ``median`` of the rounds'
     medians, the least and the largest of these (``low``, ``high``), the tenth and ninetieth percentile of
@@ -47,6 +47,7 @@ def _row(row: Row, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "name": row.name,
         "title": row.title,
         "wide": row.wide,
+        "once": row.once,
         "quantities": [asdict(quantity) for quantity in row.quantities],
         "entries": [_entry(row, outcome, by_key) for outcome in outcomes],
     }

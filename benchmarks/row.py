@@ -55,6 +55,8 @@ class Quantity:
     """``x``: so many times another size, which the title names; empty: a count."""
     title: str
     """In words."""
+    group: str = ""
+    """Of a wide row: the table that it is a column of."""
 
     @property
     def more_is_better(self) -> bool:
@@ -80,8 +82,8 @@ class Place:
     """Interpreter of the entry's environment."""
     directory: str
     """Empty, and removed afterwards."""
-    run: Callable[[Sequence[str], str | None, float], None]
-    """Runs a command until it ends, or has written the file that is named; raises :class:`Failed`."""
+    run: Callable[[Sequence[str], str], None]
+    """Runs a command until it has ended and has written the file that is named; raises :class:`Failed`."""
 
 
 class Failed(Exception):

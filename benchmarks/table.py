@@ -15,7 +15,7 @@ def value(number: float, unit: str) -> str:
         return f"{_digits(number / scale)} {name}"
     if unit == "/s":
         return f"{_digits(number)} /s"
-    return _digits(number) + (" %" if unit == "%" else "×" if unit == "x" else "")
+    return _digits(number) + (" %" if unit == "%" else "x" if unit == "x" else "")
 
 
 def _digits(number: float) -> str:
@@ -23,6 +23,8 @@ def _digits(number: float) -> str:
         return "0"
     if abs(number) >= 100:
         return f"{number:,.0f}".replace(",", " ")
+    if abs(number) < 1:
+        return f"{number:.2g}" if abs(number) < 0.1 else f"{number:.2f}"
     return f"{number:.2f}" if abs(number) < 10 else f"{number:.1f}"
 
 
@@ -31,14 +33,15 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     machine = report["machine"]
     yield (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}; {machine['system']}, "
-        f"Python {machine['python']}, {machine['filesystem']}; {machine['date']}, commit {machine['commit'] or 'unknown'}, "
-        f"load {machine['load']} before"
+        f"Python {machine['python']}, {machine['filesystem']}; {machine['date']}, "
+        f"commit {machine['commit'] or 'unknown'}, load {machine['load']} before"
     )
     for name, made in report["environments"].items():
         if "missing" in made:
             yield f"{name}: {made['missing']}"
         else:
             yield f"{name}: " + ", ".join(f"{package} {version}" for package, version in made["versions"].items())
+    yield "sizes: " + ", ".join(f"{name} {number:g}" for name, number in report["sizes"].items())
     for row in report["rows"]:
         yield ""
         yield row["title"]
@@ -47,9 +50,23 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         else:
             for quantity in row["quantities"]:
                 yield from _long(row, quantity)
+        yield from _facts(row)
         for entry in row["entries"]:
             if entry["missing"] is not None:
                 yield f"  no figures of {_who(entry)}: {entry['missing']}"
+
+
+def _facts(row: Mapping[str, Any]) -> Iterator[str]:
+    """What entries told besides: the usual value, and who had another."""
+    told: dict[str, dict[str, float]] = {}
+    for entry in row["entries"]:
+        for name, number in entry["facts"].items():
+            told.setdefault(name, {})[_who(entry)] = number
+    for name, values in told.items():
+        usual = max(values.values())
+        others = [f"{who} {number:g}" for who, number in values.items() if number != usual]
+        yield ""
+        yield f"  {name}: {usual:g}" + (f"; but {', '.join(others)}" if others else "")
 
 
 def _who(entry: Mapping[str, Any]) -> str:
@@ -59,7 +76,7 @@ def _who(entry: Mapping[str, Any]) -> str:
 def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[str]:
     """One table per quantity, with spreads and ratios."""
     unit = quantity["unit"]
-    cells = [[quantity["title"], "median", "lowest..highest round", "× ours", "× floor", "to reach"]]
+    cells = [[quantity["title"], "median", "lowest..highest round", "x ours", "x floor", "to reach"]]
     for entry in row["entries"]:
         figure = entry["figures"].get(quantity["name"])
         if figure is None:
@@ -84,16 +101,16 @@ def _goal(figure: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
 
 
 def _wide(row: Mapping[str, Any]) -> Iterator[str]:
-    """One table with a column per quantity."""
-    shown = [
-        quantity for quantity in row["quantities"] if any(quantity["name"] in e["figures"] for e in row["entries"])
-    ]
-    cells = [["", *(quantity["title"] for quantity in shown)]]
-    for entry in row["entries"]:
-        if entry["figures"]:
-            found = [entry["figures"].get(quantity["name"]) for quantity in shown]
-            cells.append([_who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
-    if len(cells) > 1:
+    """One table per group of quantities, with a column for each."""
+    measured = {name for entry in row["entries"] for name in entry["figures"]}
+    shown = [quantity for quantity in row["quantities"] if quantity["name"] in measured]
+    for group in dict.fromkeys(quantity["group"] for quantity in shown):
+        columns = [quantity for quantity in shown if quantity["group"] == group]
+        cells = [[group, *(quantity["title"] for quantity in columns)]]
+        for entry in row["entries"]:
+            if entry["figures"]:
+                found = [entry["figures"].get(quantity["name"]) for quantity in columns]
+                cells.append([_who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
         yield ""
         yield from _aligned(cells)
 

@@ -76,6 +76,11 @@ def find(environment: Mapping[str, str] = os.environ) -> Allocation:
     return Allocation(kind="none", cores=(usable,), gpus=(0,))
 
 
+def in_step(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a task of a Slurm step; the batch script is none, and has no step's id."""
+    return bool(environment.get("SLURM_STEP_ID"))
+
+
 def expand(counts: str) -> tuple[int, ...]:
     """Slurm's short form of numbers per node: ``"4(x2),2"`` is 4, 4, 2."""
     return tuple(int(count) for count, times in _COUNTS.findall(counts) for _ in range(int(times or 1)))

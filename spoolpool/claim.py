@@ -222,8 +222,8 @@ class Claimer:
         for position, (bucket, lane) in enumerate(buckets):
             self._list(lane, bucket)
             if not self._candidates:
-                submitter = layout.submitter_of(bucket)
-                if any(layout.submitter_of(later) == submitter for later, _ in buckets[position + 1 :]):
+                series = layout.series_of(bucket)
+                if any(where == lane and layout.series_of(later) == series for later, where in buckets[position + 1 :]):
                     # its submitter has gone on to the next one; should it come back, it makes it again
                     with contextlib.suppress(OSError):  # it is somebody else's, and no more than in the way
                         fsio.remove_directory(self._spool.layout.bucket(lane, bucket))

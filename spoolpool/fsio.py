@@ -108,10 +108,28 @@ def there(path: str) -> bool:
     """Whether ``path`` exists, asked in both ways that a stale cache can spoil.
 
     NFS answers a look-up from its cache for up to 60 s but lists afresh; sshfs lists from its cache
-    for 20 s but looks up afresh. Seen in either is there.
+    for 20 s but looks up afresh. Seen in either is there. Raises ``OSError`` where it cannot be told: a
+    server that is away, or a stale handle, says nothing about the name.
     """
     directory, name = os.path.split(path)
-    return name in names(directory) or os.path.lexists(path)
+    if name in names(directory):
+        return True
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def gone(path: str) -> bool:
+    """Whether it is certain that nothing is at ``path``; False also where it cannot be told."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_directory(path: str) -> bool:
@@ -130,8 +148,12 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
         os.mkdir(path, mode)
     except FileExistsError:  # another submitter or worker was first
         return False
-    if stat.S_IMODE(os.lstat(path).st_mode) != mode:
-        os.chmod(path, mode)
+    try:
+        if stat.S_IMODE(os.lstat(path).st_mode) != mode:
+            os.chmod(path, mode)
+    except OSError as error:
+        if error.errno not in GONE:  # a worker found it empty and removed it
+            raise
     return True
 
 

@@ -53,10 +53,10 @@ def remove(spool: Spool, found: list[Rubbish]) -> int:
     """Remove what :func:`rubbish` listed; returns how much of it went."""
     count = 0
     for each in found:
-        if any(os.path.lexists(f"{spool.path}/{path}") for path in each.after):
-            continue
         path = f"{spool.path}/{each.path}"
         with contextlib.suppress(OSError):  # in use after all, or another one collects at the same time
+            if any(fsio.there(f"{spool.path}/{earlier}") for earlier in each.after):
+                continue
             if each.to:
                 fsio.move(path, f"{spool.path}/{each.to}")
                 count += 1
@@ -99,7 +99,7 @@ def _session(spool: Spool, now: float, keep: Keep, session: str) -> Iterator[Rub
     )
     inbox, outbox = f"results/{session}", f"outgoing/{session}"
     listed = []
-    if fsio.is_directory(f"{spool.path}/{inbox}"):
+    if fsio.is_directory(f"{spool.path}/{inbox}") and not os.path.islink(f"{spool.path}/{outbox}"):
         for name in sorted(fsio.names(f"{spool.path}/{inbox}")):
             token = layout.parse_token(name)
             if token is not None and token.worker:

@@ -128,9 +128,10 @@ def is_bucket(text: str) -> bool:
     return _BUCKET.fullmatch(text) is not None
 
 
-def submitter_of(bucket: str) -> str:
-    """Who fills a bucket."""
-    return bucket.rsplit("-", 1)[1]
+def series_of(bucket: str) -> tuple[str, str]:
+    """The buckets that one submitter fills, one after the other, with tasks of one priority."""
+    priority, _, submitter = bucket.split("-")
+    return priority, submitter
 
 
 class Lane(NamedTuple):

@@ -14,7 +14,7 @@ import pickle
 import sys
 import sysconfig
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spoolpool.envelope import Buffer
@@ -22,6 +22,8 @@ from spoolpool.errors import NotPicklable, NotUnpicklable
 
 OUT_OF_BAND = 32768
 """Bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
+
+_OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 
@@ -57,16 +59,35 @@ def dumps(value: object) -> tuple[Buffer, list[Buffer]]:
     try:
         if _is_plain(value):  # needs no look at modules, and takes a third of the time
             return pickle.dumps(value, protocol=5), buffers
-        import cloudpickle
-
         _register_local_modules()
         stream = io.BytesIO()
-        cloudpickle.Pickler(stream, protocol=5, buffer_callback=keep).dump(value)
-    except RecursionError:
-        raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
+        _pickler()(stream, protocol=5, buffer_callback=keep).dump(value)
     except Exception as error:  # whatever a __reduce__ raises
+        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
+            raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
         raise NotPicklable(f"{_short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
     return stream.getbuffer(), buffers
+
+
+@functools.cache
+def _pickler() -> Callable[..., Any]:
+    """cloudpickle's pickler, which is imported when it is needed, with a way for local modules that know each other."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        def reducer_override(self, value: object) -> Any:
+            if not isinstance(value, types.ModuleType) or value.__name__ not in _local:
+                return super().reducer_override(value)
+            # cloudpickle makes and fills a module in one step, and runs into endless recursion
+            state = {key: each for key, each in vars(value).items() if key not in _OF_THE_IMPORT}
+            return types.ModuleType, (value.__name__,), state, None, None, _fill
+
+    return Pickler
+
+
+def _fill(module: types.ModuleType, state: dict[str, object]) -> None:
+    """Give a module that travelled by value what is in it; the worker's pickle names this function."""
+    vars(module).update(state)
 
 
 def dumps_call(fn: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Buffer, list[Buffer]]:
@@ -123,35 +144,46 @@ def _short(value: object) -> str:
 
 
 @functools.cache
-def _site_roots() -> tuple[str, ...]:
-    """Where a fresh interpreter imports from: the library, ``site-packages``, and what ``.pth`` files name.
+def _site_roots() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where a fresh interpreter imports from: the library and ``site-packages``, and what ``.pth`` files name.
 
-    The last are packages that were installed in place (``pip install --editable``).
+    The latter are projects that were installed in place (``pip install --editable``).
     """
-    roots = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots |= {path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")}
-    for root in list(roots):
+    libraries = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    libraries |= {path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")}
+    projects = set()
+    for root in libraries:
         for pth in glob.glob(os.path.join(glob.escape(root), "*.pth")):
             try:
                 with open(pth, encoding="utf-8") as file:
                     lines = [line.strip() for line in file]
             except (OSError, UnicodeDecodeError):  # not ours to judge: its modules travel by value
                 continue
-            roots |= {line for line in lines if os.path.isdir(line)}
-    return tuple(os.path.realpath(root) for root in roots)
+            projects |= {line for line in lines if os.path.isdir(line)}
+    return tuple(map(os.path.realpath, libraries)), tuple(map(os.path.realpath, projects))
 
 
 def _is_installed(name: str, file: str) -> bool:
-    """Whether a fresh interpreter of this installation finds the module under this name."""
-    inside = name.replace(".", os.sep)
-    stem = os.path.realpath(file)
+    """Whether a fresh interpreter of this installation finds the module.
+
+    A library's modules need not be called like their files (``os.path``, vendored packages): what imports the
+    library gives them their names. A project's folder also holds what is not installed, such as scripts.
+    """
     if name.partition(".")[0] == "spoolpool":
         return True
-    return any(stem.startswith(os.path.join(root, inside) + end) for root in _site_roots() for end in (".", os.sep))
+    libraries, projects = _site_roots()
+    path = os.path.realpath(file)
+    inside = name.replace(".", os.sep)
+    return any(path.startswith(os.path.join(root, "")) for root in libraries) or any(
+        path.startswith(os.path.join(root, inside) + end) for root in projects for end in (".", os.sep)
+    )
 
 
 _seen: set[str] = set()
 """Modules that were looked at; it mirrors cloudpickle's registry, which is one per process as well."""
+
+_local: set[str] = set()
+"""Those of them that are not installed, by the names that they give themselves."""
 
 
 def _register_local_modules() -> None:
@@ -165,7 +197,8 @@ def _register_local_modules() -> None:
     for name in new:
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
-        if name in ("__main__", "__mp_main__") or not isinstance(file, str):
+        if name in ("__main__", "__mp_main__") or not isinstance(file, str) or not isinstance(module, types.ModuleType):
             continue
-        if isinstance(module, types.ModuleType) and not _is_installed(name, file):
+        if module.__name__ in sys.modules and not _is_installed(module.__name__, file):
             cloudpickle.register_pickle_by_value(module)
+            _local.add(module.__name__)

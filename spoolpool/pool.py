@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from spoolpool import layout, registry, settings
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _FAILED_STARTS = 3
 _STOP_SECONDS = 10.0
+_END_SECONDS = 5.0
 
 
 @dataclass(kw_only=True)
@@ -43,18 +44,28 @@ class _Slot:
 class Pool:
     """Groups of one spool, started through one launcher. One thread at a time may call :meth:`step`.
 
-    ``arguments`` go to every worker. The groups work for this process: they end when it has died.
+    ``arguments`` go to every worker; after ``ends``, by this process's monotonic clock, none begins a task. The
+    groups work for this process: they end when it has died.
     """
 
-    def __init__(self, spool: Spool, launcher: Launcher, *, arguments: Sequence[str] = (), options: Options) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        launcher: Launcher,
+        *,
+        arguments: Sequence[str] = (),
+        options: Options,
+        ends: float | None = None,
+    ) -> None:
         self._spool = spool
         self._launcher = launcher
         self._arguments = tuple(arguments)
         self._options = options
+        self._ends = ends
         self._owner = registry.owner_text()
         self._recovery = Recovery(spool)
         self._slots: list[_Slot] = []
-        self._ending: list[subprocess.Popen[bytes]] = []
+        self._ending: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._bring_back_until = 0.0
         self.broken: dict[Shape, str] = {}
@@ -102,7 +113,9 @@ class Pool:
             *self._arguments,
             *slot.arguments,
         ]
-        env = environment(shape, self._options)
+        if self._ends is not None:
+            arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
+        env = environment(shape, self._options, self._launcher.drops)
         env |= {settings.ENV_WORKER: slot.worker, settings.ENV_OWNER: self._owner, settings.ENV_SUPERVISED: "1"}
         command = self._launcher.command(shape, arguments, self._options)
         log.info("Starting worker group %s: %s", slot.worker, " ".join(command))
@@ -172,36 +185,51 @@ class Pool:
         slot.start_due = 0.0
         if slot.process is not None and slot.process.poll() is None:
             registry.ask_to_stop(self._spool, slot.worker)
-            self._ending.append(slot.process)
+            self._ending[slot.worker] = slot.process
 
-    def stop(self, seconds: float | None = _STOP_SECONDS) -> None:
-        """Let every group finish what it runs and end; after ``seconds`` (None: never) it is ended."""
+    def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
+        """Let every group finish what it runs, and end it.
+
+        A group that still runs after ``seconds`` (None: never), or once ``hurry`` says so, is ended, and what it
+        ran is given back. Returns the tasks that were.
+        """
         with self._lock:
             slots, self._slots = self._slots, []
             for slot in slots:
                 self._ask(slot)
-            processes = list(self._ending)
         rhythm = Backoff(0.002, 0.1)
         deadline = None if seconds is None else time.monotonic() + seconds
-        asked = False
-        while any(process.poll() is None for process in processes):
-            if deadline is not None and time.monotonic() > deadline and not asked:
-                asked = True
-                for process in processes:
-                    kill(process)
-            if not asked:
+        given_back: list[str] = []
+        while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
+            if hurry() or (deadline is not None and time.monotonic() > deadline):
+                for worker in running:
+                    end(self._ending[worker])
+                for worker in running:
+                    given_back += self._recovery.give_back(worker)
+                break
+            for worker in running:
                 # a group that was still starting has no entry yet in which it could be asked
-                for slot in slots:
-                    registry.ask_to_stop(self._spool, slot.worker)
+                registry.ask_to_stop(self._spool, worker)
             rhythm.sleep()
+        self._ending.clear()
+        return given_back
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a launcher and, in its session of its own, all that it started on this host."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher with all that it started, and wait until it is gone.
+
+    At SIGTERM srun and mpiexec end their ranks on all hosts at once; a plain process and what is left on this host
+    is killed.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.info("Process %d does not end at %s", process.pid, number.name)
 
 
 def describe(code: int) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Container
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
-from spoolpool.claim import commit, has_outcome, requeue, write_outcome
+from spoolpool.claim import commit, give_back, has_outcome, read_task, requeue, write_outcome
 from spoolpool.errors import BadTaskFile, SpoolpoolError, WorkerLost
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
@@ -81,6 +81,24 @@ class Recovery:
     def _provably_dead(self, worker: str) -> bool:
         info = registry.read_info(self._spool, worker)
         return info is not None and info.process.dead()
+
+    def give_back(self, worker: str) -> list[str]:
+        """Let wait again what a worker held whose processes the caller has ended: it costs no attempt.
+
+        For supervisors alone: only who ended a worker can know that its death says nothing about its task.
+        """
+        done = []
+        for token in self._claims().get(worker, []):
+            try:
+                header = read_task(self._spool.layout.claimed_token(token))
+                if has_outcome(self._spool, header.session, token):
+                    commit(self._spool, header.session, token)
+                else:
+                    give_back(self._spool, header, token)
+                    done.append(token.task)
+            except (OSError, SpoolpoolError) as error:  # recovery will meet it again
+                log.info("Cannot give back %s now: %s", token.name, error)
+        return done
 
     def _recover(self, token: Token, gone: bool) -> str | None:
         path = self._spool.layout.claimed_token(token)

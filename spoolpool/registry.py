@@ -105,7 +105,7 @@ class Registration:
         """Whether the sign of life still goes out; the process that sends it is started again once it ended."""
         if self._beat.poll() is None:
             return True
-        if not os.path.lexists(f"{self._directory}/beat"):
+        if fsio.gone(f"{self._directory}/beat"):
             return False
         self._beat = self._start()
         return True

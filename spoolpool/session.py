@@ -367,6 +367,7 @@ class Session:
                 if not idle and now > check_due:
                     check_due = now + _CHECK_EVERY
                     self._still_there()
+                    self._look_for_failed()
                     service.check(self.pending())
                 if not idle and now > round_due:
                     round_due = now + self.spool.config.lease / 4
@@ -385,10 +386,22 @@ class Session:
             self._long_wait = False
 
     def _still_there(self) -> None:
-        if not os.path.isdir(self.spool.path):
+        if fsio.gone(self.spool.path):
             self.fail(BrokenSpool(f"The spool {self.spool.path} is gone, and all tasks that were in it."))
         else:
             self.spool.open_session(self.name)
+
+    def _look_for_failed(self) -> None:
+        """Tell of tasks that were set aside without an outcome: a torn file may not even say whose it is."""
+        for token in map(layout.parse_token, fsio.names(self.spool.layout.failed)):
+            future = token and self._pending.get(token.task)
+            if token and future:
+                error = BadTaskFile(
+                    f"Task {token.task} was set aside as {self.spool.layout.failed}/{token.name}: it could not be "
+                    "read, or its outcome not be stored, as the log of the worker tells. Submit it again."
+                )
+                _finish(future, error=error)
+                self._delivered(future)
 
     def _collect(self, token: Token, late: dict[str, float]) -> bool:
         """Deliver one committed outcome and remove it; False if nothing came of it (now)."""

@@ -170,7 +170,7 @@ class Spool:
         """Make a directory of the spool with those above it, below the spool's root."""
         if os.path.dirname(path) != self.path:
             self.make_directories(os.path.dirname(path))
-        elif not os.path.isdir(self.path):
+        elif fsio.gone(self.path):
             raise NotASpool(f"The spool {self.path} is gone: its directory does not exist any more.")
         with contextlib.suppress(FileExistsError):
             fsio.make_directory(path)

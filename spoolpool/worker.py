@@ -49,6 +49,9 @@ class Group(Protocol):
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called in the group."""
 
+    def settle(self) -> None:
+        """Get ready for the next task, once the outcome of the last one is published."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -62,8 +65,15 @@ class Terms:
     """Tasks after which it ends."""
     owner: Identity | None = None
     """The process for whose sake it runs; it ends when that has died."""
+    max_time: float | None = None
+    """Seconds after its start at which it begins no more tasks."""
     supervised: bool = False
     """Whether somebody replaces the group when it ends."""
+
+    @property
+    def ends(self) -> float | None:
+        """The end in seconds since the epoch, by this host's clock, for functions that ask."""
+        return None if self.max_time is None else time.time() + self.max_time
 
 
 def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, started: float) -> list[Buffer]:
@@ -116,6 +126,7 @@ class Worker:
         self._watch = Watch()
         self._claim: Claim | None = None
         self._stopping = False
+        self._until = None if terms.max_time is None else time.monotonic() + terms.max_time
         self._unsure = False  # whether something may be claimed in this worker's name without its knowing
         self._cancelled: set[str] = set()
         self._cancel_listed = 0.0
@@ -151,7 +162,7 @@ class Worker:
         watched: set[str] = set()
         idle_since = time.monotonic()
         done = 0
-        while not self._stopping:
+        while not self._stopping and (self._until is None or time.monotonic() < self._until):
             self._watch.clear()
             try:
                 directories = self._turn()
@@ -197,6 +208,7 @@ class Worker:
         if claim is None:
             return self._claimer.directories()
         self._work(claim)
+        self._group.settle()
         return None
 
     def _wanted(self) -> bool:

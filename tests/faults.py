@@ -28,15 +28,18 @@ OPERATIONS = CHANGES | {
     "close",
     "fstat",
     "fsync",
-    "lexists",
     "listdir",
     "lstat",
     "pread",
     "read",
+    "stat",
     "utime",
     "writev",
 }
 """What is counted. Reading is counted too: it can fail, and a crash there is a crash between two changes."""
+
+LOOKS = frozenset({"lstat", "stat"})
+"""Whether a name is there."""
 
 SPACE = frozenset({"open", "writev", "mkdir", "fsync"})
 """Operations that need space."""
@@ -80,7 +83,6 @@ class Disk:
         self._lag = lag
         self._report = report
         self._listings: dict[str, list[tuple[int, list[str] | None]]] = {}
-        self.path = _Path(self)
         self.count = 0
         self.struck: list[str] = []
 
@@ -123,8 +125,6 @@ class Disk:
                     os.close(result)
         if not fault.error:
             os._exit(CRASHED)
-        if name == "lexists":  # it has no other way to say that it cannot tell
-            return False
         raise OSError(fault.error, os.strerror(fault.error), *(arg for arg in args[:1] if isinstance(arg, str)))
 
     def _tell(self, what: str) -> None:
@@ -158,19 +158,6 @@ class Disk:
         if seen is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", directory)
         return list(seen)
-
-
-class _Path:
-    """``os.path``, where one function asks the disk."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(os.path, name)
-        if name in OPERATIONS:
-            return lambda *args: self._disk.do(name, value, *args)
-        return value
 
 
 def _list(directory: str) -> list[str] | None:

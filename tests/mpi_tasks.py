@@ -99,6 +99,10 @@ def leaves_behind(what: str) -> str:
                 comm.Isend(bytearray(10_000_000), 0)
         case ["send", "to", "itself"]:
             comm.isend("stale", comm.rank)
+        case ["receive"]:
+            # kept, as a library would: the memory must outlive the function
+            buffer = bytearray(4000)
+            sys.modules["kept"] = (buffer, comm.Irecv(buffer, MPI.ANY_SOURCE, MPI.ANY_TAG))  # type: ignore[assignment]
     return "left"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,24 @@ def run_script(path: Path, text: str, *arguments: object, **variables: Any) -> s
         output, errors = process.communicate()
         raise AssertionError(f"{path} did not end. It said: {output}{errors}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def in_fork(function: Callable[[], object]) -> object:
+    """What a function returns in a forked child, or the exception that it raises there."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                value = function()
+            except BaseException as error:  # noqa: BLE001  the parent looks at it
+                value = error
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(value, pipe)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        value = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    return value

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -19,12 +19,20 @@ import pytest
 from spoolpool import backoff, claim, envelope, fsio, garbage, pickling, recovery, registry, session, settings, worker
 from spoolpool import task as records
 from spoolpool.call import Report
-from spoolpool.check import Census, census
 from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
-from spoolpool.layout import Lane, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
+from spoolpool.layout import (
+    CANCELLED,
+    Lane,
+    Token,
+    bucket_name,
+    new_submitter_id,
+    new_task_id,
+    new_worker_id,
+    parse_token,
+)
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
 from spoolpool.session import Session, TaskFuture
@@ -181,6 +189,16 @@ class Inbox(Session):
             self._loop()
 
 
+class Seen(NamedTuple):
+    """One look at a spool."""
+
+    ready: dict[str, Token]
+    claimed: dict[str, Token]
+    results: dict[str, Token]
+    outgoing: dict[str, Token]
+    failed: dict[str, Token]
+
+
 class Stage:
     """One spool, and those who work on it one after the other.
 
@@ -188,6 +206,8 @@ class Stage:
     """
 
     session = "inbox"
+    may_come: tuple[type[BaseException], ...] = (WorkerLost,)
+    """Exceptions that may be the outcome of a task."""
 
     def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
         self.clock = clock
@@ -197,9 +217,7 @@ class Stage:
         self.struck = directory / "struck"
         self.effects.touch()
         self.diary.touch()
-        self.spool = Spool.create(
-            directory / "spool", durability="none", lease=0.3, caches=0.5, max_attempts=attempts
-        )
+        self.spool = Spool.create(directory / "spool", durability="none", lease=0.3, caches=0.5, max_attempts=attempts)
         self.published: dict[str, set[str]] = {}
 
     def durability(self, durability: fsio.Durability) -> None:
@@ -240,7 +258,9 @@ class Stage:
     def _delivered(self, future: Any) -> None:
         if not future.cancelled():
             error = future.exception()
-            assert isinstance(error, WorkerLost) if error else future.result() == "value"
+            good = isinstance(error, self.may_come) if error else future.result() == "value"
+            if not good:
+                self.note(f"surprise:{error!r}".replace(" ", "_"), future.header.task)
         self.note("delivered", future.header.task)
 
     # -- what holds, and what the others bring about
@@ -248,7 +268,7 @@ class Stage:
     def story(self) -> str:
         """What happened here."""
         struck = self.struck.read_text() if self.struck.exists() else "no fault"
-        return f"{struck}\n{self.diary.read_text()}{census(self.spool)}"
+        return f"{struck}\n{self.diary.read_text()}{self.seen()}"
 
     def notes(self, what: str) -> Counter[str]:
         """How often the diary says this about each task."""
@@ -259,43 +279,63 @@ class Stage:
         """How often the function of each task ran."""
         return Counter(self.effects.read_text().split())
 
+    def seen(self) -> Seen:
+        """Every task file and every outcome, by its path below the spool."""
+        where = self.spool.layout
+        lanes = [where.lane(lane) for lane in fsio.names(where.ready)]
+        buckets = [f"{lane}/{bucket}" for lane in lanes for bucket in fsio.names(lane)]
+        return Seen(
+            ready=self._tokens(where.waiting, *buckets),
+            claimed=self._tokens(where.claimed),
+            results=self._tokens(f"{where.results}/{self.session}"),
+            outgoing=self._tokens(f"{where.outgoing}/{self.session}"),
+            failed=self._tokens(where.failed),
+        )
+
+    def _tokens(self, *directories: str) -> dict[str, Token]:
+        found = {}
+        for directory in directories:
+            for name in fsio.names(directory):
+                token = parse_token(name)
+                assert token is not None, f"{name} in {directory}"
+                found[os.path.relpath(f"{directory}/{name}", self.spool.path)] = token
+        return found
+
     def complete(self) -> set[str]:
         """Tasks of which a complete outcome was written for a claim that stands."""
-        seen = census(self.spool)
+        seen = self.seen()
         claims = set(seen.claimed.values())
-        return {
-            token.task for name, token in seen.outgoing.values() if token in claims and self.outcome(name, token)
-        }
+        return {token.task for token in seen.outgoing.values() if token in claims and self.outcome(token)}
 
-    def places(self, seen: Census | None = None) -> dict[str, list[str]]:
+    def places(self, seen: Seen | None = None) -> dict[str, list[str]]:
         """Where the token of each task stands."""
-        seen = seen or census(self.spool)
+        seen = seen or self.seen()
         found: dict[str, list[str]] = {}
-        for kind in ("ready", "claimed", "results", "failed"):
-            for path, value in getattr(seen, kind).items():
-                token = value[1] if kind == "results" else value
+        for tokens in (seen.ready, seen.claimed, seen.results, seen.failed):
+            for path, token in tokens.items():
                 found.setdefault(token.task, []).append(path)
         return found
 
     def check(self, *, forgiven: frozenset[str] = frozenset()) -> None:
         """Invariants 1 and 2, at any moment. ``forgiven``: their submitter ended while it took them out."""
-        seen = census(self.spool)
+        seen = self.seen()
         places = self.places(seen)
         delivered = self.notes("delivered")
+        assert "surprise" not in self.diary.read_text()
         for task, paths in places.items():
             assert len(paths) == 1, f"{task} stands in {paths}"
         for task in self.notes("submitted").keys() - delivered.keys() - forgiven:
             assert task in places, f"{task} is lost"
-        for session_name, token in seen.results.values():
-            if token.worker != "cancelled":
-                assert self.outcome(session_name, token) is not None, f"{token.name} is published without its outcome"
+        for token in seen.results.values():
+            if token.worker != CANCELLED:
+                assert self.outcome(token) is not None, f"{token.name} is published without its outcome"
             self.published.setdefault(token.task, set()).add(token.name)
         for task, names in self.published.items():
             assert len(names) == 1, f"{task} was published as {names}"
 
-    def outcome(self, session_name: str, token: Token) -> records.OutcomeHeader | None:
+    def outcome(self, token: Token) -> records.OutcomeHeader | None:
         """The outcome of a claim, if it is complete."""
-        path = self.spool.layout.outcome(session_name, token)
+        path = self.spool.layout.outcome(self.session, token)
         try:
             fd = fsio.open_file(path)
         except FileNotFoundError:
@@ -309,15 +349,7 @@ class Stage:
 
     def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
         """What the task files at these paths say."""
-        found = []
-        for path in paths:
-            whole = f"{self.spool.path}/{path}"
-            fd = fsio.open_file(whole)
-            try:
-                found.append(records.decode_task(envelope.read_header(fd, fsio.size(fd), whole), whole))
-            finally:
-                fsio.close(fd)
-        return found
+        return [claim.read_task(f"{self.spool.path}/{path}") for path in paths]
 
     def recover(self, observer: Recovery | None = None, *, rounds: int = 5) -> list[str]:
         """Let an observer look, by default until it has seen everybody's silence for longer than a lease."""
@@ -338,9 +370,9 @@ class Stage:
             self.work()
             self.check(forgiven=forgiven)
             inbox = self.inbox()
-            self.collect(inbox, self.headers(census(self.spool).results))
+            self.collect(inbox, self.headers(self.seen().results))
             self.check(forgiven=forgiven)
-            seen = census(self.spool)
+            seen = self.seen()
             if not (seen.ready or seen.claimed or seen.results):
                 break
         self.leave_nothing()

@@ -34,8 +34,10 @@ from spoolpool.errors import (
 from spoolpool.launchers import base
 from spoolpool.session import TaskFuture
 from tests import tasks
-from tests.processes import processes_of, run_script, start_script
+from tests.processes import in_fork, processes_of, run_script, start_script
 from tests.waiting import LIMIT, wait_until
+
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
@@ -573,27 +575,6 @@ def test_what_was_submitted_before_a_shutdown_by_another_thread_is_done() -> Non
 
 
 # ---------------------------------------------------------------------------------------- fork
-
-
-def in_fork(function: Callable[[], object]) -> object:
-    """What a function returns in a forked child, or its exception."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            try:
-                value: object = function()
-            except BaseException as error:  # noqa: BLE001  the parent looks at it
-                value = error
-            with os.fdopen(writing, "wb") as pipe:
-                pickle.dump(value, pipe)
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        value = pickle.load(pipe)
-    os.waitpid(pid, 0)
-    return value
 
 
 def test_a_forked_child_submits_anew(shared: Executor) -> None:

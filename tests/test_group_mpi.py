@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import random
 import re
@@ -180,10 +179,10 @@ def test_two_ranks_that_raise_while_another_waits_give_one_outcome(spool, worker
 
 # -- messages that are left behind
 
-LEFT = ["gather raise", "gather", "bcast", "isend", "isend raise", "large isend", "send to itself"]
+LEFT = ["gather raise", "gather", "bcast", "isend", "isend raise", "large isend", "send to itself", "receive"]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("start", "ranks"), [("supervised", 2), ("by hand", 4)], indirect=["start"])
 @pytest.mark.parametrize("what", LEFT)
 def test_no_message_that_a_task_left_behind_reaches_the_next_one(what, ranks, start, submit):
     process = start(ranks)
@@ -421,7 +420,7 @@ def test_nothing_is_left_in_the_temporary_directory(spool, worker, submit, tmp_p
 PROGRAM = """
 import pickle, sys
 from mpi4py import MPI
-from spoolpool import group, pickling
+from spoolpool import group, message, mpi, pickling
 from spoolpool.layout import Token, new_task_id, new_worker_id
 from spoolpool.session import value_of
 from spoolpool.task import OutcomeHeader, TaskHeader
@@ -476,7 +475,7 @@ for length in (0, 1, 3000, *range(3600, 4100, 7), 70_001, 300_000):
 
 @pytest.mark.parametrize("piece", [1 << 30, 1000])
 def test_values_of_every_size_pass_whole_and_in_pieces(piece, tmp_path):
-    run_program(tmp_path, 3, SIZES, patch=f"group._PIECE = {piece}")
+    run_program(tmp_path, 3, SIZES, patch=f"message.PIECE = {piece}")
 
 
 def test_arrays_beside_the_pickle_pass_in_pieces(tmp_path):
@@ -488,11 +487,11 @@ for rank, value in enumerate(ask(mpi_tasks.scaled, arrays[0].copy(), arrays)):
     assert numpy.array_equal(value["array"], arrays[0] + rank)
     assert all(numpy.array_equal(a, b) for a, b in zip(value["keep"], arrays, strict=True))
 """
-    run_program(tmp_path, 2, body, patch="group._PIECE = 1000")
+    run_program(tmp_path, 2, body, patch="message.PIECE = 1000")
 
 
-ALONE = "group.MPIGroup._on_this_host = lambda self: MPI.COMM_SELF.Dup()"
-TWO_HOSTS = "group.MPIGroup._on_this_host = lambda self: world.Split(self.rank // 2, self.rank)"
+ALONE = "mpi.on_this_host = lambda comm: MPI.COMM_SELF.Dup()"
+TWO_HOSTS = "mpi.on_this_host = lambda comm: comm.Split(comm.rank // 2, comm.rank)"
 NO_FIFO = "import os, errno\ndef mkfifo(*_): raise OSError(errno.EPERM, 'no')\nos.mkfifo = mkfifo"
 
 

@@ -23,6 +23,8 @@ from tests import tasks
 from tests.processes import run_script
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
@@ -188,6 +190,41 @@ def test_local_packages_travel_by_value(tmp_path: Path, elsewhere: None) -> None
     assert (ended.stdout, ended.stderr, ended.returncode) == ("8\n", "", 0)
 
 
+def test_local_modules_that_know_each_other_travel_by_value(tmp_path: Path, elsewhere: None) -> None:
+    write_modules(
+        tmp_path,
+        even="import odd, sys\nme = sys.modules[__name__]\n"
+        "def is_even(n):\n    return n == 0 or odd.is_odd(n - 1)\n"
+        "def same(n):\n    return me.is_even(n)\n",
+        odd="import even\ndef is_odd(n):\n    return n != 0 and even.is_even(n - 1)\n",
+        package__in____init__="",
+        package__in__first="import package.second\ndef call(x):\n    return package.second.double(x)\n",
+        package__in__second="import package.first\ndef double(x):\n    return 2 * x\n",
+    )
+    script = """
+        import even, package.first
+        from spoolpool import Executor
+        with Executor(max_workers=1) as exe:
+            print(exe.submit(even.is_even, 4).result(), exe.submit(even.same, 5).result())
+            print(exe.submit(package.first.call, 4).result())
+    """
+    ended = run_script(tmp_path / "script.py", textwrap.dedent(script))
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("True False\n8\n", "", 0)
+
+
+def test_nothing_but_local_modules_is_taken_for_local(tmp_path: Path, elsewhere: None) -> None:
+    """Several modules of the library are called otherwise than their files."""
+    write_modules(tmp_path, near="def call():\n    return 1\n")
+    script = """
+        import cloudpickle, cloudpickle.cloudpickle, email.mime.text, json, multiprocessing, numpy, os.path, near
+        from spoolpool import pickling
+        pickling.dumps(lambda: 1)
+        print(sorted(cloudpickle.list_registry_pickle_by_value()))
+    """
+    ended = run_script(tmp_path / "script.py", textwrap.dedent(script))
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("['near']\n", "", 0)
+
+
 def test_a_local_module_that_is_imported_late_travels_by_value(tmp_path: Path, elsewhere: None) -> None:
     write_modules(tmp_path, late="def call():\n    return 'late'\n")
     script = """
@@ -203,7 +240,7 @@ def test_a_local_module_that_is_imported_late_travels_by_value(tmp_path: Path, e
 
 
 def test_installed_functions_travel_by_reference() -> None:
-    for function in (json.loads, np.linalg.norm, functools.reduce, pickling.label, tasks.pid):
+    for function in (json.loads, os.path.join, np.linalg.norm, functools.reduce, pickling.label, tasks.pid):
         payload, _ = pickling.dumps(function)
         assert len(payload) < 200, function
         assert pickle.loads(payload) is function
@@ -284,7 +321,7 @@ class Stubborn:
 
 
 def test_a_broken_repr_does_not_hide_why_something_cannot_be_pickled() -> None:
-    with pytest.raises(NotPicklable, match="<Stubborn> .* RuntimeError: never"):
+    with pytest.raises(NotPicklable, match=r"<Stubborn> .* RuntimeError: never"):
         pickling.dumps(Stubborn())
 
 

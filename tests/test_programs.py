@@ -15,6 +15,8 @@ from spoolpool.errors import BadRequest, SpoolpoolError, WorkerLost
 from tests.processes import processes_of
 from tests.waiting import LIMIT, wait_until
 
+pytestmark = pytest.mark.timeout(120)
+
 # Reads lines; "sum 1 2 3" is answered by the numbers, one a line, and their sum; other words do what they say.
 CALCULATOR = """
 import os, sys

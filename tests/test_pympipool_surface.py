@@ -19,6 +19,8 @@ from tests import tasks
 from tests.processes import processes_of
 from tests.waiting import LIMIT, wait_until
 
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture(scope="module")
 def single() -> Iterator[Executor]:

@@ -138,16 +138,16 @@ def protocol(job: Job) -> Samples:
 
 def plain_file(job: Job) -> Samples:
     """Write an array to a file and have it again: read (variant ``fromfile``), or summed where it is mapped."""
-    import numpy
+    import numpy as np
 
     path = f"{job.directory}/array"
-    array = numpy.ones(job.bytes // 8)
+    array = np.ones(job.bytes // 8)
     before = time.perf_counter()
     array.tofile(path)
     if job.variant == "fromfile":
-        copy = numpy.fromfile(path)
+        copy = np.fromfile(path)
     else:
-        total = tasks.total(numpy.memmap(path, dtype=array.dtype, mode="r"))
+        total = tasks.total(np.memmap(path, dtype=array.dtype, mode="r"))
     took = time.perf_counter() - before
     assert (copy.sum() if job.variant == "fromfile" else total) == len(array)
     return {"time": [took]}

@@ -11,7 +11,7 @@ from huey import FileHuey
 queue = FileHuey("benchmark", path=os.environ["BENCHMARK_HUEY"])
 
 
-@queue.task()
+@queue.task()  # type: ignore[untyped-decorator]  # huey has no types
 def call(fn: Callable[..., Any], *args: Any) -> Any:
     """Make a call in the consumer."""
     return fn(*args)

@@ -27,7 +27,8 @@ def execute(job: Job, count: int) -> tuple[float, float]:
     os.makedirs(folder)
     with open(f"{folder}/calls.py", "w", encoding="ascii") as file:
         file.write(SCRIPT.format(count=count))
-    program = [sys.executable, "-m", "jug", "execute", "calls.py", "--jugdir", f"{folder}/data"]
+    jug_command = os.path.join(os.path.dirname(sys.executable), "jug")
+    program = [jug_command, "execute", "calls.py", "--jugdir", f"{folder}/data", "--will-cite"]
     quiet = subprocess.DEVNULL
     before = _cpu(job)
     workers = [subprocess.Popen(program, cwd=folder, stdin=quiet, stdout=quiet) for _ in range(job.workers)]

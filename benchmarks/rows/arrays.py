@@ -54,7 +54,7 @@ def entries(sizes: Sizes) -> list[Entry]:
 
 ROW = Row(
     name="arrays",
-    title="Arrays: one float64 array (1 GiB unless said otherwise), durability none",
+    title="Arrays: one array of float64 there, or back (--mib says how large), durability none",
     quantities=(
         Quantity(name="time", unit="s", title="time"),
         Quantity(name="submitter", unit="x", title="submitter's peak memory, of the array's size"),

@@ -53,6 +53,7 @@ ROW = Row(
     quantities=(
         Quantity(name="at once", unit="s", title="each at once after the last"),
         Quantity(name="after a pause", unit="s", title="each 50 ms after the last"),
+        Quantity(name="CPU", unit="s", title="CPU time per call at once, all processes"),
     ),
     entries=entries,
 )

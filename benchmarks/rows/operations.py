@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from benchmarks import trace
@@ -10,19 +11,18 @@ from benchmarks.contenders import dirq, executorlib, huey, spoolpool
 from benchmarks.jobs import run_job
 from benchmarks.row import Entry, Failed, Key, Place, Quantity, Row, Sizes
 
-_WORKS = {"awaited": "each awaited", "batch": "all at once"}
+_WORKS = {"awaited": "each call awaited before the next", "batch": "all calls submitted first"}
 
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Ours, and everybody who goes by files."""
-    found = [
+    return [
         _entry(Key("spoolpool", "1 rank"), spoolpool.CONTENDER, sizes),
         _entry(Key("spoolpool", "2 ranks"), spoolpool.CONTENDER, sizes, ranks=2),
         _entry(Key("executorlib", "files"), executorlib.CONTENDER, sizes, variant="file", tasks=5, warm=1),
         _entry(Key("huey", "files"), huey.CONTENDER, sizes),
         _entry(Key("dirq", "files"), dirq.CONTENDER, sizes),
     ]
-    return found
 
 
 def _entry(key: Key, contender: Contender, sizes: Sizes, **options: object) -> Entry:
@@ -31,9 +31,10 @@ def _entry(key: Key, contender: Contender, sizes: Sizes, **options: object) -> E
     def take(place: Place) -> Samples:
         if shutil.which("strace") is None:
             raise Failed("there is no strace here (on Debian: apt install strace)")
-        traces = f"{place.directory}/trace"
-        run_job(contender, place, "marked", wanted, trace.strace(traces))
-        return _counted(place.directory, wanted)
+        traces = f"{place.directory}/traces"
+        os.mkdir(traces)
+        run_job(contender, place, "marked", wanted, trace.strace(f"{traces}/thread"))
+        return _counted(traces, f"{place.directory}/d", wanted)
 
     return Entry(
         key=key,
@@ -43,9 +44,9 @@ def _entry(key: Key, contender: Contender, sizes: Sizes, **options: object) -> E
     )
 
 
-def _counted(directory: str, options: dict[str, object]) -> Samples:
+def _counted(traces: str, directory: str, options: dict[str, object]) -> Samples:
     calls, seconds = int(str(options["tasks"])), float(str(options["seconds"]))
-    found = trace.between_marks(directory, f"{directory}/d")
+    found = trace.between_marks(traces, directory)
     samples: Samples = {}
     for work in _WORKS:
         counts = trace.per_call(found, work, calls)
@@ -64,12 +65,12 @@ ROW = Row(
             quantity
             for work, title in _WORKS.items()
             for quantity in (
-                Quantity(name=work, unit="", title=title),
-                *(Quantity(name=f"{work}: {kind}", unit="", title=kind) for kind in trace.KINDS),
-                Quantity(name=f"{work}: descriptor", unit="", title="(by descriptor)"),
+                Quantity(name=work, unit="", title="all", group=title),
+                *(Quantity(name=f"{work}: {kind}", unit="", title=kind, group=title) for kind in trace.KINDS),
+                Quantity(name=f"{work}: descriptor", unit="", title="(by descriptor)", group=title),
             )
         ),
-        Quantity(name="idle", unit="", title="idle, per minute"),
+        Quantity(name="idle", unit="", title="all", group="idle, per minute"),
     ),
     entries=entries,
     wide=True,

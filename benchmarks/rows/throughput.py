@@ -30,6 +30,9 @@ _PEERS = (
     (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
 )
 
+_FEW: dict[str, object] = {"tasks": 20}
+"""Of a contender that starts a process per call."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Everybody with one worker, then with two."""
@@ -51,13 +54,19 @@ def entries(sizes: Sizes) -> list[Entry]:
             Entry(
                 key=Key(key.contender, f"{key.case}, {case}" if key.case else case),
                 role="peer",
-                take=job_of(contender, "throughput", workers=workers, variant=variant, **sized),
+                take=job_of(
+                    contender,
+                    "throughput",
+                    workers=workers,
+                    variant=variant,
+                    **(_FEW if variant == "file" else sized),
+                ),
                 environment=contender.environment,
                 ours=ours,
                 floor=_FLOOR,
             )
             for key, contender, variant in _PEERS
-            if workers == 1 or variant != "file"  # it starts a process per call, as many as there are calls
+            if workers == 1 or variant != "file"  # which has no number of workers
         ]
     return found
 

@@ -10,8 +10,7 @@ import sys
 import click
 
 from spoolpool import settings
-from spoolpool.backoff import Backoff
-from spoolpool.cli.output import explained, say
+from spoolpool.cli.output import explained, say, shown
 
 
 @click.command()
@@ -30,38 +29,30 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
     The exit code is 1 if something is bad. The settings to choose are printed, and are in --json.
     """
     from spoolpool import doctor as practice
+    from spoolpool.meeting import Meeting, Peer
 
     directory = os.path.abspath(directory)
     if peer:
+        meeting = Meeting.make(directory)
+        meeting.invite()
         say("Waiting for 'spool doctor' on another host (10 minutes at most).")
-        count = practice.Peer(directory).serve()
+        count = Peer(meeting).serve()
         say(f"Did what was asked, {count} time(s)." if count else "Nobody came.")
         return
-    name = practice.waiting_peer(directory)
-    across = name is not None
-    process = None
-    if name is None:
-        process = practice.start_peer(directory)
-        rhythm = Backoff(0.01, 0.2)
-        while (name := practice.waiting_peer(directory)) is None:
-            rhythm.sleep()
-    answers = practice.describe(directory)
-    examiner = practice.Doctor(directory, name)
-    try:
-        answers += examiner.examine()
-    finally:
-        examiner.dismiss()
-        if process is not None:
-            process.wait()
+    across, answers = practice.examine(directory)
     best = practice.recommend(answers)
     if as_json:
-        facts = [dataclasses.asdict(answer) for answer in answers]
-        click.echo(
-            json.dumps({"across_hosts": across, "answers": facts, "settings": dataclasses.asdict(best)}, indent=1)
-        )
+        found = {
+            "across_hosts": across,
+            "verdict": practice.verdict(answers),
+            "answers": [dataclasses.asdict(answer) for answer in answers],
+            "settings": dataclasses.asdict(best),
+        }
+        click.echo(json.dumps(found, indent=1))
     else:
         for answer in answers:
-            click.echo(f"{answer.grade:<5} {answer.question:<17} {answer.text}.")
+            click.echo(shown(f"{answer.grade:<5} {answer.question:<17} {answer.text}."))
+        click.echo(f"Verdict: {practice.verdict(answers)}.")
         click.echo(f"Settings: spool init --lease {best.lease:g} --caches {best.caches:g}")
         if not across:
             click.echo(

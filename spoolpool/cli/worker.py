@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MARGIN = 5.0  # seconds for what comes after the last task
+
 _RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE")
 
 
@@ -51,6 +53,8 @@ class Wishes:
     idle_timeout: float | None
     max_tasks: int | None
     grace: float
+    max_time: float | None
+    drain: float
     group_of: int | None
 
     def for_groups(self) -> list[str]:
@@ -76,11 +80,15 @@ class Wishes:
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per rank.")
 @click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per rank.")
-@click.option("--groups", type=click.IntRange(1), help="Supervise so many groups.  [default with --launcher: 1]")
+@click.option(
+    "--groups",
+    type=click.IntRange(1),
+    help="Supervise so many groups.  [default with --launcher: as many as the Slurm job holds, or 1]",
+)
 @click.option(
     "--launcher",
-    type=click.Choice(["auto", "local", "mpiexec"]),
-    help="Supervise groups that are started through this.  [default with --groups: auto]",
+    type=click.Choice(["auto", "local", "mpiexec", "srun"]),
+    help="Supervise groups that are started through this.  [default with --groups, and in a batch script: auto]",
 )
 @click.option("--oversubscribe", is_flag=True, help="Let mpiexec start more ranks than there are cores.")
 @click.option(
@@ -106,6 +114,18 @@ class Wishes:
     show_default=True,
     help="Seconds for the other ranks to report after one failed; then the group is replaced.",
 )
+@click.option(
+    "--max-time",
+    type=float,
+    help="End after so many seconds.  [default in a Slurm job: what is left of its walltime]",
+)
+@click.option(
+    "--drain",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Seconds that running tasks get to finish at the end; then they are given back.",
+)
 @click.option("--group-of", type=click.IntRange(1), hidden=True, help="One of so many ranks that a supervisor started.")
 def main(**options: Any) -> None:
     """Run tasks from SPOOL.
@@ -117,20 +137,29 @@ def main(**options: Any) -> None:
       mpiexec -n 2 spool-worker /shared/spool             one group of two ranks
       mpiexec -n 8 spool-worker /shared/spool --ranks 4   two groups of four
 
-    With --launcher or --groups it starts groups, and replaces those that die:
+    With --launcher or --groups, and in a batch script of Slurm, it starts groups, and replaces those that die:
 
     \b
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
+      exec spool-worker /shared/spool --ranks 8 --threads 2     (in a script for sbatch)
 
-    Ends at SIGTERM, SIGINT or Ctrl-C after the task that runs; at a second one, at once.
+    Ends at SIGTERM, SIGINT or SIGUSR1 after the tasks that run; a supervisor gives those back that take longer
+    than --drain. At a second signal it ends at once.
     """
     wishes = Wishes(**options)
     for queue in wishes.queues:
         layout.check_queue(queue)
-    if (wishes.launcher or wishes.groups) and wishes.group_of is None:
+    if wishes.group_of is None and (wishes.launcher or wishes.groups or in_batch_script()):
         supervise(wishes)
     else:
         sys.exit(work(wishes))
+
+
+def in_batch_script() -> bool:
+    """Whether this process is the script of a Slurm job, and no rank of anything."""
+    from spoolpool.allocation import find, in_step
+
+    return find().kind == "slurm" and not in_step() and ranks_started() == 1
 
 
 def open_spool(directory: str) -> Spool:
@@ -161,16 +190,18 @@ def work(wishes: Wishes) -> int:
         max_tasks=wishes.max_tasks,
         owner=read_owner(owner),
         supervised=launched,
+        max_time=wishes.max_time,
     )
     if size > 1:
         return _work_with_mpi(wishes, terms, size, worker)
     from spoolpool.group import SerialGroup
 
-    return _lead(open_spool(wishes.directory), SerialGroup(), wishes, terms, worker)
+    return _lead(open_spool(wishes.directory), SerialGroup(terms.ends), wishes, terms, worker)
 
 
 def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
-    from spoolpool.group import MPIGroup, World
+    from spoolpool.group import MPIGroup
+    from spoolpool.mpi import World
     from spoolpool.worker import publish_for_group
 
     world: World | None = None
@@ -181,13 +212,12 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
             publish_for_group(os.path.abspath(wishes.directory)),
             supervised=terms.supervised and not world.split,
             grace=wishes.grace,
+            ends=terms.ends,
         )
         code = 0
         if group.rank == 0:
-            try:
-                code = _lead(open_spool(wishes.directory), group, wishes, terms, "" if world.split else worker)
-            finally:
-                group.stop()
+            code = _lead(open_spool(wishes.directory), group, wishes, terms, "" if world.split else worker)
+            group.stop()
         else:
             _follow(group)
         world.leave(code)
@@ -209,7 +239,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
 
 def _follow(group: Any) -> None:
     """Ranks other than 0 leave the end of the group to rank 0, which gets the signal as well."""
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     group.serve()
 
@@ -239,39 +269,55 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
     return leader.run()
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
-    """Stop in order at the first signal, at once at the second."""
+def _on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
+    """Stop in order at the first signal; hurry at the second (None: end at once)."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def handle(_number: int, _frame: object) -> None:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, signal.SIG_DFL)
+    def again(_number: int, _frame: object) -> None:
+        if hurry is not None:
+            hurry()
+
+    def first(_number: int, _frame: object) -> None:
+        for name in names:
+            signal.signal(name, again if hurry is not None else signal.SIG_DFL)
         stop()
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, handle)
+    for name in names:
+        signal.signal(name, first)
 
 
 def supervise(wishes: Wishes) -> None:
-    """Start groups and look after them until told to end, or until all have ended by themselves."""
+    """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
+    from spoolpool.allocation import find, seconds_left
     from spoolpool.backoff import Backoff
     from spoolpool.launchers import Options, choose
     from spoolpool.pool import Pool
 
     spool = open_spool(wishes.directory)
     launcher = choose(wishes.launcher or "auto")
+    around = find()
     shape = Shape(ranks=wishes.ranks or 1, threads=wishes.threads, gpus=wishes.gpus)
-    pool = Pool(spool, launcher, arguments=wishes.for_groups(), options=Options(oversubscribe=wishes.oversubscribe))
-    stopping = threading.Event()
-    _on_signals(stopping.set)
-    count = wishes.groups or 1
+    count = wishes.groups or (around.fits(shape) if launcher.name == "srun" else 1)
+    left = wishes.max_time if wishes.max_time is not None else seconds_left(around)
+    ends = None if left is None else time.monotonic() + max(0.0, left - wishes.drain - _MARGIN)
+    pool = Pool(
+        spool, launcher, arguments=wishes.for_groups(), options=Options(oversubscribe=wishes.oversubscribe), ends=ends
+    )
+    stopping, hurry = threading.Event(), threading.Event()
+    _on_signals(stopping.set, hurry.set)
     say(f"Starting {count} worker group(s) of {shape.ranks} rank(s) through {launcher.name} for {spool.path}")
     pool.resize(shape, count, keep=wishes.idle_timeout is None and wishes.max_tasks is None)
     rhythm = Backoff(0.02, 0.5)
     while not stopping.is_set() and pool.count(shape):
         if pool.step():
             rhythm.reset()
+        if ends is not None and time.monotonic() > ends:
+            say("The time is up: no more tasks are begun.")
+            break
         stopping.wait(rhythm.next())
-    pool.stop(None)
+    in_time = left is None and around.kind == "none"  # nobody will kill us: tasks may take as long as they need
+    for task_id in pool.stop(None if in_time else wishes.drain, hurry=hurry.is_set):
+        say(f"Task {task_id} was given back: it did not end in time.")
     if pool.broken:
         raise LauncherError(pool.broken[shape])
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from spoolpool import settings
+from spoolpool.allocation import find as find_allocation
+from spoolpool.allocation import in_step
 from spoolpool.errors import BadRequest, LauncherError
 from spoolpool.launchers.base import Launcher, Options, environment, python_worker
 from spoolpool.launchers.local import LocalLauncher
 from spoolpool.launchers.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launchers.srun import SrunLauncher
 
-__all__ = ["Launcher", "Options", "choose", "environment", "python_worker"]
+__all__ = ["NAMES", "Launcher", "Options", "choose", "environment", "python_worker"]
+
+
+NAMES = ("auto", "local", "mpiexec", "srun")
 
 
 def choose(name: str) -> Launcher:
-    """The launcher of that name; ``auto`` is mpiexec where there is one, else plain processes."""
+    """The launcher of that name.
+
+    ``auto`` is srun in the batch script of a Slurm job (within a step, srun would wait for what the step itself
+    holds), else mpiexec where there is one, else plain processes.
+    """
+    around = find_allocation()
     if name == "auto":
-        name = "mpiexec" if find_mpiexec() else "local"
+        batch = around.kind == "slurm" and not in_step()
+        name = "srun" if batch else "mpiexec" if find_mpiexec() else "local"
+    if name == "srun":
+        return SrunLauncher(around)
     if name == "local":
         return LocalLauncher()
     if name == "mpiexec":
@@ -25,4 +39,4 @@ def choose(name: str) -> Launcher:
                 f"or name the command in {settings.ENV_MPIEXEC}."
             )
         return MpiexecLauncher(path)
-    raise BadRequest(f"There is no launcher {name!r}; there are auto, local and mpiexec.")
+    raise BadRequest(f"There is no launcher {name!r}; there are {', '.join(NAMES)}.")

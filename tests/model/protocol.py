@@ -350,11 +350,16 @@ class Protocol:
 
     @rule
     def self_check(self, mine: Name) -> Body:
-        """A file in a worker's name that it does not work on: adopt a claim, discard an outcome."""
+        """A file in a worker's name that it does not work on: adopt a claim, discard an outcome.
+
+        The outcome there: commit it. Not there: look for the claim once more, because another may
+        have committed it, and its outcome may be collected; still there, then it never ran.
+        """
         if mine.place == "outgoing":
             return self.discard(mine)
-        complete = yield Look(mine.to("outgoing"), mine=True)
-        return self.commit(mine) if complete else self.run(mine)
+        if (yield Look(mine.to("outgoing"), mine=True)):
+            return self.commit(mine)
+        return self.run(mine) if (yield Look(mine)) else None
 
     # -- recoverer ---------------------------------------------------------------------------
 

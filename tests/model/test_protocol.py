@@ -44,7 +44,7 @@ ONE_TASK = {
     "repeated requests": Config(budget=Budget(crash=1, enoent=2)),
     "renames that fail": Config(budget=Budget(crash=1, error=2)),
     "stale looks": Config(budget=Budget(judge=1, lie=1)),
-    "every answer wrong once": Config(budget=Budget(judge=1, enoent=1, error=1, lie=1)),
+    "every answer wrong once": Config(attempts=1, budget=Budget(judge=1, enoent=1, error=1, lie=1)),
     "held back": Config(retries=1, budget=Budget(judge=1, raises=1)),
     "held back, stale looks": Config(retries=1, budget=Budget(raises=2, error=1, enoent=1, lie=1)),
     "give-backs": Config(budget=Budget(judge=1, give_back=2)),
@@ -57,7 +57,7 @@ TWO_TASKS = {
 DEPENDENT = {
     "crash": Config(tasks=2, chain=True, budget=Budget(crash=1)),
     "pause": Config(tasks=2, chain=True, workers=1, budget=Budget(judge=2)),
-    "function raises, stale looks": Config(tasks=2, chain=True, workers=1, budget=Budget(raises=1, lie=1)),
+    "raises, stale looks": Config(tasks=2, chain=True, workers=1, budget=Budget(raises=1, lie=1)),
     "repeated requests": Config(tasks=2, chain=True, budget=Budget(enoent=1)),
     "renames that fail": Config(tasks=2, chain=True, budget=Budget(error=1)),
     "cancel": Config(tasks=2, chain=True, budget=Budget(cancel=1)),
@@ -170,6 +170,16 @@ class RecovererRunsWhatItTookOver(Protocol):
         return super().recover(claimed, me)
 
 
+class AdoptWithoutLookingAgain(Protocol):
+    """A worker takes a forgotten claim without an outcome for one that never ran."""
+
+    @rule
+    def self_check(self, mine: Name) -> Body:
+        if mine.place == "outgoing":
+            return self.discard(mine)
+        return self.commit(mine) if (yield Look(mine.to("outgoing"))) else self.run(mine)
+
+
 class OutcomeBeforeToken(Protocol):
     """The collector removes the outcome, then the token."""
 
@@ -262,6 +272,12 @@ KNOWN_WRONG: list[tuple[type[Protocol], Config, str, str]] = [
         Config(attempts=1, budget=Budget(crash=1, enoent=1, lie=1)),
         "task 1 runs more often than it has attempts",
         "r1  look cancel/1: no",
+    ),
+    (
+        AdoptWithoutLookingAgain,
+        Config(attempts=1, budget=Budget(judge=1, error=1, lie=1)),
+        "task 1 runs more often than it has attempts",
+        "w1  look cancel/1: no",
     ),
     (
         OutcomeBeforeToken,

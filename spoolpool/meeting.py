@@ -1,0 +1,305 @@
+"""Two processes that try a filesystem out together, and the directory in which they talk.
+
+The doctor (:mod:`spoolpool.doctor`) gives orders, its *peer* follows them: another process of this host, or one that
+somebody started on another. What they say are files with names of their own, each written once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from spoolpool import fsio, layout
+from spoolpool.backoff import Backoff
+from spoolpool.errors import NotTrusted, TaskTimeout
+from spoolpool.identity import Identity, hostname
+from spoolpool.locks import try_lock
+from spoolpool.trust import account
+
+PATIENCE = 100.0
+"""Seconds to wait for the other side: longer than NFS goes on saying "not there" (60)."""
+
+TOKENS = 500
+"""Files for which two race."""
+
+_FILE = re.compile(r"[a-z]+-[0-9]+(/new)?")
+
+
+class Meeting:
+    """A directory in which the two sides talk; it is this account's alone, so that nobody else gives orders.
+
+    ``patience`` bounds each wait for the other side; ``present`` tells that it is still there, where that is known.
+    Raises :class:`NotTrusted` for a directory that is somebody else's.
+    """
+
+    def __init__(self, path: str, *, patience: float = PATIENCE, present: Callable[[], bool] = lambda: True) -> None:
+        self.path = path
+        self.patience = patience
+        self.present = present
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise NotTrusted(
+                f"{path} belongs to {account(status.st_uid)} (mode {stat.S_IMODE(status.st_mode):o}). Either others "
+                "may write there, or this filesystem does not keep owners and permissions, which a spool needs."
+            )
+
+    @classmethod
+    def make(cls, directory: str, *, patience: float = PATIENCE) -> Meeting:
+        """A new one for what is examined."""
+        path = f"{_where(directory)}/{layout.meeting_name()}"
+        fsio.make_directory(path)
+        made = cls(path, patience=patience)
+        made.post("maker", msgspec.to_builtins(Identity.of(os.getpid())))
+        return made
+
+    def invite(self) -> None:
+        """Let a doctor find that a peer waits here: see :func:`waiting_peer`."""
+        self.post("peer", {})
+
+    def maker(self) -> Identity | None:
+        """Who made it, so far as it says."""
+        try:
+            return msgspec.json.decode(fsio.read_small(f"{self.path}/maker"), type=Identity)
+        except (OSError, ValueError):  # just being made; or its content is not here yet
+            return None
+
+    def post(self, name: str, content: dict[str, Any]) -> None:
+        """Say something to the other side."""
+        source = f"{self.path}/.{name}.{os.urandom(4).hex()}"
+        fsio.create(source, [json.dumps(content).encode()])
+        fsio.move(source, f"{self.path}/{name}")
+
+    def hear(self, name: str, what: str) -> dict[str, Any]:
+        """Wait for what the other side says, and read it."""
+        found: list[dict[str, Any]] = []
+
+        def read() -> bool:
+            # listed already, its content may come later
+            with contextlib.suppress(OSError, ValueError):
+                if name in fsio.names(self.path):
+                    found.append(json.loads(fsio.read_small(f"{self.path}/{name}")))
+            return bool(found)
+
+        self.expect(read, what)
+        return found[0]
+
+    def expect(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until something holds. Raises :class:`TaskTimeout`, also at once where the other side has ended."""
+        if self.until(condition) is None:
+            why = f"in {self.patience:g} s" if self.present() else "and has ended"
+            raise TaskTimeout(
+                f"The other side did not give {what} {why}. Look what became of it (it says so on its own screen), "
+                "and start both again."
+            )
+
+    def until(self, condition: Callable[[], bool]) -> float | None:
+        """Seconds until the condition held; None if it did not in time, or the other side has ended."""
+        return until_true(condition, self.patience, self.present)
+
+    def close(self) -> None:
+        """Remove it; harmless when repeated."""
+        with contextlib.suppress(OSError):
+            fsio.remove_tree(self.path)
+
+
+class Peer:
+    """The far side: does what is asked, until it is told to go or hears nothing for a while.
+
+    It takes nothing from a file but which of its own abilities is asked for, and on which file of the meeting.
+    """
+
+    def __init__(self, meeting: Meeting, *, patience: float = 600.0) -> None:
+        self._meeting = meeting
+        self._patience = patience
+        self._maker: Identity | None = None
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._abilities: dict[str, Callable[[str], dict[str, Any]]] = {
+            "clock": self._clock,
+            "rename": self._rename,
+            "create": self._create,
+            "make": self._make,
+            "take": self._take,
+            "touch": self._touch,
+            "hold": self._hold,
+            "kill": self._kill,
+            "go": lambda _: {},
+        }
+
+    def serve(self) -> int:
+        """Answer a doctor's orders; returns how many there were."""
+        done: set[str] = set()
+        rhythm = Backoff(0.002, 0.1)
+        heard = time.monotonic()
+        dismissed = False
+        try:
+            while time.monotonic() - heard < self._patience and self._wanted():
+                orders = {name for name in fsio.names(self._meeting.path) if name.startswith("order-")}
+                for name in sorted(orders - done):
+                    done.add(name)
+                    order = self._meeting.hear(name, "its order")
+                    self._meeting.post(name.replace("order", "answer"), self._do(order))
+                    if order.get("do") == "go":
+                        dismissed = True
+                        return len(done)
+                    heard = time.monotonic()
+                    rhythm.reset()
+                rhythm.sleep()
+        except FileNotFoundError:  # the doctor has given up and removed the meeting
+            pass
+        finally:
+            self._end_holder()
+            if not dismissed:  # else the doctor reads the last answer, and removes it all
+                self._meeting.close()
+        return len(done)
+
+    def _wanted(self) -> bool:
+        self._maker = self._maker or self._meeting.maker()
+        return fsio.is_directory(self._meeting.path) and not (self._maker is not None and self._maker.dead())
+
+    def _do(self, order: dict[str, Any]) -> dict[str, Any]:
+        do, name = order.get("do"), order.get("name", "")
+        ability = self._abilities.get(do) if isinstance(do, str) else None
+        if ability is None or not isinstance(name, str) or not (name == "" or _FILE.fullmatch(name)):
+            return {"error": f"it does not know how to {do!r} {name!r}: is its spoolpool another version?"}
+        try:
+            return ability(name)
+        except OSError as error:
+            return {"error": error.strerror or str(error)}
+
+    def _clock(self, _name: str) -> dict[str, Any]:
+        return {"now": time.time(), "host": hostname()}
+
+    def _rename(self, name: str) -> dict[str, Any]:
+        self._start(name)
+        return {"won": rename_all(f"{self._meeting.path}/{name}", "peer")}
+
+    def _create(self, name: str) -> dict[str, Any]:
+        self._start(name)
+        return {"won": create_all(f"{self._meeting.path}/{name}")}
+
+    def _start(self, race: str) -> None:
+        self._meeting.post(f"ready-{race}", {})
+        self._meeting.hear(f"start-{race}", "the start of a race")
+
+    def _make(self, name: str) -> dict[str, Any]:
+        fsio.create(f"{self._meeting.path}/{name}", [b"x"])
+        return {}
+
+    def _take(self, name: str) -> dict[str, Any]:
+        return {"gone": fsio.remove(f"{self._meeting.path}/{name}")}
+
+    def _touch(self, name: str) -> dict[str, Any]:
+        fsio.touch(f"{self._meeting.path}/{name}")
+        return {}
+
+    def _hold(self, name: str) -> dict[str, Any]:
+        path = f"{self._meeting.path}/{name}"
+        self._holder = subprocess.Popen(
+            [sys.executable, "-m", "spoolpool.meeting", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        return {"lock": self._holder.stdout.readline().decode().strip()}
+
+    def _kill(self, _name: str) -> dict[str, Any]:
+        self._end_holder()
+        return {}
+
+    def _end_holder(self) -> None:
+        if self._holder is not None:
+            self._holder.kill()
+            self._holder.communicate()
+            self._holder = None
+
+
+def hold(path: str) -> None:
+    """Lock a file, say what came of it, and keep it until standard input ends."""
+    fd = fsio.open_file(path, write=True)
+    print(try_lock(fd).value, flush=True)  # noqa: T201  the parent reads it
+    sys.stdin.read()
+
+
+def rename_all(directory: str, me: str) -> int:
+    """Rename every file to a name of one's own; returns how many are, or were said to be."""
+    won = set()
+    for number in range(TOKENS):
+        with contextlib.suppress(OSError):
+            fsio.move(f"{directory}/{number}", f"{directory}/{number}.{me}")
+            won.add(f"{number}.{me}")
+    # a repeated request answers with an error for a rename that happened: the name tells
+    return len(won.union(name for name in fsio.names(directory) if name.endswith(f".{me}")))
+
+
+def create_all(directory: str) -> int:
+    """Make the same files as the other side; returns how many were said to be new."""
+    won = 0
+    for number in range(TOKENS):
+        with contextlib.suppress(FileExistsError):
+            fsio.create(f"{directory}/{number}", [])
+            won += 1
+    return won
+
+
+def waiting_peer(directory: str, *, patience: float = PATIENCE) -> Meeting | None:
+    """A meeting in which a peer waits that somebody started on this directory, on whichever host.
+
+    What was left by processes of this host that died is removed.
+    """
+    where = _where(directory)
+    for name in sorted(filter(layout.is_meeting, fsio.names(where))):
+        try:
+            meeting = Meeting(f"{where}/{name}", patience=patience)
+            maker = meeting.maker()
+            if maker is not None and maker.dead():
+                meeting.close()
+            elif fsio.there(f"{meeting.path}/peer"):
+                fsio.move(f"{meeting.path}/peer", f"{meeting.path}/met")
+                return meeting
+        except NotTrusted:  # somebody else's
+            continue
+        except OSError as error:
+            if error.errno not in fsio.GONE:  # it ends at this moment, or another doctor was first
+                raise
+    return None
+
+
+def start_peer(meeting: Meeting) -> subprocess.Popen[bytes]:
+    """Start a peer on this host."""
+    command = [sys.executable, "-m", "spoolpool.meeting", "--peer", meeting.path]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+
+def _where(directory: str) -> str:
+    is_spool = os.path.lexists(f"{directory}/spool.json") and os.path.isdir(f"{directory}/tmp")
+    return f"{directory}/tmp" if is_spool else directory
+
+
+def until_true(
+    condition: Callable[[], bool], seconds: float, present: Callable[[], bool] = lambda: True
+) -> float | None:
+    """Seconds until the condition held; None if it did not in time, or while somebody was present."""
+    begin = time.monotonic()
+    rhythm = Backoff(0.0005, 0.05)
+    while not condition():
+        if time.monotonic() - begin > seconds:
+            return None
+        if not present():  # its last word may have come after the look
+            return time.monotonic() - begin if condition() else None
+        rhythm.sleep()
+    return time.monotonic() - begin
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--peer":
+        Peer(Meeting(sys.argv[2])).serve()
+    else:
+        hold(sys.argv[1])

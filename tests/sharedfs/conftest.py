@@ -1,0 +1,22 @@
+"""Every kind of shared filesystem, started once per module, with a submitter on client A."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sharedfs.place import KINDS, Place, placed
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
+def filesystem(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with placed(request.param) as place:
+        yield place
+
+
+@pytest.fixture
+def place(filesystem: Place) -> Iterator[Place]:
+    """A filesystem that runs; groups that a test starts end with it."""
+    yield filesystem
+    filesystem.end_groups()

@@ -1,0 +1,129 @@
+"""What a test does on a client of a shared filesystem, since the filesystem can be seen from there alone.
+
+``python -m tests.sharedfs.hand DIRECTORY`` obeys a test: each order on standard input is a pickled name of a method of
+:class:`Hand` with arguments, each answer on standard output whether it went well, and the value or the exception.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spoolpool import Executor, Spool, fsio, registry
+from spoolpool.backoff import Backoff
+from spoolpool.census import census
+from spoolpool.check import check, repair
+from tests.sharedfs import tasks
+
+PENDING = 12  # tasks that a submitter of a chaos run has in the spool at a time
+
+
+class Hand:
+    """A submitter, and a pair of eyes. ``directory`` is the shared one, as this client sees it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._executors: dict[str, Executor] = {}
+        self._futures: list[Future[Any]] = []
+
+    def make_spool(self, name: str, **settings: Any) -> str:
+        return Spool.create(f"{self._directory}/{name}", **settings).path
+
+    def submit(self, spool: str, function: Callable[..., Any], *arguments: Any, **wishes: Any) -> int:
+        """Submit a call; the number by which its future is known."""
+        if spool not in self._executors:
+            self._executors[spool] = Executor(spool=spool)
+        self._futures.append(self._executors[spool].submit(function, *arguments, resource_dict=wishes))
+        return len(self._futures) - 1
+
+    def cancel(self, number: int) -> bool:
+        return self._futures[number].cancel()
+
+    def result(self, number: int, seconds: float) -> Any:
+        return self._futures[number].result(seconds)
+
+    def done(self, number: int) -> bool:
+        return self._futures[number].done()
+
+    def close(self, spool: str) -> None:
+        """Be done with a spool; everything that was submitted must be over."""
+        executor = self._executors.pop(spool, None)
+        if executor is not None:
+            executor.shutdown()
+
+    def list(self, directory: str) -> list[str]:
+        return sorted(fsio.names(directory))
+
+    def workers(self, spool: str) -> list[str]:
+        """Hosts of the groups that say that they serve a spool."""
+        return sorted(info.process.host for info in registry.workers(Spool(spool)))
+
+    def left_over(self, spool: str) -> list[str]:
+        """Tasks and outcomes that lie in a spool, and names in it that are not a spool's."""
+        seen = census(Spool(spool))
+        found = [*seen.ready, *seen.claimed, *seen.results, *seen.outgoing, *seen.failed, *seen.unknown]
+        return [*found, *(f"tmp/{name}" for name in fsio.names(f"{spool}/tmp"))]
+
+    def repair(self, spool: str) -> list[str]:
+        opened = Spool(spool)
+        return repair(opened, check(opened))
+
+    def flow(self, spool: str, effects: str, seconds: float, seed: int) -> dict[str, tuple[int, int, str]]:
+        """Keep tasks in a spool for a time, then wait for all of them.
+
+        For each task: how often its future had an outcome, from which attempt (0 for an error), and the error.
+        """
+        chance = random.Random(seed)
+        end = time.monotonic() + seconds
+        told: Counter[str] = Counter()
+        rhythm = Backoff(0.01, 0.1)
+        with Executor(spool=spool) as executor:
+            futures: dict[str, Future[Any]] = {}
+            while time.monotonic() < end:
+                if sum(not future.done() for future in futures.values()) >= PENDING:
+                    rhythm.sleep()
+                    continue
+                uid = f"{seed}-{len(futures)}"
+                size = chance.choice([0, 1000, 100_000])
+                future = executor.submit(tasks.work, effects, uid, chance.choice([0, 0.02, 0.3]), bytes(size))
+                future.add_done_callback(lambda _, uid=uid: told.update([uid]))
+                futures[uid] = future
+        found = {}
+        for uid, future in futures.items():
+            error = future.exception(0)
+            found[uid] = (told[uid], 0, repr(error)) if error else (told[uid], future.result()[0], "")
+        return found
+
+
+def obey(orders: BinaryIO, answers: BinaryIO, hand: Hand) -> None:
+    """Do what comes until there is no more."""
+    while True:
+        try:
+            name, arguments, options = pickle.load(orders)
+        except EOFError:
+            return
+        try:
+            answer = (True, getattr(hand, name)(*arguments, **options))
+        except Exception as error:  # noqa: BLE001  it is for the test to judge
+            answer = (False, error)
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever is printed is no answer
+    obey(sys.stdin.buffer, answers, Hand(str(Path(sys.argv[1]))))
+    os._exit(0)  # with futures that nobody will fulfil, if a test failed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Functions that the tests of shared filesystems submit.
+
+Marks by which a test and a function talk lie on the machine itself, which every client sees at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from typing import Any, NoReturn
+
+from spoolpool import current_task
+from spoolpool.backoff import Backoff
+
+
+def mark(directory: str, name: str) -> None:
+    """Leave a trace of this run."""
+    path = f"{directory}/{name}.{os.uname().nodename}.{uuid.uuid4().hex}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+
+
+def marks(directory: str, name: str) -> list[str]:
+    """Hosts on which something was run, once for each run."""
+    return sorted(each.split(".")[1] for each in os.listdir(directory) if each.startswith(f"{name}."))
+
+
+def wait_for_mark(directory: str, name: str, count: int = 1) -> None:
+    """Play work until a trace is there."""
+    rhythm = Backoff(0.01, 0.2)
+    while len(marks(directory, name)) < count:
+        rhythm.sleep()
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def twice(array: Any) -> Any:
+    return array * 2
+
+
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def run(effects: str, uid: str) -> str:
+    """Note that it ran; gives the host."""
+    mark(effects, uid)
+    return os.uname().nodename
+
+
+def meet(effects: str, uid: str, others: int) -> str:
+    """Wait for others that do the same at the same time; gives the host."""
+    mark(effects, uid)
+    wait_for_mark(effects, uid, others)
+    return os.uname().nodename
+
+
+def linger(effects: str, uid: str) -> tuple[int, str]:
+    """In the first attempt, play work until "UID-go" is there; gives the attempt and the host."""
+    mark(effects, uid)
+    attempt = current_task().attempt
+    if attempt == 1:
+        wait_for_mark(effects, f"{uid}-go")
+    return attempt, os.uname().nodename
+
+
+def work(effects: str, uid: str, seconds: float, content: bytes) -> tuple[int, bytes]:
+    """Note that it ran, take a time, and give back the attempt and some bytes."""
+    mark(effects, uid)
+    if seconds:
+        Backoff(seconds, seconds).sleep()
+    return current_task().attempt, content
+
+
+def python() -> str:
+    return sys.executable

@@ -1,0 +1,214 @@
+"""Worker groups inside the jobs of a real Slurm, with nodes that are virtual and CPUs and GPUs that are invented."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, Spool, registry
+from spoolpool.backoff import Backoff
+from spoolpool.check import census
+from tests.servers import Slurm
+from tests.servers import slurm as server
+from tests.waiting import wait_until
+
+reason = server.missing()
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
+
+PATIENCE = 40.0
+WORKER = f"{sys.executable} -m spoolpool.cli.worker"
+
+
+def where(number: int) -> tuple[int, int, int, str, str]:
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    return number, world.Get_size(), world.Get_rank(), os.uname().nodename, os.environ.get("OMP_NUM_THREADS", "")
+
+
+def gpus() -> tuple[str, str]:
+    return os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def slow(started: str, may_end: str, attempts: str) -> str:
+    """Plays work until somebody lets it end."""
+    from spoolpool import current_task
+
+    with open(attempts, "a") as file:
+        file.write(f"{current_task().attempt}\n")
+    Path(started).touch()
+    rhythm = Backoff(0.05, 0.1)
+    while not os.path.exists(may_end):
+        rhythm.sleep()
+    return "done"
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    directory = tempfile.mkdtemp(prefix="spoolpool-slurm-")
+    with Slurm(f"{directory}/s", nodes=2, cpus=4, gpus=2) as cluster:
+        yield cluster
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+class Site:
+    """A spool on the cluster, and batch scripts for it."""
+
+    def __init__(self, slurm: Slurm, directory: Path) -> None:
+        self.slurm = slurm
+        self.directory = directory
+        self.spool = Spool.create(directory / "spool", durability="none", lease=3, caches=1)
+        self.jobs: list[str] = []
+
+    def sbatch(self, line: str, *options: str) -> str:
+        script = self.directory / f"job-{len(self.jobs)}.sh"
+        script.write_text(f"#!/bin/bash\n{line}\n")
+        script.chmod(0o755)
+        log = self.directory / f"job-{len(self.jobs)}.log"
+        command = ["sbatch", "--parsable", f"--output={log}", "--open-mode=append", *options, str(script)]
+        job = self.slurm.run(command, cwd=str(self.directory)).strip()
+        self.jobs.append(job)
+        return job
+
+    def log(self, number: int = -1) -> str:
+        number = number % len(self.jobs)
+        path = self.directory / f"job-{number}.log"
+        return path.read_text() if path.exists() else ""
+
+    def state(self, job: str) -> str:
+        return self.slurm.run(["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"]).strip()
+
+    def ended(self, job: str) -> bool:
+        return self.state(job) in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+    def await_groups(self, count: int) -> list[Any]:
+        def enough() -> list[Any]:
+            found = registry.workers(self.spool)
+            return found if len(found) >= count else []
+
+        return wait_until(enough, f"{count} groups are there; the job said:\n{self.log()}", PATIENCE)
+
+    def end(self) -> None:
+        for job in self.jobs:
+            self.slurm.run(["scancel", job])
+        for job in self.jobs:
+            wait_until(lambda job=job: self.ended(job), f"job {job} ended", PATIENCE)
+
+
+@pytest.fixture
+def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
+    made = Site(slurm, tmp_path)
+    yield made
+    made.end()
+
+
+def test_a_batch_script_fills_its_job_with_groups_and_their_ranks_find_each_other(site: Site):
+    site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 2 --threads 2", "--nodes=2", "--ntasks-per-node=4")
+    groups = site.await_groups(2)
+    assert sorted(info.process.host for info in groups) == ["n1", "n2"]
+    assert {info.job for info in groups} == set(site.jobs)
+    with Executor(spool=site.spool.path, resource_dict={"cores": 2, "threads_per_core": 2}) as executor:
+        for number, ranks in enumerate(executor.map(where, range(8))):
+            assert [(rank[0], rank[1], rank[2], rank[4]) for rank in ranks] == [
+                (number, 2, 0, "2"),
+                (number, 2, 1, "2"),
+            ]
+            assert len({rank[3] for rank in ranks}) == 1
+
+
+def test_a_group_that_is_larger_than_a_node_spans_nodes(site: Site):
+    site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 6", "--nodes=2", "--ntasks-per-node=4")
+    site.await_groups(1)
+    with Executor(spool=site.spool.path) as executor:
+        ranks = executor.submit(where, 1, resource_dict={"cores": 6}).result(PATIENCE)
+    assert [rank[1:3] for rank in ranks] == [(6, rank) for rank in range(6)]
+    assert {rank[3] for rank in ranks} == {"n1", "n2"}
+
+
+def test_the_ranks_themselves_started_by_srun_make_groups(site: Site):
+    line = f"srun --mpi=pmi2 -n 4 {WORKER} {site.spool.path} --ranks 2"
+    site.sbatch(line, "--nodes=1", "--ntasks-per-node=4")
+    site.await_groups(2)
+    with Executor(spool=site.spool.path) as executor:
+        futures = [executor.submit(where, number, resource_dict={"cores": 2}) for number in range(4)]
+        assert [[rank[1:3] for rank in future.result(PATIENCE)] for future in futures] == [[(2, 0), (2, 1)]] * 4
+
+
+def test_groups_on_one_node_get_gpus_of_their_own(site: Site):
+    site.sbatch(f"exec {WORKER} {site.spool.path} --gpus 1", "--nodes=1", "--ntasks-per-node=4", "--gres=gpu:2")
+    groups = site.await_groups(2)
+    assert len(groups) == 2
+    seen: set[tuple[str, str]] = set()
+    with Executor(spool=site.spool.path, resource_dict={"gpus_per_core": 1}) as executor:
+
+        def both() -> bool:
+            seen.update(future.result(PATIENCE) for future in [executor.submit(gpus) for _ in range(8)])
+            return len(seen) == 2
+
+        wait_until(both, "both groups ran a task", PATIENCE)
+    assert {devices for _, devices in seen} == {"0", "1"}
+
+
+def test_a_group_that_does_not_fit_is_told_with_what_the_job_has(site: Site):
+    job = site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 9", "--nodes=2", "--ntasks-per-node=4")
+    wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
+    assert "does not fit into this job: it has 8 core(s)" in site.log()
+    assert site.state(job) in ("", "FAILED")
+
+
+def test_a_cancelled_job_gives_its_running_task_back_at_no_cost_in_attempts(site: Site, tmp_path: Path):
+    started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
+    command = f"exec {WORKER} {site.spool.path} --drain 1"
+    first = site.sbatch(command, "--nodes=1", "--ntasks=1")
+    with Executor(spool=site.spool.path) as executor:
+        future = executor.submit(slow, started, may_end, attempts)
+        wait_until(lambda: os.path.exists(started), "the task runs", PATIENCE)
+        site.slurm.run(["scancel", "--signal=TERM", "--batch", first])
+        wait_until(lambda: site.ended(first), "the job ended", PATIENCE)
+        assert "was given back" in site.log()
+        seen = census(site.spool)
+        assert [token.attempt for token in seen.ready.values()] == [1]
+        Path(may_end).touch()
+        site.sbatch(command, "--nodes=1", "--ntasks=1")
+        assert future.result(PATIENCE) == "done"
+    assert Path(attempts).read_text().split() == ["1", "1"]
+
+
+def test_a_requeued_job_loses_nothing(site: Site, tmp_path: Path):
+    started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
+    job = site.sbatch(f"exec {WORKER} {site.spool.path} --drain 1", "--nodes=1", "--ntasks=1", "--requeue")
+    with Executor(spool=site.spool.path) as executor:
+        future = executor.submit(slow, started, may_end, attempts)
+        wait_until(lambda: os.path.exists(started), "the task runs", PATIENCE)
+        Path(may_end).touch()
+        site.slurm.run(["scontrol", "requeue", job])
+        assert future.result(PATIENCE) == "done"
+        assert executor.submit(pow, 2, 3).result(PATIENCE) == 8  # the job runs again
+
+
+def test_a_worker_begins_nothing_that_its_time_does_not_allow_and_ends_by_itself(site: Site):
+    command = f"exec {WORKER} {site.spool.path} --max-time 12 --drain 2"
+    job = site.sbatch(command, "--nodes=1", "--ntasks=1")
+    site.await_groups(1)
+    with Executor(spool=site.spool.path) as executor:
+        assert executor.submit(pow, 2, 3).result(PATIENCE) == 8
+        wait_until(lambda: site.ended(job), "the job ended by itself", PATIENCE)
+        assert "The time is up" in site.log()
+        late = executor.submit(pow, 2, 4)
+        assert late.cancel()
+
+
+def test_the_walltime_of_the_job_is_found_out(site: Site):
+    line = f'{sys.executable} -c "from spoolpool.allocation import *; print(find(), seconds_left(find()))"'
+    job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=3", "--time=10", "--gres=gpu:1")
+    wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
+    said = site.log()
+    assert "cores=(3, 3), gpus=(1, 1)" in said
+    assert 0 < float(said.split()[-1]) <= 600

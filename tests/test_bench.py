@@ -1,0 +1,161 @@
+"""The benchmark measures, reports and explains; no figure of it is looked at here."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks import environments, harness, results, table, trace
+from benchmarks.contender import OURS, Environment
+from benchmarks.row import Entry, Failed, Goal, Key, Quantity, Row, Sizes
+from benchmarks.rows import ROWS
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"rounds": 2, "calls": 2, "tasks": 12, "mib": 1, "starts": 1, "traced": 2, "idle": 0.2, "seconds": 0.5}
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_floor(tmp_path, monkeypatch):
+    pytest.importorskip("mpi4py")
+    monkeypatch.setenv("SPOOLPOOL_VENV", sys.prefix)
+    sizes = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+    command = ["scripts/bench", "--quick", "--no-peers", "--json", str(tmp_path / "report.json"), *sizes]
+    done = subprocess.run([*command, "--dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    report = json.loads((tmp_path / "report.json").read_text())
+
+    traced = shutil.which("strace") is not None
+    assert done.returncode == (0 if traced else 1), done.stderr
+    assert report["format"] == results.FORMAT
+    assert report["sizes"] == TINY
+    assert {"processor", "cores", "filesystem", "load", "python", "commit"} <= report["machine"].keys()
+    assert list(report["environments"]) == ["spoolpool"]
+    assert [row["name"] for row in report["rows"]] == list(ROWS)
+    for row in report["rows"]:
+        assert {"ours", "peer"} & {entry["role"] for entry in row["entries"]} == {"ours"}
+        for entry in row["entries"]:
+            if row["name"] == "operations" and not traced:
+                assert "strace" in entry["missing"]
+                continue
+            assert entry["missing"] is None
+            assert entry["figures"].keys() <= {quantity["name"] for quantity in row["quantities"]}
+            assert entry["figures"]
+            for figure in entry["figures"].values():
+                assert figure["low"] <= figure["median"] <= figure["high"]
+                assert figure["p10"] <= figure["p90"]
+                assert len(figure["rounds"]) == (1 if row["once"] else 2)
+                assert all(isinstance(value, (int, float)) for samples in figure["rounds"] for value in samples)
+            assert entry["contender"] in done.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]  # what was measured in is gone
+
+
+def test_the_command_line_names_its_rows_and_refuses_others():
+    ask = [sys.executable, "-m", "benchmarks"]
+    told = subprocess.run([*ask, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(name in told for name in ROWS)
+    refused = subprocess.run([*ask, "latencies"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "latencies" in refused.stderr and "latency" in refused.stderr
+
+
+def test_a_library_that_cannot_be_installed_is_reported_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv(environments.CACHE, str(tmp_path))
+    nowhere = Environment(name="nowhere", requires=(str(tmp_path / "no-such-package"),))
+    report = _report(_entry("peer", "absent", environment=nowhere))
+    assert "no-such-package" in report["environments"]["nowhere"]["missing"]
+    assert "no-such-package" in report["rows"][0]["entries"][0]["missing"]
+    assert any("no figures of absent" in line and "no-such-package" in line for line in table.lines(report))
+
+
+def test_a_contender_that_fails_is_not_asked_again_and_the_others_go_on():
+    turns = Counter()
+
+    def fails(place):
+        turns["bad"] += 1
+        raise Failed("it fell over")
+
+    def works(place):
+        turns["good"] += 1
+        return {"time": [1.0], "calls": [7]}
+
+    report = _report(_entry("ours", "good", works), _entry("peer", "bad", fails), rounds=3)
+    good, bad = report["rows"][0]["entries"]
+    assert turns == {"good": 3, "bad": 1}
+    assert (good["missing"], bad["missing"]) == (None, "it fell over")
+    assert good["facts"] == {"calls": 7}
+
+
+def test_ratios_are_taken_within_a_round_and_say_how_much_more_of_the_bad_it_is():
+    ours, theirs = iter([1.0, 10.0, 2.0]), iter([3.0, 30.0, 4.0])
+    entries = [
+        _entry("ours", "ours", lambda _: {"time": [value := next(ours)], "rate": [1 / value]}),
+        _entry("peer", "theirs", lambda _: {"time": [value := next(theirs)], "rate": [1 / value]}, ours=Key("ours")),
+    ]
+    figures = _report(*entries, rounds=3)["rows"][0]["entries"][1]["figures"]
+    assert figures["time"]["cost"] == pytest.approx(3.0)
+    assert figures["rate"]["cost"] == pytest.approx(3.0)
+
+
+def test_a_goal_is_shown_and_has_no_other_effect():
+    entry = _entry("ours", "ours", lambda _: {"time": [0.25]}, goals={"time": Goal(limit=0.1)})
+    report = _report(entry)
+    assert report["rows"][0]["entries"][0]["figures"]["time"]["goal"] == {"limit": 0.1, "of": "value", "reached": 0.25}
+    assert any("≤ 100 ms: no" in line for line in table.lines(report))
+
+
+def test_operations_in_a_trace_are_told_apart():
+    def kind(line):
+        operation = trace.parse(f"1700000000.5 {line}")
+        return operation and (operation.kind, operation.path)
+
+    at = "AT_FDCWD</elsewhere>"
+    assert kind(f'openat({at}, "/s/a", O_RDWR|O_CLOEXEC) = 3</s/a>') == ("open", "/s/a")
+    assert kind(f'openat({at}, "/s/a", O_WRONLY|O_CREAT|O_EXCL, 0600) = 3</s/a>') == ("create", "/s/a")
+    assert kind(f'openat({at}, "/s", O_RDONLY|O_DIRECTORY) = -1 ENOENT (No such file or directory)') == ("list", "/s")
+    assert kind('rename("/s/a", "/s/b") = 0') == ("rename", "/s/a")
+    assert kind('unlinkat(4</s>, "a", 0) = 0') == ("unlink", "/s/a")
+    assert kind('unlinkat(4</s>, "a", AT_REMOVEDIR) = 0') == ("directory", "/s/a")
+    assert kind(f'newfstatat({at}, "/s/a", {{st_mode=S_IFREG|0600, ...}}, 0) = 0') == ("stat", "/s/a")
+    assert kind('newfstatat(3</s/a>, "", {st_mode=S_IFREG|0600, ...}, AT_EMPTY_PATH) = 0') == ("descriptor", "/s/a")
+    assert kind("flock(3</s/a>, LOCK_EX|LOCK_NB) = 0") == ("descriptor", "/s/a")
+    assert kind("+++ exited with 0 +++") is None
+
+
+def test_what_begins_and_ends_a_work_falls_out_of_the_count_per_call(tmp_path):
+    lines, now = [], 0
+
+    def did(text):
+        nonlocal now
+        now += 1
+        lines.append(f"{now}.0 {text} = 0\n")
+
+    for times in (1, 3):
+        did(f'access("/d/mark.awaited.{times}.begin", F_OK)')
+        did('rename("/d/begin", "/d/end")')
+        for _ in range(2 * times):
+            did('rename("/d/a", "/d/b")')
+            did('unlink("/other/a")')
+        did(f'access("/d/mark.awaited.{times}.end", F_OK)')
+    (tmp_path / "thread.1").write_text("".join(lines))
+    counts = trace.per_call(trace.between_marks(str(tmp_path), "/d"), "awaited", 2)
+    assert counts["rename"] == 1.0
+    assert counts["unlink"] == 0.0
+
+
+def _entry(role, name, take=lambda _: {}, **options):
+    return Entry(key=Key(name), role=role, take=take, **{"environment": OURS, **options})
+
+
+def _report(*entries, rounds=1):
+    quantities = (Quantity(name="time", unit="s", title="time"), Quantity(name="rate", unit="/s", title="rate"))
+    row = Row(name="row", title="A row", quantities=quantities, entries=lambda _: list(entries))
+    sizes = Sizes(rounds=rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        run = harness.Harness(directory=directory, sizes=sizes, wanted=lambda _: True, say=lambda _: None).run([row])
+    machine = dict.fromkeys(("processor", "cores", "memory", "system", "python", "filesystem", "date", "commit"), "")
+    return json.loads(json.dumps(results.report(run, sizes, {**machine, "load": 0.0})))
