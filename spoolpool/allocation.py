@@ -77,8 +77,12 @@ def find(environment: Mapping[str, str] = os.environ) -> Allocation:
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a task of a Slurm step; the batch script is none, and has no step's id."""
-    return bool(environment.get("SLURM_STEP_ID"))
+    """Whether this process is a rank of a Slurm step or a Flux job; a batch script is none, and has no such id.
+
+    In a batch script of Flux, the rank's number is that of the script in the instance above it, whose ``FLUX_URI``
+    is another one: Flux takes it out of the environment there.
+    """
+    return bool(environment.get("SLURM_STEP_ID") or environment.get("FLUX_TASK_RANK"))
 
 
 def expand(counts: str) -> tuple[int, ...]:

@@ -13,6 +13,9 @@ from spoolpool import fsio, layout, registry
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
 
+_REMOVED = (".nfs", ".fuse_hidden")
+"""How NFS and FUSE call a removed file as long as somebody has it open: an array that is mapped, say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Census:
@@ -53,8 +56,7 @@ class _Lister:
         path = f"{self.root}/{directory}"
         try:
             if fsio.is_directory(path):
-                # NFS calls a removed file so as long as somebody has it open: an array that is mapped, say
-                return sorted(name for name in fsio.names(path) if not name.startswith(".nfs"))
+                return sorted(name for name in fsio.names(path) if not name.startswith(_REMOVED))
             if os.path.lexists(path):
                 self.unknown.append(directory)
         except OSError as error:

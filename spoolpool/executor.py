@@ -58,7 +58,7 @@ class Executor(futures.Executor):
         init_function: Called once per group (on each rank); returns a dict of values for parameters by name,
             which calls that do not give them get.
         cwd: Working directory of the calls; made if missing.
-        backend: ``"auto"``, ``"mpiexec"`` or ``"local"`` (groups of one rank only).
+        backend: ``"auto"``, ``"srun"`` (in a Slurm job), ``"mpiexec"`` or ``"local"`` (groups of one rank only).
         spool: Directory of a spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a

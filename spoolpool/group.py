@@ -130,6 +130,7 @@ class MPIGroup:
         self._renewals = 0
         self._inbox = bytearray(message.FIRST)
         self._verdict: _Verdict | None = None
+        self._told = False
         self._unready: list[Request] = []
         self._answers: list[bytearray] = []
         self._clean = True
@@ -158,7 +159,7 @@ class MPIGroup:
         alike = all(vote.mark == self._mark(mine, header) for vote in votes)
         chosen = failed or range(self.size)
         self.tainted = self.tainted or self._ends_by(alike)
-        self._verdict = _Verdict(chosen, alike)
+        self._verdict, self._told = _Verdict(chosen, alike), False
         if failed or not all(vote.inside for vote in votes):  # somebody needs it now
             self._judge()
         reports = [mine if rank == 0 else self._report(rank, inboxes[rank - 1]) for rank in chosen]
@@ -177,8 +178,9 @@ class MPIGroup:
 
     def _judge(self) -> None:
         """Tell each rank whether to send its value, and that all ranks are done with the function."""
-        if self._verdict is None or self._answers:
+        if self._told or self._verdict is None:
             return
+        self._told = True
         self._answers = self._inboxes()
         self._unready = [self._private.Irecv(box, rank, _ACK) for rank, box in enumerate(self._answers, 1)]
         for rank in self._others:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +12,7 @@ from dataclasses import dataclass, field
 
 from spoolpool import layout, registry, settings
 from spoolpool.backoff import Backoff
-from spoolpool.errors import LauncherError
-from spoolpool.launchers import Launcher, Options, environment
+from spoolpool.launchers import GroupProcess, Launcher, Options
 from spoolpool.recovery import Recovery
 from spoolpool.resources import Shape
 from spoolpool.spool import Spool
@@ -23,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _FAILED_STARTS = 3
 _STOP_SECONDS = 10.0
-_END_SECONDS = 5.0
 
 
 @dataclass(kw_only=True)
@@ -34,7 +31,7 @@ class _Slot:
     arguments: tuple[str, ...]
     keep: bool
     worker: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    process: GroupProcess | None = None
     rhythm: Backoff = field(default_factory=lambda: Backoff(0.1, 30.0, 2.0))
     start_due: float = 0.0
     served: bool = False
@@ -65,7 +62,7 @@ class Pool:
         self._owner = registry.owner_text()
         self._recovery = Recovery(spool)
         self._slots: list[_Slot] = []
-        self._ending: dict[str, subprocess.Popen[bytes]] = {}
+        self._ending: dict[str, GroupProcess] = {}
         self._lock = threading.Lock()
         self._bring_back_until = 0.0
         self.broken: dict[Shape, str] = {}
@@ -115,20 +112,13 @@ class Pool:
         ]
         if self._ends is not None:
             arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
-        env = environment(shape, self._options, self._launcher.drops)
-        env |= {settings.ENV_WORKER: slot.worker, settings.ENV_OWNER: self._owner, settings.ENV_SUPERVISED: "1"}
-        command = self._launcher.command(shape, arguments, self._options)
-        log.info("Starting worker group %s: %s", slot.worker, " ".join(command))
-        try:
-            slot.process = subprocess.Popen(
-                command,
-                env=env,
-                cwd=self._options.cwd,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is for this process: it lets the groups end in order
-            )
-        except OSError as error:
-            raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
+        variables = {
+            settings.ENV_WORKER: slot.worker,
+            settings.ENV_OWNER: self._owner,
+            settings.ENV_SUPERVISED: "1",
+        }
+        log.info("Starting worker group %s", slot.worker)
+        slot.process = self._launcher.start(shape, arguments, self._options, variables)
         slot.served = False
 
     def step(self) -> bool:
@@ -203,7 +193,7 @@ class Pool:
         while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
             if hurry() or (deadline is not None and time.monotonic() > deadline):
                 for worker in running:
-                    end(self._ending[worker])
+                    self._ending[worker].end()
                 for worker in running:
                     given_back += self._recovery.give_back(worker)
                 break
@@ -213,23 +203,6 @@ class Pool:
             rhythm.sleep()
         self._ending.clear()
         return given_back
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a launcher with all that it started, and wait until it is gone.
-
-    At SIGTERM srun and mpiexec end their ranks on all hosts at once; a plain process and what is left on this host
-    is killed.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            process.kill()
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.info("Process %d does not end at %s", process.pid, number.name)
 
 
 def describe(code: int) -> str:

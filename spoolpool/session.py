@@ -33,7 +33,7 @@ from spoolpool.watch import Watch
 log = logging.getLogger(__name__)
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
-_FIRST_CHECK, _CHECK_EVERY, _TELL_EVERY = 2.0, 5.0, 600.0
+_FIRST_CHECK, _CHECK_EVERY, _TELL_EVERY = 5.0, 5.0, 600.0
 
 
 class RemoteTraceback(Exception):

@@ -22,6 +22,9 @@ ENV_MPIEXEC = "SPOOLPOOL_MPIEXEC"
 ENV_SRUN_MPI = "SPOOLPOOL_SRUN_MPI"
 """What to give to srun as ``--mpi=``, where it cannot be found out or is wrong."""
 
+ENV_FLUX_PMI = "SPOOLPOOL_FLUX_PMI"
+"""The shell option ``pmi`` of Flux jobs, where it cannot be found out or is wrong."""
+
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 """The Python minor version: part of a lane, since pickled code does not travel between them."""
 

@@ -205,14 +205,14 @@ def forgiven(scenario: Scenario, stage: Stage) -> frozenset[str]:
 
 CRASHES = {
     "before it": (Fault("before"), OPERATIONS),
-    "after it": (Fault("after"), OPERATIONS),
+    "after it": (Fault("after"), CHANGES | {"writev"}),  # after any other the disk is as it was before it
     "amid a write": (Fault("half"), frozenset({"writev"})),
 }
 FAILURES = {
     "EIO": (Fault("before", errno.EIO), OPERATIONS),
     "ESTALE": (Fault("before", errno.ESTALE), OPERATIONS),
     "EACCES": (Fault("before", errno.EACCES), OPERATIONS),
-    "EINTR": (Fault("before", errno.EINTR), OPERATIONS),
+    "EINTR": (Fault("before", errno.EINTR), SPACE | {"read", "pread", "rename", "unlink"}),
     "ENOSPC": (Fault("before", errno.ENOSPC), SPACE),
     "ENOSPC amid a write": (Fault("half", errno.ENOSPC), frozenset({"writev"})),
     "EDQUOT": (Fault("before", errno.EDQUOT), SPACE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -13,7 +14,7 @@ import click.testing
 import msgspec
 import pytest
 
-from spoolpool import Executor, claim, envelope, fsio, garbage, layout, pickling, registry
+from spoolpool import Executor, claim, envelope, fsio, layout, pickling
 from spoolpool import task as records
 from spoolpool.check import check, repair
 from spoolpool.cli.spool import main
@@ -549,11 +550,13 @@ def test_a_policy_of_an_earlier_version_is_read(spool: Spool) -> None:
     assert Spool(spool.path).config.keep.sessions == DAY
 
 
-def test_a_full_disk_can_be_collected_on(spool: Spool) -> None:
+def test_a_full_disk_can_be_collected_on(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     task = new_task_id()
     (Path(spool.path) / "tmp" / task).touch()
     age(spool, f"tmp/{task}", 2)
-    full = Disk(lambda _, name: Fault("before", 28), only=frozenset({"writev", "mkdir", "fsync"}))
-    with full.installed():
-        assert garbage.remove(spool, rubbish(spool)) == 1
-    assert registry.workers(spool) == []
+
+    def full(path: str, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(fsio, "create", full)
+    assert remove(spool, rubbish(spool)) == 1

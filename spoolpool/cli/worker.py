@@ -83,11 +83,11 @@ class Wishes:
 @click.option(
     "--groups",
     type=click.IntRange(1),
-    help="Supervise so many groups.  [default with --launcher: as many as the Slurm job holds, or 1]",
+    help="Supervise so many groups.  [default with --launcher: as many as the job around holds, or 1]",
 )
 @click.option(
     "--launcher",
-    type=click.Choice(["auto", "local", "mpiexec", "srun"]),
+    type=click.Choice(["auto", "local", "mpiexec", "srun", "flux"]),
     help="Supervise groups that are started through this.  [default with --groups, and in a batch script: auto]",
 )
 @click.option("--oversubscribe", is_flag=True, help="Let mpiexec start more ranks than there are cores.")
@@ -117,7 +117,7 @@ class Wishes:
 @click.option(
     "--max-time",
     type=float,
-    help="End after so many seconds.  [default in a Slurm job: what is left of its walltime]",
+    help="End after so many seconds.  [default in a job: what is left of its walltime]",
 )
 @click.option(
     "--drain",
@@ -137,7 +137,7 @@ def main(**options: Any) -> None:
       mpiexec -n 2 spool-worker /shared/spool             one group of two ranks
       mpiexec -n 8 spool-worker /shared/spool --ranks 4   two groups of four
 
-    With --launcher or --groups, and in a batch script of Slurm, it starts groups, and replaces those that die:
+    With --launcher or --groups, and in a batch script of Slurm or Flux, it starts groups, and replaces those that die:
 
     \b
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
@@ -156,10 +156,10 @@ def main(**options: Any) -> None:
 
 
 def in_batch_script() -> bool:
-    """Whether this process is the script of a Slurm job, and no rank of anything."""
+    """Whether this process is the script of a Slurm job or a Flux batch job, and no rank of anything."""
     from spoolpool.allocation import find, in_step
 
-    return find().kind == "slurm" and not in_step() and ranks_started() == 1
+    return find().kind != "none" and not in_step() and ranks_started() == 1
 
 
 def open_spool(directory: str) -> Spool:
@@ -288,7 +288,7 @@ def _on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = Non
 
 def supervise(wishes: Wishes) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
-    from spoolpool.allocation import find, seconds_left
+    from spoolpool.allocation import find
     from spoolpool.backoff import Backoff
     from spoolpool.launchers import Options, choose
     from spoolpool.pool import Pool
@@ -297,8 +297,8 @@ def supervise(wishes: Wishes) -> None:
     launcher = choose(wishes.launcher or "auto")
     around = find()
     shape = Shape(ranks=wishes.ranks or 1, threads=wishes.threads, gpus=wishes.gpus)
-    count = wishes.groups or (around.fits(shape) if launcher.name == "srun" else 1)
-    left = wishes.max_time if wishes.max_time is not None else seconds_left(around)
+    count = wishes.groups or launcher.fits(shape) or 1
+    left = wishes.max_time if wishes.max_time is not None else launcher.seconds_left()
     ends = None if left is None else time.monotonic() + max(0.0, left - wishes.drain - _MARGIN)
     pool = Pool(
         spool, launcher, arguments=wishes.for_groups(), options=Options(oversubscribe=wishes.oversubscribe), ends=ends

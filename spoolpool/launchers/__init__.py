@@ -6,27 +6,34 @@ from spoolpool import settings
 from spoolpool.allocation import find as find_allocation
 from spoolpool.allocation import in_step
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launchers.base import Launcher, Options, environment, python_worker
+from spoolpool.launchers.base import GroupProcess, Launcher, Options, environment, python_worker
 from spoolpool.launchers.local import LocalLauncher
 from spoolpool.launchers.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.launchers.srun import SrunLauncher
 
-__all__ = ["NAMES", "Launcher", "Options", "choose", "environment", "python_worker"]
+__all__ = ["NAMES", "GroupProcess", "Launcher", "Options", "choose", "environment", "python_worker"]
 
 
-NAMES = ("auto", "local", "mpiexec", "srun")
+NAMES = ("auto", "local", "mpiexec", "srun", "flux")
 
 
 def choose(name: str) -> Launcher:
     """The launcher of that name.
 
-    ``auto`` is srun in the batch script of a Slurm job (within a step, srun would wait for what the step itself
-    holds), else mpiexec where there is one, else plain processes.
+    ``auto`` is Flux within a Flux instance, srun in the batch script of a Slurm job (within a step, srun would wait
+    for what the step itself holds), else mpiexec where there is one, else plain processes.
     """
     around = find_allocation()
     if name == "auto":
-        batch = around.kind == "slurm" and not in_step()
-        name = "srun" if batch else "mpiexec" if find_mpiexec() else "local"
+        name = "mpiexec" if find_mpiexec() else "local"
+        if around.kind == "flux":
+            name = "flux"
+        elif around.kind == "slurm" and not in_step():
+            name = "srun"
+    if name == "flux":
+        from spoolpool.launchers.flux import FluxLauncher  # its bindings are there where Flux is
+
+        return FluxLauncher()
     if name == "srun":
         return SrunLauncher(around)
     if name == "local":

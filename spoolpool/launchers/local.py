@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spoolpool.errors import LauncherError
-from spoolpool.launchers.base import Options, python_worker
+from spoolpool.launchers.base import CommandLauncher, Options, python_worker
 from spoolpool.resources import Shape
 
 
-class LocalLauncher:
+class LocalLauncher(CommandLauncher):
     """Starts a process on this host."""
 
     name = "local"
-    drops: tuple[str, ...] = ()
 
     def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
         """The worker itself; a group of several ranks needs another launcher."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from spoolpool import settings
-from spoolpool.launchers.base import Options, python_worker
+from spoolpool.launchers.base import CommandLauncher, Options, python_worker
 from spoolpool.resources import Shape
 
 
@@ -42,11 +42,10 @@ def flavour(path: str) -> str:
     return "mpich" if "hydra" in words or "mpich" in words or "intel" in words else "unknown"
 
 
-class MpiexecLauncher:
+class MpiexecLauncher(CommandLauncher):
     """Starts groups by one command for all kinds of MPI."""
 
     name = "mpiexec"
-    drops: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self._path = path

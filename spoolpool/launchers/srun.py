@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 
 from spoolpool import settings
-from spoolpool.allocation import Allocation
+from spoolpool.allocation import Allocation, seconds_left
 from spoolpool.errors import LauncherError
-from spoolpool.launchers.base import Options, python_worker, without_mpi
+from spoolpool.launchers.base import CommandLauncher, Options, python_worker
+from spoolpool.launchers.mpi import mpi_in_use
 from spoolpool.resources import Shape
-
-_ASK = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
 
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
 """The process managers by which the ranks of an MPI find each other under srun. With another one they are
 worlds of one rank each, silently (measured with Slurm 22.05, MPICH 5, Open MPI 4.1 and 5)."""
 
 
-@functools.cache
-def mpi_in_use() -> str:
-    """Which MPI mpi4py loads: ``mpich`` (also Intel's and Cray's), ``openmpi``, or ``unknown``."""
-    said = subprocess.run(
-        [sys.executable, "-c", _ASK],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=without_mpi(os.environ),
-        check=False,
-    )
-    if said.returncode:
-        raise LauncherError(
-            f"mpi4py cannot be loaded by {sys.executable}: {said.stderr.strip().splitlines()[-1:] or said.returncode}. "
-            "Groups of several ranks need it: install it with the site's MPI."
-        )
-    words = said.stdout.lower()
-    if "open mpi" in words:
-        return "openmpi"
-    return "mpich" if any(word in words for word in ("mpich", "intel", "cray", "mvapich")) else "unknown"
-
-
-class SrunLauncher:
+class SrunLauncher(CommandLauncher):
     """Starts groups by srun, several side by side on a node or one over several nodes."""
 
     name = "srun"
@@ -86,6 +60,14 @@ class SrunLauncher:
         if options.cwd:
             command.append(f"--chdir={options.cwd}")
         return [*command, *options.extra, *python_worker(arguments)]
+
+    def fits(self, shape: Shape) -> int | None:
+        """As many as the job holds."""
+        return self._allocation.fits(shape)
+
+    def seconds_left(self) -> float | None:
+        """Until the job's walltime ends."""
+        return seconds_left(self._allocation)
 
     @staticmethod
     def _mpi(shape: Shape) -> str:

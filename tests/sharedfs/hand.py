@@ -27,20 +27,23 @@ PENDING = 12  # tasks that a submitter of a chaos run has in the spool at a time
 
 
 class Hand:
-    """A submitter, and a pair of eyes. ``directory`` is the shared one, as this client sees it."""
+    """A submitter, and a pair of eyes. ``directory`` is the shared one, as this client sees it; spools lie there."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._executors: dict[str, Executor] = {}
         self._futures: list[Future[Any]] = []
 
-    def make_spool(self, name: str, **settings: Any) -> str:
-        return Spool.create(f"{self._directory}/{name}", **settings).path
+    def path(self, name: str) -> str:
+        return f"{self._directory}/{name}"
+
+    def make_spool(self, name: str, **settings: Any) -> None:
+        Spool.create(self.path(name), **settings)
 
     def submit(self, spool: str, function: Callable[..., Any], *arguments: Any, **wishes: Any) -> int:
         """Submit a call; the number by which its future is known."""
         if spool not in self._executors:
-            self._executors[spool] = Executor(spool=spool)
+            self._executors[spool] = Executor(spool=self.path(spool))
         self._futures.append(self._executors[spool].submit(function, *arguments, resource_dict=wishes))
         return len(self._futures) - 1
 
@@ -60,20 +63,20 @@ class Hand:
             executor.shutdown()
 
     def list(self, directory: str) -> list[str]:
-        return sorted(fsio.names(directory))
+        return sorted(fsio.names(self.path(directory)))
 
     def workers(self, spool: str) -> list[str]:
         """Hosts of the groups that say that they serve a spool."""
-        return sorted(info.process.host for info in registry.workers(Spool(spool)))
+        return sorted(info.process.host for info in registry.workers(Spool(self.path(spool))))
 
     def left_over(self, spool: str) -> list[str]:
         """Tasks and outcomes that lie in a spool, and names in it that are not a spool's."""
-        seen = census(Spool(spool))
+        seen = census(Spool(self.path(spool)))
         found = [*seen.ready, *seen.claimed, *seen.results, *seen.outgoing, *seen.failed, *seen.unknown]
-        return [*found, *(f"tmp/{name}" for name in fsio.names(f"{spool}/tmp"))]
+        return [*found, *(f"tmp/{name}" for name in fsio.names(self.path(f"{spool}/tmp")))]
 
     def repair(self, spool: str) -> list[str]:
-        opened = Spool(spool)
+        opened = Spool(self.path(spool))
         return repair(opened, check(opened))
 
     def flow(self, spool: str, effects: str, seconds: float, seed: int) -> dict[str, tuple[int, int, str]]:
@@ -85,7 +88,7 @@ class Hand:
         end = time.monotonic() + seconds
         told: Counter[str] = Counter()
         rhythm = Backoff(0.01, 0.1)
-        with Executor(spool=spool) as executor:
+        with Executor(spool=self.path(spool)) as executor:
             futures: dict[str, Future[Any]] = {}
             while time.monotonic() < end:
                 if sum(not future.done() for future in futures.values()) >= PENDING:

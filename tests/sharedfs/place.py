@@ -1,4 +1,7 @@
-"""A shared filesystem with a test's hands and worker groups on its clients."""
+"""A shared filesystem with a test's hands and worker groups on its clients.
+
+A spool goes by its name here: its path differs from client to client.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,7 @@ class Group:
         self._log = log
         self._pid = log.with_suffix(".pid")
         self.doomed = False
-        command = [sys.executable, "-m", "spoolpool.cli.worker", spool, *options]
+        command = [sys.executable, "-m", "spoolpool.cli.worker", str(fs.path(client) / spool), *options]
         command = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(self._pid), *command]
         with log.open("wb") as file:
             null = subprocess.DEVNULL
@@ -148,9 +151,10 @@ class Place:
         return f"{what}{self._number}"
 
     def spool(self, **settings: Any) -> str:
-        """Make a spool with the shortest lease that makes sense here, unless told otherwise."""
-        settings = {"lease": self.kind.lease, "caches": 5.0, **settings}
-        return self.hand.do("make_spool", self.unused("s"), **settings)
+        """Make a spool with the shortest lease that makes sense here, unless told otherwise; its name."""
+        name = self.unused("s")
+        self.hand.do("make_spool", name, **{"lease": self.kind.lease, "caches": 5.0, **settings})
+        return name
 
     def start(self, client: str, spool: str, *options: str) -> Group:
         """Start a group, which may take its time to serve."""
