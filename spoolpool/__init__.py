@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:
-    from spoolpool.executor import Executor
+    from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.spool import Spool
 
@@ -22,6 +22,9 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Executor": "spoolpool.executor",
+    "FluxExecutor": "spoolpool.executor",
+    "MPIExecutor": "spoolpool.executor",
+    "SlurmExecutor": "spoolpool.executor",
     "ShellExecutor": "spoolpool.programs",
     "Spool": "spoolpool.spool",
     "SubprocessExecutor": "spoolpool.programs",
@@ -30,7 +33,10 @@ _WHERE = {
 __all__ = [
     "CurrentTask",
     "Executor",
+    "FluxExecutor",
+    "MPIExecutor",
     "ShellExecutor",
+    "SlurmExecutor",
     "Spool",
     "SubprocessExecutor",
     "as_completed",

@@ -49,10 +49,11 @@ class Answer:
 
 
 class Doctor:
-    """The near side: asks one peer and grades what comes of it."""
+    """The near side: asks one peer and grades what comes of it. ``patience``: to see what the peer did."""
 
-    def __init__(self, meeting: Meeting) -> None:
+    def __init__(self, meeting: Meeting, *, patience: float = PATIENCE) -> None:
         self._meeting = meeting
+        self._patience = patience
         self._number = 0
 
     def examine(self) -> Iterator[Answer]:
@@ -142,7 +143,7 @@ class Doctor:
                 return
             yield Answer(question="locks", grade="good", text="a lock here excludes the other side", value="yes")
             self._ask("kill")
-            patience = min(_LOCK_PATIENCE, self._meeting.patience)
+            patience = min(_LOCK_PATIENCE, self._patience)
             seconds = until_true(lambda: try_lock(fd) is Lock.TAKEN, patience)
             if seconds is None:
                 text = f"a killed process still holds its lock after {patience:g} s: its tasks wait for 10 leases"
@@ -190,9 +191,9 @@ class Doctor:
         return Answer(question="inotify", grade="good" if told else "note", text=text, value=told)
 
     def _delay(self, question: str, condition: Callable[[], bool], what: str, bound: float) -> Answer:
-        seconds = self._meeting.until(condition)
+        seconds = until_true(condition, self._patience, self._meeting.present)
         if seconds is None:
-            text = f"{what} not even after {self._meeting.patience:g} s"
+            text = f"{what} not even after {self._patience:g} s"
             return Answer(question=question, grade="bad", text=text)
         grade: Grade = "good" if seconds <= bound else "note"
         return Answer(question=question, grade=grade, text=f"{what} after {seconds:.3f} s", value=round(seconds, 3))
@@ -214,7 +215,7 @@ def examine(directory: str, *, patience: float = PATIENCE) -> tuple[bool, list[A
             meeting = Meeting.make(directory, patience=patience)
             process = peer = start_peer(meeting)
             meeting.present = lambda: peer.poll() is None
-        for answer in Doctor(meeting).examine():
+        for answer in Doctor(meeting, patience=patience).examine():
             answers.append(answer)
     except OSError as error:
         if isinstance(error, SpoolpoolError):

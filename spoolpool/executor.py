@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from spoolpool import fsio, layout, pickling, settings
 from spoolpool.backoff import Backoff
 from spoolpool.errors import BadRequest, BrokenSpool
-from spoolpool.launchers import Options, choose
+from spoolpool.launchers import Launcher, Options, choose
 from spoolpool.layout import Lane
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
@@ -58,7 +58,9 @@ class Executor(futures.Executor):
         init_function: Called once per group (on each rank); returns a dict of values for parameters by name,
             which calls that do not give them get.
         cwd: Working directory of the calls; made if missing.
-        backend: ``"auto"``, ``"srun"`` (in a Slurm job), ``"mpiexec"`` or ``"local"`` (groups of one rank only).
+        backend: How groups are started: ``"mpiexec"``, ``"local"`` (groups of one rank only), ``"srun"`` (steps of
+            the Slurm job around), ``"flux"`` (jobs of the Flux instance around), or ``"auto"``, the default: Flux,
+            else srun, else mpiexec, else local.
         spool: Directory of a spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
@@ -67,6 +69,9 @@ class Executor(futures.Executor):
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
+
+    default_backend = "auto"
+    """What ``backend`` is if nobody says."""
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class Executor(futures.Executor):
         oversubscribe: bool = False,
         init_function: Callable[[], dict[str, Any]] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        backend: str = "auto",
+        backend: str | None = None,
         *,
         spool: str | os.PathLike[str] | None = None,
         resource_dict: Mapping[str, Any] | None = None,
@@ -92,7 +97,7 @@ class Executor(futures.Executor):
         self._queue = layout.check_queue(queue)
         if max_workers is not None and max_workers < 1:
             raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
-        self._backend = backend
+        self._backend = backend or self.default_backend
         self._options = Options(oversubscribe=oversubscribe)
         self._trust = tuple(trust)
         self._init_function = init_function
@@ -108,8 +113,9 @@ class Executor(futures.Executor):
     def _open(self) -> None:
         self._pid = os.getpid()
         spool = self._attached
+        launcher = choose(self._backend) if self._runs_groups else None
         if spool is None:
-            parent = tempfile.mkdtemp(prefix="spoolpool-")
+            parent = tempfile.mkdtemp(prefix="spoolpool-", dir=_directory_for(launcher))
             try:
                 spool = Spool.create(parent, durability="none", caches=1.0, temporary=True)
             except BaseException:
@@ -118,9 +124,9 @@ class Executor(futures.Executor):
         core: _Core | None = None
         try:
             pool = None
-            if self._runs_groups:
+            if launcher is not None:
                 arguments = ["--queue", self._queue] if self._attached is not None else []
-                pool = Pool(spool, choose(self._backend), arguments=arguments, options=self._options)
+                pool = Pool(spool, launcher, arguments=arguments, options=self._options)
             init = ""
             name = os.urandom(8).hex()
             if self._init_function is not None:
@@ -308,6 +314,24 @@ class Executor(futures.Executor):
         return self._core
 
 
+class MPIExecutor(Executor):
+    """An executor whose groups are started by mpiexec; takes the arguments of :class:`Executor`."""
+
+    default_backend = "mpiexec"
+
+
+class SlurmExecutor(Executor):
+    """An executor whose groups are steps of the Slurm job around; takes the arguments of :class:`Executor`."""
+
+    default_backend = "srun"
+
+
+class FluxExecutor(Executor):
+    """An executor whose groups are jobs of the Flux instance around; takes the arguments of :class:`Executor`."""
+
+    default_backend = "flux"
+
+
 class _Core:
     """What an executor leaves behind when it is dropped: the session, the pool and the thread that watches it.
 
@@ -397,6 +421,13 @@ def _shape(lane: str) -> Shape:
 
 def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*args) for args in calls]
+
+
+def _directory_for(launcher: Launcher | None) -> str | None:
+    """Where an embedded executor's spool goes: a temporary directory, or where all nodes of a job see it."""
+    if launcher is None or launcher.name not in ("srun", "flux"):
+        return None
+    return os.environ.get(settings.ENV_SPOOL) or os.getcwd()
 
 
 def _usable_cores() -> int:

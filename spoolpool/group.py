@@ -77,7 +77,7 @@ class SerialGroup:
         report = call.run(task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets)
         return report, 1
 
-    def settle(self) -> None:
+    def settle(self, *, idle: bool) -> None:
         """Nothing to be done between tasks."""
 
     def stop(self) -> None:
@@ -165,11 +165,15 @@ class MPIGroup:
         reports = [mine if rank == 0 else self._report(rank, inboxes[rank - 1]) for rank in chosen]
         return (reports[0] if failed or self.size == 1 else join(reports)), self.size
 
-    def settle(self) -> None:
-        """Have the ranks get ready for the next task. Not part of :meth:`run`, so that the outcome need not wait."""
-        self._judge()
-        if self._verdict is not None and not self._verdict.alike:
-            self._clean_up()
+    def settle(self, *, idle: bool) -> None:
+        """Get ready for the next task, after the outcome was published: it need not wait for this.
+
+        Not ``idle``, only have the other ranks do so meanwhile: the next task may be there already.
+        """
+        if self._verdict is not None:
+            self._judge()
+            if idle or not self._verdict.alike:  # the ranks wait for this one to make a new communicator with them
+                self._get_ready()
 
     def stop(self) -> None:
         """End the other ranks, once they are done with the last task."""

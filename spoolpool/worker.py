@@ -49,8 +49,8 @@ class Group(Protocol):
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called in the group."""
 
-    def settle(self) -> None:
-        """Get ready for the next task, once the outcome of the last one is published."""
+    def settle(self, *, idle: bool) -> None:
+        """Get ready for the next task, once the outcome of the last one is published; ``idle``: none is waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +206,10 @@ class Worker:
             self._take_up_forgotten()
         claim = self._claimer.next()
         if claim is None:
+            self._group.settle(idle=True)
             return self._claimer.directories()
         self._work(claim)
-        self._group.settle()
+        self._group.settle(idle=False)
         return None
 
     def _wanted(self) -> bool:

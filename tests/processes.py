@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,12 +30,13 @@ def processes_of(text: str | os.PathLike[str]) -> list[int]:
     return found
 
 
-def children_of(pid: int) -> list[int]:
-    """Pids of the children that a process has at this moment."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-    except OSError:
-        return []
+def kill_processes_of(text: str | os.PathLike[str]) -> list[int]:
+    """End these processes as the kernel does when memory is short; returns their pids."""
+    pids = processes_of(text)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # one of them was another's child, and ended with it
+            os.kill(pid, signal.SIGKILL)
+    return pids
 
 
 def start_script(path: Path, text: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:

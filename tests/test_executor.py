@@ -34,7 +34,7 @@ from spoolpool.errors import (
 from spoolpool.launchers import base
 from spoolpool.session import TaskFuture
 from tests import tasks
-from tests.processes import in_fork, processes_of, run_script, start_script
+from tests.processes import in_fork, kill_processes_of, processes_of, run_script, start_script
 from tests.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -952,9 +952,7 @@ def test_a_lost_task_was_tried_as_often_as_was_asked_for(single: Executor, tmp_p
 
 def test_a_task_whose_worker_was_killed_runs_again(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "value")
-    others = processes_of(directory_of(single))
-    for pid in others:
-        os.kill(pid, signal.SIGKILL)
+    others = kill_processes_of(directory_of(single))
     held.open()
     assert held.future.result(LIMIT) == "value"
     assert not set(others) & set(processes_of(directory_of(single)))

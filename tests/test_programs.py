@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 
 from spoolpool import ShellExecutor, SubprocessExecutor
 from spoolpool.errors import BadRequest, SpoolpoolError, WorkerLost
-from tests.processes import processes_of
+from tests.processes import kill_processes_of, processes_of
 from tests.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -140,11 +142,10 @@ def test_the_program_runs_where_cwd_says(calculator: list[str], tmp_path: Path) 
 def test_calls_that_wait_can_be_cancelled(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         hangs = shell.submit("nothing", lines_to_read=1)
-        wait_until(hangs.running, "the first call began")
+        (program,) = wait_until(lambda: processes_of(calculator[1]), "the program was started for the first call")
         waits = shell.submit("sum 1", lines_to_read=2)
         assert waits.cancel()
-        for pid in processes_of(calculator[1]):
-            subprocess.run(["kill", str(pid)], check=True)
+        os.kill(program, signal.SIGKILL)
         assert isinstance(hangs.exception(), SpoolpoolError)
         with pytest.raises(CancelledError):
             waits.result()
@@ -172,8 +173,7 @@ def test_the_program_comes_back_with_its_worker(calculator: list[str]) -> None:
         assert shell.submit("sum 1", lines_to_read=2).result() == "1\nsum: 1\n"
         hangs = shell.submit("nothing", lines_to_read=1)
         wait_until(hangs.running, "the call began")
-        workers = set(processes_of(shell.info["spool"]))
-        subprocess.run(["kill", "-9", *map(str, workers)], check=True)
+        kill_processes_of(shell.info["spool"])
         assert isinstance(hangs.exception(LIMIT), WorkerLost)
         assert shell.submit("sum 2", lines_to_read=2).result(LIMIT) == "2\nsum: 2\n"
 
