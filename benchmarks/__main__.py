@@ -82,6 +82,8 @@ def main(given: Sequence[str] | None = None) -> int:
         here = machine.describe(directory)
         if machine.busy(here):
             say(f"the load is {here['load']} on {here['cores']} cores: others are at work, the figures will be noisy")
+        if here["filesystem"].endswith(machine.UNJOURNALED):
+            say(f"{directory} is on an ext4 without journal, where files are made slowly: another one by --dir")
         harness = Harness(directory=directory, sizes=sizes, wanted=wanted, say=say)
         run = harness.run([ROWS[name] for name in asked.rows or ROWS])
     finally:

@@ -26,22 +26,35 @@ def describe(directory: str) -> dict[str, Any]:
     }
 
 
+UNJOURNALED = " without journal"
+"""Such an ext4 passes over inodes that were freed in the last minutes, one by one, whenever a file is made:
+after some thousand removals a creation takes 0.2 to 4 ms there, and 0.04 ms with a journal."""
+
+
 def busy(machine: dict[str, Any]) -> bool:
     """Whether others are at work, so that the figures say little."""
     return bool(machine["load"] > 0.25 * machine["cores"])
 
 
 def filesystem(directory: str) -> str:
-    """The type of the filesystem that a directory is on."""
+    """The type of the filesystem that a directory is on; of an ext4 also whether it has no journal."""
     where = os.path.realpath(directory)
-    best, kind = "", "unknown"
+    best, kind, source = "", "unknown", ""
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
         for line in file:
-            _, point, found = line.split()[:3]
+            device, point, found = line.split()[:3]
             inside = where == point or where.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):
-                best, kind = point, found
-    return kind
+                best, kind, source = point, found, device
+    return kind + UNJOURNALED if kind == "ext4" and not _has_journal(source) else kind
+
+
+def _has_journal(device: str) -> bool:
+    try:
+        journals = os.listdir("/proc/fs/jbd2")
+    except OSError:
+        return False
+    return any(name.startswith(f"{os.path.basename(os.path.realpath(device))}-") for name in journals)
 
 
 def _value(path: str, name: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from spoolpool import layout, registry, settings
+from spoolpool import fsio, layout, registry, settings
 from spoolpool.backoff import Backoff
 from spoolpool.launchers import GroupProcess, Launcher, Options
 from spoolpool.recovery import Recovery
@@ -127,9 +127,13 @@ class Pool:
         with self._lock:
             for slot in list(self._slots):
                 happened |= self._look(slot)
+            self._ask_again()
         if time.monotonic() < self._bring_back_until:
-            for line in self._recovery.round():
-                log.warning("Recovered %s", line)
+            try:
+                for line in self._recovery.round():
+                    log.warning("Recovered %s", line)
+            except OSError as error:  # the server is away for a moment
+                log.info("Recovery was put off: %s", error)
         return happened
 
     def _look(self, slot: _Slot) -> bool:
@@ -160,6 +164,8 @@ class Pool:
         reason = registry.start_error(self._spool, slot.worker)
         if reason is None and slot.served:
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
+            if self._held_a_task(slot.worker):  # which costs that task an attempt: it cannot go on like this
+                slot.rhythm.reset()
         else:
             slot.failed_starts += 1
             if slot.failed_starts >= _FAILED_STARTS or code == settings.EXIT_START:
@@ -176,6 +182,21 @@ class Pool:
         if slot.process is not None and slot.process.poll() is None:
             registry.ask_to_stop(self._spool, slot.worker)
             self._ending[slot.worker] = slot.process
+
+    def _ask_again(self) -> None:
+        """A group that was still starting had no entry yet in which it could be asked to end."""
+        for worker, process in list(self._ending.items()):
+            if process.poll() is None:
+                registry.ask_to_stop(self._spool, worker)
+            else:
+                del self._ending[worker]
+
+    def _held_a_task(self, worker: str) -> bool:
+        try:
+            tokens = map(layout.parse_token, fsio.names(self._spool.layout.claimed))
+        except OSError:  # the server is away for a moment: then it is not known
+            return False
+        return any(token is not None and token.worker == worker for token in tokens)
 
     def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
         """Let every group finish what it runs, and end it.

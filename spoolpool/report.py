@@ -39,8 +39,7 @@ def status(spool: Spool) -> Status:
             count = sum(_tokens(where.bucket(lane, bucket)) for bucket in buckets)
             if count:
                 waiting[lane] = count
-    liveness = registry.Liveness(spool)
-    groups = tuple(info for info in registry.workers(spool) if liveness.alive(info))
+    groups = tuple(_alive(spool))
     reasons = {lane: registry.nobody_serves(lane, list(groups)) for lane in waiting}
     return Status(
         waiting=waiting,
@@ -51,6 +50,16 @@ def status(spool: Spool) -> Status:
         groups=groups,
         blocked={lane: reason for lane, reason in reasons.items() if reason},
     )
+
+
+def _alive(spool: Spool) -> list[WorkerInfo]:
+    """Groups that are not provably dead, and were heard of within a lease."""
+    found = [info for info in registry.workers(spool) if not info.process.dead()]
+    try:
+        now = spool.server_time()
+    except OSError:  # one may look and not write: then no age is known
+        return found
+    return [info for info in found if (registry.silence(spool, info.worker, now) or 0.0) <= spool.config.lease]
 
 
 def _tokens(directory: str) -> int:

@@ -107,11 +107,17 @@ class Spool:
                 raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
             if not made:
                 fsio.set_mode(root, 0o700)
-            for name in Layout.DIRECTORIES:
-                fsio.make_directory(f"{root}/{name}")
-            # last, by rename: until it stands there, the directory is no spool
-            fsio.create(f"{root}/tmp/spool.json", [msgspec.json.encode(config)], durability=durability)
-            fsio.move(f"{root}/tmp/spool.json", f"{root}/spool.json", durability=durability)
+            try:
+                for name in Layout.DIRECTORIES:
+                    fsio.make_directory(f"{root}/{name}")
+                # last, by rename: until it stands there, the directory is no spool
+                fsio.create(f"{root}/tmp/spool.json", [msgspec.json.encode(config)], durability=durability)
+                fsio.move(f"{root}/tmp/spool.json", f"{root}/spool.json", durability=durability)
+            except OSError as error:
+                if error.errno in fsio.FULL:  # half of it would be in the way of another try
+                    for name in (*Layout.DIRECTORIES, *([""] if made else [])):
+                        fsio.remove_directory(f"{root}/{name}")
+                raise
         return cls(root)
 
     def write(self, path: str, parts: list[Buffer]) -> None:
@@ -228,6 +234,8 @@ def explained(doing: str) -> Iterator[None]:
 def _read_config(where: Layout) -> Config:
     try:
         data = fsio.read_small(where.config)
+    except ValueError as error:
+        raise NotASpool(f"{where.root} is not a spool: {error}.") from error
     except OSError as error:
         if error.errno in fsio.DENIED:
             raise SpoolDenied(

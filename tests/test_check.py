@@ -102,7 +102,7 @@ def kinds(found: list[Finding]) -> list[tuple[str, str]]:
 
 
 def run(*arguments: object) -> click.testing.Result:
-    return click.testing.CliRunner().invoke(main, [str(each) for each in arguments])
+    return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
 
 
 # ------------------------------------------------------------------------------ nothing is wrong

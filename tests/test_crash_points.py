@@ -270,16 +270,17 @@ def fails(disk: Disk, body: Body) -> None:
         body()
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("scenario", [live, work_after_close, recover_last_attempt], ids=lambda each: each.__name__)
 def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
-    scenario: Scenario, error: int, scratch: Path, clock: Clock
+    scenario: Scenario, scratch: Path, clock: Clock
 ) -> None:
     for k in itertools.count(1):
         with played(scratch / str(k), clock, scenario, once=True) as (stage, body):
             stage.may_come += (SpoolFull,)  # it lasts for longer than a lease
             full = range(k, k + 25)
-            disk = Disk(lambda count, _, full=full: Fault("before", error) if count in full else None, only=SPACE)
+            disk = Disk(
+                lambda count, _, full=full: Fault("before", errno.ENOSPC) if count in full else None, only=SPACE
+            )
             fails(disk, body)
             assert len(stage.places()) <= len(stage.notes("submitted")), "submit raised, and left its task there"
         if disk.count < k:
@@ -287,7 +288,7 @@ def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, live], ids=lambda each: each.__name__)
-@pytest.mark.parametrize("lag", [1, 3, 10, 40])
+@pytest.mark.parametrize("lag", [2, 20])
 def test_listings_that_are_old_lose_and_double_nothing(
     scenario: Scenario, lag: int, scratch: Path, clock: Clock
 ) -> None:

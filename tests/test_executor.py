@@ -950,6 +950,16 @@ def test_a_lost_task_was_tried_as_often_as_was_asked_for(single: Executor, tmp_p
     assert _lines(tmp_path / "trace") == 2
 
 
+def test_tasks_that_end_their_processes_do_not_make_those_that_follow_wait_ever_longer(
+    single: Executor, tmp_path: Path
+) -> None:
+    for _ in range(5):
+        single.submit(tasks.die, "SIGKILL", tmp_path / "trace", resource_dict={"max_attempts": 1}).exception(LIMIT)
+    assert single._core is not None and single._core.pool is not None
+    (slot,) = single._core.pool._slots
+    assert slot.rhythm._next <= slot.rhythm.first * slot.rhythm.factor
+
+
 def test_a_task_whose_worker_was_killed_runs_again(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "value")
     others = kill_processes_of(directory_of(single))

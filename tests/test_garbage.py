@@ -483,7 +483,7 @@ def test_a_lost_task_is_collected_as_failed_by_its_submitter_too(spool: Spool) -
 
 
 def run(*arguments: object) -> click.testing.Result:
-    return click.testing.CliRunner().invoke(main, [str(each) for each in arguments])
+    return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
 
 
 def test_a_dry_run_lists_with_reasons_and_removes_nothing(spool: Spool, after: Callable[[float], None]) -> None:

@@ -184,6 +184,14 @@ def test_an_executor_shrinks_while_it_is_idle_and_grows_again(tmp_path: Path) ->
             let_go()
 
 
+def test_groups_that_are_still_starting_shrink_too() -> None:
+    with Executor(max_workers=3) as executor:
+        executor.max_workers = 1
+        assert executor.submit(pow, 2, 2).result() == 4
+        wait_until(lambda: len(processes_of(executor.info["spool"])) == 2, "one worker is left, and what beats for it")
+        assert executor.submit(pow, 2, 2).result() == 4
+
+
 def test_max_workers_cannot_be_senseless_nor_anothers(single: Executor, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="at least 1"):
         single.max_workers = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import explained, shown
 
 
 @click.command()
@@ -19,7 +19,11 @@ def status(directory: str) -> None:
     spool = Spool(directory)
     found = look(spool)
     for lane, reason in found.blocked.items():
-        click.echo(f"BLOCKED  {found.waiting[lane]} task(s) of {lane}: {reason}.")
+        click.echo(shown(f"BLOCKED  {found.waiting[lane]} task(s) of {lane}: {reason}."))
+    if not found.groups and found.held_back:
+        click.echo(f"BLOCKED  {found.held_back} task(s) that are to be tried again: no worker group is alive.")
+    if not found.groups and found.running:
+        click.echo(f"BLOCKED  {found.running} task(s) of groups that died: no worker group is alive to take them over.")
     click.echo(f"Spool    {spool.path}")
     click.echo(f"Waiting  {sum(found.waiting.values())}")
     for lane, count in found.waiting.items():
@@ -32,7 +36,8 @@ def status(directory: str) -> None:
     click.echo(f"Groups   {len(found.groups)}")
     for info in found.groups:
         job = f" job {info.job}" if info.job else ""
-        click.echo(
+        text = (
             f"         {info.worker}  {info.process.host}{job}  {info.ranks} rank(s) x {info.threads} thread(s)"
             f", {info.gpus} GPU(s), Python {info.python}, by {info.user}"
         )
+        click.echo(shown(text))

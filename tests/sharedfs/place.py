@@ -209,6 +209,13 @@ class Place:
         except AssertionError as error:
             raise AssertionError(f"{error}; left over: {found}") from None
 
+    def judge(self, outcomes: dict[str, tuple[int, int, str]]) -> None:
+        """Fail unless each task of :meth:`Hand.flow` had one outcome, and ran as often as its attempts say."""
+        assert outcomes
+        for uid, (told, attempt, error) in outcomes.items():
+            assert (told, error) == (1, ""), f"{uid} had {told} outcomes: {error}"
+            assert 1 <= len(self.runs(uid)) <= attempt, f"{uid} ran on {self.runs(uid)} in {attempt} attempt(s)"
+
     def end_groups(self) -> None:
         """End all groups in order; fails if one ended badly that nobody meant to."""
         groups, self._groups = self._groups, []

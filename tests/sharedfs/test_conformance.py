@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.sharedfs import tasks
-from tests.sharedfs.place import Place
+from tests.sharedfs.place import PATIENCE, Place
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.sharedfs
 
@@ -61,5 +62,53 @@ class TestDeath:
         doomed.kill()
         assert place.result(number) == (2, "C")
         assert place.runs(name) == ["B", "C"]
+        place.await_clean(spool)
+        place.hand.do("close", spool)
+
+
+@pytest.mark.slow
+class TestFailures:
+    def test_tasks_flow_on_when_the_server_was_away(self, place: Place) -> None:
+        if not place.kind.network:
+            pytest.skip("there is no server that could be restarted")
+        spool = place.spool()
+        place.serve(spool, "B", "C")
+        seed = int(place.unused("6"))
+        place.hand.begin("flow", spool, place.marks, 10.0, seed)
+        wait_until(lambda: place.runs(f"{seed}-9"), "some tasks have run", PATIENCE)
+        place.fs.restart_server()
+        outcomes = place.hand.end()
+        place.judge(outcomes)
+        place.await_clean(spool)
+
+    def test_tasks_of_nodes_without_power_or_network_run_elsewhere_and_late_outcomes_are_dropped(
+        self, place: Place
+    ) -> None:
+        spool = place.spool()
+        name = place.unused("node")
+        tasks_of: dict[str, int] = {}
+        groups = {}
+        for client in ("B", "C") if place.kind.network else ("B",):
+            groups[client] = place.start(client, spool)
+            tasks_of[client] = place.hand.do("submit", spool, tasks.linger, place.marks, f"{name}-{client}")
+            place.await_run(f"{name}-{client}")
+            assert place.runs(f"{name}-{client}") == [client]
+        groups["B"].doomed = True
+        place.fs.kill("B")
+        if place.kind.network:
+            place.fs.cut("C")
+        place.serve(spool, "A")
+        try:
+            for client, number in tasks_of.items():
+                assert place.result(number) == (2, "A")
+                assert place.runs(f"{name}-{client}") == ["A", client]
+            place.allow(f"{name}-C")
+        finally:
+            if place.kind.network:
+                place.fs.mend("C")
+            place.fs.restart("B")
+        if place.kind.network:
+            dropped = "was taken from this worker"
+            wait_until(lambda: dropped in groups["C"].said(), "C drops its late outcome", PATIENCE)
         place.await_clean(spool)
         place.hand.do("close", spool)
