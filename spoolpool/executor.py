@@ -395,7 +395,7 @@ class _Core:
         """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
         if self.pool is not None and self.pool.count(shape) == 0:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
-            self.pool.resize(shape, max(1, self.cores // shape.cores), keep=False, arguments=arguments)
+            self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
 
     def close(self) -> None:
         """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""

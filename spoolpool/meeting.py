@@ -255,20 +255,23 @@ def waiting_peer(directory: str, *, patience: float = PATIENCE) -> Meeting | Non
     What was left by processes of this host that died is removed.
     """
     where = _where(directory)
+    found = []
     for name in sorted(filter(layout.is_meeting, fsio.names(where))):
-        try:
+        with contextlib.suppress(NotTrusted, FileNotFoundError):  # somebody else's; or it ends at this moment
             meeting = Meeting(f"{where}/{name}", patience=patience)
             maker = meeting.maker()
             if maker is not None and maker.dead():
                 meeting.close()
             elif fsio.there(f"{meeting.path}/peer"):
-                fsio.move(f"{meeting.path}/peer", f"{meeting.path}/met")
-                return meeting
-        except NotTrusted:  # somebody else's
-            continue
+                found.append(meeting)
+    for meeting in found:
+        try:
+            fsio.move(f"{meeting.path}/peer", f"{meeting.path}/met")
         except OSError as error:
-            if error.errno not in fsio.GONE:  # it ends at this moment, or another doctor was first
+            if error.errno not in fsio.GONE:  # another doctor was first
                 raise
+        else:
+            return meeting
     return None
 
 

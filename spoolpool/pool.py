@@ -29,7 +29,6 @@ class _Slot:
 
     shape: Shape
     arguments: tuple[str, ...]
-    keep: bool
     worker: str = ""
     process: GroupProcess | None = None
     rhythm: Backoff = field(default_factory=lambda: Backoff(0.1, 30.0, 2.0))
@@ -68,11 +67,10 @@ class Pool:
         self.broken: dict[Shape, str] = {}
         """Shapes of which no group can be started, and why."""
 
-    def resize(self, shape: Shape, count: int, *, keep: bool = True, arguments: Sequence[str] = ()) -> None:
+    def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
         """Have ``count`` groups of a shape: starts what is missing, asks what is too much to end.
 
-        ``keep`` replaces groups that end by themselves; without it, one that ended with success is not
-        started again.
+        A group that dies is replaced. One that ends with success is not: it was told to, or its terms are fulfilled.
         """
         launched = self._launcher.command(shape, (), self._options)  # raises at once if it cannot be started
         log.debug("groups of %s: %s", shape, launched)
@@ -82,7 +80,7 @@ class Pool:
                 self._slots.remove(slot)
                 self._ask(slot)
             for _ in range(count - len(mine)):
-                slot = _Slot(shape=shape, arguments=tuple(arguments), keep=keep)
+                slot = _Slot(shape=shape, arguments=tuple(arguments))
                 self._slots.append(slot)
                 self._start(slot)
 
@@ -152,9 +150,9 @@ class Pool:
         log.info("Worker group %s ended with %s", slot.worker, code)
         # a rank that outlives its launcher for a moment is proven dead only then
         self._bring_back_until = time.monotonic() + 5.0
-        if code == 0 and not slot.keep:
+        if code == 0:
             self._slots.remove(slot)
-        elif code in (0, settings.EXIT_RENEW):
+        elif code == settings.EXIT_RENEW:
             self._start(slot)
         else:
             self._failed(slot, code)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import registry
+from spoolpool import registry, session
 from spoolpool.launchers.mpiexec import find_mpiexec
 from spoolpool.spool import Spool
 from tests.waiting import LIMIT, wait_until
@@ -97,3 +97,10 @@ def worker(tmp_path: Path) -> Iterator[Workers]:
         yield workers
     finally:
         workers.stop()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let submitters look at once, not after seconds, whether anybody serves what they wait for."""
+    monkeypatch.setattr(session, "_FIRST_CHECK", 0.01)
+    monkeypatch.setattr(session, "_CHECK_EVERY", 0.05)

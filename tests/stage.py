@@ -166,6 +166,7 @@ class Inbox(Session):
         super().__init__(spool, name, accept=Trust())
         self._watch.close()
         self._clock = clock
+        self.given: dict[str, TaskFuture] = {}
 
     def _start(self) -> bool:
         return False
@@ -173,13 +174,15 @@ class Inbox(Session):
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
         payload, buffers = pickling.dumps((function, args, {}))
-        return self.submit(payload, buffers, lane=LANE, name="tested", **options)
+        future = self.submit(payload, buffers, lane=LANE, name="tested", **options)
+        self.given[future.task] = future
+        return future
 
     def expect(self, header: TaskHeader) -> TaskFuture:
         """The future of a task, also of one that another incarnation of this session submitted."""
         future = self._pending.get(header.task)
         if future is None:
-            future = self._pending[header.task] = TaskFuture(self, header)
+            future = self.given[header.task] = self._pending[header.task] = TaskFuture(self, header)
         return future
 
     def look(self, rounds: int = 3) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, layout, registry, session, settings
+from spoolpool import Executor, Spool, layout, registry, settings
 from spoolpool.errors import (
     BadRequest,
     BadTaskFile,
@@ -246,13 +246,6 @@ def test_a_script_that_ends_without_shutdown_has_its_tasks_done(spool: Spool, wo
 
 
 # ----------------------------------------------------------------------------- nobody serves
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at once, not after seconds, whether anybody serves."""
-    monkeypatch.setattr(session, "_FIRST_CHECK", 0.01)
-    monkeypatch.setattr(session, "_CHECK_EVERY", 0.05)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def test_init_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     assert run("init", tmp_path / "file").exit_code == 2
     shown = run("init", tmp_path / "file" / "spool")
     assert shown.exit_code == SpoolpoolError.exit_code
-    assert "Not a directory" in shown.stderr
+    assert str(tmp_path / "file") in shown.stderr and "Traceback" not in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -346,7 +345,7 @@ READERS = ("status", "check", "gc", "retry")
 
 
 @pytest.fixture(params=["nothing", "file", "empty", "torn", "directory", "FIFO", "link", "list", "large"])
-def no_spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def no_spool(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A path at which there is no spool."""
     path, config = tmp_path / "spool", tmp_path / "spool" / "spool.json"
     if request.param == "file":
@@ -366,7 +365,7 @@ def no_spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         config.write_text("[1, 2, 3]")
     elif request.param == "large":
         config.write_bytes(b" " * (2 << 20))
-    yield path
+    return path
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -826,7 +826,7 @@ def test_a_shape_that_cannot_start_leaves_the_others_alone(monkeypatch: pytest.M
             executor.submit(tasks.rank_and_size, resource_dict={"cores": 2})
 
 
-def test_a_spool_that_is_removed_fails_its_futures(gate: Callable[..., Gate]) -> None:
+def test_a_spool_that_is_removed_fails_its_futures(gate: Callable[..., Gate], soon: None) -> None:
     executor = Executor(max_workers=1)
     held = gate(executor)
     fsio.remove_tree(str(directory_of(executor)))

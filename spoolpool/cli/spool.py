@@ -11,6 +11,7 @@ from spoolpool.cli.output import CONTEXT, set_up
 COMMANDS = {
     "init": "Make a new spool.",
     "status": "Show what waits, what runs, and what blocks.",
+    "workers": "Start batch jobs of workers, list groups, and end them.",
     "retry": "Let failed tasks run again.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",

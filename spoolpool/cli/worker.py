@@ -262,8 +262,12 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
         job=os.environ.get("SLURM_JOB_ID", ""),
         started=time.time(),
     )
+    told = threading.Event()
+    _on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
     leader = Worker(spool, group, info, terms)
     _on_signals(leader.stop)
+    if told.is_set():
+        leader.stop()
     if not terms.supervised:
         say(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
     return leader.run()
@@ -306,7 +310,7 @@ def supervise(wishes: Wishes) -> None:
     stopping, hurry = threading.Event(), threading.Event()
     _on_signals(stopping.set, hurry.set)
     say(f"Starting {count} worker group(s) of {shape.ranks} rank(s) through {launcher.name} for {spool.path}")
-    pool.resize(shape, count, keep=wishes.idle_timeout is None and wishes.max_tasks is None)
+    pool.resize(shape, count)
     rhythm = Backoff(0.02, 0.5)
     while not stopping.is_set() and pool.count(shape):
         if pool.step():

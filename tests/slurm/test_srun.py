@@ -212,3 +212,34 @@ def test_the_walltime_of_the_job_is_found_out(site: Site):
     said = site.log()
     assert "cores=(3, 3), gpus=(1, 1)" in said
     assert 0 < float(said.split()[-1]) <= 600
+
+
+def test_workers_are_started_listed_and_drained_from_the_login_node(site: Site):
+    spool = [sys.executable, "-m", "spoolpool.cli.spool", "workers"]
+    log = f"--option=--output={site.directory}/login.log"
+    command = [
+        *spool,
+        "start",
+        site.spool.path,
+        "--nodes",
+        "2",
+        "--time",
+        "10",
+        log,
+        "--",
+        "--ranks",
+        "2",
+        "--threads",
+        "2",
+    ]
+    job = site.slurm.run(command, cwd=str(site.directory)).strip()
+    site.jobs.append(job)
+    groups = site.await_groups(2)
+    listed = site.slurm.run([*spool, "ls", site.spool.path])
+    assert all(f"{info.worker}  alive  {info.process.host}  job {job}" in listed for info in groups)
+    said = site.slurm.run([*spool, "drain", site.spool.path, "n1"])
+    assert said.count("was asked to end") == 1
+    wait_until(lambda: len(registry.workers(site.spool)) == 1, "the group on n1 has ended, and no other took its place")
+    site.slurm.run([*spool, "drain", site.spool.path, "--all"])
+    wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
+    assert site.state(job) in ("", "COMPLETED")
