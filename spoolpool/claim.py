@@ -180,6 +180,7 @@ class Claimer:
 
     def __init__(self, spool: Spool, worker: str, serves: Callable[[Lane], bool], trust: Trust) -> None:
         self._spool = spool
+        self._lease = spool.config.lease
         self._worker = worker
         self._serves = serves
         self._trust = trust
@@ -190,6 +191,7 @@ class Claimer:
         self._window = 1
         self._unlisted: OSError | None = None
         self._refused: dict[str, str] = {}
+        self._busy: dict[str, float] = {}
 
     @property
     def refused(self) -> dict[str, str]:
@@ -295,7 +297,7 @@ class Claimer:
 
     def _take(self, fd: int, path: str, token: Token) -> Claim | None:
         size = self._trust.check(fd, path)
-        if try_lock(fd) is Lock.BUSY:  # another worker claims it at this moment
+        if not self._free(fd, token):
             return None
         mine = token.claimed_by(self._worker)
         target = self._spool.layout.claimed_token(mine)
@@ -308,6 +310,21 @@ class Claimer:
                     return None
                 raise
         return self._read(fd, size, mine)
+
+    def _free(self, fd: int, token: Token) -> bool:
+        """Take the lock; whether the task may be had.
+
+        It may not while another worker claims it, or a recoverer has it in hand, which takes a moment. A lock that stays
+        taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a day on
+        MooseFS): then it goes without. The rename decides; what is missing is the witness of this worker's life.
+        """
+        now = time.monotonic()
+        if try_lock(fd) is not Lock.BUSY:
+            self._busy.pop(token.name, None)
+            return True
+        if len(self._busy) > _WINDOW:
+            self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
+        return now - self._busy.setdefault(token.name, now) > self._lease
 
     def _read(self, fd: int, size: int, token: Token) -> Claim | None:
         path = self._spool.layout.claimed_token(token)
@@ -343,7 +360,7 @@ class Claimer:
                 raise
             try:
                 size = self._trust.check(fd, path)
-                claim = self._read(fd, size, token) if try_lock(fd) is not Lock.BUSY else None
+                claim = self._read(fd, size, token) if self._free(fd, token) else None
             except (NotTrusted, BadTaskFile) as error:
                 self._refuse(path, str(error))
                 claim = None
