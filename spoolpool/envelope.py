@@ -89,6 +89,14 @@ def _sizes(data: bytes, size: int, path: str) -> tuple[int, int, int, int]:
     return count, header, payload, total
 
 
+def _read_at(fd: int, size: int, position: int) -> bytes:
+    """So many bytes, or all up to the end of the file, in whatever pieces the filesystem gives them."""
+    data = os.pread(fd, size, position)
+    while len(data) < size and (more := os.pread(fd, size - len(data), position + len(data))):
+        data += more
+    return data
+
+
 def read(fd: int, size: int, path: str) -> Envelope:
     """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
 
@@ -96,7 +104,7 @@ def read(fd: int, size: int, path: str) -> Envelope:
     :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one.
     """
     whole: Buffer
-    whole = start = os.pread(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
+    whole = start = _read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
     count, header_length, payload_length, total = _sizes(start, size, path)
     if size >= _MAP_FROM:
         whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
@@ -117,14 +125,16 @@ def read(fd: int, size: int, path: str) -> Envelope:
         piece = body[position : position + length]
         buffers.append(piece if size >= _MAP_FROM else memoryview(bytearray(piece)))
         position += length
+    if position != total - _DIGEST:
+        raise BadTaskFile(f"{path} names lengths that do not add up to its own: it was not written by spoolpool.")
     return Envelope(header, payload, buffers)
 
 
 def read_header(fd: int, size: int, path: str) -> bytes:
     """The header alone, without a look at the rest of the file but its length."""
-    start = os.pread(fd, _SMALL, 0)
+    start = _read_at(fd, min(size, _SMALL), 0)
     count, length, _, _ = _sizes(start, size, path)
     position = _PREFIX.size + 8 * count
     if position + length > len(start):
-        return os.pread(fd, length, position)
+        return _read_at(fd, length, position)
     return start[position : position + length]

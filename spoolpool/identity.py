@@ -26,13 +26,27 @@ def _read(path: str) -> str:
         return ""
 
 
-def _start_time(pid: int) -> str:
+def _start_time(pid: int) -> str | None:
+    """Start time of a process, "" if it is a zombie; None where none is seen."""
     text = _read(f"/proc/{pid}/stat")
+    if not text:
+        return None
     # the second field, the program's name, may hold spaces and parentheses: count from the last one
     fields = text[text.rfind(")") + 1 :].split()
     if len(fields) < 20 or fields[0] in "ZX":  # a zombie runs no more
         return ""
     return fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that ``/proc`` does not show is there all the same, as others' are with ``hidepid``."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # EPERM: it is somebody else's
+        pass
+    return True
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +73,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             host=hostname(),
             pid=pid,
-            start=_start_time(pid),
+            start=_start_time(pid) or "",
             boot=_read("/proc/sys/kernel/random/boot_id"),
             namespace=namespace,
         )
@@ -67,8 +81,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     def dead(self) -> bool:
         """True only where it is certain: same boot, same pid namespace, and no such process."""
         here = Identity.of(os.getpid())
-        if not self.boot or not self.start or not here.start:
+        if not (self.boot and self.namespace and self.start and here.start):
             return False
         if self.boot != here.boot or self.namespace != here.namespace:
             return False
-        return _start_time(self.pid) != self.start
+        start = _start_time(self.pid)
+        return not _is_hidden(self.pid) if start is None else start != self.start

@@ -113,7 +113,6 @@ class Pool:
         variables = {
             settings.ENV_WORKER: slot.worker,
             settings.ENV_OWNER: self._owner,
-            settings.ENV_SUPERVISED: "1",
         }
         log.info("Starting worker group %s", slot.worker)
         slot.process = self._launcher.start(shape, arguments, self._options, variables)

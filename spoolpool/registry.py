@@ -120,18 +120,20 @@ class Registration:
 _BEAT = """\
 import os, select, sys
 path, interval, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-failures = 0
-while os.getppid() == parent and failures < 3:
+missed = 0
+while os.getppid() == parent and missed < 3:
     try:
         os.utime(path)
-        failures = 0
+        missed = 0
     except FileNotFoundError:
-        break
+        missed += 1
     except OSError:
-        failures += 1
+        pass
     if select.select([0], [], [], interval)[0]:
         break
 """
+# A server that is away answers with an error, or not at all: beat on until it is back. A beat that was removed says
+# that others took this worker for dead.
 # select: standard input ends when the parent does. A child that the parent forked can hold the far end of
 # it open; the look at the parent's pid finds that out one interval later.
 

@@ -13,9 +13,6 @@ ENV_WORKER = "SPOOLPOOL_WORKER"
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process for which the group works; without it the group ends."""
 
-ENV_SUPERVISED = "SPOOLPOOL_SUPERVISED"
-"""Set for groups that are replaced by a supervisor when they end."""
-
 ENV_MPIEXEC = "SPOOLPOOL_MPIEXEC"
 """The mpiexec to use, where the one beside the interpreter or on ``PATH`` is the wrong one."""
 

@@ -267,7 +267,8 @@ class Worker:
         try:
             if has_outcome(self._spool, claim.header.session, claim.token):
                 commit(self._spool, claim.header.session, claim.token)
-            else:
+            elif fsio.there(self._spool.layout.claimed_token(claim.token)):
+                # only now: before the look for the outcome, a recoverer might have committed it since
                 self._work(claim)
         finally:
             claim.release()

@@ -473,7 +473,7 @@ def test_the_command_line_goes_before_the_environment(spool: Spool, tmp_path: Pa
 def test_without_a_spool_the_usage_is_shown(name: str) -> None:
     shown = run(name)
     assert shown.exit_code == 2
-    assert "Missing argument" in shown.stderr
+    assert shown.stderr.startswith(f"Usage: spool {name}")
 
 
 def test_a_spool_may_be_named_as_one_stands_to_it(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

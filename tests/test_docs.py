@@ -222,12 +222,15 @@ def all_errors() -> dict[str, type[errors.SpoolpoolError]]:
 
 def commands() -> dict[str, click.Command]:
     """Every command by its heading."""
-    context = click.Context(spool_command)
-    found: dict[str, click.Command] = {"spool": spool_command, "spool-worker": worker_command}
-    for name in spool_command.list_commands(context):
-        command = spool_command.get_command(context, name)
-        assert command is not None
-        found[f"spool {name}"] = command
+    found: dict[str, click.Command] = {"spool-worker": worker_command}
+    groups: list[tuple[str, click.Command]] = [("spool", spool_command)]
+    while groups:
+        name, command = groups.pop()
+        found[name] = command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            inside = {each: command.get_command(context, each) for each in command.list_commands(context)}
+            groups += [(f"{name} {each}", found_inside) for each, found_inside in inside.items() if found_inside]
     return found
 
 
@@ -240,7 +243,7 @@ def test_the_page_of_the_commands_names_every_option_and_no_other(name: str) -> 
 
 def test_the_page_of_the_commands_has_no_command_that_is_not_there() -> None:
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^## (spool\S*(?: \S+)?)$", text, re.MULTILINE)) == set(commands())
+    assert set(re.findall(r"^## (spool(?:-worker)?(?: \S+)*)$", text, re.MULTILINE)) == set(commands())
 
 
 def test_the_table_of_exit_codes_equals_the_errors() -> None:

@@ -13,6 +13,9 @@ _PEERS = (
     (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
 )
 
+_GOALS = {"time": Goal(limit=3.0, of="floor"), "submitter": Goal(limit=1.3), "worker": Goal(limit=1.3)}
+"""Of 1 GiB: beside a small array the interpreter itself weighs."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """The array there, then the array back."""
@@ -26,11 +29,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                 role="ours",
                 take=job_of(spoolpool.CONTENDER, way, bytes=size),
                 floor=plain,
-                goals={
-                    "time": Goal(limit=3.0, of="floor"),
-                    "submitter": Goal(limit=1.3),
-                    "worker": Goal(limit=1.3),
-                },
+                goals=_GOALS if sizes.mib >= 1024 else {},
             )
         )
         variant = "memmap" if way == "argument" else "fromfile"
