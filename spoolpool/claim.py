@@ -314,8 +314,8 @@ class Claimer:
     def _free(self, fd: int, token: Token) -> bool:
         """Take the lock; whether the task may be had.
 
-        It may not while another worker claims it, or a recoverer has it in hand, which takes a moment. A lock that stays
-        taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a day on
+        It may not while another worker claims it, or a recoverer has it in hand, which takes a moment. A lock that
+        stays taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a day on
         MooseFS): then it goes without. The rename decides; what is missing is the witness of this worker's life.
         """
         now = time.monotonic()

@@ -18,12 +18,24 @@ from spoolpool import fsio, layout, settings
 from spoolpool.backoff import Backoff
 from spoolpool.errors import SpoolpoolError
 from spoolpool.locks import Lock, try_lock
-from spoolpool.meeting import PATIENCE, TOKENS, Meeting, create_all, rename_all, start_peer, until_true, waiting_peer
+from spoolpool.meeting import (
+    PATIENCE,
+    TOKENS,
+    Meeting,
+    answer_name,
+    create_all,
+    order_name,
+    rename_all,
+    start_peer,
+    until_true,
+    waiting_peer,
+)
 from spoolpool.mounts import mount_of, quota
 from spoolpool.watch import Watch
 
 Grade = Literal["good", "note", "bad"]
 
+_RACES = 3
 _LOCK_PATIENCE = 20.0
 _WHOLE_SECOND = 1.5  # with its jitter never less than 1.1 s: some filesystems keep whole seconds
 _OPTIONS_THAT_MATTER = (
@@ -54,7 +66,8 @@ class Doctor:
     def __init__(self, meeting: Meeting, *, patience: float = PATIENCE) -> None:
         self._meeting = meeting
         self._patience = patience
-        self._number = 0
+        self._orders = 0
+        self._names_made = 0
 
     def examine(self) -> Iterator[Answer]:
         """All questions that need two, one after the other."""
@@ -68,29 +81,39 @@ class Doctor:
         self._ask("go")
 
     def _ask(self, do: str, name: str = "", meanwhile: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        self._number += 1
-        number = f"{self._number:04d}"
-        self._meeting.post(f"order-{number}", {"do": do, "name": name})
+        number, self._orders = self._orders, self._orders + 1
+        self._meeting.post(order_name(number), {"do": do, "name": name})
         meanwhile()
-        answer = self._meeting.hear(f"answer-{number}", f"its answer to {do!r}")
+        answer = self._meeting.hear(answer_name(number), f"its answer to {do!r}")
         if "error" in answer:
             raise SpoolpoolError(f"The other side could not do what was asked ({do}): {answer['error']}.")
         return answer
 
     def _new_name(self, what: str) -> str:
-        self._number += 1
-        return f"{what}-{self._number}"
+        self._names_made += 1
+        return f"{what}-{self._names_made}"
 
     def _clock(self) -> Answer:
         self._ask("clock")  # it may only just be starting
         before = time.time()
         theirs = self._ask("clock")
-        offset = theirs["now"] - (before + time.time()) / 2
-        text = f"the clock of {theirs['host']} is {offset:+.1f} s from this one's; nothing compares them"
+        unsure = (time.time() - before) / 2
+        offset = theirs["now"] - before - unsure
+        text = (
+            f"the clock of {theirs['host']} is {offset:+.1f} s from this one's (give or take {unsure:.1f}); nothing "
+            "compares them"
+        )
         return Answer(question="clock", grade="good", text=text, value=round(offset, 3))
 
     def _race(self, do: str, run: Callable[[str], int], tokens: int) -> tuple[int, int]:
-        """Let both do the same to the same files at once; how many each won."""
+        """Let both do the same to the same files at once; how many each won. Once more, if they did not meet."""
+        for _ in range(_RACES):
+            mine, theirs = self._race_once(do, run, tokens)
+            if mine and theirs:
+                break
+        return mine, theirs
+
+    def _race_once(self, do: str, run: Callable[[str], int], tokens: int) -> tuple[int, int]:
         race = self._new_name("race")
         directory = f"{self._meeting.path}/{race}"
         fsio.make_directory(directory)
@@ -109,17 +132,23 @@ class Doctor:
 
     def _renames(self) -> Answer:
         mine, theirs = self._race("rename", lambda directory: rename_all(directory, "doctor"), TOKENS)
-        good = mine + theirs == TOKENS
-        text = f"of {TOKENS} files that two renamed at once, {mine} and {theirs} were won"
-        text += "" if good else ": a rename can have two winners or none here. Do not use this filesystem for a spool"
-        return Answer(question="rename", grade="good" if good else "bad", text=text, value=mine + theirs - TOKENS)
+        return self._winners("rename", "renamed", mine, theirs)
 
     def _creates(self) -> Answer:
         mine, theirs = self._race("create", create_all, 0)
-        good = mine + theirs == TOKENS
-        text = f"of {TOKENS} files that two created at once, {mine} and {theirs} were new"
-        text += "" if good else ": a new file can be two callers' or nobody's. Do not use this filesystem for a spool"
-        return Answer(question="create", grade="good" if good else "bad", text=text, value=mine + theirs - TOKENS)
+        return self._winners("create", "created", mine, theirs)
+
+    @staticmethod
+    def _winners(question: str, did: str, mine: int, theirs: int) -> Answer:
+        grade: Grade = "good"
+        text = f"of {TOKENS} files that two {did} at once, one got {mine} and the other {theirs}"
+        if mine + theirs != TOKENS:
+            grade = "bad"
+            text += ": there can be two winners or none here. Do not use this filesystem for a spool"
+        elif not (mine and theirs):
+            grade = "note"
+            text += ": they never met, so that this proves nothing"
+        return Answer(question=question, grade=grade, text=text, value=mine + theirs - TOKENS)
 
     def _locks(self) -> Iterator[Answer]:
         name = self._new_name("lock")

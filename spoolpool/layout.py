@@ -30,7 +30,7 @@ _WORKER = re.compile(r"[0-9a-f]{16}")
 _BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})", re.ASCII)
 _LANE = re.compile(
     r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
-    r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>\d{1,3})"
+    r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>0|[1-9]\d{0,2})"
     r"\.py(?P<python>\d\.\d{1,2})",
     re.ASCII,
 )

@@ -35,6 +35,16 @@ TOKENS = 500
 _FILE = re.compile(r"[a-z]+-[0-9]+(/new)?")
 
 
+def order_name(number: int) -> str:
+    """The file of the doctor's n-th order, from 0."""
+    return f"order-{number:04d}"
+
+
+def answer_name(number: int) -> str:
+    """The file of the answer to it."""
+    return f"answer-{number:04d}"
+
+
 class Meeting:
     """A directory in which the two sides talk; it is this account's alone, so that nobody else gives orders.
 
@@ -84,10 +94,12 @@ class Meeting:
         found: list[dict[str, Any]] = []
 
         def read() -> bool:
-            # listed already, its content may come later
+            # a name that was looked up in vain stays hidden for long on NFS, a listing stays stale on sshfs: ask both
+            # ways, so that what is said arrives before what it is about. Its content may come later still.
+            path = f"{self.path}/{name}"
             with contextlib.suppress(OSError, ValueError):
-                if name in fsio.names(self.path):
-                    found.append(json.loads(fsio.read_small(f"{self.path}/{name}")))
+                if fsio.there(path):
+                    found.append(json.loads(fsio.read_small(path)))
             return bool(found)
 
         self.expect(read, what)
@@ -137,30 +149,30 @@ class Peer:
 
     def serve(self) -> int:
         """Answer a doctor's orders; returns how many there were."""
-        done: set[str] = set()
+        number = 0
         rhythm = Backoff(0.002, 0.1)
         heard = time.monotonic()
         dismissed = False
         try:
             while time.monotonic() - heard < self._patience and self._wanted():
-                orders = {name for name in fsio.names(self._meeting.path) if name.startswith("order-")}
-                for name in sorted(orders - done):
-                    done.add(name)
-                    order = self._meeting.hear(name, "its order")
-                    self._meeting.post(name.replace("order", "answer"), self._do(order))
-                    if order.get("do") == "go":
-                        dismissed = True
-                        return len(done)
-                    heard = time.monotonic()
-                    rhythm.reset()
-                rhythm.sleep()
+                if not fsio.there(f"{self._meeting.path}/{order_name(number)}"):
+                    rhythm.sleep()
+                    continue
+                order = self._meeting.hear(order_name(number), "its order")
+                self._meeting.post(answer_name(number), self._do(order))
+                number += 1
+                if order.get("do") == "go":
+                    dismissed = True
+                    break
+                heard = time.monotonic()
+                rhythm.reset()
         except FileNotFoundError:  # the doctor has given up and removed the meeting
             pass
         finally:
             self._end_holder()
             if not dismissed:  # else the doctor reads the last answer, and removes it all
                 self._meeting.close()
-        return len(done)
+        return number
 
     def _wanted(self) -> bool:
         self._maker = self._maker or self._meeting.maker()

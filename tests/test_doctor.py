@@ -367,11 +367,11 @@ def test_the_last_word_of_a_peer_that_ends_is_heard(place: Path) -> None:
     def leaves() -> bool:
         if not words:
             words.append("last")
-            made.post("answer-0001", {"word": "last"})
+            made.post("answer-0000", {"word": "last"})
         return False
 
     made.present = leaves
-    assert made.hear("answer-0001", "a word") == {"word": "last"}
+    assert made.hear("answer-0000", "a word") == {"word": "last"}
 
 
 def test_the_commands_message_is_clear_and_has_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

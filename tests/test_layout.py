@@ -1,0 +1,188 @@
+"""Names: what is made is read back, and what was not made here is never taken for it."""
+
+from __future__ import annotations
+
+import os
+import string
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from spoolpool import layout
+from spoolpool.errors import BadRequest
+from spoolpool.layout import Lane, Layout, Token
+
+hexadecimal = st.text("0123456789abcdef", min_size=16, max_size=16)
+tasks = st.builds(
+    lambda priority, micros, tail: f"{499 - priority:03d}-{micros:014x}-{tail[:10]}",
+    st.integers(-499, 499),
+    st.integers(0, 16**14 - 1),
+    hexadecimal,
+)
+tokens = st.builds(
+    Token, tasks, st.integers(0, 999_999), st.integers(0, 99), st.one_of(st.just(""), st.just("cancelled"), hexadecimal)
+)
+lanes = st.builds(
+    Lane,
+    st.builds(
+        str.__add__,
+        st.sampled_from(string.ascii_letters + string.digits),
+        st.text(string.ascii_letters + string.digits + "_-", max_size=31),
+    ),
+    st.integers(1, 9_999_999),
+    st.integers(1, 9999),
+    st.integers(0, 999),
+    st.sampled_from(["3.10", "3.9", "3.14", "4.0"]),
+)
+READERS = [
+    layout.parse_token,
+    layout.is_task_id,
+    layout.is_worker_id,
+    layout.is_bucket,
+    layout.parse_lane,
+    layout.is_session,
+    layout.is_object_id,
+]
+GOOD = [
+    "499-0660e6e464b511-22dc7470e2",
+    "499-0660e6e464b511-22dc7470e2.000001.01",
+    "499-0660e6e464b511-22dc7470e2.000001.01.0123456789abcdef",
+    "0123456789abcdef",
+    "499-0660e6e464b511-22dc7470",
+    "default.r2t1g0.py3.11",
+    "my-session_1",
+    "0123456789abcdef" * 2,
+]
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "x/../../y",
+    "..\\x",
+    "a\0b",
+    "a\n",
+    " a",
+    ".hidden",
+    "-rf",
+    "~root",
+    "$(id)",
+    "é",
+    "٣",
+    "a" * 65 + "/",
+]
+
+
+@given(tokens)
+def test_a_token_is_read_as_it_was_made(token: Token) -> None:
+    assert layout.parse_token(token.name) == token
+
+
+@given(lanes)
+def test_a_lane_is_read_as_it_was_made(lane: Lane) -> None:
+    assert layout.parse_lane(lane.name) == lane
+
+
+@given(st.text(max_size=80))
+@example("499-0660e6e464b511-22dc7470e2.000001.\u0660\u0661")
+@example("default.r1t1g00.py3.11")
+def test_what_is_read_would_be_made_the_same_way(text: str) -> None:
+    token, lane = layout.parse_token(text), layout.parse_lane(text)
+    assert token is None or token.name == text
+    assert lane is None or lane.name == text
+
+
+@given(st.one_of(st.sampled_from(GOOD), tokens.map(lambda token: token.name)), st.text(min_size=1, max_size=5))
+@example("my-session_1", "\n")
+def test_whatever_is_put_before_a_name_or_behind_it_is_never_part_of_a_path(good: str, more: str) -> None:
+    for text in (good + more, more + good):
+        for read in READERS:
+            if read(text):
+                assert os.sep not in text and "\0" not in text and not text.startswith(".")
+                assert os.path.normpath(f"/spool/{text}") == f"/spool/{text}"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_nobodys(name: str) -> None:
+    for read in READERS:
+        assert not read(name)
+    with pytest.raises(BadRequest):
+        layout.check_session(name)
+    with pytest.raises(BadRequest):
+        layout.check_queue(name)
+
+
+def test_new_names_can_be_read() -> None:
+    task = layout.new_task_id()
+    assert layout.is_task_id(task)
+    assert layout.is_worker_id(layout.new_worker_id())
+    assert layout.is_bucket(layout.bucket_name(task, layout.new_submitter_id()))
+    assert layout.is_meeting(layout.meeting_name())
+    assert layout.is_unfinished(task)
+
+
+def test_no_two_new_names_are_the_same() -> None:
+    assert len({layout.new_task_id() for _ in range(1000)}) == 1000
+    assert len({layout.new_worker_id() for _ in range(1000)}) == 1000
+
+
+@given(st.integers(-499, 499), st.integers(-499, 499))
+def test_a_greater_priority_sorts_before_a_lesser_one_whenever_it_was_submitted(one: int, other: int) -> None:
+    first, second = layout.new_task_id(one), layout.new_task_id(other)
+    if one != other:
+        assert (first < second) == (one > other)
+
+
+@pytest.mark.parametrize("priority", [-500, 500, 10**6])
+def test_a_priority_that_has_no_place_in_a_name_is_refused(priority: int) -> None:
+    with pytest.raises(BadRequest, match="priority"):
+        layout.new_task_id(priority)
+
+
+def test_tasks_of_one_priority_sort_by_the_time_of_their_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for now in (1, 10**15, 10**18, 1_800_000_000 * 10**9, 2**62):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        names.append(layout.new_task_id())
+    assert names == sorted(names)
+
+
+@given(tokens)
+def test_every_step_of_a_task_has_a_name_that_it_never_had(token: Token) -> None:
+    if token.claim > 999_990:
+        return
+    worker = "fedcba9876543210"
+    steps = [token, token.given_back(), token.requeued(), token.taken_over_by(worker)]
+    assert all(step.claim == token.claim + 1 for step in steps[1:])
+    assert token.given_back().attempt == token.attempt
+    assert token.requeued().attempt == min(99, token.attempt + 1)
+    assert token.claimed_by(worker).claim == token.claim
+    assert all(layout.parse_token(step.name) == step for step in steps)
+
+
+def test_buckets_sort_as_their_first_tasks_do() -> None:
+    first, second, urgent = layout.new_task_id(), layout.new_task_id(), layout.new_task_id(1)
+    names = [layout.bucket_name(task, layout.new_submitter_id()) for task in (urgent, first, second)]
+    assert [name[:18] for name in sorted(names)] == [urgent[:18], first[:18], second[:18]]
+
+
+def test_every_path_lies_below_the_spool_in_a_directory_that_every_spool_has() -> None:
+    where = Layout("/spool")
+    token = Token("499-0660e6e464b511-22dc7470e2", 1, 1, "0123456789abcdef")
+    paths = [
+        where.bucket("default.r1t1g0.py3.11", "499-0660e6e464b511-22dc7470"),
+        where.claimed_token(token),
+        where.outcome("session", token),
+        where.result("session", token),
+        where.worker("0123456789abcdef"),
+        where.tmp,
+        where.cancel,
+        where.objects,
+    ]
+    for path in paths:
+        assert path.startswith("/spool/")
+        assert path.split("/")[2] in Layout.DIRECTORIES
