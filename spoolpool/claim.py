@@ -184,6 +184,8 @@ class Claimer:
         self._worker = worker
         self._serves = serves
         self._trust = trust
+        self._seen_lanes: list[str] = []
+        self._seen_buckets: list[tuple[str, str]] = []
         self._candidates: list[Token] = []  # of one bucket, the next one last
         self._lane = ""
         self._bucket = ""
@@ -199,14 +201,10 @@ class Claimer:
         return self._refused
 
     def directories(self) -> set[str]:
-        """Where new tasks for this worker may appear."""
+        """Where new tasks for this worker may appear, as :meth:`next` saw it when it found none."""
         where = self._spool.layout
-        found = {where.ready}
-        for lane in self._lanes():
-            found.add(where.lane(lane))
-            buckets = sorted(filter(layout.is_bucket, fsio.names(where.lane(lane))))
-            found |= {where.bucket(lane, bucket) for bucket in buckets[-_WATCHED:]}
-        return found
+        found = {where.ready, *map(where.lane, self._seen_lanes)}
+        return found | {where.bucket(lane, bucket) for bucket, lane in self._seen_buckets[-_WATCHED:]}
 
     def next(self) -> Claim | None:
         """Claim the next task, or return None where none is waiting that can be had."""
@@ -215,12 +213,12 @@ class Claimer:
             if claim is not None:
                 return claim
         self._unlisted = None
-        buckets = [
+        self._seen_lanes = self._lanes()
+        buckets = self._seen_buckets = sorted(
             (bucket, lane)
-            for lane in self._lanes()
+            for lane in self._seen_lanes
             for bucket in filter(layout.is_bucket, self._names(self._spool.layout.lane(lane)))
-        ]
-        buckets.sort()
+        )
         for position, (bucket, lane) in enumerate(buckets):
             self._list(lane, bucket)
             if not self._candidates:
@@ -315,8 +313,9 @@ class Claimer:
         """Take the lock; whether the task may be had.
 
         It may not while another worker claims it, or a recoverer has it in hand, which takes a moment. A lock that
-        stays taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a day on
-        MooseFS): then it goes without. The rename decides; what is missing is the witness of this worker's life.
+        stays taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a
+        day on MooseFS): then it goes without. The rename decides; what is missing is the witness of this worker's
+        life.
         """
         now = time.monotonic()
         if try_lock(fd) is not Lock.BUSY:

@@ -49,6 +49,12 @@ def _is_hidden(pid: int) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=1)
+def _here(pid: int) -> Identity:
+    """This process; ``pid`` is its own, which a fork changes."""
+    return Identity.of(pid)
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """One process on one boot of one host."""
 
@@ -80,7 +86,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     def dead(self) -> bool:
         """True only where it is certain: same boot, same pid namespace, and no such process."""
-        here = Identity.of(os.getpid())
+        here = _here(os.getpid())
         if not (self.boot and self.namespace and self.start and here.start):
             return False
         if self.boot != here.boot or self.namespace != here.namespace:

@@ -66,7 +66,7 @@ def dumps(value: object) -> tuple[Buffer, list[Buffer]]:
         if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
             raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
         raise NotPicklable(f"{_short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
-    return stream.getbuffer(), buffers
+    return stream.getvalue(), buffers  # no copy: BytesIO hands out the bytes that it filled
 
 
 @functools.cache

@@ -459,7 +459,8 @@ class Session:
         try:
             value = value_of(outcome, content)
         except BaseException as error:  # noqa: BLE001  it is the task's own
-            _finish(future, error=error)
+            # the frames of this thread tell nobody anything, and would keep the outcome's data
+            _finish(future, error=error.with_traceback(None))
         else:
             _finish(future, value=value)
         self._delivered(future)

@@ -145,7 +145,9 @@ class Spool:
                 fsio.move(source, target, durability=self.config.durability)
                 return
             except OSError as error:
-                reason = error
+                reason = (
+                    error.errno or 0
+                )  # not the error: its frames would keep the task's data until garbage is collected
                 try:
                     if not fsio.there(source):  # it happened; the answer was for a repeated request
                         return
@@ -153,13 +155,13 @@ class Spool:
                         self.make_directories(os.path.dirname(target))
                         continue
                 except OSError as refused:
-                    reason = refused
-                if left and reason.errno not in fsio.FULL | fsio.DENIED:
+                    reason = refused.errno or 0
+                if left and reason not in fsio.FULL | fsio.DENIED:
                     rhythm.sleep()
                     continue
                 # gone before it was removed: moved after all, if it stands there; a repeated request says so as well
                 if fsio.remove(source) or not fsio.there(target):
-                    raise reason from None
+                    raise OSError(reason, os.strerror(reason), target) from None
                 return
         fsio.remove(source)
         raise SpoolpoolError(

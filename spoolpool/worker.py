@@ -162,6 +162,7 @@ class Worker:
         watched: set[str] = set()
         idle_since = time.monotonic()
         done = 0
+        woken = False
         while not self._stopping and (self._until is None or time.monotonic() < self._until):
             self._watch.clear()
             try:
@@ -175,6 +176,7 @@ class Worker:
                 continue
             if directories is None:
                 done += 1
+                woken = False
                 rhythm.reset()
                 idle_since = time.monotonic()
                 if self._group.tainted:
@@ -188,7 +190,7 @@ class Worker:
                 self._watch.keep(directories)
                 watched = directories
                 continue  # what came before the watch was set is found by one more look
-            if not self._wanted():
+            if (woken or time.monotonic() >= self._look_due) and not self._wanted():
                 break
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
@@ -196,7 +198,8 @@ class Worker:
             seconds = rhythm.next()
             if (due := self._releaser.due) is not None:
                 seconds = min(seconds, max(0.0, due - time.monotonic()))
-            if self._watch.wait(seconds):
+            woken = self._watch.wait(seconds)
+            if woken:
                 rhythm.reset()
         return 0
 
@@ -215,6 +218,7 @@ class Worker:
     def _wanted(self) -> bool:
         """Whether nobody has asked this worker to end, and the process lives for whose sake it runs."""
         owner = self._terms.owner
+        self._look_due = time.monotonic() + _LOOK_EVERY
         try:
             return not self._registration.told_to_stop() and (owner is None or not owner.dead())
         except OSError:  # the server is away for a moment
@@ -230,7 +234,6 @@ class Worker:
     def _housekeeping(self, *, idle: bool) -> None:
         now = time.monotonic()
         if not idle and now >= self._look_due:  # a look after each task would cost as much as its claim
-            self._look_due = now + _LOOK_EVERY
             self._stopping |= not self._wanted()
         if (due := self._releaser.due) is not None and due <= now:
             self._release()

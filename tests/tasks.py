@@ -112,9 +112,13 @@ def lock() -> Any:
     return threading.Lock()
 
 
+def _go_off() -> NoReturn:
+    raise OwnError("goes off when it is unpickled")
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
-        return fail, (OwnError("goes off when it is unpickled"),)
+        return _go_off, ()
 
 
 def bomb() -> Any:

@@ -835,6 +835,25 @@ def test_a_spool_that_is_removed_fails_its_futures(gate: Callable[..., Gate], so
     executor.shutdown()
 
 
+def test_nothing_of_a_task_is_kept_until_garbage_is_collected(single: Executor) -> None:
+    single.submit(tasks.pid).result()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        urgent = {"priority": 1}  # in a bucket of its own, that is not there yet
+        assert single.submit(tasks.keywords, value=[1], resource_dict=urgent).result() == {"value": [1]}
+        assert isinstance(single.submit(tasks.leave, 3).exception(), SystemExit)
+        assert isinstance(single.submit(tasks.bomb).exception(), NotUnpicklable)
+        gc.collect()
+        kept = [each for each in gc.garbage if isinstance(each, (memoryview, TaskFuture, BaseException))]
+        assert kept == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 # ------------------------------------------------------------------------------------ exceptions
 
 

@@ -1,0 +1,320 @@
+"""Whose files are read: what is not trusted is not opened further, not unpickled, not removed, but told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spoolpool import envelope, fsio, layout, pickling, task
+from spoolpool.claim import Claimer
+from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
+from spoolpool.layout import Token
+from spoolpool.recovery import Recovery
+from spoolpool.spool import Spool
+from spoolpool.task import TaskHeader
+from spoolpool.trust import Trust, account
+from tests.stage import LANE, Clock, Inbox, Stage, announce, dead_process
+
+STRANGER = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
+
+
+class Trap:
+    """What must not be unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = str(trace)
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.mkdir, (self.trace,)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Trap:
+    return Trap(tmp_path / "sprung")
+
+
+@pytest.fixture
+def claimer(spool: Spool) -> Claimer:
+    return Claimer(spool, layout.new_worker_id(), lambda _: True, Trust())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+def put(spool: Spool, trap: Trap) -> Path:
+    """Submit a task; its file."""
+    name = layout.new_task_id()
+    header = TaskHeader(
+        task=name, session="inbox", lane=LANE, bucket=layout.bucket_name(name, layout.new_submitter_id())
+    )
+    payload, buffers = pickling.dumps(trap)
+    token = spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
+    return Path(spool.layout.bucket(header.lane, header.bucket), token.name)
+
+
+def refuses(claimer: Claimer, path: Path, *words: str) -> None:
+    """It is told about, left as it is, and another task is found behind it."""
+    assert claimer.next() is None
+    assert all(word in claimer.refused[str(path)] for word in words), claimer.refused
+    assert claimer.next() is None
+
+
+def check(path: Path, trust: Trust) -> int:
+    fd = fsio.open_file(str(path))
+    try:
+        return trust.check(fd, str(path))
+    finally:
+        fsio.close(fd)
+
+
+def test_ones_own_file_is_trusted_and_its_size_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert check(tmp_path / "file", Trust()) == 5
+
+
+@as_root
+def test_anothers_file_is_trusted_only_if_that_account_was_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    with pytest.raises(NotTrusted, match=f"{path} belongs to {account(STRANGER)}"):
+        check(path, Trust())
+    assert check(path, Trust([STRANGER])) == 0
+    assert check(path, Trust([account(STRANGER)])) == 0
+
+
+def test_an_account_that_is_not_there_cannot_be_trusted() -> None:
+    with pytest.raises(BadRequest, match="no account 'nobody-of-that-name'"):
+        Trust(["nobody-of-that-name"])
+
+
+def test_an_account_without_a_name_has_its_number() -> None:
+    assert account(4_000_000_000) == "uid 4000000000"
+
+
+@as_root
+def test_a_task_of_a_stranger_is_left_alone_and_the_next_one_is_claimed(
+    spool: Spool, claimer: Claimer, trap: Trap
+) -> None:
+    path = put(spool, trap)
+    os.chown(path, STRANGER, STRANGER)
+    refuses(claimer, path, "not trusted")
+    assert path.exists()
+    mine = put(spool, trap)
+    claim = claimer.next()
+    assert claim is not None and claim.token.task == mine.name[: len(claim.token.task)]
+    claim.release()
+    assert not os.path.exists(trap.trace)
+
+
+@as_root
+def test_a_task_of_a_named_account_is_claimed(spool: Spool, trap: Trap) -> None:
+    os.chown(put(spool, trap), STRANGER, STRANGER)
+    claim = Claimer(spool, layout.new_worker_id(), lambda _: True, Trust([STRANGER])).next()
+    assert claim is not None
+    claim.release()
+
+
+def test_a_symbolic_link_is_not_followed(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
+    path = put(spool, trap)
+    os.rename(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    refuses(claimer, path, "symbolic links")
+    assert path.is_symlink()
+
+
+def test_a_fifo_holds_nobody_up(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    os.mkfifo(path)
+    refuses(claimer, path, "not a regular file")
+    assert path.is_fifo()
+
+
+def test_a_socket_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    monkeypatch.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(path.name)
+        refuses(claimer, path, "cannot be opened")
+    assert path.is_socket()
+
+
+@as_root
+def test_a_device_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    try:
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
+    except PermissionError as error:
+        pytest.skip(f"no device can be made here: {error}")
+    refuses(claimer, path)
+
+
+def test_a_directory_with_the_name_of_a_task_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    path.mkdir()
+    refuses(claimer, path, "cannot be opened")
+    assert path.is_dir()
+
+
+def test_a_file_with_a_second_name_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
+    path = put(spool, trap)
+    os.link(path, tmp_path / "second")
+    refuses(claimer, path, "2 names")
+    assert path.exists()
+
+
+def test_a_file_that_may_not_be_opened_is_left_alone(
+    spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(spool, trap)
+
+    def refuse(path: str, *, write: bool = False) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(fsio, "open_file", refuse)
+    refuses(claimer, path, "Permission denied")
+
+
+def test_a_torn_task_is_set_aside_and_the_next_one_is_claimed(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    torn, whole = put(spool, trap), put(spool, trap)
+    torn.write_bytes(torn.read_bytes()[:-1])
+    claim = claimer.next()
+    assert claim is not None and claim.token.task == layout.parse_token(whole.name).task  # type: ignore[union-attr]
+    claim.release()
+    [kept] = os.listdir(spool.layout.failed)
+    assert kept.startswith(torn.name)
+    assert not os.listdir(spool.layout.ready + f"/{LANE}/{torn.parent.name}")
+
+
+@pytest.mark.parametrize(
+    "field", [{"session": "../../etc"}, {"lane": "../x"}, {"bucket": "../../../x"}, {"init": "/etc/passwd"}], ids=str
+)
+def test_a_header_with_a_hostile_name_leads_nowhere(
+    field: dict[str, str], spool: Spool, claimer: Claimer, trap: Trap
+) -> None:
+    path = put(spool, trap)
+    fd = fsio.open_file(str(path))
+    content = envelope.read(fd, fsio.size(fd), str(path))
+    fsio.close(fd)
+    import msgspec
+
+    header = msgspec.json.decode(content.header, type=TaskHeader)
+    hostile = msgspec.structs.replace(header, **field)
+    path.write_bytes(b"".join(bytes(part) for part in envelope.pack(task.encode(hostile), content.payload)))
+    assert claimer.next() is None
+    [kept] = os.listdir(spool.layout.failed)
+    assert kept.startswith(path.name)
+
+
+def test_a_task_under_the_name_of_another_is_set_aside(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.rename(path.with_name(Token(layout.new_task_id(), 1, 1).name))
+    assert claimer.next() is None
+    assert len(os.listdir(spool.layout.failed)) == 1
+
+
+def test_foreign_names_in_a_spool_are_left_alone_and_stop_nothing(
+    spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path
+) -> None:
+    path = put(spool, trap)
+    foreign = [
+        Path(spool.layout.ready, "README"),
+        Path(spool.layout.ready, "other lane"),
+        Path(spool.layout.ready, LANE, "notes"),
+        path.parent / "core.1234",
+        path.parent / ".nfs0000000000000001",
+        Path(spool.layout.claimed, "junk"),
+        Path(spool.layout.workers, "junk"),
+    ]
+    for each in foreign:
+        each.touch()
+    Recovery(spool).round()
+    claim = claimer.next()
+    assert claim is not None
+    claim.release()
+    assert all(each.exists() for each in foreign)
+
+
+@pytest.mark.parametrize("kind", ["lane", "bucket"])
+def test_a_directory_that_cannot_be_listed_does_not_hide_the_tasks_in_others(
+    kind: str, spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(spool, trap)
+    if kind == "lane":
+        closed = Path(spool.layout.ready, "aaa.r1t1g0.py3.11")
+    else:
+        closed = path.parent.with_name("000-00000000000000-00000000")
+    closed.mkdir()
+    names = fsio.names
+
+    def refuse(directory: str) -> list[str]:
+        if directory == str(closed):
+            raise PermissionError(13, "Permission denied", directory)
+        return names(directory)
+
+    monkeypatch.setattr(fsio, "names", refuse)
+    claim = claimer.next()
+    assert claim is not None
+    claim.release()
+    with pytest.raises(PermissionError, match=str(closed)):  # with nothing else to do, it is told
+        claimer.next()
+
+
+@as_root
+@pytest.mark.parametrize("forge", ["owner", "fifo", "link"])
+def test_an_outcome_that_a_stranger_made_is_not_unpickled_and_the_future_says_so(
+    forge: str, tmp_path: Path, clock: Clock, trap: Trap
+) -> None:
+    stage = Stage(tmp_path / "stage", clock)
+    inbox = Inbox(stage.spool, clock)
+    future = inbox.put(str, 1)
+    stage.work()
+    [name] = os.listdir(f"{stage.spool.layout.outgoing}/inbox")
+    path = Path(stage.spool.layout.outgoing, "inbox", name)
+    if forge == "owner":
+        os.chown(path, STRANGER, STRANGER)
+    else:
+        path.rename(tmp_path / "moved")
+        os.mkfifo(path) if forge == "fifo" else path.symlink_to(tmp_path / "moved")
+    inbox.look(rounds=60)
+    assert isinstance(future.exception(timeout=0), NotTrusted if forge == "owner" else BadTaskFile)
+    assert os.path.lexists(path)
+
+
+@as_root
+def test_a_claim_that_a_stranger_put_there_is_not_taken_for_the_workers_own(
+    spool: Spool, trap: Trap, tmp_path: Path
+) -> None:
+    worker = layout.new_worker_id()
+    claimer = Claimer(spool, worker, lambda _: True, Trust())
+    path = put(spool, trap)
+    token = layout.parse_token(path.name)
+    assert token is not None
+    forged = Path(spool.layout.claimed_token(token.claimed_by(worker)))
+    path.rename(forged)
+    os.chown(forged, STRANGER, STRANGER)
+    assert claimer.forgotten() is None
+    assert "not trusted" in claimer.refused[str(forged)]
+    assert forged.exists()
+
+
+def test_recovery_reads_headers_and_unpickles_nothing(tmp_path: Path, clock: Clock, trap: Trap) -> None:
+    stage = Stage(tmp_path / "stage", clock)
+    path = put(stage.spool, trap)
+    token = layout.parse_token(path.name)
+    assert token is not None
+    path.rename(stage.spool.layout.claimed_token(token.claimed_by(announce(stage.spool, dead_process()))))
+    assert stage.recover()
+    assert not os.path.exists(trap.trace)
