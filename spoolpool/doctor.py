@@ -93,6 +93,11 @@ class Doctor:
         self._names_made += 1
         return f"{what}-{self._names_made}"
 
+    def _new_directory(self, what: str) -> str:
+        name = self._new_name(what)
+        fsio.make_directory(f"{self._meeting.path}/{name}")
+        return name
+
     def _clock(self) -> Answer:
         self._ask("clock")  # it may only just be starting
         before = time.time()
@@ -114,9 +119,8 @@ class Doctor:
         return mine, theirs
 
     def _race_once(self, do: str, run: Callable[[str], int], tokens: int) -> tuple[int, int]:
-        race = self._new_name("race")
+        race = self._new_directory("race")
         directory = f"{self._meeting.path}/{race}"
-        fsio.make_directory(directory)
         for number in range(tokens):
             fsio.create(f"{directory}/{number}", [])
         mine = []
@@ -184,15 +188,16 @@ class Doctor:
             fsio.close(fd)
 
     def _names(self) -> Iterator[Answer]:
-        name = self._new_name("name")
-        directory = self._meeting.path
-        path = f"{directory}/{name}"
-        os.path.lexists(path)  # looked up in vain: from now on the cache may say so
-        self._ask("make", name)
-        yield self._delay("listed", lambda: name in fsio.names(directory), "a new name is listed", bound=1.0)
+        listed, looked_up = self._new_directory("listed"), self._new_directory("name")
+        path = f"{self._meeting.path}/{looked_up}/new"
+        os.path.lexists(path)  # looked up in vain: from now on the cache may say so. To list it would ask anew
+        self._ask("make", f"{listed}/new")
+        text = "a new name is listed"
+        yield self._delay("listed", lambda: bool(fsio.names(f"{self._meeting.path}/{listed}")), text, bound=1.0)
+        self._ask("make", f"{looked_up}/new")
         text = "a new name that was looked up in vain before is found"
         yield self._delay("looked up", lambda: os.path.lexists(path), text, bound=60.0)
-        self._ask("take", name)
+        self._ask("take", f"{looked_up}/new")
         yield self._delay("gone", lambda: not os.path.lexists(path), "a removed name is no longer found", bound=60.0)
 
     def _signs_of_life(self) -> Answer:
@@ -208,10 +213,8 @@ class Doctor:
     def _inotify(self) -> Answer:
         watch = Watch()
         try:
-            name = self._new_name("watched")
-            directory = f"{self._meeting.path}/{name}"
-            fsio.make_directory(directory)
-            watch.add(directory)
+            name = self._new_directory("watched")
+            watch.add(f"{self._meeting.path}/{name}")
             self._ask("make", f"{name}/new")
             told = watch.wait(2.0)
         finally:
@@ -237,6 +240,7 @@ def examine(directory: str, *, patience: float = PATIENCE) -> tuple[bool, list[A
     answers = describe(directory)
     meeting = None
     process = None
+    across = False
     try:
         meeting = waiting_peer(directory, patience=patience)
         across = meeting is not None
@@ -251,7 +255,6 @@ def examine(directory: str, *, patience: float = PATIENCE) -> tuple[bool, list[A
             raise
         text = f"a file cannot be made or read here ({error.strerror}): not everything could be tried"
         answers.append(Answer(question="files", grade="bad", text=text, value=error.strerror))
-        across = False
     finally:
         if process is not None:
             process.kill()

@@ -7,6 +7,7 @@ somebody started on another. What they say are files with names of their own, ea
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -32,6 +33,8 @@ PATIENCE = 100.0
 TOKENS = 500
 """Files for which two race."""
 
+_CLOSING = 30.0  # seconds: longer than sshfs goes on listing what it listed before (20)
+_LOST = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES})  # sshfs says EPERM where others say EEXIST
 _FILE = re.compile(r"[a-z]+-[0-9]+(/new)?")
 
 
@@ -84,10 +87,11 @@ class Meeting:
             return None
 
     def post(self, name: str, content: dict[str, Any]) -> None:
-        """Say something to the other side."""
-        source = f"{self.path}/.{name}.{os.urandom(4).hex()}"
-        fsio.create(source, [json.dumps(content).encode()])
-        fsio.move(source, f"{self.path}/{name}")
+        """Say something to the other side.
+
+        Made in place: on NFS 3 a temporary file beside it can hide the name from the other side for good.
+        """
+        fsio.create(f"{self.path}/{name}", [json.dumps(content).encode()])
 
     def hear(self, name: str, what: str) -> dict[str, Any]:
         """Wait for what the other side says, and read it."""
@@ -120,8 +124,13 @@ class Meeting:
 
     def close(self) -> None:
         """Remove it; harmless when repeated."""
-        with contextlib.suppress(OSError):
-            fsio.remove_tree(self.path)
+
+        def gone() -> bool:
+            with contextlib.suppress(OSError):
+                fsio.remove_tree(self.path)
+            return not os.path.lexists(self.path)
+
+        until_true(gone, _CLOSING)  # a listing may be too old to show all that is in it
 
 
 class Peer:
@@ -255,9 +264,12 @@ def create_all(directory: str) -> int:
     """Make the same files as the other side; returns how many were said to be new."""
     won = 0
     for number in range(TOKENS):
-        with contextlib.suppress(FileExistsError):
+        try:
             fsio.create(f"{directory}/{number}", [])
             won += 1
+        except OSError as error:
+            if error.errno not in _LOST:  # the other side was first
+                raise
     return won
 
 

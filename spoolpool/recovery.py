@@ -169,6 +169,10 @@ class Recovery:
             fsio.remove(path)
             del self._first_look[path]
 
+    def discards(self, worker: str) -> bool:
+        """Whether an outcome of a worker still waits for its second look."""
+        return any(path.endswith(f".{worker}") for path in self._first_look)
+
     def _discard_again(self) -> None:
         for path in list(self._first_look):
             parent, _, name = path.rpartition("/")

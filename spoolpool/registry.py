@@ -99,7 +99,8 @@ class Registration:
     def told_to_stop(self) -> bool:
         """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
         found = fsio.names(self._directory)
-        return "stop" in found or "info.json" not in found
+        # an empty list can also be the answer for a stale handle
+        return "stop" in found or ("info.json" not in found and (bool(found) or fsio.gone(self._directory)))
 
     def beats(self) -> bool:
         """Whether the sign of life still goes out; the process that sends it is started again once it ended."""
@@ -110,11 +111,18 @@ class Registration:
         self._beat = self._start()
         return True
 
-    def close(self) -> None:
-        """Take the entry away: this worker claims nothing any more. Harmless when repeated."""
+    def close(self, *, unfinished: bool = False) -> None:
+        """Take the entry away: this worker claims nothing any more. Harmless when repeated.
+
+        ``unfinished`` leaves an empty one, so that recoverers go on for this worker: something in its name is still to
+        be discarded.
+        """
         self._beat.kill()
         self._beat.communicate()
         forget(self._directory)
+        if unfinished:
+            with contextlib.suppress(OSError):
+                fsio.make_directory(self._directory)
 
 
 _BEAT = """\

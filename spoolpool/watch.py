@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from watchdog.observers import inotify_c
 
 
+_EVENT = 512  # bytes, more than the largest event of inotify: 16 and a name of 255 with its end
+
+
 class Watch:
     """A set of watched directories, and a wait that their changes or :meth:`wake` end.
 
@@ -94,5 +97,5 @@ class Watch:
     @staticmethod
     def _drain(fd: int) -> None:
         with contextlib.suppress(OSError):  # BlockingIOError: it is empty
-            while len(os.read(fd, 65536)) == 65536:
+            while len(os.read(fd, 65536)) > 65536 - _EVENT:  # inotify gives whole events
                 pass

@@ -118,6 +118,7 @@ class Worker:
         self._spool = spool
         self._group = group
         self._terms = terms
+        self._name = info.worker
         self._registration = Registration(spool, info)
         self._claimer = Claimer(spool, info.worker, lambda lane: info.why_not(lane) is None, terms.trust)
         self._recovery = Recovery(spool)
@@ -151,7 +152,7 @@ class Worker:
         try:
             return self._loop()
         finally:
-            self._registration.close()
+            self._registration.close(unfinished=self._recovery.discards(self._name))
             self._journal.write("worker ended")
             self._journal.close()
             self._watch.close()

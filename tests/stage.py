@@ -62,10 +62,10 @@ class Clock:
         self.now += seconds
 
     @classmethod
-    def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """The clock of everybody in this process."""
+    def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
+        """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
-        for module in (backoff, claim, recovery, registry, session, worker):
+        for module in (recovery, registry, session, *(() if observers else (backoff, claim, worker))):
             monkeypatch.setattr(module, "time", clock)
         return clock
 

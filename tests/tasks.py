@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -152,3 +154,20 @@ def communicator() -> tuple[int, int]:
     from mpi4py import MPI
 
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+
+
+def hold_gil(started: str | Path, gate: str | Path) -> None:
+    """Sit in C code, without giving up the interpreter's lock, until nobody holds the lock of a file any more."""
+    fd = os.open(gate, os.O_RDWR)
+    mark(started)
+    ctypes.PyDLL(None).flock(fd, fcntl.LOCK_EX)
+
+
+def fork_and_wait(children: str | Path, end: str | Path) -> None:
+    """Leave a forked child behind that lives until a file is there, as its parent does."""
+    pid = os.fork()
+    if pid == 0:
+        wait_for(end)
+        os._exit(0)
+    Path(children).write_text(str(pid), encoding="ascii")
+    wait_for(end)

@@ -225,6 +225,35 @@ def test_renames_that_happen_and_answer_an_error_are_no_fault(
     assert sides().doctor._renames().grade == "good"
 
 
+def test_a_loser_that_is_told_that_it_may_not_is_a_loser(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshfs says EPERM where others say EEXIST."""
+    real = fsio.create
+
+    def refused(path: str, *rest: object, **options: object) -> None:
+        try:
+            real(path, *rest, **options)  # type: ignore[arg-type]
+        except FileExistsError:
+            raise PermissionError(1, "Operation not permitted", path) from None
+
+    monkeypatch.setattr(fsio, "create", refused)
+    assert sides().doctor._creates().grade == "good"
+
+
+@pytest.mark.parametrize(
+    ("races", "grade"), [([(50, 0), (0, 50), (30, 20)], "good"), ([(50, 0), (50, 0), (50, 0), (30, 20)], "note")]
+)
+def test_sides_that_did_not_meet_try_again_and_say_so_in_the_end(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, races: list[tuple[int, int]], grade: str
+) -> None:
+    left = iter(races)
+    monkeypatch.setattr(Doctor, "_race_once", lambda *_: next(left))
+    found = sides().doctor._renames()
+    assert (found.grade, found.value) == (grade, 0)
+    assert ("never met" in found.text) == (grade == "note")
+
+
 def test_exclusive_creates_with_two_winners_are_found(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,13 +293,9 @@ def test_a_lock_that_outlives_its_holder_is_found(sides: Callable[..., Sides], m
     assert "10 leases" in dead.text
 
 
-def without_the_name(names: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
-    """A listing that does not get to know one new file."""
-    return lambda directory: [name for name in names(directory) if not name.startswith("name-")]
-
-
 def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsio, "names", without_the_name(fsio.names))
+    real = fsio.names
+    monkeypatch.setattr(fsio, "names", lambda directory: [] if "/listed-" in directory else real(directory))
     found = sides(patience=0.3).doctor._names()
     grades = {answer.question: answer.grade for answer in found}
     assert grades == {"listed": "bad", "looked up": "good", "gone": "good"}

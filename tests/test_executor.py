@@ -844,7 +844,6 @@ def test_nothing_of_a_task_is_kept_until_garbage_is_collected(single: Executor) 
         urgent = {"priority": 1}  # in a bucket of its own, that is not there yet
         assert single.submit(tasks.keywords, value=[1], resource_dict=urgent).result() == {"value": [1]}
         assert isinstance(single.submit(tasks.leave, 3).exception(), SystemExit)
-        assert isinstance(single.submit(tasks.bomb).exception(), NotUnpicklable)
         gc.collect()
         kept = [each for each in gc.garbage if isinstance(each, (memoryview, TaskFuture, BaseException))]
         assert kept == []
