@@ -93,10 +93,12 @@ class Doctor:
         self._names_made += 1
         return f"{what}-{self._names_made}"
 
-    def _new_directory(self, what: str) -> str:
+    def _new_place(self, what: str) -> str:
+        """A directory two levels down: the meeting is listed often, which on NFS tells of the directories in it."""
         name = self._new_name(what)
-        fsio.make_directory(f"{self._meeting.path}/{name}")
-        return name
+        for each in (name, f"{name}/in"):
+            fsio.make_directory(f"{self._meeting.path}/{each}")
+        return f"{name}/in"
 
     def _clock(self) -> Answer:
         self._ask("clock")  # it may only just be starting
@@ -119,8 +121,9 @@ class Doctor:
         return mine, theirs
 
     def _race_once(self, do: str, run: Callable[[str], int], tokens: int) -> tuple[int, int]:
-        race = self._new_directory("race")
+        race = self._new_name("race")
         directory = f"{self._meeting.path}/{race}"
+        fsio.make_directory(directory)
         for number in range(tokens):
             fsio.create(f"{directory}/{number}", [])
         mine = []
@@ -188,12 +191,14 @@ class Doctor:
             fsio.close(fd)
 
     def _names(self) -> Iterator[Answer]:
-        listed, looked_up = self._new_directory("listed"), self._new_directory("name")
-        path = f"{self._meeting.path}/{looked_up}/new"
-        os.path.lexists(path)  # looked up in vain: from now on the cache may say so. To list it would ask anew
+        listed, looked_up = self._new_place("listed"), self._new_place("name")
+        place, path = f"{self._meeting.path}/{listed}", f"{self._meeting.path}/{looked_up}/new"
+        # listed, and looked up in vain: from now on caches may say so. The latter is never listed: that would ask anew
+        fsio.names(place)
+        os.path.lexists(path)
         self._ask("make", f"{listed}/new")
         text = "a new name is listed"
-        yield self._delay("listed", lambda: bool(fsio.names(f"{self._meeting.path}/{listed}")), text, bound=1.0)
+        yield self._delay("listed", lambda: bool(fsio.names(place)), text, bound=1.0)
         self._ask("make", f"{looked_up}/new")
         text = "a new name that was looked up in vain before is found"
         yield self._delay("looked up", lambda: os.path.lexists(path), text, bound=60.0)
@@ -213,7 +218,7 @@ class Doctor:
     def _inotify(self) -> Answer:
         watch = Watch()
         try:
-            name = self._new_directory("watched")
+            name = self._new_place("watched")
             watch.add(f"{self._meeting.path}/{name}")
             self._ask("make", f"{name}/new")
             told = watch.wait(2.0)

@@ -35,7 +35,7 @@ TOKENS = 500
 
 _CLOSING = 30.0  # seconds: longer than sshfs goes on listing what it listed before (20)
 _LOST = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES})  # sshfs says EPERM where others say EEXIST
-_FILE = re.compile(r"[a-z]+-[0-9]+(/new)?")
+_FILE = re.compile(r"[a-z]+-[0-9]+(/in/new)?")
 
 
 def order_name(number: int) -> str:

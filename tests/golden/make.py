@@ -1,0 +1,67 @@
+"""Make the golden spool of the present format: ``python tests/golden/make.py`` from the root of the repository.
+
+It is made once per format, committed, and read for ever: run this only when ``layout.FORMAT`` has risen.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from spoolpool import envelope, layout, task
+from spoolpool.claim import commit, write_outcome
+from spoolpool.layout import Token
+from spoolpool.spool import Spool
+from spoolpool.task import OutcomeHeader, TaskHeader
+
+LANE = "default.r1t1g0.py3.11"
+BUCKET = "499-0660e6e464b511-22dc7470"
+WAITING, DONE = "499-0660e6e464b511-22dc7470e2", "499-0660e6e464b5ff-1f46f1a9c3"
+WORKER = "0123456789abcdef"
+DATA = bytes(range(256)) * 17
+
+
+def header(name: str) -> TaskHeader:
+    """What its submitter says about a task."""
+    return TaskHeader(
+        task=name,
+        session="golden",
+        lane=LANE,
+        bucket=BUCKET,
+        name="pow",
+        user="golden",
+        host="golden",
+        submitted=1_790_000_000.0,
+        max_attempts=3,
+    )
+
+
+def make(directory: Path) -> None:
+    """A task that waits, and an outcome with a buffer of its own that nobody has collected."""
+    spool = Spool.create(directory, durability="none")
+    config = msgspec.structs.replace(spool.config, id="0" * 16)
+    Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
+    spool.open_session("golden")
+    call = pickle.dumps((pow, (2, 5), {}), protocol=5)
+    for name in (WAITING, DONE):
+        spool.enqueue(header(name), envelope.pack(task.encode(header(name)), call))
+    token = Token(DONE, 1, 1).claimed_by(WORKER)
+    Path(spool.layout.bucket(LANE, BUCKET), Token(DONE, 1, 1).name).rename(spool.layout.claimed_token(token))
+    buffers: list[pickle.PickleBuffer] = []
+    value = pickle.dumps([42, pickle.PickleBuffer(DATA)], protocol=5, buffer_callback=buffers.append)
+    outcome = OutcomeHeader(task=DONE, kind="result", worker=WORKER, host="golden", started=1.0, ended=2.0)
+    parts = envelope.pack(task.encode(outcome), value, [buffer.raw() for buffer in buffers])
+    write_outcome(spool, "golden", token, parts)
+    commit(spool, "golden", token)
+
+
+if __name__ == "__main__":
+    place = Path(__file__).parent / f"format-{layout.FORMAT}"
+    shutil.rmtree(place, ignore_errors=True)
+    make(place)
+    for directory in sorted(place.rglob("*"), reverse=True):
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()  # git keeps none

@@ -1,0 +1,74 @@
+"""Spools of every format that there ever was are read for ever."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spoolpool import layout, pickling
+from spoolpool.check import check
+from spoolpool.claim import Claimer, commit, write_outcome
+from spoolpool.errors import SpoolVersion
+from spoolpool.layout import Layout
+from spoolpool.spool import Spool
+from spoolpool.task import TaskHeader
+from spoolpool.trust import Trust
+from tests.golden.make import DATA, DONE, WAITING
+from tests.stage import Clock, Inbox, outcome_of
+
+GOLDEN = Path(__file__).parent / "golden"
+FORMATS = sorted(path.name for path in GOLDEN.glob("format-*"))
+
+
+@pytest.fixture(params=FORMATS)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a golden spool, with the empty directories that git does not keep."""
+    place = tmp_path / "spool"
+    shutil.copytree(GOLDEN / request.param, place)
+    for name in Layout.DIRECTORIES:
+        (place / name).mkdir(exist_ok=True)
+    return place
+
+
+def test_there_is_a_golden_spool_of_this_format() -> None:
+    assert f"format-{layout.FORMAT}" in FORMATS
+
+
+def test_nothing_in_a_golden_spool_is_strange(golden: Path) -> None:
+    assert check(Spool(golden)) == []
+
+
+def test_its_waiting_task_is_claimed_and_run_and_its_outcomes_are_collected(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(golden)
+    inbox = Inbox(spool, Clock.installed(monkeypatch), "golden")
+    claim = Claimer(spool, layout.new_worker_id(), lambda _: True, Trust()).next()
+    assert claim is not None
+    assert claim.header.task == WAITING
+    assert (claim.header.name, claim.header.user, claim.header.max_attempts) == ("pow", "golden", 3)
+    function, args, kwargs = pickling.loads(claim.content.payload, claim.content.buffers)
+    assert function(*args, **kwargs) == 32
+    write_outcome(spool, "golden", claim.token, outcome_of(claim.header, claim.token))
+    assert commit(spool, "golden", claim.token)
+    claim.release()
+
+    waiting = inbox.expect(claim.header)
+    done = inbox.expect(TaskHeader(task=DONE, session="golden", lane=claim.header.lane, bucket=claim.header.bucket))
+    inbox.look()
+    assert waiting.result(timeout=0) == "value"
+    number, data = done.result(timeout=0)
+    assert number == 42
+    assert bytes(data) == DATA
+    assert not [path for path in (golden / "outgoing").rglob("*") if path.is_file()]
+
+
+def test_a_spool_of_a_later_format_is_refused_with_the_words_what_to_do(golden: Path) -> None:
+    config = msgspec.json.decode((golden / "spool.json").read_bytes())
+    config["format"] = layout.FORMAT + 1
+    (golden / "spool.json").write_bytes(msgspec.json.encode(config))
+    with pytest.raises(SpoolVersion, match="Install a newer spoolpool"):
+        Spool(golden)
