@@ -386,7 +386,7 @@ class Session:
             self._long_wait = False
 
     def _still_there(self) -> None:
-        if fsio.gone(self.spool.path):
+        if fsio.gone(self.spool.layout.config):  # a directory may be left of it, where something was made in it
             self.fail(BrokenSpool(f"The spool {self.spool.path} is gone, and all tasks that were in it."))
         else:
             self.spool.open_session(self.name)

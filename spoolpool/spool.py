@@ -178,8 +178,8 @@ class Spool:
         """Make a directory of the spool with those above it, below the spool's root."""
         if os.path.dirname(path) != self.path:
             self.make_directories(os.path.dirname(path))
-        elif fsio.gone(self.path):
-            raise NotASpool(f"The spool {self.path} is gone: its directory does not exist any more.")
+        elif fsio.gone(self.layout.config):  # the directory alone is no spool, as where one was mounted
+            raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
         with contextlib.suppress(FileExistsError):
             fsio.make_directory(path)
 

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def run_script(path: Path, text: str, *arguments: object, **variables: Any) -> s
 def in_fork(function: Callable[[], object]) -> object:
     """What a function returns in a forked child, or the exception that it raises there."""
     reading, writing = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads run is what is tested
+        pid = os.fork()
     if pid == 0:
         try:
             try:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +131,32 @@ def leave_trace(path: str) -> str:
     return "value"
 
 
+def leave_trace_and_raise_at_first(path: str) -> str:
+    """A task that does not succeed before its second attempt."""
+    attempt = _trace_of_attempt(path)
+    if attempt == 1:
+        raise ValueError("not yet")
+    return "value"
+
+
+def leave_trace_and_be_fenced_at_first(path: str, root: str) -> str:
+    """A task in whose first attempt others take the worker for dead, and let the task wait again."""
+    if _trace_of_attempt(path) == 1:
+        [claimed] = Path(root, "claimed").iterdir()
+        [bucket] = Path(root, "ready", LANE).iterdir()
+        token = parse_token(claimed.name)
+        assert token is not None
+        claimed.rename(bucket / token.requeued().name)
+    return "value"
+
+
+def _trace_of_attempt(path: str) -> int:
+    task = current_task()
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{task.id}:{task.attempt}\n")
+    return task.attempt
+
+
 def dead_process() -> Identity:
     """A process of this host that is provably dead: it has this one's pid, and started at another time."""
     return msgspec.structs.replace(Identity.of(os.getpid()), start="1")
@@ -238,9 +264,11 @@ class Stage:
         """A new incarnation of the submitter."""
         return Inbox(self.spool, self.clock, self.session)
 
-    def submit(self, inbox: Inbox | None = None, **options: Any) -> TaskHeader:
+    def submit(
+        self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: str, **options: Any
+    ) -> TaskHeader:
         """Submit a task that leaves a trace of each run."""
-        future = (inbox or self.inbox()).put(leave_trace, str(self.effects), **options)
+        future = (inbox or self.inbox()).put(function, str(self.effects), *more, **options)
         self.note("submitted", future.task)
         return future.header
 
@@ -279,7 +307,7 @@ class Stage:
         return Counter(task for said, task in lines if said == what)
 
     def runs(self) -> Counter[str]:
-        """How often the function of each task ran."""
+        """How often the function of each task ran (of each attempt, where every one runs once)."""
         return Counter(self.effects.read_text().split())
 
     def seen(self) -> Seen:

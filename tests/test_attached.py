@@ -558,25 +558,27 @@ def test_a_claim_is_given_back_by_a_worker_that_must_end_while_the_disk_is_full(
 # ------------------------------------------------------------------- foreign and torn files
 
 
-def test_a_torn_task_is_set_aside_its_submitter_is_told_and_the_rest_goes_on(
+def test_a_task_that_cannot_be_read_is_set_aside_its_submitter_is_told_and_the_rest_goes_on(
     spool: Spool, worker: Workers, soon: None
 ) -> None:
     with Executor(spool=spool.path) as executor:
-        futures = [executor.submit(pow, i, 2) for i in range(4)]
+        futures = [executor.submit(pow, i, 2) for i in range(5)]
         names = tokens(spool, "ready")
         (bucket,) = {path.parent for path in Path(spool.layout.ready).rglob(names[0])}
         os.truncate(bucket / names[0], 100)
         data = (bucket / names[1]).read_bytes()
         (bucket / names[1]).write_bytes(data[:-20] + bytes(20))  # as after a loss of power
+        data = (bucket / names[2]).read_bytes()
+        (bucket / names[2]).write_bytes(data[:8] + b"\x63\0" + data[10:])  # of a version that is still to come
         serving = worker(spool)
-        assert [future.result(LIMIT) for future in futures[2:]] == [4, 9]
-        for future, name in zip(futures[:2], names[:2], strict=True):
+        assert [future.result(LIMIT) for future in futures[3:]] == [9, 16]
+        for future, name in zip(futures[:3], names[:3], strict=True):
             error = future.exception(LIMIT)
             assert isinstance(error, BadTaskFile)
-            assert "failed/" in str(error) and futures[0].done()
-            assert name[: len("000-00000000000000-0000000000")] in str(error)
-    assert len(tokens(spool, "failed")) == 2
-    assert worker.said(serving).count("It is kept as") == 2
+            assert "failed/" in str(error) and name.partition(".")[0] in str(error)
+    assert len(tokens(spool, "failed")) == 3
+    assert worker.said(serving).count("It is kept as") == 3
+    assert worker.said(serving).count("has format 99") == 1
 
 
 def test_foreign_files_in_ready_are_reported_once_and_hinder_nobody(spool: Spool, worker: Workers) -> None:

@@ -20,14 +20,23 @@ from pathlib import Path
 import pytest
 
 from spoolpool import layout
-from spoolpool.claim import Claimer, give_back, write_outcome
-from spoolpool.errors import SpoolFull, SpoolpoolError
+from spoolpool.claim import Claimer, commit, give_back, write_outcome
+from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.layout import Token
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests.faults import CHANGES, CRASHED, LOOKS, OPERATIONS, SPACE, Disk, Fault, at, in_child
-from tests.stage import Clock, Stage, announce, dead_process, outcome_of, unknown_process
+from tests.stage import (
+    Clock,
+    Stage,
+    announce,
+    dead_process,
+    leave_trace_and_be_fenced_at_first,
+    leave_trace_and_raise_at_first,
+    outcome_of,
+    unknown_process,
+)
 
 Body = Callable[[], object]
 Scenario = Callable[[Stage], Body]
@@ -58,6 +67,19 @@ def work_after_close(stage: Stage) -> Body:
     stage.submit()
     stage.spool.close_session(stage.session)
     return lambda: stage.work(tasks=1)
+
+
+def work_again(stage: Stage) -> Body:
+    """A worker whose task raises, is held back, and succeeds the next time."""
+    stage.may_come += (ValueError,)  # where it cannot be held back
+    stage.submit(None, leave_trace_and_raise_at_first, retries=1, retry_delay=0.0)
+    return lambda: stage.work(tasks=2)
+
+
+def work_when_fenced(stage: Stage) -> Body:
+    """A worker that others take for dead while it runs, and that comes back."""
+    stage.submit(None, leave_trace_and_be_fenced_at_first, stage.spool.path)
+    return lambda: stage.work(tasks=2)
 
 
 def collect(stage: Stage) -> Body:
@@ -150,6 +172,8 @@ SCENARIOS = (
     enqueue,
     work,
     work_after_close,
+    work_again,
+    work_when_fenced,
     collect,
     cancel,
     give_back_claim,
@@ -270,7 +294,12 @@ def fails(disk: Disk, body: Body) -> None:
         body()
 
 
-@pytest.mark.parametrize("scenario", [live, work_after_close, recover_last_attempt], ids=lambda each: each.__name__)
+long_scenarios = pytest.mark.parametrize(
+    "scenario", [live, work_after_close, recover_last_attempt], ids=lambda each: each.__name__
+)
+
+
+@long_scenarios
 def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
     scenario: Scenario, scratch: Path, clock: Clock
 ) -> None:
@@ -283,6 +312,21 @@ def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
             )
             fails(disk, body)
             assert len(stage.places()) <= len(stage.notes("submitted")), "submit raised, and left its task there"
+        if disk.count < k:
+            break
+
+
+@long_scenarios
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOTCONN])
+def test_a_server_that_is_away_for_a_while_loses_and_doubles_nothing(
+    scenario: Scenario, error: int, scratch: Path, clock: Clock
+) -> None:
+    for k in itertools.count(1, 3):
+        with played(scratch / str(k), clock, scenario, once=True) as (stage, body):
+            stage.may_come += (SpoolFull,)
+            away = range(k, k + 40)
+            disk = Disk(lambda count, _, away=away: Fault("before", error) if count in away else None)
+            fails(disk, body)
         if disk.count < k:
             break
 
@@ -323,3 +367,38 @@ def test_any_mixture_of_faults_loses_and_doubles_nothing(seed: int, scratch: Pat
         for step in (stage.submit, stage.work, stage.recover):
             stage.check(forgiven=forgiven(scenario, stage))
             fails(Disk(plan, lag=chance.choice([0, 0, 1, 5])), step)
+
+
+def test_a_submit_that_cannot_tell_whether_its_task_is_there_raises(scratch: Path, clock: Clock) -> None:
+    stage = Stage(scratch / "stage", clock)
+    inbox = stage.inbox()
+
+    def plan(_count: int, name: str) -> Fault | None:
+        """The bucket is forbidden, and what is removed answers that it was not there."""
+        if name == "rename":
+            return Fault("before", errno.EACCES)
+        return Fault("after", errno.ENOENT) if name == "unlink" else None
+
+    with Disk(plan).installed(), pytest.raises(SpoolDenied, match="submit a task"):
+        inbox.put(pow, 2, 5)
+    assert not stage.places()
+    assert not inbox.pending()
+
+
+def test_a_cancel_that_was_done_but_answers_that_it_was_not_is_a_cancel(scratch: Path, clock: Clock) -> None:
+    stage = Stage(scratch / "stage", clock)
+    header = stage.submit()
+    lie = Fault("after", errno.ENOENT)
+    with Disk(at(1, lie), only=frozenset({"rename"})).installed():
+        assert stage.spool.cancel(header, Token(header.task, 1, 1))
+    assert [token.worker for token in stage.seen().results.values()] == [layout.CANCELLED]
+
+
+def test_a_commit_that_was_done_but_answers_that_it_was_not_is_a_commit(scratch: Path, clock: Clock) -> None:
+    stage = Stage(scratch / "stage", clock)
+    header = stage.submit()
+    token = abandon(stage, header, unknown_process())
+    write_outcome(stage.spool, stage.session, token, outcome_of(header, token))
+    with Disk(at(1, Fault("after", errno.ENOENT)), only=frozenset({"rename"})).installed():
+        assert commit(stage.spool, stage.session, token)
+    assert list(stage.seen().results.values()) == [token]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gc
 import itertools
@@ -147,7 +148,7 @@ def test_map_raises_a_failure_in_its_place(shared: Executor) -> None:
 def test_map_times_out_and_takes_back_what_waits(single: Executor, gate: Callable[..., Gate], tmp_path: Path) -> None:
     held = gate(single)
     values = single.map(tasks.mark, [tmp_path / "first", tmp_path / "second"], timeout=0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(concurrent.futures.TimeoutError):
         next(values)
     held.open()
     assert single.submit(pow, 2, 2).result() == 4
@@ -208,9 +209,9 @@ def test_map_refuses_senseless_sizes(shared: Executor, wrong: dict[str, int]) ->
 
 def test_result_and_exception_time_out_and_come_later(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "late")
-    with pytest.raises(TimeoutError):
+    with pytest.raises(concurrent.futures.TimeoutError):
         held.future.result(timeout=0.01)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(concurrent.futures.TimeoutError):
         held.future.exception(timeout=0)
     held.open()
     assert held.future.result() == "late"
@@ -228,7 +229,7 @@ def test_as_completed_gives_what_is_done_first(shared: Executor, gate: Callable[
 
 def test_as_completed_times_out(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single)
-    with pytest.raises(TimeoutError, match="1 \\(of 1\\) futures unfinished"):
+    with pytest.raises(concurrent.futures.TimeoutError, match="1 \\(of 1\\) futures unfinished"):
         list(as_completed([held.future], timeout=0.01))
 
 
@@ -572,6 +573,14 @@ def test_what_was_submitted_before_a_shutdown_by_another_thread_is_done() -> Non
         thread.join(LIMIT)
     assert refused == ["cannot schedule new futures after shutdown"] * 3
     assert [future.result(0) for future in accepted] == [4] * len(accepted)
+
+
+def test_an_event_loop_may_wait_for_it(shared: Executor) -> None:
+    async def use() -> list[int]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(shared, pow, i, 2) for i in range(5)))
+
+    assert asyncio.run(use()) == [0, 1, 4, 9, 16]
 
 
 # ---------------------------------------------------------------------------------------- fork
