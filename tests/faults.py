@@ -64,6 +64,11 @@ def at(number: int, fault: Fault) -> Plan:
     return lambda count, name: fault if count == number else None
 
 
+def during(numbers: range, fault: Fault) -> Plan:
+    """A fault at each of several operations."""
+    return lambda count, name: fault if count in numbers else None
+
+
 def nothing(_count: int, _name: str) -> None:
     """No fault at all."""
 

@@ -142,8 +142,9 @@ def leave_trace_and_raise_at_first(path: str) -> str:
 def leave_trace_and_be_fenced_at_first(path: str, root: str) -> str:
     """A task in whose first attempt others take the worker for dead, and let the task wait again."""
     if _trace_of_attempt(path) == 1:
-        [claimed] = Path(root, "claimed").iterdir()
-        [bucket] = Path(root, "ready", LANE).iterdir()
+        name = current_task().id
+        [claimed] = Path(root, "claimed").glob(f"{name}.*")
+        [bucket] = Path(root, "ready", LANE).glob(f"{name[:18]}-*")  # it is the first of its bucket
         token = parse_token(claimed.name)
         assert token is not None
         claimed.rename(bucket / token.requeued().name)

@@ -26,7 +26,7 @@ from spoolpool.identity import Identity
 from spoolpool.layout import Token
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
-from tests.faults import CHANGES, CRASHED, LOOKS, OPERATIONS, SPACE, Disk, Fault, at, in_child
+from tests.faults import CHANGES, CRASHED, LOOKS, OPERATIONS, SPACE, Disk, Fault, at, during, in_child
 from tests.stage import (
     Clock,
     Stage,
@@ -306,10 +306,7 @@ def test_a_disk_that_is_full_for_a_while_loses_and_doubles_nothing(
     for k in itertools.count(1):
         with played(scratch / str(k), clock, scenario, once=True) as (stage, body):
             stage.may_come += (SpoolFull,)  # it lasts for longer than a lease
-            full = range(k, k + 25)
-            disk = Disk(
-                lambda count, _, full=full: Fault("before", errno.ENOSPC) if count in full else None, only=SPACE
-            )
+            disk = Disk(during(range(k, k + 25), Fault("before", errno.ENOSPC)), only=SPACE)
             fails(disk, body)
             assert len(stage.places()) <= len(stage.notes("submitted")), "submit raised, and left its task there"
         if disk.count < k:
@@ -324,8 +321,7 @@ def test_a_server_that_is_away_for_a_while_loses_and_doubles_nothing(
     for k in itertools.count(1, 3):
         with played(scratch / str(k), clock, scenario, once=True) as (stage, body):
             stage.may_come += (SpoolFull,)
-            away = range(k, k + 40)
-            disk = Disk(lambda count, _, away=away: Fault("before", error) if count in away else None)
+            disk = Disk(during(range(k, k + 40), Fault("before", error)))
             fails(disk, body)
         if disk.count < k:
             break

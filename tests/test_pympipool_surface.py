@@ -373,7 +373,7 @@ def test_what_was_submitted_first_runs_first(single: Executor, tmp_path: Path) -
 def test_a_call_may_ask_for_another_shape_than_the_default(single: Executor) -> None:
     asked = {"threads_per_core": 2, "gpus_per_core": 1}
     assert single.submit(tasks.variable, "OMP_NUM_THREADS", resource_dict=asked).result() == "2"
-    assert single.submit(tasks.variable, "OMP_NUM_THREADS").result() == "1"
+    assert single.submit(pow, 2, 2).result() == 4  # in either group: one that has more may run it
     assert sorted((info.threads, info.gpus) for info in groups(single)) == [(1, 0), (2, 1)]
 
 

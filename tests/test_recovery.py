@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -42,7 +43,7 @@ def stage(tmp_path: Path, clock: Clock) -> Stage:
     return Stage(tmp_path / "stage", clock)
 
 
-def claimed(stage: Stage, process: Identity, **options: object) -> tuple[TaskHeader, Token]:
+def claimed(stage: Stage, process: Identity, **options: Any) -> tuple[TaskHeader, Token]:
     """A task in the hands of a worker that has let go of its lock."""
     header = stage.submit(**options)
     token = Token(header.task, 1, 1).claimed_by(announce(stage.spool, process, job="4711"))
@@ -309,13 +310,13 @@ def test_one_claim_that_cannot_be_recovered_now_does_not_keep_the_others(
     claimed(stage, dead_process())
     claimed(stage, dead_process())
     observer = Recovery(stage.spool)
-    requeue, failed = recovery.requeue, []
+    failed: list[object] = []
 
     def once(*arguments: object) -> None:
         if not failed:
             failed.append(arguments)
             raise OSError(5, "Input/output error")
-        requeue(*arguments)  # type: ignore[arg-type]
+        claim.requeue(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(recovery, "requeue", once)
     assert len(observer.round()) == 1
