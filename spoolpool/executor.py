@@ -12,11 +12,9 @@ work for it alone. An *attached* one puts its tasks into a spool whose groups ru
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import os
-import queue
 import tempfile
 import threading
 import time
@@ -24,24 +22,20 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from spoolpool import fsio, layout, pickling, settings
-from spoolpool.backoff import Backoff
-from spoolpool.errors import BadRequest, BrokenSpool
+from spoolpool.core import Core
+from spoolpool.errors import BadRequest
 from spoolpool.launchers import Launcher, Options, choose
 from spoolpool.layout import Lane
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
-from spoolpool.resources import Resources, Shape
-from spoolpool.session import Session
+from spoolpool.resources import Resources
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 
 T = TypeVar("T")
-
-_SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends
 
 
 class Executor(futures.Executor):
@@ -106,7 +100,7 @@ class Executor(futures.Executor):
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
         self._lock = threading.RLock()
         self._shut = False
-        self._core: _Core | None = None
+        self._core: Core | None = None
         self._open()
         _live.add(self)
 
@@ -121,7 +115,7 @@ class Executor(futures.Executor):
             except BaseException:
                 fsio.remove_tree(parent)
                 raise
-        core: _Core | None = None
+        core: Core | None = None
         try:
             pool = None
             if launcher is not None:
@@ -131,7 +125,7 @@ class Executor(futures.Executor):
             name = os.urandom(8).hex()
             if self._init_function is not None:
                 init = put_object(spool, *pickling.dumps(self._init_function), name)
-            core = _Core(
+            core = Core(
                 spool,
                 name,
                 Trust(self._trust),
@@ -304,7 +298,7 @@ class Executor(futures.Executor):
 
     # -- inside
 
-    def _usable(self) -> _Core:
+    def _usable(self) -> Core:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if os.getpid() != self._pid:  # a forked child: the threads and groups are the parent's
@@ -332,93 +326,6 @@ class FluxExecutor(Executor):
     default_backend = "flux"
 
 
-class _Core:
-    """What an executor leaves behind when it is dropped: the session, the pool and the thread that watches it.
-
-    It does not refer to the executor, so that one that nobody holds is collected.
-    """
-
-    def __init__(
-        self, spool: Spool, name: str, accept: Trust, pool: Pool | None, init: str, *, cores: int, temporary: bool
-    ) -> None:
-        self.spool = spool
-        self.pool = pool
-        self.init = init
-        self.cores = cores
-        self._temporary = temporary
-        self._pid = os.getpid()
-        self.session = Session(spool, name, accept=accept)
-        self._closed = False
-        self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
-        self._thread: threading.Thread | None = None
-        _at_work.add(self.session)
-        if pool is not None:
-            self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
-            _at_work.add(self)
-            self._thread.start()
-
-    def _watch(self) -> None:
-        """Look after the groups until the executor is closed and its tasks are done."""
-        assert self.pool is not None
-        rhythm = Backoff(0.01, 0.5)
-        try:
-            while not (self._closed and self.session.wait(0)):
-                if self.pool.step():
-                    rhythm.reset()
-                for lane in {future.header.lane for future in self.session.pending()}:
-                    shape = _shape(lane)
-                    if reason := self.pool.broken.get(shape):
-                        self.session.fail(BrokenSpool(reason), lane)
-                    else:  # a group that ended as idle may have missed the task that came at that moment
-                        self._make_room(shape)
-                if self._closed:
-                    self.session.wait(rhythm.next())
-                else:
-                    with contextlib.suppress(queue.Empty):
-                        self._awake.get(timeout=rhythm.next())
-        except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
-            self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
-        finally:
-            self.pool.stop()
-            self.session.join()
-            if self._temporary:
-                fsio.remove_tree(self.spool.path)
-
-    def prepare(self, shape: Shape) -> None:
-        """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
-        if self.pool is not None:
-            if reason := self.pool.broken.get(shape):
-                raise BrokenSpool(f"Nothing can be submitted: {reason}")
-            self._make_room(shape)
-
-    def _make_room(self, shape: Shape) -> None:
-        """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
-        if self.pool is not None and self.pool.count(shape) == 0:
-            arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
-            self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
-
-    def close(self) -> None:
-        """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
-        if os.getpid() == self._pid:
-            self.session.close()  # first: what was submitted before is awaited, and nothing comes after
-            self._closed = True
-            self._awake.put(None)
-
-    def join(self) -> None:
-        """Wait until everything ended, after :meth:`close`; not in a callback, for which the threads wait."""
-        if self.session.collects_here() or self._thread is threading.current_thread():
-            return
-        self.session.join()
-        if self._thread is not None:
-            self._thread.join()
-
-
-def _shape(lane: str) -> Shape:
-    wanted = layout.parse_lane(lane)
-    assert wanted is not None  # this process made it
-    return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
-
-
 def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*args) for args in calls]
 
@@ -439,23 +346,10 @@ def _usable_cores() -> int:
 _live: weakref.WeakSet[Executor] = weakref.WeakSet()
 """Executors of this process: a forked child must reach all of them."""
 
-_at_work: weakref.WeakSet[_Core | Session] = weakref.WeakSet()
-"""What has threads in this process, which keep it alive also where its executor is gone: the exit waits for them."""
-
-
-def _at_exit() -> None:
-    working = list(_at_work)
-    for each in working:
-        each.close()
-    for each in working:
-        each.join()
-
 
 def _after_fork() -> None:
-    _at_work.clear()
     for executor in list(_live):
         executor.after_fork()
 
 
-atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,125 @@
+"""What an executor has at work, and leaves behind when it is dropped: its session, its groups, and who watches them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from queue import SimpleQueue
+
+from spoolpool import fsio, layout
+from spoolpool.backoff import Backoff
+from spoolpool.errors import BrokenSpool
+from spoolpool.pool import Pool
+from spoolpool.resources import Shape
+from spoolpool.session import Session
+from spoolpool.spool import Spool
+from spoolpool.trust import Trust
+
+_SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends
+
+
+class Core:
+    """The session, the pool and the thread that watches it, until the last task is done.
+
+    It does not refer to the executor, so that one that nobody holds is collected.
+    """
+
+    def __init__(
+        self, spool: Spool, name: str, accept: Trust, pool: Pool | None, init: str, *, cores: int, temporary: bool
+    ) -> None:
+        self.spool = spool
+        self.pool = pool
+        self.init = init
+        self.cores = cores
+        self._temporary = temporary
+        self._pid = os.getpid()
+        self.session = Session(spool, name, accept=accept)
+        self._closed = False
+        self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
+        self._thread: threading.Thread | None = None
+        _at_work.add(self.session)
+        if pool is not None:
+            self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
+            _at_work.add(self)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        """Look after the groups until the executor is closed and its tasks are done."""
+        assert self.pool is not None
+        rhythm = Backoff(0.01, 0.5)
+        try:
+            while not (self._closed and self.session.wait(0)):
+                if self.pool.step():
+                    rhythm.reset()
+                for lane in {future.header.lane for future in self.session.pending()}:
+                    shape = _shape(lane)
+                    if reason := self.pool.broken.get(shape):
+                        self.session.fail(BrokenSpool(reason), lane)
+                    else:  # a group that ended as idle may have missed the task that came at that moment
+                        self._make_room(shape)
+                if self._closed:
+                    self.session.wait(rhythm.next())
+                else:
+                    with contextlib.suppress(queue.Empty):
+                        self._awake.get(timeout=rhythm.next())
+        except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
+            self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
+        finally:
+            self.pool.stop()
+            self.session.join()
+            if self._temporary:
+                fsio.remove_tree(self.spool.path)
+
+    def prepare(self, shape: Shape) -> None:
+        """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
+        if self.pool is not None:
+            if reason := self.pool.broken.get(shape):
+                raise BrokenSpool(f"Nothing can be submitted: {reason}")
+            self._make_room(shape)
+
+    def _make_room(self, shape: Shape) -> None:
+        """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
+        if self.pool is not None and self.pool.count(shape) == 0:
+            arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
+            self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
+
+    def close(self) -> None:
+        """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
+        if os.getpid() == self._pid:
+            self.session.close()  # first: what was submitted before is awaited, and nothing comes after
+            self._closed = True
+            self._awake.put(None)
+
+    def join(self) -> None:
+        """Wait until everything ended, after :meth:`close`; not in a callback, for which the threads wait."""
+        if self.session.collects_here() or self._thread is threading.current_thread():
+            return
+        self.session.join()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _shape(lane: str) -> Shape:
+    wanted = layout.parse_lane(lane)
+    assert wanted is not None  # this process made it
+    return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
+
+
+_at_work: weakref.WeakSet[Core | Session] = weakref.WeakSet()
+"""What has threads in this process, which keep it alive also where its executor is gone: the exit waits for them."""
+
+
+def _at_exit() -> None:
+    working = list(_at_work)
+    for each in working:
+        each.close()
+    for each in working:
+        each.join()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_at_work.clear)
