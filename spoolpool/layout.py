@@ -31,7 +31,8 @@ _BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>
 _LANE = re.compile(
     r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
     r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>0|[1-9]\d{0,2})"
-    r"\.py(?P<python>\d\.\d{1,2})",
+    r"\.py(?P<python>\d\.\d{1,2})"
+    r"(?:@(?P<user>0|[1-9]\d{0,9}))?",
     re.ASCII,
 )
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -142,11 +143,14 @@ class Lane(NamedTuple):
     threads: int
     gpus: int
     python: str
+    user: int | None = None
+    """Account whose tasks they are, as whoever made the directory says; None in private spools."""
 
     @property
     def name(self) -> str:
         """The directory's name."""
-        return f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}"
+        by = "" if self.user is None else f"@{self.user}"
+        return f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}{by}"
 
 
 def parse_lane(name: str) -> Lane | None:
@@ -154,8 +158,8 @@ def parse_lane(name: str) -> Lane | None:
     match = _LANE.fullmatch(name)
     if match is None:
         return None
-    queue, ranks, threads, gpus, python = match.groups()
-    return Lane(queue, int(ranks), int(threads), int(gpus), python)
+    queue, ranks, threads, gpus, python, user = match.groups()
+    return Lane(queue, int(ranks), int(threads), int(gpus), python, None if user is None else int(user))
 
 
 def is_session(text: str) -> bool:

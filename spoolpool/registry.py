@@ -14,6 +14,7 @@ from spoolpool import fsio, layout, settings
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane
 from spoolpool.spool import Spool, explained
+from spoolpool.trust import account, in_group
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,6 +40,16 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Batch job, where it runs in one."""
     started: float = 0.0
     """Seconds since the epoch, its host's clock."""
+    trust_users: tuple[int, ...] = ()
+    """Accounts whose tasks it runs, where tasks tell theirs."""
+    trust_groups: tuple[str, ...] = ()
+    """Groups whose members' tasks it runs."""
+    trust_all: bool = False
+    """Whether it runs the tasks of everybody."""
+
+    def trusts(self, user: int) -> bool:
+        """Whether the group runs tasks of an account."""
+        return self.trust_all or user in self.trust_users or in_group(user, self.trust_groups)
 
     def why_not(self, lane: Lane) -> str | None:
         """None if the group serves the lane, else the reason, in words.
@@ -47,14 +58,15 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         if lane.queue not in self.queues:
             return f"queue {lane.queue!r} wanted, groups serve {', '.join(map(repr, self.queues))}"
+        if lane.user is not None and not self.trusts(lane.user):
+            return f"{account(lane.user)} is not trusted by groups of {self.user}"
         if lane.python != self.python:
             return f"Python {lane.python} wanted, groups run {self.python}"
         if lane.ranks != self.ranks:
             return f"{lane.ranks} ranks wanted, groups have {self.ranks}"
-        if lane.threads > self.threads:
-            return f"{lane.threads} threads per rank wanted, groups have {self.threads}"
-        if lane.gpus > self.gpus:
-            return f"{lane.gpus} GPUs per rank wanted, groups have {self.gpus}"
+        for wanted, has, what in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
+            if wanted > has:
+                return f"{wanted} {what} per rank wanted, groups have {has}"
         return None
 
 
@@ -251,6 +263,8 @@ def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:
         return f"{lane} is no lane"
     if not alive:
         return "no worker group is alive: start one with 'spool-worker'"
+    if wanted.user is not None and not any(info.trusts(wanted.user) for info in alive):
+        return f"no group trusts {account(wanted.user)} (--trust-user, --trust-group)"
     reasons = [info.why_not(wanted) for info in alive]
     if None in reasons:
         return None

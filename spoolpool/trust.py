@@ -6,11 +6,15 @@ between two looks. Design rule: not trusted means not read, not unpickled, not r
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
+import time
 from collections.abc import Iterable
 
 from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
+
+_FRESH = 60  # seconds for which an answer of the group database is used
 
 
 def account(uid: int) -> str:
@@ -36,11 +40,54 @@ def _uid(user: str | int) -> int:
         ) from None
 
 
-class Trust:
-    """The accounts whose files may be unpickled: one's own, and those that were named."""
+@functools.lru_cache(maxsize=1024)
+def _groups_of(uid: int, _since: int) -> frozenset[int]:
+    import pwd
 
-    def __init__(self, users: Iterable[str | int] = ()) -> None:
+    try:
+        entry = pwd.getpwuid(uid)
+        return frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    except (KeyError, OSError):
+        return frozenset()
+
+
+@functools.lru_cache(maxsize=64)
+def _gid(group: str, _since: int) -> int | None:
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
+
+
+def in_group(uid: int, groups: Iterable[str]) -> bool:
+    """Whether an account is in one of these groups, its primary or a supplementary one.
+
+    The group database of this host is asked; its answer is used for up to a minute.
+    """
+    since = int(time.monotonic() // _FRESH)
+    return any(_gid(group, since) in _groups_of(uid, since) for group in groups)
+
+
+class Trust:
+    """The accounts whose files may be unpickled: one's own, and those that were named.
+
+    ``groups`` names groups whose members are trusted, as the group database has them when a file is looked at;
+    ``everybody`` is for a service that runs what anybody drops.
+    """
+
+    def __init__(self, users: Iterable[str | int] = (), groups: Iterable[str] = (), *, everybody: bool = False) -> None:
         self.uids = frozenset({os.geteuid(), *(_uid(user) for user in users)})
+        self.groups = tuple(groups)
+        self.everybody = everybody
+        for group in self.groups:
+            if _gid(group, int(time.monotonic() // _FRESH)) is None:
+                raise BadRequest(f"There is no group {group!r} on this host: name an existing group.")
+
+    def covers(self, uid: int) -> bool:
+        """Whether files of this account may be unpickled."""
+        return self.everybody or uid in self.uids or in_group(uid, self.groups)
 
     def check(self, fd: int, path: str) -> int:
         """Return the size of an opened file that may be read.
@@ -51,10 +98,10 @@ class Trust:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise BadTaskFile(f"{path} is not a regular file. It was left alone.")
-        if status.st_uid not in self.uids:
+        if not self.covers(status.st_uid):
             raise NotTrusted(
                 f"{path} belongs to {account(status.st_uid)}, who is not trusted here. It was not "
-                "read; if that account may run code as you, name it (trust=, --trust-user)."
+                "read; if that account may run code as you, name it (trust=, --trust-user, --trust-group)."
             )
         if status.st_nlink > 1:
             raise BadTaskFile(f"{path} has {status.st_nlink} names (hard links). It was left alone.")

@@ -35,6 +35,7 @@ lanes = st.builds(
     st.integers(1, 9999),
     st.integers(0, 999),
     st.sampled_from(["3.10", "3.9", "3.14", "4.0"]),
+    user=st.none() | st.integers(0, 2**32 - 1),
 )
 READERS = [
     layout.parse_token,
@@ -52,6 +53,7 @@ GOOD = [
     "0123456789abcdef",
     "499-0660e6e464b511-22dc7470",
     "default.r2t1g0.py3.11",
+    "default.r2t1g0.py3.11@1000",
     "my-session_1",
     "0123456789abcdef" * 2,
 ]
@@ -90,6 +92,7 @@ def test_a_lane_is_read_as_it_was_made(lane: Lane) -> None:
 @given(st.text(max_size=80))
 @example("499-0660e6e464b511-22dc7470e2.000001.\u0660\u0661")
 @example("default.r1t1g00.py3.11")
+@example("default.r1t1g0.py3.11@01")
 def test_what_is_read_would_be_made_the_same_way(text: str) -> None:
     token, lane = layout.parse_token(text), layout.parse_lane(text)
     assert token is None or token.name == text

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spoolpool import envelope, fsio, layout, pickling, task
+from spoolpool import envelope, fsio, layout, pickling, registry, settings, task, trust
 from spoolpool.claim import Claimer
 from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
-from spoolpool.layout import Token
+from spoolpool.layout import Lane, Token
 from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust, account
-from tests.stage import LANE, Clock, Inbox, Stage, announce, dead_process
+from tests.stage import LANE, Clock, Inbox, Stage, announce, dead_process, info_of
 
 STRANGER = 65534
 
@@ -89,6 +91,41 @@ def test_anothers_file_is_trusted_only_if_that_account_was_named(tmp_path: Path)
         check(path, Trust())
     assert check(path, Trust([STRANGER])) == 0
     assert check(path, Trust([account(STRANGER)])) == 0
+
+
+@as_root
+def test_a_members_file_is_trusted_if_the_group_was_named_whether_it_is_his_primary_one_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    primary = grp.getgrgid(pwd.getpwuid(STRANGER).pw_gid).gr_name
+    assert check(path, Trust(groups=[primary])) == 0
+    with pytest.raises(NotTrusted):
+        check(path, Trust(groups=["daemon"]))
+    groups = os.getgrouplist
+    daemon = grp.getgrnam("daemon").gr_gid
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [*groups(name, gid), daemon])
+    trust._groups_of.cache_clear()  # as after a minute
+    assert check(path, Trust(groups=["daemon"])) == 0
+
+
+def test_a_group_that_is_not_there_cannot_be_trusted() -> None:
+    with pytest.raises(BadRequest, match="no group 'nobodies-group'"):
+        Trust(groups=["nobodies-group"])
+
+
+def test_a_lane_of_an_account_that_no_group_trusts_is_told_with_its_name() -> None:
+    lane = Lane("default", 1, 1, 0, settings.PYTHON, user=0)
+    groups = [info_of(dead_process()), info_of(dead_process(), trust_users=(1, STRANGER))]
+    assert registry.nobody_serves(lane.name, groups) == "no group trusts root (--trust-user, --trust-group)"
+    for more in (
+        {"trust_users": (0,)},
+        {"trust_groups": (grp.getgrgid(pwd.getpwuid(0).pw_gid).gr_name,)},
+        {"trust_all": True},
+    ):
+        assert registry.nobody_serves(lane.name, [*groups, info_of(dead_process(), **more)]) is None
 
 
 def test_an_account_that_is_not_there_cannot_be_trusted() -> None:

@@ -50,6 +50,7 @@ class Wishes:
     oversubscribe: bool
     queues: tuple[str, ...]
     trusted: tuple[str, ...]
+    trusted_groups: tuple[str, ...]
     idle_timeout: float | None
     max_tasks: int | None
     grace: float
@@ -64,6 +65,8 @@ class Wishes:
             arguments += ["--queue", queue]
         for user in self.trusted:
             arguments += ["--trust-user", user]
+        for group in self.trusted_groups:
+            arguments += ["--trust-group", group]
         if self.idle_timeout is not None:
             arguments += ["--idle-timeout", str(self.idle_timeout)]
         if self.max_tasks is not None:
@@ -104,6 +107,12 @@ class Wishes:
     "trusted",
     multiple=True,
     help="Also run tasks of this account (repeat for more). A task is a program: it runs as you.",
+)
+@click.option(
+    "--trust-group",
+    "trusted_groups",
+    multiple=True,
+    help="Also run tasks of this group's members (repeat for more), whoever they are at the time.",
 )
 @click.option("--idle-timeout", type=float, help="End after so many seconds without a task.")
 @click.option("--max-tasks", type=click.IntRange(1), help="End each group after so many tasks.")
@@ -185,7 +194,7 @@ def work(wishes: Wishes) -> int:
     meant_for_us = [os.environ.pop(name, "") for name in (settings.ENV_OWNER, settings.ENV_WORKER)]
     owner, worker = meant_for_us if launched else ("", "")
     terms = Terms(
-        trust=Trust(wishes.trusted),
+        trust=Trust(wishes.trusted, wishes.trusted_groups),
         idle_timeout=wishes.idle_timeout,
         max_tasks=wishes.max_tasks,
         owner=read_owner(owner),
@@ -261,6 +270,9 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
         queues=wishes.queues,
         job=os.environ.get("SLURM_JOB_ID", ""),
         started=time.time(),
+        trust_users=tuple(sorted(terms.trust.uids)),
+        trust_groups=terms.trust.groups,
+        trust_all=terms.trust.everybody,
     )
     told = threading.Event()
     _on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
