@@ -7,26 +7,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED, PENDING, RUNNING
-from typing import Any
 
-from spoolpool import envelope, fsio, layout, pickling, registry, settings, task, trust
+from spoolpool import envelope, fsio, layout, registry, settings, task, trust
 from spoolpool.backoff import Backoff
-from spoolpool.envelope import Buffer, Envelope
+from spoolpool.envelope import Buffer
 from spoolpool.errors import (
     BadTaskFile,
     BrokenSpool,
     NotTrusted,
-    SpoolpoolError,
     SpoolVersion,
 )
+from spoolpool.future import TaskFuture, finish
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
+from spoolpool.outcome import value_of
 from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
-from spoolpool.task import Failure, Kind, OutcomeHeader, TaskHeader
+from spoolpool.task import Kind, TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.watch import Watch
 
@@ -34,96 +31,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
 _FIRST_CHECK, _CHECK_EVERY, _TELL_EVERY = 5.0, 5.0, 600.0
-
-
-class RemoteTraceback(Exception):
-    """The traceback on the worker's side; the cause of an exception that came back from a task."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class TaskFuture(Future[Any]):
-    """The standard library's future, of a task in a spool: it can be cancelled until a worker claims it."""
-
-    def __init__(self, session: Session, header: TaskHeader) -> None:
-        super().__init__()
-        self._session = session
-        self.header = header
-        self.token = Token(header.task, 1, 1)
-        self._asking = threading.RLock()
-
-    @property
-    def task(self) -> str:
-        """Task id, by which the command line knows it too."""
-        return self.header.task
-
-    def cancel(self) -> bool:
-        """Take the task back; False once a worker has claimed it, or it is done."""
-        with self._asking:
-            if self.cancelled():
-                return True
-            if self.done() or not self._session.cancel(self):
-                return False
-            self.withdrawn()
-            return True
-
-    def withdrawn(self) -> None:
-        """Be cancelled, since nobody will run the task. Whoever cancels it and the collecting thread both say so."""
-        if super().cancel():
-            with self._condition:  # only one of them may tell the waiters
-                if self._state == CANCELLED:
-                    self.set_running_or_notify_cancel()
-        else:  # running() was asked meanwhile, and took a task that does not wait for one that runs
-            with contextlib.suppress(InvalidStateError):  # done
-                self.set_exception(CancelledError())
-
-    def claimed(self) -> bool:
-        """Be running, unless it is over already; whether an outcome can still be given to it."""
-        with self._condition:
-            return self._state == RUNNING or (self._state == PENDING and self.set_running_or_notify_cancel())
-
-    def after_fork(self) -> None:
-        """In a forked child: a thread of the parent may have held the locks at that moment."""
-        self._condition = threading.Condition()
-        self._asking = threading.RLock()
-        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # the parent calls them
-
-    def running(self) -> bool:
-        """Whether a worker has claimed the task; asks the spool."""
-        with self._asking:  # a task that is being cancelled waits no longer, and yet does not run
-            return super().running() or (not self.done() and not self._session.waits(self) and self.claimed())
-
-
-def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
-    """Attach where it happened to an exception that came back, as a cause."""
-    if failure is not None and failure.traceback:
-        text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
-        error.__cause__ = RemoteTraceback(text)
-    return error
-
-
-def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
-    """The value that an outcome holds; raises the exception that it holds, with its remote traceback."""
-    if outcome.kind == "result":
-        if outcome.ranks == 1:
-            return pickling.loads(content.payload, content.buffers)
-        values, used = [], 0
-        for payload, count in pickling.loads(content.payload):
-            values.append(pickling.loads(payload, content.buffers[used : used + count]))
-            used += count
-        return values
-    try:
-        error = pickling.loads(content.payload, content.buffers)
-    except SpoolpoolError as reason:
-        error = reason
-    if not isinstance(error, BaseException):
-        error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
-    raise remote_error(error, outcome.failure)
 
 
 class Session:
@@ -305,7 +212,7 @@ class Session:
         for future in failed:
             with contextlib.suppress(OSError):
                 self.cancel(future)
-            _finish(future, error=reason)
+            finish(future, error=reason)
         with self._lock:
             self._watch.wake()
 
@@ -317,7 +224,7 @@ class Session:
         self._watch.close()
         for future in pending:
             future.after_fork()
-            _finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
+            finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
 
     def _end(self) -> None:
         with self._lock:
@@ -400,7 +307,7 @@ class Session:
                     f"Task {token.task} was set aside as {self.spool.layout.failed}/{token.name}: it could not be "
                     "read, or its outcome not be stored, as the log of the worker tells. Submit it again."
                 )
-                _finish(future, error=error)
+                finish(future, error=error)
                 self._delivered(future)
 
     def _collect(self, token: Token, late: dict[str, float]) -> bool:
@@ -423,7 +330,7 @@ class Session:
                     self._left_alone.add(token.name)
                     if isinstance(error, OSError):
                         error = BadTaskFile(f"The outcome {path} cannot be read: {error.strerror}. It was left there.")
-                    _finish(future, error=error)
+                    finish(future, error=error)
                     self._delivered(future)
                 return False
         if token.name in self._read:
@@ -460,9 +367,9 @@ class Session:
             value = value_of(outcome, content)
         except BaseException as error:  # noqa: BLE001  it is the task's own
             # the frames of this thread tell nobody anything, and would keep the outcome's data
-            _finish(future, error=error.with_traceback(None))
+            finish(future, error=error.with_traceback(None))
         else:
-            _finish(future, value=value)
+            finish(future, value=value)
         self._delivered(future)
         return outcome.kind
 
@@ -471,19 +378,6 @@ class Session:
             self._pending.pop(future.task, None)
             if not self._pending:
                 self._all_done.notify_all()
-
-
-def _finish(future: TaskFuture, value: object = None, error: BaseException | None = None) -> None:
-    """Give a future its outcome; one that was cancelled meanwhile keeps that."""
-    try:
-        if not future.claimed():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-    except Exception:
-        log.exception("A future could not be given its outcome")
 
 
 class _Service:

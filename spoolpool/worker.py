@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,10 +21,11 @@ from spoolpool.identity import Identity, hostname
 from spoolpool.journal import Journal
 from spoolpool.layout import Token
 from spoolpool.objects import read_object
+from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
-from spoolpool.task import Failure, Kind, OutcomeHeader, TaskHeader
+from spoolpool.task import Failure, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.waiting import Releaser, hold_back
 from spoolpool.watch import Watch
@@ -74,41 +75,6 @@ class Terms:
     def ends(self) -> float | None:
         """The end in seconds since the epoch, by this host's clock, for functions that ask."""
         return None if self.max_time is None else time.time() + self.max_time
-
-
-def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, started: float) -> list[Buffer]:
-    """The file of an outcome."""
-    kind: Kind = "error" if report.failure else "result"
-    outcome = OutcomeHeader(
-        task=header.task,
-        kind=kind,
-        worker=token.worker,
-        host=hostname(),
-        attempt=token.attempt,
-        started=started,
-        ended=time.time(),
-        ranks=ranks,
-        failure=report.failure,
-    )
-    return envelope.pack(task.encode(outcome), report.payload, report.buffers)
-
-
-def publish_for_group(path: str) -> Callable[[TaskHeader, Token, Report], bool]:
-    """A function by which any rank can publish the outcome of its group's task before it aborts the group."""
-
-    def publish(header: TaskHeader, token: Token, report: Report) -> bool:
-        spool = Spool(path)
-        try:
-            if token.attempt <= header.retries:
-                hold_back(spool, token)
-                return True
-            write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0))
-        except FileExistsError:  # another failed rank was first
-            return False
-        commit(spool, header.session, token)
-        return True
-
-    return publish
 
 
 class Worker:

@@ -21,6 +21,7 @@ from spoolpool import task as records
 from spoolpool.call import Report
 from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
+from spoolpool.future import TaskFuture
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import (
@@ -33,9 +34,10 @@ from spoolpool.layout import (
     new_worker_id,
     parse_token,
 )
+from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
-from spoolpool.session import Session, TaskFuture
+from spoolpool.session import Session
 from spoolpool.spool import Keep, Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
@@ -183,7 +185,7 @@ def announce(spool: Spool, process: Identity, **more: Any) -> str:
 def outcome_of(header: TaskHeader, token: Token) -> list[envelope.Buffer]:
     """A complete outcome: the bytes of its file."""
     payload, buffers = pickling.dumps("value")
-    return worker.outcome_parts(header, token, Report(payload, buffers, None), 1, 0.0)
+    return outcome_parts(header, token, Report(payload, buffers, None), 1, 0.0)
 
 
 class Inbox(Session):

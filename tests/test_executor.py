@@ -32,8 +32,8 @@ from spoolpool.errors import (
     TaskFailed,
     WorkerLost,
 )
+from spoolpool.future import TaskFuture
 from spoolpool.launchers import base
-from spoolpool.session import TaskFuture
 from tests import tasks
 from tests.processes import in_fork, kill_processes_of, processes_of, run_script, start_script
 from tests.waiting import LIMIT, wait_until

@@ -432,7 +432,7 @@ import pickle, sys
 from mpi4py import MPI
 from spoolpool import group, message, mpi, pickling
 from spoolpool.layout import Token, new_task_id, new_worker_id
-from spoolpool.session import value_of
+from spoolpool.outcome import value_of
 from spoolpool.task import OutcomeHeader, TaskHeader
 from spoolpool.envelope import Envelope
 from tests import mpi_tasks

@@ -13,8 +13,8 @@ import pytest
 
 from spoolpool import Executor, Spool, registry
 from spoolpool.errors import BadRequest, LauncherError, NotPicklable
+from spoolpool.future import TaskFuture
 from spoolpool.layout import parse_lane
-from spoolpool.session import TaskFuture
 from tests import tasks
 from tests.processes import processes_of
 from tests.waiting import LIMIT, wait_until

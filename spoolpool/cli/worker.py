@@ -211,7 +211,7 @@ def work(wishes: Wishes) -> int:
 def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
     from spoolpool.group import MPIGroup
     from spoolpool.mpi import World
-    from spoolpool.worker import publish_for_group
+    from spoolpool.publishing import publish_for_group
 
     world: World | None = None
     try:
