@@ -89,6 +89,7 @@ class Executor(futures.Executor):
         self._defaults = Resources().updated({**given, **(resource_dict or {})})
         self._shape = self._defaults.shape()
         self._queue = layout.check_queue(queue)
+        layout.check_tags(self._defaults.tags)
         if max_workers is not None and max_workers < 1:
             raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
         self._backend = backend or self.default_backend
@@ -120,6 +121,7 @@ class Executor(futures.Executor):
             pool = None
             if launcher is not None:
                 arguments = ["--queue", self._queue] if self._attached is not None else []
+                arguments += [f"--tag={tag}" for tag in self._defaults.tags]
                 pool = Pool(spool, launcher, arguments=arguments, options=self._options)
             init = ""
             name = os.urandom(8).hex()
@@ -167,7 +169,9 @@ class Executor(futures.Executor):
             core = self._usable()
             shape = wishes.shape()
             core.prepare(shape)
-        lane = Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON)
+        lane = layout.check_lane(
+            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.tags)
+        )
         return core.session.submit(
             payload,
             buffers,

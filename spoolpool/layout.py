@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from spoolpool import settings
@@ -16,6 +17,9 @@ from spoolpool.errors import BadRequest
 
 FORMAT = 1
 """Version of the tree and of the file format."""
+
+NAME_LIMIT = 254
+"""Bytes of a lane's name: less than what every filesystem takes for one name (255)."""
 
 CANCELLED = "cancelled"
 """Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
@@ -32,9 +36,11 @@ _LANE = re.compile(
     r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
     r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>0|[1-9]\d{0,2})"
     r"\.py(?P<python>\d\.\d{1,2})"
+    r"(?P<tags>(?:\+[A-Za-z0-9][A-Za-z0-9_.=-]{0,63})*)"
     r"(?:@(?P<user>0|[1-9]\d{0,9}))?",
     re.ASCII,
 )
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,63}")
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
@@ -143,23 +149,40 @@ class Lane(NamedTuple):
     threads: int
     gpus: int
     python: str
+    tags: tuple[str, ...] = ()
+    """What a group must be tagged with; sorted, each once."""
     user: int | None = None
     """Account whose tasks they are, as whoever made the directory says; None in private spools."""
 
     @property
     def name(self) -> str:
         """The directory's name."""
+        shape = f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}"
         by = "" if self.user is None else f"@{self.user}"
-        return f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}{by}"
+        return "+".join((shape, *self.tags)) + by
 
 
 def parse_lane(name: str) -> Lane | None:
     """Read what :attr:`Lane.name` made; None if it did not."""
     match = _LANE.fullmatch(name)
-    if match is None:
+    if match is None or len(name) > NAME_LIMIT:
         return None
-    queue, ranks, threads, gpus, python, user = match.groups()
-    return Lane(queue, int(ranks), int(threads), int(gpus), python, None if user is None else int(user))
+    queue, ranks, threads, gpus, python, tagged, user = match.groups()
+    tags = tuple(tagged.split("+")[1:])
+    if tags != tuple(sorted(set(tags))):
+        return None
+    return Lane(queue, int(ranks), int(threads), int(gpus), python, tags, None if user is None else int(user))
+
+
+def check_lane(lane: Lane) -> Lane:
+    """Return a lane, or raise :class:`BadRequest` where its tags are none, or too many for a directory's name."""
+    check_tags(lane.tags)
+    if len(lane.name) > NAME_LIMIT:
+        raise BadRequest(
+            f"The queue and the tags of a task make a name of {len(lane.name)} bytes ({lane.name}); a directory's may "
+            f"have {NAME_LIMIT}. Ask for fewer tags, or for one that stands for several."
+        )
+    return lane
 
 
 def is_session(text: str) -> bool:
@@ -185,6 +208,18 @@ def check_queue(name: str) -> str:
             "and begin with a letter or digit."
         )
     return name
+
+
+def check_tags(names: Iterable[str]) -> tuple[str, ...]:
+    """Return tags as a lane has them, or raise :class:`BadRequest` where one cannot be part of a directory's name."""
+    tags = tuple(sorted(set(names)))
+    for name in tags:
+        if _TAG.fullmatch(name) is None:
+            raise BadRequest(
+                f"A tag cannot be called {name!r}: use up to 64 letters, digits, '_', '.', '-' and '=', "
+                "and begin with a letter or digit."
+            )
+    return tags
 
 
 def is_object_id(text: str) -> bool:

@@ -34,6 +34,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """GPUs per rank."""
     queues: tuple[str, ...] = ("default",)
     """Queues that it serves."""
+    weights: dict[str, int] = {}
+    """How many of its tasks come from a queue, beside one from a queue that is not named here, while both have some."""
+    tags: tuple[str, ...] = ()
+    """What it has besides: tasks may ask for it."""
     python: str = settings.PYTHON
     """Python minor version."""
     job: str = ""
@@ -64,9 +68,16 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return f"Python {lane.python} wanted, groups run {self.python}"
         if lane.ranks != self.ranks:
             return f"{lane.ranks} ranks wanted, groups have {self.ranks}"
+        return self._what_lacks(lane)
+
+    def _what_lacks(self, lane: Lane) -> str | None:
+        """Of what a group may have more than is asked for."""
         for wanted, has, what in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
             if wanted > has:
                 return f"{wanted} {what} per rank wanted, groups have {has}"
+        if missing := sorted(set(lane.tags).difference(self.tags)):
+            tagged = f"are tagged {', '.join(self.tags)}" if self.tags else "have no tags"
+            return f"tag {', '.join(missing)} wanted, groups {tagged}"
         return None
 
 

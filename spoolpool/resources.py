@@ -58,31 +58,41 @@ class Resources:
     """Seconds before the first of these; each further one waits twice as long, five minutes at most."""
     priority: int = settings.PRIORITY
     """Greater is sooner, from -499 to 499."""
+    tags: tuple[str, ...] = ()
+    """What a group must be tagged with (``spool-worker --tag``) to be given the call: all of these names."""
 
     def updated(self, wishes: Mapping[str, Any]) -> Resources:
         """These with some keys set; raises :class:`BadRequest` for an unknown key or a senseless value."""
         known = [each.name for each in fields(self)]
+        given = {}
         for key, value in wishes.items():
             if key not in known:
                 raise BadRequest(f"resource_dict has no key {key!r}. It knows: {', '.join(known)}.")
-            if key == "cwd":
-                if not isinstance(value, (str, os.PathLike)):
-                    raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
-                continue
-            if value is None and key == "max_attempts":
-                continue
-            if key == "retry_delay":
-                if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                    raise BadRequest(f"resource_dict: retry_delay must be a number of seconds, not {value!r}.")
-                continue
-            least, most = _BOUNDS[key]
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise BadRequest(
-                    f"resource_dict: {key} is {value!r}; it must be a whole number from {least} to {most}."
-                )
-        given = {key: os.fspath(value) if key == "cwd" else value for key, value in wishes.items()}
+            given[key] = _checked(key, value)
         return replace(self, **given)
 
     def shape(self) -> Shape:
         """The group that can run it."""
         return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)
+
+
+def _checked(key: str, value: Any) -> Any:
+    """The value of a key as the field holds it."""
+    if key == "cwd":
+        if not isinstance(value, (str, os.PathLike)):
+            raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
+        return os.fspath(value)
+    if key == "tags":
+        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(tag, str) for tag in value):
+            raise BadRequest(f"resource_dict: tags must be a list of names, not {value!r}.")
+        return tuple(sorted(set(value)))
+    if value is None and key == "max_attempts":
+        return value
+    if key == "retry_delay":
+        if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise BadRequest(f"resource_dict: retry_delay must be a number of seconds, not {value!r}.")
+        return value
+    least, most = _BOUNDS[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadRequest(f"resource_dict: {key} is {value!r}; it must be a whole number from {least} to {most}.")
+    return value

@@ -35,6 +35,7 @@ lanes = st.builds(
     st.integers(1, 9999),
     st.integers(0, 999),
     st.sampled_from(["3.10", "3.9", "3.14", "4.0"]),
+    st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,20}", fullmatch=True), max_size=4).map(layout.check_tags),
     user=st.none() | st.integers(0, 2**32 - 1),
 )
 READERS = [
@@ -54,6 +55,7 @@ GOOD = [
     "499-0660e6e464b511-22dc7470",
     "default.r2t1g0.py3.11",
     "default.r2t1g0.py3.11@1000",
+    "default.r1t1g0.py3.11+a100+numpy==2.1@1000",
     "my-session_1",
     "0123456789abcdef" * 2,
 ]
@@ -93,6 +95,8 @@ def test_a_lane_is_read_as_it_was_made(lane: Lane) -> None:
 @example("499-0660e6e464b511-22dc7470e2.000001.\u0660\u0661")
 @example("default.r1t1g00.py3.11")
 @example("default.r1t1g0.py3.11@01")
+@example("default.r1t1g0.py3.11+b+a")
+@example("default.r1t1g0.py3.11+a+a@0")
 def test_what_is_read_would_be_made_the_same_way(text: str) -> None:
     token, lane = layout.parse_token(text), layout.parse_lane(text)
     assert token is None or token.name == text
@@ -117,6 +121,17 @@ def test_hostile_names_are_nobodys(name: str) -> None:
         layout.check_session(name)
     with pytest.raises(BadRequest):
         layout.check_queue(name)
+    with pytest.raises(BadRequest):
+        layout.check_tags([name])
+
+
+def test_a_lane_whose_name_is_too_long_for_a_directory_is_refused_with_its_length() -> None:
+    lane = Lane("q" * 32, 9_999_999, 9999, 999, "3.11", tuple(f"{number}{'t' * 60}" for number in range(3)))
+    assert layout.parse_lane(layout.check_lane(lane).name) == lane
+    longer = lane._replace(tags=(*lane.tags, "x" * 12))
+    with pytest.raises(BadRequest, match=rf"make a name of {len(longer.name)} bytes.*fewer tags"):
+        layout.check_lane(longer)
+    assert layout.parse_lane(longer.name) is None
 
 
 def test_new_names_can_be_read() -> None:

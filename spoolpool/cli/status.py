@@ -36,8 +36,9 @@ def status(directory: str) -> None:
     click.echo(f"Groups   {len(found.groups)}")
     for info in found.groups:
         job = f" job {info.job}" if info.job else ""
+        tags = f", tags {', '.join(info.tags)}" if info.tags else ""
         text = (
             f"         {info.worker}  {info.process.host}{job}  {info.ranks} rank(s) x {info.threads} thread(s)"
-            f", {info.gpus} GPU(s), Python {info.python}, by {info.user}"
+            f", {info.gpus} GPU(s), Python {info.python}{tags}, by {info.user}"
         )
         click.echo(shown(text))

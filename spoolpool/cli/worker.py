@@ -19,7 +19,7 @@ from spoolpool.errors import BadRequest, LauncherError, SpoolpoolError
 from spoolpool.resources import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from spoolpool.spool import Spool
     from spoolpool.worker import Group, Terms
@@ -48,7 +48,9 @@ class Wishes:
     groups: int | None
     launcher: str | None
     oversubscribe: bool
-    queues: tuple[str, ...]
+    queues: dict[str, int]
+    """Their weights by their names."""
+    tags: tuple[str, ...]
     trusted: tuple[str, ...]
     trusted_groups: tuple[str, ...]
     idle_timeout: float | None
@@ -61,8 +63,8 @@ class Wishes:
     def for_groups(self) -> list[str]:
         """The options that a supervisor hands on to its groups."""
         arguments = ["--grace", str(self.grace)]
-        for queue in self.queues:
-            arguments += ["--queue", queue]
+        arguments += [f"--queue={queue}={weight}" for queue, weight in self.queues.items()]
+        arguments += [f"--tag={tag}" for tag in self.tags]
         for user in self.trusted:
             arguments += ["--trust-user", user]
         for group in self.trusted_groups:
@@ -72,6 +74,17 @@ class Wishes:
         if self.max_tasks is not None:
             arguments += ["--max-tasks", str(self.max_tasks)]
         return arguments
+
+
+def weights_of(queues: Iterable[str]) -> dict[str, int]:
+    """Weights by the names of queues, out of texts like ``fast=3``; 1 where none is given."""
+    weights = {}
+    for text in queues:
+        name, given, weight = text.partition("=")
+        if given and not (weight.isdecimal() and 1 <= int(weight) <= 1000):
+            raise BadRequest(f"The weight of queue {name!r} is {weight!r}; it must be a whole number from 1 to 1000.")
+        weights[layout.check_queue(name)] = int(weight or 1)
+    return weights
 
 
 @command("spool-worker")
@@ -98,9 +111,13 @@ class Wishes:
     "--queue",
     "queues",
     multiple=True,
+    metavar="NAME[=WEIGHT]",
     default=("default",),
     show_default=True,
-    help="Serve this queue (repeat for more).",
+    help="Serve this queue (repeat for more); of two that have tasks, one of weight 3 gets three for one of the other.",
+)
+@click.option(
+    "--tag", "tags", multiple=True, help="Also run tasks that ask for this tag (repeat for more): what the groups have."
 )
 @click.option(
     "--trust-user",
@@ -155,9 +172,7 @@ def main(**options: Any) -> None:
     Ends at SIGTERM, SIGINT or SIGUSR1 after the tasks that run; a supervisor gives those back that take longer
     than --drain. At a second signal it ends at once.
     """
-    wishes = Wishes(**options)
-    for queue in wishes.queues:
-        layout.check_queue(queue)
+    wishes = Wishes(**{**options, "queues": weights_of(options["queues"]), "tags": layout.check_tags(options["tags"])})
     if wishes.group_of is None and (wishes.launcher or wishes.groups or in_batch_script()):
         supervise(wishes)
     else:
@@ -267,7 +282,9 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
         ranks=group.size,
         threads=wishes.threads,
         gpus=wishes.gpus,
-        queues=wishes.queues,
+        queues=tuple(wishes.queues),
+        weights={queue: weight for queue, weight in wishes.queues.items() if weight != 1},
+        tags=wishes.tags,
         job=os.environ.get("SLURM_JOB_ID", ""),
         started=time.time(),
         trust_users=tuple(sorted(terms.trust.uids)),
