@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 Durability = Literal["none", "data", "full"]
@@ -209,16 +209,25 @@ def stamp(path: str) -> int | None:
         os.close(fd)
 
 
-def read_small(path: str, limit: int = 1 << 20) -> bytes:
-    """The bytes of a small regular file; ``OSError`` as open(2), ``ValueError`` if it is none."""
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """An opened regular file, with its status. ``OSError`` as open(2), ``ValueError`` if it is none."""
     fd = open_file(path)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise ValueError(f"{path} is not a regular file of at most {limit} bytes")
-        return os.read(fd, limit)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        yield fd, status
     finally:
         os.close(fd)
+
+
+def read_small(path: str, limit: int = 1 << 20) -> bytes:
+    """The bytes of a small regular file; ``OSError`` as open(2), ``ValueError`` if it is none."""
+    with reading(path) as (fd, status):
+        if status.st_size > limit:
+            raise ValueError(f"{path} has more than {limit} bytes")
+        return os.read(fd, limit)
 
 
 def append(fd: int, data: bytes) -> None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection, Iterator
 
 import msgspec
 
-from spoolpool import fsio
+from spoolpool import fsio, layout
 from spoolpool.identity import hostname
 from spoolpool.spool import Spool
 
 _encode = msgspec.json.Encoder().encode
+
+_PIECE = 1 << 20  # bytes that are read at a time
+_SKEW = 86400.0  # seconds by which clocks may differ before an event goes unseen
+_FEW = 16  # ids that are looked for as text, before a line is parsed
 
 
 class Journal:
@@ -55,3 +60,86 @@ class Journal:
         if self._fd >= 0:
             fsio.close(self._fd)
             self._fd = -1
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a journal; what an event does not have keeps its default."""
+
+    t: float
+    """Seconds since the epoch, the writer's clock; so are the other times."""
+    event: str
+    """What happened."""
+    by: str = ""
+    """Who wrote it."""
+    host: str = ""
+    task: str = ""
+    name: str = ""
+    session: str = ""
+    lane: str = ""
+    attempt: int = 0
+    submitted: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    published: bool = True
+    kind: str = ""
+    """How a task ended: the ``kind`` of its outcome."""
+    type: str = ""
+    """Class of the exception."""
+    text: str = ""
+    """Of a task that was recovered: its id, and what was done."""
+
+    @property
+    def about(self) -> str:
+        """The task that it tells of."""
+        return self.task or self.text.partition(":")[0]
+
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+def _events(lines: list[bytes]) -> Iterator[Event]:
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # half a line, or none of ours: nothing depends on it
+            yield _decoder.decode(line)
+
+
+def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event], float]:
+    """The last events of a writer, from so many bytes of its journal; and when it wrote, by the server's clock.
+
+    None, and 0.0, where there is no journal or it cannot be read.
+    """
+    try:
+        with fsio.reading(f"{spool.layout.journal}/{writer}.jsonl") as (fd, status):
+            begin = max(0, status.st_size - limit)
+            lines = os.pread(fd, limit, begin).split(b"\n")
+            return list(_events(lines[1:] if begin else lines)), status.st_mtime
+    except (OSError, ValueError):
+        return [], 0.0
+
+
+def about(spool: Spool, tasks: Collection[str]) -> list[Event]:
+    """All events that tell of these tasks, in the order of their times; reads the journals of their lifetime."""
+    if not tasks:
+        return []
+    since = min(map(layout.submitted_at, tasks)) - _SKEW
+    found: list[Event] = []
+    for name in fsio.names(spool.layout.journal):
+        if layout.writer_of(name):
+            with contextlib.suppress(OSError, ValueError):  # gone, or not ours to read
+                found += _search(f"{spool.layout.journal}/{name}", tasks, since)
+    return sorted(found, key=lambda event: event.t)
+
+
+def _search(path: str, tasks: Collection[str], since: float) -> Iterator[Event]:
+    wanted = frozenset(tasks)
+    texts = [each.encode() for each in wanted] if len(wanted) <= _FEW else [b""]
+    with fsio.reading(path) as (fd, status):
+        rest, position = b"", 0
+        while status.st_mtime >= since and (piece := os.pread(fd, _PIECE, position)):
+            position += len(piece)
+            piece = rest + piece
+            whole, _, rest = piece.rpartition(b"\n")
+            if len(rest) > _PIECE:  # no journal has such a line
+                return
+            if any(text in whole for text in texts):
+                yield from (event for event in _events(whole.split(b"\n")) if event.about in wanted)

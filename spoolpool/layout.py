@@ -110,6 +110,11 @@ def is_task_id(text: str) -> bool:
     return _TASK_ID.fullmatch(text) is not None
 
 
+def submitted_at(task: str) -> float:
+    """When a task was submitted, as its id says: seconds since the epoch, by the submitting host's clock."""
+    return int(task[4:18], 16) / 1e6
+
+
 def new_worker_id() -> str:
     """One incarnation of a worker: never used again."""
     return os.urandom(8).hex()

@@ -259,6 +259,7 @@ class Worker:
             if token.attempt > task.attempts(header):
                 report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
                 return
+            report: Report | None = None
             if self._is_cancelled(token.task):
                 outcome = OutcomeHeader(task=token.task, kind="cancelled", worker=token.worker, host=hostname())
                 parts = envelope.pack(task.encode(outcome), b"")
@@ -279,6 +280,8 @@ class Worker:
                 started=started,
                 ended=time.time(),
                 published=published,
+                kind="cancelled" if report is None else "error" if report.failure else "result",
+                type=report.failure.type if report and report.failure else "",
             )
             if not published:
                 log.warning(

@@ -237,7 +237,9 @@ def commands() -> dict[str, click.Command]:
 @pytest.mark.parametrize("name", commands())
 def test_the_page_of_the_commands_names_every_option_and_no_other(name: str) -> None:
     options = [each for each in commands()[name].params if isinstance(each, click.Option) and not each.hidden]
-    named = {code.partition(" ")[0] for row in table(section("cli.md", f"## {name}")) for code in codes(row[0])}
+    text = section("cli.md", f"## {name}")
+    rows = table(text) + (table(section("cli.md", "## Which tasks")) if "(#which-tasks)" in text else [])
+    named = {code.partition(" ")[0] for row in rows for code in codes(row[0]) if code.startswith("-")}
     assert named == {text for option in options for text in (*option.opts, *option.secondary_opts)}
 
 

@@ -545,8 +545,8 @@ def test_what_fits_no_task_or_several_is_refused_and_nothing_is_changed(spool: S
     for number in range(3):
         lose(spool, task=f"499-0660e5f20d1a7{number}-0123456789")
     for words, text in (
-        ([], "Name tasks, or --all. There are 3"),
-        (["--all", "499"], "Name tasks, or --all"),
+        ([], "Name tasks or give a filter, or --all"),
+        (["--all", "499"], "Name tasks or give a filter, or --all"),
         (["499-0660e5f20d1a7"], "fits 3 tasks"),
         (["0123456789"], "fits 3 tasks"),
         (["nothing"], "fits 0 tasks"),

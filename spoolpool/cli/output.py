@@ -6,6 +6,7 @@ import errno
 import functools
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,24 @@ def say(text: str) -> None:
 def shown(text: str) -> str:
     """The text with everything escaped that would do something to a terminal: names on disk hold what they like."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def shown_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "\n".join(map(shown, text.splitlines()))
+
+
+def age(seconds: float) -> str:
+    """A length of time for people, in at most five characters."""
+    for unit, length, until in (("s", 1, 100), ("min", 60, 6000), ("h", 3600, 172800)):
+        if seconds < until:
+            return f"{max(0, seconds) // length:.0f} {unit}"
+    return f"{seconds // 86400:.0f} d"
+
+
+def when(seconds: float) -> str:
+    """A moment for people, in the local time zone; empty for none."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
 
 def explained(function: Callable[..., Any]) -> Callable[..., Any]:

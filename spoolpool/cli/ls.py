@@ -1,0 +1,82 @@
+"""``spool ls``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoolpool.cli.output import age, shown
+from spoolpool.cli.selection import Selection, selects
+
+if TYPE_CHECKING:
+    from spoolpool.query import Sight
+
+
+@click.command()
+@selects()
+@click.option("-l", "--long", is_flag=True, help="Whole ids, sessions and lanes.")
+@click.option("-q", "--ids", is_flag=True, help="Ids alone: for other programs, and no file is opened for it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
+@click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
+def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | None) -> None:
+    """List the tasks of SPOOL: all of them, those that are named, or those that fit the filters.
+
+    \b
+      spool ls SPOOL                               everything
+      spool ls SPOOL --state running --user ada    what runs for ada
+      spool ls SPOOL --name relax --older-than 2h  by function and age
+      spool ls SPOOL -q --state failed             ids, for a script
+
+    A TASK is an id, or the beginning or end of one that fits one task alone.
+    """
+    titled = sys.stdout.isatty() and not (ids or as_json)
+    for sight in islice(selection.each(), limit):
+        if titled:
+            click.echo(
+                click.style(_row("TASK", "STATE", "AGE", "USER", "LANE", "SESSION", "NAME", long=long), bold=True)
+            )
+            titled = False
+        if ids:
+            click.echo(sight.id)
+        elif as_json:
+            click.echo(json.dumps(record(sight)))
+        else:
+            since = age(time.time() - sight.submitted)
+            name = sight.name or f"({sight.problem})"
+            row = _row(sight.id, sight.state, since, sight.owner, sight.lane, sight.session, name, long=long)
+            click.echo(shown(row))
+
+
+def _row(task: str, state: str, since: str, user: str, lane: str, session: str, name: str, *, long: bool) -> str:
+    """A line of at most 80 characters, unless the name is long or it is to be complete."""
+    if long:
+        return f"{task:<29}  {state:<9}  {since:>6}  {user:<8}  {lane:<24}  {session:<16}  {name}"
+    return f"{task[-10:]:<10}  {state:<9}  {since:>6}  {user[:8]:<8}  {lane[:22]:<22}  {name}"
+
+
+def record(sight: Sight) -> dict[str, Any]:
+    """A task as JSON; the keys are documented in docs/cli.md."""
+    token, header, outcome = sight.standing.token, sight.header, sight.outcome
+    return {
+        "task": sight.id,
+        "state": sight.state,
+        "path": sight.standing.path,
+        "lane": sight.lane,
+        "session": sight.session,
+        "name": sight.name,
+        "user": sight.owner,
+        "submitted": sight.submitted,
+        "since": sight.since,
+        "claim": token.claim,
+        "attempt": token.attempt,
+        "worker": token.worker,
+        "host": header.host if header else "",
+        "started": outcome.started if outcome else 0.0,
+        "ended": outcome.ended if outcome else 0.0,
+        "problem": sight.problem,
+    }
