@@ -341,7 +341,7 @@ def test_missing_directories_are_no_reason_to_fail(spool: Spool) -> None:
 
 # ---------------------------------------------------------------------- what is no spool, or not ours
 
-READERS = ("status", "check", "gc", "retry")
+READERS = ("status", "ls", "check", "gc", "retry")
 
 
 @pytest.fixture(params=["nothing", "file", "empty", "torn", "directory", "FIFO", "link", "list", "large"])
@@ -395,7 +395,27 @@ def test_a_spool_of_somebody_else_is_told(spool: Spool, name: str, monkeypatch: 
     assert "ask its owner" in shown.stderr
 
 
-@pytest.mark.parametrize("name", ["status", "gc", "retry"])
+@pytest.mark.parametrize("words", [["ls"], ["retry", "--all"]])
+def test_what_cannot_be_listed_is_told_and_the_rest_is_shown(
+    spool: Spool, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fsio.names
+
+    def refused(directory: str) -> list[str]:
+        if directory in (spool.layout.failed, spool.layout.results):
+            raise PermissionError(errno.EACCES, "Permission denied", directory)
+        return real(directory)
+
+    put(spool, "ready")
+    monkeypatch.setattr(fsio, "names", refused)
+    shown = run(*words, spool.path)
+    assert shown.exit_code == SpoolpoolError.exit_code
+    assert f"Not seen: {spool.layout.failed} (Permission denied)" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert ("waiting" in shown.stdout) == (words == ["ls"])
+
+
+@pytest.mark.parametrize("name", ["status", "gc"])
 def test_a_directory_that_cannot_be_listed_is_told_without_a_traceback(
     spool: Spool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from spoolpool import settings
 from spoolpool.cli.output import age, explained, say, shown
-from spoolpool.errors import BadRequest
+from spoolpool.errors import BadRequest, SpoolpoolError
 
 if TYPE_CHECKING:
     from spoolpool.query import Query, Sight, State
@@ -67,7 +67,12 @@ class Selection:
         else:
             yield from select(self.spool, self._query, self._walk)
         for directory, reason in self._walk.unlisted.items():
-            say(shown(f"Not seen: {self.spool.path}/{directory} ({reason})."))
+            say(shown(f"Not seen: {self.spool.path}/{directory} ({reason}). Ask its owner, or look again later."))
+
+    @property
+    def unseen(self) -> bool:
+        """Whether something could not be seen, so that tasks may be missing."""
+        return bool(self._walk.unlisted)
 
     def chosen(self) -> list[Sight]:
         """The tasks, for a command that must be told which; raises :class:`BadRequest` where it was not."""
@@ -114,11 +119,14 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         @explained
         @functools.wraps(function)
-        def run(words: tuple[str, ...], **options: Any) -> Any:
+        def run(words: tuple[str, ...], **options: Any) -> None:
             from spoolpool.query import Query
 
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
-            return function(selection=Selection(words, states, options.pop("everything", False), query), **options)
+            selection = Selection(words, states, options.pop("everything", False), query)
+            function(selection=selection, **options)
+            if selection.unseen:
+                sys.exit(SpoolpoolError.exit_code)
 
         choice = click.Choice(states or _STATES)
         for option in (
