@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from spoolpool import envelope, fsio, garbage, layout, registry, task
+from spoolpool import fsio, garbage, layout, registry, task
 from spoolpool.backoff import Backoff
 from spoolpool.census import Census, census
 from spoolpool.claim import read_task, requeue_from
@@ -20,6 +20,7 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.recovery import Recovery
 from spoolpool.registry import WorkerInfo
+from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 
@@ -192,6 +193,7 @@ def _server_time(spool: Spool) -> float | None:
 
 
 def _by_content(spool: Spool) -> list[Finding]:
+    spool.need_key()
     seen = census(spool)
     tasks = {**seen.ready, **seen.claimed, **{path: token for path, (_, token) in seen.results.items()}, **seen.failed}
     committed = {token.name for _, token in seen.results.values()}
@@ -212,7 +214,8 @@ def _unreadable(spool: Spool, path: str, token: Token, trust: Trust, *, outcome:
     except OSError as error:
         return None if error.errno in fsio.GONE else f"it cannot be opened ({error.strerror}); it is left alone"
     try:
-        content = envelope.read(fd, trust.check(fd, whole), whole)
+        label = outcome_label(path.split("/")[1], token.name) if outcome else task_label(token.task)
+        content = spool.read(fd, trust.check(fd, whole), whole, label)
         header = (task.decode_outcome if outcome else task.decode_task)(content.header, whole)
         if header.task != token.task:
             return f"it says that it is of task {header.task}; it is left alone"
@@ -299,7 +302,9 @@ class _Patience:
                 self._spool.layout.worker(token.worker)
             ):
                 del self._bare[path]
-                if requeue_from(self._spool, f"{root}/{path}", read_task(f"{root}/{path}"), token.given_back()):
+                if requeue_from(
+                    self._spool, f"{root}/{path}", read_task(self._spool, f"{root}/{path}", token), token.given_back()
+                ):
                     self._done.append(f"{path} waits again")
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
 
-from spoolpool import envelope, fsio, layout
+from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
 from spoolpool.envelope import Buffer, Envelope
-from spoolpool.errors import BadTaskFile, NotTrusted, SpoolDenied, SpoolpoolError
+from spoolpool.errors import BadTaskFile, NoKey, NotTrusted, SpoolDenied, SpoolpoolError
 from spoolpool.layout import Lane, Token
 from spoolpool.locks import Lock, try_lock
+from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader, decode_task
 from spoolpool.trust import Trust
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
 _WATCHED = 64  # buckets that are watched; the others are found by listing
+_AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
 _WINDOW = 256  # names among which a crowd of claimers spreads
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
@@ -55,15 +58,19 @@ def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer])
     which nothing of it is left.
     """
     path = spool.layout.outcome(session, token)
+    label = outcome_label(session, token.name)
     try:
-        spool.write(path, parts)
+        spool.write(path, label, parts)
     except FileNotFoundError:  # the session's directory is not there: it was closed, or never opened
         spool.make_directories(f"{spool.layout.outgoing}/{session}")
-        spool.write(path, parts)
+        spool.write(path, label, parts)
 
 
 def has_outcome(spool: Spool, session: str, token: Token) -> bool:
-    """Whether the outcome of a claim was written to its end, so that nothing but the commit is missing."""
+    """Whether the outcome of a claim was written to its end, so that nothing but the commit is missing.
+
+    In a signed spool it must be signed as well; raises :class:`NoKey` where that cannot be told here.
+    """
     path = spool.layout.outcome(session, token)
     try:
         fd = fsio.open_file(path)
@@ -72,8 +79,10 @@ def has_outcome(spool: Spool, session: str, token: Token) -> bool:
             return False
         raise
     try:
-        envelope.read(fd, fsio.size(fd), path)
-    except SpoolpoolError:  # its worker died while it wrote
+        spool.read(fd, fsio.size(fd), path, outcome_label(session, token.name))
+    except NoKey:
+        raise
+    except SpoolpoolError:  # its worker died while it wrote, or it was forged
         return False
     finally:
         fsio.close(fd)
@@ -130,7 +139,7 @@ def retry(spool: Spool, name: str) -> str:
     if token is None:
         raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
     try:
-        header = read_task(path)
+        header = read_task(spool, path, token)
     except OSError as error:
         raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
     if header.task != token.task:
@@ -141,11 +150,11 @@ def retry(spool: Spool, name: str) -> str:
     return token.task
 
 
-def read_task(path: str) -> TaskHeader:
+def read_task(spool: Spool, path: str, token: Token) -> TaskHeader:
     """The header of the task file at a path; ``OSError`` as open(2), or :class:`SpoolpoolError` for what is none."""
     fd = fsio.open_file(path)
     try:
-        return decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
+        return decode_task(spool.read_header(fd, fsio.size(fd), path, task_label(token.task)), path)
     finally:
         fsio.close(fd)
 
@@ -184,6 +193,7 @@ class Claimer:
         self._worker = worker
         self._serves = serves
         self._trust = trust
+        spool.need_key()
         self._seen_lanes: list[str] = []
         self._seen_buckets: list[tuple[str, str]] = []
         self._candidates: list[Token] = []  # of one bucket, the next one last
@@ -193,6 +203,7 @@ class Claimer:
         self._window = 1
         self._unlisted: OSError | None = None
         self._refused: dict[str, str] = {}
+        self._keyless: dict[str, float] = {}
         self._busy: dict[str, float] = {}
 
     @property
@@ -271,7 +282,7 @@ class Claimer:
 
     def _claim(self, token: Token) -> Claim | None:
         path = f"{self._spool.layout.bucket(self._lane, self._bucket)}/{token.name}"
-        if path in self._refused:
+        if path in self._refused and time.monotonic() < self._keyless.get(path, math.inf):
             return None
         try:
             fd = fsio.open_file(path, write=True)
@@ -285,6 +296,8 @@ class Claimer:
             claim = self._take(fd, path, token)
         except (NotTrusted, BadTaskFile) as error:
             self._refuse(path, str(error))
+            if isinstance(error, NoKey):  # it may be on its way to this host
+                self._keyless[path] = time.monotonic() + _AGAIN
             claim = None
         except BaseException:
             fsio.close(fd)
@@ -297,6 +310,7 @@ class Claimer:
         size = self._trust.check(fd, path)
         if not self._free(fd, token):
             return None
+        content = self._signed(fd, size, path, token)
         mine = token.claimed_by(self._worker)
         target = self._spool.layout.claimed_token(mine)
         try:
@@ -307,7 +321,18 @@ class Claimer:
                 if error.errno in fsio.GONE:
                     return None
                 raise
-        return self._read(fd, size, mine)
+        return self._read(fd, size, mine, content)
+
+    def _signed(self, fd: int, size: int, path: str, token: Token) -> Envelope | None:
+        """The content of a file in a signed spool, read before the claim: without a good signature it is left alone."""
+        if self._spool.signature is None:
+            return None
+        try:
+            return self._spool.read(fd, size, path, task_label(token.task))
+        except NotTrusted:
+            raise
+        except SpoolpoolError:  # torn: whoever claims it sets it aside
+            return None
 
     def _free(self, fd: int, token: Token) -> bool:
         """Take the lock; whether the task may be had.
@@ -325,10 +350,11 @@ class Claimer:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
         return now - self._busy.setdefault(token.name, now) > self._lease
 
-    def _read(self, fd: int, size: int, token: Token) -> Claim | None:
+    def _read(self, fd: int, size: int, token: Token, content: Envelope | None = None) -> Claim | None:
         path = self._spool.layout.claimed_token(token)
         try:
-            content = envelope.read(fd, size, path)
+            if content is None:
+                content = self._spool.read(fd, size, path, task_label(token.task))
             header = decode_task(content.header, path)
             lane = layout.parse_lane(header.lane)
             if header.task != token.task or lane is None or not self._serves(lane):
@@ -381,7 +407,9 @@ class Claimer:
             log.warning("Cannot set aside %s: %s", token.name, error)
 
     def _refuse(self, path: str, reason: str) -> None:
-        log.warning("%s", reason)
+        if path not in self._refused:
+            log.warning("%s", reason)
         if len(self._refused) > 100_000:  # somebody floods the spool with junk: better to look twice than to grow
             self._refused.clear()
+            self._keyless.clear()
         self._refused[path] = reason

@@ -14,6 +14,7 @@ bytes     meaning
 ..        pickle, protocol 5
 ..        buffers, each at the next multiple of 4096, so that it can be mapped
 16        xxh3-128 over everything before: finds torn files, proves nothing else
+40        in signed spools: the signature (see :mod:`spoolpool.signature`)
 ========  =====================================================================
 
 All numbers are little-endian. Only the prefix and the header are needed to know everything about a
@@ -25,12 +26,13 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import xxhash
 
-from spoolpool.errors import BadTaskFile, SpoolVersion
+from spoolpool import signature
+from spoolpool.errors import BadTaskFile, NotTrusted, SpoolVersion
 from spoolpool.layout import FORMAT
 
 MAGIC = b"\x93SPOOL\r\n"
@@ -42,6 +44,9 @@ _HEADER_LIMIT = 1 << 20
 _MAP_FROM = 1 << 20  # smaller files are cheaper to read than to map
 
 Buffer = bytes | memoryview
+
+Check = Callable[[str, memoryview, bytes], None]
+"""Raises unless the signature (the last argument) of the file at a path with this content is right."""
 
 
 class Envelope(NamedTuple):
@@ -76,7 +81,7 @@ def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list
     return parts
 
 
-def _sizes(data: bytes, size: int, path: str) -> tuple[int, int, int, int]:
+def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
     """Number of buffers, length of header and pickle, and of the file; checked against its real size."""
     if len(data) < _PREFIX.size or data[:8] != MAGIC:
         raise BadTaskFile(f"{path} does not begin like a file of spoolpool's: it is foreign or torn.")
@@ -97,20 +102,41 @@ def _read_at(fd: int, size: int, position: int) -> bytes:
     return data
 
 
-def read(fd: int, size: int, path: str) -> Envelope:
+def _read_private(fd: int, size: int, path: str) -> memoryview:
+    """So many bytes, or all up to the end, in pages of this process's own."""
+    try:
+        pages = memoryview(mmap.mmap(-1, size))
+    except (OSError, OverflowError) as error:
+        raise BadTaskFile(f"{path} has {size} bytes, for which there is no memory here ({error}).") from error
+    done = 0
+    while more := os.preadv(fd, [pages[done:]], done):
+        done += more
+    return pages[:done]
+
+
+def read(fd: int, size: int, path: str, check: Check | None = None) -> Envelope:
     """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
 
-    The mapping is private: arrays in it can be written to and change no file. Raises
-    :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one.
+    The mapping is private: arrays in it can be written to and change no file. ``check`` is for files of signed
+    spools, which are never mapped: whoever may write the file could change it after its check. Raises
+    :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one, and what ``check`` raises.
     """
     whole: Buffer
     whole = start = _read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
-    count, header_length, payload_length, total = _sizes(start, size, path)
-    if size >= _MAP_FROM:
+    signed = signature.SIZE if check else 0
+    if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
+        raise NotTrusted(f"{path} is not signed, and this spool is. It was not unpickled, and left alone.")
+    count, header_length, payload_length, total = _sizes(start, size - signed, path)
+    if size >= _MAP_FROM and check:
+        whole = _read_private(fd, size, path)
+    elif size >= _MAP_FROM:
         whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    body = memoryview(whole)
+    body = memoryview(whole)[: size - signed]
     if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
         raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
+    if check:
+        check(path, body, bytes(whole[size - signed :]))
+        count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # now it is believed
     position = _PREFIX.size + 8 * count
     header = bytes(body[position : position + header_length])
     position += header_length
@@ -130,8 +156,10 @@ def read(fd: int, size: int, path: str) -> Envelope:
     return Envelope(header, payload, buffers)
 
 
-def read_header(fd: int, size: int, path: str) -> bytes:
-    """The header alone, without a look at the rest of the file but its length."""
+def read_header(fd: int, size: int, path: str, check: Check | None = None) -> bytes:
+    """The header alone, without a look at the rest of the file but its length, unless there is a signature to check."""
+    if check:
+        return read(fd, size, path, check).header
     start = _read_at(fd, min(size, _SMALL), 0)
     count, length, _, _ = _sizes(start, size, path)
     position = _PREFIX.size + 8 * count

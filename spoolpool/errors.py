@@ -48,7 +48,7 @@ class BadTaskFile(SpoolpoolError):
 
 
 class NotTrusted(SpoolpoolError):
-    """A file belongs to an account that is not trusted; it was not read further."""
+    """A file belongs to an account that is not trusted, or its signature is wrong; nothing of it was unpickled."""
 
     exit_code = 8
 
@@ -105,3 +105,9 @@ class TaskTimeout(SpoolpoolError, TimeoutError):
     """Something that was given a limited time did not happen within it."""
 
     exit_code = 17
+
+
+class NoKey(NotTrusted):
+    """The key of a signed spool is not here, may be known to others, or is not the one with which a file was signed."""
+
+    exit_code = 18

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from spoolpool import envelope, fsio, layout, registry, task
-from spoolpool.errors import SpoolpoolError
+from spoolpool import fsio, layout, registry, task
+from spoolpool.errors import NoKey, SpoolpoolError
 from spoolpool.layout import Token
+from spoolpool.signature import outcome_label
 from spoolpool.spool import Keep, Spool
 
 
@@ -143,9 +144,12 @@ def _is_lost(spool: Spool, session: str, token: Token) -> bool:
     try:
         fd = fsio.open_file(path)
         try:
-            return task.decode_outcome(envelope.read_header(fd, fsio.size(fd), path), path).kind == "lost"
+            data = spool.read_header(fd, fsio.size(fd), path, outcome_label(session, token.name))
+            return task.decode_outcome(data, path).kind == "lost"
         finally:
             fsio.close(fd)
+    except NoKey:
+        raise
     except (OSError, SpoolpoolError):
         return False
 

@@ -167,6 +167,11 @@ class World:
         if self.split:
             self.comm = MPI.COMM_WORLD.Split(self.rank // ranks, self.rank)
 
+    def share(self, data: bytes) -> bytes:
+        """What rank 0 of this group gives, on all its ranks."""
+        shared: bytes = self.comm.bcast(data)
+        return shared
+
     def leave(self, code: int) -> None:
         """Wait, without spinning, until every rank of every group is about to end, and end MPI.
 

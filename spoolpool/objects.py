@@ -9,6 +9,7 @@ import xxhash
 from spoolpool import envelope, fsio
 from spoolpool.envelope import Buffer, Envelope
 from spoolpool.errors import BadTaskFile
+from spoolpool.signature import object_label
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 
@@ -26,7 +27,7 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
     source = f"{spool.layout.tmp}/{name}.{writer}"
     target = f"{spool.layout.objects}/{name}"
     if not fsio.there(target):
-        spool.write(source, envelope.pack(b"{}", payload, buffers))
+        spool.write(source, object_label(name), envelope.pack(b"{}", payload, buffers))
         fsio.move(source, target)
     return name
 
@@ -36,7 +37,7 @@ def read_object(spool: Spool, name: str, trust: Trust) -> Envelope:
     path = f"{spool.layout.objects}/{name}"
     fd = fsio.open_file(path)
     try:
-        content = envelope.read(fd, trust.check(fd, path), path)
+        content = spool.read(fd, trust.check(fd, path), path, object_label(name))
     finally:
         fsio.close(fd)
     if _object_id(content.payload, content.buffers) != name:

@@ -33,11 +33,14 @@ def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, 
     return envelope.pack(task.encode(outcome), report.payload, report.buffers)
 
 
-def publish_for_group(path: str) -> Callable[[TaskHeader, Token, Report], bool]:
-    """A function by which any rank can publish the outcome of its group's task before it aborts the group."""
+def publish_for_group(path: str, keys: bytes) -> Callable[[TaskHeader, Token, Report], bool]:
+    """A function by which any rank can publish the outcome of its group's task before it aborts the group.
+
+    ``keys`` are those of a signed spool, which rank 0 has read.
+    """
 
     def publish(header: TaskHeader, token: Token, report: Report) -> bool:
-        spool = Spool(path)
+        spool = Spool(path, keys=keys)
         try:
             if token.attempt <= header.retries:
                 hold_back(spool, token)

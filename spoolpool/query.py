@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from spoolpool import envelope, fsio, layout, task, trust
+from spoolpool import fsio, layout, task, trust
 from spoolpool.census import PLACES, Place, Standing, Walk
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
+from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.task import OutcomeHeader, TaskHeader
 
@@ -68,7 +69,7 @@ class Sight:
         try:
             with fsio.reading(path) as (fd, status):
                 owner, since = trust.account(status.st_uid), max(status.st_mtime, status.st_ctime)
-                header = task.decode_task(envelope.read_header(fd, status.st_size, path), path)
+                header = task.decode_task(self.spool.read_header(fd, status.st_size, path, task_label(self.id)), path)
             if header.task != self.id:
                 raise BadTaskFile(f"{path} says that it is task {header.task}.")
         except (OSError, ValueError, SpoolpoolError) as error:  # it moved on, or is none
@@ -103,7 +104,8 @@ class Sight:
         path = self.spool.layout.outcome(self.session, self.standing.token)
         try:
             with fsio.reading(path) as (fd, status):
-                return task.decode_outcome(envelope.read_header(fd, status.st_size, path), path)
+                label = outcome_label(self.session, self.standing.token.name)
+                return task.decode_outcome(self.spool.read_header(fd, status.st_size, path, label), path)
         except (OSError, ValueError, SpoolpoolError):
             return None
 

@@ -16,6 +16,7 @@ from spoolpool.errors import BadTaskFile, SpoolpoolError, WorkerLost
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.locks import Lock, try_lock
+from spoolpool.signature import task_label
 from spoolpool.spool import Spool
 from spoolpool.task import Failure, OutcomeHeader, TaskHeader
 
@@ -90,7 +91,7 @@ class Recovery:
         done = []
         for token in self._claims().get(worker, []):
             try:
-                header = read_task(self._spool.layout.claimed_token(token))
+                header = read_task(self._spool, self._spool.layout.claimed_token(token), token)
                 if has_outcome(self._spool, header.session, token):
                     commit(self._spool, header.session, token)
                 else:
@@ -112,7 +113,8 @@ class Recovery:
             if not gone and try_lock(fd) is Lock.BUSY:  # its holder lives: paused, or its beat does not get through
                 return None
             try:
-                header = task.decode_task(envelope.read_header(fd, fsio.size(fd), path), path)
+                data = self._spool.read_header(fd, fsio.size(fd), path, task_label(token.task))
+                header = task.decode_task(data, path)
             except BadTaskFile as error:  # lost its content with the node's power
                 fsio.move(path, f"{self._spool.layout.failed}/{token.name}")
                 return f"{token.task}: set aside in failed/. {error}"

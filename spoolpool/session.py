@@ -14,6 +14,7 @@ from spoolpool.envelope import Buffer
 from spoolpool.errors import (
     BadTaskFile,
     BrokenSpool,
+    NoKey,
     NotTrusted,
     SpoolVersion,
 )
@@ -22,6 +23,7 @@ from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.outcome import value_of
 from spoolpool.recovery import Recovery
+from spoolpool.signature import outcome_label
 from spoolpool.spool import Spool
 from spoolpool.task import Kind, TaskHeader
 from spoolpool.trust import Trust
@@ -64,6 +66,7 @@ class Session:
         self._read: dict[str, Kind] = {}
         self._left_alone: set[str] = set()
         self._user = trust.account(os.geteuid())
+        spool.need_key()
         spool.open_session(self.name)
         registry.announce_session(spool, self.name, self._user)
 
@@ -322,11 +325,12 @@ class Session:
         path = self.spool.layout.outcome(self.name, token)
         if future is not None:
             try:
-                self._read[token.name] = self._deliver(future, path)
+                self._read[token.name] = self._deliver(future, token, path)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
                 # its content may come to this client later than its name (NFS): look again, remove nothing
                 first = late.setdefault(token.name, time.monotonic())
-                if isinstance(error, NotTrusted) or time.monotonic() - first > max(self.spool.config.lease, 5.0):
+                decided = isinstance(error, NotTrusted) and not isinstance(error, NoKey)  # a new key may be on its way
+                if decided or time.monotonic() - first > max(self.spool.config.lease, 5.0):
                     self._left_alone.add(token.name)
                     if isinstance(error, OSError):
                         error = BadTaskFile(f"The outcome {path} cannot be read: {error.strerror}. It was left there.")
@@ -351,10 +355,10 @@ class Session:
         future.withdrawn()
         self._delivered(future)
 
-    def _deliver(self, future: TaskFuture, path: str) -> Kind:
+    def _deliver(self, future: TaskFuture, token: Token, path: str) -> Kind:
         fd = fsio.open_file(path)
         try:
-            content = envelope.read(fd, self._accept.check(fd, path), path)
+            content = self.spool.read(fd, self._accept.check(fd, path), path, outcome_label(self.name, token.name))
         finally:
             fsio.close(fd)
         outcome = task.decode_outcome(content.header, path)

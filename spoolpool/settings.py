@@ -7,6 +7,9 @@ import sys
 ENV_SPOOL = "SPOOLPOOL_DIR"
 """Spool used where a command or an executor is given none."""
 
+ENV_KEY = "SPOOLPOOL_KEY"
+"""File with the keys of a signed spool; without it they are looked for in the configuration directory."""
+
 ENV_WORKER = "SPOOLPOOL_WORKER"
 """Worker id that the supervisor chose for the group it starts (24 hex digits at most)."""
 

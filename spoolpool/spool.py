@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from typing import Literal
 
 import msgspec
 
-from spoolpool import fsio, layout, settings
+from spoolpool import envelope, fsio, layout, settings
 from spoolpool.backoff import Backoff
-from spoolpool.envelope import Buffer
+from spoolpool.envelope import Buffer, Envelope
 from spoolpool.errors import BadRequest, NotASpool, SpoolDenied, SpoolFull, SpoolpoolError, SpoolVersion
 from spoolpool.layout import Layout, Token
+from spoolpool.signature import Signature, task_label
 from spoolpool.task import TaskHeader
 
 Mode = Literal["private"]
@@ -59,18 +61,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What ``spool gc`` leaves."""
     temporary: bool = False
     """Belongs to one executor, and goes with it."""
+    signed: bool = False
+    """Whether every file that may be unpickled carries a signature."""
 
 
 class Spool:
     """An opened spool. Opening reads ``spool.json`` and nothing else; it needs no closing.
 
-    Raises :class:`NotASpool`, :class:`SpoolVersion` or :class:`SpoolDenied`.
+    ``keys`` are those of a signed spool, from :meth:`secrets`; without them they are looked for when they are
+    needed. Raises :class:`NotASpool`, :class:`SpoolVersion` or :class:`SpoolDenied`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, keys: bytes = b"") -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.layout = Layout(self.path)
         self.config = _read_config(self.layout)
+        self.signature = Signature(self.config.id, keys) if self.config.signed else None
 
     @classmethod
     def create(
@@ -82,6 +88,7 @@ class Spool:
         max_attempts: int = settings.MAX_ATTEMPTS,
         caches: float = settings.CACHE_SECONDS,
         temporary: bool = False,
+        signed: bool = False,
     ) -> Spool:
         """Make a spool in a directory that is empty or does not exist yet, and open it."""
         root = os.path.abspath(os.fspath(path))
@@ -93,6 +100,7 @@ class Spool:
             max_attempts=max_attempts,
             caches=caches,
             temporary=temporary,
+            signed=signed,
         )
         if not (0 < lease < math.inf and 0 <= caches < math.inf and 1 <= max_attempts <= 99):
             raise BadRequest(
@@ -120,9 +128,31 @@ class Spool:
                 raise
         return cls(root)
 
-    def write(self, path: str, parts: list[Buffer]) -> None:
-        """Make a new file with the durability of this spool."""
+    def write(self, path: str, label: str, parts: list[Buffer]) -> None:
+        """Make a new file with the durability of this spool, signed under its label where files are."""
+        if self.signature is not None:
+            parts = [*parts, self.signature.sign(label, parts)]
         fsio.create(path, parts, durability=self.config.durability)
+
+    def read(self, fd: int, size: int, path: str, label: str) -> Envelope:
+        """Read and check an opened file, as :func:`envelope.read` does, with its signature where files have one."""
+        return envelope.read(fd, size, path, self._check(label))
+
+    def read_header(self, fd: int, size: int, path: str, label: str) -> bytes:
+        """The header alone; where files are signed, all of the file is read, and checked."""
+        return envelope.read_header(fd, size, path, self._check(label))
+
+    def _check(self, label: str) -> envelope.Check | None:
+        return None if self.signature is None else functools.partial(self.signature.check, label)
+
+    def secrets(self) -> bytes:
+        """The keys of a signed spool, for :class:`Spool` in another process of ours; empty for others."""
+        return b"" if self.signature is None else self.signature.secrets()
+
+    def need_key(self) -> None:
+        """Raise :class:`NoKey` where the spool is signed and its key is not here."""
+        if self.signature is not None:
+            self.signature.load()
 
     def enqueue(self, header: TaskHeader, parts: list[Buffer]) -> Token:
         """Put a task file into its lane; when this returns, the task is in the spool.
@@ -134,7 +164,7 @@ class Spool:
         source = f"{self.layout.tmp}/{header.task}"
         target = f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}"
         with explained(f"submit a task to {self.path}"):
-            self.write(source, parts)
+            self.write(source, task_label(header.task), parts)
             self._publish(source, target)
         return token
 

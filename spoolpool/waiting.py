@@ -79,7 +79,7 @@ class Releaser:
 
     def _notice(self, token: Token) -> None:
         with contextlib.suppress(OSError, SpoolpoolError):  # gone, or unreadable: 'spool check' tells
-            header = read_task(f"{self._spool.layout.waiting}/{token.name}")
+            header = read_task(self._spool, f"{self._spool.layout.waiting}/{token.name}", token)
             if header.task == token.task:
                 self._headers[token] = header
                 self._due[token] = time.monotonic() + delay(header, token.attempt)

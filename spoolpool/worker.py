@@ -85,8 +85,9 @@ class Worker:
         self._group = group
         self._terms = terms
         self._name = info.worker
-        self._registration = Registration(spool, info)
+        # first: who cannot claim (without the key of a signed spool) must not announce itself
         self._claimer = Claimer(spool, info.worker, lambda lane: info.why_not(lane) is None, terms.trust)
+        self._registration = Registration(spool, info)
         self._recovery = Recovery(spool)
         self._releaser = Releaser(spool)
         self._journal = Journal(spool, info.worker)

@@ -383,7 +383,10 @@ class Stage:
 
     def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
         """What the task files at these paths say."""
-        return [claim.read_task(f"{self.spool.path}/{path}") for path in paths]
+        tokens = {path: parse_token(os.path.basename(path)) for path in paths}
+        return [
+            claim.read_task(self.spool, f"{self.spool.path}/{path}", token) for path, token in tokens.items() if token
+        ]
 
     def recover(self, observer: Recovery | None = None, *, rounds: int = 5) -> list[str]:
         """Let an observer look, by default until it has seen everybody's silence for longer than a lease."""

@@ -291,7 +291,7 @@ def test_a_dead_submitters_tasks_that_still_run_are_collected_in_the_end(
     name = os.path.basename(running)
     token = layout.parse_token(name)
     assert token is not None
-    header = claim.read_task(f"{spool.path}/{running}")
+    header = claim.read_task(spool, f"{spool.path}/{running}", token)
     fsio.create(spool.layout.outcome("dead", token), outcome_of(header, token))
     after(1.1)
     remove(spool, rubbish(spool))

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spoolpool import layout, pickling
+from spoolpool import layout, pickling, signature
 from spoolpool.check import check
 from spoolpool.claim import Claimer, commit, write_outcome
 from spoolpool.errors import SpoolVersion
@@ -16,7 +16,7 @@ from spoolpool.layout import Layout
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
-from tests.golden.make import DATA, DONE, WAITING
+from tests.golden.make import DATA, DONE, SECRET, WAITING
 from tests.stage import Clock, Inbox, outcome_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,8 +24,12 @@ FORMATS = sorted(path.name for path in GOLDEN.glob("format-*"))
 
 
 @pytest.fixture(params=FORMATS)
-def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of a golden spool, with the empty directories that git does not keep."""
+def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a golden spool, with the empty directories that git does not keep, and the key of a signed one."""
+    key = signature.Key.of(SECRET)
+    (tmp_path / "key").write_text(f"{key.id} {key.secret.hex()}\n")
+    (tmp_path / "key").chmod(0o600)
+    monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
     place = tmp_path / "spool"
     shutil.copytree(GOLDEN / request.param, place)
     for name in Layout.DIRECTORIES:

@@ -38,8 +38,9 @@ from spoolpool.cli.output import explained
     show_default=True,
     help="Seconds for which a client may see names that are gone (1 on a local filesystem).",
 )
+@click.option("--signed", is_flag=True, help="Sign every file with a key; then run 'spool key new SPOOL'.")
 @explained
-def init(directory: str, durability: str, lease: float, max_attempts: int, caches: float) -> None:
+def init(directory: str, durability: str, lease: float, max_attempts: int, caches: float, signed: bool) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
     Only you can use it. Example: spool init /shared/project/spool
@@ -52,5 +53,6 @@ def init(directory: str, durability: str, lease: float, max_attempts: int, cache
         lease=lease,
         max_attempts=max_attempts,
         caches=caches,
+        signed=signed,
     )
     click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

@@ -16,6 +16,7 @@ COMMANDS = {
     "retry": "Let failed tasks run again.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",
+    "key": "Make and change the key of a signed spool.",
     "gc": "Remove what nobody will ask for any more.",
 }
 

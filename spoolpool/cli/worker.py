@@ -231,9 +231,11 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
     world: World | None = None
     try:
         world = World(wishes.ranks, size)
+        leads = world.comm.Get_rank() == 0
+        keys = world.share(open_spool(wishes.directory).secrets() if leads else b"")
         group = MPIGroup(
             world.comm,
-            publish_for_group(os.path.abspath(wishes.directory)),
+            publish_for_group(os.path.abspath(wishes.directory), keys),
             supervised=terms.supervised and not world.split,
             grace=wishes.grace,
             ends=terms.ends,

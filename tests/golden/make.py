@@ -1,6 +1,7 @@
 """Make the golden spool of the present format: ``python tests/golden/make.py`` from the root of the repository.
 
-It is made once per format, committed, and read for ever: run this only when ``layout.FORMAT`` has risen.
+The two of a format, unsigned and signed, are made once, committed, and read for ever: run this only when
+``layout.FORMAT`` has risen.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ BUCKET = "499-0660e6e464b511-22dc7470"
 WAITING, DONE = "499-0660e6e464b511-22dc7470e2", "499-0660e6e464b5ff-1f46f1a9c3"
 WORKER = "0123456789abcdef"
 DATA = bytes(range(256)) * 17
+SECRET = bytes(range(32))
+"""The key of the signed spool."""
 
 
 def header(name: str) -> TaskHeader:
@@ -39,11 +42,12 @@ def header(name: str) -> TaskHeader:
     )
 
 
-def make(directory: Path) -> None:
+def make(directory: Path, *, signed: bool = False) -> None:
     """A task that waits, and an outcome with a buffer of its own that nobody has collected."""
-    spool = Spool.create(directory, durability="none")
+    spool = Spool.create(directory, durability="none", signed=signed)
     config = msgspec.structs.replace(spool.config, id="0" * 16)
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
+    spool = Spool(directory, keys=SECRET)
     spool.open_session("golden")
     call = pickle.dumps((pow, (2, 5), {}), protocol=5)
     for name in (WAITING, DONE):
@@ -59,9 +63,10 @@ def make(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    place = Path(__file__).parent / f"format-{layout.FORMAT}"
-    shutil.rmtree(place, ignore_errors=True)
-    make(place)
-    for directory in sorted(place.rglob("*"), reverse=True):
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()  # git keeps none
+    for ending in ("", "-signed"):
+        place = Path(__file__).parent / f"format-{layout.FORMAT}{ending}"
+        shutil.rmtree(place, ignore_errors=True)
+        make(place, signed=bool(ending))
+        for directory in sorted(place.rglob("*"), reverse=True):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()  # git keeps none

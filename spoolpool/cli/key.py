@@ -1,0 +1,76 @@
+"""``spool key``: the keys of a signed spool, which lie outside of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained, shown
+from spoolpool.errors import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spoolpool.signature import Key
+
+
+@click.group()
+def key() -> None:
+    """Make and change the key of a signed spool. Whoever has it can run code as the workers and submitters."""
+
+
+def _path(directory: str) -> str:
+    """The key file of a spool, which must be a signed one."""
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    if spool.signature is None:
+        raise BadRequest(f"The spool {spool.path} is not signed: 'spool init --signed' makes one that is.")
+    return spool.signature.path
+
+
+def _tell(path: str, keys: Sequence[Key]) -> None:
+    for number, each in enumerate(keys):
+        click.echo(shown(f"{each.id}  {'valid' if number else 'signs'}  {path}"))
+
+
+@key.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@explained
+def new(directory: str) -> None:
+    """Make the first key of SPOOL, in a file that you alone can read, and print its id.
+
+    Everybody who submits or works needs a copy: in SPOOLPOOL_KEY, or in the configuration directory.
+    """
+    from spoolpool.signature import make_key
+
+    path = _path(directory)
+    _tell(path, [make_key(path)])
+
+
+@key.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("--finish", is_flag=True, help="End the validity of the key before the newest.")
+@explained
+def rotate(directory: str, finish: bool) -> None:
+    """Put a new key for SPOOL into the key file; the one before stays valid until --finish, or the next time.
+
+    Processes that run take the new one up within a minute.
+    """
+    from spoolpool import signature
+
+    path = _path(directory)
+    _tell(path, signature.rotate(path, finish=finish))
+
+
+@key.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@explained
+def show(directory: str) -> None:
+    """Print the ids of the keys of SPOOL that are here, and where; never the keys."""
+    from spoolpool.signature import read_keys
+
+    path = _path(directory)
+    _tell(path, read_keys(path))
