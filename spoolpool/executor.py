@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spoolpool import fsio, layout, pickling, settings
 from spoolpool.core import Core
@@ -34,6 +34,9 @@ from spoolpool.pool import Pool
 from spoolpool.resources import Resources
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -89,7 +92,7 @@ class Executor(futures.Executor):
         self._defaults = Resources().updated({**given, **(resource_dict or {})})
         self._shape = self._defaults.shape()
         self._queue = layout.check_queue(queue)
-        layout.check_tags(self._defaults.tags)
+        layout.check_tags(self._defaults.lane_tags())
         if max_workers is not None and max_workers < 1:
             raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
         self._backend = backend or self.default_backend
@@ -170,7 +173,7 @@ class Executor(futures.Executor):
             shape = wishes.shape()
             core.prepare(shape)
         lane = layout.check_lane(
-            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.tags)
+            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags())
         )
         return core.session.submit(
             payload,
@@ -184,6 +187,19 @@ class Executor(futures.Executor):
             cwd=wishes.cwd,
             init=core.init,
         )
+
+    def asubmit(
+        self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> asyncio.Future[T]:
+        """:meth:`submit` for coroutines: ``value = await executor.asubmit(fn, x)``.
+
+        The task is in the spool when this returns, awaited or not. To cancel the awaiting coroutine is to cancel the
+        task. Raises what :meth:`submit` does, and ``RuntimeError`` where no event loop runs.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        return asyncio.wrap_future(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop=loop)
 
     def map(
         self,

@@ -13,6 +13,7 @@ import msgspec
 from spoolpool import fsio, layout, settings
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane
+from spoolpool.packages import is_requirement
 from spoolpool.spool import Spool, explained
 from spoolpool.trust import account, in_group
 
@@ -44,6 +45,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Batch job, where it runs in one."""
     started: float = 0.0
     """Seconds since the epoch, its host's clock."""
+    lacks: dict[str, str] = {}
+    """What it has in the place of packages that lanes ask for, as files of its entry say."""
     trust_users: tuple[int, ...] = ()
     """Accounts whose tasks it runs, where tasks tell theirs."""
     trust_groups: tuple[str, ...] = ()
@@ -75,7 +78,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         for wanted, has, what in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
             if wanted > has:
                 return f"{wanted} {what} per rank wanted, groups have {has}"
-        if missing := sorted(set(lane.tags).difference(self.tags)):
+        for tag in filter(is_requirement, lane.tags):
+            if tag in self.lacks:
+                return f"{tag} wanted, {self.lacks[tag]} where groups run"
+        if missing := [tag for tag in lane.tags if tag not in self.tags and not is_requirement(tag)]:
             tagged = f"are tagged {', '.join(self.tags)}" if self.tags else "have no tags"
             return f"tag {', '.join(missing)} wanted, groups {tagged}"
         return None
@@ -118,6 +124,11 @@ class Registration:
     def directory(self) -> str:
         """Where the entry lies; a file called ``stop`` in it asks the worker to end."""
         return self._directory
+
+    def note_lack(self, tag: str, instead: str) -> None:
+        """Tell those who wait for tasks with this tag why this worker takes none; harmless when repeated."""
+        with contextlib.suppress(OSError):  # it stands there already; or the server is away: nobody depends on it
+            fsio.create(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
 
     def told_to_stop(self) -> bool:
         """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
@@ -172,6 +183,8 @@ while os.getppid() == parent and missed < 3:
 ENTRY = ("info.json", "beat", "stop", "error")
 """The files of a worker's entry."""
 
+_LACKS = "lacks-"  # begins the name of a file of an entry, which goes on with a lane's tag
+
 
 def forget(directory: str) -> None:
     """Remove a worker's entry; it stays where there is something else in it, or where it is but a link."""
@@ -179,7 +192,16 @@ def forget(directory: str) -> None:
         if fsio.is_directory(directory):
             for name in ENTRY:
                 fsio.remove(f"{directory}/{name}")
-            fsio.remove_directory(directory)
+            if not fsio.remove_directory(directory):
+                for name in fsio.names(directory):
+                    if is_lack(name):
+                        fsio.remove(f"{directory}/{name}")
+                fsio.remove_directory(directory)
+
+
+def is_lack(name: str) -> bool:
+    """Whether a file of an entry says that a package is missing."""
+    return name.startswith(_LACKS)
 
 
 def ask_to_stop(spool: Spool, worker: str) -> None:
@@ -251,7 +273,17 @@ def read_info(spool: Spool, worker: str) -> WorkerInfo | None:
 def workers(spool: Spool) -> list[WorkerInfo]:
     """All entries that can be read, of live workers and of dead ones that nobody recovered yet."""
     found = [(name, read_info(spool, name)) for name in fsio.names(spool.layout.workers) if layout.is_worker_id(name)]
-    return [info for name, info in found if info is not None and info.worker == name]
+    return [_with_lacks(spool, info) for name, info in found if info is not None and info.worker == name]
+
+
+def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:
+    directory = spool.layout.worker(info.worker)
+    lacks = {}
+    with contextlib.suppress(OSError, ValueError):  # it ends just now, or says something else
+        for name in filter(is_lack, fsio.names(directory)):
+            text = fsio.read_small(f"{directory}/{name}", 512).decode(errors="replace")
+            lacks[name.removeprefix(_LACKS)] = text
+    return msgspec.structs.replace(info, lacks=lacks) if lacks else info
 
 
 def silence(spool: Spool, worker: str, now: float) -> float | None:

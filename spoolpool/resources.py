@@ -9,6 +9,7 @@ from typing import Any
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest
+from spoolpool.packages import requirements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Resources:
     """Greater is sooner, from -499 to 499."""
     tags: tuple[str, ...] = ()
     """What a group must be tagged with (``spool-worker --tag``) to be given the call: all of these names."""
+    packages: tuple[str, ...] = ()
+    """Packages that a group must have in the version that is installed here, or in a named one (``numpy==2.1``)."""
 
     def updated(self, wishes: Mapping[str, Any]) -> Resources:
         """These with some keys set; raises :class:`BadRequest` for an unknown key or a senseless value."""
@@ -70,6 +73,10 @@ class Resources:
                 raise BadRequest(f"resource_dict has no key {key!r}. It knows: {', '.join(known)}.")
             given[key] = _checked(key, value)
         return replace(self, **given)
+
+    def lane_tags(self) -> tuple[str, ...]:
+        """All that is asked for besides the shape, as a lane has it."""
+        return tuple(sorted({*self.tags, *self.packages})) if self.packages else self.tags
 
     def shape(self) -> Shape:
         """The group that can run it."""
@@ -82,10 +89,10 @@ def _checked(key: str, value: Any) -> Any:
         if not isinstance(value, (str, os.PathLike)):
             raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
         return os.fspath(value)
-    if key == "tags":
-        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(tag, str) for tag in value):
-            raise BadRequest(f"resource_dict: tags must be a list of names, not {value!r}.")
-        return tuple(sorted(set(value)))
+    if key in ("tags", "packages"):
+        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(each, str) for each in value):
+            raise BadRequest(f"resource_dict: {key} must be a list of names, not {value!r}.")
+        return requirements(value) if key == "packages" else tuple(sorted(set(value)))
     if value is None and key == "max_attempts":
         return value
     if key == "retry_delay":

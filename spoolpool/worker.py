@@ -19,8 +19,9 @@ from spoolpool.envelope import Buffer
 from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity, hostname
 from spoolpool.journal import Journal
-from spoolpool.layout import Token
+from spoolpool.layout import Lane, Token
 from spoolpool.objects import read_object
+from spoolpool.packages import is_requirement, lacks
 from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
@@ -85,8 +86,9 @@ class Worker:
         self._group = group
         self._terms = terms
         self._name = info.worker
+        self._info = info
         # first: who cannot claim (without the key of a signed spool) must not announce itself
-        self._claimer = Claimer(spool, info.worker, lambda lane: info.why_not(lane) is None, terms.trust)
+        self._claimer = Claimer(spool, info.worker, self._serves, terms.trust)
         self._registration = Registration(spool, info)
         self._recovery = Recovery(spool)
         self._releaser = Releaser(spool)
@@ -103,6 +105,15 @@ class Worker:
         self._round_every = spool.config.lease / 4
         # a forked child would hold the lock of the claim, and so witness for a worker that is dead
         os.register_at_fork(after_in_child=self._forked)
+
+    def _serves(self, lane: Lane) -> bool:
+        """Whether this group runs tasks of a lane; of packages that it lacks it tells in its entry."""
+        if self._info.why_not(lane) is not None:
+            return False
+        missing = {tag: instead for tag in filter(is_requirement, lane.tags) if (instead := lacks(tag))}
+        for tag, instead in missing.items():
+            self._registration.note_lack(tag, instead)
+        return not missing
 
     def _forked(self) -> None:
         if self._claim is not None:

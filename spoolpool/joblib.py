@@ -1,0 +1,90 @@
+"""joblib's ``Parallel`` over worker groups.
+
+::
+
+    import spoolpool.joblib  # makes the backend known
+
+    with joblib.parallel_config("spoolpool", spool="/shared/project/spool"):
+        joblib.Parallel()(joblib.delayed(function)(x) for x in xs)
+
+What follows the backend's name are arguments of :class:`spoolpool.Executor`. joblib packs short calls into batches by
+itself, each of which is one task here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
+
+from spoolpool import registry
+from spoolpool.executor import Executor
+from spoolpool.spool import Spool
+
+
+class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
+    """One executor, made when the first batch is submitted and kept for all calls within one ``parallel_config``."""
+
+    supports_retrieve_callback = True
+    default_n_jobs = -1
+
+    def __init__(self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any):
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        if inner_max_num_threads is not None:
+            options.setdefault("threads_per_core", inner_max_num_threads)
+        self._options = options
+        self._executor: Executor | None = None
+        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+
+    def _made(self) -> Executor:
+        if self._executor is None:
+            self._executor = Executor(**self._options)
+        return self._executor
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Batches that run side by side: what was asked for, else as many as there are groups.
+
+        One is joblib's word for running everything in the process that asks, so it takes ``n_jobs=1`` to get that.
+        """
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is not None and n_jobs > 0:
+            return n_jobs
+        info = self._made().info
+        return max(2, info["max_workers"] or len(registry.workers(Spool(info["spool"]))))
+
+    def configure(
+        self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any
+    ) -> int:
+        """Get ready for a call of ``Parallel``."""
+        self.parallel = parallel
+        return self.effective_n_jobs(n_jobs)
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
+        """Put one batch into the spool."""
+        future = self._made().submit(func)
+        self._futures.add(future)
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """The values of a batch."""
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Take back what nobody has claimed: one batch failed, and nobody asks for the others."""
+        for future in list(self._futures):
+            future.cancel()
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Nothing to be done around the wait for results."""
+        yield
+
+
+register_parallel_backend("spoolpool", Backend)
