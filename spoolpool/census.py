@@ -141,7 +141,7 @@ def census(spool: Spool) -> Census:
     """
     walk = Walk(spool.path)
     top = walk.names(".")
-    known = {*layout.Layout.DIRECTORIES, "spool.json"}
+    known = {*layout.Layout.DIRECTORIES, *layout.Layout.ON_DEMAND, "spool.json"}
     marks = [path.partition("/")[2] for path in walk.good("cancel", layout.is_task_id)]
     outgoing = {each.path: (each.session, each.token) for each in walk.of_sessions("outgoing")}
     found: dict[Place, list[Standing]] = {place: [] for place in PLACES}
@@ -153,6 +153,7 @@ def census(spool: Spool) -> Census:
     walk.good("sessions", layout.session_of)
     walk.good("journal", layout.writer_of)
     walk.good("logs", layout.is_log)
+    walk.good("jobs", lambda name: name == layout.LOCK or layout.is_job_file(name))
     walk.good("tmp", lambda name: layout.is_unfinished(name) or layout.is_meeting(name))
     return Census(
         ready={each.path: each.token for each in (*found["held"], *found["waiting"])},

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 
 from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
+from spoolpool.batchpool import BatchPool
 from spoolpool.errors import BrokenSpool
 from spoolpool.pool import Pool
 from spoolpool.resources import Shape
@@ -29,10 +30,20 @@ class Core:
     """
 
     def __init__(
-        self, spool: Spool, name: str, accept: Trust, pool: Pool | None, init: str, *, cores: int, temporary: bool
+        self,
+        spool: Spool,
+        name: str,
+        accept: Trust,
+        pool: Pool | None,
+        jobs: BatchPool | None,
+        init: str,
+        *,
+        cores: int,
+        temporary: bool,
     ) -> None:
         self.spool = spool
         self.pool = pool
+        self.jobs = jobs
         self.init = init
         self.cores = cores
         self._temporary = temporary
@@ -42,25 +53,18 @@ class Core:
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None
         _at_work.add(self.session)
-        if pool is not None:
+        if pool is not None or jobs is not None:
             self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
             _at_work.add(self)
             self._thread.start()
 
     def _watch(self) -> None:
         """Look after the groups until the executor is closed and its tasks are done."""
-        assert self.pool is not None
         rhythm = Backoff(0.01, 0.5)
         try:
             while not (self._closed and self.session.wait(0)):
-                if self.pool.step():
+                if self._look_after():
                     rhythm.reset()
-                for lane in {future.header.lane for future in self.session.pending()}:
-                    shape = _shape(lane)
-                    if reason := self.pool.broken.get(shape):
-                        self.session.fail(BrokenSpool(reason), lane)
-                    else:  # a group that ended as idle may have missed the task that came at that moment
-                        self._make_room(shape)
                 if self._closed:
                     self.session.wait(rhythm.next())
                 else:
@@ -69,13 +73,36 @@ class Core:
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
             self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
         finally:
-            self.pool.stop()
+            if self.pool is not None:
+                self.pool.stop()
+            if self.jobs is not None:
+                self.jobs.stop()
             self.session.join()
             if self._temporary:
                 fsio.remove_tree(self.spool.path)
 
+    def _look_after(self) -> bool:
+        """Look after the groups once; whether something happened."""
+        lanes = {future.header.lane for future in self.session.pending()}
+        if self.jobs is not None:
+            self.jobs.step(lanes)
+            if self.jobs.broken and lanes:
+                self.session.fail(BrokenSpool(self.jobs.broken))
+        if self.pool is None:
+            return False
+        happened = self.pool.step()
+        for lane in lanes:
+            shape = _shape(lane)
+            if reason := self.pool.broken.get(shape):
+                self.session.fail(BrokenSpool(reason), lane)
+            else:  # a group that ended as idle may have missed the task that came at that moment
+                self._make_room(shape)
+        return happened
+
     def prepare(self, shape: Shape) -> None:
         """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
+        if self.jobs is not None and self.jobs.broken:
+            raise BrokenSpool(f"Nothing can be submitted: {self.jobs.broken}")
         if self.pool is not None:
             if reason := self.pool.broken.get(shape):
                 raise BrokenSpool(f"Nothing can be submitted: {reason}")

@@ -25,9 +25,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spoolpool import fsio, layout, pickling, settings
+from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
 from spoolpool.errors import BadRequest
-from spoolpool.launchers import Launcher, Options, choose
+from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
@@ -57,12 +58,19 @@ class Executor(futures.Executor):
         cwd: Working directory of the calls; made if missing.
         backend: How groups are started: ``"mpiexec"``, ``"local"`` (groups of one rank only), ``"srun"`` (steps of
             the Slurm job around), ``"flux"`` (jobs of the Flux instance around), or ``"auto"``, the default: Flux,
-            else srun, else mpiexec, else local.
+            else srun, else mpiexec, else local. ``"sbatch"`` and ``"flux-batch"`` submit batch jobs of groups, which
+            end with the executor; ``max_workers`` then is the number of groups in each.
         spool: Directory of a spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
             program: it runs as you.
         queue: Queue of the spool to which tasks go.
+        nodes: Whole nodes of a batch job.
+        time: Its walltime, as the batch system writes it.
+        directives: Further options of the batch system, such as ``"--partition=long"``.
+        min_jobs: Batch jobs to submit at once, and again when they end; with 0 the first task brings the first job.
+        max_jobs: Batch jobs that may wait or run at once, where many tasks wait or such of other shapes;
+            ``min_jobs`` (or 1) unless given.
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
@@ -85,6 +93,11 @@ class Executor(futures.Executor):
         resource_dict: Mapping[str, Any] | None = None,
         trust: Iterable[str | int] = (),
         queue: str = "default",
+        nodes: int = 1,
+        time: str = "1:00:00",
+        directives: Iterable[str] = (),
+        min_jobs: int = 1,
+        max_jobs: int | None = None,
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
@@ -100,7 +113,15 @@ class Executor(futures.Executor):
         self._trust = tuple(trust)
         self._init_function = init_function
         self._attached = None if spool is None else Spool(spool)
-        self._runs_groups = spool is None or max_workers is not None
+        self._batch = BatchOptions(
+            nodes=nodes,
+            time=time,
+            directives=tuple(directives),
+            min_jobs=min_jobs,
+            max_jobs=max(1, min_jobs) if max_jobs is None else max_jobs,
+            arguments=() if max_workers is None else ("--groups", str(max_workers)),
+        )
+        self._runs_groups = self._backend not in BACKENDS and (spool is None or max_workers is not None)
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
         self._lock = threading.RLock()
         self._shut = False
@@ -113,9 +134,12 @@ class Executor(futures.Executor):
         spool = self._attached
         launcher = choose(self._backend) if self._runs_groups else None
         if spool is None:
-            parent = tempfile.mkdtemp(prefix="spoolpool-", dir=_directory_for(launcher))
+            here = launcher is not None and launcher.name in ("mpiexec", "local")
+            shared = None if here else os.environ.get(settings.ENV_SPOOL) or os.getcwd()  # what all nodes see
+            parent = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=shared))
             try:
-                spool = Spool.create(parent, durability="none", caches=1.0, temporary=True)
+                caches = 1.0 if here else settings.CACHE_SECONDS
+                spool = Spool.create(parent, durability="none", caches=caches, temporary=True)
             except BaseException:
                 fsio.remove_tree(parent)
                 raise
@@ -128,6 +152,7 @@ class Executor(futures.Executor):
                 pool = Pool(spool, launcher, arguments=arguments, options=self._options)
             init = ""
             name = os.urandom(8).hex()
+            jobs = self._batch_pool(spool, name) if self._backend in BACKENDS else None
             if self._init_function is not None:
                 init = put_object(spool, *pickling.dumps(self._init_function), name)
             core = Core(
@@ -135,12 +160,15 @@ class Executor(futures.Executor):
                 name,
                 Trust(self._trust),
                 pool,
+                jobs,
                 init,
                 cores=self._max_workers * self._shape.cores,
                 temporary=self._attached is None,
             )
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
+            if jobs is not None:
+                jobs.start()
         except BaseException:
             if core is not None:
                 core.close()
@@ -152,6 +180,10 @@ class Executor(futures.Executor):
         # an executor that nobody refers to any more lets its groups end once its tasks are done
         self._finalizer = weakref.finalize(self, core.close)
         self._finalizer.atexit = False
+
+    def _batch_pool(self, spool: Spool, session: str) -> BatchPool:
+        home = self._lane(self._defaults)
+        return BatchPool(spool, session, BACKENDS[self._backend], self._batch, home=home)
 
     # -- the interface of concurrent.futures
 
@@ -172,9 +204,7 @@ class Executor(futures.Executor):
             core = self._usable()
             shape = wishes.shape()
             core.prepare(shape)
-        lane = layout.check_lane(
-            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags())
-        )
+        lane = self._lane(wishes)
         return core.session.submit(
             payload,
             buffers,
@@ -281,8 +311,8 @@ class Executor(futures.Executor):
             core = self._usable()
             if core.pool is None:
                 raise BadRequest(
-                    "This executor is attached to a spool and has no worker groups of its own: start more with "
-                    "spool-worker, or give max_workers when it is made."
+                    "This executor has no worker groups of its own on this host: start more with spool-worker, or give "
+                    "max_workers (or max_jobs, for batch jobs) when it is made."
                 )
             self._max_workers = count
             core.cores = count * self._shape.cores
@@ -318,6 +348,12 @@ class Executor(futures.Executor):
 
     # -- inside
 
+    def _lane(self, wishes: Resources) -> Lane:
+        shape = wishes.shape()
+        return layout.check_lane(
+            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags())
+        )
+
     def _usable(self) -> Core:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -348,13 +384,6 @@ class FluxExecutor(Executor):
 
 def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*args) for args in calls]
-
-
-def _directory_for(launcher: Launcher | None) -> str | None:
-    """Where an embedded executor's spool goes: a temporary directory, or where all nodes of a job see it."""
-    if launcher is None or launcher.name not in ("srun", "flux"):
-        return None
-    return os.environ.get(settings.ENV_SPOOL) or os.getcwd()
 
 
 def _usable_cores() -> int:

@@ -21,6 +21,9 @@ FORMAT = 1
 NAME_LIMIT = 254
 """Bytes of a lane's name: less than what every filesystem takes for one name (255)."""
 
+LOCK = "autoscale.lock"
+"""In ``jobs/``: whoever holds its lock scales the spool."""
+
 CANCELLED = "cancelled"
 """Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
 
@@ -48,6 +51,7 @@ _UNFINISHED = re.compile(
     rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}", re.ASCII
 )
 _MEETING = re.compile(r"spoolpool-doctor-[0-9a-f]{8}")
+_JOB_FILE = re.compile(r"(?P<job>spool-worker-[0-9a-f]{16})\.(?P<what>json|out)")
 _LOG = re.compile(rf"{_TASK}\.\d{{1,7}}", re.ASCII)
 
 
@@ -259,6 +263,22 @@ def writer_of(text: str) -> str | None:
     return name if name != text and is_session(name) else None
 
 
+def new_job_name() -> str:
+    """The name of a new batch job: it is found again by it."""
+    return f"spool-worker-{os.urandom(8).hex()}"
+
+
+def job_of(text: str) -> str | None:
+    """The job of a record in ``jobs/``; None if it is none."""
+    match = _JOB_FILE.fullmatch(text)
+    return match["job"] if match and match["what"] == "json" else None
+
+
+def is_job_file(text: str) -> bool:
+    """Whether it is the record of a batch job, or what one printed."""
+    return _JOB_FILE.fullmatch(text) is not None
+
+
 def is_log(text: str) -> bool:
     """Whether it can be what a task's rank printed."""
     return _LOG.fullmatch(text) is not None
@@ -282,6 +302,8 @@ class Layout:
         "journal",
         "logs",
     )
+    ON_DEMAND = ("jobs",)
+    """Directories that are made by the first who needs them."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -299,6 +321,7 @@ class Layout:
         self.workers = f"{root}/workers"
         self.journal = f"{root}/journal"
         self.logs = f"{root}/logs"
+        self.jobs = f"{root}/jobs"
 
     def lane(self, lane: str) -> str:
         """Directory of a lane's buckets."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -43,6 +44,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Python minor version."""
     job: str = ""
     """Batch job, where it runs in one."""
+    batch: str = ""
+    """Name of the job's record in ``jobs/``, where it was submitted through this spool."""
     started: float = 0.0
     """Seconds since the epoch, its host's clock."""
     lacks: dict[str, str] = {}
@@ -111,14 +114,7 @@ class Registration:
         self._beat = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-ISc", _BEAT, f"{self._directory}/beat", str(self._interval), str(os.getpid())]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
+        return _start_beating(f"{self._directory}/beat", self._interval)
 
     @property
     def directory(self) -> str:
@@ -159,6 +155,19 @@ class Registration:
                 fsio.make_directory(self._directory)
 
 
+def _start_beating(path: str, interval: float, then: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Touch a file for as long as this process lives; ``then`` is the command that takes over once it has died."""
+    command = [sys.executable, "-ISc", _BEAT, path, str(interval), str(os.getpid()), *then]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=bool(then),  # what ends the terminal must not end it
+    )
+
+
 _BEAT = """\
 import os, select, sys
 path, interval, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
@@ -172,12 +181,15 @@ while os.getppid() == parent and missed < 3:
     except OSError:
         pass
     if select.select([0], [], [], interval)[0]:
+        missed = 0
         break
+if sys.argv[4:] and missed < 3:
+    os.execv(sys.argv[4], sys.argv[4:])
 """
 # A server that is away answers with an error, or not at all: beat on until it is back. A beat that was removed says
 # that others took this worker for dead.
 # select: standard input ends when the parent does. A child that the parent forked can hold the far end of
-# it open; the look at the parent's pid finds that out one interval later.
+# it open; the look at the parent's pid finds that out one interval later. A parent that is done kills this process.
 
 
 ENTRY = ("info.json", "beat", "stop", "error")
@@ -250,16 +262,37 @@ def announce_session(spool: Spool, session: str, user: str) -> None:
     """Say who submits under this session."""
     info = SessionInfo(process=Identity.of(os.getpid()), user=user)
     with contextlib.suppress(OSError):  # the session was there before; or the disk is full, as its tasks will say
-        fsio.create(f"{spool.layout.sessions}/{session}.json", [msgspec.json.encode(info)])
+        fsio.create(session_file(spool, session), [msgspec.json.encode(info)])
 
 
 def session_is_gone(spool: Spool, session: str) -> bool:
     """Whether a submitter is provably dead on this host; False if that cannot be known here."""
     try:
-        data = fsio.read_small(f"{spool.layout.sessions}/{session}.json")
+        data = fsio.read_small(session_file(spool, session))
         return msgspec.json.decode(data, type=SessionInfo).process.dead()
     except (OSError, ValueError):  # not there, or not ours: nothing is known
         return False
+
+
+def session_file(spool: Spool, session: str) -> str:
+    """Where a session says who submits; its modification time is its sign of life, where there are beats."""
+    return f"{spool.layout.sessions}/{session}.json"
+
+
+class SessionBeat:
+    """A sign of life of a session, for workers on other hosts that run for its sake alone.
+
+    If this process dies without :meth:`close`, the command ``then`` runs in the place of the process that beats.
+    """
+
+    def __init__(self, spool: Spool, session: str, then: Sequence[str]) -> None:
+        interval = spool.config.lease / settings.BEATS_PER_LEASE
+        self._process = _start_beating(session_file(spool, session), interval, then)
+
+    def close(self) -> None:
+        """No more beats, and nothing that takes over; harmless when repeated."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def read_info(spool: Spool, worker: str) -> WorkerInfo | None:
@@ -330,16 +363,26 @@ class Liveness:
 
     def look(self, worker: str) -> float:
         """Look at the sign of life; returns the seconds for which it has not changed, as far as was watched."""
+        return self._still(worker, f"{self._spool.layout.worker(worker)}/beat")
+
+    def session_alive(self, session: str) -> bool:
+        """Whether a session that beats is at work: not closed, not provably dead, and not still for a lease."""
+        path = session_file(self._spool, session)
+        if fsio.gone(path) or session_is_gone(self._spool, session):
+            return False
+        return self._still(f"session {session}", path) < self._spool.config.lease
+
+    def _still(self, who: str, path: str) -> float:
         try:
-            stamp = fsio.stamp(f"{self._spool.layout.worker(worker)}/beat")
+            stamp = fsio.stamp(path)
         except OSError:  # cannot be seen: no sign, but nothing new either
             stamp = None
         now = time.monotonic()
-        before = self._seen.get(worker)
+        before = self._seen.get(who)
         still = 0.0
         if before is not None and before[0] == stamp:
             still = before[2] + min(now - before[1], self._most)
-        self._seen[worker] = (stamp, now, still)
+        self._seen[who] = (stamp, now, still)
         return still
 
     def alive(self, info: WorkerInfo) -> bool:

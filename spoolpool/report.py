@@ -29,8 +29,8 @@ class Status:
     """Lanes that nobody serves, with the reasons."""
 
 
-def status(spool: Spool) -> Status:
-    """Count everything once, without opening a task."""
+def waiting_tasks(spool: Spool) -> dict[str, int]:
+    """How many tasks wait in each lane that has some."""
     where = spool.layout
     waiting: dict[str, int] = {}
     for lane in fsio.names(where.ready):
@@ -39,6 +39,13 @@ def status(spool: Spool) -> Status:
             count = sum(_tokens(where.bucket(lane, bucket)) for bucket in buckets)
             if count:
                 waiting[lane] = count
+    return waiting
+
+
+def status(spool: Spool) -> Status:
+    """Count everything once, without opening a task."""
+    where = spool.layout
+    waiting = waiting_tasks(spool)
     groups = tuple(_alive(spool))
     reasons = {lane: registry.nobody_serves(lane, list(groups)) for lane in waiting}
     return Status(

@@ -16,6 +16,9 @@ ENV_WORKER = "SPOOLPOOL_WORKER"
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process for which the group works; without it the group ends."""
 
+ENV_JOB = "SPOOLPOOL_JOB"
+"""Name of the batch job around a group, as its spool's ``jobs/`` has it; set by the job's script."""
+
 ENV_MPIEXEC = "SPOOLPOOL_MPIEXEC"
 """The mpiexec to use, where the one beside the interpreter or on ``PATH`` is the wrong one."""
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "init": "Make a new spool.",
     "status": "Show what waits, what runs, and what blocks.",
     "workers": "Start batch jobs of workers, list groups, and end them.",
+    "autoscale": "Submit batch jobs of workers for the tasks that wait.",
     "ls": "List tasks: all, or those that fit.",
     "retry": "Let failed tasks run again.",
     "check": "Look whether everything in a spool is as it should be.",

@@ -288,6 +288,7 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
         weights={queue: weight for queue, weight in wishes.queues.items() if weight != 1},
         tags=wishes.tags,
         job=os.environ.get("SLURM_JOB_ID", ""),
+        batch=os.environ.get(settings.ENV_JOB, ""),
         started=time.time(),
         trust_users=tuple(sorted(terms.trust.uids)),
         trust_groups=terms.trust.groups,
@@ -325,6 +326,7 @@ def supervise(wishes: Wishes) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
     from spoolpool.allocation import find
     from spoolpool.backoff import Backoff
+    from spoolpool.jobs import Purpose
     from spoolpool.launchers import Options, choose
     from spoolpool.pool import Pool
 
@@ -342,6 +344,7 @@ def supervise(wishes: Wishes) -> None:
     _on_signals(stopping.set, hurry.set)
     say(f"Starting {count} worker group(s) of {shape.ranks} rank(s) through {launcher.name} for {spool.path}")
     pool.resize(shape, count)
+    purpose = Purpose(spool)
     rhythm = Backoff(0.02, 0.5)
     while not stopping.is_set() and pool.count(shape):
         if pool.step():
@@ -349,10 +352,14 @@ def supervise(wishes: Wishes) -> None:
         if ends is not None and time.monotonic() > ends:
             say("The time is up: no more tasks are begun.")
             break
+        if purpose.lost():
+            say("The executor for which this job runs has ended.")
+            break
         stopping.wait(rhythm.next())
     in_time = left is None and around.kind == "none"  # nobody will kill us: tasks may take as long as they need
     for task_id in pool.stop(None if in_time else wishes.drain, hurry=hurry.is_set):
         say(f"Task {task_id} was given back: it did not end in time.")
+    purpose.leave()
     if pool.broken:
         raise LauncherError(pool.broken[shape])
 

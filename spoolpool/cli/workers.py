@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.submission import job, job_options
 from spoolpool.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -23,60 +23,35 @@ def workers() -> None:
 
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--slurm", "system", flag_value="slurm", default="slurm", help="Submit with sbatch (the default).")
-@click.option("--flux", "system", flag_value="flux", help="Submit with flux batch.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Whole nodes per job.")
-@click.option(
-    "--time", "walltime", default="1:00:00", show_default=True, help="Walltime, as the batch system writes it."
-)
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Submit so many jobs.")
-@click.option("--option", "directives", multiple=True, help="Option of the batch system: --option=--partition=long.")
-@click.option(
-    "--template", type=click.Path(exists=True, dir_okay=False), help="The site's own script, a string.Template."
-)
+@click.option("--jobs", "count", type=click.IntRange(1), default=1, show_default=True, help="Submit so many jobs.")
 @click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
-@click.argument("arguments", metavar="[-- WORKER-OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@job_options
 @explained
-def start(
-    directory: str,
-    system: str,
-    nodes: int,
-    walltime: str,
-    jobs: int,
-    directives: tuple[str, ...],
-    template: str | None,
-    dry_run: bool,
-    arguments: tuple[str, ...],
-) -> None:
-    """Submit batch jobs whose script is spool-worker.
+def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
+    """Submit batch jobs whose script is spool-worker, and print their ids.
 
     Example: spool workers start /shared/spool --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
     """
-    from spoolpool.batch import Job
+    from spoolpool import layout
+    from spoolpool.jobs import output_of, submit
     from spoolpool.spool import Spool
 
     spool = Spool(directory)
-    job = Job(
-        system=system,  # type: ignore[arg-type]  # click lets nothing else through
-        spool=spool.path,
-        nodes=nodes,
-        time=walltime,
-        directives=directives,
-        arguments=arguments,
-        template=Path(template).read_text(encoding="utf-8") if template else "",
-    )
+    submitted = job(spool.path, options)
     if dry_run:
-        click.echo(job.script(), nl=False)
+        name = layout.new_job_name()
+        click.echo(submitted.script(name, output_of(spool, name)), nl=False)
         return
-    for _ in range(jobs):
-        click.echo(job.submit())
+    for _ in range(count):
+        click.echo(submit(spool, submitted)[1])
 
 
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @explained
 def ls(directory: str) -> None:
-    """List the worker groups of SPOOL: id, host, job, shape, and what they are."""
+    """List the worker groups of SPOOL: id, host, job, shape, and what they are; then its batch jobs."""
+    from spoolpool.jobs import look
     from spoolpool.registry import Liveness
     from spoolpool.registry import workers as entries
     from spoolpool.spool import Spool
@@ -87,7 +62,14 @@ def ls(directory: str) -> None:
         state = "alive" if liveness.alive(info) else "dead"
         job = f"job {info.job}" if info.job else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
-        click.echo(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}")
+        click.echo(shown(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}"))
+    for each in look(spool):
+        if each.listed is not None:
+            record = each.record
+            purpose = f"for {record.lane}" if record.lane else "started by hand"
+            purpose += f", session {record.session}" if record.session else ""
+            text = f"{each.listed.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
+            click.echo(shown(text))
 
 
 def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
@@ -119,3 +101,41 @@ def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     for info in _chosen(spool, named, everything):
         ask_to_stop(spool, info.worker)
         click.echo(f"{info.worker} on {info.process.host} was asked to end.")
+
+
+@workers.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.argument("named", metavar="[JOB|NAME]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All batch jobs of the spool, and all its groups.")
+@click.option(
+    "--wait",
+    "seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Seconds for groups to end in order; then their jobs are cancelled.",
+)
+@explained
+def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: float) -> None:
+    """End batch jobs that were submitted for SPOOL, and wait until they are gone.
+
+    Jobs that wait are cancelled. The groups of those that run are asked to end after their tasks; after --wait their
+    jobs are cancelled as well. No job is touched that was not submitted for this spool by your account.
+    """
+    from spoolpool import jobs
+    from spoolpool.registry import ask_to_stop
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    going = [job for job in jobs.look(spool) if job.listed is not None]
+    if everything == bool(named):
+        raise BadRequest(f"Name batch jobs, or --all. There are {len(going)}: see 'spool workers ls {spool.path}'.")
+    for name in named:
+        if not any(name in (job.record.name, job.listed.id) for job in going if job.listed):
+            raise BadRequest(f"No batch job of this spool is {name!r}: see 'spool workers ls {spool.path}'.")
+    wanted = {job.record.name for job in going if everything or {job.record.name, job.listed.id} & set(named)}  # type: ignore[union-attr]
+    if everything:
+        for info in _chosen(spool, (), True):
+            ask_to_stop(spool, info.worker)
+    for line in jobs.stop(spool, lambda job: job.record.name in wanted, seconds):
+        say(line)

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, registry
+from spoolpool import Executor, registry
 from spoolpool.backoff import Backoff
 from spoolpool.check import census
-from tests.servers import Slurm
 from tests.servers import slurm as server
+from tests.slurm.site import PATIENCE, WORKER, Site
 from tests.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
-
-PATIENCE = 40.0
-WORKER = f"{sys.executable} -m spoolpool.cli.worker"
 
 
 def where(number: int) -> tuple[int, int, int, str, str]:
@@ -48,65 +41,6 @@ def slow(started: str, may_end: str, attempts: str) -> str:
     while not os.path.exists(may_end):
         rhythm.sleep()
     return "done"
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
-    directory = tempfile.mkdtemp(prefix="spoolpool-slurm-")
-    with Slurm(f"{directory}/s", nodes=2, cpus=4, gpus=2) as cluster:
-        yield cluster
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-class Site:
-    """A spool on the cluster, and batch scripts for it."""
-
-    def __init__(self, slurm: Slurm, directory: Path) -> None:
-        self.slurm = slurm
-        self.directory = directory
-        self.spool = Spool.create(directory / "spool", durability="none", lease=3, caches=1)
-        self.jobs: list[str] = []
-
-    def sbatch(self, line: str, *options: str) -> str:
-        script = self.directory / f"job-{len(self.jobs)}.sh"
-        script.write_text(f"#!/bin/bash\n{line}\n")
-        script.chmod(0o755)
-        log = self.directory / f"job-{len(self.jobs)}.log"
-        command = ["sbatch", "--parsable", f"--output={log}", "--open-mode=append", *options, str(script)]
-        job = self.slurm.run(command, cwd=str(self.directory)).strip()
-        self.jobs.append(job)
-        return job
-
-    def log(self, number: int = -1) -> str:
-        number = number % len(self.jobs)
-        path = self.directory / f"job-{number}.log"
-        return path.read_text() if path.exists() else ""
-
-    def state(self, job: str) -> str:
-        return self.slurm.run(["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"]).strip()
-
-    def ended(self, job: str) -> bool:
-        return self.state(job) in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-
-    def await_groups(self, count: int) -> list[Any]:
-        def enough() -> list[Any]:
-            found = registry.workers(self.spool)
-            return found if len(found) >= count else []
-
-        return wait_until(enough, f"{count} groups are there; the job said:\n{self.log()}", PATIENCE)
-
-    def end(self) -> None:
-        for job in self.jobs:
-            self.slurm.run(["scancel", job])
-        for job in self.jobs:
-            wait_until(lambda job=job: self.ended(job), f"job {job} ended", PATIENCE)
-
-
-@pytest.fixture
-def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
-    made = Site(slurm, tmp_path)
-    yield made
-    made.end()
 
 
 def test_a_batch_script_fills_its_job_with_groups_and_their_ranks_find_each_other(site: Site):

@@ -1,0 +1,329 @@
+"""Batch jobs of workers on a real Slurm: submitted, listed, scaled and ended from outside of any job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, jobs, registry
+from spoolpool.backoff import Backoff
+from spoolpool.batch import Listed
+from spoolpool.check import census
+from tests.processes import processes_of
+from tests.servers import Slurm
+from tests.servers import slurm as server
+from tests.slurm.site import PATIENCE, Site
+from tests.waiting import wait_until
+
+reason = server.missing()
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
+
+SPOOL = [sys.executable, "-m", "spoolpool.cli.spool"]
+
+
+def where() -> str:
+    return os.uname().nodename
+
+
+def until(started: str, may_end: str) -> str:
+    """Plays work until somebody lets it end."""
+    Path(started).touch()
+    rhythm = Backoff(0.05, 0.1)
+    while not os.path.exists(may_end):
+        rhythm.sleep()
+    return "done"
+
+
+@pytest.fixture
+def login(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """This process as on a login node of the cluster; its jobs end with the test."""
+    for name, value in site.slurm.env.items():
+        monkeypatch.setenv(name, value)
+    yield site
+    list(jobs.stop(site.spool, lambda job: True, 0.0))
+
+
+def spool(site: Site, *arguments: object) -> str:
+    """What a command of ``spool`` prints."""
+    return site.slurm.run([*SPOOL, *map(str, arguments)], cwd=str(site.directory))
+
+
+def start(site: Site, *arguments: object, count: int = 1) -> list[str]:
+    return spool(site, "workers", "start", site.spool.path, "--time=10", f"--jobs={count}", *arguments).split()
+
+
+def states(site: Site) -> dict[str, str]:
+    """The jobs of the cluster that wait or run, by their ids."""
+    lines = site.slurm.run(["squeue", "-h", "-o", "%i %T"]).splitlines()
+    return {line.split()[0]: line.split()[1] for line in lines}
+
+
+def test_stop_ends_the_jobs_of_its_spool_in_order_and_touches_no_other(login: Site) -> None:
+    other = login.sbatch("sleep 600", "--nodes=1", "--exclusive", "--job-name=spool-worker-0123456789abcdef")
+    first, second, third = start(login, count=3)
+    wait_until(lambda: len(registry.workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
+    listed = spool(login, "workers", "ls", login.spool.path)
+    assert f"{first}  running  1 node(s) for 10  started by hand" in listed
+    assert all(f"{job}  pending" in listed for job in (second, third))
+    assert other not in [line.split()[0] for line in listed.splitlines()]
+    spool(login, "workers", "stop", login.spool.path, third)
+    assert states(login).keys() == {other, first, second}
+    with pytest.raises(Exception, match=f"No batch job of this spool is '{other}'"):
+        spool(login, "workers", "stop", login.spool.path, other)
+    spool(login, "workers", "stop", login.spool.path, "--all")
+    assert states(login) == {other: "RUNNING"}
+    assert login.state(first) == "COMPLETED"
+    assert registry.workers(login.spool) == []
+
+
+def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(login: Site, tmp_path: Path) -> None:
+    [job] = start(login, "--", "--groups", "1", "--drain", "1")
+    with Executor(spool=login.spool.path) as executor:
+        future = executor.submit(until, str(tmp_path / "started"), str(tmp_path / "may_end"))
+        wait_until((tmp_path / "started").exists, "the task runs", PATIENCE)
+        spool(login, "workers", "stop", login.spool.path, job, "--wait=1")
+        assert login.state(job) == "CANCELLED"
+        wait_until(lambda: census(login.spool).ready, "the task waits again", PATIENCE)
+        (tmp_path / "may_end").touch()
+        start(login, "--", "--groups", "1")
+        assert future.result(PATIENCE) == "done"
+
+
+def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) -> None:
+    [job] = start(login)
+    [seen] = jobs.look(login.spool)
+    assert seen.listed == Listed(id=job, state=seen.state, name=seen.record.name)  # type: ignore[arg-type]
+    assert job not in Path(login.spool.layout.jobs, f"{seen.record.name}.json").read_text().replace(
+        seen.record.name, ""
+    )
+
+
+def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
+    start(login)
+    [seen] = jobs.look(login.spool)
+    path = Path(login.spool.layout.jobs, f"{seen.record.name}.json")
+    text = path.read_text()
+    path.write_text(text.replace('"virtual"', '"elsewhere"'))
+    assert jobs.look(login.spool) == []
+    path.write_text(text)
+    os.chown(path, 12345, 12345)
+    assert jobs.look(login.spool) == []
+    os.chown(path, 0, 0)
+    assert len(jobs.look(login.spool)) == 1
+
+
+# -- executors
+
+
+def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: Site, monkeypatch: Any) -> None:
+    monkeypatch.chdir(login.directory)
+    with Executor(backend="sbatch", max_workers=1, min_jobs=2, max_jobs=3, time="10") as executor:
+        path = Path(executor.info["spool"])
+        assert path.parent == login.directory
+        seen: set[str] = set()
+
+        def both() -> bool:
+            seen.update(future.result(PATIENCE) for future in [executor.submit(where) for _ in range(4)])
+            return seen == {"n1", "n2"}
+
+        wait_until(both, "both jobs have run a task", PATIENCE)
+        [first, _] = sorted(states(login))
+        login.slurm.run(["scancel", first])
+        wait_until(lambda: len(states(login).keys() - {first}) == 2, "the job was replaced", PATIENCE)
+        assert executor.submit(where).result(PATIENCE) in seen
+    assert not path.exists()
+    assert states(login) == {}
+
+
+def test_with_no_job_at_first_the_first_task_brings_one_and_a_task_of_another_shape_another(login: Site) -> None:
+    with Executor(
+        spool=login.spool.path, backend="sbatch", max_workers=1, min_jobs=0, max_jobs=2, time="10"
+    ) as executor:
+        assert states(login) == {}
+        assert executor.submit(where).result(PATIENCE) in ("n1", "n2")
+        assert len(states(login)) == 1
+        assert executor.submit(where, resource_dict={"cores": 2}).result(PATIENCE)[0] in ("n1", "n2")
+        assert len(states(login)) == 2
+    assert states(login) == {}
+    assert registry.workers(login.spool) == []
+
+
+KILLED = """\
+import os, sys, time
+from spoolpool import Executor
+from tests.slurm.test_jobs import until
+
+with Executor(backend="sbatch", max_workers=1, min_jobs=3, time="10", spool=(sys.argv[3:] or [None])[0]) as executor:
+    print(executor.info["spool"], flush=True)
+    executor.submit(until, sys.argv[1], sys.argv[2]).result()
+    time.sleep(600)
+"""
+
+
+def killed(site: Site, may_end: str, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """An executor with a job on each node, and one that waits; a task has begun."""
+    script = site.directory / "killed.py"
+    script.write_text(KILLED)
+    started = site.directory / "started"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(started), may_end, *arguments],
+        cwd=site.directory,
+        env={**site.slurm.env, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    path = Path(process.stdout.readline().strip())
+    wait_until(
+        lambda: started.exists() and len(states(site)) == 3, "its jobs are there, and its task has begun", PATIENCE
+    )
+    return process, path
+
+
+def test_an_executor_that_is_killed_leaves_neither_jobs_nor_its_spool(login: Site) -> None:
+    process, path = killed(login, "/nowhere")
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not states(login), "its jobs are gone", PATIENCE)
+    wait_until(lambda: not path.exists(), "its spool is gone", PATIENCE)
+    wait_until(lambda: not processes_of(path), "no process of it is left", PATIENCE)
+
+
+def test_the_jobs_of_an_executor_that_vanished_with_its_host_end_by_themselves(login: Site) -> None:
+    process, path = killed(login, "/", login.spool.path)
+    [watcher] = [pid for pid in processes_of(f"{path}/sessions/") if pid != process.pid]
+    os.kill(watcher, signal.SIGKILL)  # before it sees the end of the executor, in whose stead it would act
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not states(login), "its jobs are gone, also the one that waited", PATIENCE)
+    assert path.exists(), "a spool that was there before stays"
+    outputs = [each.read_text() for each in (path / "jobs").glob("*.out")]
+    assert len(outputs) == 3
+    assert all("The executor for which this job runs has ended." in text for text in outputs)
+
+
+def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkeypatch: Any) -> None:
+    monkeypatch.chdir(login.directory)
+    with pytest.raises(Exception, match="invalid partition"):
+        Executor(backend="sbatch", directives=["--partition=nonsense"])
+    assert list(login.directory.glob("spoolpool-*")) == []
+    assert jobs.records(login.spool) == []
+
+
+UNSEEN = """\
+import sys
+from spoolpool import Executor, batchpool
+
+batchpool._COOLDOWN = 0.1
+with Executor(backend="sbatch", time="10") as executor:
+    try:
+        executor.submit(print).result()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_nodes_that_do_not_see_the_spool_are_told_of(login: Site) -> None:
+    private = tempfile.mkdtemp(dir="/dev/shm")  # each node has one of its own
+    try:
+        (login.directory / "unseen.py").write_text(UNSEEN)
+        said = login.slurm.run([sys.executable, str(login.directory / "unseen.py")], cwd=private)
+        assert said.startswith("BrokenSpool 3 batch jobs in a row ended like this")
+        assert f"Do the nodes see {private}/spoolpool-" in said
+        assert os.listdir(private) == []
+    finally:
+        shutil.rmtree(private)
+
+
+# -- autoscale
+
+
+def autoscale(site: Site, *arguments: object) -> str:
+    options = ["--max-jobs=2", "--patience=0", "--time=10", "--idle-timeout=1"]
+    return spool(site, "autoscale", site.spool.path, *options, *arguments)
+
+
+def test_autoscale_submits_jobs_for_lanes_that_have_tasks_and_cancels_those_that_nobody_needs(login: Site) -> None:
+    blocker = login.sbatch("sleep 600", "--nodes=1", "--exclusive")
+    with Executor(spool=login.spool.path) as executor:
+        assert autoscale(login, "--once") == ""
+        pair = executor.submit(where, resource_dict={"cores": 2})
+        single = executor.submit(where)
+        said = autoscale(login, "--once", "--", "--groups", "1")
+        assert said.count(" was submitted for default.r") == 2
+        assert ": 1 task(s) wait, 0 job(s) serve them." in said
+        assert autoscale(login, "--once") == "", "those are enough"
+        wait_until(lambda: pair.done() or single.done(), "one of them ran", PATIENCE)
+        assert single.cancel() or pair.cancel(), "the other one waits behind the blocker, or for the first job's end"
+        said = ""
+
+        def cancelled() -> bool:
+            nonlocal said
+            said += autoscale(login, "--once")
+            return states(login).keys() == {blocker}
+
+        wait_until(cancelled, "one job has ended as idle, the other was cancelled", PATIENCE)
+    journal = Path(login.spool.layout.journal, "autoscale.jsonl").read_text()
+    assert journal.count("was submitted") == 2
+    assert said.count("was cancelled: ") == journal.count("was cancelled")
+
+
+def test_a_process_that_scales_goes_on_alone_until_it_is_told_to_end(login: Site) -> None:
+    command = [*SPOOL, "autoscale", login.spool.path, "--max-jobs=1", "--every=1", "--time=10", "--idle-timeout=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=login.slurm.env, text=True) as scaler:
+        lock = Path(login.spool.layout.jobs, "autoscale.lock")
+        wait_until(lock.exists, "it has taken the lock", PATIENCE)
+
+        def busy() -> bool:
+            done = subprocess.run([*command, "--once"], env=login.slurm.env, capture_output=True, text=True)
+            return done.returncode == 1 and "Somebody else scales" in done.stderr
+
+        wait_until(busy, "a second one is refused", PATIENCE)
+        with Executor(spool=login.spool.path) as executor:
+            assert executor.submit(where).result(PATIENCE) in ("n1", "n2")
+            wait_until(lambda: not states(login), "the job has ended as idle", PATIENCE)
+            assert executor.submit(where, resource_dict={"cores": 2}).result(PATIENCE)[0] in ("n1", "n2")
+        scaler.terminate()
+        assert scaler.wait(PATIENCE) == 0
+        assert scaler.stdout is not None
+        assert scaler.stdout.read().count("was submitted") == 2
+
+
+def test_a_job_that_cannot_work_is_not_submitted_over_and_over(login: Site) -> None:
+    template = login.directory / "broken.sh"
+    template.write_text("#!/bin/sh\n#SBATCH --time=$time\n$directives\nexit 1 # $worker\n")
+    with Executor(spool=login.spool.path) as executor:
+        future = executor.submit(where)
+        said = [autoscale(login, "--once", f"--template={template}", "--cooldown=30")]
+        wait_until(lambda: not states(login), "the job has failed", PATIENCE)
+        said.append(autoscale(login, "--once", f"--template={template}", "--cooldown=30"))
+        future.cancel()
+    assert "was submitted" in said[0]
+    assert "1 job(s) for it ended within the last hour: the next one follows after 30 s" in said[1]
+
+
+def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_scales(login: Site) -> None:
+    login.sbatch("sleep 600", "--nodes=2", "--exclusive")
+    registry.announce_session(login.spool, "gone", "tester")
+    path = Path(registry.session_file(login.spool, "gone"))
+    job = jobs.Job(system="slurm", spool=login.spool.path)
+    _, number = jobs.submit(login.spool, job, lane="default.r1t1g0.py3.11", session="gone")
+    assert autoscale(login, "--once") == ""
+    path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', '"pid":1'))
+    assert f"Job {number} was cancelled: its executor has died." in autoscale(login, "--once")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(slurm: Slurm) -> Iterator[None]:
+    yield
+    left = slurm.run(["squeue", "-h", "-o", "%i %j %T"])
+    assert not left, left
