@@ -152,7 +152,7 @@ def census(spool: Spool) -> Census:
     walk.good("objects", layout.is_object_id)
     walk.good("sessions", layout.session_of)
     walk.good("journal", layout.writer_of)
-    walk.good("logs", layout.is_log)
+    walk.good("logs", layout.parse_log)
     walk.good("jobs", lambda name: name == layout.LOCK or layout.is_job_file(name))
     walk.good("tmp", lambda name: layout.is_unfinished(name) or layout.is_meeting(name))
     return Census(

@@ -8,9 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from spoolpool.errors import SpoolpoolError
+
+
+class ProgressSink(Protocol):
+    """Where it goes what a task tells about itself."""
+
+    def tell(self, worker: str, task: str, fraction: float | None, text: str) -> None:
+        """Note how far a task is."""
+
+    def over(self) -> None:
+        """The task has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +42,21 @@ class CurrentTask:
     ends: float | None = None
     """End of the group's job in seconds since the epoch, if it is known."""
     _scratch: list[str] = field(default_factory=list)
+    _progress: ProgressSink | None = None
 
     def remaining(self) -> float | None:
         """Seconds until the group's job ends; None if there is no end or it is not known."""
         import time
 
         return None if self.ends is None else max(0.0, self.ends - time.time())
+
+    def progress(self, fraction: float | None, text: str = "") -> None:
+        """Say how far the task is, for people who look: ``fraction`` from 0 to 1, or None if it is not known.
+
+        Call it as often as you like: it is written down about twice a second. What ranks other than 0 say is not.
+        """
+        if self._progress is not None:
+            self._progress.tell(self.worker, self.id, fraction, text)
 
     @property
     def scratch(self) -> str:
@@ -47,7 +66,9 @@ class CurrentTask:
         return self._scratch[0]
 
     def clean(self) -> None:
-        """Remove the scratch directory; done when the task ends."""
+        """Remove the scratch directory and forget the progress; done when the task ends."""
+        if self._progress is not None:
+            self._progress.over()
         while self._scratch:
             shutil.rmtree(self._scratch.pop(), ignore_errors=True)
 

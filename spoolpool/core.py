@@ -9,6 +9,7 @@ import queue
 import threading
 import weakref
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
@@ -19,6 +20,9 @@ from spoolpool.resources import Shape
 from spoolpool.session import Session
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
+
+if TYPE_CHECKING:
+    from spoolpool.stream import Stream
 
 _SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends
 
@@ -40,6 +44,7 @@ class Core:
         *,
         cores: int,
         temporary: bool,
+        stream: bool = False,
     ) -> None:
         self.spool = spool
         self.pool = pool
@@ -52,7 +57,13 @@ class Core:
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None
+        self.stream: Stream | None = None
         _at_work.add(self.session)
+        if stream:
+            from spoolpool.stream import Stream
+
+            self.stream = Stream(self.session, accept)
+            _at_work.add(self)
         if pool is not None or jobs is not None:
             self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
             _at_work.add(self)
@@ -78,6 +89,9 @@ class Core:
             if self.jobs is not None:
                 self.jobs.stop()
             self.session.join()
+            if self.stream is not None:
+                self.stream.close()
+                self.stream.join()
             if self._temporary:
                 fsio.remove_tree(self.spool.path)
 
@@ -120,12 +134,16 @@ class Core:
             self.session.close()  # first: what was submitted before is awaited, and nothing comes after
             self._closed = True
             self._awake.put(None)
+            if self.stream is not None:
+                self.stream.close()
 
     def join(self) -> None:
         """Wait until everything ended, after :meth:`close`; not in a callback, for which the threads wait."""
         if self.session.collects_here() or self._thread is threading.current_thread():
             return
         self.session.join()
+        if self.stream is not None:
+            self.stream.join()
         if self._thread is not None:
             self._thread.join()
 

@@ -65,6 +65,9 @@ class Executor(futures.Executor):
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
             program: it runs as you.
         queue: Queue of the spool to which tasks go.
+        stream_output: Print what the tasks print, as it comes, each line with the name of its task. Else what
+            is printed in an embedded executor's groups goes where this process's own output goes, and what is
+            printed in a spool's is kept there: see ``spool logs``.
         nodes: Whole nodes of a batch job.
         time: Its walltime, as the batch system writes it.
         directives: Further options of the batch system, such as ``"--partition=long"``.
@@ -93,6 +96,7 @@ class Executor(futures.Executor):
         resource_dict: Mapping[str, Any] | None = None,
         trust: Iterable[str | int] = (),
         queue: str = "default",
+        stream_output: bool = False,
         nodes: int = 1,
         time: str = "1:00:00",
         directives: Iterable[str] = (),
@@ -113,6 +117,9 @@ class Executor(futures.Executor):
         self._trust = tuple(trust)
         self._init_function = init_function
         self._attached = None if spool is None else Spool(spool)
+        self._stream = stream_output
+        if stream_output and self._attached is not None and not self._attached.config.output:
+            raise BadRequest(f"The spool {self._attached.path} keeps no output: there is nothing to stream.")
         self._batch = BatchOptions(
             nodes=nodes,
             time=time,
@@ -139,7 +146,8 @@ class Executor(futures.Executor):
             parent = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=shared))
             try:
                 caches = 1.0 if here else settings.CACHE_SECONDS
-                spool = Spool.create(parent, durability="none", caches=caches, temporary=True)
+                output = settings.OUTPUT if self._stream else 0
+                spool = Spool.create(parent, durability="none", caches=caches, output=output, temporary=True)
             except BaseException:
                 fsio.remove_tree(parent)
                 raise
@@ -164,6 +172,7 @@ class Executor(futures.Executor):
                 init,
                 cores=self._max_workers * self._shape.cores,
                 temporary=self._attached is None,
+                stream=self._stream,
             )
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
@@ -205,7 +214,7 @@ class Executor(futures.Executor):
             shape = wishes.shape()
             core.prepare(shape)
         lane = self._lane(wishes)
-        return core.session.submit(
+        future = core.session.submit(
             payload,
             buffers,
             lane=lane.name,
@@ -217,6 +226,9 @@ class Executor(futures.Executor):
             cwd=wishes.cwd,
             init=core.init,
         )
+        if core.stream is not None:
+            core.stream.submitted()
+        return future
 
     def asubmit(
         self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any

@@ -241,6 +241,42 @@ def open_append(path: str, mode: int = 0o600) -> int:
     return os.open(path, flags, mode)
 
 
+def open_edit(path: str, mode: int = 0o600) -> int:
+    """Open, or make, a file of one's own to write over what stands in it."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write over what stands at ``offset``, in a file of one's own."""
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """The bytes at ``offset``; fewer where the file ends."""
+    parts = []
+    while length > 0 and (part := os.pread(fd, length, offset)):
+        parts.append(part)
+        offset, length = offset + len(part), length - len(part)
+    return b"".join(parts)
+
+
+def end_of(fd: int) -> int:
+    """Where an opened file ends, asked in the cheapest way; moves the descriptor's own position."""
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def cut_off(fd: int, size: int) -> None:
+    """Let a file of one's own end there."""
+    os.ftruncate(fd, size)
+
+
+def sync(fd: int) -> None:
+    """Have the content of a file seen by other clients, and survive the crash of this node."""
+    os.fdatasync(fd)
+
+
 def sync_directory(path: str) -> None:
     """Make the names in a directory survive the loss of power."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -74,12 +74,13 @@ def unfinished(spool: Spool, now: float, keep: Keep) -> list[Rubbish]:
 
 def _journals_and_logs(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
     where = spool.layout
-    writers = set(fsio.names(where.workers))  # those that still have their entry may write another line
+    writers = set(fsio.names(where.workers))  # those that still have their entry may write more
     journals = [name for name in fsio.names(where.journal) if (layout.writer_of(name) or "") not in {"", *writers}]
     yield from _old_files("journal", journals, "a journal", spool, now, keep.journals)
     files = filter(layout.is_job_file, fsio.names(where.jobs))
     yield from _old_files("jobs", files, "a batch job", spool, now, keep.journals)
-    yield from _old_files("logs", filter(layout.is_log, fsio.names(where.logs)), "a log", spool, now, keep.logs)
+    logs = [name for name in fsio.names(where.logs) if (log := layout.parse_log(name)) and log.worker not in writers]
+    yield from _old_files("logs", logs, "a log", spool, now, keep.logs)
 
 
 def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:

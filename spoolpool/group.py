@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from spoolpool import call, message, mpi, settings
 from spoolpool.backoff import Backoff
 from spoolpool.call import Presets, Report
-from spoolpool.context import CurrentTask
+from spoolpool.capture import Capture
+from spoolpool.context import CurrentTask, ProgressSink
 from spoolpool.envelope import Buffer
 from spoolpool.errors import LauncherError
 from spoolpool.layout import Token
@@ -63,8 +64,12 @@ class SerialGroup:
     size = 1
     tainted = False
 
-    def __init__(self, ends: float | None = None) -> None:
+    def __init__(
+        self, ends: float | None = None, *, capture: Capture | None = None, progress: ProgressSink | None = None
+    ) -> None:
         self._ends = ends
+        self._capture = capture or Capture(None)
+        self._progress = progress
         self._presets = Presets()
 
     def knows(self, init: str) -> bool:
@@ -73,8 +78,13 @@ class SerialGroup:
 
     def run(self, token: Token, header: TaskHeader, content: Content, init: Content | None) -> tuple[Report, int]:
         """Run a call in this process."""
-        task = CurrentTask(id=token.task, attempt=token.attempt, worker=token.worker, ends=self._ends)
-        report = call.run(task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets)
+        task = CurrentTask(
+            id=token.task, attempt=token.attempt, worker=token.worker, ends=self._ends, _progress=self._progress
+        )
+        with self._capture.of(token):
+            report = call.run(
+                task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets
+            )
         return report, 1
 
     def settle(self, *, idle: bool) -> None:
@@ -82,6 +92,7 @@ class SerialGroup:
 
     def stop(self) -> None:
         """Nobody else to end."""
+        self._capture.close()
 
 
 def join(reports: Sequence[Report]) -> Report:
@@ -111,7 +122,15 @@ class MPIGroup:
     """
 
     def __init__(
-        self, comm: Comm, publish: Publish, *, supervised: bool, grace: float, ends: float | None = None
+        self,
+        comm: Comm,
+        publish: Publish,
+        *,
+        supervised: bool,
+        grace: float,
+        ends: float | None = None,
+        capture: Capture | None = None,
+        progress: ProgressSink | None = None,
     ) -> None:
         self.size = comm.Get_size()
         self.rank = comm.Get_rank()
@@ -124,6 +143,8 @@ class MPIGroup:
         self._supervised = supervised
         self._grace = grace
         self._ends = ends
+        self._capture = capture or Capture(None)
+        self._progress = progress
         self._presets = Presets()
         self._others = range(1, self.size)
         self._serial = 0
@@ -179,6 +200,7 @@ class MPIGroup:
         """End the other ranks, once they are done with the last task."""
         self._get_ready()
         self._tell_all(_STOP)
+        self._capture.close()
 
     def _judge(self) -> None:
         """Tell each rank whether to send its value, and that all ranks are done with the function."""
@@ -237,6 +259,7 @@ class MPIGroup:
             else:
                 self._serial = order.serial
                 self._serve(*message.unpack(self._inbox, self._bcast_received))
+        self._capture.close()
 
     def _serve(self, about: tuple[Token, TaskHeader], contents: Sequence[Content | None]) -> None:
         (token, header), (content, init) = about, contents
@@ -277,9 +300,11 @@ class MPIGroup:
             size=self.size,
             comm=self._functions.comm,
             ends=self._ends,
+            _progress=None if self.rank else self._progress,
         )
         self._functions.begin()
-        return call.run(task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets)
+        with self._capture.of(token):
+            return call.run(task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets)
 
     def _mark(self, mine: Report, header: TaskHeader) -> int:
         """How this rank ended: the same number on all ranks that left the same behind."""

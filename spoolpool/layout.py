@@ -52,7 +52,7 @@ _UNFINISHED = re.compile(
 )
 _MEETING = re.compile(r"spoolpool-doctor-[0-9a-f]{8}")
 _JOB_FILE = re.compile(r"(?P<job>spool-worker-[0-9a-f]{16})\.(?P<what>json|out)")
-_LOG = re.compile(rf"{_TASK}\.\d{{1,7}}", re.ASCII)
+_LOG = re.compile(r"(?P<worker>[0-9a-f]{16})\.(?P<rank>0|[1-9]\d{0,6})(?:\.(?P<part>[1-9]\d{0,8}))?", re.ASCII)
 
 
 class Token(NamedTuple):
@@ -279,9 +279,25 @@ def is_job_file(text: str) -> bool:
     return _JOB_FILE.fullmatch(text) is not None
 
 
-def is_log(text: str) -> bool:
-    """Whether it can be what a task's rank printed."""
-    return _LOG.fullmatch(text) is not None
+class Log(NamedTuple):
+    """A file of captured output: what one rank of a worker group printed, in the order of its tasks."""
+
+    worker: str
+    rank: int
+    part: int = 0
+    """Rises when the file before grew too large."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        stem = f"{self.worker}.{self.rank}"
+        return f"{stem}.{self.part}" if self.part else stem
+
+
+def parse_log(name: str) -> Log | None:
+    """Read what :attr:`Log.name` made; None if it did not."""
+    match = _LOG.fullmatch(name)
+    return match and Log(match["worker"], int(match["rank"]), int(match["part"] or 0))
 
 
 class Layout:
@@ -342,6 +358,10 @@ class Layout:
     def result(self, session: str, token: Token) -> str:
         """A task file after its commit: its outcome can be collected."""
         return f"{self.results}/{session}/{token.name}"
+
+    def log(self, log: Log) -> str:
+        """Captured output of one rank."""
+        return f"{self.logs}/{log.name}"
 
     def worker(self, worker: str) -> str:
         """Directory of one worker."""

@@ -192,7 +192,7 @@ if sys.argv[4:] and missed < 3:
 # it open; the look at the parent's pid finds that out one interval later. A parent that is done kills this process.
 
 
-ENTRY = ("info.json", "beat", "stop", "error")
+ENTRY = ("info.json", "beat", "stop", "error", "progress")
 """The files of a worker's entry."""
 
 _LACKS = "lacks-"  # begins the name of a file of an entry, which goes on with a lane's tag

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from spoolpool import envelope, fsio, layout, registry, settings, task, trust
 from spoolpool.backoff import Backoff
@@ -65,6 +66,8 @@ class Session:
         self._broken: BaseException | None = None
         self._read: dict[str, Kind] = {}
         self._left_alone: set[str] = set()
+        self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
+        """Called with a task and its claim when its outcome has come, in the thread that collects."""
         self._user = trust.account(os.geteuid())
         spool.need_key()
         spool.open_session(self.name)
@@ -364,6 +367,8 @@ class Session:
         outcome = task.decode_outcome(content.header, path)
         if outcome.task != future.task:
             raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
+        if self.on_outcome is not None:
+            self.on_outcome(future.header, token)
         if outcome.kind == "cancelled":
             self._cancelled(future)
             return outcome.kind

@@ -54,6 +54,9 @@ MAX_ATTEMPTS = 3
 GRACE = 5.0
 """Seconds that the ranks of a group have to report after one of them failed."""
 
+OUTPUT = 8 << 20
+"""Bytes that are kept of what one rank of a task prints."""
+
 BUCKET_SIZE = 1000
 """Names that one submitter puts into one directory."""
 

@@ -22,6 +22,7 @@ from spoolpool.task import TaskHeader
 Mode = Literal["private"]
 """Who may use it. ``private``: its owner alone."""
 
+_LEAST_OUTPUT = 4096
 _TRIES = 8  # of an operation that fails for no reason that we know: about two seconds
 
 
@@ -57,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts of a task that does not say itself."""
     caches: float = settings.CACHE_SECONDS
     """Seconds for which a client of the filesystem may go on seeing what is no longer so."""
+    output: int = settings.OUTPUT
+    """Bytes that are kept of what one rank of a task prints; 0: it goes where the worker's own words go."""
     keep: Keep = Keep()
     """What ``spool gc`` leaves."""
     temporary: bool = False
@@ -87,6 +90,7 @@ class Spool:
         lease: float = settings.LEASE,
         max_attempts: int = settings.MAX_ATTEMPTS,
         caches: float = settings.CACHE_SECONDS,
+        output: int = settings.OUTPUT,
         temporary: bool = False,
         signed: bool = False,
     ) -> Spool:
@@ -99,6 +103,7 @@ class Spool:
             lease=lease,
             max_attempts=max_attempts,
             caches=caches,
+            output=output,
             temporary=temporary,
             signed=signed,
         )
@@ -107,6 +112,8 @@ class Spool:
                 f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}) and 1 to "
                 f"99 attempts (not {max_attempts})."
             )
+        if output and output < _LEAST_OUTPUT:
+            raise BadRequest(f"A spool keeps {_LEAST_OUTPUT} bytes of a task's output at least, or none, not {output}.")
         with explained(f"make the spool {root}"):
             os.makedirs(os.path.dirname(root), exist_ok=True)
             made = fsio.make_directory(root)

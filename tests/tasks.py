@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -171,3 +173,51 @@ def fork_and_wait(children: str | Path, end: str | Path) -> None:
         os._exit(0)
     Path(children).write_text(str(pid), encoding="ascii")
     wait_for(end)
+
+
+def speak(word: str) -> str:
+    """Print from here, from a child process, and to standard error."""
+    print(f"{word} from Python")
+    subprocess.run(["sh", "-c", f"echo {shlex.quote(word)} from a child"], check=True)
+    print(f"{word} to standard error", file=sys.stderr)
+    return word
+
+
+def speak_and_fail(word: str) -> NoReturn:
+    """Print, and raise."""
+    print(word)
+    raise OwnError(word)
+
+
+def speak_and_die(trace: str | Path) -> None:
+    """Print which attempt it is, and end as the kernel ends what takes too much memory."""
+    from spoolpool import current_task
+
+    print(f"attempt {current_task().attempt}")
+    die("SIGKILL", trace)
+
+
+def speak_and_die_at_first() -> int:
+    """Print which attempt it is, and survive only the second."""
+    from spoolpool import current_task
+
+    attempt = current_task().attempt
+    print(f"attempt {attempt}")
+    if attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return attempt
+
+
+def speak_twice(end: str | Path) -> None:
+    """Print, wait for a file, and print again."""
+    print("first")
+    wait_for(end)
+    print("second")
+
+
+def speak_as_rank() -> int:
+    """Print which rank it is."""
+    from spoolpool import current_task
+
+    print(f"I am rank {current_task().rank}")
+    return current_task().rank

@@ -331,7 +331,7 @@ def test_unfinished_writes_journals_and_logs_go_with_their_age(spool: Spool) -> 
     olds = {
         0.9: [],
         1.1: [f"tmp/{task}", f"tmp/{worker}.info", f"tmp/{thing}.session", "tmp/spool.json"],
-        30.1: [f"logs/{task}.0"],
+        30.1: [f"logs/{worker}.0", f"logs/{worker}.12.3"],
         365.1: [f"journal/{worker}.jsonl"],
     }
     every = [path for old in olds.values() for path in old]
@@ -512,12 +512,24 @@ def test_the_command_removes_and_says_how_much(spool: Spool, after: Callable[[fl
     assert run("gc", spool.path).output == "Removed 0 file(s) and directories.\n"
 
 
+def test_the_logs_and_journals_of_workers_that_still_have_their_entry_stay(spool: Spool) -> None:
+    worker = announce(spool, unknown_process())
+    for path in (f"logs/{worker}.0", f"journal/{worker}.jsonl"):
+        (Path(spool.path) / path).touch()
+        age(spool, path, 10_000)
+    assert paths(rubbish(spool)) == []
+
+
 def test_options_say_otherwise_for_once(spool: Spool) -> None:
     task, worker = new_task_id(), new_worker_id()
-    for name in (f"tmp/{task}", f"logs/{task}.0", f"journal/{worker}.jsonl"):
+    for name in (f"tmp/{task}", f"logs/{worker}.0", f"journal/{worker}.jsonl"):
         (Path(spool.path) / name).touch()
         age(spool, name, 0.6)
-    for option, name in (("unfinished", f"tmp/{task}"), ("logs", f"logs/{task}.0"), ("journals", f"journal/{worker}")):
+    for option, name in (
+        ("unfinished", f"tmp/{task}"),
+        ("logs", f"logs/{worker}.0"),
+        ("journals", f"journal/{worker}"),
+    ):
         shown = run("gc", "-n", spool.path, f"--{option}", 0.5)
         assert [line.split()[0] for line in shown.output.splitlines()[:-1]] == [
             name + ".jsonl" * (option == "journals")

@@ -38,9 +38,24 @@ from spoolpool.cli.output import explained
     show_default=True,
     help="Seconds for which a client may see names that are gone (1 on a local filesystem).",
 )
+@click.option(
+    "--output",
+    type=click.FloatRange(min=0),
+    default=settings.OUTPUT / (1 << 20),
+    show_default=True,
+    help="MiB that are kept of what one rank of a task prints; 0: none, it goes where the worker's output goes.",
+)
 @click.option("--signed", is_flag=True, help="Sign every file with a key; then run 'spool key new SPOOL'.")
 @explained
-def init(directory: str, durability: str, lease: float, max_attempts: int, caches: float, signed: bool) -> None:
+def init(
+    directory: str,
+    durability: str,
+    lease: float,
+    max_attempts: int,
+    caches: float,
+    output: float,
+    signed: bool,
+) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
     Only you can use it. Example: spool init /shared/project/spool
@@ -54,5 +69,6 @@ def init(directory: str, durability: str, lease: float, max_attempts: int, cache
         max_attempts=max_attempts,
         caches=caches,
         signed=signed,
+        output=int(output * (1 << 20)),
     )
     click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

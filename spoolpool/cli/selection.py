@@ -93,7 +93,7 @@ def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     raise click.UsageError("Missing argument 'SPOOL'.")
 
 
-def _complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Directories for the spool, then the ids of its tasks."""
     from spoolpool.census import Walk
 
@@ -143,7 +143,7 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
             run = option(run)
         if everything:
             run = click.option("--all", "everything", is_flag=True, help="Every task that this can be done to.")(run)
-        return click.argument("words", metavar="SPOOL [TASK]...", nargs=-1, shell_complete=_complete)(run)
+        return click.argument("words", metavar="SPOOL [TASK]...", nargs=-1, shell_complete=complete)(run)
 
     return wrap
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "workers": "Start batch jobs of workers, list groups, and end them.",
     "autoscale": "Submit batch jobs of workers for the tasks that wait.",
     "ls": "List tasks: all, or those that fit.",
+    "logs": "Show what tasks printed.",
     "retry": "Let failed tasks run again.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",

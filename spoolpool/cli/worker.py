@@ -218,27 +218,38 @@ def work(wishes: Wishes) -> int:
     )
     if size > 1:
         return _work_with_mpi(wishes, terms, size, worker)
+    from spoolpool.capture import Capture
     from spoolpool.group import SerialGroup
+    from spoolpool.progress import Progress
 
-    return _lead(open_spool(wishes.directory), SerialGroup(terms.ends), wishes, terms, worker)
+    spool = open_spool(wishes.directory)
+    group = SerialGroup(terms.ends, capture=Capture(spool.path), progress=Progress(spool.path))
+    code = _lead(spool, group, wishes, terms, worker)
+    group.stop()
+    return code
 
 
 def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
+    from spoolpool.capture import Capture
     from spoolpool.group import MPIGroup
     from spoolpool.mpi import World
+    from spoolpool.progress import Progress
     from spoolpool.publishing import publish_for_group
 
     world: World | None = None
+    directory = os.path.abspath(wishes.directory)
     try:
         world = World(wishes.ranks, size)
         leads = world.comm.Get_rank() == 0
         keys = world.share(open_spool(wishes.directory).secrets() if leads else b"")
         group = MPIGroup(
             world.comm,
-            publish_for_group(os.path.abspath(wishes.directory), keys),
+            publish_for_group(directory, keys),
             supervised=terms.supervised and not world.split,
             grace=wishes.grace,
             ends=terms.ends,
+            capture=Capture(directory, world.comm.Get_rank()),
+            progress=Progress(directory),
         )
         code = 0
         if group.rank == 0:

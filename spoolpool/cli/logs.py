@@ -1,0 +1,140 @@
+"""``spool logs``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import click
+
+from spoolpool.cli.output import explained, say, when
+from spoolpool.cli.selection import complete, spool_and_tasks
+from spoolpool.errors import BadRequest
+
+if TYPE_CHECKING:
+    from spoolpool.layout import Token
+    from spoolpool.spool import Spool
+    from spoolpool.trust import Trust
+
+
+@click.command()
+@click.argument("words", metavar="SPOOL TASK...", nargs=-1, shell_complete=complete)
+@click.option("-f", "--follow", is_flag=True, help="Go on as more comes, until the task has ended.")
+@click.option("--rank", type=click.IntRange(0), help="What this rank printed alone.  [default: all]")
+@click.option("--trust-user", "trusted", multiple=True, help="Also read what workers of this account wrote; repeat.")
+@explained
+def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[str, ...]) -> None:
+    """Show what tasks printed: standard output and standard error, of all ranks and their child processes.
+
+    \b
+      spool logs SPOOL 1a76e7819e             by the end of its id
+      spool logs SPOOL 1a76e7819e -f          as it comes
+      spool logs SPOOL 1a76e7819e > output    byte by byte, as it was printed
+
+    Of several ranks each line begins with the number of its rank. What stands above each attempt goes to standard
+    error. A terminal gets text in which nothing does more than colour it.
+    """
+    from spoolpool.spool import Spool
+    from spoolpool.trust import Trust
+
+    directory, tasks = spool_and_tasks(words)
+    if not tasks:
+        raise BadRequest("Name a task: 'spool ls' shows which there are.")
+    spool, trust = Spool(directory), Trust(trusted)
+    for task in [_task(spool, trust, word) for word in tasks]:
+        claims = _follow(spool, trust, task, rank) if follow else set()
+        if not _show(spool, trust, task, rank, without=claims) and not claims:
+            say(f"Nothing is kept that {task} printed{'' if rank is None else f' on rank {rank}'}.")
+
+
+def _task(spool: Spool, trust: Trust, word: str) -> str:
+    """A task's id; also of one that was collected long ago, as long as its output is kept."""
+    from spoolpool import layout
+    from spoolpool.logs import tasks_like
+    from spoolpool.query import Query, named
+
+    if layout.is_task_id(word):
+        return word
+    try:
+        return named(spool, [word], Query())[0].id
+    except BadRequest:
+        found = tasks_like(spool, word, trust)
+        if len(found) != 1:
+            raise
+        return found.pop()
+
+
+class _Printer:
+    """Writes the output of one claim: as it is to a file or pipe, safe to a terminal."""
+
+    def __init__(self, token: Token, worker: str, started: float, *, numbered: bool) -> None:
+        from spoolpool.logs import Lines
+
+        self._lines: dict[int, Lines] = {}
+        self._new = Lines
+        self._numbered = numbered
+        self._safe = sys.stdout.isatty()
+        say(f"-- {token.task}, attempt {token.attempt}, worker {worker}, {when(started)}")
+
+    def write(self, rank: int, data: bytes) -> None:
+        """Something that a rank printed; empty: no more of it comes."""
+        from spoolpool.logs import for_terminal
+
+        if not self._numbered and not self._safe:
+            click.echo(data, nl=False)
+            return
+        for line in self._lines.setdefault(rank, self._new()).feed(data):
+            prefix = f"{rank}: " if self._numbered else ""
+            click.echo(prefix + for_terminal(line) if self._safe else prefix.encode() + line)
+
+
+def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: Collection[int]) -> bool:
+    """Show what is kept, but for some claims; whether there is something."""
+    from spoolpool.logs import outputs, read
+
+    found = [each for each in outputs(spool, task, trust) if each.mark.token.claim not in without]
+    several = {each.mark.token.claim for each in found if each.log.rank and rank is None}
+    found = [each for each in found if rank in (None, each.log.rank)]
+    printer, claim = None, 0
+    for each in found:
+        token = each.mark.token
+        if printer is None or token.claim != claim:
+            claim = token.claim
+            printer = _Printer(token, each.log.worker, each.mark.started, numbered=claim in several)
+        for piece in read(spool, each, trust):
+            printer.write(each.log.rank, piece)
+        printer.write(each.log.rank, b"")
+    return bool(found)
+
+
+def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]:
+    """Show what comes until the task is over; returns the claims that were seen."""
+    from spoolpool import fsio, layout, registry
+    from spoolpool.backoff import Backoff
+    from spoolpool.census import Walk
+    from spoolpool.logs import Following
+
+    following, rhythm = Following(spool, trust), Backoff(0.02, 1.0)
+    printers: dict[Token, _Printer] = {}
+    while True:
+        tokens = map(layout.parse_token, fsio.names(spool.layout.claimed))
+        claimed = {token for token in tokens if token is not None and token.task == task}
+        waits = not claimed and any(each.token.task == task for each in Walk(spool.path).tasks({"held", "waiting"}))
+        for token in claimed:
+            following.add(token)
+        for token in set(following.running()) - claimed:
+            following.over(token)
+        for printed in following.look():
+            if rank not in (None, printed.rank):
+                continue
+            token = printed.token
+            if token not in printers:
+                info = registry.read_info(spool, token.worker)
+                numbered = rank is None and info is not None and info.ranks > 1
+                printers[token] = _Printer(token, token.worker, printed.started, numbered=numbered)
+            printers[token].write(printed.rank, printed.data)
+            rhythm.reset()
+        if not (claimed or waits or len(following)):
+            return {token.claim for token in printers}
+        rhythm.sleep()
