@@ -7,10 +7,10 @@ its workers.
 
 from __future__ import annotations
 
-from concurrent.futures import as_completed, wait
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spoolpool.bar import as_completed, wait
 from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:

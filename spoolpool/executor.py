@@ -13,6 +13,7 @@ work for it alone. An *attached* one puts its tasks into a spool whose groups ru
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import os
 import tempfile
@@ -24,7 +25,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spoolpool import fsio, layout, pickling, settings
+from spoolpool import bar, fsio, layout, pickling, settings
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
 from spoolpool.errors import BadRequest
@@ -250,11 +251,13 @@ class Executor(futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: bool = False,
     ) -> Iterator[T]:
         """The values of ``fn`` over the iterables, in order, as ``concurrent.futures`` has it.
 
         ``chunksize`` calls are packed into one task: worth it for calls of less than a few milliseconds.
-        ``buffersize`` bounds how many tasks are submitted ahead of the one whose value is awaited.
+        ``buffersize`` bounds how many tasks are submitted ahead of the one whose value is awaited. With
+        ``progress`` a bar shows how many tasks are done.
         """
         if chunksize < 1:
             raise BadRequest(f"chunksize is {chunksize}; it must be at least 1.")
@@ -268,25 +271,28 @@ class Executor(futures.Executor):
             chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
             tasks = (self.submit(_run_chunk, fn, chunk) for chunk in chunks)
         window = list(itertools.islice(tasks, buffersize))
+        total = len(window) if buffersize is None else None
 
         def values() -> Iterator[T]:
             window.reverse()
-            try:
-                while window:
-                    if buffersize is not None:
-                        window[:0] = itertools.islice(tasks, 1)
-                    value = window[-1].result(None if end is None else end - time.monotonic())
-                    window.pop()
-                    if chunksize == 1:
-                        yield value
-                    elif self._shape.ranks > 1:  # each rank has all values of the chunk
-                        for call in zip(*value, strict=True):
-                            yield list(call)  # type: ignore[misc]  # the ranks' values of one call
-                    else:
-                        yield from value
-            finally:
-                for future in window:
-                    future.cancel()
+            with bar.bar(total) if progress else contextlib.nullcontext() as drawn:
+                bar.count(drawn, window)
+                try:
+                    while window:
+                        if buffersize is not None:
+                            window[:0] = bar.count(drawn, list(itertools.islice(tasks, 1)))
+                        value = window[-1].result(None if end is None else end - time.monotonic())
+                        window.pop()
+                        if chunksize == 1:
+                            yield value
+                        elif self._shape.ranks > 1:  # each rank has all values of the chunk
+                            for call in zip(*value, strict=True):
+                                yield list(call)  # type: ignore[misc]  # the ranks' values of one call
+                        else:
+                            yield from value
+                finally:
+                    for future in window:
+                        future.cancel()
 
         return values()
 
@@ -344,6 +350,16 @@ class Executor(futures.Executor):
             "session": core.session.name,
             "queue": self._queue,
         }
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what it is, and how many tasks have no outcome yet. Asks nothing of the spool."""
+        core = self._core
+        state = "ended" if self._shut or core is None else f"{len(core.session.pending())} tasks pending"
+        rows = {"": f"{type(self).__name__}, {state}", **(self.info if core is not None else {})}
+        lines = (
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()
+        )
+        return f"<table>{''.join(lines)}</table>"
 
     def __len__(self) -> int:
         """Tasks of this executor that no worker has claimed yet."""

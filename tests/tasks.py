@@ -221,3 +221,19 @@ def speak_as_rank() -> int:
 
     print(f"I am rank {current_task().rank}")
     return current_task().rank
+
+
+def tell_and_wait(end: str | Path) -> None:
+    """Say how far it is, and wait for a file."""
+    from spoolpool import current_task
+
+    current_task().progress(0.4, "SCF step 12")
+    wait_for(end)
+
+
+def tell_rank_and_wait(end: str | Path) -> None:
+    """Say which rank it is, and wait for a file."""
+    from spoolpool import current_task
+
+    current_task().progress(None, f"rank {current_task().rank}")
+    wait_for(end)
