@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from spoolpool import batch, fsio, jobs, layout, registry
 from spoolpool.batch import Job
+from spoolpool.census import waiting_tasks
 from spoolpool.errors import SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.jobs import SpoolJob
@@ -25,7 +26,6 @@ from spoolpool.journal import Journal
 from spoolpool.layout import Lane
 from spoolpool.locks import Lock, try_lock
 from spoolpool.registry import Liveness, WorkerInfo
-from spoolpool.report import waiting_tasks
 from spoolpool.scaling import Decision, JobSeen, State, Terms, decide
 from spoolpool.spool import Spool, explained
 from spoolpool.trust import Trust, account

@@ -6,6 +6,7 @@ No file is opened, and no link is followed.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -166,3 +167,8 @@ def census(spool: Spool) -> Census:
         missing=[name for name in layout.Layout.DIRECTORIES if name not in top],
         unlisted=walk.unlisted,
     )
+
+
+def waiting_tasks(spool: Spool) -> Counter[str]:
+    """How many tasks wait in each lane that has some."""
+    return Counter(standing.lane for standing in Walk(spool.path).tasks({"waiting"}))

@@ -45,6 +45,7 @@ class Core:
         cores: int,
         temporary: bool,
         stream: bool = False,
+        submitter: str = "",
     ) -> None:
         self.spool = spool
         self.pool = pool
@@ -53,7 +54,7 @@ class Core:
         self.cores = cores
         self._temporary = temporary
         self._pid = os.getpid()
-        self.session = Session(spool, name, accept=accept)
+        self.session = Session(spool, name, accept=accept, submitter=submitter)
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None

@@ -66,6 +66,8 @@ class Executor(futures.Executor):
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
             program: it runs as you.
         queue: Queue of the spool to which tasks go.
+        session: Name of the session into which the results come, by which they can be found again from elsewhere
+            (``spool ls --session``). Without it, a name that nobody else has.
         stream_output: Print what the tasks print, as it comes, each line with the name of its task. Else what
             is printed in an embedded executor's groups goes where this process's own output goes, and what is
             printed in a spool's is kept there: see ``spool logs``.
@@ -97,6 +99,7 @@ class Executor(futures.Executor):
         resource_dict: Mapping[str, Any] | None = None,
         trust: Iterable[str | int] = (),
         queue: str = "default",
+        session: str | None = None,
         stream_output: bool = False,
         nodes: int = 1,
         time: str = "1:00:00",
@@ -110,6 +113,7 @@ class Executor(futures.Executor):
         self._defaults = Resources().updated({**given, **(resource_dict or {})})
         self._shape = self._defaults.shape()
         self._queue = layout.check_queue(queue)
+        self._session = None if session is None else layout.check_session(session)
         layout.check_tags(self._defaults.lane_tags())
         if max_workers is not None and max_workers < 1:
             raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
@@ -160,7 +164,7 @@ class Executor(futures.Executor):
                 arguments += [f"--tag={tag}" for tag in self._defaults.tags]
                 pool = Pool(spool, launcher, arguments=arguments, options=self._options)
             init = ""
-            name = os.urandom(8).hex()
+            name = self._session or os.urandom(8).hex()
             jobs = self._batch_pool(spool, name) if self._backend in BACKENDS else None
             if self._init_function is not None:
                 init = put_object(spool, *pickling.dumps(self._init_function), name)
@@ -174,6 +178,7 @@ class Executor(futures.Executor):
                 cores=self._max_workers * self._shape.cores,
                 temporary=self._attached is None,
                 stream=self._stream,
+                submitter=layout.submitter_of(name) if self._session else "",
             )
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
@@ -313,6 +318,21 @@ class Executor(futures.Executor):
         core.close()
         if wait:
             core.join()
+
+    def detach(self) -> None:
+        """Take no more calls and wait for none: they go on, and their results stay in the session.
+
+        For an attached executor whose groups run elsewhere. Its pending futures get no outcome any more.
+        """
+        if self._attached is None or self._runs_groups:
+            raise BadRequest(
+                "Only an executor that is attached to a spool, and runs no groups, can leave its tasks to it."
+            )
+        with self._lock:
+            self._shut = True
+            core = self._core
+        if core is not None and os.getpid() == self._pid:
+            core.session.detach()
 
     # -- the surface of pympipool
 

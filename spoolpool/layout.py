@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -132,6 +133,11 @@ def is_worker_id(text: str) -> bool:
 def new_submitter_id() -> str:
     """Part of the names of the buckets that one submitter fills."""
     return os.urandom(4).hex()
+
+
+def submitter_of(session: str) -> str:
+    """The same for all processes that submit to a named session, one after the other."""
+    return f"{zlib.crc32(session.encode()):08x}"
 
 
 def bucket_name(task: str, submitter: str) -> str:

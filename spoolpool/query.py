@@ -40,6 +40,7 @@ class _Content(NamedTuple):
     owner: str
     since: float
     problem: str
+    gone: bool = False
 
 
 class Sight:
@@ -72,7 +73,9 @@ class Sight:
                 header = task.decode_task(self.spool.read_header(fd, status.st_size, path, task_label(self.id)), path)
             if header.task != self.id:
                 raise BadTaskFile(f"{path} says that it is task {header.task}.")
-        except (OSError, ValueError, SpoolpoolError) as error:  # it moved on, or is none
+        except OSError as error:
+            return _Content(None, owner, since, error.strerror or str(error), error.errno in fsio.GONE)
+        except (ValueError, SpoolpoolError) as error:
             return _Content(None, owner, since, str(error))
         return _Content(header, owner, since, "")
 
@@ -85,6 +88,11 @@ class Sight:
     def problem(self) -> str:
         """Why the header cannot be had."""
         return self._content.problem
+
+    @property
+    def gone(self) -> bool:
+        """Whether the file was there no more when it was to be read: the task has moved on."""
+        return self._content.gone
 
     @property
     def owner(self) -> str:

@@ -332,20 +332,34 @@ def silence(spool: Spool, worker: str, now: float) -> float | None:
     return None if stamp is None else now - stamp / 1e9
 
 
+NOBODY = "no worker group is alive: start one with 'spool-worker'"
+"""Why tasks wait where there is no group at all."""
+
+
 def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:
     """Why no live group can run the tasks of a lane; None if one can."""
     wanted = layout.parse_lane(lane)
     if wanted is None:
         return f"{lane} is no lane"
     if not alive:
-        return "no worker group is alive: start one with 'spool-worker'"
+        return NOBODY
     if wanted.user is not None and not any(info.trusts(wanted.user) for info in alive):
         return f"no group trusts {account(wanted.user)} (--trust-user, --trust-group)"
-    reasons = [info.why_not(wanted) for info in alive]
-    if None in reasons:
-        return None
-    found = sorted({reason for reason in reasons if reason})
-    return f"no live group can run them: {'; '.join(found)}"
+    found, sizes = set(), set()
+    for info in alive:
+        reason = info.why_not(wanted)
+        if reason is None:
+            return None
+        if reason == f"{wanted.ranks} ranks wanted, groups have {info.ranks}":
+            sizes.add(info.ranks)
+        else:
+            found.add(reason)
+    if sizes:
+        have = f"groups have {', '.join(map(str, sorted(sizes)))}"
+        if max(sizes) < wanted.ranks:
+            have = f"the largest group has {max(sizes)}"
+        found.add(f"{wanted.ranks} ranks wanted, {have}")
+    return f"no live group can run them: {'; '.join(sorted(found))}"
 
 
 class Liveness:

@@ -49,11 +49,13 @@ class Session:
         name: str,
         *,
         accept: Trust,
+        submitter: str = "",
     ) -> None:
         self.spool = spool
         self.name = layout.check_session(name)
         self._accept = accept
-        self._submitter = layout.new_submitter_id()
+        self._submitter = submitter or layout.new_submitter_id()
+        self._came_back = bool(submitter)
         # reentrant: garbage is collected in any thread at any moment, and may end in close()
         self._lock = threading.RLock()
         self._pending: dict[str, TaskFuture] = {}
@@ -63,6 +65,7 @@ class Session:
         self._thread: threading.Thread | None = None
         self._long_wait = False
         self._closed = False
+        self._detached = False
         self._broken: BaseException | None = None
         self._read: dict[str, Kind] = {}
         self._left_alone: set[str] = set()
@@ -132,11 +135,23 @@ class Session:
     def _bucket(self, lane: str, task_id: str) -> str:
         key = (lane, task_id[:3])
         with self._lock:
-            bucket, used = self._buckets.get(key, ("", settings.BUCKET_SIZE))
+            bucket, used = self._buckets.get(key) or self._last_bucket(*key)
             if used >= settings.BUCKET_SIZE:
                 bucket, used = layout.bucket_name(task_id, self._submitter), 0
             self._buckets[key] = (bucket, used + 1)
         return bucket
+
+    def _last_bucket(self, lane: str, priority: str) -> tuple[str, int]:
+        """The bucket that an earlier process of the same submitter left, if something waits in it, and how much.
+
+        So a thousand processes that put in one task each leave no thousand buckets. Two that run at once may fill one
+        to twice its size.
+        """
+        where = self.spool.layout
+        names = filter(layout.is_bucket, fsio.names(where.lane(lane)) if self._came_back else [])
+        last = max((name for name in names if layout.series_of(name) == (priority, self._submitter)), default="")
+        used = len(fsio.names(where.bucket(lane, last))) if last else 0
+        return (last, used) if used else ("", settings.BUCKET_SIZE)
 
     def _start(self) -> bool:
         """Make sure that somebody collects; whether he must be woken."""
@@ -194,6 +209,15 @@ class Session:
         if thread is None:
             self._end()
 
+    def detach(self) -> None:
+        """End without waiting: what is pending goes on, and its outcomes stay for whoever comes to the session."""
+        with self._lock:
+            self._pending.clear()
+            self._all_done.notify_all()
+            self._detached = True
+        self.close()
+        self.join()
+
     def join(self) -> None:
         """Wait for the thread's end, after :meth:`close`."""
         if self._thread is not None and not self.collects_here():
@@ -235,6 +259,9 @@ class Session:
     def _end(self) -> None:
         with self._lock:
             self._watch.close()
+        if self._detached:  # nobody may conclude from this process's end that nobody will come for the outcomes
+            fsio.remove(f"{self.spool.layout.sessions}/{self.name}.json")
+            return
         self.spool.close_session(self.name)
         for (lane, _), (bucket, _) in self._buckets.items():
             with contextlib.suppress(OSError):

@@ -66,6 +66,9 @@ PRIORITY = 0
 OBJECT_LIMIT = 1 << 62
 """Bytes; a length field beyond it is nonsense and is not believed."""
 
+EXIT_UNEXPECTED = 70
+"""Exit code of a command that met an error which nobody had thought of (EX_SOFTWARE of sysexits.h)."""
+
 EXIT_RENEW = 75
 """Exit code of a group that wants to be replaced by a new one at once (EX_TEMPFAIL of sysexits.h)."""
 

@@ -233,21 +233,27 @@ class Spool:
                 fsio.remove_directory(f"{self.layout.outgoing}/{session}")
                 fsio.remove(f"{self.layout.sessions}/{session}.json")
 
-    def cancel(self, header: TaskHeader, token: Token) -> bool:
-        """Take a waiting task back; True if nobody had claimed it, and now nobody will.
+    def cancel(self, header: TaskHeader, token: Token, *, held: bool = False) -> bool:
+        """Take a waiting task back, or one that is held back; True if nobody had claimed it, and now nobody will.
 
         Its token stands in the results of its session, named as cancelled: it is the outcome.
         """
         target = self.layout.result(header.session, token.claimed_by(layout.CANCELLED))
+        source = self.layout.waiting if held else self.layout.bucket(header.lane, header.bucket)
         try:
-            fsio.move(f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}", target)
+            fsio.move(f"{source}/{token.name}", target)
         except OSError as error:
             if fsio.there(target):  # it happened; the answer was for a repeated request
                 return True
-            if error.errno in fsio.GONE:  # a worker was first
-                return False
+            if error.errno in fsio.GONE:  # a worker was first, or it is held back no longer
+                return held and self.cancel(header, token)
             raise
         return True
+
+    def ask_to_cancel(self, task: str) -> None:
+        """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""
+        with explained(f"cancel {task} in {self.path}"), contextlib.suppress(FileExistsError):
+            fsio.create(f"{self.layout.cancel}/{task}", [])
 
 
 @contextlib.contextmanager

@@ -270,7 +270,7 @@ def test_who_waits_where_no_worker_is_alive_is_told_so_once(
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"resource_dict": {"cores": 64}}, "64 ranks wanted, groups have 1"),
+        ({"resource_dict": {"cores": 64}}, "64 ranks wanted, the largest group has 1"),
         ({"resource_dict": {"threads_per_core": 3}}, "3 threads per rank wanted, groups have 1"),
         ({"resource_dict": {"gpus_per_core": 1}}, "1 GPUs per rank wanted, groups have 0"),
         ({"resource_dict": {"tags": ["b", "a"]}}, "tag a, b wanted, groups have no tags"),

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from spoolpool import task as records
 from spoolpool.cli import output, worker
 from spoolpool.cli.spool import COMMANDS, main
 from spoolpool.errors import BadRequest, NotASpool, SpoolDenied, SpoolFull, SpoolpoolError, SpoolVersion
+from spoolpool.journal import Journal
 from spoolpool.layout import Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
 from spoolpool.spool import Spool
+from spoolpool.status import Observer
 from spoolpool.task import TaskHeader
+from spoolpool.trust import account
 from tests import tasks
 from tests.conftest import Workers
 from tests.processes import in_fork
 from tests.stage import LANE, announce, dead_process, unknown_process
+from tests.test_docs import codes, section, table
 from tests.waiting import LIMIT, wait_until
 
 BIN = Path(sys.executable).parent
@@ -83,7 +88,7 @@ def test_every_command_has_a_help_that_explains_its_options(name: str, option: s
     found = main.get_command(click.Context(main), name)
     assert found is not None and found.help
     for parameter in found.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help and parameter.opts[-1] in shown.stdout
 
 
@@ -236,22 +241,18 @@ def test_init_where_one_may_not_write_is_told(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- status
 
 
-def lines(spool: Spool) -> dict[str, str]:
-    """The lines of 'spool status' by their first words."""
-    shown = run("status", spool.path)
-    assert shown.exit_code == 0
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in shown.stdout.splitlines() if line[0] != " "}
+def looked_at(spool: Spool) -> dict[str, Any]:
+    """What 'spool status --json' says."""
+    shown = run("status", "--json", spool.path)
+    assert shown.exit_code == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def test_the_status_of_an_empty_spool(spool: Spool) -> None:
-    assert lines(spool) == {
-        "Spool": spool.path,
-        "Waiting": "0",
-        "Running": "0",
-        "Done": "0 to be collected",
-        "Failed": "0",
-        "Groups": "0",
-    }
+    assert run("status", spool.path).stdout == (
+        f"Spool    {spool.path}\nTasks    0 held, 0 waiting, 0 running, 0 done, 0 failed\nGroups   none alive\n"
+    )
 
 
 def test_the_status_of_a_busy_spool(spool: Spool, worker: Workers, tmp_path: Path) -> None:
@@ -263,14 +264,19 @@ def test_the_status_of_a_busy_spool(spool: Spool, worker: Workers, tmp_path: Pat
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "go")
         wait_until((tmp_path / "started").exists, "one runs")
         others = [executor.submit(pow, number, 2) for number in range(3)]
-        shown = run("status", spool.path)
-        found = lines(spool)
-        assert (found["Waiting"], found["Running"], found["Failed"], found["Groups"]) == ("3", "1", "1", "1")
-        assert found["Held"] == "1 to be tried again"
-        assert "BLOCKED" not in found
-        assert f"3  {LANE}" in shown.stdout
+        shown, found = run("status", spool.path), looked_at(spool)
+        assert found["tasks"] == {"held": 1, "waiting": 3, "running": 1, "done": 0, "failed": 1}
+        me = account(os.geteuid())
+        assert found["counts"] == [{"lane": LANE, "user": me, **found["tasks"]}]
+        assert found["blocked"] == [] and "BLOCKED" not in shown.stdout
         (info,) = registry.workers(spool)
-        assert f"{info.worker}  {info.process.host}  1 rank(s) x 1 thread(s), 0 GPU(s)" in shown.stdout
+        (group,) = found["groups"]
+        assert (group["worker"], group["name"]) == (info.worker, "tests.tasks.mark_and_wait")
+        assert group["task"] == running.task  # type: ignore[attr-defined]
+        assert 0 <= group["seconds"] < 600
+        assert "Groups   1 alive on 1 host: 1 busy, 0 idle" in shown.stdout
+        assert f"{info.worker[:8]} " in shown.stdout and "tests.tasks.mark_and_w" in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80
         (tmp_path / "go").touch()
         running.result()
         assert [future.result() for future in others] == [0, 1, 4]
@@ -283,29 +289,46 @@ def test_the_status_of_a_busy_spool(spool: Spool, worker: Workers, tmp_path: Pat
 def test_the_status_says_first_what_blocks_and_why(spool: Spool, worker: Workers) -> None:
     put(spool, "ready")
     shown = run("status", spool.path)
-    assert shown.stdout.startswith(f"BLOCKED  1 task(s) of {LANE}: no worker group is alive")
+    assert shown.stdout.startswith(f"BLOCKED  1 task of {LANE}: no worker group is alive")
     worker(spool, "--queue", "other")
     put(spool, "ready", lane=LANE.replace(".r1", ".r4"))
-    blocked = [line for line in run("status", spool.path).stdout.splitlines() if line.startswith("BLOCKED")]
+    blocked = looked_at(spool)["blocked"]
     assert len(blocked) == 2
-    assert all("queue 'default' wanted, groups serve 'other'" in line for line in blocked)
+    assert all("queue 'default' wanted, groups serve 'other'" in each["why"] for each in blocked)
+    assert run("status", spool.path).stdout.startswith("BLOCKED  1 task of ")
+
+
+def test_a_lane_that_needs_more_ranks_than_any_group_has_is_told_the_largest(spool: Spool) -> None:
+    put(spool, "ready", lane=LANE.replace(".r1", ".r8"))
+    put(spool, "ready", lane=LANE.replace(".r1", ".r3"))
+    for ranks in (1, 2, 4):
+        announce(spool, unknown_process(), ranks=ranks)
+    why = {each["what"]: each["why"] for each in looked_at(spool)["blocked"]}
+    assert why[LANE.replace(".r1", ".r8")].endswith("8 ranks wanted, the largest group has 4")
+    assert why[LANE.replace(".r1", ".r3")].endswith("3 ranks wanted, groups have 1, 2, 4")
+
+
+def test_the_status_says_for_how_long_no_worker_has_been_seen(spool: Spool) -> None:
+    put(spool, "ready")
+    silent = announce(spool, unknown_process())
+    ago = spool.server_time() - 7200
+    os.utime(f"{spool.layout.worker(silent)}/beat", (ago, ago))
+    text = "no worker group is alive: start one with 'spool-worker' (none has been seen for 2 h)."
+    assert text in run("status", spool.path).stdout
 
 
 def test_the_status_says_what_blocks_where_all_groups_have_died(spool: Spool) -> None:
     put(spool, "waiting")
     put(spool, "claimed", worker_id=announce(spool, dead_process()))
-    shown = run("status", spool.path)
-    assert [line.split()[:2] for line in shown.stdout.splitlines()[:2]] == [["BLOCKED", "1"], ["BLOCKED", "1"]]
-    assert "Groups   0" in shown.stdout
+    assert [each["what"] for each in looked_at(spool)["blocked"]] == ["held back", "claimed by groups that died"]
+    assert "Groups   none alive" in run("status", spool.path).stdout
 
 
 def test_the_status_counts_no_group_that_was_silent_for_a_lease(spool: Spool) -> None:
     """A host that lost power proves nothing; whoever waits recovers, and here nobody waits."""
     heard, silent = announce(spool, unknown_process()), announce(spool, unknown_process())
     os.utime(f"{spool.layout.worker(silent)}/beat", (1e9, 1e9))
-    shown = run("status", spool.path)
-    assert heard in shown.stdout
-    assert silent not in shown.stdout
+    assert [each["worker"] for each in looked_at(spool)["groups"]] == [heard]
 
 
 def test_the_status_of_a_spool_that_one_may_only_read(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +338,61 @@ def test_the_status_of_a_spool_that_one_may_only_read(spool: Spool, monkeypatch:
         raise OSError(errno.EROFS, "Read-only file system", path)
 
     monkeypatch.setattr(fsio, "touch", refused)
-    assert lines(spool)["Groups"] == "1"
+    assert len(looked_at(spool)["groups"]) == 1
+
+
+def test_the_rate_and_the_end_are_told_by_what_the_groups_wrote(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writer's clock is its own: this one's is an hour ahead."""
+    me = announce(spool, unknown_process())
+    written = Journal(spool, me)
+    ahead = time.time() + 3600
+    for number in range(61):
+        monkeypatch.setattr("spoolpool.journal.time.time", lambda number=number: ahead + number)
+        written.write("task", lane=LANE, kind="result")
+    written.close()
+    monkeypatch.undo()
+    for _ in range(120):
+        put(spool, "ready")
+    found = looked_at(spool)
+    assert found["rate"] == pytest.approx(1.0, rel=0.1)
+    assert found["seconds_left"] == pytest.approx(120, rel=0.1)
+    assert "60 tasks/min; done in about 2 min" in run("status", spool.path).stdout
+
+
+def test_a_status_opens_no_task_that_waits_and_no_more_than_some_of_the_others(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        put(spool, "ready")
+        put(spool, "failed", worker_id=new_worker_id())
+    opened: list[str] = []
+    real = fsio.open_file
+
+    def counted(path: str, **options: Any) -> int:
+        opened.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr("spoolpool.status._HEADERS", 2)
+    observer = Observer(Spool(spool.path))
+    monkeypatch.setattr(fsio, "open_file", counted)
+    first, second = observer.look(), observer.look()
+    assert first.total("failed") == second.total("failed") == 5
+    assert {row.lane: row.failed for row in first.counts} == {LANE: 2, "": 3}
+    assert {row.lane: row.failed for row in second.counts} == {LANE: 4, "": 1}
+    assert len([path for path in opened if "/failed/" in path]) == 4, "what was read is remembered"
+    assert not [path for path in opened if "/ready/" in path]
+
+
+def test_the_keys_of_the_status_as_json_are_those_that_the_page_promises(spool: Spool) -> None:
+    put(spool, "ready", lane=LANE.replace("default", "other"))
+    announce(spool, unknown_process())
+    found = looked_at(spool)
+    page = section("cli.md", "## spool status")
+    promised = {row[0].strip("`"): row[1] for row in table(page) if row[0].startswith("`") and "-" not in row[0]}
+    assert list(promised) == list(found)
+    for key in ("blocked", "counts", "groups"):
+        assert codes(promised[key]) == list(found[key][0])
+    assert codes(promised["tasks"]) == list(found["tasks"])
 
 
 def test_hostile_words_of_a_group_are_shown_harmlessly(spool: Spool) -> None:
@@ -330,11 +407,11 @@ def test_missing_directories_are_no_reason_to_fail(spool: Spool) -> None:
     for name in layout.Layout.DIRECTORIES:
         if name != "tmp":
             os.rmdir(f"{spool.path}/{name}")
-    assert lines(spool)["Waiting"] == "0"
+    assert looked_at(spool)["tasks"]["waiting"] == 0
     assert run("check", spool.path).exit_code == 1
     assert run("gc", spool.path).exit_code == 0
     os.rmdir(spool.layout.tmp)
-    assert lines(spool)["Waiting"] == "0"
+    assert looked_at(spool)["tasks"]["waiting"] == 0
     gc = run("gc", spool.path)
     assert (gc.exit_code, "Traceback" in gc.stderr) == (SpoolpoolError.exit_code, False)
 
@@ -395,7 +472,7 @@ def test_a_spool_of_somebody_else_is_told(spool: Spool, name: str, monkeypatch: 
     assert "ask its owner" in shown.stderr
 
 
-@pytest.mark.parametrize("words", [["ls"], ["retry", "--all"]])
+@pytest.mark.parametrize("words", [["ls"], ["status"], ["retry", "--all"]])
 def test_what_cannot_be_listed_is_told_and_the_rest_is_shown(
     spool: Spool, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,13 +486,13 @@ def test_what_cannot_be_listed_is_told_and_the_rest_is_shown(
     put(spool, "ready")
     monkeypatch.setattr(fsio, "names", refused)
     shown = run(*words, spool.path)
-    assert shown.exit_code == SpoolpoolError.exit_code
-    assert f"Not seen: {spool.layout.failed} (Permission denied)" in shown.stderr
+    assert shown.exit_code == (0 if words == ["status"] else SpoolpoolError.exit_code)
+    assert "failed" in shown.output and "Permission denied" in shown.output
     assert "Traceback" not in shown.stderr
-    assert ("waiting" in shown.stdout) == (words == ["ls"])
+    assert ("waiting" in shown.stdout) == (words[0] in ("ls", "status"))
 
 
-@pytest.mark.parametrize("name", ["status", "gc"])
+@pytest.mark.parametrize("name", ["gc"])
 def test_a_directory_that_cannot_be_listed_is_told_without_a_traceback(
     spool: Spool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,16 +524,34 @@ def test_debug_shows_the_traceback_of_an_error_of_the_system_too(spool: Spool, m
         raise OSError(errno.ESTALE, "Stale file handle", directory)
 
     monkeypatch.setattr(fsio, "names", away)
-    assert isinstance(run("--debug", "status", spool.path).exception, OSError)
-    assert isinstance(run("status", spool.path).exception, SystemExit)
+    assert isinstance(run("--debug", "gc", spool.path).exception, OSError)
+    assert isinstance(run("gc", spool.path).exception, SystemExit)
 
 
 def test_verbose_lets_the_log_speak(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
     monkeypatch.setattr(logging, "basicConfig", lambda *, level, **_: levels.append(level))
-    for options in ([], ["-v"], ["-vv"], ["--verbose"]):
-        run(*options, "status", spool.path)
-    assert levels == [logging.WARNING, logging.INFO, logging.DEBUG, logging.INFO]
+    for options, level in (
+        (["status"], logging.WARNING),
+        (["-v", "status"], logging.INFO),
+        (["-vv", "status"], logging.DEBUG),
+        (["--verbose", "status"], logging.INFO),
+        (["status", "-v"], logging.INFO),
+        (["-v", "status", "-v"], logging.DEBUG),
+        (["status", "--log-json"], logging.WARNING),
+    ):
+        run(*options, spool.path)
+        assert levels[-1] == level, options
+
+
+def test_the_log_can_be_json_lines(spool: Spool) -> None:
+    """A worker and its groups, which are started with the same options."""
+    words = [BIN / "spool-worker", spool.path, "--log-json", "-vv", "--groups", "1", "--launcher", "local"]
+    put(spool, "ready")
+    shown = subprocess.run([*words, "--max-tasks", "1"], capture_output=True, text=True, timeout=LIMIT)
+    lines = [json.loads(line) for line in shown.stderr.splitlines() if line.startswith("{")]
+    assert lines, shown.stderr
+    assert all(list(line)[:4] == ["time", "level", "logger", "message"] for line in lines)
 
 
 def test_a_reader_that_goes_away_gives_no_traceback(spool: Spool) -> None:

@@ -252,7 +252,7 @@ def test_the_table_of_exit_codes_equals_the_errors() -> None:
     rows = {int(row[0]): row[1] for row in table(section("cli.md", "## Exit codes"))}
     told = {code: codes(what)[0] for code, what in rows.items() if codes(what) and codes(what)[0] in all_errors()}
     assert told == {error.exit_code: name for name, error in all_errors().items()}
-    assert {settings.EXIT_RENEW, settings.EXIT_START} <= rows.keys()
+    assert {settings.EXIT_UNEXPECTED, settings.EXIT_RENEW, settings.EXIT_START} <= rows.keys()
 
 
 def test_the_table_of_variables_equals_the_settings() -> None:

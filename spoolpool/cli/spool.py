@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 import click
 
-from spoolpool.cli.output import CONTEXT, set_up
+from spoolpool.cli.output import CONTEXT, with_common
 
 COMMANDS = {
     "init": "Make a new spool.",
-    "status": "Show what waits, what runs, and what blocks.",
+    "submit": "Submit a call of a Python function.",
+    "run": "Submit a command of the shell.",
+    "status": "Show what blocks, what waits, what runs, and who works.",
+    "top": "The same, again and again.",
+    "ls": "List tasks: all, or those that fit.",
+    "show": "Show all that is known of tasks.",
+    "logs": "Show what tasks printed.",
+    "wait": "Wait until tasks have ended.",
+    "result": "Print what tasks returned.",
+    "traceback": "Show where and why tasks failed.",
+    "cancel": "Take tasks back, or ask for their end.",
+    "retry": "Let failed tasks run again.",
+    "rm": "Remove failed tasks, and outcomes that nobody collected.",
     "workers": "Start batch jobs of workers, list groups, and end them.",
     "autoscale": "Submit batch jobs of workers for the tasks that wait.",
-    "ls": "List tasks: all, or those that fit.",
-    "logs": "Show what tasks printed.",
-    "retry": "Let failed tasks run again.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",
     "key": "Make and change the key of a signed spool.",
@@ -32,8 +42,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        found: click.Command = getattr(import_module(f"spoolpool.cli.{name}"), name)
-        return found
+        return with_common(getattr(import_module(f"spoolpool.cli.{name}"), name), hidden=True)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -41,13 +50,15 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings=CONTEXT)
-@click.option("-v", "--verbose", count=True, help="Say more; twice: everything.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="spoolpool")
-def main(verbose: int, debug: bool) -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """A queue that is nothing but files: tasks in a shared directory, run by warm worker groups."""
-    set_up(verbose)
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
+
+with_common(main)
 
 if __name__ == "__main__":
     main()

@@ -1,44 +1,124 @@
-"""``spool status``."""
+"""``spool status``, and ``spool top``."""
 
 from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, shown
+from spoolpool.backoff import Backoff
+from spoolpool.cli.output import explained
+from spoolpool.errors import BadRequest
+
+if TYPE_CHECKING:
+    from spoolpool.status import Observer
+
+_argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+_interval = click.option(
+    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks."
+)
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@_argument
+@click.option("-w", "--watch", is_flag=True, help="Go on looking, as 'spool top' does.")
+@_interval
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output; with --watch one per line.")
 @explained
-def status(directory: str) -> None:
-    """Show what waits in SPOOL, what runs, who works, and first of all what blocks."""
-    from spoolpool.report import status as look
-    from spoolpool.spool import Spool
+def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
+    """Show what blocks in SPOOL, what waits and runs, who works on what, and when it may be done.
 
-    spool = Spool(directory)
-    found = look(spool)
-    for lane, reason in found.blocked.items():
-        click.echo(shown(f"BLOCKED  {found.waiting[lane]} task(s) of {lane}: {reason}."))
-    if not found.groups and found.held_back:
-        click.echo(f"BLOCKED  {found.held_back} task(s) that are to be tried again: no worker group is alive.")
-    if not found.groups and found.running:
-        click.echo(f"BLOCKED  {found.running} task(s) of groups that died: no worker group is alive to take them over.")
-    click.echo(f"Spool    {spool.path}")
-    click.echo(f"Waiting  {sum(found.waiting.values())}")
-    for lane, count in found.waiting.items():
-        click.echo(f"         {count:>8}  {lane}")
-    if found.held_back:
-        click.echo(f"Held     {found.held_back} to be tried again")
-    click.echo(f"Running  {found.running}")
-    click.echo(f"Done     {found.to_collect} to be collected")
-    click.echo(f"Failed   {found.failed}")
-    click.echo(f"Groups   {len(found.groups)}")
-    for info in found.groups:
-        job = f" job {info.job}" if info.job else ""
-        tags = f", tags {', '.join(info.tags)}" if info.tags else ""
-        text = (
-            f"         {info.worker}  {info.process.host}{job}  {info.ranks} rank(s) x {info.threads} thread(s)"
-            f", {info.gpus} GPU(s), Python {info.python}{tags}, by {info.user}"
-        )
-        click.echo(shown(text))
+    \b
+      spool status SPOOL           one look
+      spool status SPOOL --watch   again and again, until q or Ctrl-C
+      spool status SPOOL --json    for programs
+
+    Names are listed and a few headers read; to look costs nothing that grows with what is in the tasks.
+    """
+    from spoolpool.cli.screen import as_json as document
+    from spoolpool.cli.screen import lines
+    from spoolpool.spool import Spool
+    from spoolpool.status import Observer
+
+    observer = Observer(Spool(directory))
+    if as_json:
+        rhythm = Backoff(interval, interval)
+        click.echo(json.dumps(document(observer.look()), indent=None if watch else 1))
+        while watch:
+            rhythm.sleep()
+            click.echo(json.dumps(document(observer.look())))
+    elif watch:
+        _live(observer, interval)
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in lines(observer.look(), width=width):
+            click.echo(line)
+
+
+@click.command()
+@_argument
+@_interval
+@explained
+def top(directory: str, interval: float) -> None:
+    """Show SPOOL as 'spool status' does, again and again, until q or Ctrl-C."""
+    from spoolpool.spool import Spool
+    from spoolpool.status import Observer
+
+    _live(Observer(Spool(directory)), interval)
+
+
+def _live(observer: Observer, interval: float) -> None:
+    """Repaint the terminal from the top at every look: only what changed is seen to change."""
+    from spoolpool.cli.screen import lines
+
+    if not sys.stdout.isatty():
+        raise BadRequest("There is no terminal to show it on: use 'spool status' for one look, or --json.")
+    plain = click.unstyle if click.get_current_context().color is False else str
+    with _keys() as pressed:
+        while True:
+            size = shutil.get_terminal_size()
+            page = [plain(line) for line in lines(observer.look(), width=size.columns, groups=size.lines)]
+            if len(page) > size.lines - 1:
+                page = [*page[: size.lines - 2], "..."]
+            # cursor home; each line ends with "clear to its end", the last with "clear below"
+            _draw("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in page) + "\x1b[J")
+            if pressed(interval) in ("q", "\x03", "\x1b"):
+                return
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """A screen of its own, and a function that waits so long for a key ("" if none came)."""
+    import termios
+    import tty
+
+    def pressed(seconds: float) -> str:
+        ready = select.select([sys.stdin] if terminal else [], [], [], seconds)[0]
+        return os.read(sys.stdin.fileno(), 64).decode(errors="replace")[:1] if ready else ""
+
+    terminal = sys.stdin.isatty()
+    saved = termios.tcgetattr(sys.stdin) if terminal else []
+    _draw("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
+    try:
+        if terminal:
+            tty.setcbreak(sys.stdin)
+        yield pressed
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if terminal:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+        _draw("\x1b[?25h\x1b[?1049l")
+
+
+def _draw(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

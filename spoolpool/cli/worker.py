@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool import layout, settings
-from spoolpool.cli.output import command, say
+from spoolpool.cli.output import command, common_arguments, say
 from spoolpool.errors import BadRequest, LauncherError, SpoolpoolError
 from spoolpool.resources import Shape
 
@@ -62,7 +62,7 @@ class Wishes:
 
     def for_groups(self) -> list[str]:
         """The options that a supervisor hands on to its groups."""
-        arguments = ["--grace", str(self.grace)]
+        arguments = [*common_arguments(), "--grace", str(self.grace)]
         arguments += [f"--queue={queue}={weight}" for queue, weight in self.queues.items()]
         arguments += [f"--tag={tag}" for tag in self.tags]
         for user in self.trusted:

@@ -1,0 +1,84 @@
+"""``spool show``."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from spoolpool.cli.output import age, shown, when
+from spoolpool.cli.selection import Selection, selects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spoolpool.history import Episode
+    from spoolpool.query import Sight
+
+
+@click.command()
+@selects()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
+def show(selection: Selection, as_json: bool) -> None:
+    """Show all that is known of tasks: what they ask for, where they stand, their attempts. Nothing is unpickled.
+
+    \b
+      spool show SPOOL e7819e56d5
+      spool show SPOOL --state running --name relax
+    """
+    import dataclasses
+
+    from spoolpool.cli.ls import record
+    from spoolpool.history import episodes
+
+    for number, sight in enumerate(selection.chosen()):
+        history = episodes(sight)
+        if as_json:
+            click.echo(json.dumps({**record(sight), "episodes": [dataclasses.asdict(each) for each in history]}))
+            continue
+        if number:
+            click.echo()
+        for word, text in (*_lines(sight), *_history(history)):
+            click.echo(shown(f"{word:<10} {text}"))
+
+
+def _lines(sight: Sight) -> Iterator[tuple[str, str]]:
+    token, header, outcome = sight.standing.token, sight.header, sight.outcome
+    since = f", since {when(sight.since)}" if sight.since else ""
+    yield "Task", sight.id
+    yield "State", f"{sight.state}{since}{', to be cancelled' if _is_marked(sight) else ''}"
+    if header is None:
+        yield "Problem", sight.problem
+    else:
+        yield "Name", header.name
+        yield "Lane", header.lane
+        yield "Session", header.session
+        ago = age(time.time() - header.submitted)
+        yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {sight.owner}"
+        if header.cwd:
+            yield "Directory", header.cwd
+        limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"
+        yield "Attempt", f"{token.attempt} (claim {token.claim}); {limits}"
+    yield "File", f"{sight.spool.path}/{sight.standing.path}"
+    if outcome is not None:
+        yield "Outcome", sight.spool.layout.outcome(sight.session, token)
+        if failure := outcome.failure:
+            yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
+            yield "", f"'spool traceback {sight.spool.path} {sight.id}' shows more"
+
+
+def _is_marked(sight: Sight) -> bool:
+    from spoolpool import fsio
+
+    return sight.standing.place in ("held", "waiting", "running") and fsio.there(
+        f"{sight.spool.layout.cancel}/{sight.id}"
+    )
+
+
+def _history(history: list[Episode]) -> Iterator[tuple[str, str]]:
+    for number, each in enumerate(history):
+        attempt = f"attempt {each.attempt}, " if each.attempt else ""
+        times = " to ".join(filter(None, (when(each.started), when(each.ended))))
+        yield "" if number else "History", f"{times}  {attempt}worker {each.worker} on {each.host}: {each.what}"

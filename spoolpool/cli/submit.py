@@ -1,0 +1,189 @@
+"""``spool submit`` and ``spool run``: tasks from the command line, of Python functions and of commands."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained, say
+from spoolpool.cli.result import display
+from spoolpool.errors import BadRequest
+
+_KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+
+
+def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a task needs, where its result goes, and who waits."""
+
+    @explained
+    @functools.wraps(function)
+    def run(
+        directory: str | None,
+        ranks: int,
+        threads: int,
+        gpus: int,
+        priority: int,
+        queue: str,
+        cwd: str,
+        resources: tuple[str, ...],
+        session: str,
+        wait: bool,
+        **options: Any,
+    ) -> None:
+        wishes = {
+            "cores": ranks,
+            "threads_per_core": threads,
+            "gpus_per_core": gpus,
+            "priority": priority,
+            "cwd": os.path.abspath(cwd),
+            **_pairs(resources, "--resource"),
+        }
+        call = function(**options)
+        _submit(directory, *call, wishes=wishes, queue=queue, session=session, wait=wait)
+
+    for option in (
+        click.option("-w", "--wait", is_flag=True, help="Wait for the end, print the result, and remove it."),
+        click.option("--session", metavar="NAME", help="Session that gets the result.  [default: cli- and your uid]"),
+        click.option(
+            "--resource",
+            "resources",
+            multiple=True,
+            metavar="KEY=JSON",
+            help="A key of resource_dict; repeat for more.",
+        ),
+        click.option("--cwd", default=".", metavar="DIR", help="Working directory.  [default: this one]"),
+        click.option("--queue", default="default", show_default=True, metavar="NAME", help="Queue."),
+        click.option("--priority", type=int, default=0, show_default=True, help="From -499 to 499; greater is sooner."),
+        click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per rank."),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per rank."),
+        click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="MPI ranks."),
+        click.option(
+            "--spool",
+            "directory",
+            metavar="SPOOL",
+            envvar=settings.ENV_SPOOL,
+            help="The spool.  [default: $SPOOLPOOL_DIR]",
+        ),
+    ):
+        run = option(run)
+    return run
+
+
+@click.command()
+@_asks
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="[NAME=]VALUE", help="Argument: JSON, or else text; repeat for more."
+)
+@click.argument("function", metavar="MODULE:FUNCTION")
+def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Submit a call of a Python function, and print the id of the task.
+
+    \b
+      spool submit --spool SPOOL math:hypot --arg 3 --arg 4 --wait
+      spool submit --spool SPOOL model:relax --arg '{"a": 4.05}' --arg steps=200 --ranks 8
+
+    The module is looked for in the current directory too. It is imported here, and need not be installed where it runs.
+    """
+    module, _, name = function.partition(":")
+    if not (module and name):
+        raise BadRequest(f"{function!r} names no function: write MODULE:FUNCTION, as in math:hypot.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise BadRequest(f"There is no function {function!r}: {error}. Look at the names and at PYTHONPATH.") from error
+    if not callable(found):
+        raise BadRequest(f"{function!r} is a {type(found).__name__}, which cannot be called. Name a function.")
+    matches = [_KEYWORD.fullmatch(each) for each in arguments]
+    args = tuple(_value(each) for each, match in zip(arguments, matches, strict=True) if match is None)
+    return found, args, {match[1]: _value(match[2]) for match in matches if match}
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@_asks
+@click.option(
+    "-e",
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Variable that the command gets; repeat for more.",
+)
+@click.argument("words", metavar="[--] COMMAND [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    words: tuple[str, ...], variables: tuple[str, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Submit a command, and print the id of the task. Its exit code and its output are its result.
+
+    \b
+      spool run --spool SPOOL -- ./relax.sh Al
+      spool run --spool SPOOL --wait --threads 4 -- sh -c 'make -j4 2>&1 | tail'
+      spool run --spool SPOOL --ranks 4 -- ./part.sh       ($SPOOLPOOL_RANK tells them apart)
+
+    With --wait its output is printed, and its exit code is this one's. If that is not 0, the task has failed.
+    """
+    from spoolpool.command import Command
+
+    split = [each.partition("=") for each in variables]
+    missing = [name for name, given, _ in split if not given and name not in os.environ]
+    if missing:
+        raise BadRequest(f"There is no variable {', '.join(missing)} here: set it, or write {missing[0]}=VALUE.")
+    return Command(words, {name: value if given else os.environ[name] for name, given, value in split}), (), {}
+
+
+def _submit(
+    directory: str | None,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    wishes: dict[str, Any],
+    queue: str,
+    session: str | None,
+    wait: bool,
+) -> None:
+    from spoolpool.executor import Executor
+
+    if not directory:
+        raise click.UsageError("Missing option '--spool', and SPOOLPOOL_DIR is not set.")
+    name = session or (None if wait else f"cli-{os.geteuid()}")
+    executor = Executor(spool=directory, resource_dict=wishes, queue=queue, session=name)
+    try:
+        future = executor.submit(function, *args, **kwargs)
+        if not wait:
+            click.echo(future.task)  # type: ignore[attr-defined]
+            return
+        say(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
+        code = display(future.result)
+    except KeyboardInterrupt:
+        say("Interrupted: the task goes on. 'spool cancel' ends it, 'spool result' has its value when it is done.")
+        raise
+    finally:
+        executor.detach()
+    sys.exit(code)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
+    found = {}
+    for text in texts:
+        match = _KEYWORD.fullmatch(text)
+        if match is None:
+            raise BadRequest(f"{option} {text}: write {option} KEY=VALUE, where VALUE is JSON.")
+        found[match[1]] = _value(match[2])
+    return found

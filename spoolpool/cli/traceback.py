@@ -1,0 +1,39 @@
+"""``spool traceback``."""
+
+from __future__ import annotations
+
+import click
+
+from spoolpool.cli.output import shown, shown_lines
+from spoolpool.cli.selection import Selection, selects
+from spoolpool.errors import BadRequest
+
+
+@click.command()
+@selects("raised", "lost", "failed")
+def traceback(selection: Selection) -> None:
+    """Show where and why tasks failed, as the outcome's header says. Nothing is unpickled.
+
+    \b
+      spool traceback SPOOL e7819e56d5
+      spool traceback SPOOL --name relax
+
+    Of a task that was collected, its submitter has the traceback.
+    """
+    chosen = selection.chosen()
+    if not chosen:
+        raise BadRequest(
+            f"No task in {selection.spool.path} that fits has failed: see 'spool ls {selection.spool.path}'."
+        )
+    for number, sight in enumerate(chosen):
+        if number:
+            click.echo()
+        failure = sight.outcome.failure if sight.outcome else None
+        click.echo(shown(f"{sight.id}  {sight.name or sight.problem}"))
+        if failure is None:
+            click.echo(
+                f"It is kept as {sight.spool.path}/{sight.standing.path}; 'spool show' tells what is known of it."
+            )
+            continue
+        click.echo(shown(f"{failure.type} on rank {failure.rank}, host {failure.host}"))
+        click.echo(shown_lines(failure.traceback or failure.message))

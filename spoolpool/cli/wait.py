@@ -1,0 +1,66 @@
+"""``spool wait``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import click
+
+from spoolpool.backoff import Backoff
+from spoolpool.cli.output import say, shown
+from spoolpool.cli.selection import Duration, Selection, selects
+from spoolpool.errors import TaskTimeout
+
+_BAD = ("raised", "lost", "cancelled", "failed")
+
+
+@click.command()
+@selects()
+@click.option("--timeout", type=Duration(), metavar="TIME", help="Give up after 90s, 10m, 2h or 7d.")
+def wait(selection: Selection, timeout: float | None) -> None:
+    """Wait until tasks have ended: all that are there now, those that are named, or those that fit.
+
+    \b
+      spool wait SPOOL --session sweep && ./next-step
+      spool wait SPOOL e7819e56d5 --timeout 2h
+
+    The exit code is 0 if all of them returned, 1 if one raised, was lost or cancelled, and 17 when the time was up.
+    """
+    from spoolpool.waiter import Waiter
+
+    waiter = Waiter(selection.spool, list(selection.each()))
+    rhythm = Backoff(0.01, 2.0)
+    end = None if timeout is None else time.monotonic() + timeout
+    with _bar(waiter.total) as bar:
+        while True:
+            if came := waiter.look():
+                if bar is not None:
+                    bar.update(came)
+                rhythm.reset()
+            if not waiter.pending:
+                break
+            if end is not None and time.monotonic() > end:
+                raise TaskTimeout(
+                    f"{len(waiter.pending)} of {waiter.total} tasks in {selection.spool.path} have not ended within "
+                    f"{timeout:g} s. Wait again, or see 'spool status {selection.spool.path}'."
+                )
+            for text in waiter.warnings():
+                say(shown(text))
+            rhythm.sleep()
+    ends = waiter.ends()
+    say(
+        ", ".join(f"{count} {state}" for state, count in sorted(Counter(ends.values()).items()))
+        or "Nothing to wait for."
+    )
+    sys.exit(int(any(state in _BAD for state in ends.values())))
+
+
+def _bar(total: int) -> AbstractContextManager[Any]:
+    """A bar on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return click.progressbar(length=total, label="Waiting", file=sys.stderr)
