@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,8 @@ from spoolpool.backoff import Backoff
 from spoolpool.cli.output import say, shown
 from spoolpool.cli.selection import Duration, Selection, selects
 from spoolpool.errors import TaskTimeout
+
+log = logging.getLogger(__name__)
 
 _BAD = ("raised", "lost", "cancelled", "failed")
 
@@ -33,6 +36,7 @@ def wait(selection: Selection, timeout: float | None) -> None:
     from spoolpool.waiter import Waiter
 
     waiter = Waiter(selection.spool, list(selection.each()))
+    log.info("Waiting for %d of %d task(s)", len(waiter.pending), waiter.total)
     rhythm = Backoff(0.01, 2.0)
     end = None if timeout is None else time.monotonic() + timeout
     with _bar(waiter.total) as bar:
