@@ -24,7 +24,6 @@ from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests.stage import Clock, Inbox, Stage, announce, dead_process, leave_trace, outcome_of, unknown_process
 
-WORKERS = 4
 CHOICE = st.integers(0, 10**6)
 
 
@@ -67,6 +66,10 @@ class SpoolMachine(RuleBasedStateMachine):
         self.tasks: dict[str, Task] = {}
         self.people: list[Person] = []
         self.beats = 0
+        for _ in range(3):
+            self.start_worker()
+            self.submit(priority=0, attempts=2)
+        self.submit(priority=0, attempts=1)
 
     def teardown(self) -> None:
         if not hasattr(self, "patch"):
@@ -79,12 +82,13 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # -- submitters
 
+    @precondition(lambda self: len(self.having("ready")) < 6)
     @rule(priority=st.integers(-1, 1), attempts=st.integers(1, 2))
     def submit(self, priority: int, attempts: int) -> None:
         future = self.inbox.put(leave_trace, str(self.stage.effects), priority=priority, max_attempts=attempts)
         self.tasks[future.task] = Task(future.header, "ready", future.token)
 
-    @precondition(lambda self: self.tasks)
+    @precondition(lambda self: len(self.having("ready")) > 2)
     @rule(choice=CHOICE)
     def cancel(self, choice: int) -> None:
         task = list(self.tasks.values())[choice % len(self.tasks)]
@@ -114,11 +118,17 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # -- workers
 
-    @precondition(lambda self: len(self.people) < WORKERS)
+    @precondition(lambda self: len(self.people) < 4)
     @rule()
     def start_worker(self) -> None:
         name = announce(self.spool, unknown_process())
         self.people.append(Person(name, Claimer(self.spool, name, lambda _: True, Trust())))
+
+    @precondition(lambda self: self.idle())
+    @rule(choice=CHOICE)
+    def claim_too(self, choice: int) -> None:
+        """Once more, since without claims nothing happens."""
+        self.claim(choice)
 
     @precondition(lambda self: self.idle())
     @rule(choice=CHOICE)
@@ -141,7 +151,9 @@ class SpoolMachine(RuleBasedStateMachine):
         person, task, mine = self.chosen(choice)
         if not (mine and task.written):
             self.write(person)
-        assert commit(self.spool, self.inbox.name, self.release(person)) is mine
+        token = self.release(person)
+        done_for_it = task.place == "results" and task.token == token
+        assert commit(self.spool, self.inbox.name, token) is (mine or done_for_it)
         if mine:
             task.place, task.outcome, task.written = "results", "value", ""
 
@@ -160,7 +172,7 @@ class SpoolMachine(RuleBasedStateMachine):
         give_back(self.spool, task.header, self.release(person))
         if mine:
             task.place, task.written = "ready", ""
-            task.token = task.token.given_back()
+            task.token = Token(task.header.task, task.token.claim + 1, task.token.attempt)
 
     @precondition(lambda self: self.people)
     @rule(choice=CHOICE, how=st.sampled_from(["killed", "entry removed"]))
@@ -185,6 +197,16 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # -- recoverers
 
+    @precondition(lambda self: self.busy())
+    @rule(choice=CHOICE)
+    def take_for_dead(self, choice: int) -> None:
+        """Somebody recovers what a live worker holds that is neither heard nor seen: it will come back, and be late."""
+        person, _, _ = self.chosen(choice)
+        assert person.claim is not None
+        person.claim.release()
+        person.state = "silent"
+        self.recover()
+
     @rule()
     def recover(self) -> None:
         """Somebody watches for more than a lease."""
@@ -205,7 +227,8 @@ class SpoolMachine(RuleBasedStateMachine):
         if task.written:
             task.place, task.outcome, task.written = "results", "value", ""
         elif task.token.attempt < task.header.max_attempts:
-            task.place, task.token = "ready", task.token.requeued()
+            task.place = "ready"
+            task.token = Token(task.header.task, task.token.claim + 1, task.token.attempt + 1)
         else:
             task.place, task.outcome = "results", "lost"
             task.token = task.token._replace(claim=task.token.claim + 1, worker="")  # whoever took it over
@@ -299,5 +322,5 @@ class SpoolMachine(RuleBasedStateMachine):
 
 TestSpool = SpoolMachine.TestCase
 TestSpool.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=120, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
