@@ -195,6 +195,17 @@ def touch(path: str) -> None:
     os.utime(path)
 
 
+def refresh(directory: str) -> None:
+    """Let no client go on believing what it last listed in ``directory``, if this account may write there.
+
+    A client of NFS 3 tells by the directory's time whether its listing still holds. A name that comes within the
+    tick of the server's clock (up to 10 ms) in which that listing and an earlier change fell is hidden until the
+    directory changes once more.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(directory)
+
+
 def stamp(path: str) -> int | None:
     """Modification time in ns as the server has it now (opening asks it anew on NFS), None if gone."""
     try:

@@ -96,8 +96,14 @@ class Meeting:
     def hear(self, name: str, what: str) -> dict[str, Any]:
         """Wait for what the other side says, and read it."""
         found: list[dict[str, Any]] = []
+        rhythm = Backoff(1.0, 30.0, 2.0)
+        due = time.monotonic() + rhythm.next()
 
         def read() -> bool:
+            nonlocal due
+            if time.monotonic() > due:  # also for the other side, from which the order may be hidden
+                fsio.refresh(self.path)
+                due = time.monotonic() + rhythm.next()
             # a name that was looked up in vain stays hidden for long on NFS, a listing stays stale on sshfs: ask both
             # ways, so that what is said arrives before what it is about. Its content may come later still.
             path = f"{self.path}/{name}"

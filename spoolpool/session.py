@@ -22,6 +22,7 @@ from spoolpool.errors import (
 from spoolpool.future import TaskFuture, finish
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
+from spoolpool.lookout import Refresher, Service
 from spoolpool.outcome import value_of
 from spoolpool.recovery import Recovery
 from spoolpool.signature import outcome_label
@@ -33,7 +34,7 @@ from spoolpool.watch import Watch
 log = logging.getLogger(__name__)
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
-_FIRST_CHECK, _CHECK_EVERY, _TELL_EVERY = 5.0, 5.0, 600.0
+_FIRST_CHECK, _CHECK_EVERY = 5.0, 5.0
 
 
 class Session:
@@ -283,11 +284,12 @@ class Session:
         inbox = f"{self.spool.layout.results}/{self.name}"
         self._watch.add(inbox)
         recovery = Recovery(self.spool)
-        service = _Service(self.spool)
+        service = Service(self.spool)
         rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
         late: dict[str, float] = {}
         check_due = time.monotonic() + _FIRST_CHECK
         round_due = time.monotonic() + self.spool.config.lease / 4
+        refresher = Refresher(self.spool, self.name)
         while True:
             self._watch.clear()
             with self._lock:
@@ -302,13 +304,16 @@ class Session:
                     rhythm.reset()
                     service.served()
                     check_due = time.monotonic() + _FIRST_CHECK
+                    refresher.reset()
                     continue
                 now = time.monotonic()
                 if not idle and now > check_due:
                     check_due = now + _CHECK_EVERY
                     self._still_there()
                     self._look_for_failed()
-                    service.check(self.pending())
+                    awaited = [future.header for future in self.pending()]
+                    service.check(awaited)
+                    refresher.look(awaited)
                 if not idle and now > round_due:
                     round_due = now + self.spool.config.lease / 4
                     for line in recovery.round():
@@ -414,29 +419,3 @@ class Session:
             self._pending.pop(future.task, None)
             if not self._pending:
                 self._all_done.notify_all()
-
-
-class _Service:
-    """Tells a submitter, once in a while, that nobody can run what it waits for, and why."""
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._liveness = registry.Liveness(spool)
-        self._told: dict[str, float] = {}
-
-    def served(self) -> None:
-        """Something came: forget what was told."""
-        self._told.clear()
-
-    def check(self, pending: list[TaskFuture]) -> None:
-        """Look who lives and compare with what is wanted."""
-        wanted = {future.header.lane for future in pending}
-        if all(time.monotonic() - self._told.get(lane, -_TELL_EVERY) < _TELL_EVERY for lane in wanted):
-            return
-        alive = [info for info in registry.workers(self._spool) if self._liveness.alive(info)]
-        for lane in wanted:
-            reason = registry.nobody_serves(lane, alive)
-            if reason and time.monotonic() - self._told.get(lane, -_TELL_EVERY) >= _TELL_EVERY:
-                self._told[lane] = time.monotonic()
-                count = sum(1 for future in pending if future.header.lane == lane)
-                log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, layout, registry, settings
+from spoolpool import Executor, Spool, layout, lookout, registry, settings
 from spoolpool.errors import (
     BadRequest,
     BadTaskFile,
@@ -265,6 +265,21 @@ def test_who_waits_where_no_worker_is_alive_is_told_so_once(
         worker(spool)
         assert future.result(LIMIT) == 4
     assert len(told(caplog)) == 1
+
+
+def test_who_waits_lets_everybody_list_anew_what_his_task_passes_through(
+    spool: Spool, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "_FIRST_REFRESH", 0.01)
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(pow, 2, 2)
+        (bucket,) = {path.parent for path in Path(spool.layout.ready).rglob(future.task + ".*")}
+        inbox = next(Path(spool.layout.results).iterdir())
+        ways = [spool.layout.ready, bucket.parent, bucket, spool.layout.waiting, spool.layout.claimed, inbox]
+        for way in ways:
+            os.utime(way, (0, 0))
+        wait_until(lambda: all(os.stat(way).st_mtime for way in ways), "they have another time")
+        assert future.cancel()
 
 
 @pytest.mark.parametrize(
