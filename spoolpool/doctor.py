@@ -37,6 +37,7 @@ Grade = Literal["good", "note", "bad"]
 
 _RACES = 3
 _LOCK_PATIENCE = 20.0
+_TICK = 0.05
 _WHOLE_SECOND = 1.5  # with its jitter never less than 1.1 s: some filesystems keep whole seconds
 _OPTIONS_THAT_MATTER = (
     "nolock", "local_lock", "noac", "actimeo", "acregmax", "acdirmax", "lookupcache", "soft", "flock", "noflock",
@@ -191,19 +192,37 @@ class Doctor:
             fsio.close(fd)
 
     def _names(self) -> Iterator[Answer]:
-        listed, looked_up = self._new_place("listed"), self._new_place("name")
-        place, path = f"{self._meeting.path}/{listed}", f"{self._meeting.path}/{looked_up}/new"
-        # listed, and looked up in vain: from now on caches may say so. The latter is never listed: that would ask anew
+        listed, looked_up, gone = (self._new_place(what) for what in ("listed", "name", "gone"))
+        place, come, went = (f"{self._meeting.path}/{each}" for each in (listed, f"{looked_up}/new", f"{gone}/new"))
+        self._ask("make", f"{gone}/new")
+        # in a later tick than they were made in, or NFS 3 might never list what comes next (see fsio.refresh)
+        Backoff(_TICK, _TICK).sleep()
+        # listed, looked up in vain, and seen: caches may go on saying so. The first alone is listed: that asks anew
         fsio.names(place)
-        os.path.lexists(path)
+        os.path.lexists(come)
+        os.path.lexists(went)
         self._ask("make", f"{listed}/new")
-        text = "a new name is listed"
-        yield self._delay("listed", lambda: bool(fsio.names(place)), text, bound=1.0)
+        yield self._delay("listed", lambda: bool(fsio.names(place)), "a new name is listed", bound=1.0)
+        # each of these takes half a minute on NFS: both at once
         self._ask("make", f"{looked_up}/new")
+        self._ask("take", f"{gone}/new")
+        begin = time.monotonic()
+        wanted: dict[str, Callable[[], bool]] = {
+            "looked up": lambda: os.path.lexists(come),
+            "gone": lambda: not os.path.lexists(went),
+        }
+        seen: dict[str, float] = {}
+
+        def all_seen() -> bool:
+            for question, condition in wanted.items():
+                if question not in seen and condition():
+                    seen[question] = time.monotonic() - begin
+            return len(seen) == len(wanted)
+
+        until_true(all_seen, self._patience, self._meeting.present)
         text = "a new name that was looked up in vain before is found"
-        yield self._delay("looked up", lambda: os.path.lexists(path), text, bound=60.0)
-        self._ask("take", f"{looked_up}/new")
-        yield self._delay("gone", lambda: not os.path.lexists(path), "a removed name is no longer found", bound=60.0)
+        yield self._seen("looked up", seen.get("looked up"), text, bound=60.0)
+        yield self._seen("gone", seen.get("gone"), "a removed name is no longer found", bound=60.0)
 
     def _signs_of_life(self) -> Answer:
         name = self._new_name("beat")
@@ -228,7 +247,9 @@ class Doctor:
         return Answer(question="inotify", grade="good" if told else "note", text=text, value=told)
 
     def _delay(self, question: str, condition: Callable[[], bool], what: str, bound: float) -> Answer:
-        seconds = until_true(condition, self._patience, self._meeting.present)
+        return self._seen(question, until_true(condition, self._patience, self._meeting.present), what, bound)
+
+    def _seen(self, question: str, seconds: float | None, what: str, bound: float) -> Answer:
         if seconds is None:
             text = f"{what} not even after {self._patience:g} s"
             return Answer(question=question, grade="bad", text=text)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,6 @@ from spoolpool.meeting import Meeting, Peer, waiting_peer
 from spoolpool.mounts import find_mount
 from spoolpool.spool import Spool
 from spoolpool.watch import Watch
-from tests.servers import MODULES, MooseFS
 from tests.stage import dead_process
 from tests.waiting import LIMIT, wait_until
 
@@ -163,29 +161,6 @@ def test_a_peer_is_found_through_the_spool(place: Path) -> None:
 
 
 @pytest.mark.sharedfs
-def test_between_two_clients_of_a_network_filesystem_what_holds_across_hosts_is_told() -> None:
-    if reason := MODULES["moosefs"].missing():
-        pytest.skip(reason)
-    program = [sys.executable, "-m", "spoolpool.cli.spool"]
-    with tempfile.TemporaryDirectory(prefix="spool-", dir="/tmp") as directory, MooseFS(directory) as fs:
-        here, there = fs.path("A") / "spool", fs.path("B") / "spool"
-        fs.run("A", [*program, "init", here])
-        peer = fs.popen("B", [*program, "doctor", there, "--peer"], stderr=subprocess.PIPE, text=True)
-        assert peer.stderr.readline().startswith("Waiting for 'spool doctor'")
-        wait_until(lambda: list((here / "tmp").glob("*/peer")), "the peer's invitation is seen")
-        found = json.loads(fs.run("A", [*program, "doctor", here, "--json"]).stdout)
-        peer.communicate(timeout=LIMIT)
-        assert peer.returncode == 0
-        assert list((here / "tmp").iterdir()) == []
-    answers = {each["question"]: each for each in found["answers"]}
-    assert found["across_hosts"] is True
-    assert "the clock of B is" in answers["clock"]["text"]
-    assert answers["filesystem"]["value"]["local"] is False
-    assert [answers[question]["value"] for question in ("rename", "create", "locks")] == [0, 0, "yes"]
-    assert answers["inotify"]["value"] is False
-    assert not any(each["grade"] == "bad" for each in found["answers"])
-
-
 def test_two_doctors_do_not_ask_the_same_peer(place: Path) -> None:
     made = Meeting.make(str(place))
     made.invite()
@@ -327,12 +302,12 @@ def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkey
     assert grades == {"listed": "bad", "looked up": "good", "gone": "good"}
 
 
-@pytest.mark.parametrize(("says", "question"), [(False, "looked up"), (True, "gone")])
+@pytest.mark.parametrize(("which", "says", "question"), [("name", False, "looked up"), ("gone", True, "gone")])
 def test_a_look_up_that_stays_stale_is_found(
-    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, says: bool, question: str
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, which: str, says: bool, question: str
 ) -> None:
     real = os.path.lexists
-    monkeypatch.setattr(os.path, "lexists", lambda path: says if "/name-" in str(path) else real(path))
+    monkeypatch.setattr(os.path, "lexists", lambda path: says if f"/{which}-" in str(path) else real(path))
     found = {answer.question: answer for answer in sides(patience=0.3).doctor._names()}
     assert found.pop(question).grade == "bad"
     assert {answer.grade for answer in found.values()} == {"good"}
