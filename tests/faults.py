@@ -77,17 +77,24 @@ class Disk:
     """``os`` with faults, until :meth:`installed` ends.
 
     ``only`` restricts what is counted, and can fail. With ``lag``, a directory is listed as it was so many
-    operations ago. What struck is written to the file ``report`` as well, for whoever outlives this process.
+    operations ago, or so many seconds if there is a clock. What struck is written to the file ``report`` as well, for whoever outlives this process.
     """
 
     def __init__(
-        self, plan: Plan = nothing, *, only: frozenset[str] = OPERATIONS, lag: int = 0, report: Path | None = None
+        self,
+        plan: Plan = nothing,
+        *,
+        only: frozenset[str] = OPERATIONS,
+        lag: float = 0,
+        clock: Callable[[], float] | None = None,
+        report: Path | None = None,
     ) -> None:
         self._plan = plan
         self._only = only
         self._lag = lag
+        self._now = clock or (lambda: self.count)
         self._report = report
-        self._listings: dict[str, list[tuple[int, list[str] | None]]] = {}
+        self._listings: dict[str, list[tuple[float, list[str] | None]]] = {}
         self.count = 0
         self.struck: list[str] = []
 
@@ -152,13 +159,13 @@ class Disk:
             return call(*args, **kwargs)
         finally:
             for directory in directories:
-                self._listings[directory].append((self.count, _list(directory)))
+                self._listings[directory].append((self._now(), _list(directory)))
 
     def _list_late(self, directory: str) -> list[str]:
         listings = self._listings.get(directory) or [(0, _list(directory))]
         seen = listings[0][1]
-        for count, names in listings:
-            if count <= self.count - self._lag:
+        for since, names in listings:
+            if since <= self._now() - self._lag:
                 seen = names
         if seen is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", directory)

@@ -328,15 +328,17 @@ def test_a_server_that_is_away_for_a_while_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, live], ids=lambda each: each.__name__)
-@pytest.mark.parametrize("lag", [2, 20])
+@pytest.mark.parametrize(("lag", "unit"), [(2, "operations"), (20, "operations"), (2, "seconds")])
 def test_listings_that_are_old_lose_and_double_nothing(
-    scenario: Scenario, lag: int, scratch: Path, clock: Clock
+    scenario: Scenario, lag: int, unit: str, scratch: Path, clock: Clock
 ) -> None:
+    now = clock.monotonic if unit == "seconds" else None
     with played(scratch / "0", clock, scenario) as (stage, body):
-        fails(Disk(lag=lag), body)
+        fails(Disk(lag=lag, clock=now), body)
     for k in itertools.count(1):  # and a request that was done answers that it was not
         with played(scratch / str(k), clock, scenario) as (stage, body):
-            disk = Disk(at(k, Fault("after", errno.ENOENT)), only=CHANGES, lag=lag, report=stage.struck)
+            lie = Fault("after", errno.ENOENT)
+            disk = Disk(at(k, lie), only=CHANGES, lag=lag, clock=now, report=stage.struck)
             fails(disk, body)
         if disk.count < k:
             break
