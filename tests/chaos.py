@@ -2,7 +2,7 @@
 
 ``scripts/chaos`` runs it. It goes on for a time, with a seed, and then lets everything come to rest and counts:
 every task must have had exactly one outcome, a task that nobody interrupted must have run exactly once, and no
-file may be left over. The exit code is 0 only then.
+file may be left over. The exit code is 0 only then. ``--on`` does it to the nodes of a shared filesystem.
 """
 
 from __future__ import annotations
@@ -305,6 +305,31 @@ def _disk(root: Path, megabytes: int):
             subprocess.run(["umount", "-l", str(disk)])
 
 
+def _report(counts: dict[str, int], must_be_zero: tuple[str, ...]) -> bool:
+    """Print the counts and what they mean; whether all is well."""
+    for name, count in counts.items():
+        print(f"{name:<22}{count:>8}")
+    bad = [name for name in must_be_zero if counts[name]]
+    if bad or not counts["tasks"]:
+        print(f"BROKEN: {', '.join(bad) or 'nothing was submitted'}.")
+        return False
+    print("Every task had exactly one outcome.")
+    return True
+
+
+def _run_on(name: str, seconds: float, seed: int) -> int:
+    # these import pytest, which is there wherever these tests are
+    from tests.sharedfs import chaos, place
+
+    kinds = {kind.name: kind for kind in place.KINDS}
+    if name not in kinds:
+        print(f"There is no filesystem {name!r} here; there are {', '.join(kinds)}.")
+        return 2
+    with place.placed(kinds[name]) as placed:
+        print(f"Seed {seed}, {seconds:g} s, on {name}", flush=True)
+        return 0 if _report(chaos.Chaos(placed, seed).run(seconds), chaos.MUST_BE_ZERO) else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=60, help="how long to rage (default: 60)")
@@ -312,6 +337,7 @@ def main() -> int:
     parser.add_argument("--submitters", type=int, default=2)
     parser.add_argument("--groups", type=int, default=3)
     parser.add_argument("--lease", type=float, default=1.0, help="seconds (default: 1)")
+    parser.add_argument("--on", metavar="KIND", help="do it to the nodes of a shared filesystem: nfs-4.2, moosefs, ...")
     parser.add_argument("--keep", action="store_true", help="keep the directory also when all is well")
     parser.add_argument("--submit", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -320,6 +346,8 @@ def main() -> int:
         submit(spool, diary, effects, int(seed), float(seconds))
         return 0
     seed = random.randrange(1 << 30) if options.seed is None else options.seed
+    if options.on:
+        return _run_on(options.on, options.seconds, seed)
     root = Path(tempfile.mkdtemp(prefix="spoolpool-chaos-"))
     with _disk(root, 64) as small:
         if not small:
@@ -334,16 +362,12 @@ def main() -> int:
             fill=small,
         )
         print(f"Seed {seed}, {options.seconds:g} s, in {root}", flush=True)
-        counts = chaos.run()
-        for name, count in counts.items():
-            print(f"{name:<22}{count:>8}")
-        bad = [name for name in MUST_BE_ZERO if counts[name]]
-        if bad and small:
+        well = _report(chaos.run(), MUST_BE_ZERO)
+        if not well and small:
             shutil.copytree(root / "disk", root / "disk-kept", symlinks=True)
-    if bad or not counts["tasks"]:
-        print(f"BROKEN: {', '.join(bad) or 'nothing was submitted'}. See {root}.")
+    if not well:
+        print(f"See {root}.")
         return 1
-    print("Every task had exactly one outcome.")
     if not options.keep:
         shutil.rmtree(root, ignore_errors=True)
     return 0

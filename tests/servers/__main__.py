@@ -18,7 +18,7 @@ KINDS: dict[str, Callable[[Path], Server]] = {
     "nfs": NFS,
     "nfs3": lambda directory: NFS(directory, version="3"),
     "moosefs": MooseFS,
-    "moosefs-cached": lambda directory: MooseFS(directory, coherent=False),
+    "moosefs-cached": lambda directory: MooseFS(directory, caches=3),
     "sshfs": SSHFS,
     "slurm": Slurm,
 }

@@ -335,10 +335,29 @@ class MountedFileServer(FileServer):
     There it can also be used without :meth:`run`: as the same client, but from outside of its node.
     """
 
+    def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B")) -> None:
+        super().__init__(directory, clients)
+        self._mounts: dict[str, Process] = {}
+
     def path(self, client: str) -> Path:
         return self.directory / client
 
+    def mount(self, client: str, argv: Argv, *needed: Process, **options: Any) -> None:
+        """Start the process that mounts the filesystem for a client, and wait until it has; ``needed`` must live."""
+        path = self.path(client)
+        self._mounts[client] = self.daemon(self.nodes[client], client, argv, machine_mounts=True, **options)
+        self.wait_up(client, lambda: mounted(path), self._mounts[client], *needed)
+
+    def kill_mount(self, client: str) -> None:
+        """Let the process die that mounts the filesystem; others of the node live on, and meet ENOTCONN there."""
+        self._mounts[client].kill()
+        self._mounts[client].wait(timeout=60)
+        self._unmount(client)
+
     def kill(self, name: str) -> None:
         super().kill(name)
+        self._unmount(name)
+
+    def _unmount(self, name: str) -> None:
         if mounted(self.path(name)):
             command(["umount", "--lazy", self.path(name)])

@@ -1,6 +1,6 @@
 """MooseFS: one master, one chunkserver, and a FUSE mount for each client.
 
-Coherent by default; ``coherent=False`` lets each client believe its caches for three seconds, as NFS clients do.
+Coherent by default; with ``caches`` each client believes what it knows for so many seconds, as NFS clients do.
 The locks of a client that is dead or cut off stay.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.servers.base import MountedFileServer, Node, Process, absent, mounted
+from tests.servers.base import MountedFileServer, Node, Process, absent
 
 PACKAGES = ("moosefs-master", "moosefs-chunkserver", "moosefs-client", "iproute2")
 
@@ -31,11 +31,11 @@ def _accepts_clients(server: Node) -> bool:
 
 
 class MooseFS(MountedFileServer):
-    """A MooseFS and its clients; ``coherent``: whether a client sees at once what another one did."""
+    """A MooseFS and its clients; ``caches``: seconds after which a client sees what another one did."""
 
-    def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), coherent: bool = True) -> None:
+    def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), caches: float = 0.0) -> None:
         super().__init__(directory, clients)
-        self.coherent = coherent
+        self.caches = caches
         self._daemons: list[Process] = []
 
     def start(self) -> None:
@@ -83,13 +83,12 @@ class MooseFS(MountedFileServer):
         node = self.nodes[name] = Node(name)
         node.plug_into(self.nodes["S"], f"{_NET}.{11 + self.clients.index(name)}/24")
         options = [f"fsname=moosefs-{name}", "mfsnice=0", "mfsallowoomkiller"]
-        options += [] if self.coherent else [f"{cache}=3" for cache in _CACHES]
+        options += [f"{cache}={self.caches}" for cache in _CACHES] if self.caches else []
         argv = ["mfsmount", str(path), "-f", "-H", _MASTER, "-o", ",".join(options)]
-        mount = self.daemon(node, name, argv, machine_mounts=True)
-        self.wait_up(name, lambda: mounted(path), mount, *self._daemons)
+        self.mount(name, argv, *self._daemons)
         # until the chunkserver has reported to the master, files can be made but hold no data
         write = ["sh", "-c", 'echo >"$0"; status=$?; rm -f "$0"; exit $status', f"{path}/.up-{name}"]
-        self.wait_up(name, lambda: self.run(name, write, check=False).returncode == 0, mount)
+        self.wait_up(name, lambda: self.run(name, write, check=False).returncode == 0, *self._daemons)
 
     def restart_server(self) -> None:
         """Stop the server in good order and start it again; clients wait for it meanwhile."""

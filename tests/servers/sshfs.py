@@ -1,14 +1,16 @@
 """sshfs: each client mounts one directory through a file transfer server of its own.
 
-Listings and attributes are up to 20 seconds old, and locks hold within one client only: like a Lustre with
+Listings and attributes are up to ``caches`` seconds old, and locks hold within one client only: like a Lustre with
 ``localflock`` or an NFS with ``nolock``.  No network is involved: sshfs and sftp-server talk through two pipes.
 """
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
-from tests.servers.base import MountedFileServer, Node, absent, mounted
+from tests.servers.base import MountedFileServer, Node, absent
 
 PACKAGES = ("sshfs", "openssh-sftp-server", "iproute2")
 
@@ -21,7 +23,14 @@ def missing() -> str | None:
 
 
 class SSHFS(MountedFileServer):
-    """Clients that share DIRECTORY/export by sshfs, with its usual caches; what they write belongs to root."""
+    """Clients that share DIRECTORY/export by sshfs; what they write belongs to root.
+
+    ``caches``: seconds for which a client believes what it listed.
+    """
+
+    def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), caches: int = 20) -> None:
+        super().__init__(directory, clients)
+        self.caches = caches
 
     def start(self) -> None:
         (self.directory / "export").mkdir()
@@ -33,15 +42,15 @@ class SSHFS(MountedFileServer):
     def boot(self, name: str) -> None:
         path = self.path(name)
         path.mkdir(exist_ok=True)
-        node = self.nodes[name] = Node(name)
+        self.nodes[name] = Node(name)
         # -u 0: which bits a new file gets is up to the client
         serve, pipe = [_SFTP_SERVER, "-e", "-u", "0"], subprocess.PIPE
         server = self.daemon(self.nodes["S"], name, serve, stdin=pipe, stdout=pipe)
-        options = f"passive,allow_other,default_permissions,fsname=sshfs-{name}"
+        options = f"passive,allow_other,default_permissions,fsname=sshfs-{name},dcache_timeout={self.caches}"
         argv = ["sshfs", "-f", f"S:{self.directory}/export", str(path), "-o", options]
-        ends = {"stdin": server.stdout, "stdout": server.stdin}
-        mount = self.daemon(node, name, argv, machine_mounts=True, **ends)
-        for end in (server.stdin, server.stdout):
-            assert end is not None
-            end.close()  # ours: so that the death of either process is the end of the other
-        self.wait_up(name, lambda: mounted(path), mount, server)
+        try:
+            self.mount(name, argv, server, stdin=server.stdout, stdout=server.stdin)
+        finally:
+            for end in (server.stdin, server.stdout):
+                assert end is not None
+                end.close()  # ours: so that the death of either process is the end of the other

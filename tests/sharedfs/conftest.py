@@ -1,4 +1,4 @@
-"""Every kind of shared filesystem, started once per module, with a submitter on client A."""
+"""Every kind of shared filesystem, started once for all tests, with a submitter on client A."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.sharedfs.place import KINDS, Place, placed
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
+@pytest.fixture(scope="package", params=KINDS, ids=lambda kind: kind.name)
 def filesystem(request: pytest.FixtureRequest) -> Iterator[Place]:
     with placed(request.param) as place:
         yield place

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import random
@@ -13,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +33,8 @@ class Hand:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._executors: dict[str, Executor] = {}
-        self._futures: list[Future[Any]] = []
+        self._futures: dict[int, tuple[str, Future[Any]]] = {}
+        self._numbers = itertools.count()
 
     def path(self, name: str) -> str:
         return f"{self._directory}/{name}"
@@ -44,23 +46,28 @@ class Hand:
         """Submit a call; the number by which its future is known."""
         if spool not in self._executors:
             self._executors[spool] = Executor(spool=self.path(spool))
-        self._futures.append(self._executors[spool].submit(function, *arguments, resource_dict=wishes))
-        return len(self._futures) - 1
+        number = next(self._numbers)
+        self._futures[number] = (spool, self._executors[spool].submit(function, *arguments, resource_dict=wishes))
+        return number
 
     def cancel(self, number: int) -> bool:
-        return self._futures[number].cancel()
+        return self._futures[number][1].cancel()
 
     def result(self, number: int, seconds: float) -> Any:
-        return self._futures[number].result(seconds)
+        return self._futures[number][1].result(seconds)
 
-    def done(self, number: int) -> bool:
-        return self._futures[number].done()
+    def wait(self, number: int, seconds: float) -> None:
+        """Wait until a task is over, however it ended."""
+        assert wait([self._futures[number][1]], seconds).done, f"task {number} is not over"
 
     def close(self, spool: str) -> None:
         """Be done with a spool; everything that was submitted must be over."""
-        executor = self._executors.pop(spool, None)
-        if executor is not None:
-            executor.shutdown()
+        self._executors.pop(spool).shutdown()
+        # an array that is mapped keeps its file, which was removed, on the disk
+        self._futures = {number: each for number, each in self._futures.items() if each[0] != spool}
+
+    def make_directory(self, name: str) -> None:
+        Path(self.path(name)).mkdir()
 
     def list(self, directory: str) -> list[str]:
         return sorted(fsio.names(self.path(directory)))
@@ -79,22 +86,22 @@ class Hand:
         opened = Spool(self.path(spool))
         return repair(opened, check(opened))
 
-    def flow(self, spool: str, effects: str, seconds: float, seed: int) -> dict[str, tuple[int, int, str]]:
-        """Keep tasks in a spool for a time, then wait for all of them.
+    def flow(self, spool: str, effects: str, name: str, seed: int) -> dict[str, tuple[int, int, str]]:
+        """Keep tasks in a spool until the mark "NAME-end" is there, then wait for all of them.
 
         For each task: how often its future had an outcome, from which attempt (0 for an error), and the error.
         """
         chance = random.Random(seed)
-        end = time.monotonic() + seconds
         told: Counter[str] = Counter()
         rhythm = Backoff(0.01, 0.1)
         with Executor(spool=self.path(spool)) as executor:
             futures: dict[str, Future[Any]] = {}
-            while time.monotonic() < end:
+            while not tasks.marks(effects, f"{name}-end"):
                 if sum(not future.done() for future in futures.values()) >= PENDING:
                     rhythm.sleep()
                     continue
-                uid = f"{seed}-{len(futures)}"
+                rhythm.reset()
+                uid = f"{name}-{len(futures)}"
                 size = chance.choice([0, 1000, 100_000])
                 future = executor.submit(tasks.work, effects, uid, chance.choice([0, 0.02, 0.3]), bytes(size))
                 future.add_done_callback(lambda _, uid=uid: told.update([uid]))
@@ -104,6 +111,23 @@ class Hand:
             error = future.exception(0)
             found[uid] = (told[uid], 0, repr(error)) if error else (told[uid], future.result()[0], "")
         return found
+
+    def sees(self, directory: str, name: str, seconds: float) -> bool:
+        """List again and again, without a pause, until a name is there; whether it came in time."""
+        end = time.monotonic() + seconds
+        while name not in fsio.names(self.path(directory)):
+            if time.monotonic() > end:
+                return False
+        return True
+
+    def replace(self, directory: str, name: str) -> None:
+        """Make a name in the way that hides it from clients of NFS 3: by a temporary one beside it."""
+        temporary, path = self.path(f"{directory}/temporary"), self.path(f"{directory}/{name}")
+        fsio.create(temporary, [])
+        fsio.move(temporary, path)
+
+    def refresh(self, directory: str) -> None:
+        fsio.refresh(self.path(directory))
 
 
 def obey(orders: BinaryIO, answers: BinaryIO, hand: Hand) -> None:

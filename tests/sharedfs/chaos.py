@@ -1,0 +1,123 @@
+"""What befalls nodes and servers, while a submitter on client A keeps tasks in a spool that groups on others run.
+
+``scripts/chaos --on nfs-4.2`` does it for as long as one likes, the conformance tests do it once through.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from spoolpool.backoff import Backoff
+from tests.sharedfs.place import PATIENCE, Command, Place
+from tests.waiting import wait_until
+
+MUST_BE_ZERO = ("lost", "duplicated outcomes", "errors", "ran too often", "left over")
+
+
+class Chaos:
+    """One run on a filesystem that is up; every client and the server are up again when it ends."""
+
+    def __init__(self, place: Place, seed: int) -> None:
+        self._place = place
+        self._seed = seed
+        self._chance = random.Random(seed)
+        self._workers = [client for client in place.fs.clients if client != "A"]
+        self._groups: dict[str, Command] = {}
+        self._started: list[Command] = []
+        self._counts: Counter[str] = Counter()
+        self._harms: dict[str, Callable[[str], None]] = {
+            "kills": self._kill,
+            "stops": self._stop,
+            "power failures": self._power,
+        }
+        if place.kind.network:
+            self._harms |= {"cut cables": self._cut, "server restarts": self._restart_server}
+
+    def run(self, seconds: float) -> dict[str, int]:
+        """Do every harm at least once, and go on for a time; come to rest; count."""
+        place, end = self._place, time.monotonic() + seconds
+        # a task that is always where the lightning strikes is not lost for that
+        self._spool = place.spool(max_attempts=99)
+        name = place.unused("chaos")
+        self._replace()
+        place.hand.begin("flow", self._spool, place.marks, name, self._seed)
+        wait_until(lambda: place.runs(f"{name}-{len(self._workers)}"), "tasks run", PATIENCE)
+        first = True
+        while first or time.monotonic() < end:
+            first = False
+            harms = sorted(self._harms)
+            self._chance.shuffle(harms)
+            for harm in harms:
+                self._counts[harm] += 1
+                self._harms[harm](self._chance.choice(self._workers))
+                self._replace()
+                self._wait(self._chance.uniform(0, place.kind.lease / 2))
+        Path(place.marks, f"{name}-end.A.0").touch()
+        outcomes = place.hand.end(2 * PATIENCE)
+        return self._count(outcomes)
+
+    def _replace(self) -> None:
+        """Start a group where there is none: it died, or ended since it had been taken for dead."""
+        for client in self._workers:
+            if client not in self._groups or self._groups[client].process.poll() is not None:
+                group = self._groups[client] = self._place.start(client, self._spool)
+                group.doomed = True  # however it ends, the outcomes are what is judged
+                self._started.append(group)
+        for group in self._groups.values():
+            wait_until(
+                lambda group=group: group.serves() or group.process.poll() is not None, "a group serves", PATIENCE
+            )
+
+    @staticmethod
+    def _wait(seconds: float) -> None:
+        if seconds:
+            Backoff(seconds, seconds).sleep()
+
+    def _kill(self, client: str) -> None:
+        self._groups[client].kill()
+
+    def _stop(self, client: str) -> None:
+        self._groups[client].signal(signal.SIGSTOP)
+        self._wait(self._place.kind.lease * self._chance.uniform(0.5, 2))
+        self._groups[client].signal(signal.SIGCONT)
+
+    def _power(self, client: str) -> None:
+        self._place.fs.restart(client)
+
+    def _cut(self, client: str) -> None:
+        self._place.fs.cut(client)
+        try:
+            self._wait(self._place.kind.lease * self._chance.uniform(0.5, 2))
+        finally:
+            self._place.fs.mend(client)
+
+    def _restart_server(self, _client: str) -> None:
+        self._place.fs.restart_server()
+
+    def _count(self, outcomes: dict[str, tuple[int, int, str]]) -> dict[str, int]:
+        place = self._place
+        left: list[str] = []
+        try:
+            place.await_clean(self._spool)
+        except AssertionError:
+            left = place.hand.do("left_over", self._spool)
+        place.end_groups()
+        runs = place.all_runs()
+        said = [place.hand.said(), *(group.said() for group in self._started)]
+        return {
+            "tasks": len(outcomes),
+            "groups": len(self._started),
+            **{harm: self._counts[harm] for harm in self._harms},
+            "recoveries": sum(text.count("Recovered ") for text in said),
+            "ran again": sum(runs[uid] > 1 for uid in outcomes),
+            "lost": sum(told == 0 for told, _, _ in outcomes.values()),
+            "duplicated outcomes": sum(told > 1 for told, _, _ in outcomes.values()),
+            "errors": sum(error != "" for _, _, error in outcomes.values()),
+            "ran too often": sum(not 1 <= runs[uid] <= attempt for uid, (_, attempt, _) in outcomes.items()),
+            "left over": len(left),
+        }
