@@ -17,6 +17,15 @@ from spoolpool.spool import Spool
 from tests.waiting import LIMIT, wait_until
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests run in one process where several do: those of a file, and those on one shared filesystem."""
+    if config.pluginmanager.has_plugin("xdist"):
+        for item in items:
+            kind = getattr(item, "callspec", None) and item.callspec.params.get("filesystem")
+            item.add_marker(pytest.mark.xdist_group(kind.name if kind else item.path.name))
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     """A new spool that nobody serves."""
