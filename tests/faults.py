@@ -77,7 +77,8 @@ class Disk:
     """``os`` with faults, until :meth:`installed` ends.
 
     ``only`` restricts what is counted, and can fail. With ``lag``, a directory is listed as it was so many
-    operations ago, or so many seconds if there is a clock. What struck is written to the file ``report`` as well, for whoever outlives this process.
+    operations ago, or so many seconds if there is a clock. What struck is written to the file ``report`` as well, for
+    whoever outlives this process.
     """
 
     def __init__(
