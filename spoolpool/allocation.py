@@ -6,16 +6,21 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from spoolpool import devices
 from spoolpool.errors import LauncherError
+from spoolpool.identity import hostname
 from spoolpool.resources import Shape
 
 Kind = Literal["slurm", "flux", "none"]
 
 _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
+_BRACKETS = re.compile(r"(\[[^\]]*\])")
 _LEFT = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
@@ -27,53 +32,147 @@ class Allocation:
     """Batch system."""
     job: str = ""
     """Its id of the job."""
-    cores: tuple[int, ...] = ()
+    nodes: tuple[str, ...]
+    """Names of the nodes."""
+    cores: tuple[int, ...]
     """Cores of each node."""
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[int, ...]
     """GPUs of each node."""
 
-    def fits(self, shape: Shape) -> int:
-        """How many groups of a shape run side by side: each within a node if it can be, else over nodes.
+    @property
+    def words(self) -> str:
+        """It in words, for messages."""
+        where = "host" if self.kind == "none" else "job"
+        nodes = f" on {len(self.nodes)} node(s)" if self.kind != "none" else ""
+        return f"this {where}, which has {sum(self.cores)} core(s) and {sum(self.gpus)} GPU(s){nodes}"
 
-        Raises :class:`LauncherError` where not even one fits.
-        """
-        if shape.cores <= max(self.cores, default=0) and shape.ranks * shape.gpus <= max(self.gpus, default=0):
-            count = sum(self._on_node(shape, *node) for node in zip(self.cores, self.gpus, strict=True))
-        else:
-            count = sum(self.cores) // shape.cores
-            if shape.gpus:
-                count = min(count, sum(self.gpus) // (shape.ranks * shape.gpus))
-        if not count:
+    def room(self, cores: int = 0) -> Room:
+        """All of it, to be dealt out; with so many times its cores as it takes for a number of them."""
+        times = max(1, -(-cores // max(1, sum(self.cores))))
+        whole = self.kind == "flux"
+        return Room(self.nodes, [times * each for each in self.cores], self.gpus, whole_nodes=whole)
+
+    def check(self, shape: Shape) -> None:
+        """Raises :class:`LauncherError` where not even one group of a shape fits."""
+        if self.room().take(shape) is None:
             raise LauncherError(
-                f"A group of {shape.ranks} rank(s) with {shape.threads} thread(s) and {shape.gpus} GPU(s) each does "
-                f"not fit into this job: it has {sum(self.cores)} core(s) and {sum(self.gpus)} GPU(s) on "
-                f"{len(self.cores)} node(s). Ask for a larger job, or smaller groups."
+                f"A group of {shape} does not fit into {self.words}. Ask for a larger job, or smaller groups."
             )
-        return count
 
-    @staticmethod
-    def _on_node(shape: Shape, cores: int, gpus: int) -> int:
-        count = cores // shape.cores
-        return min(count, gpus // (shape.ranks * shape.gpus)) if shape.gpus else count
 
-    def nodes_for(self, shape: Shape) -> int:
-        """Nodes over which one group of a shape must spread."""
-        most = max(self.cores, default=1)
-        gpus = max(self.gpus, default=0)
-        by_cores = -(-shape.ranks // max(1, most // shape.threads))
-        return max(by_cores, -(-shape.ranks * shape.gpus // gpus) if shape.gpus and gpus else 1)
+def plan(
+    allocation: Allocation, wishes: Sequence[tuple[Shape, int | None]], *, oversubscribe: bool = False
+) -> tuple[list[tuple[Shape, int]], Room]:
+    """How many groups of each shape run side by side, in the order in which they are to be placed, and the room for it.
+
+    A shape without a number gets what is left, in the order of the wishes. On a host that no batch system looks after,
+    and with ``oversubscribe``, there are as many cores as the numbers ask for. Raises :class:`LauncherError` where a
+    shape gets no place, or fewer than its number.
+    """
+    asked = sum(shape.cores * count for shape, count in wishes if count is not None)
+    cores = asked if oversubscribe or allocation.kind == "none" else 0
+    # what is hard to place comes first; the sort keeps the order of those without a number
+    order = sorted(wishes, key=lambda wish: (wish[1] is None, *([0, 0] if wish[1] is None else wish[0].burden())))
+    room = allocation.room(cores)
+    planned: list[tuple[Shape, int]] = []
+    for shape, count in order:
+        found = 0
+        while found != count and room.take(shape) is not None:
+            found += 1
+        if found < (count or 1):
+            beside = "".join(f", beside {number} of {other}" for other, number in planned)
+            raise LauncherError(
+                f"{count or 1} group(s) of {shape} cannot be placed in {allocation.words}{beside}: there is room for "
+                f"{found}. Ask for a larger job, or for smaller or fewer groups."
+            )
+        planned.append((shape, found))
+    return planned, allocation.room(cores)
+
+
+class Room:
+    """What is free on some nodes while groups are placed there."""
+
+    def __init__(
+        self, nodes: Sequence[str], cores: Sequence[int], gpus: Sequence[int], *, whole_nodes: bool = False
+    ) -> None:
+        """``whole_nodes``: a group that spans several has them to itself, since its ranks may go anywhere on them."""
+        self._all = {node: (count, devices) for node, count, devices in zip(nodes, cores, gpus, strict=True)}
+        self._free = dict(self._all)
+        self._whole_nodes = whole_nodes
+
+    def take(self, shape: Shape) -> tuple[str, ...] | None:
+        """Take the place for a group: the node of each rank, in rank order; None if there is none.
+
+        A group stays within a node where an empty one could hold it: in the one that it leaves least free. A larger
+        one goes to the emptiest nodes.
+        """
+        if any(_ranks(shape, *size) >= shape.ranks for size in self._all.values()):
+            fitting = [node for node, free in self._free.items() if _ranks(shape, *free) >= shape.ranks]
+            if not fitting:
+                return None
+            best = min(fitting, key=lambda node: self._free[node][::-1])  # GPUs are for those who ask for them
+            return self._count((best,) * shape.ranks, shape, -1)
+        free = {
+            node: _ranks(shape, *free)
+            for node, free in self._free.items()
+            if not self._whole_nodes or free == self._all[node]
+        }
+        by_room = sorted(free, key=lambda node: -free[node])
+        place = tuple(node for node in by_room for _ in range(free[node]))[: shape.ranks]
+        return self._count(place, shape, -1) if len(place) == shape.ranks else None
+
+    def give(self, place: tuple[str, ...], shape: Shape) -> None:
+        """Give back the place of a group."""
+        self._count(place, shape, 1)
+
+    def close(self, node: str) -> None:
+        """Nothing is placed on a node any more."""
+        self._all.pop(node, None)
+        self._free.pop(node, None)
+
+    def _count(self, place: tuple[str, ...], shape: Shape, sign: int) -> tuple[str, ...]:
+        nodes = Counter(place)
+        for node, ranks in nodes.items():
+            if node in self._all:
+                taken = ranks * shape.threads, ranks * shape.gpus
+                if len(nodes) > 1 and self._whole_nodes:
+                    taken = self._all[node]
+                cores, gpus = self._free[node]
+                self._free[node] = cores + sign * taken[0], gpus + sign * taken[1]
+        return place
+
+
+def _ranks(shape: Shape, cores: int, gpus: int) -> int:
+    """How many ranks of a shape so many cores and GPUs hold."""
+    ranks = cores // shape.threads
+    return min(ranks, gpus // shape.gpus) if shape.gpus else ranks
 
 
 def find(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The innermost allocation that this process runs in: a Flux instance, else a Slurm job, else this host."""
+    """The innermost allocation that this process runs in: a Flux instance, else a Slurm job, else this host.
+
+    Of a Flux instance its launcher knows more, through Flux's bindings.
+    """
     if environment.get("FLUX_URI"):
-        return Allocation(kind="flux", job=environment.get("FLUX_JOB_ID", ""))
+        return Allocation(kind="flux", job=environment.get("FLUX_JOB_ID", ""), nodes=(), cores=(), gpus=())
     if job := environment.get("SLURM_JOB_ID"):
         cores = expand(environment.get("SLURM_JOB_CPUS_PER_NODE", "1"))
+        nodes = hosts(environment.get("SLURM_JOB_NODELIST", hostname()))
         gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
-        return Allocation(kind="slurm", job=job, cores=cores, gpus=(gpus,) * len(cores))
+        if len(nodes) != len(cores):
+            raise LauncherError(
+                f"Slurm's variables do not agree: SLURM_JOB_NODELIST names {len(nodes)} node(s), and "
+                f"SLURM_JOB_CPUS_PER_NODE {len(cores)}."
+            )
+        return Allocation(kind="slurm", job=job, nodes=nodes, cores=cores, gpus=(gpus,) * len(cores))
+    return this_host(environment)
+
+
+def this_host(environment: Mapping[str, str] = os.environ) -> Allocation:
+    """What this process may use of its host."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Allocation(kind="none", cores=(usable,), gpus=(0,))
+    gpus = len(devices.found(environment).ids)
+    return Allocation(kind="none", nodes=(hostname(),), cores=(usable,), gpus=(gpus,))
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
@@ -88,6 +187,26 @@ def in_step(environment: Mapping[str, str] = os.environ) -> bool:
 def expand(counts: str) -> tuple[int, ...]:
     """Slurm's short form of numbers per node: ``"4(x2),2"`` is 4, 4, 2."""
     return tuple(int(count) for count, times in _COUNTS.findall(counts) for _ in range(int(times or 1)))
+
+
+def hosts(names: str) -> tuple[str, ...]:
+    """Slurm's short form of names: ``"n[1-2,07],m"`` is n1, n2, n07, m."""
+    found = []
+    for part in _HOSTS.findall(names):
+        ends = [""]
+        for word in filter(None, _BRACKETS.split(part)):
+            middle = [word]
+            if word.startswith("["):
+                middle = [each for numbers in word[1:-1].split(",") for each in _numbers(numbers)]
+            ends = [end + each for end in ends for each in middle]
+        found += ends
+    return tuple(found)
+
+
+def _numbers(text: str) -> list[str]:
+    """``"08-10"`` is 08, 09, 10."""
+    first, _, last = text.partition("-")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
 
 
 def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.environ) -> float | None:

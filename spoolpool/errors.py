@@ -111,3 +111,9 @@ class NoKey(NotTrusted):
     """The key of a signed spool is not here, may be known to others, or is not the one with which a file was signed."""
 
     exit_code = 18
+
+
+class BadNode(SpoolpoolError):
+    """Every worker group that was started on a node died, so that none is started there any more."""
+
+    exit_code = 19

@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from spoolpool import fsio, layout, registry, settings
+from spoolpool import layout, registry, settings
+from spoolpool.allocation import Room
 from spoolpool.backoff import Backoff
+from spoolpool.errors import LauncherError
 from spoolpool.launchers import GroupProcess, Launcher, Options
 from spoolpool.recovery import Recovery
 from spoolpool.resources import Shape
+from spoolpool.slot import Slot
 from spoolpool.spool import Spool
 
 log = logging.getLogger(__name__)
 
-_FAILED_STARTS = 3
 _STOP_SECONDS = 10.0
-
-
-@dataclass(kw_only=True)
-class _Slot:
-    """One place for a group: what stands in it now, and how it went so far."""
-
-    shape: Shape
-    arguments: tuple[str, ...]
-    worker: str = ""
-    process: GroupProcess | None = None
-    rhythm: Backoff = field(default_factory=lambda: Backoff(0.1, 30.0, 2.0))
-    start_due: float = 0.0
-    served: bool = False
-    failed_starts: int = 0
 
 
 class Pool:
     """Groups of one spool, started through one launcher. One thread at a time may call :meth:`step`.
 
     ``arguments`` go to every worker; after ``ends``, by this process's monotonic clock, none begins a task. The
-    groups work for this process: they end when it has died.
+    groups work for this process: they end when it has died. With a ``room``, each group gets a place in it, and a node
+    that kills all its groups is given up.
     """
 
     def __init__(
@@ -52,20 +40,26 @@ class Pool:
         arguments: Sequence[str] = (),
         options: Options,
         ends: float | None = None,
+        room: Room | None = None,
     ) -> None:
         self._spool = spool
         self._launcher = launcher
         self._arguments = tuple(arguments)
         self._options = options
         self._ends = ends
+        self._room = room
         self._owner = registry.owner_text()
         self._recovery = Recovery(spool)
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._lock = threading.Lock()
         self._bring_back_until = 0.0
         self.broken: dict[Shape, str] = {}
         """Shapes of which no group can be started, and why."""
+        self.served = False
+        """Whether a group ever got so far as to announce itself."""
+        self.given_up: dict[str, str] = {}
+        """Nodes that killed all groups that were started on them, and how."""
 
     def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
         """Have ``count`` groups of a shape: starts what is missing, asks what is too much to end.
@@ -77,25 +71,33 @@ class Pool:
         with self._lock:
             mine = [slot for slot in self._slots if slot.shape == shape]
             for slot in mine[count:]:
-                self._slots.remove(slot)
+                self._remove(slot)
                 self._ask(slot)
             for _ in range(count - len(mine)):
-                slot = _Slot(shape=shape, arguments=tuple(arguments))
-                self._slots.append(slot)
+                place = () if self._room is None else self._room.take(shape)
+                if place is None:
+                    raise LauncherError(f"There is no room for another group of {shape}.")
+                slot = Slot(shape=shape, arguments=tuple(arguments), place=place)
                 self._start(slot)
+                self._slots.append(slot)
 
-    def count(self, shape: Shape) -> int:
-        """Groups of a shape, as wished."""
+    def count(self, shape: Shape | None = None) -> int:
+        """Groups of a shape, or of all, as wished."""
         with self._lock:
-            return sum(slot.shape == shape for slot in self._slots)
+            return sum(shape in (slot.shape, None) for slot in self._slots)
 
     def alive(self) -> int:
         """Groups whose processes run."""
         with self._lock:
             return sum(slot.process is not None and slot.process.poll() is None for slot in self._slots)
 
-    def _start(self, slot: _Slot) -> None:
-        slot.worker = layout.new_worker_id()
+    def _remove(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        if self._room is not None:
+            self._room.give(slot.place, slot.shape)
+
+    def _start(self, slot: Slot) -> None:
+        worker = layout.new_worker_id()
         shape = slot.shape
         arguments = [
             self._spool.path,
@@ -111,12 +113,12 @@ class Pool:
         if self._ends is not None:
             arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
         variables = {
-            settings.ENV_WORKER: slot.worker,
+            settings.ENV_WORKER: worker,
             settings.ENV_OWNER: self._owner,
         }
-        log.info("Starting worker group %s", slot.worker)
-        slot.process = self._launcher.start(shape, arguments, self._options, variables)
-        slot.served = False
+        log.info("Starting worker group %s %s", worker, " ".join(dict.fromkeys(slot.place)))
+        options = replace(self._options, nodes=slot.place)
+        slot.stands(worker, self._launcher.start(shape, arguments, options, variables))
 
     def step(self) -> bool:
         """Look after every group once; whether something happened."""
@@ -133,48 +135,91 @@ class Pool:
                 log.info("Recovery was put off: %s", error)
         return happened
 
-    def _look(self, slot: _Slot) -> bool:
+    def _look(self, slot: Slot) -> bool:
         if slot.process is None:
             if slot.start_due and time.monotonic() >= slot.start_due:
-                slot.start_due = 0.0
-                self._start(slot)
+                self._start_again(slot)
                 return True
             return False
-        code = slot.process.poll()
-        if not slot.served and os.path.exists(f"{self._spool.layout.worker(slot.worker)}/info.json"):
-            slot.served, slot.failed_starts = True, 0
+        code = slot.look(self._spool)
+        self.served |= slot.served
         if code is None:
             return False
-        slot.process = None
         log.info("Worker group %s ended with %s", slot.worker, code)
         # a rank that outlives its launcher for a moment is proven dead only then
         self._bring_back_until = time.monotonic() + 5.0
         if code == 0:
-            self._slots.remove(slot)
+            self._remove(slot)
         elif code == settings.EXIT_RENEW:
-            self._start(slot)
+            self._start_again(slot)
         else:
             self._failed(slot, code)
         return True
 
-    def _failed(self, slot: _Slot, code: int) -> None:
+    def _start_again(self, slot: Slot) -> None:
+        slot.start_due = 0.0
+        try:
+            self._start(slot)
+        except LauncherError as error:
+            slot.failed_starts += 1
+            self._judge(slot, str(error))
+
+    def _failed(self, slot: Slot, code: int) -> None:
         reason = registry.start_error(self._spool, slot.worker)
         if reason is None and slot.served:
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
-            if self._held_a_task(slot.worker):  # which costs that task an attempt: it cannot go on like this
-                slot.rhythm.reset()
+            slot.died(self._spool)
         else:
             slot.failed_starts += 1
-            if slot.failed_starts >= _FAILED_STARTS or code == settings.EXIT_START:
-                self.broken[slot.shape] = (
-                    f"Worker groups of {slot.shape.ranks} rank(s) cannot be started through {self._launcher.name}: "
-                    f"{reason or describe(code)}."
-                )
-                self._slots.remove(slot)
-                return
-        slot.start_due = time.monotonic() + slot.rhythm.next()
+        if code == settings.EXIT_START:
+            self._drop(slot, reason or describe(code))
+        else:
+            self._judge(slot, reason or describe(code))
 
-    def _ask(self, slot: _Slot) -> None:
+    def _judge(self, slot: Slot, reason: str) -> None:
+        """Another group is started in this place after a while, unless all of them die here."""
+        slot.start_due = time.monotonic() + slot.rhythm.next()
+        for node in dict.fromkeys(slot.place):
+            there = [each for each in self._slots if node in each.place]
+            elsewhere = any(each.thrives() for each in self._slots if node not in each.place)
+            if all(each.hopeless(others_thrive=elsewhere) for each in there):
+                self._close(node, there, reason)
+        if not slot.place and all(
+            each.hopeless(others_thrive=False) for each in self._slots if each.shape == slot.shape
+        ):
+            for each in [each for each in self._slots if each.shape == slot.shape]:
+                self._drop(each, reason)
+
+    def _close(self, node: str, slots: list[Slot], reason: str) -> None:
+        """Start nothing on a node any more; its groups go where there is room for them."""
+        assert self._room is not None
+        log.error(
+            "Node %s is given up: every worker group that is started on it dies (%s). It had %d of them.",
+            node,
+            reason,
+            len(slots),
+        )
+        self.given_up[node] = reason
+        self._room.close(node)
+        for slot in slots:
+            self._room.give(slot.place, slot.shape)
+            slot.place = self._room.take(slot.shape) or ()
+            if slot.place:
+                slot.did_well()
+            else:
+                self._drop(slot, reason)
+
+    def _drop(self, slot: Slot, reason: str) -> None:
+        """Have this place no more; whoever still stands there is asked to end."""
+        self._remove(slot)
+        self._ask(slot)
+        if not any(each.shape == slot.shape for each in self._slots):
+            what = "die as often as they are started" if self.served else "cannot be started"
+            self.broken[slot.shape] = (
+                f"Worker groups of {slot.shape.ranks} rank(s) {what} through {self._launcher.name}: {reason}."
+            )
+
+    def _ask(self, slot: Slot) -> None:
         slot.start_due = 0.0
         if slot.process is not None and slot.process.poll() is None:
             registry.ask_to_stop(self._spool, slot.worker)
@@ -187,13 +232,6 @@ class Pool:
                 registry.ask_to_stop(self._spool, worker)
             else:
                 del self._ending[worker]
-
-    def _held_a_task(self, worker: str) -> bool:
-        try:
-            tokens = map(layout.parse_token, fsio.names(self._spool.layout.claimed))
-        except OSError:  # the server is away for a moment: then it is not known
-            return False
-        return any(token is not None and token.worker == worker for token in tokens)
 
     def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
         """Let every group finish what it runs, and end it.

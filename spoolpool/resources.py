@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -27,6 +28,33 @@ class Shape:
     def cores(self) -> int:
         """Cores that it keeps busy."""
         return self.ranks * self.threads
+
+    def burden(self) -> tuple[int, int]:
+        """Sorts first what is hardest to place."""
+        return -self.ranks * self.gpus, -self.cores
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus} GPU(s)" if self.gpus else ""
+        return f"{self.ranks} rank(s) with {self.threads} thread(s){gpus} each"
+
+
+_SHAPE = re.compile(r"(\d{1,7})(?:x(\d{1,4}))?(?:\+(\d{1,3})gpu)?(?:=(\d{1,7}))?", re.ASCII)
+
+
+def read_shape(text: str) -> tuple[Shape, int | None]:
+    """A shape and a number of groups out of a text like ``8x2+1gpu=4``: ranks, threads and GPUs per rank, groups.
+
+    Only the ranks must be there; the number is None where it is not. Raises :class:`BadRequest`.
+    """
+    match = _SHAPE.fullmatch(text)
+    given = match.groups() if match else ("0", None, None, None)
+    ranks, threads, gpus, count = (None if part is None else int(part) for part in given)
+    if not ranks or threads == 0 or count == 0:
+        raise BadRequest(
+            f"A shape of groups cannot be {text!r}: it is RANKS[xTHREADS][+GPUSgpu][=GROUPS], as in '8', '1=16' or "
+            "'8x2+1gpu=4'."
+        )
+    return Shape(ranks=ranks, threads=threads or 1, gpus=gpus or 0), count
 
 
 _BOUNDS = {

@@ -28,6 +28,12 @@ ENV_SRUN_MPI = "SPOOLPOOL_SRUN_MPI"
 ENV_FLUX_PMI = "SPOOLPOOL_FLUX_PMI"
 """The shell option ``pmi`` of Flux jobs, where it cannot be found out or is wrong."""
 
+ENV_DEVICES = "SPOOLPOOL_DEVICES"
+"""Name of the variable that lists the GPUs of a whole group, of which each rank takes its share."""
+
+ENV_OUTPUT = "SPOOLPOOL_OUTPUT"
+"""Where the ranks of a group that mpiexec starts find pipes of their own for what they print."""
+
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 """The Python minor version: part of a lane, since pickled code does not travel between them."""
 

@@ -61,7 +61,8 @@ def test_without_max_workers_the_usable_cores_are_filled() -> None:
         assert executor.max_workers == 1
 
 
-def test_info_tells_what_an_executor_is(tmp_path: Path) -> None:
+def test_info_tells_what_an_executor_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with Executor(max_workers=2, threads_per_core=2, gpus_per_worker=1, backend="local") as executor:
         info = executor.info
     assert executor.info == info  # also after its shutdown
@@ -126,7 +127,8 @@ def test_threads_per_core_reach_the_libraries_of_the_worker() -> None:
         assert [info.threads for info in groups(executor)] == [3]
 
 
-def test_gpus_per_worker_are_what_the_groups_offer() -> None:
+def test_gpus_per_worker_are_what_the_groups_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with Executor(max_workers=1, gpus_per_worker=2) as executor:
         future = executor.submit(pow, 2, 2)
         assert future.result() == 4
@@ -370,7 +372,8 @@ def test_what_was_submitted_first_runs_first(single: Executor, tmp_path: Path) -
     assert [int(line) for line in order.read_text().split()] == list(range(20))
 
 
-def test_a_call_may_ask_for_another_shape_than_the_default(single: Executor) -> None:
+def test_a_call_may_ask_for_another_shape_than_the_default(single: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     asked = {"threads_per_core": 2, "gpus_per_core": 1}
     assert single.submit(tasks.variable, "OMP_NUM_THREADS", resource_dict=asked).result() == "2"
     assert single.submit(pow, 2, 2).result() == 4  # in either group: one that has more may run it

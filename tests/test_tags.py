@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, fsio, registry, settings
-from spoolpool.cli.worker import weights_of
+from spoolpool.cli.wishes import weights_of
 from spoolpool.errors import BadRequest
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane

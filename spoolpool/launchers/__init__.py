@@ -9,9 +9,10 @@ from spoolpool.errors import BadRequest, LauncherError
 from spoolpool.launchers.base import GroupProcess, Launcher, Options, environment, python_worker
 from spoolpool.launchers.local import LocalLauncher
 from spoolpool.launchers.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launchers.relay import Relay
 from spoolpool.launchers.srun import SrunLauncher
 
-__all__ = ["NAMES", "GroupProcess", "Launcher", "Options", "choose", "environment", "python_worker"]
+__all__ = ["NAMES", "GroupProcess", "Launcher", "Options", "Relay", "choose", "environment", "python_worker"]
 
 
 NAMES = ("auto", "local", "mpiexec", "srun", "flux")

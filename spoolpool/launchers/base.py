@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from spoolpool import settings
+from spoolpool import devices, settings
+from spoolpool.allocation import Allocation, find, seconds_left, this_host
 from spoolpool.errors import LauncherError
+from spoolpool.launchers.relay import Relay
 from spoolpool.resources import Shape
 
 _END_SECONDS = 5.0
@@ -33,7 +35,11 @@ class Options:
     extra: tuple[str, ...] = ()
     """Arguments that are handed to the launcher's command as they are."""
     output: str = ""
-    """File for what Flux jobs print; other launchers hand on the supervisor's own output."""
+    """File for what Flux jobs print; without one it goes where that of other groups goes."""
+    relay: Relay | None = None
+    """Takes what groups print, and marks whose it is; without one it goes to this process's own output."""
+    nodes: tuple[str, ...] = ()
+    """The node of each rank, where the launcher is to be told; on one host it is only a name."""
     urgency: int = 16
     """Urgency of Flux jobs, from 0 to 31."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -63,8 +69,8 @@ class Launcher(Protocol):
     ) -> GroupProcess:
         """Start one group; ``variables`` are for its workers."""
 
-    def fits(self, shape: Shape) -> int | None:
-        """How many groups of a shape run side by side in the allocation; None where there is none."""
+    def allocation(self) -> Allocation:
+        """What its groups share."""
 
     def seconds_left(self) -> float | None:
         """Seconds until the allocation ends; None if it does not, or nobody knows."""
@@ -73,17 +79,28 @@ class Launcher(Protocol):
 class CommandProcess:
     """A group that was started by a command, in a session of its own: a Ctrl-C is for its supervisor."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None) -> None:
-        try:
-            self._process = subprocess.Popen(
-                command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        except OSError as error:
-            raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None, output: Sequence[int]) -> None:
+        """Run it; raises ``OSError``.
+
+        ``output``: descriptors for standard output and error, where they are not to be this process's own; and more,
+        which are kept open for as long as the command runs.
+        """
+        stdout, stderr = output[:2] or (None, None)
+        self._kept = list(output[2:])
+        self._process = subprocess.Popen(
+            command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+
+    def _close(self) -> None:
+        while self._kept:
+            os.close(self._kept.pop())
 
     def poll(self) -> int | None:
         """The exit code of the command."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None:
+            self._close()
+        return code
 
     def end(self) -> None:
         """SIGTERM, at which srun and mpiexec end their ranks on all hosts; then kill what is left on this one."""
@@ -100,6 +117,8 @@ class CommandLauncher(ABC):
     """A launcher that is a command."""
 
     name = ""
+    label = ""
+    """A regular expression for what the command puts before each line of a rank, with its number; or nothing."""
     drops: tuple[str, ...] = ()
     """Beginnings of names of variables that its groups must not inherit."""
 
@@ -111,16 +130,63 @@ class CommandLauncher(ABC):
         self, shape: Shape, arguments: Sequence[str], options: Options, variables: Mapping[str, str]
     ) -> GroupProcess:
         """Run the command."""
-        env = {**environment(shape, options, self.drops), **variables}
-        return CommandProcess(self.command(shape, arguments, options), env, options.cwd)
+        command = self.command(shape, arguments, options)
+        try:
+            output, told = self.output(shape, options, variables[settings.ENV_WORKER])
+            env = {**environment(shape, options, self.drops), **variables, **told}
+            try:
+                return CommandProcess(command, env, options.cwd, output)
+            finally:
+                for descriptor in output[:2]:  # the command's own now
+                    os.close(descriptor)
+        except OSError as error:
+            raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
 
-    def fits(self, shape: Shape) -> int | None:
-        """Nothing is allocated."""
-        return None
+    def output(self, shape: Shape, options: Options, group: str) -> tuple[list[int], dict[str, str]]:
+        """Where the command prints, as :class:`CommandProcess` wants it, and what to tell the ranks about it."""
+        if options.relay is None:
+            return [], {}
+        return list(options.relay.pipes(group, options.nodes, self.label)), {}
+
+    @abstractmethod
+    def allocation(self) -> Allocation:
+        """What its groups share."""
 
     def seconds_left(self) -> float | None:
-        """There is no end."""
-        return None
+        """Until the walltime of the job around ends, if there is one."""
+        return seconds_left(find())
+
+
+class HostLauncher(CommandLauncher):
+    """A command that starts groups on this host, where nobody else deals out the GPUs."""
+
+    def __init__(self) -> None:
+        self._dealt: list[tuple[GroupProcess, tuple[str, ...]]] = []
+
+    def start(
+        self, shape: Shape, arguments: Sequence[str], options: Options, variables: Mapping[str, str]
+    ) -> GroupProcess:
+        """Run the command, with GPUs that no other group has; each rank then takes its share of them."""
+        if not shape.gpus:
+            return super().start(shape, arguments, options, variables)
+        known = devices.found()
+        self._dealt = [(process, ids) for process, ids in self._dealt if process.poll() is None]
+        taken = {each for _, ids in self._dealt for each in ids}
+        free = tuple(each for each in known.ids if each not in taken)
+        mine = free[: shape.ranks * shape.gpus]
+        if len(mine) < shape.ranks * shape.gpus:
+            raise LauncherError(
+                f"A group of {shape} cannot be started: {len(free)} of the {len(known.ids)} GPU(s) of this host are "
+                f"free. If there are others, list them in {known.variable}."
+            )
+        told = {known.variable: ",".join(mine), settings.ENV_DEVICES: known.variable}
+        process = super().start(shape, arguments, options, {**variables, **told})
+        self._dealt.append((process, mine))
+        return process
+
+    def allocation(self) -> Allocation:
+        """This host."""
+        return this_host()
 
 
 def python_worker(arguments: Sequence[str]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,31 +43,55 @@ def _connect() -> Any:
 
 
 class FluxGroup:
-    """One group as a job. A thread waits for the job's events: nothing is polled."""
+    """One group as a job. A thread waits for the job's events and for what it prints: nothing is polled."""
 
-    def __init__(self, jobspec: Any, urgency: int) -> None:
+    def __init__(self, jobspec: Any, urgency: int, output: tuple[int, int]) -> None:
+        """``output``: descriptors for what the ranks print; they are duplicated."""
         import flux.job
 
         self._id = flux.job.submit(_connect(), jobspec, urgency=urgency)
-        self._code: int | None = None
+        self._output = dict(zip(("stdout", "stderr"), map(os.dup, output), strict=True))
+        self._code = 1
         self._clean = threading.Event()
         threading.Thread(target=self._follow, name=f"flux-{self._id}", daemon=True).start()
 
     def _follow(self) -> None:
         """Read the job's events to their end; the last, ``clean``, comes when no process of it is left."""
-        import flux.job
+        from flux.job import event_watch_async, output_event_watch_async
 
-        code = 1
         try:
-            for event in flux.job.event_watch(_connect(), self._id):
-                if event.name == "finish":
-                    code = os.waitstatus_to_exitcode(event.context["status"])
-                elif event.name == "exception" and event.context.get("severity") == 0:
-                    log.warning("Flux job %s: %s: %s", self._id, event.context.get("type"), event.context.get("note"))
-        except OSError as error:  # the instance ended, and its jobs with it
+            handle = _connect()
+            event_watch_async(handle, self._id).then(self._note)
+            output_event_watch_async(handle, self._id).then(self._print)
+            handle.reactor_run()
+        except (OSError, LauncherError) as error:  # the instance ended, and its jobs with it
             log.warning("Flux job %s is not heard of any more: %s", self._id, error)
-        self._code = code
         self._clean.set()
+        for descriptor in self._output.values():
+            os.close(descriptor)
+
+    def _note(self, future: Any) -> None:
+        event = future.get_event()
+        if event is None:
+            return
+        if event.name == "finish":
+            self._code = os.waitstatus_to_exitcode(event.context["status"])
+        elif event.name == "exception" and event.context.get("severity") == 0:
+            log.warning("Flux job %s: %s: %s", self._id, event.context.get("type"), event.context.get("note"))
+        elif event.name == "clean":
+            self._clean.set()
+
+    def _print(self, future: Any) -> None:
+        """Flux hands over whole lines, or the rest of one at the end of a rank."""
+        try:
+            event = future.get_event()
+        except OSError as error:  # the job never started: its events say why
+            log.debug("There is no output of Flux job %s: %s", self._id, error)
+            return
+        if event is not None and event.name == "data" and event.data:
+            lines = "".join(f"{event.rank}: {line}\n" for line in event.data.splitlines())
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                os.write(self._output[event.stream], lines.encode(errors="surrogateescape"))
 
     def poll(self) -> int | None:
         """The exit code, once nothing of the job is left."""
@@ -99,7 +126,7 @@ class FluxLauncher:
 
     def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
         """The command of one rank; Flux starts it as often as the shape says."""
-        self.fits(shape)
+        self._part("up").check(shape)
         return python_worker(arguments)
 
     def start(
@@ -121,9 +148,22 @@ class FluxLauncher:
         jobspec.setattr_shell_option("gpu-affinity", "per-task")  # else each rank sees all GPUs of the job
         if pmi := self._pmi(shape):
             jobspec.setattr_shell_option("pmi", pmi)
+        for each in options.extra:
+            name, _, value = each.partition("=")
+            jobspec.setattr_shell_option(name, value or 1)
+        if options.nodes:
+            ranks = [str(self._ranks[node]) for node in dict.fromkeys(options.nodes)]
+            jobspec.setattr("system.constraints", {"ranks": [",".join(ranks)]})
         if options.output:
             jobspec.stdout = jobspec.stderr = options.output
-        return FluxGroup(jobspec, options.urgency)
+        if options.relay is None:
+            return FluxGroup(jobspec, options.urgency, (1, 2))
+        output = options.relay.pipes(variables[settings.ENV_WORKER], options.nodes, r"(\d+): ")
+        try:
+            return FluxGroup(jobspec, options.urgency, output)
+        finally:
+            for descriptor in output:
+                os.close(descriptor)
 
     @staticmethod
     def _pmi(shape: Shape) -> str | None:
@@ -132,15 +172,32 @@ class FluxLauncher:
             return named
         return "pmix" if shape.ranks > 1 and mpi_in_use() == "openmpi" else None
 
-    def fits(self, shape: Shape) -> int | None:
-        """As many as the instance holds, whatever runs in it now."""
+    def allocation(self) -> Allocation:
+        """What no other job of the instance holds now."""
+        return self._part("free")
+
+    def _part(self, state: str) -> Allocation:
+        """Of every node what is in a state: ``up`` or ``free``."""
         import flux.resource
 
-        up = flux.resource.resource_list(self._handle).get().up
-        nodes = up.nnodes or 1
-        # Flux says what there is in all: nodes of one instance are alike, as a rule
-        each = Allocation(kind="flux", cores=(up.ncores // nodes,) * nodes, gpus=(up.ngpus // nodes,) * nodes)
-        return each.fits(shape)
+        resources = flux.resource.resource_list(self._handle).get()[state]
+        nodes = [resources.copy_ranks(str(rank)) for rank in self._ranks.values()]
+        return Allocation(
+            kind="flux",
+            nodes=tuple(self._ranks),
+            cores=tuple(node.ncores for node in nodes),
+            gpus=tuple(node.ngpus for node in nodes),
+        )
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        """Numbers of the brokers by the names of their nodes; a node may have several, in an instance for tests."""
+        import flux.resource
+
+        known = flux.resource.resource_list(self._handle).get().all
+        brokers = list(zip(known.nodelist, known.ranks, strict=True))
+        often = Counter(name for name, _ in brokers)
+        return {name if often[name] == 1 else f"{name}:{rank}": rank for name, rank in brokers}
 
     def seconds_left(self) -> float | None:
         """Until the instance's own job ends."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spoolpool.errors import LauncherError
-from spoolpool.launchers.base import CommandLauncher, Options, python_worker
+from spoolpool.launchers.base import HostLauncher, Options, python_worker
 from spoolpool.resources import Shape
 
 
-class LocalLauncher(CommandLauncher):
+class LocalLauncher(HostLauncher):
     """Starts a process on this host."""
 
     name = "local"

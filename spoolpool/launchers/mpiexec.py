@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from spoolpool import settings
-from spoolpool.launchers.base import CommandLauncher, Options, python_worker
+from spoolpool.launchers.base import HostLauncher, Options, python_worker
+from spoolpool.launchers.relay import handed_over
 from spoolpool.resources import Shape
 
 
@@ -42,13 +43,23 @@ def flavour(path: str) -> str:
     return "mpich" if "hydra" in words or "mpich" in words or "intel" in words else "unknown"
 
 
-class MpiexecLauncher(CommandLauncher):
+class MpiexecLauncher(HostLauncher):
     """Starts groups by one command for all kinds of MPI."""
 
     name = "mpiexec"
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self._path = path
+
+    def output(self, shape: Shape, options: Options, group: str) -> tuple[list[int], dict[str, str]]:
+        """mpiexec mixes the lines of its ranks: each gets pipes of its own."""
+        output, told = super().output(shape, options, group)
+        if options.relay is not None and shape.ranks > 1:
+            for rank in range(shape.ranks):
+                output += options.relay.pipes(group, options.nodes, rank=rank)
+            told[settings.ENV_OUTPUT] = handed_over(output[2:])
+        return output, told
 
     def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
         """mpiexec with what its kind understands; a single rank is started without it."""

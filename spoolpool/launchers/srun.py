@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 from spoolpool import settings
-from spoolpool.allocation import Allocation, seconds_left
+from spoolpool.allocation import Allocation
 from spoolpool.errors import LauncherError
 from spoolpool.launchers.base import CommandLauncher, Options, python_worker
 from spoolpool.launchers.mpi import mpi_in_use
@@ -22,6 +22,7 @@ class SrunLauncher(CommandLauncher):
     """Starts groups by srun, several side by side on a node or one over several nodes."""
 
     name = "srun"
+    label = r" *(\d+): "
     drops: tuple[str, ...] = (
         "SLURM_GPUS",
         "SLURM_GPU_BIND",
@@ -29,6 +30,8 @@ class SrunLauncher(CommandLauncher):
         "SLURM_TRES_PER_TASK",
         "SLURM_CPU_BIND",
         "SLURM_MEM_PER",
+        "SLURM_NTASKS_PER",
+        "SLURM_HOSTFILE",
     )
     """Variables of the job that srun would take for wishes about a step."""
 
@@ -41,15 +44,12 @@ class SrunLauncher(CommandLauncher):
 
     def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
         """srun with what concurrent steps need: an exact share of cores, no memory and no GPUs of others."""
-        nodes = self._allocation.nodes_for(shape)
-        if nodes > len(self._allocation.cores):
-            self._allocation.fits(shape)  # says what is missing
         command = [
             "srun",
-            f"--nodes={nodes}",
+            *self._where(shape, options),
             f"--ntasks={shape.ranks}",
             f"--cpus-per-task={shape.threads}",
-            "--overlap" if options.oversubscribe else "--exact",
+            *(["--overlap", "--overcommit"] if options.oversubscribe else ["--exact"]),
             "--mem=0",
             f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
             f"--mpi={self._mpi(shape)}",
@@ -57,17 +57,25 @@ class SrunLauncher(CommandLauncher):
             "--export=ALL",  # after sbatch --export=NONE a step has no PATH
             "--job-name=spool-worker",
         ]
+        if options.relay is not None:
+            command.append("--label")
         if options.cwd:
             command.append(f"--chdir={options.cwd}")
         return [*command, *options.extra, *python_worker(arguments)]
 
-    def fits(self, shape: Shape) -> int | None:
-        """As many as the job holds."""
-        return self._allocation.fits(shape)
+    def _where(self, shape: Shape, options: Options) -> list[str]:
+        """On the nodes that were chosen, rank by rank; else on as many as the group needs, which Slurm chooses."""
+        if options.nodes:
+            exact = ["--distribution=arbitrary"] if len(set(options.nodes)) > 1 else []
+            return [f"--nodes={len(set(options.nodes))}", f"--nodelist={','.join(options.nodes)}", *exact]
+        place = self._allocation.room(shape.cores if options.oversubscribe else 0).take(shape)
+        if place is None:
+            self._allocation.check(shape)
+        return [f"--nodes={len(set(place or ()))}"]
 
-    def seconds_left(self) -> float | None:
-        """Until the job's walltime ends."""
-        return seconds_left(self._allocation)
+    def allocation(self) -> Allocation:
+        """The job."""
+        return self._allocation
 
     @staticmethod
     def _mpi(shape: Shape) -> str:

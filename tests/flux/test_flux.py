@@ -126,5 +126,5 @@ def test_a_supervisor_fills_the_instance_and_drains_when_told(flux, tmp_path):
         supervisor.terminate()
         assert supervisor.wait(PATIENCE) == 0
         assert supervisor.stderr is not None
-        assert "Starting 2 worker group(s) of 2 rank(s) through flux" in supervisor.stderr.read()
+        assert "Starting 2 worker group(s) of 2 rank(s) with 2 thread(s) each through flux" in supervisor.stderr.read()
     wait_until(lambda: not os.listdir(spool.layout.workers), "the groups have taken their entries away", PATIENCE)

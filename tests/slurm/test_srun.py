@@ -93,7 +93,7 @@ def test_groups_on_one_node_get_gpus_of_their_own(site: Site):
 def test_a_group_that_does_not_fit_is_told_with_what_the_job_has(site: Site):
     job = site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 9", "--nodes=2", "--ntasks-per-node=4")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
-    assert "does not fit into this job: it has 8 core(s)" in site.log()
+    assert "cannot be placed in this job, which has 8 core(s)" in site.log()
     assert site.state(job) in ("", "FAILED")
 
 

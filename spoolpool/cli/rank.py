@@ -1,0 +1,185 @@
+"""What ``spool-worker`` is where it supervises nothing: a rank of a worker group, and rank 0 of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from spoolpool import layout, settings
+from spoolpool.cli.output import say
+from spoolpool.cli.wishes import Wishes
+from spoolpool.errors import BadRequest, LauncherError, SpoolpoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spoolpool.spool import Spool
+    from spoolpool.worker import Group, Terms
+
+log = logging.getLogger(__name__)
+
+_RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE")
+
+
+def ranks_started() -> int:
+    """How many ranks the launcher that started this process says it started; 1 without a launcher."""
+    sizes = [os.environ.get(name, "") for name in _RANKS_STARTED]
+    return max([1, *(int(size) for size in sizes if size.isdigit())])
+
+
+def open_spool(directory: str) -> Spool:
+    """Open the spool; not imported before it is needed, so that ``--help`` is quick."""
+    from spoolpool.spool import Spool
+
+    return Spool(directory)
+
+
+def work(wishes: Wishes) -> int:
+    """Be a rank of a group; returns the exit code."""
+    from spoolpool.devices import local_rank, take_share
+    from spoolpool.launchers.relay import take_over
+    from spoolpool.registry import read_owner
+    from spoolpool.trust import Trust
+    from spoolpool.worker import Terms
+
+    launched = wishes.group_of is not None
+    pipes, devices = [os.environ.pop(name, "") for name in (settings.ENV_OUTPUT, settings.ENV_DEVICES)]
+    if launched and pipes:
+        take_over(pipes, local_rank())
+    if launched and devices:
+        take_share(devices, wishes.gpus)
+    size = wishes.group_of or ranks_started()
+    if size == 1 and wishes.ranks not in (None, 1):
+        raise BadRequest(
+            f"This is one process, and --ranks asks for {wishes.ranks}. Start it with 'mpiexec -n {wishes.ranks}', or "
+            "let it start its ranks: --launcher mpiexec."
+        )
+    meant_for_us = [os.environ.pop(name, "") for name in (settings.ENV_OWNER, settings.ENV_WORKER)]
+    owner, worker = meant_for_us if launched else ("", "")
+    terms = Terms(
+        trust=Trust(wishes.trusted, wishes.trusted_groups),
+        idle_timeout=wishes.idle_timeout,
+        max_tasks=wishes.max_tasks,
+        owner=read_owner(owner),
+        supervised=launched,
+        max_time=wishes.max_time,
+    )
+    if size > 1:
+        return _work_with_mpi(wishes, terms, size, worker)
+    from spoolpool.capture import Capture
+    from spoolpool.group import SerialGroup
+    from spoolpool.progress import Progress
+
+    spool = open_spool(wishes.directory)
+    group = SerialGroup(terms.ends, capture=Capture(spool.path), progress=Progress(spool.path))
+    code = _lead(spool, group, wishes, terms, worker)
+    group.stop()
+    return code
+
+
+def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
+    from spoolpool.capture import Capture
+    from spoolpool.group import MPIGroup
+    from spoolpool.mpi import World
+    from spoolpool.progress import Progress
+    from spoolpool.publishing import publish_for_group
+
+    world: World | None = None
+    directory = os.path.abspath(wishes.directory)
+    try:
+        world = World(wishes.ranks, size)
+        leads = world.comm.Get_rank() == 0
+        keys = world.share(open_spool(wishes.directory).secrets() if leads else b"")
+        group = MPIGroup(
+            world.comm,
+            publish_for_group(directory, keys),
+            supervised=terms.supervised and not world.split,
+            grace=wishes.grace,
+            ends=terms.ends,
+            capture=Capture(directory, world.comm.Get_rank()),
+            progress=Progress(directory),
+        )
+        code = 0
+        if group.rank == 0:
+            code = _lead(open_spool(wishes.directory), group, wishes, terms, "" if world.split else worker)
+            group.stop()
+        else:
+            _follow(group)
+        world.leave(code)
+    except BaseException as error:
+        if isinstance(error, SpoolpoolError):
+            say(f"spool-worker: {error}")
+        else:
+            log.exception("A rank of the group failed")
+        if world is not None:  # the other ranks would wait for this one for ever
+            world.abort(getattr(error, "exit_code", 1))
+        elif worker and isinstance(error, LauncherError):
+            from spoolpool.registry import report_start_error
+
+            report_start_error(open_spool(wishes.directory), worker, str(error))
+            return settings.EXIT_START
+        return getattr(error, "exit_code", 1)
+    return code
+
+
+def _follow(group: Any) -> None:
+    """Ranks other than 0 leave the end of the group to rank 0, which gets the signal as well."""
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    group.serve()
+
+
+def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str) -> int:
+    """Be rank 0 of a group."""
+    from spoolpool.identity import Identity, hostname
+    from spoolpool.registry import WorkerInfo
+    from spoolpool.trust import account
+    from spoolpool.worker import Worker
+
+    info = WorkerInfo(
+        worker=worker if layout.is_worker_id(worker) else layout.new_worker_id(),
+        process=Identity.of(os.getpid()),
+        user=account(os.geteuid()),
+        ranks=group.size,
+        threads=wishes.threads,
+        gpus=wishes.gpus,
+        queues=tuple(wishes.queues),
+        weights={queue: weight for queue, weight in wishes.queues.items() if weight != 1},
+        tags=wishes.tags,
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        batch=os.environ.get(settings.ENV_JOB, ""),
+        started=time.time(),
+        trust_users=tuple(sorted(terms.trust.uids)),
+        trust_groups=terms.trust.groups,
+        trust_all=terms.trust.everybody,
+    )
+    told = threading.Event()
+    on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
+    leader = Worker(spool, group, info, terms)
+    on_signals(leader.stop)
+    if told.is_set():
+        leader.stop()
+    if not terms.supervised:
+        say(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
+    return leader.run()
+
+
+def on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
+    """Stop in order at the first signal; hurry at the second (None: end at once)."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def again(_number: int, _frame: object) -> None:
+        if hurry is not None:
+            hurry()
+
+    def first(_number: int, _frame: object) -> None:
+        for name in names:
+            signal.signal(name, again if hurry is not None else signal.SIG_DFL)
+        stop()
+
+    for name in names:
+        signal.signal(name, first)
