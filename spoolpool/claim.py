@@ -6,20 +6,21 @@ has the rules with their reasons; each function here is one of them.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
 from spoolpool.envelope import Buffer, Envelope
 from spoolpool.errors import BadTaskFile, NoKey, NotTrusted, SpoolDenied, SpoolpoolError
 from spoolpool.layout import Lane, Token
+from spoolpool.listing import Listing
 from spoolpool.locks import Lock, try_lock
+from spoolpool.order import Source
 from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader, decode_task
@@ -27,8 +28,6 @@ from spoolpool.trust import Trust
 
 log = logging.getLogger(__name__)
 
-_FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
-_WATCHED = 64  # buckets that are watched; the others are found by listing
 _AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
 _WINDOW = 256  # names among which a crowd of claimers spreads
 
@@ -183,25 +182,26 @@ def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) ->
 class Claimer:
     """Finds tasks that a worker may run and claims them, in order, at a cost that the backlog does not change.
 
-    ``serves`` says which lanes are this group's. Contention is met by going on to another candidate,
-    never by waiting.
+    ``serves`` says which lanes are this group's, ``weights`` how much of it each queue gets (see
+    :mod:`spoolpool.order`). Contention is met by going on to another candidate, never by waiting.
     """
 
-    def __init__(self, spool: Spool, worker: str, serves: Callable[[Lane], bool], trust: Trust) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        worker: str,
+        serves: Callable[[Lane], bool],
+        trust: Trust,
+        weights: Mapping[str, int] | None = None,
+    ) -> None:
         self._spool = spool
         self._lease = spool.config.lease
         self._worker = worker
         self._serves = serves
         self._trust = trust
         spool.need_key()
-        self._seen_lanes: list[str] = []
-        self._seen_buckets: list[tuple[str, str]] = []
-        self._candidates: list[Token] = []  # of one bucket, the next one last
-        self._lane = ""
-        self._bucket = ""
-        self._listed = 0.0
+        self._listing = Listing(spool, serves, weights)
         self._window = 1
-        self._unlisted: OSError | None = None
         self._refused: dict[str, str] = {}
         self._keyless: dict[str, float] = {}
         self._busy: dict[str, float] = {}
@@ -213,75 +213,50 @@ class Claimer:
 
     def directories(self) -> set[str]:
         """Where new tasks for this worker may appear, as :meth:`next` saw it when it found none."""
-        where = self._spool.layout
-        found = {where.ready, *map(where.lane, self._seen_lanes)}
-        return found | {where.bucket(lane, bucket) for bucket, lane in self._seen_buckets[-_WATCHED:]}
+        return self._listing.directories()
 
     def next(self) -> Claim | None:
         """Claim the next task, or return None where none is waiting that can be had."""
-        if self._candidates and time.monotonic() - self._listed < _FRESH:
+        if self._listing.fresh and (claim := self._claim_listed()) is not None:
+            return claim
+        self._listing.look()
+        claim = self._claim_listed()
+        if claim is None and self._listing.look_closer():
             claim = self._claim_listed()
-            if claim is not None:
-                return claim
-        self._unlisted = None
-        self._seen_lanes = self._lanes()
-        buckets = self._seen_buckets = sorted(
-            (bucket, lane)
-            for lane in self._seen_lanes
-            for bucket in filter(layout.is_bucket, self._names(self._spool.layout.lane(lane)))
-        )
-        for position, (bucket, lane) in enumerate(buckets):
-            self._list(lane, bucket)
-            if not self._candidates:
-                series = layout.series_of(bucket)
-                if any(where == lane and layout.series_of(later) == series for later, where in buckets[position + 1 :]):
-                    # its submitter has gone on to the next one; should it come back, it makes it again
-                    with contextlib.suppress(OSError):  # it is somebody else's, and no more than in the way
-                        fsio.remove_directory(self._spool.layout.bucket(lane, bucket))
-                continue
-            claim = self._claim_listed()
-            if claim is not None:
-                return claim
-        if self._unlisted is not None:
-            raise self._unlisted
-        return None
-
-    def _names(self, directory: str) -> list[str]:
-        """List; a directory that cannot be listed does not keep the tasks in the others from being found."""
-        try:
-            return fsio.names(directory)
-        except OSError as error:
-            self._unlisted = error
-            return []
-
-    def _lanes(self) -> list[str]:
-        lanes = []
-        for name in fsio.names(self._spool.layout.ready):
-            lane = layout.parse_lane(name)
-            if lane is not None and self._serves(lane):
-                lanes.append(name)
-        return lanes
-
-    def _list(self, lane: str, bucket: str) -> None:
-        self._lane, self._bucket = lane, bucket
-        self._listed = time.monotonic()
-        tokens = map(layout.parse_token, self._names(self._spool.layout.bucket(lane, bucket)))
-        self._candidates = sorted((token for token in tokens if token and not token.worker), reverse=True)
+        if claim is None and self._listing.unlisted is not None:
+            raise self._listing.unlisted
+        return claim
 
     def _claim_listed(self) -> Claim | None:
-        while self._candidates:
-            among = min(self._window, len(self._candidates))
-            token = self._candidates.pop(-1 - (random.randrange(among) if among > 1 else 0))
-            claim = self._claim(token)
+        while (turn := self._listing.turn()) is not None:
+            source, names = turn
+            claim = self._claim_from(source, names)
+            if claim is not None:
+                self._listing.served(source)
+                return claim
+        return None
+
+    def _claim_from(self, source: Source, names: list[str]) -> Claim | None:
+        bucket = self._spool.layout.bucket(source.lane, source.bucket)
+        hopeless = True
+        while names:
+            among = min(self._window, len(names))
+            token = layout.parse_token(names.pop(-1 - (random.randrange(among) if among > 1 else 0)))
+            if token is None or token.worker:
+                continue
+            path = f"{bucket}/{token.name}"
+            claim = self._claim(path, token)
             if claim is not None:
                 self._window = max(1, self._window // 2)
                 return claim
+            hopeless = hopeless and path in self._refused
             # somebody else works through the same listing: spread out
             self._window = min(_WINDOW, self._window * 2)
+        if hopeless:
+            self._listing.hopeless(source)
         return None
 
-    def _claim(self, token: Token) -> Claim | None:
-        path = f"{self._spool.layout.bucket(self._lane, self._bucket)}/{token.name}"
+    def _claim(self, path: str, token: Token) -> Claim | None:
         if path in self._refused and time.monotonic() < self._keyless.get(path, math.inf):
             return None
         try:

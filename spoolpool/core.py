@@ -46,6 +46,7 @@ class Core:
         temporary: bool,
         stream: bool = False,
         submitter: str = "",
+        wait_for_room: bool = False,
     ) -> None:
         self.spool = spool
         self.pool = pool
@@ -54,7 +55,7 @@ class Core:
         self.cores = cores
         self._temporary = temporary
         self._pid = os.getpid()
-        self.session = Session(spool, name, accept=accept, submitter=submitter)
+        self.session = Session(spool, name, accept=accept, submitter=submitter, wait_for_room=wait_for_room)
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None

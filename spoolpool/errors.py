@@ -117,3 +117,9 @@ class BadNode(SpoolpoolError):
     """Every worker group that was started on a node died, so that none is started there any more."""
 
     exit_code = 19
+
+
+class TooManyWaiting(SpoolpoolError):
+    """As many tasks of this user wait in the spool as may."""
+
+    exit_code = 20

@@ -77,6 +77,8 @@ class Executor(futures.Executor):
         min_jobs: Batch jobs to submit at once, and again when they end; with 0 the first task brings the first job.
         max_jobs: Batch jobs that may wait or run at once, where many tasks wait or such of other shapes;
             ``min_jobs`` (or 1) unless given.
+        wait_for_room: Where the spool bounds how many tasks of one user may wait, let ``submit`` wait until another
+            one may, instead of raising :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting.
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
@@ -106,6 +108,7 @@ class Executor(futures.Executor):
         directives: Iterable[str] = (),
         min_jobs: int = 1,
         max_jobs: int | None = None,
+        wait_for_room: bool = False,
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
@@ -121,6 +124,7 @@ class Executor(futures.Executor):
         self._options = Options(oversubscribe=oversubscribe)
         self._trust = tuple(trust)
         self._init_function = init_function
+        self._wait_for_room = wait_for_room
         self._attached = None if spool is None else Spool(spool)
         self._stream = stream_output
         if stream_output and self._attached is not None and not self._attached.config.output:
@@ -179,6 +183,7 @@ class Executor(futures.Executor):
                 temporary=self._attached is None,
                 stream=self._stream,
                 submitter=layout.submitter_of(name) if self._session else "",
+                wait_for_room=self._wait_for_room,
             )
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
@@ -210,7 +215,8 @@ class Executor(futures.Executor):
         ``resource_dict`` says what this call needs, over the executor's defaults; an unknown key is an error
         that lists the known ones. When this returns, the task is in the spool. Raises
         :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
-        :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.BrokenSpool` where no group of the shape can
+        :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.TooManyWaiting`,
+        :class:`~spoolpool.errors.BrokenSpool` where no group of the shape can
         be started, and ``RuntimeError`` after :meth:`shutdown`.
         """
         wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)

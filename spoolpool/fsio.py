@@ -242,7 +242,7 @@ def read_small(path: str, limit: int = 1 << 20) -> bytes:
 
 
 def append(fd: int, data: bytes) -> None:
-    """Add to a file that this process alone appends to."""
+    """Add to a file to which processes of this host alone append; the kernel keeps their pieces apart."""
     write_all(fd, [data])
 
 

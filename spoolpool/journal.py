@@ -7,14 +7,17 @@ system call for its line; a crash loses the last second of them.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import math
 import os
 import time
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from spoolpool import fsio, layout
-from spoolpool.identity import hostname
+from spoolpool.identity import Identity, hostname
 from spoolpool.spool import Spool
 
 _encode = msgspec.json.Encoder().encode
@@ -25,34 +28,40 @@ _FEW = 16  # ids that are looked for as text, before a line is parsed
 
 
 class Journal:
-    """The journal of one writer: a worker or a session. Not for use from several threads at once."""
+    """The journal of one writer: a worker, or the sessions of one account on one host. Not for several threads at once.
 
-    def __init__(self, spool: Spool, writer: str) -> None:
+    ``by`` says who writes, where that is not the file's writer.
+    """
+
+    def __init__(self, spool: Spool, writer: str, by: str = "") -> None:
         self._path = f"{spool.layout.journal}/{writer}.jsonl"
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
         self._fd = -1
-        self._who = {"by": writer, "uid": os.geteuid(), "host": hostname()}
+        self._who = {"by": by or writer, "uid": os.geteuid(), "host": hostname()}
 
     def write(self, event: str, **fields: object) -> None:
         """Note an event; ``fields`` are JSON values."""
         self._lines.append(_encode({"t": time.time(), "event": event, **self._who, **fields}))
-        if len(self._lines) >= 256 or time.monotonic() - self._flushed > 1.0:
-            self.flush()
+        self.flush(age=0.0 if len(self._lines) >= 256 else 1.0)
 
-    def flush(self) -> None:
-        """Write what was gathered; a journal that cannot be written is no reason to stop work."""
-        if not self._lines:
-            return
+    def flush(self, age: float = 0.0) -> bool:
+        """Write what was gathered, if that was last done so many seconds ago; whether something is left to write.
+
+        A journal that cannot be written is no reason to stop work.
+        """
+        if not self._lines or time.monotonic() - self._flushed < age:
+            return bool(self._lines)
         self._flushed = time.monotonic()
-        data = b"\n".join(self._lines) + b"\n"
-        with contextlib.suppress(OSError):
+        lines, self._lines = self._lines, []  # first: garbage may be collected meanwhile, and somebody write for it
+        try:
             if self._fd < 0:
                 self._fd = fsio.open_append(self._path)
-            fsio.append(self._fd, data)
-            self._lines.clear()
-        if len(self._lines) > 100_000:  # the disk stays full
-            del self._lines[:50_000]
+            fsio.append(self._fd, b"\n".join(lines) + b"\n")
+        except OSError as error:
+            if error.errno not in fsio.DENIED:  # a dropbox has no journals of submitters
+                self._lines = [*lines, *self._lines][-50_000:]  # the disk may stay full
+        return bool(self._lines)
 
     def close(self) -> None:
         """Flush and close; harmless when repeated."""
@@ -60,6 +69,13 @@ class Journal:
         if self._fd >= 0:
             fsio.close(self._fd)
             self._fd = -1
+
+
+def submitters_journal() -> str:
+    """The writer that this account's sessions on this host share for a month: one for each would be many files."""
+    identity = Identity.of(os.getpid())
+    kernel = identity.boot or "".join(filter(str.isalnum, identity.host))  # it keeps what is appended to a file apart
+    return f"{os.geteuid()}-{kernel[:32]}-{time.strftime('%Y%m', time.gmtime())}"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +87,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """What happened."""
     by: str = ""
     """Who wrote it."""
+    uid: int = -1
+    """Account that it says it is."""
     host: str = ""
     task: str = ""
     name: str = ""
@@ -115,6 +133,54 @@ def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event]
             return list(_events(lines[1:] if begin else lines)), status.st_mtime
     except (OSError, ValueError):
         return [], 0.0
+
+
+class Line(NamedTuple):
+    """A line of a journal, with whose file it is in: what the line says about that is only said."""
+
+    time: float
+    """Seconds since the epoch, and no less than those of the line before it in the same journal."""
+    event: Event
+    text: bytes
+    """The line as it was written: JSON."""
+    owner: int
+    """Account of the file."""
+
+
+def lines(spool: Spool, since: float = 0.0) -> Iterator[Line]:
+    """All lines of all journals that are not older, in the order of their times.
+
+    So much of each journal is in memory that all together are some MiB; one file is open at a time.
+    """
+    writers = [name for name in fsio.names(spool.layout.journal) if layout.writer_of(name)]
+    piece = max(1 << 12, min(1 << 18, (1 << 25) // max(1, len(writers))))
+    journals = [_follow(f"{spool.layout.journal}/{name}", piece, since) for name in sorted(writers)]
+    return heapq.merge(*journals, key=_time)
+
+
+def _time(line: Line) -> float:
+    return line.time
+
+
+def _follow(path: str, size: int, since: float) -> Iterator[Line]:
+    """The lines of one journal; it ends where the file is gone, is not ours to read, or is another's all at once."""
+    rest, position, latest, owner = b"", 0, 0.0, -1
+    while True:
+        try:
+            with fsio.reading(path) as (fd, status):
+                piece = b"" if status.st_mtime < since - _SKEW else os.pread(fd, size, position)
+        except (OSError, ValueError):
+            return
+        if not piece or owner not in (-1, status.st_uid) or len(rest) > _PIECE:  # no journal has such a line
+            return
+        owner = status.st_uid
+        position += len(piece)
+        *whole, rest = (rest + piece).split(b"\n")
+        for text in whole:
+            for event in _events([text]):
+                if event.t >= since and event.t < math.inf:
+                    latest = max(latest, event.t)
+                    yield Line(latest, event, text, owner)
 
 
 def about(spool: Spool, tasks: Collection[str]) -> list[Event]:

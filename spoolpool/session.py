@@ -21,9 +21,11 @@ from spoolpool.errors import (
 )
 from spoolpool.future import TaskFuture, finish
 from spoolpool.identity import hostname
+from spoolpool.journal import Journal, submitters_journal
 from spoolpool.layout import Token
 from spoolpool.lookout import Refresher, Service
 from spoolpool.outcome import value_of
+from spoolpool.quota import Quota
 from spoolpool.recovery import Recovery
 from spoolpool.signature import outcome_label
 from spoolpool.spool import Spool
@@ -51,6 +53,7 @@ class Session:
         *,
         accept: Trust,
         submitter: str = "",
+        wait_for_room: bool = False,
     ) -> None:
         self.spool = spool
         self.name = layout.check_session(name)
@@ -73,6 +76,10 @@ class Session:
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in the thread that collects."""
         self._user = trust.account(os.geteuid())
+        self._quota = None if spool.config.max_waiting is None else Quota(spool, spool.config.max_waiting)
+        self._wait_for_room = wait_for_room
+        # a temporary spool is one executor's alone, and goes with it: nobody will ask what happened there
+        self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), name)
         spool.need_key()
         spool.open_session(self.name)
         registry.announce_session(spool, self.name, self._user)
@@ -95,8 +102,11 @@ class Session:
     ) -> TaskFuture:
         """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
 
-        Raises ``RuntimeError`` once the session is closed, and :class:`BrokenSpool` once it failed.
+        Raises ``RuntimeError`` once the session is closed, :class:`BrokenSpool` once it failed, and
+        :class:`TooManyWaiting` where the spool bounds what may wait, unless the session waits for room.
         """
+        if self._quota is not None:
+            self._quota.take(self._open_still if self._wait_for_room else None)
         task_id = layout.new_task_id(priority)
         header = TaskHeader(
             task=task_id,
@@ -115,10 +125,7 @@ class Session:
         )
         future = TaskFuture(self, header)
         with self._lock:
-            if self._broken is not None:
-                raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._open_still()
             self._pending[task_id] = future
             wake = self._start()
         try:
@@ -128,10 +135,24 @@ class Session:
                 self._pending.pop(task_id, None)
                 self._all_done.notify_all()
             raise
+        self._note("submitted", future, name=name, t=header.submitted)  # when it began: a worker may be done by now
         if wake:
             with self._lock:  # the thread that collects may be about to close the watch
                 self._watch.wake()
         return future
+
+    def _note(self, event: str, future: TaskFuture, **fields: object) -> None:
+        """Write into the journal what became of a task."""
+        if self._journal is not None:
+            with self._lock:
+                self._journal.write(event, task=future.task, session=self.name, lane=future.header.lane, **fields)
+
+    def _open_still(self) -> None:
+        with self._lock:
+            if self._broken is not None:
+                raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
 
     def _bucket(self, lane: str, task_id: str) -> str:
         key = (lane, task_id[:3])
@@ -170,6 +191,7 @@ class Session:
         with self._lock:
             self._pending.pop(future.task, None)
             self._all_done.notify_all()
+        self._note("cancelled", future)
         target = self.spool.layout.result(self.name, future.token.claimed_by(layout.CANCELLED))
         with contextlib.suppress(OSError):  # the collector finds and removes it as well
             fsio.remove(target)
@@ -253,6 +275,7 @@ class Session:
         self._all_done = threading.Condition(self._lock)
         pending, self._pending = list(self._pending.values()), {}
         self._watch.close()
+        self._journal = None  # what it has gathered is the parent's to write
         for future in pending:
             future.after_fork()
             finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
@@ -260,6 +283,8 @@ class Session:
     def _end(self) -> None:
         with self._lock:
             self._watch.close()
+            if self._journal is not None:
+                self._journal.close()
         if self._detached:  # nobody may conclude from this process's end that nobody will come for the outcomes
             fsio.remove(f"{self.spool.layout.sessions}/{self.name}.json")
             return
@@ -323,6 +348,8 @@ class Session:
                 log.info("Looking for results was put off: %s", error)
             seconds = 3600.0 if idle else rhythm.next()
             with self._lock:
+                if self._journal is not None and self._journal.flush(age=1.0):
+                    seconds = min(seconds, 1.0)
                 self._long_wait = seconds > 0.02
                 if idle and self._pending:
                     continue
@@ -360,7 +387,8 @@ class Session:
         path = self.spool.layout.outcome(self.name, token)
         if future is not None:
             try:
-                self._read[token.name] = self._deliver(future, token, path)
+                kind = self._read[token.name] = self._deliver(future, token, path)
+                self._note("collected", future, kind=kind)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
                 # its content may come to this client later than its name (NFS): look again, remove nothing
                 first = late.setdefault(token.name, time.monotonic())

@@ -64,6 +64,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What ``spool gc`` leaves."""
     temporary: bool = False
     """Belongs to one executor, and goes with it."""
+    max_waiting: int | None = None
+    """Tasks of one user that may wait at a time; no bound if None."""
     signed: bool = False
     """Whether every file that may be unpickled carries a signature."""
 
@@ -93,6 +95,7 @@ class Spool:
         output: int = settings.OUTPUT,
         temporary: bool = False,
         signed: bool = False,
+        max_waiting: int | None = None,
     ) -> Spool:
         """Make a spool in a directory that is empty or does not exist yet, and open it."""
         root = os.path.abspath(os.fspath(path))
@@ -106,6 +109,7 @@ class Spool:
             output=output,
             temporary=temporary,
             signed=signed,
+            max_waiting=max_waiting,
         )
         if not (0 < lease < math.inf and 0 <= caches < math.inf and 1 <= max_attempts <= 99):
             raise BadRequest(
@@ -114,6 +118,8 @@ class Spool:
             )
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps {_LEAST_OUTPUT} bytes of a task's output at least, or none, not {output}.")
+        if max_waiting is not None and max_waiting < 1:
+            raise BadRequest(f"A spool in which {max_waiting} tasks may wait is of no use: at least 1 must.")
         with explained(f"make the spool {root}"):
             os.makedirs(os.path.dirname(root), exist_ok=True)
             made = fsio.make_directory(root)

@@ -88,7 +88,7 @@ class Worker:
         self._name = info.worker
         self._info = info
         # first: who cannot claim (without the key of a signed spool) must not announce itself
-        self._claimer = Claimer(spool, info.worker, self._serves, terms.trust)
+        self._claimer = Claimer(spool, info.worker, self._serves, terms.trust, info.weights)
         self._registration = Registration(spool, info)
         self._recovery = Recovery(spool)
         self._releaser = Releaser(spool)

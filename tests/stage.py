@@ -16,7 +16,20 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from spoolpool import backoff, claim, envelope, fsio, garbage, pickling, recovery, registry, session, settings, worker
+from spoolpool import (
+    backoff,
+    claim,
+    envelope,
+    fsio,
+    garbage,
+    listing,
+    pickling,
+    recovery,
+    registry,
+    session,
+    settings,
+    worker,
+)
 from spoolpool import task as records
 from spoolpool.call import Report
 from spoolpool.context import current_task
@@ -38,6 +51,7 @@ from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
 from spoolpool.session import Session
+from spoolpool.signature import outcome_label
 from spoolpool.spool import Keep, Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
@@ -67,7 +81,7 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
-        for module in (recovery, registry, session, *(() if observers else (backoff, claim, worker))):
+        for module in (recovery, registry, session, *(() if observers else (backoff, claim, listing, worker))):
             monkeypatch.setattr(module, "time", clock)
         return clock
 
@@ -375,7 +389,8 @@ class Stage:
         except FileNotFoundError:
             return None
         try:
-            return records.decode_outcome(envelope.read(fd, fsio.size(fd), path).header, path)
+            label = outcome_label(self.session, token.name)
+            return records.decode_outcome(self.spool.read(fd, fsio.size(fd), path, label).header, path)
         except Exception:  # noqa: BLE001  whatever is wrong with it: it is not complete
             return None
         finally:

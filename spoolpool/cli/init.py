@@ -46,6 +46,7 @@ from spoolpool.cli.output import explained
     help="MiB that are kept of what one rank of a task prints; 0: none, it goes where the worker's output goes.",
 )
 @click.option("--signed", is_flag=True, help="Sign every file with a key; then run 'spool key new SPOOL'.")
+@click.option("--max-waiting", type=click.IntRange(1), help="Tasks of one user that may wait.  [default: no bound]")
 @explained
 def init(
     directory: str,
@@ -55,6 +56,7 @@ def init(
     caches: float,
     output: float,
     signed: bool,
+    max_waiting: int | None,
 ) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
@@ -70,5 +72,6 @@ def init(
         caches=caches,
         signed=signed,
         output=int(output * (1 << 20)),
+        max_waiting=max_waiting,
     )
     click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

@@ -26,6 +26,7 @@ COMMANDS = {
     "rm": "Remove failed tasks, and outcomes that nobody collected.",
     "workers": "Start batch jobs of workers, list groups, and end them.",
     "autoscale": "Submit batch jobs of workers for the tasks that wait.",
+    "journal": "Show what happened, in the order of time.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",
     "key": "Make and change the key of a signed spool.",

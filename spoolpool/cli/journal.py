@@ -1,0 +1,109 @@
+"""``spool journal``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained, shown, when
+from spoolpool.cli.selection import Duration
+from spoolpool.errors import BadRequest
+
+if TYPE_CHECKING:
+    from spoolpool.journal import Line
+
+_TOLD = frozenset({"t", "event", "by", "uid", "host", "task"})
+"""What a line says in its columns."""
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
+    """A moment: a date, a date with a time, or how long ago."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds since the epoch; a date is in the local time zone."""
+        from datetime import datetime
+
+        try:
+            return datetime.fromisoformat(str(value)).astimezone().timestamp()
+        except ValueError:
+            return time.time() - Duration().convert(value, param, ctx)
+
+
+@click.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("--task", metavar="ID", help="Of this task: its id, or the beginning or end of it.")
+@click.option("--user", metavar="NAME", help="From journals of this account.")
+@click.option(
+    "--since", type=Moment(), metavar="TIME", help="Not older: 2026-11-26, 2026-11-26T09:30, or 90s, 2h, 7d ago."
+)
+@click.option("--event", "events", metavar="NAME", multiple=True, help="Of this kind; repeat for more.")
+@click.option("--json", "as_json", is_flag=True, help="The lines as they are, with 'account' and 'forged' added.")
+@explained
+def journal(
+    directory: str, task: str | None, user: str | None, since: float | None, events: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what happened in SPOOL, from the journals of all workers and submitters, in the order of time.
+
+    The account is that of the journal's file. A line that says that it is another's is marked with an exclamation
+    mark. Clocks of hosts differ, so that the order between hosts is about right.
+    """
+    from spoolpool.journal import lines
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    owner = None if user is None else _uid(user)
+    out = sys.stdout.buffer
+    for line in lines(spool, since or 0.0):
+        event = line.event
+        if (
+            (owner is None or line.owner == owner)
+            and (not events or event.event in events)
+            and (task is None or event.about.startswith(task) or event.about.endswith(task))
+        ):
+            out.write(_with_account(line) if as_json else f"{shown(_told(line))}\n".encode())
+    out.flush()
+
+
+def _uid(user: str) -> int:
+    """The number of an account, which may have none any more."""
+    import pwd
+
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise BadRequest(
+            f"There is no account {user!r} on this host: name an existing account, or its number."
+        ) from None
+
+
+def _forged(line: Line) -> bool:
+    return line.event.uid != line.owner
+
+
+def _with_account(line: Line) -> bytes:
+    from spoolpool.trust import account
+
+    # last: of a key that is there twice, readers take the last
+    added = json.dumps({"account": account(line.owner), "forged": _forged(line)})[1:]
+    return line.text.rstrip()[:-1] + b", " + added.encode() + b"\n"
+
+
+def _told(line: Line) -> str:
+    from spoolpool.trust import account
+
+    said = json.loads(line.text)
+    rest = " ".join(f"{key}={value}" for key, value in said.items() if key not in _TOLD and value != "")
+    who = f"{account(line.owner)}@{line.event.host}"
+    mark = f" ! says that it is {account(line.event.uid)}" if _forged(line) else ""
+    try:
+        moment = when(line.event.t)
+    except (OverflowError, ValueError, OSError):  # no clock's time
+        moment = str(line.event.t)
+    return f"{moment}  {line.event.event:<14}  {line.event.about or '-':<29}  {who}{mark}  {rest}".rstrip()

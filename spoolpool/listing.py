@@ -1,0 +1,115 @@
+"""Where tasks wait, as a worker sees it: listings that are used for about a second, in the order of its turns."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+from spoolpool import fsio, layout
+from spoolpool.layout import Lane
+from spoolpool.order import Order, Source
+from spoolpool.spool import Spool
+
+_FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
+_HOPELESS = 10.0  # seconds for which a bucket comes last in which there are only names that this worker leaves alone
+_WATCHED = 64  # buckets that are watched; the others are found by listing
+
+
+class Listing:
+    """One worker's view of ``ready/``. A look lists lanes and their buckets; a bucket is listed when it is its turn.
+
+    ``serves`` says which lanes are the worker's, ``weights`` how much of it each queue gets (see :class:`Order`).
+    """
+
+    def __init__(self, spool: Spool, serves: Callable[[Lane], bool], weights: Mapping[str, int] | None = None) -> None:
+        self._spool = spool
+        self._serves = serves
+        self._order = Order(weights)
+        self._lanes: list[Lane] = []
+        self._sources: list[Source] = []
+        self._last: dict[tuple[str, str, str], str] = {}
+        self._names: dict[Source, list[str]] = {}
+        self._gave: set[Source] = set()
+        self._doubtful: dict[Source, float] = {}
+        self._looked = -_FRESH
+        self.unlisted: OSError | None = None
+        """Why a directory could not be listed; the tasks in the others are found all the same."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last look is young enough to be used."""
+        return time.monotonic() - self._looked < _FRESH
+
+    def directories(self) -> set[str]:
+        """Where new tasks may appear, as the last look saw it."""
+        where = self._spool.layout
+        found = {where.ready, *(where.lane(lane.name) for lane in self._lanes)}
+        return found | {where.bucket(source.lane, source.bucket) for source in self._sources[-_WATCHED:]}
+
+    def look(self) -> None:
+        """List which buckets there are. Raises ``OSError`` where not even the lanes can be listed."""
+        self.unlisted = None
+        where = self._spool.layout
+        lanes = map(layout.parse_lane, fsio.names(where.ready))
+        self._lanes = [lane for lane in lanes if lane is not None and self._serves(lane)]
+        names = [lane.name for lane in self._lanes]
+        self._sources = sorted(
+            Source(bucket, name, lane.queue, lane.user, *layout.series_of(bucket))
+            for lane, name in zip(self._lanes, names, strict=True)
+            for bucket in filter(layout.is_bucket, self._list(where.lane(name)))
+        )
+        self._last = {(each.lane, each.priority, each.submitter): each.bucket for each in self._sources}
+        self._names.clear()
+        self._gave.clear()
+        self._looked = time.monotonic()
+        self._doubtful = {source: end for source, end in self._doubtful.items() if end > self._looked}
+        self._order.start(source for source in self._sources if source not in self._doubtful)
+
+    def look_closer(self) -> bool:
+        """Go on with the buckets in which nothing was a moment ago; whether there are any."""
+        doubtful = [source for source in self._sources if source in self._doubtful]
+        self._order.start(doubtful)
+        return bool(doubtful)
+
+    def turn(self) -> tuple[Source, list[str]] | None:
+        """The bucket whose turn it is, with names that were in it: the next one last, to be taken out by the caller."""
+        while (source := self._order.first()) is not None:
+            names = self._names.get(source)
+            if names is None:
+                path = self._spool.layout.bucket(source.lane, source.bucket)
+                names = self._names[source] = sorted(self._list(path), reverse=True)
+                if not names:
+                    self._put_off(source, _FRESH)
+                    self._remove(source, path)
+            if names:
+                return source, names
+            self._order.drop(source)
+        return None
+
+    def served(self, source: Source) -> None:
+        """A task of the bucket was claimed."""
+        self._gave.add(source)
+        self._order.served(source)
+
+    def hopeless(self, source: Source) -> None:
+        """What is left in the bucket is what this worker leaves alone; if that was all, let it come last a while."""
+        if source not in self._gave:
+            self._put_off(source, _HOPELESS)
+            self._order.skip(source)
+
+    def _put_off(self, source: Source, seconds: float) -> None:
+        self._doubtful[source] = time.monotonic() + seconds
+
+    def _remove(self, source: Source, path: str) -> None:
+        """Remove an empty bucket whose submitter went on to the next one; should it come back, it makes it again."""
+        if self._last[source.lane, source.priority, source.submitter] != source.bucket:
+            with contextlib.suppress(OSError):  # it is somebody else's, and no more than in the way
+                fsio.remove_directory(path)
+
+    def _list(self, directory: str) -> list[str]:
+        try:
+            return fsio.names(directory)
+        except OSError as error:
+            self.unlisted = error
+            return []
