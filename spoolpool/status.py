@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from spoolpool import fsio, journal, layout, registry, trust
 from spoolpool.census import Place, Standing, Walk
+from spoolpool.progress import TaskProgress, progress_of
 from spoolpool.query import Sight
 from spoolpool.registry import WorkerInfo
 from spoolpool.spool import Spool
@@ -52,6 +53,8 @@ class Group:
     """What that calls."""
     seconds: float = 0.0
     """For how long it has been running, by the server's clock."""
+    progress: TaskProgress | None = None
+    """How far the task says it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,8 @@ class Observer:
 
     spool: Spool
     _seen: dict[str, Sight] = field(default_factory=dict)
+    _lanes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _opened: int = 0
 
     def look(self) -> Status:
         """Count everything."""
@@ -97,6 +102,7 @@ class Observer:
         counts: dict[tuple[str, str], Counts] = {}
         runs: dict[str, Sight] = {}
         before, self._seen = self._seen, {}
+        self._opened, self._lanes = 0, {}
         for standing in walk.tasks():
             found = self._whose(standing, before)
             if found is None:
@@ -109,7 +115,7 @@ class Observer:
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
         blocked = _blocked(rows, infos)
         rates = self._rates(infos, now)
-        groups = [_group(info, runs.get(info.worker), now) for info in infos]
+        groups = [self._group(info, runs.get(info.worker), now) for info in infos]
         return Status(
             spool=self.spool.path,
             time=now,
@@ -140,12 +146,15 @@ class Observer:
     def _whose(self, standing: Standing, before: dict[str, Sight]) -> tuple[str, str] | None:
         """Lane and user of a task, by its lane's name if it waits, else by its header; None if it has moved on."""
         if standing.place == "waiting":
-            lane = layout.parse_lane(standing.lane)
-            user = lane.user if lane and lane.user is not None else os.lstat(self.spool.path).st_uid
-            return standing.lane, trust.account(user)
+            if standing.directory not in self._lanes:
+                lane = layout.parse_lane(standing.lane)
+                user = lane.user if lane and lane.user is not None else os.lstat(self.spool.path).st_uid
+                self._lanes[standing.directory] = (standing.lane, trust.account(user))
+            return self._lanes[standing.directory]
         name = standing.token.name
         sight = before.get(name)
-        if sight is None and len(self._seen.keys() - before.keys()) < _HEADERS:
+        if sight is None and self._opened < _HEADERS:
+            self._opened += 1
             sight = Sight(self.spool, standing)
         if sight is None:
             return "", ""
@@ -164,6 +173,18 @@ class Observer:
             with contextlib.suppress(OSError):  # not ours to see
                 stamps.append((fsio.stamp(path) or 0) / 1e9)
         return now - max(stamps) if stamps else None
+
+    def _group(self, info: WorkerInfo, sight: Sight | None, now: float) -> Group:
+        if sight is None:
+            return Group(info=info)
+        told = progress_of(self.spool, info.worker)
+        return Group(
+            info=info,
+            task=sight.id,
+            name=sight.name,
+            seconds=max(0.0, now - sight.since),
+            progress=told if told and told.task == sight.id else None,
+        )
 
     def _rates(self, infos: list[WorkerInfo], now: float) -> dict[str, float]:
         """Tasks per second and lane.
@@ -194,12 +215,6 @@ def _blocked(rows: tuple[Counts, ...], infos: list[WorkerInfo]) -> tuple[Blocked
         found.append(("held back", sum(row.held for row in rows), registry.NOBODY))
         found.append(("claimed by groups that died", sum(row.running for row in rows), registry.NOBODY))
     return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
-
-
-def _group(info: WorkerInfo, sight: Sight | None, now: float) -> Group:
-    if sight is None:
-        return Group(info=info)
-    return Group(info=info, task=sight.id, name=sight.name, seconds=max(0.0, now - sight.since) if sight.since else 0.0)
 
 
 def _seconds_left(rows: tuple[Counts, ...], rates: dict[str, float], blocked: set[str]) -> float | None:

@@ -17,6 +17,7 @@ from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
 _FRESH = 60  # seconds for which an answer of the group database is used
 
 
+@functools.lru_cache
 def account(uid: int) -> str:
     """An account's name, or its number where it has none."""
     import pwd

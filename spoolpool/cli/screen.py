@@ -12,6 +12,7 @@ from spoolpool.census import PLACES
 from spoolpool.cli.output import age, shown
 
 if TYPE_CHECKING:
+    from spoolpool.progress import TaskProgress
     from spoolpool.status import Blocked, Group, Status
 
 _PAGE = 80  # columns
@@ -67,6 +68,8 @@ def as_json(status: Status) -> dict[str, Any]:
                 "task": each.task,
                 "name": each.name,
                 "seconds": each.seconds,
+                "fraction": each.progress.fraction if each.progress else None,
+                "text": each.progress.text if each.progress else "",
             }
             for each in status.groups
         ],
@@ -122,6 +125,8 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
     for each in status.groups:
         if each in chosen:
             yield shown(_group(each, name))
+            if each.progress is not None:
+                yield shown(_cut(f"         {progress(each.progress)}", width))
     if len(status.groups) > len(chosen):
         yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
 
@@ -134,6 +139,11 @@ def _group(each: Group, name: int) -> str:
     host = _cut(info.process.host.partition(".")[0], 12)
     left = f"{info.worker[:8]} {host:<12} {_cut(info.job, 10):<10} {_cut(shape, 10):<10}"
     return f"{left} {_cut(runs, name):<{name}} {each.task[-5:]:<5} {since:>6}".rstrip()
+
+
+def progress(told: TaskProgress) -> str:
+    """How far a task says it is."""
+    return " ".join(filter(None, ("" if told.fraction is None else f"{told.fraction:.0%}", told.text)))
 
 
 def _cut(text: str, most: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spoolpool import layout
 from spoolpool.cli.output import age, shown, when
 from spoolpool.cli.selection import Selection, selects
 
@@ -40,7 +41,7 @@ def show(selection: Selection, as_json: bool) -> None:
             continue
         if number:
             click.echo()
-        for word, text in (*_lines(sight), *_history(history)):
+        for word, text in (*_lines(sight), *_said(sight), *_history(history)):
             click.echo(shown(f"{word:<10} {text}"))
 
 
@@ -75,6 +76,19 @@ def _is_marked(sight: Sight) -> bool:
     return sight.standing.place in ("held", "waiting", "running") and fsio.there(
         f"{sight.spool.layout.cancel}/{sight.id}"
     )
+
+
+def _said(sight: Sight) -> Iterator[tuple[str, str]]:
+    """How far a task says it is, and where to read what it printed."""
+    from spoolpool.cli.screen import progress
+    from spoolpool.progress import progress_of
+
+    worker = sight.standing.token.worker
+    told = progress_of(sight.spool, worker) if sight.standing.place == "running" else None
+    if told is not None and told.task == sight.id:
+        yield "Progress", f"{progress(told)} ({when(told.told)})"
+    if worker and worker != layout.CANCELLED:
+        yield "Output", f"'spool logs {sight.spool.path} {sight.id}' shows what was printed and is kept"
 
 
 def _history(history: list[Episode]) -> Iterator[tuple[str, str]]:
