@@ -73,7 +73,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if lane.python != self.python:
             return f"Python {lane.python} wanted, groups run {self.python}"
         if lane.ranks != self.ranks:
-            return f"{lane.ranks} ranks wanted, groups have {self.ranks}"
+            return f"{_ranks(lane)} wanted, groups have {self.ranks}"
         return self._what_lacks(lane)
 
     def _what_lacks(self, lane: Lane) -> str | None:
@@ -332,6 +332,10 @@ def silence(spool: Spool, worker: str, now: float) -> float | None:
     return None if stamp is None else now - stamp / 1e9
 
 
+def _ranks(lane: Lane) -> str:
+    return f"{lane.ranks} rank{'s' * (lane.ranks != 1)}"
+
+
 NOBODY = "no worker group is alive: start one with 'spool-worker'"
 """Why tasks wait where there is no group at all."""
 
@@ -350,7 +354,7 @@ def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:
         reason = info.why_not(wanted)
         if reason is None:
             return None
-        if reason == f"{wanted.ranks} ranks wanted, groups have {info.ranks}":
+        if reason == f"{_ranks(wanted)} wanted, groups have {info.ranks}":
             sizes.add(info.ranks)
         else:
             found.add(reason)
@@ -358,7 +362,7 @@ def nobody_serves(lane: str, alive: list[WorkerInfo]) -> str | None:
         have = f"groups have {', '.join(map(str, sorted(sizes)))}"
         if max(sizes) < wanted.ranks:
             have = f"the largest group has {max(sizes)}"
-        found.add(f"{wanted.ranks} ranks wanted, {have}")
+        found.add(f"{_ranks(wanted)} wanted, {have}")
     return f"no live group can run them: {'; '.join(sorted(found))}"
 
 

@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(kind.name if kind else item.path.name))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Output that a page shows is compared with what the commands print now."""
+    parser.addoption(
+        "--update-pages", action="store_true", help="write what commands print into the pages that show it"
+    )
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     """A new spool that nobody serves."""

@@ -265,25 +265,24 @@ def test_the_status_of_a_busy_spool(spool: Spool, worker: Workers, tmp_path: Pat
         wait_until((tmp_path / "started").exists, "one runs")
         others = [executor.submit(pow, number, 2) for number in range(3)]
         shown, found = run("status", spool.path), looked_at(spool)
-        assert found["tasks"] == {"held": 1, "waiting": 3, "running": 1, "done": 0, "failed": 1}
-        me = account(os.geteuid())
-        assert found["counts"] == [{"lane": LANE, "user": me, **found["tasks"]}]
-        assert found["blocked"] == [] and "BLOCKED" not in shown.stdout
         (info,) = registry.workers(spool)
-        (group,) = found["groups"]
-        assert (group["worker"], group["name"]) == (info.worker, "tests.tasks.mark_and_wait")
-        assert group["task"] == running.task  # type: ignore[attr-defined]
-        assert 0 <= group["seconds"] < 600
-        assert "Groups   1 alive on 1 host: 1 busy, 0 idle" in shown.stdout
-        assert f"{info.worker[:8]} " in shown.stdout and "tests.tasks.mark_and_w" in shown.stdout
-        assert max(map(len, shown.stdout.splitlines())) <= 80
         (tmp_path / "go").touch()
         running.result()
-        assert [future.result() for future in others] == [0, 1, 4]
+        values = [future.result() for future in others]
         (name,) = fsio.names(spool.layout.waiting)
         fsio.move(f"{spool.layout.waiting}/{name}", f"{spool.layout.failed}/{name}")
         executor._core.session.fail(RuntimeError("not awaited"))  # type: ignore[union-attr]
-        assert held.done()
+    assert values == [0, 1, 4] and held.done()
+    assert found["tasks"] == {"held": 1, "waiting": 3, "running": 1, "done": 0, "failed": 1}
+    assert found["counts"] == [{"lane": LANE, "user": account(os.geteuid()), **found["tasks"]}]
+    assert found["blocked"] == [] and "BLOCKED" not in shown.stdout
+    (group,) = found["groups"]
+    assert (group["worker"], group["name"]) == (info.worker, "tests.tasks.mark_and_wait")
+    assert group["task"] == running.task  # type: ignore[attr-defined]
+    assert 0 <= group["seconds"] < 600
+    assert "Groups   1 alive on 1 host: 1 busy, 0 idle" in shown.stdout
+    assert f"{info.worker[:8]} " in shown.stdout and "tests.tasks.mark_and_w" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
 def test_the_status_says_first_what_blocks_and_why(spool: Spool, worker: Workers) -> None:

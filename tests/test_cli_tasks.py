@@ -17,21 +17,20 @@ from typing import Any
 import click.testing
 import pytest
 
-from spoolpool import Executor, envelope, fsio, journal, layout, pickling, query, settings
-from spoolpool import task as records
+from spoolpool import Executor, fsio, journal, layout, pickling, query, settings
 from spoolpool.census import census
 from spoolpool.cli import selection
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted, TaskFailed, TaskTimeout
 from spoolpool.journal import Journal
-from spoolpool.layout import Lane, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
+from spoolpool.layout import Lane, Token, new_task_id, new_worker_id
 from spoolpool.query import Query
 from spoolpool.spool import Spool
-from spoolpool.task import Failure, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust, account
 from tests import tasks
 from tests.conftest import Workers
 from tests.stage import LANE, announce, unknown_process
+from tests.standing import put
 from tests.test_docs import codes, section
 from tests.waiting import LIMIT, wait_until
 
@@ -53,36 +52,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
 def run(*arguments: object, **options: Any) -> click.testing.Result:
     words = [str(each) for each in arguments]
     return click.testing.CliRunner().invoke(main, words, prog_name="spool", env={settings.ENV_SPOOL: None}, **options)
-
-
-def put(spool: Spool, state: query.State, *, ago: float = 0.0, lane: str = LANE, **more: Any) -> str:
-    """A task in a state, with the outcome that belongs to it; returns its id."""
-    micros = time.time_ns() // 1000 - int(ago * 1e6)
-    task = f"499-{micros:014x}-{os.urandom(5).hex()}"
-    fields = {"session": "inbox", "name": "some.function", **more}
-    header = TaskHeader(task=task, lane=lane, bucket=bucket_name(task, new_submitter_id()), **fields)
-    token = Token(task, 1, 1, "" if state in ("held", "waiting") else new_worker_id())
-    if state == "cancelled":
-        token = token.claimed_by(layout.CANCELLED)
-    place = query.STATES[state]
-    where = {
-        "held": spool.layout.waiting,
-        "waiting": spool.layout.bucket(lane, header.bucket),
-        "running": spool.layout.claimed,
-        "done": f"{spool.layout.results}/{header.session}",
-        "failed": spool.layout.failed,
-    }[place]
-    spool.make_directories(where)
-    fsio.create(f"{where}/{token.name}", envelope.pack(records.encode(header), b"no pickle"))
-    if place == "done" and state != "cancelled":
-        kind: Any = {"done": "result", "raised": "error", "lost": "lost"}[state]
-        why = Failure(type="ValueError", message="too \x1b[2Jbad", traceback="Traceback:\n  here\n")
-        about: Any = {"worker": token.worker, "host": "node7", "started": 1.0, "ended": 3.0}
-        outcome = OutcomeHeader(task=task, kind=kind, failure=None if state == "done" else why, **about)
-        spool.make_directories(f"{spool.layout.outgoing}/{header.session}")
-        path = spool.layout.outcome(header.session, token)
-        fsio.create(path, envelope.pack(records.encode(outcome), pickle.dumps("value")))
-    return task
 
 
 def ids(*words: object) -> list[str]:
