@@ -15,6 +15,7 @@ from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
+    from spoolpool.future import get_item_from_future, split_future
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.spool import Spool
 
@@ -28,6 +29,8 @@ _WHERE = {
     "ShellExecutor": "spoolpool.programs",
     "Spool": "spoolpool.spool",
     "SubprocessExecutor": "spoolpool.programs",
+    "get_item_from_future": "spoolpool.future",
+    "split_future": "spoolpool.future",
 }
 
 __all__ = [
@@ -41,6 +44,8 @@ __all__ = [
     "SubprocessExecutor",
     "as_completed",
     "current_task",
+    "get_item_from_future",
+    "split_future",
     "wait",
 ]
 

@@ -47,11 +47,16 @@ def bar(total: int | None, label: str = "") -> Iterator[Bar]:
 def as_completed(
     fs: Iterable[Future[T]], timeout: float | None = None, *, progress: bool = False
 ) -> Iterator[Future[T]]:
-    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done."""
+    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done.
+
+    In a task that waits for tasks of its own it also runs those, if nobody else does.
+    """
+    from spoolpool import future  # whoever only asks for the version needs no spool
+
     if not progress:
-        return futures.as_completed(fs, timeout)
+        return future.as_completed(fs, timeout)
     given = set(fs)
-    return _drawn(futures.as_completed(given, timeout), len(given))
+    return _drawn(future.as_completed(given, timeout), len(given))
 
 
 def _drawn(values: Iterable[T], total: int) -> Iterator[T]:
@@ -68,13 +73,18 @@ def wait(
     *,
     progress: bool = False,
 ) -> futures._base.DoneAndNotDoneFutures[T]:
-    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done."""
+    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done.
+
+    In a task that waits for tasks of its own it also runs those, if nobody else does.
+    """
+    from spoolpool import future
+
     given = set(fs)
     if not progress:
-        return futures.wait(given, timeout, return_when)
+        return future.wait(given, timeout, return_when)
     with bar(len(given)) as drawn:
         count(drawn, given)
-        return futures.wait(given, timeout, return_when)
+        return future.wait(given, timeout, return_when)
 
 
 def count(drawn: Bar | None, fs: Some) -> Some:

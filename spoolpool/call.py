@@ -14,6 +14,7 @@ from spoolpool.context import CurrentTask, running
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskFailed
 from spoolpool.identity import hostname
+from spoolpool.outcome import Needed, Values
 from spoolpool.task import Failure
 
 _MESSAGE = 4096
@@ -73,13 +74,17 @@ def run(
     init: str = "",
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
     presets: Presets,
+    needed: Sequence[Needed] = (),
 ) -> Report:
-    """Unpickle and make the call; never raises, whatever the function does short of ending the process."""
+    """Unpickle and make the call; never raises, whatever the function does short of ending the process.
+
+    ``needed`` are the results to which its arguments refer.
+    """
     try:
         with running(task), _directory(cwd):
             if init_content is not None and not presets.knows(init):
                 presets.make(init, *init_content)
-            function, args, kwargs = pickling.loads(payload, buffers)
+            function, args, kwargs = pickling.loads(payload, buffers, Values(needed) if needed else None)
             presets.fill(init, function, args, kwargs)
             value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt too: they end the task, not the group

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from spoolpool import fsio, layout, registry
-from spoolpool.layout import Token
+from spoolpool.layout import Edge, Token
 from spoolpool.spool import Spool
 
 Place = Literal["held", "waiting", "running", "done", "failed"]
@@ -119,6 +119,9 @@ class Census:
     results: dict[str, tuple[str, Token]]
     outgoing: dict[str, tuple[str, Token]]
     failed: dict[str, Token]
+    needs: dict[str, Edge]
+    unfinished: set[str]
+    """What is being written in ``tmp/``, by name."""
     marks: list[str]
     """Tasks that are to be cancelled."""
     unknown: list[str]
@@ -143,6 +146,8 @@ def census(spool: Spool) -> Census:
     walk = Walk(spool.path)
     top = walk.names(".")
     known = {*layout.Layout.DIRECTORIES, *layout.Layout.ON_DEMAND, "spool.json"}
+    needs = dict(_edges(walk))
+    unfinished = {path.partition("/")[2] for path in walk.good("tmp", _may_be_in_tmp)}
     marks = [path.partition("/")[2] for path in walk.good("cancel", layout.is_task_id)]
     outgoing = {each.path: (each.session, each.token) for each in walk.of_sessions("outgoing")}
     found: dict[Place, list[Standing]] = {place: [] for place in PLACES}
@@ -155,13 +160,14 @@ def census(spool: Spool) -> Census:
     walk.good("journal", layout.writer_of)
     walk.good("logs", layout.parse_log)
     walk.good("jobs", lambda name: name == layout.LOCK or layout.is_job_file(name))
-    walk.good("tmp", lambda name: layout.is_unfinished(name) or layout.is_meeting(name))
     return Census(
         ready={each.path: each.token for each in (*found["held"], *found["waiting"])},
         claimed={each.path: each.token for each in found["running"]},
         results={each.path: (each.session, each.token) for each in found["done"]},
         outgoing=outgoing,
         failed={each.path: each.token for each in found["failed"]},
+        needs=needs,
+        unfinished=unfinished,
         marks=marks,
         unknown=walk.unknown + [name for name in top if name not in known],
         missing=[name for name in layout.Layout.DIRECTORIES if name not in top],
@@ -172,3 +178,16 @@ def census(spool: Spool) -> Census:
 def waiting_tasks(spool: Spool) -> Counter[str]:
     """How many tasks wait in each lane that has some."""
     return Counter(standing.lane for standing in Walk(spool.path).tasks({"waiting"}))
+
+
+def _edges(walk: Walk) -> Iterator[tuple[str, Edge]]:
+    """What is needed, by path; listed before the tasks: an edge goes before the one that needs it."""
+    for directory in walk.good("needs", layout.is_session):
+        for path in walk.good(directory, layout.parse_edge):
+            edge = layout.parse_edge(path.rpartition("/")[2])
+            if edge is not None:
+                yield path, edge
+
+
+def _may_be_in_tmp(name: str) -> bool:
+    return layout.is_unfinished(name) or layout.is_meeting(name)

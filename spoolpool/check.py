@@ -23,6 +23,7 @@ from spoolpool.registry import WorkerInfo
 from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
+from spoolpool.waiting import release
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ Kind = Literal[
     "orphan outcome",
     "no outcome",
     "stale mark",
+    "stale edge",
+    "unmet need",
     "dead worker",
 ]
 
@@ -93,6 +96,7 @@ def _by_name(spool: Spool) -> list[Finding]:
     if first.complete and second.complete:
         found += _outcomes(first, second)
         found += _marks(first, second)
+        found += _needs(first, second)
     if now is not None:
         found += [
             Finding(kind="unfinished", path=each.path, text=f"{each.why}; repair removes it", mends=True)
@@ -185,6 +189,34 @@ def _marks(first: Census, second: Census) -> list[Finding]:
     ]
 
 
+def _needs(first: Census, second: Census) -> list[Finding]:
+    """Edges of tasks that are not there any more, and tasks that wait for some that are not."""
+    alive = _places(first).keys() | _places(second).keys()
+    coming = first.unfinished | second.unfinished
+    edges = {path: edge for path, edge in second.needs.items() if path in first.needs}
+    found = [
+        Finding(
+            kind="stale edge",
+            path=path,
+            text=f"task {edge.needed_by}, for which an outcome is kept, is not there any more; repair removes this",
+            mends=True,
+        )
+        for path, edge in edges.items()
+        if edge.needed_by not in alive | coming
+    ]
+    held = {token.task: path for path, token in second.ready.items() if path in first.ready and path[:8] == "waiting/"}
+    unmet = {edge.needed_by: edge.task for edge in edges.values() if edge.task not in alive and edge.needed_by in held}
+    return found + [
+        Finding(
+            kind="unmet need",
+            path=held[name],
+            text=f"it waits for task {needed}, which is not there any more; repair lets it go, so that it fails",
+            mends=True,
+        )
+        for name, needed in unmet.items()
+    ]
+
+
 def _server_time(spool: Spool) -> float | None:
     try:
         return spool.server_time()
@@ -259,8 +291,12 @@ def _mend_at_once(spool: Spool, finding: Finding) -> list[str]:
     if finding.kind == "missing":
         spool.make_directories(path)
         return [f"made {finding.path}"]
-    if finding.kind in ("stale mark", "unfinished") and fsio.remove(path):
+    if finding.kind in ("stale mark", "stale edge", "unfinished") and fsio.remove(path):
         return [f"removed {finding.path}"]
+    if finding.kind == "unmet need":
+        token = _token(finding.path)
+        if release(spool, read_task(spool, path, token), token):
+            return [f"let {finding.path} go"]
     return []
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
@@ -183,7 +183,8 @@ class Claimer:
     """Finds tasks that a worker may run and claims them, in order, at a cost that the backlog does not change.
 
     ``serves`` says which lanes are this group's, ``weights`` how much of it each queue gets (see
-    :mod:`spoolpool.order`). Contention is met by going on to another candidate, never by waiting.
+    :mod:`spoolpool.order`); ``submitter`` restricts it to the tasks of one. Contention is met by going on to another
+    candidate, never by waiting.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Claimer:
         serves: Callable[[Lane], bool],
         trust: Trust,
         weights: Mapping[str, int] | None = None,
+        submitter: str = "",
     ) -> None:
         self._spool = spool
         self._lease = spool.config.lease
@@ -200,7 +202,7 @@ class Claimer:
         self._serves = serves
         self._trust = trust
         spool.need_key()
-        self._listing = Listing(spool, serves, weights)
+        self._listing = Listing(spool, serves, weights, submitter)
         self._window = 1
         self._refused: dict[str, str] = {}
         self._keyless: dict[str, float] = {}
@@ -341,13 +343,13 @@ class Claimer:
             return None
         return Claim(token, header, content, fd)
 
-    def forgotten(self) -> Claim | None:
-        """A claim in this worker's name that it does not know of: for use when it works on none.
+    def forgotten(self, known: Container[Token] = ()) -> Claim | None:
+        """A claim in this worker's name that it does not know of: none of those on which it works.
 
         So it is after a rename that happened although the answer, and the look after it, said no.
         """
         for token in map(layout.parse_token, fsio.names(self._spool.layout.claimed)):
-            if token is None or token.worker != self._worker:
+            if token is None or token.worker != self._worker or token in known:
                 continue
             path = self._spool.layout.claimed_token(token)
             if path in self._refused:

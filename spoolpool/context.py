@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +31,8 @@ class CurrentTask:
     """Task id."""
     attempt: int
     """Which attempt this is, from 1."""
+    spool: str = ""
+    """Directory of the spool that it came from: ``Executor(spool=current_task().spool)`` submits to it."""
     worker: str
     """Id of the worker group."""
     rank: int = 0
@@ -85,6 +87,28 @@ def current_task() -> CurrentTask:
             "Threads that it starts get it by contextvars.copy_context()."
         )
     return task
+
+
+Assist = Callable[[str], bool]
+"""Runs one waiting task of a submitter in this thread; whether there was one."""
+
+_assist: ContextVar[tuple[str, Assist] | None] = ContextVar("spoolpool_assist", default=None)
+
+
+@contextlib.contextmanager
+def assisting(spool: str, assist: Assist) -> Iterator[None]:
+    """Let a function that waits for tasks of its own spool run them meanwhile."""
+    before = _assist.set((spool, assist))
+    try:
+        yield
+    finally:
+        _assist.reset(before)
+
+
+def assistance(spool: str) -> Assist | None:
+    """What runs tasks of a spool while a task waits for them; None outside of a task, and where the group cannot."""
+    found = _assist.get()
+    return found[1] if found is not None and found[0] == spool else None
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import xxhash
 
 from spoolpool import signature
-from spoolpool.errors import BadTaskFile, NotTrusted, SpoolVersion
+from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted, SpoolVersion
 from spoolpool.layout import FORMAT
 
 MAGIC = b"\x93SPOOL\r\n"
@@ -59,6 +59,11 @@ class Envelope(NamedTuple):
 
 def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """The parts of a file, to be written one after the other. No buffer is copied."""
+    if len(header) > _HEADER_LIMIT:
+        raise BadRequest(
+            f"A header would have {len(header)} bytes, and may have {_HEADER_LIMIT}: this call names too much, such as "
+            "more than 30 000 futures among its arguments. Join them in several steps."
+        )
     lengths = [len(buffer) for buffer in buffers]
     end = _PREFIX.size + 8 * len(lengths) + len(header) + len(payload)
     total = end

@@ -11,6 +11,17 @@ from concurrent.futures import BrokenExecutor
 from typing import ClassVar
 
 
+class RemoteTraceback(Exception):
+    """The traceback on the worker's side; the cause of an exception that came back from a task."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class SpoolpoolError(Exception):
     """Something that spoolpool can explain went wrong."""
 
@@ -81,6 +92,27 @@ class TaskFailed(SpoolpoolError):
     """A task raised an exception that cannot travel; its type, text and traceback are in the message."""
 
     exit_code = 13
+
+
+class DependencyFailed(SpoolpoolError):
+    """A task was not run, since another one whose result it needs failed; the cause is that one's exception."""
+
+    exit_code = 21
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the cause, and the remote traceback that is the cause's cause."""
+        cause = self.__cause__
+        return _caused, (type(self), self.args, cause, None if cause is None else cause.__cause__)
+
+
+def _caused(
+    kind: type[SpoolpoolError], args: tuple[object, ...], cause: BaseException | None, before: BaseException | None
+) -> SpoolpoolError:
+    error = kind(*args)
+    if cause is not None:
+        cause.__cause__ = before
+    error.__cause__ = cause
+    return error
 
 
 class NobodyServes(SpoolpoolError):

@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spoolpool import bar, fsio, layout, pickling, settings
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
+from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
+from spoolpool.needs import Needs
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
 from spoolpool.resources import Resources
@@ -212,18 +214,36 @@ class Executor(futures.Executor):
     ) -> Future[T]:
         """Put a call into the spool and return its future.
 
-        ``resource_dict`` says what this call needs, over the executor's defaults; an unknown key is an error
-        that lists the known ones. When this returns, the task is in the spool. Raises
-        :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
+        Futures anywhere among the arguments are waited for, and the call gets their values; if one fails or is
+        cancelled, this one does too, without a run. ``resource_dict`` says what this call needs, over the executor's
+        defaults; an unknown key is an error that lists the known ones. When this returns, the task is in the spool.
+        Raises :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
         :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.TooManyWaiting`,
         :class:`~spoolpool.errors.BrokenSpool` where no group of the shape can
         be started, and ``RuntimeError`` after :meth:`shutdown`.
         """
         wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
-        payload, buffers = pickling.dumps_call(fn, args, kwargs)
         with self._lock:
             core = self._usable()
-            shape = wishes.shape()
+        needs = Needs(core.spool, layout.new_task_id(wishes.priority))
+        try:
+            payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer)
+            return self._submit(core, needs, fn, payload, buffers, wishes)
+        except BaseException:
+            needs.drop()
+            raise
+
+    def _submit(
+        self,
+        core: Core,
+        needs: Needs,
+        fn: Callable[..., T],
+        payload: Buffer,
+        buffers: list[Buffer],
+        wishes: Resources,
+    ) -> Future[T]:
+        shape = wishes.shape()
+        with self._lock:
             core.prepare(shape)
         lane = self._lane(wishes)
         future = core.session.submit(
@@ -231,12 +251,12 @@ class Executor(futures.Executor):
             buffers,
             lane=lane.name,
             name=pickling.label(fn),
-            priority=wishes.priority,
             max_attempts=wishes.max_attempts,
             retries=wishes.retries,
             retry_delay=wishes.retry_delay,
             cwd=wishes.cwd,
             init=core.init,
+            needs=needs,
         )
         if core.stream is not None:
             core.stream.submitted()

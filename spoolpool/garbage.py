@@ -7,6 +7,7 @@ own clock takes part.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -42,11 +43,13 @@ def rubbish(spool: Spool, keep: Keep | None = None) -> list[Rubbish]:
     keep = keep or spool.config.keep
     now = spool.server_time()
     found = [*unfinished(spool, now, keep), *_journals_and_logs(spool, now, keep), *_buckets(spool, now, keep)]
+    edges = _Edges(spool)
+    found += edges.stale(now, keep)
     where = spool.layout
     sessions = {*fsio.names(where.results), *fsio.names(where.outgoing)}
     sessions |= {layout.session_of(name) or "" for name in fsio.names(where.sessions)}
     for session in sorted(filter(layout.is_session, sessions)):
-        found += _session(spool, now, keep, session)
+        found += _session(spool, now, keep, session, edges)
     return found
 
 
@@ -69,7 +72,64 @@ def remove(spool: Spool, found: list[Rubbish]) -> int:
 def unfinished(spool: Spool, now: float, keep: Keep) -> list[Rubbish]:
     """What was being written in ``tmp/`` when its writer died; ``now`` is :meth:`Spool.server_time`."""
     names = filter(layout.is_unfinished, fsio.names(spool.layout.tmp))
-    return list(_old_files("tmp", names, "an unfinished write", spool, now, keep.unfinished))
+    found = list(_old_files("tmp", names, "an unfinished write", spool, now, keep.unfinished))
+    edges = _Edges(spool) if found else None
+    before: list[Rubbish] = []
+    for number, each in enumerate(found):
+        if edges is not None and (of := edges.of(each.path.partition("/")[2])):
+            # its edges first, as a submitter would
+            before += [Rubbish(path=path, why=f"of {each.why}") for path in of]
+            found[number] = dataclasses.replace(each, after=tuple(of))
+    return before + found
+
+
+class _Edges:
+    """Which tasks are needed, and by which, as ``needs/`` says."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._of: dict[str, list[str]] = {}
+        self._by: dict[tuple[str, str], set[str]] = {}
+        for session in filter(layout.is_session, fsio.names(spool.layout.needs)):
+            for name in fsio.names(f"{spool.layout.needs}/{session}"):
+                edge = layout.parse_edge(name)
+                if edge is not None:
+                    self._of.setdefault(edge.needed_by, []).append(f"needs/{session}/{name}")
+                    self._by.setdefault((session, edge.task), set()).add(edge.needed_by)
+
+    def of(self, task: str) -> list[str]:
+        """Paths of the edges that say what a task needs."""
+        return self._of.get(task, [])
+
+    def by(self, session: str, task: str) -> set[str]:
+        """The tasks that need one of this session."""
+        return self._by.get((session, task), set())
+
+    def stale(self, now: float, keep: Keep) -> list[Rubbish]:
+        """Old ones whose task is nowhere any more: whoever took it away ended before its edges went."""
+        old = {
+            task
+            for task, paths in self._of.items()
+            if all(_age(f"{self._spool.path}/{path}", now) > keep.unfinished for path in paths)
+        }
+        if old:
+            for _ in range(2):  # a task moves while it is looked for
+                old -= _tasks(self._spool)
+        why = f"its task is gone, and it is older than {_days(keep.unfinished)}"
+        return [Rubbish(path=path, why=why) for task in sorted(old) for path in self._of[task]]
+
+
+def _tasks(spool: Spool) -> set[str]:
+    """Every task that is somewhere, in the order in which they move."""
+    where = spool.layout
+    names = [*fsio.names(where.tmp), *fsio.names(where.waiting)]
+    for lane in filter(layout.parse_lane, fsio.names(where.ready)):
+        for bucket in fsio.names(where.lane(lane)):
+            names += fsio.names(where.bucket(lane, bucket))
+    names += fsio.names(where.claimed)
+    for session in fsio.names(where.results):
+        names += fsio.names(f"{where.results}/{session}")
+    return {name.partition(".")[0] for name in (*names, *fsio.names(where.failed))}
 
 
 def _journals_and_logs(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
@@ -93,7 +153,7 @@ def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
                 yield Rubbish(path=f"ready/{lane}/{bucket}", why=f"empty for {_days(keep.unfinished)}")
 
 
-def _session(spool: Spool, now: float, keep: Keep, session: str) -> Iterator[Rubbish]:
+def _session(spool: Spool, now: float, keep: Keep, session: str, edges: _Edges) -> Iterator[Rubbish]:
     gone = registry.session_is_gone(spool, session)
     seconds = keep.sessions if gone else keep.results
     why = (
@@ -101,17 +161,22 @@ def _session(spool: Spool, now: float, keep: Keep, session: str) -> Iterator[Rub
         if gone
         else f"not collected for {_days(seconds)}"
     )
-    inbox, outbox = f"results/{session}", f"outgoing/{session}"
-    listed = []
+    inbox, outbox, needs = f"results/{session}", f"outgoing/{session}", f"needs/{session}"
+    listed: list[Rubbish] = []
+    ended: set[str] = set()
     if fsio.is_directory(f"{spool.path}/{inbox}") and not os.path.islink(f"{spool.path}/{outbox}"):
-        for name in sorted(fsio.names(f"{spool.path}/{inbox}")):
-            token = layout.parse_token(name)
-            if token is not None and token.worker:
-                listed += _outcome(spool, now, seconds, session, token, why)
+        tokens = map(layout.parse_token, fsio.names(f"{spool.path}/{inbox}"))
+        # the latest first: a task was submitted after those that it needs
+        for token in sorted((each for each in tokens if each), key=lambda each: each.task[4:], reverse=True):
+            if token.worker and edges.by(session, token.task) <= ended:
+                found = _outcome(spool, now, seconds, session, token, why, edges.of(token.task))
+                listed += found
+                if found and not any(each.to for each in found):
+                    ended.add(token.task)
     yield from listed
     going = {each.path for each in listed}
     stays = False
-    for directory in (inbox, outbox):
+    for directory in (inbox, outbox, needs):
         path = f"{spool.path}/{directory}"
         if fsio.is_directory(path):
             if _age(path, now) > seconds and going.issuperset(f"{directory}/{name}" for name in fsio.names(path)):
@@ -121,24 +186,28 @@ def _session(spool: Spool, now: float, keep: Keep, session: str) -> Iterator[Rub
     about = f"sessions/{session}.json"
     if not stays and _age(f"{spool.path}/{about}", now) > seconds:
         # last: without it nobody knows that the submitter is gone
-        yield Rubbish(path=about, why=why, after=(inbox, outbox))
+        yield Rubbish(path=about, why=why, after=(inbox, outbox, needs))
 
 
-def _outcome(spool: Spool, now: float, seconds: float, session: str, token: Token, why: str) -> list[Rubbish]:
-    """A committed task with its outcome, if it is old enough."""
+def _outcome(
+    spool: Spool, now: float, seconds: float, session: str, token: Token, why: str, edges: list[str]
+) -> list[Rubbish]:
+    """A committed task with its outcome and its edges, if it is old enough."""
     marker, path = f"results/{session}/{token.name}", f"outgoing/{session}/{token.name}"
     if _age(f"{spool.path}/{marker}", now) <= seconds:  # its rename was the commit
         return []
+    first = [Rubbish(path=edge, why=why) for edge in edges]
     if token.worker == layout.CANCELLED:
-        return [Rubbish(path=marker, why=why)]
+        return [*first, Rubbish(path=marker, why=why, after=tuple(edges))]
     if _age(f"{spool.path}/{path}", now) <= seconds:
         return []
-    first = Rubbish(path=marker, why=why)
     if _is_lost(spool, session, token):
-        to = f"failed/{token.name}"
-        first = Rubbish(path=marker, why=f"{why}; it was lost with its workers, and is kept as {to}", to=to)
+        to = f"failed/{token.name}"  # with its edges, because a retry needs what they hold
+        first = [Rubbish(path=marker, why=f"{why}; it was lost with its workers, and is kept as {to}", to=to)]
+    else:
+        first.append(Rubbish(path=marker, why=why, after=tuple(edges)))
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
-    return [first, Rubbish(path=path, why=why, after=(marker,))]
+    return [*first, Rubbish(path=path, why=why, after=(marker,))]
 
 
 def _is_lost(spool: Spool, session: str, token: Token) -> bool:

@@ -20,12 +20,13 @@ grace period it publishes its exception itself and aborts the group.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool import call, message, mpi, settings
@@ -37,6 +38,7 @@ from spoolpool.envelope import Buffer
 from spoolpool.errors import LauncherError
 from spoolpool.layout import Token
 from spoolpool.message import Content, Head
+from spoolpool.outcome import Needed
 from spoolpool.task import TaskHeader
 from spoolpool.wakeup import Wakeup
 
@@ -65,27 +67,57 @@ class SerialGroup:
     tainted = False
 
     def __init__(
-        self, ends: float | None = None, *, capture: Capture | None = None, progress: ProgressSink | None = None
+        self,
+        ends: float | None = None,
+        spool: str = "",
+        *,
+        capture: Capture | None = None,
+        progress: ProgressSink | None = None,
     ) -> None:
         self._ends = ends
+        self._spool = spool
         self._capture = capture or Capture(None)
         self._progress = progress
         self._presets = Presets()
+        self._running = False
 
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called here."""
         return self._presets.knows(init)
 
-    def run(self, token: Token, header: TaskHeader, content: Content, init: Content | None) -> tuple[Report, int]:
-        """Run a call in this process."""
+    def run(
+        self, token: Token, header: TaskHeader, content: Content, init: Content | None, needed: Sequence[Needed] = ()
+    ) -> tuple[Report, int]:
+        """Run a call in this process; a call that waits for tasks of its own may be in the middle of it."""
         task = CurrentTask(
-            id=token.task, attempt=token.attempt, worker=token.worker, ends=self._ends, _progress=self._progress
+            id=token.task,
+            attempt=token.attempt,
+            worker=token.worker,
+            spool=self._spool,
+            ends=self._ends,
+            _progress=self._progress,
         )
-        with self._capture.of(token):
+        # what a task prints that another one runs while it waits is that one's
+        with contextlib.nullcontext() if self._running else self._outermost(token):
             report = call.run(
-                task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets
+                task,
+                *content,
+                cwd=header.cwd,
+                init=header.init,
+                init_content=init,
+                presets=self._presets,
+                needed=needed,
             )
         return report, 1
+
+    @contextlib.contextmanager
+    def _outermost(self, token: Token) -> Iterator[None]:
+        self._running = True
+        try:
+            with self._capture.of(token):
+                yield
+        finally:
+            self._running = False
 
     def settle(self, *, idle: bool) -> None:
         """Nothing to be done between tasks."""
@@ -131,6 +163,7 @@ class MPIGroup:
         ends: float | None = None,
         capture: Capture | None = None,
         progress: ProgressSink | None = None,
+        spool: str = "",
     ) -> None:
         self.size = comm.Get_size()
         self.rank = comm.Get_rank()
@@ -145,6 +178,7 @@ class MPIGroup:
         self._ends = ends
         self._capture = capture or Capture(None)
         self._progress = progress
+        self._spool = spool
         self._presets = Presets()
         self._others = range(1, self.size)
         self._serial = 0
@@ -163,15 +197,19 @@ class MPIGroup:
 
     # -- rank 0
 
-    def run(self, token: Token, header: TaskHeader, content: Content, init: Content | None) -> tuple[Report, int]:
+    def run(
+        self, token: Token, header: TaskHeader, content: Content, init: Content | None, needed: Sequence[Needed] = ()
+    ) -> tuple[Report, int]:
         """Run a call on all ranks; returns the joined values, or the exception of the lowest failed rank."""
         self._get_ready()
         self._serial += 1
-        for part in self._tell_all(_RUN, message.parts((token, header), content, init)):
+        about = token, header, [(each.session, each.task, each.ranks) for each in needed]
+        results = [(each.payload, each.buffers) for each in needed]
+        for part in self._tell_all(_RUN, message.parts(about, content, init, *results)):
             self._bcast(part)
         inboxes = self._inboxes()
         requests = [self._private.Irecv(inbox, rank, _VOTE) for rank, inbox in zip(self._others, inboxes, strict=True)]
-        mine = self._call(token, header, content, init)
+        mine = self._call(token, header, content, init, needed)
         self._wait(requests, late=self._late(token, header, mine))
         votes = [Head.of(inbox) for inbox in inboxes]
         if wrong := [vote.serial for vote in votes if vote.serial != self._serial]:
@@ -261,10 +299,17 @@ class MPIGroup:
                 self._serve(*message.unpack(self._inbox, self._bcast_received))
         self._capture.close()
 
-    def _serve(self, about: tuple[Token, TaskHeader], contents: Sequence[Content | None]) -> None:
-        (token, header), (content, init) = about, contents
+    def _serve(
+        self, about: tuple[Token, TaskHeader, list[tuple[str, str, int]]], contents: Sequence[Content | None]
+    ) -> None:
+        (token, header, names), (content, init, *results) = about, contents
         assert content is not None
-        mine = self._call(token, header, content, init)
+        needed = [
+            Needed(session, task, ranks, *result)
+            for (session, task, ranks), result in zip(names, results, strict=True)
+            if result is not None
+        ]
+        mine = self._call(token, header, content, init, needed)
         parts = message.parts(mine.failure, (mine.payload, mine.buffers))
         large = self._tell(0, _FAILED if mine.failure else _DONE, _VOTE, self._mark(mine, header), parts)
         verdict = self._hear(_BUSY_WOKEN, _BUSY, self._late(token, header, mine))
@@ -291,7 +336,9 @@ class MPIGroup:
 
     # -- all ranks
 
-    def _call(self, token: Token, header: TaskHeader, content: Content, init: Content | None) -> Report:
+    def _call(
+        self, token: Token, header: TaskHeader, content: Content, init: Content | None, needed: Sequence[Needed]
+    ) -> Report:
         task = CurrentTask(
             id=token.task,
             attempt=token.attempt,
@@ -299,12 +346,21 @@ class MPIGroup:
             rank=self.rank,
             size=self.size,
             comm=self._functions.comm,
+            spool=self._spool,
             ends=self._ends,
             _progress=None if self.rank else self._progress,
         )
         self._functions.begin()
         with self._capture.of(token):
-            return call.run(task, *content, cwd=header.cwd, init=header.init, init_content=init, presets=self._presets)
+            return call.run(
+                task,
+                *content,
+                cwd=header.cwd,
+                init=header.init,
+                init_content=init,
+                presets=self._presets,
+                needed=needed,
+            )
 
     def _mark(self, mine: Report, header: TaskHeader) -> int:
         """How this rank ended: the same number on all ranks that left the same behind."""

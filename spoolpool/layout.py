@@ -29,11 +29,13 @@ CANCELLED = "cancelled"
 """Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
 
 # ASCII: \d would take the digits of every script, which are not the ones that are written
-_TASK = r"(?P<task>\d{3}-[0-9a-f]{14}-[0-9a-f]{10})"
+_ID = r"\d{3}-[0-9a-f]{14}-[0-9a-f]{10}"
+_TASK = rf"(?P<task>{_ID})"
 _TOKEN = re.compile(
     _TASK + r"\.(?P<claim>\d{6})\.(?P<attempt>\d{2})(?:\.(?P<worker>[0-9a-f]{16}|cancelled))?", re.ASCII
 )
 _TASK_ID = re.compile(_TASK, re.ASCII)
+_EDGE = re.compile(rf"({_ID})\.({_ID})", re.ASCII)
 _WORKER = re.compile(r"[0-9a-f]{16}")
 _BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})", re.ASCII)
 _LANE = re.compile(
@@ -118,6 +120,24 @@ def is_task_id(text: str) -> bool:
 def submitted_at(task: str) -> float:
     """When a task was submitted, as its id says: seconds since the epoch, by the submitting host's clock."""
     return int(task[4:18], 16) / 1e6
+
+
+class Edge(NamedTuple):
+    """The name of a file in ``needs/SESSION/``: a task of that session, and one that needs its outcome."""
+
+    task: str
+    needed_by: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.task}.{self.needed_by}"
+
+
+def parse_edge(name: str) -> Edge | None:
+    """Read what :attr:`Edge.name` made; None if it did not."""
+    match = _EDGE.fullmatch(name)
+    return None if match is None else Edge(*match.groups())
 
 
 def new_worker_id() -> str:
@@ -324,7 +344,7 @@ class Layout:
         "journal",
         "logs",
     )
-    ON_DEMAND = ("jobs",)
+    ON_DEMAND = ("jobs", "needs")
     """Directories that are made by the first who needs them."""
 
     def __init__(self, root: str) -> None:
@@ -333,6 +353,7 @@ class Layout:
         self.tmp = f"{root}/tmp"
         self.ready = f"{root}/ready"
         self.waiting = f"{root}/waiting"
+        self.needs = f"{root}/needs"
         self.claimed = f"{root}/claimed"
         self.outgoing = f"{root}/outgoing"
         self.results = f"{root}/results"
@@ -368,6 +389,10 @@ class Layout:
     def log(self, log: Log) -> str:
         """Captured output of one rank."""
         return f"{self.logs}/{log.name}"
+
+    def edge(self, session: str, edge: Edge) -> str:
+        """Says, as long as it is there, that the outcome of a task of this session is needed."""
+        return f"{self.needs}/{session}/{edge.name}"
 
     def worker(self, worker: str) -> str:
         """Directory of one worker."""

@@ -19,12 +19,20 @@ _WATCHED = 64  # buckets that are watched; the others are found by listing
 class Listing:
     """One worker's view of ``ready/``. A look lists lanes and their buckets; a bucket is listed when it is its turn.
 
-    ``serves`` says which lanes are the worker's, ``weights`` how much of it each queue gets (see :class:`Order`).
+    ``serves`` says which lanes are the worker's, ``weights`` how much of it each queue gets (see :class:`Order`);
+    ``submitter`` leaves the buckets of one alone to be seen.
     """
 
-    def __init__(self, spool: Spool, serves: Callable[[Lane], bool], weights: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        serves: Callable[[Lane], bool],
+        weights: Mapping[str, int] | None = None,
+        submitter: str = "",
+    ) -> None:
         self._spool = spool
         self._serves = serves
+        self._submitter = submitter
         self._order = Order(weights)
         self._lanes: list[Lane] = []
         self._sources: list[Source] = []
@@ -58,6 +66,7 @@ class Listing:
             Source(bucket, name, lane.queue, lane.user, *layout.series_of(bucket))
             for lane, name in zip(self._lanes, names, strict=True)
             for bucket in filter(layout.is_bucket, self._list(where.lane(name)))
+            if bucket.endswith(self._submitter)
         )
         self._last = {(each.lane, each.priority, each.submitter): each.bucket for each in self._sources}
         self._names.clear()

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from spoolpool import pickling
-from spoolpool.envelope import Envelope
-from spoolpool.errors import BadTaskFile, SpoolpoolError
+from spoolpool.envelope import Buffer, Envelope
+from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError
+from spoolpool.pickling import Reference
 from spoolpool.task import Failure, OutcomeHeader
 
 
-class RemoteTraceback(Exception):
-    """The traceback on the worker's side; the cause of an exception that came back from a task."""
+class Needed(NamedTuple):
+    """The result of a task, for a call that has a reference to it among its arguments."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    session: str
+    task: str
+    ranks: int
+    """Ranks whose values are in it."""
+    payload: Buffer
+    buffers: Sequence[Buffer]
 
-    def __str__(self) -> str:
-        return self.text
+
+class Values:
+    """What the references of one call refer to; each result is unpickled when it is first asked for."""
+
+    def __init__(self, needed: Iterable[Needed]) -> None:
+        self._needed = {(each.session, each.task): each for each in needed}
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, reference: Reference) -> Any:
+        """The value, or the part of it; raises :class:`DependencyFailed` where it has no such part."""
+        key = reference.session, reference.task
+        if key not in self._values:
+            if key not in self._needed:
+                raise BadTaskFile(f"The call refers to the result of {reference.task}, which its header does not name.")
+            self._values[key] = value_of_ranks(*self._needed[key][2:])
+        value = self._values[key]
+        for part in reference.keys:
+            try:
+                value = value[part]
+            except Exception as error:  # whatever its __getitem__ raises
+                raise DependencyFailed(
+                    f"The result of task {reference.task} ({type(value).__name__}) has no part [{part!r}]: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return value
 
 
 def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
@@ -32,17 +60,27 @@ def remote_error(error: BaseException, failure: Failure | None) -> BaseException
 def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
     """The value that an outcome holds; raises the exception that it holds, with its remote traceback."""
     if outcome.kind == "result":
-        if outcome.ranks == 1:
-            return pickling.loads(content.payload, content.buffers)
-        values, used = [], 0
-        for payload, count in pickling.loads(content.payload):
-            values.append(pickling.loads(payload, content.buffers[used : used + count]))
-            used += count
-        return values
+        return value_of_ranks(outcome.ranks, content.payload, content.buffers)
+    raise error_of(outcome, content)
+
+
+def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
+    """The value of one rank, or the list of the values of several."""
+    if ranks == 1:
+        return pickling.loads(payload, buffers)
+    values, used = [], 0
+    for each, count in pickling.loads(payload):
+        values.append(pickling.loads(each, buffers[used : used + count]))
+        used += count
+    return values
+
+
+def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
+    """The exception that an outcome holds, with its remote traceback; or the reason why it cannot be had."""
     try:
         error = pickling.loads(content.payload, content.buffers)
     except SpoolpoolError as reason:
         error = reason
     if not isinstance(error, BaseException):
         error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
-    raise remote_error(error, outcome.failure)
+    return remote_error(error, outcome.failure)

@@ -15,10 +15,12 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from spoolpool.envelope import Buffer
-from spoolpool.errors import NotPicklable, NotUnpicklable
+from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, SpoolpoolError
 
 OUT_OF_BAND = 32768
 """Bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
@@ -26,6 +28,34 @@ OUT_OF_BAND = 32768
 _OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+
+
+class Reference(NamedTuple):
+    """What travels in the place of a future: which task's result, and the way to a part of it."""
+
+    session: str
+    task: str
+    keys: tuple[object, ...] = ()
+
+
+Refer = Callable[["Future[Any]"], "Reference | object"]
+"""Says what travels in the place of a future: a reference, or its value."""
+
+Find = Callable[[Reference], object]
+"""Gives what a reference refers to."""
+
+_find: ContextVar[Find | None] = ContextVar("spoolpool_find", default=None)
+
+
+def _referred(*reference: Any) -> object:
+    """In the place of a reference while a call is unpickled; the worker's pickle names this function."""
+    find = _find.get()
+    return Reference(*reference) if find is None else find(Reference(*reference))
+
+
+def _itself(value: object) -> object:
+    """In the place of a future whose value travels; the worker's pickle names this function."""
+    return value
 
 
 def _is_plain(value: object, depth: int = 4) -> bool:
@@ -42,10 +72,11 @@ def _is_plain(value: object, depth: int = 4) -> bool:
     return kind is types.BuiltinFunctionType and getattr(value, "__module__", None) == "builtins"
 
 
-def dumps(value: object) -> tuple[Buffer, list[Buffer]]:
+def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:
     """Pickle; returns the pickle and its out-of-band buffers, which are views, not copies.
 
-    Raises :class:`NotPicklable` with what cloudpickle said.
+    ``refer`` is asked about each future in it, wherever that is. Raises :class:`NotPicklable` with what cloudpickle
+    said, and the :class:`BadRequest` that ``refer`` raises.
     """
     buffers: list[Buffer] = []
 
@@ -61,7 +92,11 @@ def dumps(value: object) -> tuple[Buffer, list[Buffer]]:
             return pickle.dumps(value, protocol=5), buffers
         _register_local_modules()
         stream = io.BytesIO()
-        _pickler()(stream, protocol=5, buffer_callback=keep).dump(value)
+        pickler = _pickler()(stream, protocol=5, buffer_callback=keep)
+        pickler.refer = refer
+        pickler.dump(value)
+    except BadRequest:
+        raise
     except Exception as error:  # whatever a __reduce__ raises
         if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
             raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
@@ -75,12 +110,22 @@ def _pickler() -> Callable[..., Any]:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        refer: Refer | None = None
+
         def reducer_override(self, value: object) -> Any:
+            if isinstance(value, Future):
+                return self._in_place_of(value)
             if not isinstance(value, types.ModuleType) or value.__name__ not in _local:
                 return super().reducer_override(value)
             # cloudpickle makes and fills a module in one step, and runs into endless recursion
             state = {key: each for key, each in vars(value).items() if key not in _OF_THE_IMPORT}
             return types.ModuleType, (value.__name__,), state, None, None, _fill
+
+        def _in_place_of(self, future: Future[Any]) -> Any:
+            if self.refer is None:
+                raise NotPicklable("a future can be an argument of submit, and nothing else: send its result().")
+            found = self.refer(future)
+            return (_referred, tuple(found)) if isinstance(found, Reference) else (_itself, (found,))
 
     return Pickler
 
@@ -90,17 +135,19 @@ def _fill(module: types.ModuleType, state: dict[str, object]) -> None:
     vars(module).update(state)
 
 
-def dumps_call(fn: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Buffer, list[Buffer]]:
+def dumps_call(
+    fn: object, args: tuple[object, ...], kwargs: dict[str, object], refer: Refer | None = None
+) -> tuple[Buffer, list[Buffer]]:
     """Pickle a call; a :class:`NotPicklable` names the argument that could not be."""
     try:
-        return dumps((fn, args, kwargs))
+        return dumps((fn, args, kwargs), refer)
     except NotPicklable as whole:
         parts: list[tuple[str, object]] = [("The function", fn)]
         parts += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
         parts += [(f"Argument {key!r}", arg) for key, arg in kwargs.items()]
         for what, part in parts:
             try:
-                dumps(part)
+                dumps(part, refer)
             except NotPicklable as error:
                 raise NotPicklable(
                     f"{what} of the call to {label(fn)} cannot be sent to a worker. {error} Make it "
@@ -109,10 +156,16 @@ def dumps_call(fn: object, args: tuple[object, ...], kwargs: dict[str, object]) 
         raise
 
 
-def loads(payload: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
-    """Unpickle; raises :class:`NotUnpicklable` that names a package that is missing here."""
+def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = None) -> Any:
+    """Unpickle; raises :class:`NotUnpicklable` that names a package that is missing here.
+
+    ``find`` is asked for what references refer to; what it raises is not changed.
+    """
+    before = _find.set(find)
     try:
         return pickle.loads(payload, buffers=buffers)
+    except SpoolpoolError:
+        raise
     except ModuleNotFoundError as error:
         raise NotUnpicklable(
             f"The package {error.name!r} is needed to read what was sent and is not installed in "
@@ -123,6 +176,8 @@ def loads(payload: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
         raise NotUnpicklable(
             f"What was sent cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        _find.reset(before)
 
 
 def label(fn: object) -> str:

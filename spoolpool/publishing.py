@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
-from spoolpool import envelope, task
-from spoolpool.call import Report
-from spoolpool.claim import commit, write_outcome
+import msgspec
+
+from spoolpool import envelope, fsio, settings, task
+from spoolpool.backoff import Backoff
+from spoolpool.call import Report, failed
+from spoolpool.claim import Claim, commit, give_back, has_outcome, write_outcome
 from spoolpool.envelope import Buffer
+from spoolpool.errors import DependencyFailed, SpoolFull
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
 from spoolpool.task import Kind, OutcomeHeader, TaskHeader
 from spoolpool.waiting import hold_back
+
+log = logging.getLogger(__name__)
 
 
 def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, started: float) -> list[Buffer]:
@@ -31,6 +38,19 @@ def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, 
         failure=report.failure,
     )
     return envelope.pack(task.encode(outcome), report.payload, report.buffers)
+
+
+def cancelled_parts(token: Token) -> list[Buffer]:
+    """The file that says that a task was not run, since it was cancelled, or something that it needs."""
+    outcome = OutcomeHeader(task=token.task, kind="cancelled", worker=token.worker, host=hostname())
+    return envelope.pack(task.encode(outcome), b"")
+
+
+def not_run(error: DependencyFailed) -> Report:
+    """The report of a call that was not made; there is no traceback, so that the cause stays the other's exception."""
+    report = failed(error, 0)
+    assert report.failure is not None
+    return report._replace(failure=msgspec.structs.replace(report.failure, traceback=""))
 
 
 def publish_for_group(path: str, keys: bytes) -> Callable[[TaskHeader, Token, Report], bool]:
@@ -52,3 +72,60 @@ def publish_for_group(path: str, keys: bytes) -> Callable[[TaskHeader, Token, Re
         return True
 
     return publish
+
+
+class Publisher:
+    """Writes and commits the outcomes of one group of so many ranks."""
+
+    def __init__(self, spool: Spool, ranks: int) -> None:
+        self._spool = spool
+        self._ranks = ranks
+
+    def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
+        """Write and commit; whether that was ours to do.
+
+        Tries on while the disk is full, then publishes that instead of the result. Where the worker is to end
+        meanwhile, as ``stopping`` says, it gives the task back and raises :class:`SpoolFull`.
+        """
+        rhythm = Backoff(0.1, 5.0, 2.0)
+        deadline = time.monotonic() + self._spool.config.lease
+        session = claim.header.session
+        while True:
+            try:
+                self._write(session, claim.token, parts)
+                break
+            except OSError as error:
+                log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
+                if time.monotonic() > deadline:
+                    reason = SpoolFull(
+                        f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."
+                    )
+                    parts = outcome_parts(claim.header, claim.token, failed(reason, 0), 1, started)
+                if stopping():
+                    give_back(self._spool, claim.header, claim.token)
+                    raise SpoolFull(
+                        f"Ended before the result of {claim.token.task} could be written ({error.strerror}): it "
+                        "waits again."
+                    ) from error
+                rhythm.sleep()
+        return commit(self._spool, session, claim.token)
+
+    def _write(self, session: str, token: Token, parts: list[Buffer]) -> None:
+        """Make the file of an outcome, whatever lies in its place."""
+        try:
+            write_outcome(self._spool, session, token, parts)
+            return
+        except FileExistsError:
+            if self._ranks > 1:
+                self._await_abort()
+        # nobody else made it: a request was repeated, or this process made half of it and could not take it away
+        if not has_outcome(self._spool, session, token):
+            fsio.remove(self._spool.layout.outcome(session, token))
+            write_outcome(self._spool, session, token, parts)
+
+    def _await_abort(self) -> None:
+        """Another rank may have published its exception; then it is about to end the group."""
+        rhythm = Backoff(0.05, 1.0)
+        end = time.monotonic() + settings.GRACE
+        while time.monotonic() < end:
+            rhythm.sleep()

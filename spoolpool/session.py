@@ -11,22 +11,28 @@ from collections.abc import Callable
 
 from spoolpool import envelope, fsio, layout, registry, settings, task, trust
 from spoolpool.backoff import Backoff
+from spoolpool.claim import read_task
+from spoolpool.context import assistance
 from spoolpool.envelope import Buffer
 from spoolpool.errors import (
     BadTaskFile,
     BrokenSpool,
+    DependencyFailed,
     NoKey,
     NotTrusted,
     SpoolVersion,
 )
-from spoolpool.future import TaskFuture, finish
+from spoolpool.future import TaskFuture, finish, wait
+from spoolpool.graph import Graph
 from spoolpool.identity import hostname
 from spoolpool.journal import Journal, submitters_journal
 from spoolpool.layout import Token
 from spoolpool.lookout import Refresher, Service
+from spoolpool.needs import Needs
 from spoolpool.outcome import value_of
 from spoolpool.quota import Quota
 from spoolpool.recovery import Recovery
+from spoolpool.retention import Held, Retention
 from spoolpool.signature import outcome_label
 from spoolpool.spool import Spool
 from spoolpool.task import Kind, TaskHeader
@@ -35,6 +41,7 @@ from spoolpool.watch import Watch
 
 log = logging.getLogger(__name__)
 
+_ID = len(layout.new_task_id())
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
 _FIRST_CHECK, _CHECK_EVERY = 5.0, 5.0
 
@@ -71,7 +78,9 @@ class Session:
         self._closed = False
         self._detached = False
         self._broken: BaseException | None = None
-        self._read: dict[str, Kind] = {}
+        self._retention = Retention(spool, self.name, self._lock)
+        self.graph = Graph()
+        """The tasks that need others, and those."""
         self._left_alone: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in the thread that collects."""
@@ -99,15 +108,17 @@ class Session:
         retry_delay: float = 1.0,
         cwd: str = "",
         init: str = "",
+        needs: Needs | None = None,
     ) -> TaskFuture:
         """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
 
-        Raises ``RuntimeError`` once the session is closed, :class:`BrokenSpool` once it failed, and
+        ``needs`` are what was asked about the futures in it: it waits for them, and where one has failed already, its
+        future has too. Raises ``RuntimeError`` once the session is closed, :class:`BrokenSpool` once it failed, and
         :class:`TooManyWaiting` where the spool bounds what may wait, unless the session waits for room.
         """
         if self._quota is not None:
             self._quota.take(self._open_still if self._wait_for_room else None)
-        task_id = layout.new_task_id(priority)
+        task_id = needs.task if needs is not None else layout.new_task_id(priority)
         header = TaskHeader(
             task=task_id,
             session=self.name,
@@ -122,20 +133,29 @@ class Session:
             retry_delay=retry_delay,
             cwd=cwd,
             init=init,
+            needs=needs.of_header() if needs is not None else {},
         )
-        future = TaskFuture(self, header)
+        future = TaskFuture(self, header, here=True)
+        if needs is not None and needs.end(future):
+            return future
         with self._lock:
             self._open_still()
             self._pending[task_id] = future
+            if header.needs and needs is not None:
+                self._retention.add(task_id, needs)
+                self.graph.add(header, [each.header for each in needs.futures()])
             wake = self._start()
         try:
             future.token = self.spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
         except BaseException:
             with self._lock:
                 self._pending.pop(task_id, None)
+                self._retention.withdraw(task_id)
                 self._all_done.notify_all()
             raise
         self._note("submitted", future, name=name, t=header.submitted)  # when it began: a worker may be done by now
+        if header.needs and needs is not None:
+            needs.submitted(future)
         if wake:
             with self._lock:  # the thread that collects may be about to close the watch
                 self._watch.wake()
@@ -188,28 +208,56 @@ class Session:
         """Take a task back that nobody has claimed."""
         if not self.spool.cancel(future.header, future.token):
             return False
-        with self._lock:
-            self._pending.pop(future.task, None)
-            self._all_done.notify_all()
         self._note("cancelled", future)
-        target = self.spool.layout.result(self.name, future.token.claimed_by(layout.CANCELLED))
-        with contextlib.suppress(OSError):  # the collector finds and removes it as well
-            fsio.remove(target)
+        token = future.token.claimed_by(layout.CANCELLED)
+        self._ended(future, token, "cancelled")
+        with contextlib.suppress(OSError):  # the collector tries again
+            self._retention.settle(token)
         return True
+
+    def dependents(self, task: str) -> list[TaskFuture]:
+        """Futures of this process that wait for this task."""
+        return [needs.future for needs in self._retention.holders(task) if needs.future is not None]
+
+    def assists(self) -> bool:
+        """Whether the caller is a task of the same spool whose group can run others meanwhile."""
+        return assistance(self.spool.config.id) is not None
+
+    def assist(self) -> bool:
+        """In such a task: run one task of this session that waits; whether there was one."""
+        run_one = assistance(self.spool.config.id)
+        return run_one is not None and run_one(self._submitter)
+
+    def hold(self, task: str, needs: Needs) -> Held:
+        """Keep the outcome of a task in the spool for a call, if it is not gone."""
+        with self._lock:
+            future = self._pending.get(task)
+            if future is not None:
+                self.graph.expect(future.header)
+            return self._retention.hold(task, needs, pending=future is not None)
+
+    def drop(self, task: str, needed_by: str) -> None:
+        """A call needs an outcome no longer."""
+        self._retention.drop(task, needed_by)
 
     def waits(self, future: TaskFuture) -> bool:
         """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
         header = future.header
-        listed = map(layout.parse_token, fsio.names(self.spool.layout.bucket(header.lane, header.bucket)))
+        # in this order: it goes from the one to the other
+        names = fsio.names(self.spool.layout.waiting) if header.needs else []
+        names += fsio.names(self.spool.layout.bucket(header.lane, header.bucket))
+        listed = map(layout.parse_token, names)
         return any(token is not None and token.task == header.task for token in listed)
 
     def waiting(self) -> int:
         """How many tasks no worker has claimed yet."""
         with self._lock:
             pending = dict(self._pending)
-        where = {(future.header.lane, future.header.bucket) for future in pending.values()}
-        listed = [layout.parse_token(name) for at in where for name in fsio.names(self.spool.layout.bucket(*at))]
-        return sum(1 for token in listed if token is not None and token.task in pending)
+        where = {self.spool.layout.bucket(each.header.lane, each.header.bucket) for each in pending.values()}
+        if any(each.header.needs for each in pending.values()):
+            where.add(self.spool.layout.waiting)
+        listed = {token.task for at in where for token in map(layout.parse_token, fsio.names(at)) if token}
+        return len(listed & pending.keys())
 
     def pending(self) -> list[TaskFuture]:
         """Futures without an outcome, in the order of their submission."""
@@ -244,6 +292,8 @@ class Session:
     def join(self) -> None:
         """Wait for the thread's end, after :meth:`close`."""
         if self._thread is not None and not self.collects_here():
+            if self.assists():  # else nobody might
+                wait(self.pending())
             self._thread.join()
 
     def collects_here(self) -> bool:
@@ -322,9 +372,9 @@ class Session:
                     return
                 idle = not self._pending
             try:
-                collected = [
-                    self._collect(token, late) for token in map(layout.parse_token, fsio.names(inbox)) if token
-                ]
+                self._retention.look()
+                names = [name for name in fsio.names(inbox) if not self._retention.keeps(name[:_ID])]
+                collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
                 if any(collected):
                     rhythm.reset()
                     service.served()
@@ -372,8 +422,23 @@ class Session:
                     f"Task {token.task} was set aside as {self.spool.layout.failed}/{token.name}: it could not be "
                     "read, or its outcome not be stored, as the log of the worker tells. Submit it again."
                 )
-                finish(future, error=error)
-                self._delivered(future)
+                self._gave_up(future, error)
+
+    def _gave_up(self, future: TaskFuture, error: BaseException) -> None:
+        """A task will have no outcome, so that nobody will let go what waits for it."""
+        left = [(future, error)]
+        while left:
+            future, error = left.pop()
+            dependents = self.dependents(future.task)
+            finish(future, error=error)
+            self._delivered(future)
+            for each in dependents:
+                if not each.done() and each.inbox.cancel(each):
+                    reason = DependencyFailed(
+                        f"Task {each.task} was not run, because task {future.task} has no outcome."
+                    )
+                    reason.__cause__ = error
+                    left.append((each, reason))
 
     def _collect(self, token: Token, late: dict[str, float]) -> bool:
         """Deliver one committed outcome and remove it; False if nothing came of it (now)."""
@@ -382,12 +447,16 @@ class Session:
         future = self._pending.get(token.task)
         if token.worker == layout.CANCELLED:
             if future is not None:  # from outside this process
-                self._cancelled(future)
-            return fsio.remove(self.spool.layout.result(self.name, token))
+                future.withdrawn()
+                self._ended(future, token, "cancelled")
+            elif not self._retention.knows(token):  # of an earlier life
+                header = read_task(self.spool, self.spool.layout.result(self.name, token), token)
+                self._retention.delivered(token, "cancelled", header, here=False)
+            return self._retention.settle(token)
         path = self.spool.layout.outcome(self.name, token)
         if future is not None:
             try:
-                kind = self._read[token.name] = self._deliver(future, token, path)
+                kind = self._deliver(future, token, path)
                 self._note("collected", future, kind=kind)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
                 # its content may come to this client later than its name (NFS): look again, remove nothing
@@ -400,23 +469,8 @@ class Session:
                     finish(future, error=error)
                     self._delivered(future)
                 return False
-        if token.name in self._read:
-            self._remove(token, path)
+        self._retention.settle(token)
         return future is not None
-
-    def _remove(self, token: Token, path: str) -> None:
-        """Take a delivered outcome away: the token first, and only if that was ours to do, the outcome."""
-        marker = self.spool.layout.result(self.name, token)
-        if self._read[token.name] == "lost":
-            fsio.move(marker, f"{self.spool.layout.failed}/{token.name}")
-            fsio.remove(path)
-        elif fsio.remove(marker):
-            fsio.remove(path)
-        del self._read[token.name]
-
-    def _cancelled(self, future: TaskFuture) -> None:
-        future.withdrawn()
-        self._delivered(future)
 
     def _deliver(self, future: TaskFuture, token: Token, path: str) -> Kind:
         fd = fsio.open_file(path)
@@ -430,7 +484,8 @@ class Session:
         if self.on_outcome is not None:
             self.on_outcome(future.header, token)
         if outcome.kind == "cancelled":
-            self._cancelled(future)
+            future.withdrawn()
+            self._ended(future, token, outcome.kind)
             return outcome.kind
         try:
             value = value_of(outcome, content)
@@ -439,11 +494,21 @@ class Session:
             finish(future, error=error.with_traceback(None))
         else:
             finish(future, value=value)
-        self._delivered(future)
+        self._ended(future, token, outcome.kind)
         return outcome.kind
 
+    def _ended(self, future: TaskFuture, token: Token, kind: Kind) -> None:
+        """A future has the outcome that this token stands for, which can be taken away."""
+        self._retention.delivered(token, kind, future.header, here=future.here)
+        self._delivered(future)
+        self.graph.ended(future.task, kind)  # after that nobody says any more that it is expected
+
     def _delivered(self, future: TaskFuture) -> None:
+        """Nothing is awaited of a task any more; what waits for it may go."""
         with self._lock:
             self._pending.pop(future.task, None)
             if not self._pending:
                 self._all_done.notify_all()
+            holders = self._retention.holders(future.task)
+        for needs in holders:
+            needs.ended(self.name, future.task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -15,7 +16,7 @@ from spoolpool import envelope, fsio, layout, settings
 from spoolpool.backoff import Backoff
 from spoolpool.envelope import Buffer, Envelope
 from spoolpool.errors import BadRequest, NotASpool, SpoolDenied, SpoolFull, SpoolpoolError, SpoolVersion
-from spoolpool.layout import Layout, Token
+from spoolpool.layout import Edge, Layout, Token
 from spoolpool.signature import Signature, task_label
 from spoolpool.task import TaskHeader
 
@@ -170,6 +171,9 @@ class Spool:
     def enqueue(self, header: TaskHeader, parts: list[Buffer]) -> Token:
         """Put a task file into its lane; when this returns, the task is in the spool.
 
+        One that needs others is held back until somebody lets it go (:mod:`spoolpool.waiting`): first its edges
+        are made, so that whoever collects what it needs leaves that there.
+
         Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing
         of the task is left in the spool.
         """
@@ -178,8 +182,43 @@ class Spool:
         target = f"{self.layout.bucket(header.lane, header.bucket)}/{token.name}"
         with explained(f"submit a task to {self.path}"):
             self.write(source, task_label(header.task), parts)
-            self._publish(source, target)
+            if header.needs:
+                target = f"{self.layout.waiting}/{token.name}"
+                try:
+                    self._make_edges(header)
+                except BaseException:
+                    self.remove_edges(header)
+                    fsio.remove(source)
+                    raise
+            try:
+                self._publish(source, target)
+            except BaseException:
+                self.remove_edges(header)
+                raise
         return token
+
+    def _make_edges(self, header: TaskHeader) -> None:
+        """Say of everything that a task needs that it does; the files are empty, and only their names count."""
+        for session, needed in header.needed():
+            path = self.layout.edge(session, Edge(needed, header.task))
+            try:
+                fsio.create(path, [])
+            except FileExistsError:  # a request was repeated: nobody else makes this name
+                pass
+            except FileNotFoundError:
+                self.make_directories(os.path.dirname(path))
+                with contextlib.suppress(FileExistsError):
+                    fsio.create(path, [])
+        if self.config.durability == "full":
+            for session in header.needs:
+                fsio.sync_directory(f"{self.layout.needs}/{session}")
+
+    def remove_edges(self, header: TaskHeader) -> None:
+        """A task has its outcome, or never came to be: what it needed is needed by it no longer."""
+        for session, needed in header.needed():
+            path = self.layout.edge(session, Edge(needed, header.task))
+            if not fsio.remove(path) and not fsio.gone(path):  # ESTALE does not say that it went
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def _publish(self, source: str, target: str) -> None:
         rhythm = Backoff(0.005, 1.0, 2.0)
@@ -235,6 +274,7 @@ class Spool:
     def close_session(self, session: str) -> None:
         """Remove a session's directories where they are empty; what was not collected stays."""
         with contextlib.suppress(OSError):
+            fsio.remove_directory(f"{self.layout.needs}/{session}")
             if fsio.remove_directory(f"{self.layout.results}/{session}"):
                 fsio.remove_directory(f"{self.layout.outgoing}/{session}")
                 fsio.remove(f"{self.layout.sessions}/{session}.json")
@@ -245,16 +285,18 @@ class Spool:
         Its token stands in the results of its session, named as cancelled: it is the outcome.
         """
         target = self.layout.result(header.session, token.claimed_by(layout.CANCELLED))
-        source = self.layout.waiting if held else self.layout.bucket(header.lane, header.bucket)
-        try:
-            fsio.move(f"{source}/{token.name}", target)
-        except OSError as error:
-            if fsio.there(target):  # it happened; the answer was for a repeated request
+        # in this order: it goes from the one to the other
+        places = [self.layout.waiting] * (held or bool(header.needs)) + [self.layout.bucket(header.lane, header.bucket)]
+        for place in places:
+            try:
+                fsio.move(f"{place}/{token.name}", target)
                 return True
-            if error.errno in fsio.GONE:  # a worker was first, or it is held back no longer
-                return held and self.cancel(header, token)
-            raise
-        return True
+            except OSError as error:
+                if fsio.there(target):  # it happened; the answer was for a repeated request
+                    return True
+                if error.errno not in fsio.GONE:  # else it was let go, or a worker was first
+                    raise
+        return False
 
     def ask_to_cancel(self, task: str) -> None:
         """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""

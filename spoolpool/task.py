@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, TypeVar
 
 import msgspec
@@ -43,6 +44,12 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Working directory of the call; the worker's own if empty."""
     init: str = ""
     """Object id of the session's ``init_function``."""
+    needs: dict[str, tuple[str, ...]] = {}
+    """Tasks whose outcomes the call's arguments refer to, by their sessions."""
+
+    def needed(self) -> Iterator[tuple[str, str]]:
+        """Session and id of each task that it needs."""
+        return ((session, each) for session, tasks in self.needs.items() for each in tasks)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -124,6 +131,7 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
             ("lane", header.lane, layout.parse_lane(header.lane)),
             ("bucket", header.bucket, layout.is_bucket(header.bucket)),
             ("init", header.init, not header.init or layout.is_object_id(header.init)),
+            ("needs", header.needs, all(layout.is_session(s) and layout.is_task_id(t) for s, t in header.needed())),
         )
         if not good
     ]

@@ -5,28 +5,33 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from spoolpool import envelope, fsio, settings, task
+from spoolpool import fsio, settings, task
 from spoolpool.backoff import Backoff
 from spoolpool.call import Report
 from spoolpool.call import failed as failed_call
-from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome, write_outcome
+from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome
+from spoolpool.context import assisting
+from spoolpool.dependencies import Dependencies, Ended
 from spoolpool.envelope import Buffer
-from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
-from spoolpool.identity import Identity, hostname
+from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolpoolError
+from spoolpool.identity import Identity
 from spoolpool.journal import Journal
 from spoolpool.layout import Lane, Token
 from spoolpool.objects import read_object
+from spoolpool.outcome import Needed
 from spoolpool.packages import is_requirement, lacks
-from spoolpool.publishing import outcome_parts
+from spoolpool.publishing import Publisher, cancelled_parts, not_run, outcome_parts
 from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
-from spoolpool.task import Failure, OutcomeHeader, TaskHeader
+from spoolpool.task import Failure, TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.waiting import Releaser, hold_back
 from spoolpool.watch import Watch
@@ -45,7 +50,9 @@ class Group(Protocol):
     size: int
     tainted: bool
 
-    def run(self, token: Token, header: TaskHeader, content: Init, init: Init | None) -> tuple[Report, int]:
+    def run(
+        self, token: Token, header: TaskHeader, content: Init, init: Init | None, needed: Sequence[Needed] = ()
+    ) -> tuple[Report, int]:
         """Run a call on all ranks; the outcome, and how many ranks' values are in it."""
 
     def knows(self, init: str) -> bool:
@@ -91,10 +98,15 @@ class Worker:
         self._claimer = Claimer(spool, info.worker, self._serves, terms.trust, info.weights)
         self._registration = Registration(spool, info)
         self._recovery = Recovery(spool)
-        self._releaser = Releaser(spool)
+        ended = Ended(spool)
+        self._releaser = Releaser(spool, ended)
+        self._dependencies = Dependencies(spool, terms.trust, ended)
+        self._publisher = Publisher(spool, group.size)
         self._journal = Journal(spool, info.worker)
         self._watch = Watch()
-        self._claim: Claim | None = None
+        self._claims: list[Claim] = []  # the later ones were claimed by a task that waits for them
+        self._assistants: dict[str, Claimer] = {}
+        self._here = os.getpid(), threading.get_ident()
         self._stopping = False
         self._until = None if terms.max_time is None else time.monotonic() + terms.max_time
         self._unsure = False  # whether something may be claimed in this worker's name without its knowing
@@ -116,8 +128,8 @@ class Worker:
         return not missing
 
     def _forked(self) -> None:
-        if self._claim is not None:
-            self._claim.release()
+        for claim in self._claims:
+            claim.release()
 
     def stop(self) -> None:
         """End after the task that runs; from any thread or signal handler."""
@@ -145,7 +157,7 @@ class Worker:
         while not self._stopping and (self._until is None or time.monotonic() < self._until):
             self._watch.clear()
             try:
-                directories = self._turn()
+                directories = self._turn(woken)
             except OSError as error:  # the server is away for a moment
                 log.warning("The look for a task, or its end, was put off: %s", error)
                 self._unsure = True
@@ -164,7 +176,7 @@ class Worker:
                     return 0
                 self._housekeeping(idle=False)
                 continue
-            directories.add(self._registration.directory)
+            directories |= {self._registration.directory, self._spool.layout.waiting}
             if directories != watched:
                 self._watch.keep(directories)
                 watched = directories
@@ -182,11 +194,16 @@ class Worker:
                 rhythm.reset()
         return 0
 
-    def _turn(self) -> set[str] | None:
-        """Do the next task; where there is none, return the directories into which one may come."""
+    def _turn(self, woken: bool) -> set[str] | None:
+        """Do the next task; where there is none, return the directories into which one may come.
+
+        ``woken``: something came, but it need not be a task that is ready.
+        """
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
+        if claim is None and self._releaser.look(woken=woken):
+            claim = self._claimer.next()
         if claim is None:
             self._group.settle(idle=True)
             return self._claimer.directories()
@@ -242,7 +259,7 @@ class Worker:
 
     def _take_up_forgotten(self) -> None:
         """Go on with a task that is claimed in this worker's name, and that it does not work on."""
-        claim = self._claimer.forgotten()
+        claim = self._claimer.forgotten([claim.token for claim in self._claims])
         self._unsure = claim is not None  # there may be more
         if claim is None:
             return
@@ -264,23 +281,18 @@ class Worker:
 
     def _work(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
-        self._claim = claim
+        self._claims.append(claim)
         token, header = claim.token, claim.header
         started = time.time()
         try:
             if token.attempt > task.attempts(header):
                 report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
                 return
-            report: Report | None = None
-            if self._is_cancelled(token.task):
-                outcome = OutcomeHeader(task=token.task, kind="cancelled", worker=token.worker, host=hostname())
-                parts = envelope.pack(task.encode(outcome), b"")
-            else:
-                report, ranks = self._run(claim)
-                if report.failure and self._try_again(claim, report.failure):
-                    return
-                parts = outcome_parts(header, token, report, ranks, started)
-            published = self._publish(claim, parts, started)
+            found = (cancelled_parts(token), None) if self._is_cancelled(token.task) else self._outcome(claim, started)
+            if found is None:
+                return
+            parts, report = found
+            published = self._publisher.publish(claim, parts, started, lambda: self._stopping)
             self._journal.write(
                 "task",
                 task=token.task,
@@ -295,7 +307,9 @@ class Worker:
                 kind="cancelled" if report is None else "error" if report.failure else "result",
                 type=report.failure.type if report and report.failure else "",
             )
-            if not published:
+            if published:
+                self._releaser.committed(header.session, token)
+            else:
                 log.warning(
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task
                 )
@@ -304,7 +318,58 @@ class Worker:
             self._claimer.set_aside(token, str(error))
         finally:
             claim.release()
-            self._claim = None
+            self._claims.remove(claim)
+
+    def _outcome(self, claim: Claim, started: float) -> tuple[list[Buffer], Report | None] | None:
+        """Make the call, if what it needs lets it.
+
+        Returns its outcome as a file with what was reported (nothing of a cancelled one); None where there will be no
+        outcome of this claim.
+        """
+        token, header = claim.token, claim.header
+        needed: Sequence[Needed] = ()
+        if header.needs:
+            try:
+                found = self._dependencies.gather(header, lambda: self._goes_on(claim))
+            except CancelledError:
+                return cancelled_parts(token), None
+            except DependencyFailed as error:
+                report = not_run(error)
+                return outcome_parts(header, token, report, 1, started), report
+            if found is None:
+                return None
+            needed = found
+        report, ranks = self._run(claim, needed)
+        if report.failure and self._try_again(claim, report.failure):
+            return None
+        return outcome_parts(header, token, report, ranks, started), report
+
+    def _goes_on(self, claim: Claim) -> bool:
+        """Whether to wait on for what a claimed task needs: it is given back where this worker is to end."""
+        if self._stopping:
+            give_back(self._spool, claim.header, claim.token)
+        return not self._stopping and fsio.there(self._spool.layout.claimed_token(claim.token))
+
+    def _assist(self, submitter: str) -> bool:
+        """Run one of the tasks of a task that waits for them, in its thread: no other group may be free for them."""
+        if (os.getpid(), threading.get_ident()) != self._here:
+            return False
+        try:
+            if self._unsure:
+                self._take_up_forgotten()
+            claimer = self._assistants.get(submitter)
+            if claimer is None:
+                claimer = self._assistants[submitter] = Claimer(
+                    self._spool, self._name, self._serves, self._terms.trust, submitter=submitter
+                )
+            claim = claimer.next()
+            if claim is not None:
+                self._work(claim)
+            return claim is not None
+        except (OSError, SpoolpoolError) as error:  # not the waiting task's: it goes on waiting
+            log.warning("A task of a task that waits was put off: %s", error)
+            self._unsure = True
+            return False
 
     def _try_again(self, claim: Claim, failure: Failure) -> bool:
         """Hold a task back that raised and is to be tried again."""
@@ -321,7 +386,7 @@ class Worker:
         self._release()
         return True
 
-    def _run(self, claim: Claim) -> tuple[Report, int]:
+    def _run(self, claim: Claim, needed: Sequence[Needed]) -> tuple[Report, int]:
         header = claim.header
         init = None
         if header.init and not self._group.knows(header.init):
@@ -331,49 +396,12 @@ class Worker:
                 reason = SpoolpoolError(f"The init_function of session {header.session} cannot be read: {error}")
                 return failed_call(reason, 0), 1
             init = (found.payload, found.buffers)
-        return self._group.run(claim.token, header, (claim.content.payload, claim.content.buffers), init)
-
-    def _publish(self, claim: Claim, parts: list[Buffer], started: float) -> bool:
-        """Write and commit; tries on while the disk is full, then publishes that instead of the result."""
-        rhythm = Backoff(0.1, 5.0, 2.0)
-        deadline = time.monotonic() + self._spool.config.lease
-        session = claim.header.session
-        while True:
-            try:
-                self._write(session, claim.token, parts)
-                break
-            except OSError as error:
-                log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
-                if time.monotonic() > deadline:
-                    reason = SpoolFull(
-                        f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."
-                    )
-                    parts = outcome_parts(claim.header, claim.token, failed_call(reason, 0), 1, started)
-                if self._stopping:
-                    give_back(self._spool, claim.header, claim.token)
-                    raise SpoolFull(
-                        f"Ended before the result of {claim.token.task} could be written ({error.strerror}): it "
-                        "waits again."
-                    ) from error
-                rhythm.sleep()
-        return commit(self._spool, session, claim.token)
-
-    def _write(self, session: str, token: Token, parts: list[Buffer]) -> None:
-        """Make the file of an outcome, whatever lies in its place."""
+        content = claim.content.payload, claim.content.buffers
+        if self._group.size > 1:  # the other ranks are not free for other tasks
+            return self._group.run(claim.token, header, content, init, needed)
         try:
-            write_outcome(self._spool, session, token, parts)
-            return
-        except FileExistsError:
-            if self._group.size > 1:
-                self._await_abort()
-        # nobody else made it: a request was repeated, or this process made half of it and could not take it away
-        if not has_outcome(self._spool, session, token):
-            fsio.remove(self._spool.layout.outcome(session, token))
-            write_outcome(self._spool, session, token, parts)
-
-    def _await_abort(self) -> None:
-        """Another rank may have published its exception; then it is about to end the group."""
-        rhythm = Backoff(0.05, 1.0)
-        end = time.monotonic() + settings.GRACE
-        while time.monotonic() < end:
-            rhythm.sleep()
+            with assisting(self._spool.config.id, self._assist):
+                return self._group.run(claim.token, header, content, init, needed)
+        finally:
+            if len(self._claims) == 1:
+                self._assistants.clear()

@@ -19,13 +19,16 @@ import pytest
 from spoolpool import (
     backoff,
     claim,
+    dependencies,
     envelope,
     fsio,
     garbage,
     listing,
     pickling,
+    publishing,
     recovery,
     registry,
+    retention,
     session,
     settings,
     worker,
@@ -47,6 +50,7 @@ from spoolpool.layout import (
     new_worker_id,
     parse_token,
 )
+from spoolpool.needs import Needs
 from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
@@ -81,7 +85,8 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
-        for module in (recovery, registry, session, *(() if observers else (backoff, claim, listing, worker))):
+        others = () if observers else (backoff, claim, dependencies, listing, publishing, retention, worker)
+        for module in (recovery, registry, session, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
 
@@ -140,7 +145,7 @@ class SilentRegistration(Registration):
         return _Beat()
 
 
-def leave_trace(path: str) -> str:
+def leave_trace(path: str, needed: object = None) -> str:
     """A task: leaves a line with its name for each run."""
     with open(path, "a", encoding="ascii") as file:
         file.write(f"{current_task().id}\n")
@@ -216,8 +221,9 @@ class Inbox(Session):
 
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
-        payload, buffers = pickling.dumps((function, args, {}))
-        future = self.submit(payload, buffers, lane=LANE, name="tested", **options)
+        needs = Needs(self.spool, new_task_id(options.pop("priority", settings.PRIORITY)))
+        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
+        future = self.submit(payload, buffers, lane=LANE, name="tested", needs=needs, **options)
         self.given[future.task] = future
         return future
 
@@ -282,7 +288,7 @@ class Stage:
         return Inbox(self.spool, self.clock, self.session)
 
     def submit(
-        self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: str, **options: Any
+        self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: object, **options: Any
     ) -> TaskHeader:
         """Submit a task that leaves a trace of each run."""
         future = (inbox or self.inbox()).put(function, str(self.effects), *more, **options)
@@ -442,13 +448,15 @@ class Stage:
             inbox.expect(TaskHeader(task=task, session=self.session, lane=LANE, bucket=bucket))
             inbox.look(rounds=8)
             inbox._pending.clear()
-        inbox.close()
-        root = Path(self.spool.path)
-        left = [str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()]
-        allowed = ("spool.json", "tmp/", "failed/", "journal/", "workers/", "sessions/")
-        assert [path for path in left if not path.startswith(allowed)] == []
         if unfinished := fsio.names(self.spool.layout.tmp):
             for name in unfinished:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
             garbage.remove(self.spool, garbage.rubbish(self.spool, Keep()))
             assert fsio.names(self.spool.layout.tmp) == []
+            self.collect(inbox, self.headers(self.seen().results))  # what was kept for them
+            inbox.look(rounds=8)
+        inbox.close()
+        root = Path(self.spool.path)
+        left = [str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()]
+        allowed = ("spool.json", "failed/", "journal/", "workers/", "sessions/")
+        assert [path for path in left if not path.startswith(allowed)] == []

@@ -21,7 +21,7 @@ import pytest
 
 from spoolpool import layout
 from spoolpool.claim import Claimer, commit, give_back, write_outcome
-from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
+from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.layout import Token
 from spoolpool.task import TaskHeader
@@ -29,9 +29,11 @@ from spoolpool.trust import Trust
 from tests.faults import CHANGES, CRASHED, LOOKS, OPERATIONS, SPACE, Disk, Fault, at, during, in_child
 from tests.stage import (
     Clock,
+    Inbox,
     Stage,
     announce,
     dead_process,
+    leave_trace,
     leave_trace_and_be_fenced_at_first,
     leave_trace_and_raise_at_first,
     outcome_of,
@@ -145,6 +147,58 @@ def recover_last_attempt(stage: Stage) -> Body:
     return lambda: stage.recover(rounds=2)
 
 
+def enqueue_dependent(stage: Stage) -> Body:
+    """A submitter of a task that needs another one."""
+    inbox = stage.inbox()
+    first = inbox.given[stage.submit(inbox).task]
+    return lambda: stage.submit(inbox, leave_trace, first)
+
+
+def work_dependent(stage: Stage) -> Body:
+    """A worker of a task that waits, and whose need has ended."""
+    pair(stage, stage.inbox())
+    stage.work(tasks=1)
+    return lambda: stage.work(tasks=1)
+
+
+def fail_dependent(stage: Stage) -> Body:
+    """The same, where what it needs has failed."""
+    stage.may_come += (ValueError, DependencyFailed)
+    pair(stage, stage.inbox(), leave_trace_and_raise_at_first)
+    stage.work(tasks=1)
+    return lambda: stage.work(tasks=1)
+
+
+def collect_dependent(stage: Stage) -> Body:
+    """A submitter that gets a result while it is needed, and then that of the task that needs it."""
+    inbox = stage.inbox()
+    headers = pair(stage, inbox)
+    stage.work(tasks=1)
+    inbox.look()
+    stage.work(tasks=1)
+    return lambda: stage.collect(inbox, headers[1:])
+
+
+def cancel_dependent(stage: Stage) -> Body:
+    """A submitter that takes a task back, and with it the one that needs it."""
+    inbox = stage.inbox()
+    futures = [inbox.given[header.task] for header in pair(stage, inbox)]
+
+    def body() -> None:
+        futures[0].cancel()
+        for future in futures:
+            if future.cancelled():
+                stage.note("delivered", future.task)
+
+    return body
+
+
+def pair(stage: Stage, inbox: Inbox, function: Callable[..., str] = leave_trace) -> list[TaskHeader]:
+    """Two tasks, the second of which needs the first."""
+    first = stage.submit(inbox, function)
+    return [first, stage.submit(inbox, leave_trace, inbox.given[first.task])]
+
+
 def live(stage: Stage) -> Body:
     """All of it, one after the other."""
 
@@ -180,6 +234,11 @@ SCENARIOS = (
     recover_outcomes,
     recover_silent,
     recover_last_attempt,
+    enqueue_dependent,
+    work_dependent,
+    collect_dependent,
+    fail_dependent,
+    cancel_dependent,
 )
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 
@@ -224,7 +283,7 @@ def played(directory: Path, clock: Clock, scenario: Scenario, *, once: bool = Fa
 
 def forgiven(scenario: Scenario, stage: Stage) -> frozenset[str]:
     """Tasks that may be nowhere: whoever took them back ended before it could say so."""
-    return frozenset(stage.notes("submitted") if scenario is cancel else ())
+    return frozenset(stage.notes("submitted") if scenario in (cancel, cancel_dependent) else ())
 
 
 CRASHES = {

@@ -75,7 +75,7 @@ def work(wishes: Wishes) -> int:
     from spoolpool.progress import Progress
 
     spool = open_spool(wishes.directory)
-    group = SerialGroup(terms.ends, capture=Capture(spool.path), progress=Progress(spool.path))
+    group = SerialGroup(terms.ends, spool.path, capture=Capture(spool.path), progress=Progress(spool.path))
     code = _lead(spool, group, wishes, terms, worker)
     group.stop()
     return code
@@ -102,6 +102,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
             ends=terms.ends,
             capture=Capture(directory, world.comm.Get_rank()),
             progress=Progress(directory),
+            spool=directory,
         )
         code = 0
         if group.rank == 0:

@@ -225,7 +225,7 @@ class Protocol:
 
     @rule
     def collect(self, token: Name) -> Body:
-        """Deliver. Unless a task needs it: unlink mark and edges, then the token, then the outcome.
+        """Deliver; unlink its edges. Unless a task needs it: unlink mark, then token, then outcome.
 
         What is lost goes to failed with its edges, because a retry needs them.
         """
@@ -234,14 +234,15 @@ class Protocol:
         if not content:
             return None
         yield Note("delivered", token.task, content)
+        lost = content == LOST
+        for edge in [] if lost else self.needed_by(token.task):
+            if (yield Unlink(edge)) == ERROR:
+                return None
         for edge in self.needing(token.task) * self.rounds:
             if (yield Look(edge)):
                 return None
-        edges = [] if content == LOST else self.needed_by(token.task)
-        for name in [Name("cancel", token.task), *edges]:
-            if (yield Unlink(name)) == ERROR:
-                return None
-        lost = content == LOST
+        if (yield Unlink(Name("cancel", token.task))) == ERROR:
+            return None
         removed = yield Rename(token, token.to("failed")) if lost else Unlink(token)
         if removed == DONE and token.holder != CANCELLED:
             yield Unlink(outgoing)
@@ -265,8 +266,8 @@ class Protocol:
     def release(self, waiting: Name) -> Body:
         """What it needs has ended, well or not: rename waiting/N.c.a to ready/N.c.a. Then stop.
 
-        Anybody may do it, as nobody concludes anything from the answer; here the workers do. The
-        delay of a task that was held back can be of any length.
+        Anybody may do it, as nobody concludes anything from the answer; here workers and the submitter
+        do. The delay of a task that was held back can be of any length.
         """
         for edge in self.needed_by(waiting.task):
             if not (yield Ask(edge.task)):
@@ -292,10 +293,12 @@ class Protocol:
         if (yield Look(Name("cancel", mine.task))):
             return self.outcome(mine, CANCELLED)
         for edge in self.needed_by(mine.task):
-            ended = yield Ask(edge.task)
-            if not ended:  # a stale look; or I am fenced, and it was collected
-                return self.run(mine) if (yield Look(mine)) else None
-            if ended != VALUE:
+            ended = NO
+            for _ in range(self.rounds):
+                ended = ended or (yield Ask(edge.task))
+                if not ended and not (yield Look(mine)):  # I am fenced, and it was collected
+                    return None
+            if ended != VALUE:  # or it is not there, which a fault of the disk alone can bring about
                 return self.outcome(mine, DEPENDENCY)
         yield Note("run", mine.task)
         raised = yield Perhaps("raises")
@@ -485,7 +488,7 @@ class Model:
                     yield "", f"sweeps {name}", rules.sweep(name.task)
                 case "w", "ready":
                     yield "", f"claims {name}", rules.claim(name, me)
-                case "w", "waiting":
+                case "w" | "s", "waiting":
                     yield "", f"would release {name}", rules.release(name)
                 case "w", "claimed" | "outgoing" if name.holder == me:
                     yield "", f"finds {name} in its name", rules.self_check(name)
@@ -613,6 +616,9 @@ class Model:
                 return records, f"a second outcome of task {source.task} is published: {target}"
             if content in (NO, PARTIAL):
                 return records, f"{target} is published without a complete outcome"
+            needed = [records[edge.task - 1].outcome for edge in self.protocol.needed_by(source.task)]
+            if content == DEPENDENCY and all(outcome == VALUE for outcome in needed):
+                return records, f"task {source.task} fails, although what it needs has its value"
             record = record._replace(outcome=content)
         return replaced(records, source.task, record), ""
 

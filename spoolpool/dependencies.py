@@ -1,0 +1,135 @@
+"""The outcomes of tasks for those that need them, as a worker finds and reads them.
+
+Which tasks have ended is known from listings of ``results/`` and from what the worker committed itself. A token in
+there does not move as long as something needs it, so that what was seen once is not looked for again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+
+from spoolpool import fsio, layout, task
+from spoolpool.backoff import Backoff
+from spoolpool.envelope import Envelope
+from spoolpool.errors import BadTaskFile, DependencyFailed, NotTrusted, SpoolVersion
+from spoolpool.layout import Token
+from spoolpool.outcome import Needed, error_of
+from spoolpool.signature import outcome_label
+from spoolpool.spool import Spool
+from spoolpool.task import OutcomeHeader, TaskHeader
+from spoolpool.trust import Trust
+
+_SESSIONS, _REMEMBERED = 100, 50_000  # sessions, and tokens of one
+_BECAUSE = ", because "
+
+
+class NotEnded(Exception):
+    """Something that is needed has no outcome yet, as far as can be seen."""
+
+
+class Ended:
+    """The tasks of some sessions that have their outcomes. Not for use from several threads at once."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._tokens: dict[str, dict[str, Token]] = {}
+
+    def note(self, session: str, token: Token) -> None:
+        """This worker committed a task; forgotten at once if nobody asked about its session."""
+        known = self._tokens.get(session)
+        if known is not None and len(known) < _REMEMBERED:
+            known[token.task] = token
+
+    def look(self, session: str) -> None:
+        """List what has ended in a session."""
+        if len(self._tokens) > _SESSIONS:
+            self._tokens.clear()
+        tokens = map(layout.parse_token, fsio.names(f"{self._spool.layout.results}/{session}"))
+        self._tokens[session] = {token.task: token for token in tokens if token is not None and token.worker}
+
+    def forget(self, session: str, name: str) -> None:
+        """The outcome of a task was not where its token says."""
+        self._tokens.get(session, {}).pop(name, None)
+
+    def token(self, session: str, name: str) -> Token | None:
+        """The committed token of a task, if it was seen."""
+        return self._tokens.get(session, {}).get(name)
+
+
+class Dependencies:
+    """Gives a worker what its tasks need; ``trust`` says whose outcomes are read."""
+
+    def __init__(self, spool: Spool, trust: Trust, ended: Ended) -> None:
+        self._spool = spool
+        self._trust = trust
+        self._ended = ended
+
+    def gather(self, header: TaskHeader, mine: Callable[[], bool]) -> list[Needed] | None:
+        """The results that a call needs; None where its claim is not the caller's any more, as ``mine`` says.
+
+        Raises :class:`DependencyFailed` or ``CancelledError`` where the call must not be made. A task that is claimed
+        was let go because everything that it needs had ended: what is not there, or not whole, is looked for as long
+        as caches may hide it. If it is then still not there, a fault of the disk or a person took it away.
+        """
+        rhythm = Backoff(0.005, 1.0)
+        end = time.monotonic() + max(self._spool.config.lease, self._spool.config.caches)
+        while True:
+            try:
+                return [self._read(header, session, name) for session, name in header.needed()]
+            except (NotEnded, OSError, BadTaskFile) as reason:
+                if not mine():
+                    return None
+                if time.monotonic() > end:
+                    raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}{reason}") from None
+            rhythm.sleep()
+
+    def _read(self, header: TaskHeader, session: str, name: str) -> Needed:
+        token = self._ended.token(session, name)
+        if token is None:
+            self._ended.look(session)
+            token = self._ended.token(session, name)
+        if token is None:
+            raise NotEnded(f"the outcome of task {name} is not in {self._spool.layout.results}/{session} any more.")
+        if token.worker == layout.CANCELLED:
+            raise CancelledError
+        path = self._spool.layout.outcome(session, token)
+        try:
+            outcome, content = self._open(path, outcome_label(session, token.name))
+        except (NotTrusted, SpoolVersion) as error:
+            raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}of an outcome: {error}") from error
+        except (OSError, BadTaskFile):
+            self._ended.forget(session, name)
+            raise
+        if outcome.task != name:
+            raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
+        if outcome.kind == "cancelled":
+            raise CancelledError
+        if outcome.kind != "result":
+            raise _failed(header, outcome, content)
+        return Needed(session, name, outcome.ranks, content.payload, content.buffers)
+
+    def _open(self, path: str, label: str) -> tuple[OutcomeHeader, Envelope]:
+        fd = fsio.open_file(path)
+        try:
+            content = self._spool.read(fd, self._trust.check(fd, path), path, label)
+        finally:
+            fsio.close(fd)
+        return task.decode_outcome(content.header, path), content
+
+
+def _failed(header: TaskHeader, outcome: OutcomeHeader, content: Envelope) -> DependencyFailed:
+    """Why a task is not run; its cause is the exception of the one that failed first."""
+    cause = error_of(outcome, content)
+    if isinstance(cause, DependencyFailed):  # not nested, or a long chain of tasks would be a long chain of causes
+        because, cause = str(cause).partition(_BECAUSE)[2], cause.__cause__ or cause
+    else:
+        because = f"task {outcome.task} failed: {type(cause).__name__}: {cause}"
+    error = DependencyFailed(f"{_name(header)} was not run{_BECAUSE}{because}")
+    error.__cause__ = cause
+    return error
+
+
+def _name(header: TaskHeader) -> str:
+    return f"Task {header.task} ({header.name})" if header.name else f"Task {header.task}"

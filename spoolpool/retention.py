@@ -1,0 +1,165 @@
+"""Outcomes that were delivered and are still in the spool: what keeps them there, and how they go.
+
+An outcome stays as long as a call needs it. Which calls do, this process knows of those that it submitted. Of the
+earlier life of a session the edges in ``needs/`` tell, which are listed when it begins and again later than caches
+last; until then what was delivered of that life stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Literal, NamedTuple
+
+from spoolpool import fsio, layout
+from spoolpool.layout import Token
+from spoolpool.needs import Needs
+from spoolpool.spool import Spool
+from spoolpool.task import Kind, TaskHeader
+
+Held = Literal["pending", "there", "gone"]
+
+
+class _Delivered(NamedTuple):
+    kind: Kind
+    header: TaskHeader
+    here: bool
+    """Whether it was submitted in this life of its session."""
+
+
+class Retention:
+    """The delivered outcomes of one session. Its methods may be called from any thread; ``lock`` is the session's."""
+
+    def __init__(self, spool: Spool, session: str, lock: threading.RLock) -> None:
+        self._spool = spool
+        self._session = session
+        self._lock = lock
+        self._needs: dict[str, Needs] = {}  # by the tasks of this session that need something
+        self._holders: dict[str, dict[str, Needs | None]] = {}  # by what is needed; None: of an earlier life
+        self._delivered: dict[str, _Delivered] = {}  # by the names of tokens
+        self._kept: dict[str, Token] = {}
+        self._sure: float | None = None
+        self._looked = False
+
+    # -- what is needed
+
+    def add(self, task: str, needs: Needs) -> None:
+        """A task of this session needs others."""
+        with self._lock:
+            self._needs[task] = needs
+
+    def withdraw(self, task: str) -> None:
+        """It was not submitted after all; whoever made its needs drops them."""
+        with self._lock:
+            self._needs.pop(task, None)
+
+    def hold(self, task: str, needs: Needs, *, pending: bool) -> Held:
+        """Keep the outcome of a task for a call, if it is not gone."""
+        with self._lock:
+            if not pending and task not in self._holders:
+                return "gone"
+            self._holders.setdefault(task, {})[needs.task] = needs
+            return "pending" if pending else "there"
+
+    def drop(self, task: str, needed_by: str) -> None:
+        """A call needs an outcome no longer; where it was the last one, the outcome goes."""
+        with self._lock:
+            holders = self._holders.get(task, {})
+            holders.pop(needed_by, None)
+            if holders:
+                return
+            self._holders.pop(task, None)
+            kept = self._kept.pop(task, None)
+        if kept is not None:
+            with contextlib.suppress(OSError):  # the collector tries again
+                self.settle(kept)
+
+    def holders(self, task: str) -> list[Needs]:
+        """The calls of this process that need a task."""
+        with self._lock:
+            return [needs for needs in self._holders.get(task, {}).values() if needs is not None]
+
+    def keeps(self, task: str) -> bool:
+        """Whether the outcome of a task was delivered and stays for now."""
+        return task in self._kept
+
+    # -- what was delivered
+
+    def delivered(self, token: Token, kind: Kind, header: TaskHeader, *, here: bool) -> None:
+        """An outcome was delivered, and can be taken away."""
+        with self._lock:
+            self._delivered[token.name] = _Delivered(kind, header, here)
+
+    def knows(self, token: Token) -> bool:
+        """Whether the outcome that this token stands for was delivered."""
+        return token.name in self._delivered
+
+    def settle(self, token: Token) -> bool:
+        """Take a delivered outcome away, unless something needs it; whether it went. Harmless when repeated.
+
+        First its edges: nothing is needed for it any more. Then the token, and only if that was ours to do, the
+        outcome. A task that was lost keeps its edges in ``failed/``, because a retry needs what they hold.
+        """
+        found = self._delivered.get(token.name)
+        if found is None:
+            return False
+        if found.header.needs and found.kind != "lost":
+            self._spool.remove_edges(found.header)
+            with self._lock:
+                needs = self._needs.pop(token.task, None)
+            if needs is not None:
+                needs.drop()
+            for needed in found.header.needs.get(self._session, ()):
+                self.drop(needed, token.task)
+        with self._lock:
+            if token.task in self._holders or not (found.here or self._sure is None):
+                self._kept[token.task] = token
+                return False
+        marker = self._spool.layout.result(self._session, token)
+        path = self._spool.layout.outcome(self._session, token)
+        if found.kind == "lost":
+            fsio.move(marker, f"{self._spool.layout.failed}/{token.name}")
+            fsio.remove(path)
+        elif fsio.remove(marker) and token.worker != layout.CANCELLED:
+            fsio.remove(path)
+        with self._lock:
+            self._delivered.pop(token.name, None)
+        return True
+
+    # -- an earlier life
+
+    def look(self) -> None:
+        """Learn from the disk what is needed of this session: call it before anything is collected, and then often.
+
+        It lists only as long as there is something to learn.
+        """
+        now = time.monotonic()
+        where = f"{self._spool.layout.needs}/{self._session}"
+        if not self._looked:
+            if fsio.there(where):
+                self._sure = now + max(self._spool.config.lease, self._spool.config.caches)
+                self._take(where)
+            self._looked = True
+        elif (self._sure is not None and now > self._sure) or any(None in by.values() for by in self._others()):
+            self._take(where)
+            if self._sure is not None and now > self._sure:
+                self._sure = None
+                for kept in [token for task, token in self._kept.items() if task not in self._holders]:
+                    self._kept.pop(kept.task, None)
+                    self.settle(kept)
+
+    def _others(self) -> list[dict[str, Needs | None]]:
+        with self._lock:
+            return list(self._holders.values())
+
+    def _take(self, where: str) -> None:
+        """Compare what the edges say with what is known."""
+        edges = {edge for edge in map(layout.parse_edge, fsio.names(where)) if edge is not None}
+        with self._lock:
+            for edge in edges:
+                self._holders.setdefault(edge.task, {}).setdefault(edge.needed_by, None)
+            known = [(task, by) for task, each in self._holders.items() for by, needs in each.items() if needs is None]
+        for task, by in known:
+            if layout.Edge(task, by) not in edges:
+                self.drop(task, by)
