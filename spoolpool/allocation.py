@@ -179,9 +179,10 @@ def in_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is a rank of a Slurm step or a Flux job; a batch script is none, and has no such id.
 
     In a batch script of Flux, the rank's number is that of the script in the instance above it, whose ``FLUX_URI``
-    is another one: Flux takes it out of the environment there.
+    is another one: Flux takes it out of the environment there. An instance that is itself a step of a Slurm job leaves
+    the step's id to its scripts, who may start jobs of the instance all the same.
     """
-    return bool(environment.get("SLURM_STEP_ID") or environment.get("FLUX_TASK_RANK"))
+    return bool(environment.get("FLUX_TASK_RANK" if environment.get("FLUX_URI") else "SLURM_STEP_ID"))
 
 
 def expand(counts: str) -> tuple[int, ...]:

@@ -21,16 +21,14 @@ NAMES = ("auto", "local", "mpiexec", "srun", "flux")
 def choose(name: str) -> Launcher:
     """The launcher of that name.
 
-    ``auto`` is Flux within a Flux instance, srun in the batch script of a Slurm job (within a step, srun would wait
-    for what the step itself holds), else mpiexec where there is one, else plain processes.
+    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job, else mpiexec where there is one, else
+    plain processes. So it is within a step, where others would wait for what the step itself holds.
     """
     around = find_allocation()
     if name == "auto":
         name = "mpiexec" if find_mpiexec() else "local"
-        if around.kind == "flux":
-            name = "flux"
-        elif around.kind == "slurm" and not in_step():
-            name = "srun"
+        if around.kind != "none" and not in_step():
+            name = {"flux": "flux", "slurm": "srun"}[around.kind]
     if name == "flux":
         from spoolpool.launchers.flux import FluxLauncher  # its bindings are there where Flux is
 

@@ -51,6 +51,10 @@ class MpiexecLauncher(HostLauncher):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
+        # within a step, mpiexec would start its ranks by srun and wait for what the step itself holds; and Open MPI
+        # 4.1's crashes on what Flux tells its tasks
+        steps = {"SLURM_STEP_ID": "SLURM_", "FLUX_TASK_RANK": "FLUX_"}
+        self.drops = tuple(names for step, names in steps.items() if os.environ.get(step))
 
     def output(self, shape: Shape, options: Options, group: str) -> tuple[list[int], dict[str, str]]:
         """mpiexec mixes the lines of its ranks: each gets pipes of its own."""
