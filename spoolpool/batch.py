@@ -97,7 +97,8 @@ class Job:
     def submit(self, name: str, output: str) -> str:
         """Submit it under a name; returns the batch system's id. Raises :class:`LauncherError` with what it said."""
         script = self.script(name, output)
-        return _ask([*_SUBMIT[self.system], f"--job-name={name}"], "submit a batch job", script).partition(";")[0]
+        said = _ask([*_SUBMIT[self.system], f"--job-name={name}"], "submit a batch job", script)
+        return said.partition(";")[0].replace("\N{LATIN SMALL LETTER F WITH HOOK}", "f")  # as Flux lists it in ASCII
 
 
 @dataclass(frozen=True, kw_only=True)

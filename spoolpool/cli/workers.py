@@ -60,7 +60,7 @@ def ls(directory: str) -> None:
     liveness = Liveness(spool)
     for info in sorted(entries(spool), key=lambda info: info.started):
         state = "alive" if liveness.alive(info) else "dead"
-        job = f"job {info.job}" if info.job else "no job"
+        job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         click.echo(shown(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}"))
     for each in look(spool):
@@ -137,5 +137,6 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     if everything:
         for info in _chosen(spool, (), True):
             ask_to_stop(spool, info.worker)
+            say(f"{info.worker} on {info.process.host} was asked to end.")
     for line in jobs.stop(spool, lambda job: job.record.name in wanted, seconds):
         say(line)

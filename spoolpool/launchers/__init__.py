@@ -21,8 +21,8 @@ NAMES = ("auto", "local", "mpiexec", "srun", "flux")
 def choose(name: str) -> Launcher:
     """The launcher of that name.
 
-    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job, else mpiexec where there is one, else
-    plain processes. So it is within a step, where others would wait for what the step itself holds.
+    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job; else, and so within a step, where
+    those would wait for what the step itself holds, mpiexec where there is one, or plain processes.
     """
     around = find_allocation()
     if name == "auto":

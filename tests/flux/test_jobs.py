@@ -1,0 +1,94 @@
+"""Batch jobs of workers in a real Flux instance, and executors within its jobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spoolpool import Executor, jobs, registry
+from spoolpool.launchers.mpiexec import find_mpiexec
+from spoolpool.spool import Spool
+from tests.waiting import wait_until
+
+FLUX = shutil.which("flux")
+pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
+
+PATIENCE = 120.0
+NESTING = [sys.executable, "-m", "tests.nesting"]
+
+
+@pytest.fixture
+def instance(flux: dict[str, str], spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
+    """A spool, and this process as one within the instance; the spool's jobs end with the test."""
+    for name, value in flux.items():
+        monkeypatch.setenv(name, value)
+    yield spool
+    list(jobs.stop(spool, lambda job: True, 0.0))
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def command(*arguments: object) -> str:
+    return run(sys.executable, "-m", "spoolpool.cli.spool", *arguments)
+
+
+def states() -> dict[str, str]:
+    """The jobs of the instance that wait or run."""
+    return dict(line.split() for line in run(FLUX, "jobs", "-n", "-o", "{id.f58plain} {status_abbrev}").splitlines())
+
+
+def where() -> str:
+    return os.environ["FLUX_URI"]
+
+
+def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -> None:
+    other = run(FLUX, "submit", "--urgency=31", "sleep", "600")
+    started = command("workers", "start", instance.path, "--flux", "--time=10m", "--jobs=2", "--", "--ranks=2")
+    first, second = started.split()
+    assert states()[first] == "S", "it wants the whole node"
+    run(FLUX, "cancel", other)
+    groups = wait_until(lambda: registry.workers(instance), "the first job has a group", PATIENCE)
+    listed = command("workers", "ls", instance.path)
+    assert f"{first}  running  1 node(s) for 10m" in listed
+    assert f"{second}  pending" in listed
+    assert f"job {groups[0].batch}" in listed
+    command("workers", "stop", instance.path, "--all")
+    assert states() == {}
+    assert registry.workers(instance) == []
+
+
+def test_an_executor_has_batch_jobs_for_its_lifetime(instance: Spool) -> None:
+    with Executor(spool=instance.path, backend="flux-batch", time="10m", max_workers=1) as executor:
+        assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"], "an instance of the job's own"
+        assert len(states()) == 1
+    assert states() == {}
+
+
+def test_a_job_that_is_refused_is_told(instance: Spool) -> None:
+    with pytest.raises(Exception, match="Cannot submit a batch job: flux batch says"):
+        Executor(spool=instance.path, backend="flux-batch", directives=["--nonsense"])
+    assert states() == {}
+
+
+@pytest.mark.mpi
+def test_an_executor_within_a_task_or_a_job_does_not_wait_for_what_its_job_holds(instance: Spool, tmp_path) -> None:
+    assert run(*NESTING, "task", cwd=tmp_path).splitlines() == ["2 8 mpiexec in flux", "2 8 mpiexec in a group of 2"]
+    assert run(FLUX, "run", "-n1", "-c8", *NESTING, "plain", cwd=tmp_path) == "2 8 mpiexec"
+
+
+@pytest.mark.mpi
+def test_mpiexec_within_a_job_starts_ranks_that_find_each_other(instance: Spool, tmp_path) -> None:
+    assert run(FLUX, "run", "-n1", "-c2", find_mpiexec(), "-n", "2", *NESTING, "rank", cwd=tmp_path) == "2 8 mpiexec"
+    assert run(FLUX, "run", "-n2", *NESTING, "rank", cwd=tmp_path) == "2 8 mpiexec"

@@ -1,0 +1,49 @@
+"""Executors where they are not expected: in tasks, in steps, in ranks. A program; see :func:`main`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from spoolpool import Executor
+
+
+def size() -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_size()
+
+
+def inner() -> Any:
+    """What an executor makes of a function for two ranks, and one for a single rank."""
+    with Executor(max_workers=1, cores_per_worker=2) as executor:
+        one = executor.submit(pow, 2, 3, resource_dict={"cores": 1})
+        return executor.submit(size).result()[1], one.result(), executor._core.pool._launcher.name  # type: ignore[union-attr]
+
+
+def inner_on_first_rank() -> Any:
+    from mpi4py import MPI
+
+    return inner() if MPI.COMM_WORLD.Get_rank() == 0 else None
+
+
+def main(what: str, backend: str = "auto") -> None:
+    """``plain``: an executor; ``rank``: one on the first of the ranks here; ``task``: one in tasks of another one.
+
+    Prints what :func:`inner` found, and for tasks by which launcher the outer groups were started.
+    """
+    if what == "plain":
+        print(*inner())
+    elif what == "rank":
+        found = inner_on_first_rank()
+        if found is not None:
+            print(*found)
+    else:
+        with Executor(max_workers=1, backend=backend) as executor:
+            print(*executor.submit(inner).result(), "in", executor._core.pool._launcher.name)  # type: ignore[union-attr]
+            found, _ = executor.submit(inner_on_first_rank, resource_dict={"cores": 2}).result()
+            print(*found, "in a group of 2")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
