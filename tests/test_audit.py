@@ -18,12 +18,13 @@ from spoolpool import Executor, fsio, journal, layout
 from spoolpool.cli.spool import main
 from spoolpool.identity import hostname
 from spoolpool.journal import Journal, lines, submitters_journal
+from spoolpool.layout import Token
 from spoolpool.spool import Spool
 from spoolpool.trust import account
 from tests.conftest import Workers
 from tests.processes import in_fork
 from tests.stage import Clock, Stage
-from tests.waiting import LIMIT
+from tests.waiting import LIMIT, wait_until
 
 STRANGER = 65534
 
@@ -134,6 +135,20 @@ def stage_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 def _refuse(path: str, mode: int = 0) -> int:
     raise PermissionError(13, "Permission denied", path)
+
+
+def test_what_commands_do_to_tasks_is_told(spool: Spool) -> None:
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(pow, 2, 2)
+        name = future.task  # type: ignore[attr-defined]
+        assert CliRunner().invoke(main, ["cancel", spool.path, name, "--yes"]).exit_code == 0
+        wait_until(future.cancelled, "its submitter knows")
+    failed = Path(spool.layout.failed, Token(layout.new_task_id(), 1, 1).name)
+    failed.touch()
+    assert CliRunner().invoke(main, ["rm", spool.path, failed.name[:29], "--yes"]).exit_code == 0
+    told = [(line.event.event, line.event.by, line.event.task) for line in lines(spool)]
+    assert ("cancelled", "spool", name) in told
+    assert ("removed", "spool", failed.name[:29]) in told
 
 
 # -- reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from spoolpool import Executor, envelope, fsio, layout, pickling, signature, task
 from spoolpool.claim import Claimer, write_outcome
+from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotTrusted
 from spoolpool.layout import Token
 from spoolpool.objects import put_object, read_object
@@ -204,6 +207,17 @@ def test_tasks_are_run_and_their_outcomes_delivered(stage: Stage) -> None:
     stage.collect(inbox, headers)
     assert len(stage.notes("delivered")) == len(stage.runs()) == 3
     assert "surprise" not in stage.diary.read_text()
+
+
+def test_commands_read_what_is_signed_and_nothing_else(stage: Stage, trap: Trap) -> None:
+    task_id = stage.inbox().put(str, 1).task
+    assert json.loads(CliRunner().invoke(main, ["ls", "--json", stage.spool.path]).output)["name"] == "tested"
+    stage.work()
+    assert CliRunner().invoke(main, ["result", stage.spool.path, task_id]).output == "1\n"
+    [path] = Path(stage.spool.layout.outgoing, "inbox").iterdir()
+    resigned(path, trap, stage.spool)
+    refused = CliRunner().invoke(main, ["result", stage.spool.path, task_id])
+    assert refused.exit_code == NotTrusted.exit_code, refused.output
 
 
 def test_a_forged_outcome_is_not_unpickled_and_the_future_says_so(stage: Stage, trap: Trap) -> None:

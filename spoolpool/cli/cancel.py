@@ -29,9 +29,11 @@ def cancel(selection: Selection, yes: bool) -> None:
     confirm("cancel", chosen, yes)
     for sight in chosen:
         if _take_back(sight):
+            selection.note("cancelled", sight)
             click.echo(f"{sight.id} was taken back.")
         else:
             selection.spool.ask_to_cancel(sight.id)
+            selection.note("cancel asked", sight)
             click.echo(f"{sight.id} is to be cancelled.")
     if not chosen:
         say("Nothing that fits waits or runs.")

@@ -46,8 +46,9 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
 
 def _read(sight: Sight, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
-    from spoolpool import envelope, fsio, task
+    from spoolpool import fsio, task
     from spoolpool.outcome import value_of
+    from spoolpool.signature import outcome_label
     from spoolpool.trust import Trust
 
     path = sight.spool.layout.outcome(sight.session, sight.standing.token)
@@ -55,7 +56,8 @@ def _read(sight: Sight, trusted: tuple[str, ...]) -> Any:
         raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")
     fd = fsio.open_file(path)
     try:
-        content = envelope.read(fd, Trust(trusted).check(fd, path), path)
+        label = outcome_label(sight.session, sight.standing.token.name)
+        content = sight.spool.read(fd, Trust(trusted).check(fd, path), path, label)
     finally:
         fsio.close(fd)
     return value_of(task.decode_outcome(content.header, path), content)

@@ -28,6 +28,7 @@ def retry(selection: Selection) -> None:
     for sight in chosen:
         try:
             click.echo(f"{run_again(selection.spool, sight.standing.token.name)} waits again.")
+            selection.note("retried", sight)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)
     for failure in failures[1:]:

@@ -30,6 +30,8 @@ def rm(selection: Selection, yes: bool) -> None:
         removed = fsio.remove(f"{selection.spool.path}/{sight.standing.path}")
         if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:
             fsio.remove(selection.spool.layout.outcome(session, token))
+        if removed:
+            selection.note("removed", sight)
         click.echo(f"{sight.id} {'was removed' if removed else 'is gone: somebody else took it'}.")
     if not chosen:
         say("Nothing that fits is done or failed.")

@@ -19,6 +19,7 @@ from spoolpool.cli.output import age, explained, say, shown
 from spoolpool.errors import BadRequest, SpoolpoolError
 
 if TYPE_CHECKING:
+    from spoolpool.journal import Journal
     from spoolpool.query import Query, Sight, State
     from spoolpool.spool import Spool
 
@@ -74,6 +75,21 @@ class Selection:
         """Whether something could not be seen, so that tasks may be missing."""
         return bool(self._walk.unlisted)
 
+    @functools.cached_property
+    def _journal(self) -> Journal:
+        from spoolpool.journal import Journal, submitters_journal
+
+        return Journal(self.spool, submitters_journal(), "spool")
+
+    def note(self, event: str, sight: Sight) -> None:
+        """Write into the journal what was done to a task, so that it is known who did it."""
+        self._journal.write(event, task=sight.id, session=sight.session)
+
+    def close(self) -> None:
+        """The command has ended."""
+        if "_journal" in vars(self):
+            self._journal.close()
+
     def chosen(self) -> list[Sight]:
         """The tasks, for a command that must be told which; raises :class:`BadRequest` where it was not."""
         if self._everything != self._is_open:
@@ -124,7 +140,10 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
 
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
             selection = Selection(words, states, options.pop("everything", False), query)
-            function(selection=selection, **options)
+            try:
+                function(selection=selection, **options)
+            finally:
+                selection.close()
             if selection.unseen:
                 sys.exit(SpoolpoolError.exit_code)
 
