@@ -98,11 +98,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     submitted: float = 0.0
     started: float = 0.0
     ended: float = 0.0
+    ran: float = 0.0
+    """Seconds that all ranks needed for the call of a task."""
     published: bool = True
     kind: str = ""
     """How a task ended: the ``kind`` of its outcome."""
     type: str = ""
     """Class of the exception."""
+    job: str = ""
+    """Batch job of a worker that started."""
+    ranks: int = 0
+    """Its ranks."""
     text: str = ""
     """Of a task that was recovered: its id, and what was done."""
 

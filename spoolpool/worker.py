@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from spoolpool import fsio, settings, task
 from spoolpool.backoff import Backoff
@@ -60,6 +60,17 @@ class Group(Protocol):
 
     def settle(self, *, idle: bool) -> None:
         """Get ready for the next task, once the outcome of the last one is published; ``idle``: none is waiting."""
+
+
+class Made(NamedTuple):
+    """What came of a claim."""
+
+    parts: list[Buffer]
+    """Its outcome, as a file."""
+    report: Report | None = None
+    """What the call reported; None of a cancelled one."""
+    ran: float = 0.0
+    """Seconds that the call took on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +149,9 @@ class Worker:
 
     def run(self) -> int:
         """Work until there is a reason to end."""
-        self._journal.write("worker started", worker=self._registration.directory)
+        self._journal.write(
+            "worker started", worker=self._registration.directory, job=self._info.job, ranks=self._info.ranks
+        )
         try:
             return self._loop()
         finally:
@@ -288,10 +301,10 @@ class Worker:
             if token.attempt > task.attempts(header):
                 report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
                 return
-            found = (cancelled_parts(token), None) if self._is_cancelled(token.task) else self._outcome(claim, started)
+            found = Made(cancelled_parts(token)) if self._is_cancelled(token.task) else self._outcome(claim, started)
             if found is None:
                 return
-            parts, report = found
+            parts, report, ran = found
             published = self._publisher.publish(claim, parts, started, lambda: self._stopping)
             self._journal.write(
                 "task",
@@ -303,6 +316,7 @@ class Worker:
                 submitted=header.submitted,
                 started=started,
                 ended=time.time(),
+                ran=ran,
                 published=published,
                 kind="cancelled" if report is None else "error" if report.failure else "result",
                 type=report.failure.type if report and report.failure else "",
@@ -320,11 +334,10 @@ class Worker:
             claim.release()
             self._claims.remove(claim)
 
-    def _outcome(self, claim: Claim, started: float) -> tuple[list[Buffer], Report | None] | None:
+    def _outcome(self, claim: Claim, started: float) -> Made | None:
         """Make the call, if what it needs lets it.
 
-        Returns its outcome as a file with what was reported (nothing of a cancelled one); None where there will be no
-        outcome of this claim.
+        Returns None where there will be no outcome of this claim.
         """
         token, header = claim.token, claim.header
         needed: Sequence[Needed] = ()
@@ -332,17 +345,19 @@ class Worker:
             try:
                 found = self._dependencies.gather(header, lambda: self._goes_on(claim))
             except CancelledError:
-                return cancelled_parts(token), None
+                return Made(cancelled_parts(token))
             except DependencyFailed as error:
                 report = not_run(error)
-                return outcome_parts(header, token, report, 1, started), report
+                return Made(outcome_parts(header, token, report, 1, started), report)
             if found is None:
                 return None
             needed = found
+        begun = time.monotonic()
         report, ranks = self._run(claim, needed)
-        if report.failure and self._try_again(claim, report.failure):
+        ran = time.monotonic() - begun
+        if report.failure and self._try_again(claim, report.failure, started):
             return None
-        return outcome_parts(header, token, report, ranks, started), report
+        return Made(outcome_parts(header, token, report, ranks, started), report, ran)
 
     def _goes_on(self, claim: Claim) -> bool:
         """Whether to wait on for what a claimed task needs: it is given back where this worker is to end."""
@@ -371,12 +386,20 @@ class Worker:
             self._unsure = True
             return False
 
-    def _try_again(self, claim: Claim, failure: Failure) -> bool:
+    def _try_again(self, claim: Claim, failure: Failure, started: float) -> bool:
         """Hold a task back that raised and is to be tried again."""
         token = claim.token
         if token.attempt > claim.header.retries:
             return False
-        self._journal.write("raised", task=token.task, attempt=token.attempt, type=failure.type)
+        self._journal.write(
+            "raised",
+            task=token.task,
+            name=claim.header.name,
+            attempt=token.attempt,
+            type=failure.type,
+            started=started,
+            ended=time.time(),
+        )
         try:
             hold_back(self._spool, token)
         except OSError as error:  # fenced, or a passing fault: whoever finds the claim goes on with it

@@ -54,8 +54,8 @@ def tokens(spool: Spool, directory: str) -> list[str]:
 
 
 def files(spool: Spool) -> set[str]:
-    """Every file of a spool, but of what its workers and sessions say about themselves."""
-    about = ("workers", "journal", "sessions")
+    """Every file of a spool, but of what its workers, their tasks and sessions say."""
+    about = ("workers", "journal", "sessions", "logs")
     every = (path.relative_to(spool.path) for path in Path(spool.path).rglob("*") if not path.is_dir())
     return {str(path) for path in every if path.parts[0] not in about}
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "workers": "Start batch jobs of workers, list groups, and end them.",
     "autoscale": "Submit batch jobs of workers for the tasks that wait.",
     "journal": "Show what happened, in the order of time.",
+    "report": "Show what happened, as a page or a picture.",
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",
     "key": "Make and change the key of a signed spool.",

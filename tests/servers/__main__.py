@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests import browser
 from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm
 
 KINDS: dict[str, Callable[[Path], Server]] = {
@@ -40,8 +41,9 @@ def _services_not_started() -> Iterator[None]:
 
 
 def install() -> int:
-    """Install the packages of all servers; return how many of the servers still cannot run."""
-    wanted = sorted({package for module in MODULES.values() for package in module.PACKAGES})
+    """Install the packages of all servers, and a browser; return how many of them still cannot run."""
+    modules = {**MODULES, "browser": browser}
+    wanted = sorted({package for module in modules.values() for package in module.PACKAGES})
     apt = ["apt-get", "install", "-y", "-q", "--no-install-recommends"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
@@ -53,7 +55,7 @@ def install() -> int:
                 print("could not be installed:", *failed or ["(none)"])
     except OSError as error:  # no apt-get, or not root
         print(f"nothing could be installed: {error}")
-    reasons = {name: module.missing() for name, module in MODULES.items()}
+    reasons = {name: module.missing() for name, module in modules.items()}
     for name, reason in reasons.items():
         print(f"{name}: {'missing: ' + reason if reason else 'can run'}")
     return sum(reason is not None for reason in reasons.values())

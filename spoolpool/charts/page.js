@@ -1,0 +1,243 @@
+"use strict";
+// Draws the report. Times in the data are milliseconds after data.begin, which is in milliseconds since the epoch.
+const data = JSON.parse(document.getElementById("data").textContent);
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name);
+const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6 };
+const LEFT = 150, TOP = 4, AXIS = 20;
+
+const span = Math.max(data.end - data.begin, 1);
+const view = { from: 0, to: span, row: 0 }; // what both charts over time show; row: the first that is seen, a fraction too
+
+function duration(ms) {
+  if (ms < 1) return (ms * 1000).toFixed(0) + " µs";
+  if (ms < 1000) return ms.toFixed(ms < 10 ? 1 : 0) + " ms";
+  if (ms < 120e3) return (ms / 1000).toFixed(ms < 10e3 ? 2 : 1) + " s";
+  if (ms < 7200e3) return (ms / 60e3).toFixed(1) + " min";
+  if (ms < 172800e3) return (ms / 3600e3).toFixed(1) + " h";
+  return (ms / 86400e3).toFixed(1) + " d";
+}
+
+function moment(ms, finest) {
+  const at = new Date(data.begin + ms), two = (n) => String(n).padStart(2, "0");
+  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+  const time = `${two(at.getHours())}:${two(at.getMinutes())}`;
+  if (finest >= 86400e3) return day;
+  if (finest >= 60e3) return span > 86400e3 ? `${day.slice(5)} ${time}` : time;
+  const seconds = `${time}:${two(at.getSeconds())}`;
+  return finest >= 1000 ? seconds : `${seconds}.${String(at.getMilliseconds()).padStart(3, "0")}`;
+}
+
+function prepare(canvas, height) {
+  const width = canvas.clientWidth, scale = window.devicePixelRatio || 1;
+  canvas.style.height = height + "px";
+  canvas.width = Math.round(width * scale);
+  canvas.height = Math.round(height * scale);
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
+  context.font = "12px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  return [context, width];
+}
+
+// -- the axis of time
+
+const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 10e3, 15e3, 30e3, 60e3, 120e3, 300e3, 600e3, 900e3, 1800e3,
+  3600e3, 7200e3, 10800e3, 21600e3, 43200e3, 86400e3, 172800e3, 604800e3, 2592000e3, 31536000e3];
+
+function axis(context, width, bottom) {
+  const x = (ms) => LEFT + (ms - view.from) / (view.to - view.from) * (width - LEFT);
+  const step = STEPS.find((each) => each / (view.to - view.from) * (width - LEFT) > 100) || STEPS[STEPS.length - 1];
+  const zone = new Date(data.begin).getTimezoneOffset() * 60e3;
+  const first = Math.ceil((data.begin - zone + view.from) / step) * step - (data.begin - zone);
+  context.textAlign = "center";
+  for (let at = first; at <= view.to; at += step) {
+    context.fillStyle = colour("line");
+    context.fillRect(Math.round(x(at)), TOP, 1, bottom - TOP);
+    context.fillStyle = colour("dim");
+    context.fillText(moment(at, step), Math.min(x(at), width - 40), bottom + AXIS / 2);
+  }
+  return x;
+}
+
+// -- groups
+
+const rows = data.rows;
+const rowHeight = rows.length > 150 ? 8 : 18;
+const rowsShown = Math.min(rows.length, Math.floor(560 / rowHeight));
+
+function firstAfter(bars, ms) { // the first bar that ends behind a moment
+  let low = 0, high = bars.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (bars[middle][BAR.begin] + bars[middle][BAR.length] > ms) high = middle; else low = middle + 1;
+  }
+  return low;
+}
+
+function drawRows() {
+  const canvas = document.getElementById("rows");
+  const height = TOP + rowsShown * rowHeight + AXIS;
+  const [context, width] = prepare(canvas, height);
+  const x = axis(context, width, height - AXIS);
+  const perPixel = (view.to - view.from) / (width - LEFT);
+  const bar = colour("bar"), failed = colour("failed"), there = colour("there"), text = colour("text");
+  context.save();
+  context.beginPath();
+  context.rect(0, TOP, width, rowsShown * rowHeight);
+  context.clip();
+  for (let number = Math.floor(view.row); number < Math.min(rows.length, view.row + rowsShown + 1); number++) {
+    const row = rows[number], y = TOP + (number - view.row) * rowHeight, tall = rowHeight - (rowHeight > 10 ? 4 : 1);
+    const left = Math.max(LEFT, x(row.from));
+    context.fillStyle = there;
+    context.fillRect(left, y, Math.max(0, Math.min(width, x(row.to)) - left), tall);
+    for (let at = firstAfter(row.bars, view.from); at < row.bars.length; ) {
+      const begin = row.bars[at][BAR.begin];
+      if (begin > view.to) break;
+      // bars that end within one pixel are one: so the work is bounded by the pixels, however many bars there are
+      let end = begin + row.bars[at][BAR.length], busy = row.bars[at][BAR.busy], wrong = row.bars[at][BAR.failed];
+      const whole = row.bars[at][BAR.length];
+      for (at++; at < row.bars.length; at++) {
+        const next = row.bars[at][BAR.begin] + row.bars[at][BAR.length];
+        if (next - begin > perPixel) break;
+        end = next;
+        busy += row.bars[at][BAR.busy];
+        wrong += row.bars[at][BAR.failed];
+      }
+      const from = Math.max(LEFT, x(begin)), to = Math.max(from + 1, x(end) - (whole > 4 * perPixel ? 1 : 0));
+      context.globalAlpha = Math.max(0.25, Math.min(1, busy / Math.max(end - begin, 1e-9)));
+      context.fillStyle = wrong ? failed : bar;
+      context.fillRect(from, y, Math.min(to, width) - from, tall);
+      context.globalAlpha = 1;
+    }
+    if (rowHeight > 10) {
+      context.fillStyle = colour("back");
+      context.fillRect(0, y, LEFT - 4, rowHeight);
+      context.fillStyle = text;
+      context.textAlign = "left";
+      context.fillText(row.label, 4, y + tall / 2, LEFT - 12);
+    }
+  }
+  context.restore();
+}
+
+function barAt(canvas, event) {
+  const box = canvas.getBoundingClientRect();
+  const ms = view.from + (event.clientX - box.left - LEFT) / (box.width - LEFT) * (view.to - view.from);
+  const row = rows[Math.floor((event.clientY - box.top - TOP) / rowHeight + view.row)];
+  if (!row || event.clientX - box.left < LEFT) return row ? row.about : "";
+  const slack = (view.to - view.from) / (box.width - LEFT);
+  const bar = row.bars[firstAfter(row.bars, ms - slack)];
+  if (!bar || bar[BAR.begin] > ms + slack) return row.about;
+  const wrong = bar[BAR.failed] ? `, ${bar[BAR.count] > 1 ? bar[BAR.failed] + " " : ""}failed` : "";
+  const what = bar[BAR.count] > 1 ? `${bar[BAR.count]} tasks in ${duration(bar[BAR.length])}, the longest of ` : "";
+  const alone = bar[BAR.count] > 1 ? "" : `, ${duration(bar[BAR.length])}`;
+  return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"} (${bar[BAR.task]})${alone}${wrong}`;
+}
+
+// -- how many wait and run
+
+function drawLevels() {
+  const height = 180, [context, width] = prepare(document.getElementById("levels"), height);
+  const x = axis(context, width, height - AXIS);
+  const lines = [["waiting", "wait"], ["running", "bar"]].map(([name, tint]) => {
+    const level = data.levels[name], step = level.step;
+    const from = Math.max(0, Math.floor((view.from - level.begin) / step));
+    const to = Math.min(level.values.length, Math.ceil((view.to - level.begin) / step));
+    return { level, step, from, to, tint, top: Math.max(0, ...level.values.slice(from, to)) };
+  });
+  const bottom = height - AXIS, above = TOP + 14;
+  lines.forEach((line, which) => { // each has a scale of its own, at the left
+    const y = (value) => bottom - value / (line.top || 1) * (bottom - above);
+    context.strokeStyle = context.fillStyle = colour(line.tint);
+    context.lineWidth = 1.5;
+    context.save();
+    context.beginPath();
+    context.rect(LEFT, 0, width - LEFT, bottom + 1);
+    context.clip();
+    context.beginPath();
+    for (let at = line.from; at < line.to; at++) {
+      const left = x(line.level.begin + at * line.step), right = x(line.level.begin + (at + 1) * line.step);
+      const tall = y(line.level.values[at]);
+      if (at === line.from) context.moveTo(left, tall); else context.lineTo(left, tall);
+      context.lineTo(right, tall);
+    }
+    context.stroke();
+    context.restore();
+    context.textAlign = "left";
+    context.fillText(`${which ? "running" : "waiting"}, up to ${+line.top.toFixed(1)}`, 4, above + 18 * which);
+  });
+}
+
+// -- distributions
+
+function drawClasses(id, classes, tint) {
+  const canvas = document.getElementById(id);
+  const height = 160, [context, width] = prepare(canvas, height);
+  if (!classes.length) { context.fillStyle = colour("dim"); context.fillText("nothing yet", 8, height / 2); return; }
+  const wide = (width - 16) / classes.length, top = Math.max(...classes.map((each) => each[1]));
+  classes.forEach(([from, count], at) => {
+    const tall = count / top * (height - AXIS - 10);
+    context.fillStyle = colour(tint);
+    context.fillRect(8 + at * wide, height - AXIS - tall, Math.max(1, wide - 1), tall);
+    const every = Math.max(1, Math.ceil(70 / wide));
+    if (at % every === 0) {
+      context.fillStyle = colour("dim");
+      context.textAlign = "left";
+      context.fillText(duration(from * 1000), 8 + at * wide, height - AXIS / 2);
+    }
+  });
+}
+
+// -- zoom and drag
+
+function draw() { drawRows(); drawLevels(); }
+
+let asked = false;
+function soon() {
+  if (!asked) { asked = true; requestAnimationFrame(() => { asked = false; draw(); }); }
+}
+
+function move(from, to) {
+  const least = Math.min(span, 1), length = Math.min(Math.max(to - from, least), span * 1.2);
+  const middle = (from + to) / 2;
+  view.from = Math.min(Math.max(middle - length / 2, -0.1 * span), 1.1 * span - length);
+  view.to = view.from + length;
+  soon();
+}
+
+for (const id of ["rows", "levels"]) {
+  const canvas = document.getElementById(id);
+  let grip = null;
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    const box = canvas.getBoundingClientRect();
+    const share = Math.min(Math.max((event.clientX - box.left - LEFT) / (box.width - LEFT), 0), 1);
+    const factor = Math.exp(Math.max(-1, Math.min(1, event.deltaY / 250)));
+    const at = view.from + share * (view.to - view.from);
+    move(at - (at - view.from) * factor, at + (view.to - at) * factor);
+  }, { passive: false });
+  canvas.addEventListener("pointerdown", (event) => {
+    grip = { x: event.clientX, y: event.clientY, ...view };
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!grip) { document.getElementById("hint").textContent = id === "rows" ? barAt(canvas, event) : ""; return; }
+    const ms = (event.clientX - grip.x) / (canvas.clientWidth - LEFT) * (grip.to - grip.from);
+    if (id === "rows") {
+      view.row = Math.min(Math.max(grip.row - (event.clientY - grip.y) / rowHeight, 0), rows.length - rowsShown);
+    }
+    move(grip.from - ms, grip.to - ms);
+  });
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { grip = null; });
+  canvas.addEventListener("dblclick", () => { view.row = 0; move(0, span); });
+}
+
+function all() {
+  draw();
+  drawClasses("durations", data.durations, "bar");
+  drawClasses("waits", data.waits, "wait");
+}
+addEventListener("resize", all);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+all();

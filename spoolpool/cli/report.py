@@ -1,0 +1,45 @@
+"""``spool report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import explained, say
+from spoolpool.errors import BadRequest
+
+_FILE = click.Path(dir_okay=False)
+
+
+@click.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("-o", "--output", type=_FILE, help="Write a page for a browser there.")
+@click.option("--png", type=_FILE, help="Write a picture there.")
+@click.option("--svg", type=_FILE, help="Write a picture there that can be scaled.")
+@explained
+def report(directory: str, output: str | None, png: str | None, svg: str | None) -> None:
+    """Show what happened in SPOOL: groups over time, waiting and running, durations, failures, recoveries.
+
+    \b
+      spool report SPOOL -o report.html    a page that needs no network
+      spool report SPOOL --svg figure.svg  for a paper; needs matplotlib
+
+    It is made from the journals, which 'spool gc' keeps for a year.
+    """
+    from spoolpool.charts import figure
+    from spoolpool.charts.page import page
+    from spoolpool.charts.summary import summarize
+    from spoolpool.spool import Spool
+
+    if not (output or png or svg):
+        raise BadRequest("Say what to write: -o report.html, --png FILE or --svg FILE.")
+    summary = summarize(Spool(directory))
+    if output:
+        Path(output).write_text(page(summary), encoding="utf-8")
+    for path, kind in ((png, "png"), (svg, "svg")):
+        if path:
+            figure.save(summary, path, kind)
+    written = ", ".join(filter(None, (output, png, svg)))
+    say(f"Wrote {written}: {summary.tasks} task(s) of {len(summary.groups)} group(s).")
