@@ -45,7 +45,7 @@ class Capture:
         self._directory = os.path.abspath(directory or "")
         self._rank = rank
         self._limit = None if directory else 0  # bytes per task; None: not known yet; 0: nothing is captured
-        self._token = Token("", 0, 0)
+        self._tokens: list[Token] = []  # the task that runs is the last; those before it wait for it
         self._log = Log("", rank)
         self._remote = False
         self._append = self._edit = -1  # two descriptors of the log; what tasks print comes through the first
@@ -64,14 +64,26 @@ class Capture:
         self._flush_stdio: Callable[[None], object] = lambda _: None
 
     def of(self, token: Token) -> Capture:
-        """``with capture.of(token)``: what is printed is this task's."""
-        self._token = token
+        """``with capture.of(token)``: what is printed is this task's, also where another one waits for it meanwhile."""
+        self._tokens.append(token)
         return self
 
     def __enter__(self) -> None:
+        if self._running:
+            self._end_output()
+        self._begin_output()
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self._end_output()
+        self._tokens.pop()
+        if self._tokens:
+            self._begin_output()
+
+    def _begin_output(self) -> None:
         if self._limit == 0:
             return
-        token = self._token
+        token = self._tokens[-1]
         try:
             if self._append < 0:
                 if time.monotonic() < self._retry_due or not self._start(token.worker):
@@ -92,9 +104,7 @@ class Capture:
         if self._dormant:
             self._wake()
 
-    def __exit__(self, *_: object) -> None:
-        if not self._running:
-            return
+    def _end_output(self) -> None:
         self._flush()
         try:
             with self._lock:

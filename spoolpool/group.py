@@ -20,13 +20,12 @@ grace period it publishes its exception itself and aborts the group.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import pickle
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool import call, message, mpi, settings
@@ -79,7 +78,6 @@ class SerialGroup:
         self._capture = capture or Capture(None)
         self._progress = progress
         self._presets = Presets()
-        self._running = False
 
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called here."""
@@ -97,8 +95,7 @@ class SerialGroup:
             ends=self._ends,
             _progress=self._progress,
         )
-        # what a task prints that another one runs while it waits is that one's
-        with contextlib.nullcontext() if self._running else self._outermost(token):
+        with self._capture.of(token):
             report = call.run(
                 task,
                 *content,
@@ -109,15 +106,6 @@ class SerialGroup:
                 needed=needed,
             )
         return report, 1
-
-    @contextlib.contextmanager
-    def _outermost(self, token: Token) -> Iterator[None]:
-        self._running = True
-        try:
-            with self._capture.of(token):
-                yield
-        finally:
-            self._running = False
 
     def settle(self, *, idle: bool) -> None:
         """Nothing to be done between tasks."""

@@ -7,7 +7,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from spoolpool import fsio, journal, layout, mounts, transcript
@@ -87,7 +87,9 @@ def outputs(spool: Spool, task: str, trust: Trust) -> list[Output]:
         found, refused = _search(logs, spool, task, trust)
     if not found and refused is not None:
         raise refused
-    return sorted(found, key=lambda output: (output.mark.token.claim, output.log.rank, output.log.part))
+    return sorted(
+        found, key=lambda output: (output.mark.token.claim, output.log.rank, output.log.part, output.mark.offset)
+    )
 
 
 def _logs(spool: Spool) -> list[Log]:
@@ -150,16 +152,21 @@ class _Rank:
         self._trust = trust
         self._log: Log | None = None
         self._at = 0
-        self._marks: OrderedDict[tuple[str, int], tuple[Log, int]] = OrderedDict()
+        self._last: tuple[Log, int, tuple[str, int]] | None = None
+        self._marks: OrderedDict[tuple[str, int], list[tuple[Log, int]]] = OrderedDict()
 
     def find(self, token: Token, parts: list[Log]) -> tuple[Log, int] | None:
-        """Where the mark of a claim stands; ``parts`` are the files that there are, in their order."""
+        """Where the next mark of a claim stands, each once; ``parts`` are the files that there are, in their order.
+
+        There are several where the task waited for others that ran in its process meanwhile.
+        """
         for log in parts:
             if self._log is None or log.part >= self._log.part:
                 if log != self._log:
                     self._log, self._at = log, 0
                 self._look(log)
-        return self._marks.pop((token.task, token.claim), None)
+        found = self._marks.get(token[:2])
+        return found.pop(0) if found else None
 
     def _look(self, log: Log) -> None:
         with contextlib.suppress(OSError), _opened(self._spool, log, self._trust) as fd:
@@ -169,7 +176,10 @@ class _Rank:
                     mark = next(_find(fd, transcript.BEGIN, self._at), None)
                 if mark is None:
                     return
-                self._marks[mark.token.task, mark.token.claim] = log, mark.offset
+                seen = log, mark.offset, mark.token[:2]
+                if seen != self._last:
+                    self._marks.setdefault(mark.token[:2], []).append((log, mark.offset))
+                self._last = seen
                 if len(self._marks) > _REMEMBERED:
                     self._marks.popitem(last=False)
                 self._at = mark.offset
@@ -230,9 +240,11 @@ class _Reader:
 
 @dataclass
 class _Followed:
-    """A claim that is followed: its ranks, and whether it runs."""
+    """A claim that is followed."""
 
-    ranks: dict[int, _Reader]
+    ranks: dict[int, _Reader] = field(default_factory=dict)
+    started: dict[int, float] = field(default_factory=dict)
+    """When ranks began of which something was read."""
     over_since: float | None = None
 
 
@@ -248,7 +260,7 @@ class Following:
 
     def add(self, token: Token) -> None:
         """Follow a claim; harmless when repeated."""
-        self._claims.setdefault(token, _Followed({}))
+        self._claims.setdefault(token, _Followed())
 
     def over(self, token: Token) -> None:
         """The claim has ended: follow it until everything of it has come."""
@@ -275,23 +287,28 @@ class Following:
             parts.setdefault(log.worker, {}).setdefault(log.rank, []).append(log)
         for token, followed in list(self._claims.items()):
             ranks = parts.get(token.worker, {})
-            self._find(token, followed, ranks)
-            for rank, reader in followed.ranks.items():
-                if not reader.complete and (data := reader.read()):
-                    yield Printed(token, rank, reader.started, data)
+            for rank, logs in ranks.items():
+                for data, started in self._new(token, followed, rank, logs):
+                    yield Printed(token, rank, followed.started.setdefault(rank, started), data)
             if self._is_complete(followed, len(ranks)):
                 del self._claims[token]
-                for rank, reader in followed.ranks.items():
-                    if reader.started:
-                        yield Printed(token, rank, reader.started, b"")
+                for rank, started in followed.started.items():
+                    yield Printed(token, rank, started, b"")
 
-    def _find(self, token: Token, followed: _Followed, ranks: dict[int, list[Log]]) -> None:
-        for rank, logs in ranks.items():
-            if rank not in followed.ranks:
-                seen = self._logs.setdefault((token.worker, rank), _Rank(self._spool, self._trust))
-                where = seen.find(token, logs)
-                if where is not None:
-                    followed.ranks[rank] = _Reader(self._spool, self._trust, token, where)
+    def _new(self, token: Token, followed: _Followed, rank: int, logs: list[Log]) -> Iterator[tuple[bytes, float]]:
+        """What a rank has printed since, and when it began."""
+        while True:
+            reader = followed.ranks.get(rank)
+            if reader is None or reader.complete:
+                log = self._logs.setdefault((token.worker, rank), _Rank(self._spool, self._trust))
+                where = log.find(token, logs)
+                if where is None:
+                    return
+                reader = followed.ranks[rank] = _Reader(self._spool, self._trust, token, where)
+            if data := reader.read():
+                yield data, reader.started
+            if not reader.complete:
+                return
 
     def _is_complete(self, followed: _Followed, ranks: int) -> bool:
         if followed.over_since is None:

@@ -126,6 +126,36 @@ def test_every_claim_of_a_task_is_kept(spool: Spool, captured: Capture) -> None:
     assert printed(spool, token.task) == b"claim 1\nclaim 2\n"
 
 
+def test_a_task_that_another_one_waits_for_in_its_process_has_an_output_of_its_own(
+    spool: Spool, captured: Capture
+) -> None:
+    outer, inner, innermost = (new_token() for _ in range(3))
+    watching, late = Following(spool, Trust()), Following(spool, Trust())
+    watching.add(outer)
+    seen = b""
+    with captured.of(outer):
+        os.write(1, b"outer\n")
+        seen += follow(watching)
+        with captured.of(inner):
+            os.write(1, b"inner\n")
+            with captured.of(innermost):
+                seen += follow(watching)
+        os.write(1, b"outer again\n")
+        seen += follow(watching)
+        with captured.of(innermost._replace(claim=2)):
+            pass
+        os.write(1, b"and again\n")
+    for token in (outer, inner):
+        late.add(token)
+        late.over(token)
+    watching.over(outer)
+    assert seen + follow(watching) == printed(spool, outer.task) == b"outer\nouter again\nand again\n"
+    assert printed(spool, inner.task) == b"inner\n"
+    assert sorted({(each.token, each.data) for each in late.look() if each.data}) == sorted(
+        [(outer, b"outer\n"), (outer, b"outer again\n"), (outer, b"and again\n"), (inner, b"inner\n")]
+    )
+
+
 def test_a_copy_of_a_log_in_a_tasks_output_is_its_output(spool: Spool, captured: Capture) -> None:
     first, second, third = new_token(), new_token(), new_token()
     with captured.of(first):

@@ -72,7 +72,7 @@ def test_what_was_printed_before_a_worker_was_killed_is_shown_of_every_attempt(
             dying = worker(spool, await_groups=0)
             worker.may_die(dying)
             assert dying.wait(LIMIT) == -signal.SIGKILL
-        worker(spool)
+        worker(spool, await_groups=0)  # meanwhile the entries of the others go
         assert isinstance(future.exception(), WorkerLost)
     shown = run("logs", spool.path, future.task)
     assert shown.stdout == "attempt 1\nattempt 2\n"
@@ -172,7 +172,7 @@ def test_an_attached_executor_streams_its_own_tasks_alone_also_of_attempts_that_
         assert strange.result() == "somebody else's"
         future = exe.submit(tasks.speak_and_die_at_first)
         assert dying.wait(LIMIT) == -signal.SIGKILL
-        worker(spool)
+        worker(spool, await_groups=0)  # meanwhile the entry of the other one goes
         assert future.result() == 2
     prefix = f"[speak_and_die_at_first {future.task[-10:]}] "
     assert capsys.readouterr().out == f"{prefix}attempt 1\n{prefix}attempt 2\n"
