@@ -71,8 +71,8 @@ class Autoscaler:
         with explained(f"scale the spool {self._spool.path}"):
             self._spool.make_directories(self._spool.layout.jobs)
             with contextlib.suppress(FileExistsError):
-                fsio.create(path, [])
-            fd = fsio.open_file(path, write=True)
+                self._spool.show(path, [])
+            fd = self._spool.open_for_lock(path)
         try:
             found = try_lock(fd)
             if found is Lock.BUSY:

@@ -136,7 +136,9 @@ class Capture:
 
     def _start(self, worker: str) -> bool:
         """Open the log of a worker, at its first task; False if nothing is to be captured."""
-        self._limit = Spool(self._directory).config.output
+        spool = Spool(self._directory)
+        self._limit = spool.config.output
+        self._mode = spool.rights.file
         if not self._limit:
             return False
         self._remote = not mounts.local(self._directory)
@@ -154,7 +156,7 @@ class Capture:
         if part >= _PARTS:
             fsio.remove(f"{self._directory}/logs/{self._log._replace(part=part - _PARTS).name}")
         self._log = self._log._replace(part=part)
-        append = fsio.open_append(self._path)
+        append = fsio.open_append(self._path, self._mode, exact=self._mode != 0o600)
         edit = fsio.open_file(self._path, write=True)
         first, second = os.fstat(append), os.fstat(edit)
         if not os.path.samestat(first, second):

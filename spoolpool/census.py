@@ -155,7 +155,7 @@ def census(spool: Spool) -> Census:
         found[each.place].append(each)
     for worker in walk.good("workers", layout.is_worker_id):
         walk.good(worker, registry.ENTRY.__contains__)
-    walk.good("objects", layout.is_object_id)
+    walk.good("objects", layout.is_object_file)
     walk.good("sessions", layout.session_of)
     walk.good("journal", layout.writer_of)
     walk.good("logs", layout.parse_log)

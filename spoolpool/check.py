@@ -247,7 +247,7 @@ def _unreadable(spool: Spool, path: str, token: Token, trust: Trust, *, outcome:
         return None if error.errno in fsio.GONE else f"it cannot be opened ({error.strerror}); it is left alone"
     try:
         label = outcome_label(path.split("/")[1], token.name) if outcome else task_label(token.task)
-        content = spool.read(fd, trust.check(fd, whole), whole, label)
+        content = spool.read(fd, trust.check(fd, whole).st_size, whole, label)
         header = (task.decode_outcome if outcome else task.decode_task)(content.header, whole)
         if header.task != token.task:
             return f"it says that it is of task {header.task}; it is left alone"

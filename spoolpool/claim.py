@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Container, Mapping
@@ -24,11 +25,12 @@ from spoolpool.order import Source
 from spoolpool.signature import outcome_label, task_label
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader, decode_task
-from spoolpool.trust import Trust
+from spoolpool.trust import Trust, account
 
 log = logging.getLogger(__name__)
 
 _AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
+_USELESS, _PATIENCE = 64, 4096  # files of one bucket, after which the others are looked at first; twice as many next
 _WINDOW = 256  # names among which a crowd of claimers spreads
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
@@ -37,10 +39,12 @@ _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno
 class Claim:
     """A task in this worker's hands, with the lock that witnesses that the worker lives."""
 
-    def __init__(self, token: Token, header: TaskHeader, content: Envelope, fd: int) -> None:
+    def __init__(self, token: Token, header: TaskHeader, content: Envelope, fd: int, owner: int) -> None:
         self.token = token
         self.header = header
         self.content = content
+        self.owner = owner
+        """Account to which the task's file belongs."""
         self._fd = fd
 
     def release(self) -> None:
@@ -50,34 +54,49 @@ class Claim:
             self._fd = -1
 
 
-def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer]) -> None:
+def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer], owner: int | None = None) -> None:
     """Make the outcome of a claim. Its name is this claim's alone, so it is made in place.
 
-    Raises ``FileExistsError`` where another rank of the group made it, and ``OSError`` otherwise, after
-    which nothing of it is left.
+    ``owner`` is the account of the task's file, whose the session must be; a shared spool needs it. Raises
+    ``FileExistsError`` where another rank of the group made it, and ``OSError`` otherwise, after which nothing of it is
+    left.
     """
-    path = spool.layout.outcome(session, token)
     label = outcome_label(session, token.name)
+    outgoing = spool.outgoing(session, owner)
     try:
-        spool.write(path, label, parts)
+        spool.write(f"{outgoing}/{token.name}", label, parts, spool.rights.outcome)
     except FileNotFoundError:  # the session's directory is not there: it was closed, or never opened
-        spool.make_directories(f"{spool.layout.outgoing}/{session}")
-        spool.write(path, label, parts)
+        open_again(spool, f"{spool.layout.outgoing}/{session}")
+        outgoing = spool.outgoing(session, owner)
+        spool.write(f"{outgoing}/{token.name}", label, parts, spool.rights.outcome)
 
 
-def has_outcome(spool: Spool, session: str, token: Token) -> bool:
+def open_again(spool: Spool, path: str) -> None:
+    """Have the directory of a session again that is gone; in a shared spool its owner alone can make it."""
+    if spool.shared:
+        spool.let_go(path)
+    else:
+        spool.make_directories(path)
+
+
+def has_outcome(spool: Spool, session: str, token: Token, owner: int | None = None, writer: int | None = None) -> bool:
     """Whether the outcome of a claim was written to its end, so that nothing but the commit is missing.
 
-    In a signed spool it must be signed as well; raises :class:`NoKey` where that cannot be told here.
+    In a shared spool it must be ``writer``'s, that of the claim's worker: another's was put there by somebody else. In
+    a signed one it must be signed as well; raises :class:`NoKey` where that cannot be told here.
     """
     path = spool.layout.outcome(session, token)
     try:
-        fd = fsio.open_file(path)
+        outgoing = spool.outgoing(session, owner)
+        fd = fsio.open_file(f"{outgoing}/{token.name}")
     except OSError as error:
         if error.errno in fsio.GONE:
             return False
         raise
     try:
+        if spool.shared and os.fstat(fd).st_uid != writer:
+            log.warning("%s is not of the worker %s: it was left alone.", path, token.worker)
+            return False
         spool.read(fd, fsio.size(fd), path, outcome_label(session, token.name))
     except NoKey:
         raise
@@ -88,11 +107,11 @@ def has_outcome(spool: Spool, session: str, token: Token) -> bool:
     return True
 
 
-def commit(spool: Spool, session: str, token: Token) -> bool:
+def commit(spool: Spool, session: str, token: Token, owner: int | None = None) -> bool:
     """Publish the outcome of a claim: the one rename that decides.
 
     False where the claim is no longer ours: a recoverer thought us dead. The outcome then must not be
-    published; see :meth:`spoolpool.recovery.Recovery.discard`.
+    published; see :meth:`spoolpool.recovery.Recovery.discard`. ``owner`` as for :func:`write_outcome`.
     """
     source = spool.layout.claimed_token(token)
     target = spool.layout.result(session, token)
@@ -100,17 +119,19 @@ def commit(spool: Spool, session: str, token: Token) -> bool:
     denied = 0
     while True:
         try:
+            results = spool.results(session, owner)
+            target = f"{results}/{token.name}"
             fsio.move(source, target, durability=spool.config.durability)
             return True
         except OSError as error:
             # the order of the two looks matters: the token moves from source to target, never back
             if fsio.there(source):
                 if error.errno in fsio.GONE:
-                    spool.make_directories(f"{spool.layout.results}/{session}")
-                denied += error.errno in fsio.DENIED
+                    open_again(spool, f"{spool.layout.results}/{session}")
+                denied += error.errno in fsio.DENIED or (spool.shared and error.errno in fsio.GONE)
                 if denied > 5:
                     raise SpoolDenied(
-                        f"Cannot publish the outcome of {token.task}: {target} is refused "
+                        f"Cannot publish the outcome of {token.task}: {spool.layout.result(session, token)} is refused "
                         f"({error.strerror}). The owner of the session must let workers write there."
                     ) from error
                 rhythm.sleep()
@@ -138,24 +159,42 @@ def retry(spool: Spool, name: str) -> str:
     if token is None:
         raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
     try:
-        header = read_task(spool, path, token)
+        header, owner = read_owned_task(spool, path, token)
     except OSError as error:
         raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
     if header.task != token.task:
         raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
-    spool.open_session(header.session)
+    spool.open_session(header.session, owner)
     if not requeue_from(spool, path, header, Token(token.task, token.claim + 1, 1)):
         raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
     return token.task
 
 
 def read_task(spool: Spool, path: str, token: Token) -> TaskHeader:
-    """The header of the task file at a path; ``OSError`` as open(2), or :class:`SpoolpoolError` for what is none."""
+    """The header of the task file at a path; raises as :func:`read_owned_task`."""
+    return read_owned_task(spool, path, token)[0]
+
+
+def read_owned_task(spool: Spool, path: str, token: Token) -> tuple[TaskHeader, int]:
+    """The header of the task file at a path, and the account that owns it.
+
+    Raises ``OSError`` as open(2), and :class:`SpoolpoolError` for what is no task.
+    """
     fd = fsio.open_file(path)
     try:
-        return decode_task(spool.read_header(fd, fsio.size(fd), path, task_label(token.task)), path)
+        return read_opened_task(spool, fd, path, token)
     finally:
         fsio.close(fd)
+
+
+def read_opened_task(spool: Spool, fd: int, path: str, token: Token) -> tuple[TaskHeader, int]:
+    """As :func:`read_owned_task`, of a file that is open."""
+    status = os.fstat(fd)
+    header = decode_task(spool.read_header(fd, status.st_size, path, task_label(token.task)), path)
+    lane = layout.parse_lane(header.lane)
+    if spool.shared and (lane is None or lane.user != status.st_uid):
+        raise BadTaskFile(f"{path} belongs to {account(status.st_uid)}, and says that it is of lane {header.lane}.")
+    return header, status.st_uid
 
 
 def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) -> bool:
@@ -164,9 +203,10 @@ def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) ->
     Whether it waits there now, as far as can be seen. Where it does not, somebody else moved the token, which is
     just as good, or the bucket vanishes as often as it is made; the next round sees what is true.
     """
-    bucket = spool.layout.bucket(header.lane, header.bucket)
+    path = spool.layout.bucket(header.lane, header.bucket)
     for last in (False, True):
         try:
+            bucket = spool.bucket(header.lane, header.bucket)
             fsio.move(source, f"{bucket}/{ready.name}")
             return True
         except OSError as error:
@@ -175,8 +215,8 @@ def requeue_from(spool: Spool, source: str, header: TaskHeader, ready: Token) ->
                 raise
             if last or not fsio.there(source):
                 break
-            spool.make_directories(bucket)
-    return fsio.there(f"{bucket}/{ready.name}")
+            spool.make_directories(path)
+    return fsio.there(f"{path}/{ready.name}")
 
 
 class Claimer:
@@ -202,10 +242,12 @@ class Claimer:
         self._serves = serves
         self._trust = trust
         spool.need_key()
-        self._listing = Listing(spool, serves, weights, submitter)
+        self._listing = Listing(spool, serves, self._refuse, weights, submitter)
         self._window = 1
         self._refused: dict[str, str] = {}
         self._keyless: dict[str, float] = {}
+        self._useless = 0  # files that came to nothing
+        self._patience = _USELESS
         self._busy: dict[str, float] = {}
 
     @property
@@ -240,16 +282,23 @@ class Claimer:
 
     def _claim_from(self, source: Source, names: list[str]) -> Claim | None:
         bucket = self._spool.layout.bucket(source.lane, source.bucket)
+        place = self._listing.place(source)
         hopeless = True
+        most = self._useless + self._patience
         while names:
+            if self._useless > most:  # junk: have a look at the other buckets before the rest of it
+                self._patience = min(_PATIENCE, 2 * self._patience)
+                self._listing.cut(source)
+                return None
             among = min(self._window, len(names))
             token = layout.parse_token(names.pop(-1 - (random.randrange(among) if among > 1 else 0)))
             if token is None or token.worker:
                 continue
             path = f"{bucket}/{token.name}"
-            claim = self._claim(path, token)
+            claim = self._claim(path, place, token, source.user)
             if claim is not None:
                 self._window = max(1, self._window // 2)
+                self._patience = _USELESS
                 return claim
             hopeless = hopeless and path in self._refused
             # somebody else works through the same listing: spread out
@@ -258,11 +307,12 @@ class Claimer:
             self._listing.hopeless(source)
         return None
 
-    def _claim(self, path: str, token: Token) -> Claim | None:
+    def _claim(self, path: str, place: fsio.Place, token: Token, user: int | None) -> Claim | None:
         if path in self._refused and time.monotonic() < self._keyless.get(path, math.inf):
             return None
         try:
-            fd = fsio.open_file(path, write=True)
+            # a lock on NFS needs it open for writing, which nobody may do to another's file
+            fd = fsio.open_file(f"{place}/{token.name}", write=user == self._spool.account)
         except OSError as error:
             if error.errno in _REFUSED:
                 self._refuse(path, f"{path} cannot be opened ({error.strerror}). It was left alone.")
@@ -270,7 +320,7 @@ class Claimer:
                 raise
             return None
         try:
-            claim = self._take(fd, path, token)
+            claim = self._take(fd, path, place, token, user)
         except (NotTrusted, BadTaskFile) as error:
             self._refuse(path, str(error))
             if isinstance(error, NoKey):  # it may be on its way to this host
@@ -283,22 +333,29 @@ class Claimer:
             fsio.close(fd)
         return claim
 
-    def _take(self, fd: int, path: str, token: Token) -> Claim | None:
-        size = self._trust.check(fd, path)
+    def _take(self, fd: int, path: str, place: fsio.Place, token: Token, user: int | None) -> Claim | None:
+        status = self._trust.check(fd, path)
+        if user is not None and status.st_uid != user:
+            raise NotTrusted(
+                f"{path} belongs to {account(status.st_uid)}, and waits among the tasks of {account(user)}. It was not "
+                "read."
+            )
         if not self._free(fd, token):
             return None
-        content = self._signed(fd, size, path, token)
+        content = self._signed(fd, status.st_size, path, token)
         mine = token.claimed_by(self._worker)
         target = self._spool.layout.claimed_token(mine)
         try:
-            fsio.move(path, target, durability=self._spool.config.durability)
+            fsio.move(f"{place}/{token.name}", target, durability=self._spool.config.durability)
         except OSError as error:
             # a repeated request answers ENOENT for a rename that happened: the target is ours alone
             if not fsio.there(target):
                 if error.errno in fsio.GONE:
                     return None
+                if self._spool.shared and error.errno in fsio.DENIED:  # its directory lets nobody take what is in it
+                    raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error
                 raise
-        return self._read(fd, size, mine, content)
+        return self._read(fd, status, mine, content)
 
     def _signed(self, fd: int, size: int, path: str, token: Token) -> Envelope | None:
         """The content of a file in a signed spool, read before the claim: without a good signature it is left alone."""
@@ -327,21 +384,41 @@ class Claimer:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
         return now - self._busy.setdefault(token.name, now) > self._lease
 
-    def _read(self, fd: int, size: int, token: Token, content: Envelope | None = None) -> Claim | None:
+    def _read(self, fd: int, status: os.stat_result, token: Token, content: Envelope | None = None) -> Claim | None:
         path = self._spool.layout.claimed_token(token)
         try:
             if content is None:
-                content = self._spool.read(fd, size, path, task_label(token.task))
+                content = self._spool.read(fd, status.st_size, path, task_label(token.task))
             header = decode_task(content.header, path)
             lane = layout.parse_lane(header.lane)
             if header.task != token.task or lane is None or not self._serves(lane):
                 raise BadTaskFile(
                     f"{path} says that it is task {header.task} of lane {header.lane}: not what it waited as."
                 )
+            self._check_origin(header, lane, status.st_uid, path)
         except SpoolpoolError as error:
             self.set_aside(token, str(error))
             return None
-        return Claim(token, header, content, fd)
+        return Claim(token, header, content, fd, status.st_uid)
+
+    def _check_origin(self, header: TaskHeader, lane: Lane, owner: int, path: str) -> None:
+        """Raise :class:`BadTaskFile` or :class:`NotTrusted` for a task that was brought here from elsewhere, or again.
+
+        In a shared spool it must be of the lane of its owner, and of a session that is open and his: else it could put
+        a result into another's inbox, and an old file could be made to run once more.
+        """
+        spool = self._spool
+        if header.spool != spool.config.id and (header.spool or spool.shared):
+            raise BadTaskFile(f"{path} was made for the spool {header.spool!r}; this one is {spool.config.id!r}.")
+        if not spool.shared:
+            return
+        if lane.user != owner:
+            raise NotTrusted(f"{path} belongs to {account(owner)}, and says that it is of lane {header.lane}.")
+        if not spool.has_session(header.session, owner):
+            raise BadTaskFile(
+                f"{path} is for the session {header.session} of {account(owner)}, which is not open (any more): its "
+                "submitter has ended, or somebody put an old task back."
+            )
 
     def forgotten(self, known: Container[Token] = ()) -> Claim | None:
         """A claim in this worker's name that it does not know of: none of those on which it works.
@@ -355,14 +432,14 @@ class Claimer:
             if path in self._refused:
                 continue
             try:
-                fd = fsio.open_file(path, write=True)
+                fd = self._spool.open_for_lock(path)
             except OSError as error:
                 if error.errno in fsio.GONE:  # a recoverer thought this worker dead
                     continue
                 raise
             try:
-                size = self._trust.check(fd, path)
-                claim = self._read(fd, size, token) if self._free(fd, token) else None
+                status = self._trust.check(fd, path)
+                claim = self._read(fd, status, token) if self._free(fd, token) else None
             except (NotTrusted, BadTaskFile) as error:
                 self._refuse(path, str(error))
                 claim = None
@@ -377,6 +454,7 @@ class Claimer:
     def set_aside(self, token: Token, reason: str) -> None:
         """Keep a claimed task that nothing can be done with in ``failed/``."""
         target = f"{self._spool.layout.failed}/{token.name}"
+        self._useless += 1
         log.warning("%s It is kept as %s.", reason, target)
         try:
             fsio.move(self._spool.layout.claimed_token(token), target)
@@ -384,6 +462,7 @@ class Claimer:
             log.warning("Cannot set aside %s: %s", token.name, error)
 
     def _refuse(self, path: str, reason: str) -> None:
+        self._useless += 1
         if path not in self._refused:
             log.warning("%s", reason)
         if len(self._refused) > 100_000:  # somebody floods the spool with junk: better to look twice than to grow

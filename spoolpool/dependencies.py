@@ -96,7 +96,7 @@ class Dependencies:
             raise CancelledError
         path = self._spool.layout.outcome(session, token)
         try:
-            outcome, content = self._open(path, outcome_label(session, token.name))
+            outcome, content = self._open(session, token, path)
         except (NotTrusted, SpoolVersion) as error:
             raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}of an outcome: {error}") from error
         except (OSError, BadTaskFile):
@@ -110,10 +110,12 @@ class Dependencies:
             raise _failed(header, outcome, content)
         return Needed(session, name, outcome.ranks, content.payload, content.buffers)
 
-    def _open(self, path: str, label: str) -> tuple[OutcomeHeader, Envelope]:
-        fd = fsio.open_file(path)
+    def _open(self, session: str, token: Token, path: str) -> tuple[OutcomeHeader, Envelope]:
+        outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+        fd = fsio.open_file(f"{outgoing}/{token.name}")
         try:
-            content = self._spool.read(fd, self._trust.check(fd, path), path, label)
+            label = outcome_label(session, token.name)
+            content = self._spool.read(fd, self._trust.check(fd, path).st_size, path, label)
         finally:
             fsio.close(fd)
         return task.decode_outcome(content.header, path), content

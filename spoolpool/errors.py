@@ -59,7 +59,10 @@ class BadTaskFile(SpoolpoolError):
 
 
 class NotTrusted(SpoolpoolError):
-    """A file belongs to an account that is not trusted, or its signature is wrong; nothing of it was unpickled."""
+    """A file is of an account that is not trusted, or its signature is wrong, or others can change directories.
+
+    Nothing of it was unpickled.
+    """
 
     exit_code = 8
 

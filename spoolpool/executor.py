@@ -66,7 +66,7 @@ class Executor(futures.Executor):
         spool: Directory of a spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
-            program: it runs as you.
+            program: it runs as you. In a dropbox its owner's are as well.
         queue: Queue of the spool to which tasks go.
         session: Name of the session into which the results come, by which they can be found again from elsewhere
             (``spool ls --session``). Without it, a name that nobody else has.
@@ -174,10 +174,12 @@ class Executor(futures.Executor):
             jobs = self._batch_pool(spool, name) if self._backend in BACKENDS else None
             if self._init_function is not None:
                 init = put_object(spool, *pickling.dumps(self._init_function), name)
+            # what is dropped for a service to run, that service answers
+            served_by = (spool.owner,) if spool.config.mode == "dropbox" else ()
             core = Core(
                 spool,
                 name,
-                Trust(self._trust),
+                Trust((*self._trust, *served_by)),
                 pool,
                 jobs,
                 init,
@@ -424,8 +426,9 @@ class Executor(futures.Executor):
 
     def _lane(self, wishes: Resources) -> Lane:
         shape = wishes.shape()
+        user = None if self._attached is None else self._attached.account
         return layout.check_lane(
-            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags())
+            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags(), user)
         )
 
     def _usable(self) -> Core:

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Durability = Literal["none", "data", "full"]
 """``none`` survives the crash of any process, ``data`` the crash of the node (the file is synced
@@ -27,6 +27,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """The account may not."""
+
+_HELD = "/proc/self/fd/"
 
 _PARTS = 512  # fewer than IOV_MAX (1024) on every system
 
@@ -43,21 +45,70 @@ def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
             done -= len(views.pop(0))
 
 
+class Directory:
+    """A directory that is held open: as text it is a path that leads to it, whatever has been put in its place since.
+
+    That path is good in this process alone, as long as this object lives, and costs no more than another.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open it, without following a link in the last part of ``path``; ``OSError`` as open(2).
+
+        ``ENOTDIR`` is for a link as well as for what is no directory.
+        """
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.owner = os.fstat(self._fd).st_uid
+
+    def __str__(self) -> str:
+        return f"{_HELD}{self._fd}"
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def removed(self) -> bool:
+        """Whether it was removed since it was opened."""
+        return os.fstat(self._fd).st_nlink == 0
+
+
+Place: TypeAlias = "str | Directory"
+"""A directory by its path, or held open; in a text, either leads there."""
+
+
+def plain(path: str) -> str:
+    """A path as people know it, where it leads through a :class:`Directory`."""
+    if path.startswith(_HELD):
+        number, _, rest = path.removeprefix(_HELD).partition("/")
+        with contextlib.suppress(OSError):
+            return f"{os.readlink(_HELD + number)}/{rest}"
+    return path
+
+
+def _set_exactly(fd: int, mode: int) -> None:
+    """Undo what the umask took, or a default access control list gave."""
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
 def create(
     path: str,
     parts: Sequence[bytes | memoryview],
     *,
     mode: int = 0o600,
+    exact: bool = False,
     durability: Durability = "none",
 ) -> None:
     """Make the new file ``path`` with these bytes; it is complete or an ``OSError`` tells.
 
     A name that exists raises ``FileExistsError`` and is left as it is. What a failure left half
-    written is removed, as far as that is possible.
+    written is removed, as far as that is possible. ``exact``: the mode is, whatever the umask says.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:
+            if exact:
+                _set_exactly(fd, mode)
             write_all(fd, parts)
             if durability != "none":
                 os.fsync(fd)
@@ -112,8 +163,9 @@ def there(path: str) -> bool:
     server that is away, or a stale handle, says nothing about the name.
     """
     directory, name = os.path.split(path)
-    if name in names(directory):
-        return True
+    with contextlib.suppress(PermissionError):  # a directory in which one may make names, and not list them
+        if name in names(directory):
+            return True
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -130,6 +182,16 @@ def gone(path: str) -> bool:
     except OSError:
         return False
     return False
+
+
+def owner(path: str) -> int | None:
+    """Account to which a name belongs, not what a link leads to; None where it is gone."""
+    try:
+        return os.lstat(path).st_uid
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
 
 
 def is_directory(path: str) -> bool:
@@ -150,16 +212,36 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
         return False
     try:
         if stat.S_IMODE(os.lstat(path).st_mode) != mode:
-            os.chmod(path, mode)
+            set_mode(path, mode)
     except OSError as error:
         if error.errno not in GONE:  # a worker found it empty and removed it
             raise
     return True
 
 
-def set_mode(path: str, mode: int) -> None:
-    """Change the permissions of a file or directory of one's own."""
-    os.chmod(path, mode)
+def make_parents(path: str) -> None:
+    """Make the directories above ``path`` that are missing, which nobody else may write to, whatever the umask says."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        make_parents(parent)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.mkdir(parent, 0o755)
+
+
+def set_mode(path: str, mode: int, group: int = -1) -> None:
+    """Change the permissions, and the group if one is given, of what is one's own, not of what a link leads to.
+
+    Raises ``PermissionError`` for what belongs to somebody else, also where this account might change it.
+    """
+    fd = open_file(path)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "It belongs to another account", path)
+        if group >= 0:
+            os.fchown(fd, -1, group)
+        _set_exactly(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def remove_directory(path: str) -> bool:
@@ -246,10 +328,13 @@ def append(fd: int, data: bytes) -> None:
     write_all(fd, [data])
 
 
-def open_append(path: str, mode: int = 0o600) -> int:
-    """Open, or make, a file of one's own to append to."""
+def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
+    """Open, or make, a file of one's own to append to; ``exact`` as for :func:`create`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, mode)
+    fd = os.open(path, flags, mode)
+    if exact:
+        _set_exactly(fd, mode)
+    return fd
 
 
 def open_edit(path: str, mode: int = 0o600) -> int:

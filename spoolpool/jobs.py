@@ -84,7 +84,8 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
     path = f"{spool.layout.jobs}/{record.name}.json"
     with explained(f"record a batch job in {spool.path}"):
         spool.make_directories(spool.layout.jobs)
-        fsio.create(path, [msgspec.json.encode(record)], durability=spool.config.durability)
+        data = [msgspec.json.encode(record)]
+        fsio.create(path, data, mode=spool.rights.file, exact=spool.shared, durability=spool.config.durability)
     try:
         return record, job.submit(record.name, output_of(spool, record.name))
     except BaseException:

@@ -38,6 +38,7 @@ class Journal:
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
         self._fd = -1
+        self._mode = spool.rights.file
         self._who = {"by": by or writer, "uid": os.geteuid(), "host": hostname()}
 
     def write(self, event: str, **fields: object) -> None:
@@ -56,7 +57,7 @@ class Journal:
         lines, self._lines = self._lines, []  # first: garbage may be collected meanwhile, and somebody write for it
         try:
             if self._fd < 0:
-                self._fd = fsio.open_append(self._path)
+                self._fd = fsio.open_append(self._path, self._mode, exact=self._mode != 0o600)
             fsio.append(self._fd, b"\n".join(lines) + b"\n")
         except OSError as error:
             if error.errno not in fsio.DENIED:  # a dropbox has no journals of submitters

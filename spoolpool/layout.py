@@ -50,6 +50,7 @@ _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,63}")
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
+_OBJECT_FILE = re.compile(rf"{_OBJECT.pattern}(?:@(?:0|[1-9]\d{{0,9}}))?", re.ASCII)
 _UNFINISHED = re.compile(
     rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}", re.ASCII
 )
@@ -262,6 +263,11 @@ def is_object_id(text: str) -> bool:
     return _OBJECT.fullmatch(text) is not None
 
 
+def is_object_file(text: str) -> bool:
+    """Whether :meth:`Layout.object` could have made it."""
+    return _OBJECT_FILE.fullmatch(text) is not None
+
+
 def is_unfinished(text: str) -> bool:
     """Whether it can stand in ``tmp/`` while something is written: spool.json, a task, a worker's entry, an object."""
     return _UNFINISHED.fullmatch(text) is not None
@@ -393,6 +399,10 @@ class Layout:
     def edge(self, session: str, edge: Edge) -> str:
         """Says, as long as it is there, that the outcome of a task of this session is needed."""
         return f"{self.needs}/{session}/{edge.name}"
+
+    def object(self, name: str, user: int | None) -> str:
+        """An object; in shared spools each account has its own."""
+        return f"{self.objects}/{name}" if user is None else f"{self.objects}/{name}@{user}"
 
     def worker(self, worker: str) -> str:
         """Directory of one worker."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from spoolpool import fsio, layout
+from spoolpool.errors import NotTrusted
 from spoolpool.layout import Lane
 from spoolpool.order import Order, Source
 from spoolpool.spool import Spool
@@ -21,23 +22,27 @@ class Listing:
 
     ``serves`` says which lanes are the worker's, ``weights`` how much of it each queue gets (see :class:`Order`);
     ``submitter`` leaves the buckets of one alone to be seen.
+    ``refuse`` is told of a path that is left alone, and why.
     """
 
     def __init__(
         self,
         spool: Spool,
         serves: Callable[[Lane], bool],
+        refuse: Callable[[str, str], None],
         weights: Mapping[str, int] | None = None,
         submitter: str = "",
     ) -> None:
         self._spool = spool
         self._serves = serves
+        self._refuse = refuse
         self._submitter = submitter
         self._order = Order(weights)
         self._lanes: list[Lane] = []
         self._sources: list[Source] = []
         self._last: dict[tuple[str, str, str], str] = {}
         self._names: dict[Source, list[str]] = {}
+        self._places: dict[Source, fsio.Place] = {}
         self._gave: set[Source] = set()
         self._doubtful: dict[Source, float] = {}
         self._looked = -_FRESH
@@ -60,16 +65,17 @@ class Listing:
         self.unlisted = None
         where = self._spool.layout
         lanes = map(layout.parse_lane, fsio.names(where.ready))
-        self._lanes = [lane for lane in lanes if lane is not None and self._serves(lane)]
+        self._lanes = [lane for lane in lanes if lane is not None and self._fits(lane) and self._serves(lane)]
         names = [lane.name for lane in self._lanes]
         self._sources = sorted(
             Source(bucket, name, lane.queue, lane.user, *layout.series_of(bucket))
             for lane, name in zip(self._lanes, names, strict=True)
-            for bucket in filter(layout.is_bucket, self._list(where.lane(name)))
+            for bucket in filter(layout.is_bucket, self._list(where.lane(name), lane.user)[1])
             if bucket.endswith(self._submitter)
         )
         self._last = {(each.lane, each.priority, each.submitter): each.bucket for each in self._sources}
         self._names.clear()
+        self._places.clear()
         self._gave.clear()
         self._looked = time.monotonic()
         self._doubtful = {source: end for source, end in self._doubtful.items() if end > self._looked}
@@ -87,14 +93,19 @@ class Listing:
             names = self._names.get(source)
             if names is None:
                 path = self._spool.layout.bucket(source.lane, source.bucket)
-                names = self._names[source] = sorted(self._list(path), reverse=True)
+                self._places[source], listed = self._list(path)
+                names = self._names[source] = sorted(listed, reverse=True)
                 if not names:
                     self._put_off(source, _FRESH)
-                    self._remove(source, path)
+                    self._remove(source)
             if names:
                 return source, names
             self._order.drop(source)
         return None
+
+    def place(self, source: Source) -> fsio.Place:
+        """The directory of the bucket of :meth:`turn`, held open where others could swap it."""
+        return self._places[source]
 
     def served(self, source: Source) -> None:
         """A task of the bucket was claimed."""
@@ -107,18 +118,38 @@ class Listing:
             self._put_off(source, _HOPELESS)
             self._order.skip(source)
 
+    def cut(self, source: Source) -> None:
+        """So much in the bucket was of no use that the others are looked at before the rest of it."""
+        self._names[source].clear()
+        self._put_off(source, _FRESH)
+
     def _put_off(self, source: Source, seconds: float) -> None:
         self._doubtful[source] = time.monotonic() + seconds
 
-    def _remove(self, source: Source, path: str) -> None:
+    def _remove(self, source: Source) -> None:
         """Remove an empty bucket whose submitter went on to the next one; should it come back, it makes it again."""
         if self._last[source.lane, source.priority, source.submitter] != source.bucket:
-            with contextlib.suppress(OSError):  # it is somebody else's, and no more than in the way
-                fsio.remove_directory(path)
+            with contextlib.suppress(OSError, NotTrusted):  # it is somebody else's, and no more than in the way
+                lane = self._spool.held(self._spool.layout.lane(source.lane))
+                fsio.remove_directory(f"{lane}/{source.bucket}")
 
-    def _list(self, directory: str) -> list[str]:
+    def _fits(self, lane: Lane) -> bool:
+        """Whether lanes of this spool are named like that: with an account where several use it, and else without."""
+        if (lane.user is None) is not self._spool.shared:
+            return True
+        path = self._spool.layout.lane(lane.name)
+        who = "names no account" if self._spool.shared else "names an account, and this spool has only one"
+        self._refuse(path, f"{path} {who}. It was left alone.")
+        return False
+
+    def _list(self, directory: str, owner: int | None = None) -> tuple[fsio.Place, list[str]]:
         try:
-            return fsio.names(directory)
+            self._spool.let_go(directory)
+            place = self._spool.held(directory, owner)
+            return place, fsio.names(str(place))
+        except NotTrusted as error:
+            self._refuse(directory, str(error))
         except OSError as error:
-            self.unlisted = error
-            return []
+            if error.errno not in fsio.GONE:
+                self.unlisted = error
+        return directory, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import msgspec
 from spoolpool import envelope, fsio, settings, task
 from spoolpool.backoff import Backoff
 from spoolpool.call import Report, failed
-from spoolpool.claim import Claim, commit, give_back, has_outcome, write_outcome
+from spoolpool.claim import Claim, commit, give_back, has_outcome, read_owned_task, write_outcome
 from spoolpool.envelope import Buffer
 from spoolpool.errors import DependencyFailed, SpoolFull
 from spoolpool.identity import hostname
@@ -65,10 +66,11 @@ def publish_for_group(path: str, keys: bytes) -> Callable[[TaskHeader, Token, Re
             if token.attempt <= header.retries:
                 hold_back(spool, token)
                 return True
-            write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0))
+            owner = read_owned_task(spool, spool.layout.claimed_token(token), token)[1] if spool.shared else None
+            write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0), owner)
         except FileExistsError:  # another failed rank was first
             return False
-        commit(spool, header.session, token)
+        commit(spool, header.session, token, owner)
         return True
 
     return publish
@@ -92,7 +94,7 @@ class Publisher:
         session = claim.header.session
         while True:
             try:
-                self._write(session, claim.token, parts)
+                self._write(claim, parts)
                 break
             except OSError as error:
                 log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
@@ -108,20 +110,22 @@ class Publisher:
                         "waits again."
                     ) from error
                 rhythm.sleep()
-        return commit(self._spool, session, claim.token)
+        return commit(self._spool, session, claim.token, claim.owner)
 
-    def _write(self, session: str, token: Token, parts: list[Buffer]) -> None:
+    def _write(self, claim: Claim, parts: list[Buffer]) -> None:
         """Make the file of an outcome, whatever lies in its place."""
+        session, token = claim.header.session, claim.token
         try:
-            write_outcome(self._spool, session, token, parts)
+            write_outcome(self._spool, session, token, parts, claim.owner)
             return
         except FileExistsError:
             if self._ranks > 1:
                 self._await_abort()
         # nobody else made it: a request was repeated, or this process made half of it and could not take it away
-        if not has_outcome(self._spool, session, token):
-            fsio.remove(self._spool.layout.outcome(session, token))
-            write_outcome(self._spool, session, token, parts)
+        if not has_outcome(self._spool, session, token, claim.owner, os.geteuid()):
+            outgoing = self._spool.outgoing(session, claim.owner)
+            fsio.remove(f"{outgoing}/{token.name}")
+            write_outcome(self._spool, session, token, parts, claim.owner)
 
     def _await_abort(self) -> None:
         """Another rank may have published its exception; then it is about to end the group."""

@@ -11,12 +11,19 @@ import time
 from collections.abc import Container
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
-from spoolpool.claim import commit, give_back, has_outcome, read_task, requeue, write_outcome
-from spoolpool.errors import BadTaskFile, SpoolpoolError, WorkerLost
+from spoolpool.claim import (
+    commit,
+    give_back,
+    has_outcome,
+    read_opened_task,
+    read_owned_task,
+    requeue,
+    write_outcome,
+)
+from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError, WorkerLost
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.locks import Lock, try_lock
-from spoolpool.signature import task_label
 from spoolpool.spool import Spool
 from spoolpool.task import Failure, OutcomeHeader, TaskHeader
 
@@ -38,8 +45,13 @@ class Recovery:
         self._swept: set[str] = set()
 
     def round(self) -> list[str]:
-        """Look once at everybody's claims; returns a line of text for each task that was brought back."""
+        """Look once at everybody's claims; returns a line of text for each task that was brought back.
+
+        Whoever may not see all of a dropbox leaves this to its owner.
+        """
         done: list[str] = []
+        if not self._spool.sees_all:
+            return done
         claims = self._claims()
         entries = set(filter(layout.is_worker_id, fsio.names(self._spool.layout.workers)))
         dead: set[str] = set()
@@ -67,7 +79,7 @@ class Recovery:
         if dead:
             held = self._claims().keys() | {path.rpartition(".")[2] for path in self._first_look}
             for worker in dead - held:
-                registry.forget(self._spool.layout.worker(worker))
+                registry.forget(self._spool, worker)
                 self._liveness.forget(worker)
         return done
 
@@ -91,9 +103,9 @@ class Recovery:
         done = []
         for token in self._claims().get(worker, []):
             try:
-                header = read_task(self._spool, self._spool.layout.claimed_token(token), token)
-                if has_outcome(self._spool, header.session, token):
-                    commit(self._spool, header.session, token)
+                header, owner = read_owned_task(self._spool, self._spool.layout.claimed_token(token), token)
+                if self._has_outcome(header, owner, token):
+                    commit(self._spool, header.session, token, owner)
                 else:
                     give_back(self._spool, header, token)
                     done.append(token.task)
@@ -101,10 +113,14 @@ class Recovery:
                 log.info("Cannot give back %s now: %s", token.name, error)
         return done
 
+    def _has_outcome(self, header: TaskHeader, owner: int, token: Token) -> bool:
+        writer = fsio.owner(self._spool.layout.worker(token.worker)) if self._spool.shared else None
+        return has_outcome(self._spool, header.session, token, owner, writer)
+
     def _recover(self, token: Token, gone: bool) -> str | None:
         path = self._spool.layout.claimed_token(token)
         try:
-            fd = fsio.open_file(path, write=True)
+            fd = self._spool.open_for_lock(path)
         except OSError as error:
             if error.errno in fsio.GONE:  # committed, or another recoverer was first
                 return None
@@ -113,18 +129,17 @@ class Recovery:
             if not gone and try_lock(fd) is Lock.BUSY:  # its holder lives: paused, or its beat does not get through
                 return None
             try:
-                data = self._spool.read_header(fd, fsio.size(fd), path, task_label(token.task))
-                header = task.decode_task(data, path)
+                header, owner = read_opened_task(self._spool, fd, path, token)
             except BadTaskFile as error:  # lost its content with the node's power
                 fsio.move(path, f"{self._spool.layout.failed}/{token.name}")
                 return f"{token.task}: set aside in failed/. {error}"
-            return self._bring_back(token, header)
+            return self._bring_back(token, header, owner)
         finally:
             fsio.close(fd)
 
-    def _bring_back(self, token: Token, header: TaskHeader) -> str | None:
-        if has_outcome(self._spool, header.session, token):
-            commit(self._spool, header.session, token)
+    def _bring_back(self, token: Token, header: TaskHeader, owner: int) -> str | None:
+        if self._has_outcome(header, owner, token):
+            commit(self._spool, header.session, token, owner)
             return f"{token.task}: the outcome of worker {token.worker}, who died before its commit, was committed"
         if token.attempt < task.attempts(header):
             requeue(self._spool, header, token)
@@ -132,7 +147,7 @@ class Recovery:
             return f"{token.task}: worker {token.worker} died; {which} waits"
         mine = token.taken_over_by(self._me)
         fsio.move(self._spool.layout.claimed_token(token), self._spool.layout.claimed_token(mine))
-        report_lost(self._spool, header, mine, self._obituary(token))
+        report_lost(self._spool, header, mine, self._obituary(token), owner)
         return f"{token.task}: worker {token.worker} died in attempt {token.attempt}, the last; reported as lost"
 
     def _obituary(self, token: Token) -> str:
@@ -168,7 +183,11 @@ class Recovery:
         now = time.monotonic()
         first = self._first_look.setdefault(path, now)
         if now - first >= max(self._spool.config.lease, self._spool.config.caches):
-            fsio.remove(path)
+            try:
+                outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+                fsio.remove(f"{outgoing}/{token.name}")
+            except (FileNotFoundError, NotTrusted) as error:
+                log.warning("%s is not taken away: %s", path, error)
             del self._first_look[path]
 
     def discards(self, worker: str) -> bool:
@@ -190,6 +209,8 @@ class Recovery:
         They are what a collector left that died between its two removals, or a worker that was fenced and
         ended before its second look.
         """
+        if not self._spool.sees_all:
+            return
         where = self._spool.layout
         outgoing = fsio.names(f"{where.outgoing}/{session}")
         tokens = [token for token in map(layout.parse_token, outgoing) if token is not None]
@@ -204,8 +225,8 @@ class Recovery:
                     self.discard(session, token)
 
 
-def report_lost(spool: Spool, header: TaskHeader, token: Token, message: str) -> None:
-    """Publish that a task was lost with its workers; ``token`` must be in the caller's hands."""
+def report_lost(spool: Spool, header: TaskHeader, token: Token, message: str, owner: int | None = None) -> None:
+    """Publish that a task of ``owner``'s was lost with its workers; ``token`` must be in the caller's hands."""
     payload, buffers = pickling.dumps(WorkerLost(message))
     outcome = OutcomeHeader(
         task=token.task,
@@ -216,5 +237,5 @@ def report_lost(spool: Spool, header: TaskHeader, token: Token, message: str) ->
         ended=time.time(),
         failure=Failure(type="spoolpool.errors.WorkerLost", message=message),
     )
-    write_outcome(spool, header.session, token, envelope.pack(task.encode(outcome), payload, buffers))
-    commit(spool, header.session, token)
+    write_outcome(spool, header.session, token, envelope.pack(task.encode(outcome), payload, buffers), owner)
+    commit(spool, header.session, token, owner)

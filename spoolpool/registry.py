@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from spoolpool import fsio, layout, settings
+from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane
 from spoolpool.packages import is_requirement
@@ -98,18 +99,25 @@ class Registration:
     """
 
     def __init__(self, spool: Spool, info: WorkerInfo) -> None:
+        if not spool.sees_all:
+            raise SpoolDenied(
+                f"The workers of the dropbox {spool.path} run as its owner, {account(spool.owner)}; this is "
+                f"{account(os.geteuid())}. To run your own tasks yourself, use a spool of your own."
+            )
+        self._spool = spool
+        self._worker = info.worker
         self._directory = spool.layout.worker(info.worker)
         self._stop = f"{self._directory}/stop"
         self._interval = spool.config.lease / settings.BEATS_PER_LEASE
         with explained(f"announce a worker group in {spool.path}"):
             try:
                 spool.make_directories(self._directory)
-                fsio.create(f"{self._directory}/beat", [])
+                spool.show(f"{self._directory}/beat", [])
                 source = f"{spool.layout.tmp}/{info.worker}.info"
-                fsio.create(source, [msgspec.json.encode(info)])
+                spool.show(source, [msgspec.json.encode(info)])
                 fsio.move(source, f"{self._directory}/info.json")
             except OSError:
-                forget(self._directory)
+                forget(spool, info.worker)
                 raise
         self._beat = self._start()
 
@@ -124,7 +132,7 @@ class Registration:
     def note_lack(self, tag: str, instead: str) -> None:
         """Tell those who wait for tasks with this tag why this worker takes none; harmless when repeated."""
         with contextlib.suppress(OSError):  # it stands there already; or the server is away: nobody depends on it
-            fsio.create(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
+            self._spool.show(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
 
     def told_to_stop(self) -> bool:
         """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
@@ -149,10 +157,10 @@ class Registration:
         """
         self._beat.kill()
         self._beat.communicate()
-        forget(self._directory)
+        forget(self._spool, self._worker)
         if unfinished:
             with contextlib.suppress(OSError):
-                fsio.make_directory(self._directory)
+                fsio.make_directory(self._directory, self._spool.rights.entry)
 
 
 def _start_beating(path: str, interval: float, then: Sequence[str] = ()) -> subprocess.Popen[bytes]:
@@ -198,17 +206,21 @@ ENTRY = ("info.json", "beat", "stop", "error", "progress")
 _LACKS = "lacks-"  # begins the name of a file of an entry, which goes on with a lane's tag
 
 
-def forget(directory: str) -> None:
+def forget(spool: Spool, worker: str) -> None:
     """Remove a worker's entry; it stays where there is something else in it, or where it is but a link."""
-    with contextlib.suppress(OSError):
-        if fsio.is_directory(directory):
+    path = spool.layout.worker(worker)
+    with contextlib.suppress(OSError, NotTrusted):
+        if fsio.is_directory(path):
+            spool.let_go(path)
+            directory = spool.held(path)
             for name in ENTRY:
                 fsio.remove(f"{directory}/{name}")
-            if not fsio.remove_directory(directory):
-                for name in fsio.names(directory):
+            if not fsio.remove_directory(path):
+                for name in fsio.names(str(directory)):
                     if is_lack(name):
                         fsio.remove(f"{directory}/{name}")
-                fsio.remove_directory(directory)
+                fsio.remove_directory(path)
+            spool.let_go(path)
 
 
 def is_lack(name: str) -> bool:
@@ -219,7 +231,7 @@ def is_lack(name: str) -> bool:
 def ask_to_stop(spool: Spool, worker: str) -> None:
     """Ask a worker to finish what it does and end; it looks when it is idle or done with a task."""
     with contextlib.suppress(OSError):  # FileExistsError: asked already; gone: it ended
-        fsio.create(f"{spool.layout.worker(worker)}/stop", [])
+        spool.show(f"{spool.layout.worker(worker)}/stop", [])
 
 
 def owner_text() -> str:
@@ -236,7 +248,7 @@ def report_start_error(spool: Spool, worker: str, reason: str) -> None:
     """Tell the supervisor why this group cannot work as it was started."""
     with contextlib.suppress(OSError):  # it is told on standard error as well
         spool.make_directories(spool.layout.worker(worker))
-        fsio.create(f"{spool.layout.worker(worker)}/error", [reason.encode()])
+        spool.show(f"{spool.layout.worker(worker)}/error", [reason.encode()])
 
 
 def start_error(spool: Spool, worker: str) -> str | None:
@@ -245,7 +257,7 @@ def start_error(spool: Spool, worker: str) -> str | None:
         reason = fsio.read_small(f"{spool.layout.worker(worker)}/error").decode(errors="replace")
     except (OSError, ValueError):  # it never got so far as to say something
         return None
-    forget(spool.layout.worker(worker))
+    forget(spool, worker)
     return reason
 
 
@@ -262,7 +274,8 @@ def announce_session(spool: Spool, session: str, user: str) -> None:
     """Say who submits under this session."""
     info = SessionInfo(process=Identity.of(os.getpid()), user=user)
     with contextlib.suppress(OSError):  # the session was there before; or the disk is full, as its tasks will say
-        fsio.create(session_file(spool, session), [msgspec.json.encode(info)])
+        path = session_file(spool, session)
+        fsio.create(path, [msgspec.json.encode(info)], mode=spool.rights.file, exact=spool.shared)
 
 
 def session_is_gone(spool: Spool, session: str) -> bool:

@@ -13,6 +13,7 @@ import time
 from typing import Literal, NamedTuple
 
 from spoolpool import fsio, layout
+from spoolpool.errors import NotTrusted
 from spoolpool.layout import Token
 from spoolpool.needs import Needs
 from spoolpool.spool import Spool
@@ -72,7 +73,7 @@ class Retention:
             self._holders.pop(task, None)
             kept = self._kept.pop(task, None)
         if kept is not None:
-            with contextlib.suppress(OSError):  # the collector tries again
+            with contextlib.suppress(OSError, NotTrusted):  # the collector tries again
                 self.settle(kept)
 
     def holders(self, task: str) -> list[Needs]:
@@ -116,8 +117,9 @@ class Retention:
             if token.task in self._holders or not (found.here or self._sure is None):
                 self._kept[token.task] = token
                 return False
-        marker = self._spool.layout.result(self._session, token)
-        path = self._spool.layout.outcome(self._session, token)
+        results = self._spool.results(self._session, self._spool.account)
+        outgoing = self._spool.outgoing(self._session, self._spool.account)
+        marker, path = f"{results}/{token.name}", f"{outgoing}/{token.name}"
         if found.kind == "lost":
             fsio.move(marker, f"{self._spool.layout.failed}/{token.name}")
             fsio.remove(path)

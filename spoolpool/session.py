@@ -84,6 +84,7 @@ class Session:
         self._left_alone: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in the thread that collects."""
+        self._told: set[str] = set()
         self._user = trust.account(os.geteuid())
         self._quota = None if spool.config.max_waiting is None else Quota(spool, spool.config.max_waiting)
         self._wait_for_room = wait_for_room
@@ -134,6 +135,7 @@ class Session:
             cwd=cwd,
             init=init,
             needs=needs.of_header() if needs is not None else {},
+            spool=self.spool.config.id,
         )
         future = TaskFuture(self, header, here=True)
         if needs is not None and needs.end(future):
@@ -211,7 +213,7 @@ class Session:
         self._note("cancelled", future)
         token = future.token.claimed_by(layout.CANCELLED)
         self._ended(future, token, "cancelled")
-        with contextlib.suppress(OSError):  # the collector tries again
+        with contextlib.suppress(OSError, NotTrusted):  # the collector tries again
             self._retention.settle(token)
         return True
 
@@ -313,7 +315,7 @@ class Session:
                 del self._pending[future.task]
             self._all_done.notify_all()
         for future in failed:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, NotTrusted):
                 self.cancel(future)
             finish(future, error=reason)
         with self._lock:
@@ -340,8 +342,9 @@ class Session:
             return
         self.spool.close_session(self.name)
         for (lane, _), (bucket, _) in self._buckets.items():
-            with contextlib.suppress(OSError):
-                fsio.remove_directory(self.spool.layout.bucket(lane, bucket))
+            with contextlib.suppress(OSError, NotTrusted):
+                place = self.spool.held(self.spool.layout.lane(lane), self.spool.account)
+                fsio.remove_directory(f"{place}/{bucket}")
 
     # -- collecting
 
@@ -373,7 +376,8 @@ class Session:
                 idle = not self._pending
             try:
                 self._retention.look()
-                names = [name for name in fsio.names(inbox) if not self._retention.keeps(name[:_ID])]
+                place = self.spool.results(self.name, self.spool.account)
+                names = [name for name in fsio.names(str(place)) if not self._retention.keeps(name[:_ID])]
                 collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
                 if any(collected):
                     rhythm.reset()
@@ -394,8 +398,8 @@ class Session:
                     for line in recovery.round():
                         log.warning("Recovered %s", line)
                     recovery.sweep(self.name)
-            except OSError as error:  # the server is away for a moment
-                log.info("Looking for results was put off: %s", error)
+            except (OSError, NotTrusted) as error:
+                self._put_off(error)
             seconds = 3600.0 if idle else rhythm.next()
             with self._lock:
                 if self._journal is not None and self._journal.flush(age=1.0):
@@ -407,6 +411,13 @@ class Session:
                 rhythm.reset()
             self._long_wait = False
 
+    def _put_off(self, error: Exception) -> None:
+        """Results cannot be looked for: the server is away for a moment, or somebody swapped the inbox."""
+        known = isinstance(error, OSError) or str(error) in self._told
+        if not known:
+            self._told.add(str(error))
+        log.log(logging.INFO if known else logging.WARNING, "Looking for results was put off: %s", error)
+
     def _still_there(self) -> None:
         if fsio.gone(self.spool.layout.config):  # a directory may be left of it, where something was made in it
             self.fail(BrokenSpool(f"The spool {self.spool.path} is gone, and all tasks that were in it."))
@@ -415,6 +426,8 @@ class Session:
 
     def _look_for_failed(self) -> None:
         """Tell of tasks that were set aside without an outcome: a torn file may not even say whose it is."""
+        if not self.spool.sees_all:
+            return
         for token in map(layout.parse_token, fsio.names(self.spool.layout.failed)):
             future = token and self._pending.get(token.task)
             if token and future:
@@ -446,13 +459,7 @@ class Session:
             return False
         future = self._pending.get(token.task)
         if token.worker == layout.CANCELLED:
-            if future is not None:  # from outside this process
-                future.withdrawn()
-                self._ended(future, token, "cancelled")
-            elif not self._retention.knows(token):  # of an earlier life
-                header = read_task(self.spool, self.spool.layout.result(self.name, token), token)
-                self._retention.delivered(token, "cancelled", header, here=False)
-            return self._retention.settle(token)
+            return self._collect_cancelled(future, token)
         path = self.spool.layout.outcome(self.name, token)
         if future is not None:
             try:
@@ -472,10 +479,28 @@ class Session:
         self._retention.settle(token)
         return future is not None
 
+    def _collect_cancelled(self, future: TaskFuture | None, token: Token) -> bool:
+        """Take note of a token that says it was cancelled, from outside this process or by it."""
+        results = self.spool.results(self.name, self.spool.account)
+        marker = f"{results}/{token.name}"
+        if self.spool.shared and (owner := fsio.owner(marker)) not in (None, self.spool.account):
+            self._left_alone.add(token.name)
+            log.warning("%s says that %s was cancelled. It was left alone.", trust.account(owner or 0), token.task)
+            return False
+        if future is not None:  # from outside this process
+            future.withdrawn()
+            self._ended(future, token, "cancelled")
+        elif not self._retention.knows(token):  # of an earlier life
+            header = read_task(self.spool, marker, token)
+            self._retention.delivered(token, "cancelled", header, here=False)
+        return self._retention.settle(token)
+
     def _deliver(self, future: TaskFuture, token: Token, path: str) -> Kind:
-        fd = fsio.open_file(path)
+        outgoing = self.spool.outgoing(self.name, self.spool.account)
+        fd = fsio.open_file(f"{outgoing}/{token.name}")
         try:
-            content = self.spool.read(fd, self._accept.check(fd, path), path, outcome_label(self.name, token.name))
+            label = outcome_label(self.name, token.name)
+            content = self.spool.read(fd, self._accept.check(fd, path).st_size, path, label)
         finally:
             fsio.close(fd)
         outcome = task.decode_outcome(content.header, path)

@@ -10,6 +10,9 @@ ENV_SPOOL = "SPOOLPOOL_DIR"
 ENV_KEY = "SPOOLPOOL_KEY"
 """File with the keys of a signed spool; without it they are looked for in the configuration directory."""
 
+ENV_PARENTS = "SPOOLPOOL_PARENTS"
+"""Directories, with colons between, below which spools may lie although others can write to them."""
+
 ENV_WORKER = "SPOOLPOOL_WORKER"
 """Worker id that the supervisor chose for the group it starts (24 hex digits at most)."""
 

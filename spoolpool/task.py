@@ -44,6 +44,8 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Working directory of the call; the worker's own if empty."""
     init: str = ""
     """Object id of the session's ``init_function``."""
+    spool: str = ""
+    """Id of the spool for which it was made; no worker of another runs it."""
     needs: dict[str, tuple[str, ...]] = {}
     """Tasks whose outcomes the call's arguments refer to, by their sessions."""
 

@@ -28,6 +28,43 @@ def account(uid: int) -> str:
         return f"uid {uid}"
 
 
+def group_name(gid: int) -> str:
+    """A group's name, or its number where it has none."""
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return f"gid {gid}"
+
+
+def is_private_group(gid: int, uid: int) -> bool:
+    """Whether a group is an account's own: called like it, and without other members."""
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name == account(uid) and not has_other_members(gid, uid)
+    except KeyError:
+        return False
+
+
+def has_other_members(gid: int, uid: int) -> bool:
+    """Whether accounts besides this one are listed in a group (those whose primary group it is are not)."""
+    import grp
+
+    return bool(set(grp.getgrgid(gid).gr_mem) - {account(uid)})
+
+
+def group_id(group: str) -> int:
+    """The number of a group, by its name or number; raises :class:`BadRequest` where there is none."""
+    import grp
+
+    try:
+        return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadRequest(f"There is no group {group!r} on this host: name an existing group.") from None
+
+
 def _uid(user: str | int) -> int:
     import pwd
 
@@ -54,11 +91,9 @@ def _groups_of(uid: int, _since: int) -> frozenset[int]:
 
 @functools.lru_cache(maxsize=64)
 def _gid(group: str, _since: int) -> int | None:
-    import grp
-
     try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
+        return group_id(group)
+    except BadRequest:  # removed since, or known on other hosts only
         return None
 
 
@@ -83,15 +118,14 @@ class Trust:
         self.groups = tuple(groups)
         self.everybody = everybody
         for group in self.groups:
-            if _gid(group, int(time.monotonic() // _FRESH)) is None:
-                raise BadRequest(f"There is no group {group!r} on this host: name an existing group.")
+            group_id(group)
 
     def covers(self, uid: int) -> bool:
         """Whether files of this account may be unpickled."""
         return self.everybody or uid in self.uids or in_group(uid, self.groups)
 
-    def check(self, fd: int, path: str) -> int:
-        """Return the size of an opened file that may be read.
+    def check(self, fd: int, path: str) -> os.stat_result:
+        """Return the status of an opened file that may be read.
 
         Raises :class:`NotTrusted` for another account's, and :class:`BadTaskFile` for what is no
         regular file or has a second name (a hard link lets somebody lend another's file a new name).
@@ -106,4 +140,4 @@ class Trust:
             )
         if status.st_nlink > 1:
             raise BadTaskFile(f"{path} has {status.st_nlink} names (hard links). It was left alone.")
-        return status.st_size
+        return status

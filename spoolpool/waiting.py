@@ -44,9 +44,9 @@ def release(spool: Spool, header: TaskHeader, token: Token) -> bool:
     Anybody may, whenever it may go, and nothing is concluded from the answer: whoever loses stops.
     """
     source = f"{spool.layout.waiting}/{token.name}"
-    bucket = spool.layout.bucket(header.lane, header.bucket)
     for _ in range(2):
         try:
+            bucket = spool.bucket(header.lane, header.bucket)
             fsio.move(source, f"{bucket}/{token.name}")
             return True
         except OSError as error:
@@ -54,7 +54,7 @@ def release(spool: Spool, header: TaskHeader, token: Token) -> bool:
                 raise
             if fsio.gone(source):  # another one was first, or it was cancelled
                 break
-            spool.make_directories(bucket)  # it was removed as empty
+            spool.make_directories(spool.layout.bucket(header.lane, header.bucket))  # it was removed as empty
     return False
 
 

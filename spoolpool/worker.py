@@ -20,7 +20,7 @@ from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome
 from spoolpool.context import assisting
 from spoolpool.dependencies import Dependencies, Ended
 from spoolpool.envelope import Buffer
-from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolpoolError
+from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.journal import Journal
 from spoolpool.layout import Lane, Token
@@ -32,7 +32,7 @@ from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
 from spoolpool.task import Failure, TaskHeader
-from spoolpool.trust import Trust
+from spoolpool.trust import Trust, account
 from spoolpool.waiting import Releaser, hold_back
 from spoolpool.watch import Watch
 
@@ -277,20 +277,25 @@ class Worker:
         if claim is None:
             return
         try:
-            if has_outcome(self._spool, claim.header.session, claim.token):
-                commit(self._spool, claim.header.session, claim.token)
+            if has_outcome(self._spool, claim.header.session, claim.token, claim.owner, os.geteuid()):
+                commit(self._spool, claim.header.session, claim.token, claim.owner)
             elif fsio.there(self._spool.layout.claimed_token(claim.token)):
                 # only now: before the look for the outcome, a recoverer might have committed it since
                 self._work(claim)
         finally:
             claim.release()
 
-    def _is_cancelled(self, task_id: str) -> bool:
+    def _is_cancelled(self, claim: Claim) -> bool:
         now = time.monotonic()
         if now - self._cancel_listed > 1.0:  # a mark asks politely: once a second is soon enough
             self._cancelled = set(fsio.names(self._spool.layout.cancel))
             self._cancel_listed = now
-        return task_id in self._cancelled
+        if claim.token.task not in self._cancelled or not self._spool.shared:
+            return claim.token.task in self._cancelled
+        owner = fsio.owner(f"{self._spool.layout.cancel}/{claim.token.task}")
+        if owner not in (None, claim.owner, self._spool.owner):
+            log.warning("%s asks to cancel a task of %s: it runs.", account(owner), account(claim.owner))
+        return owner in (claim.owner, self._spool.owner)
 
     def _work(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
@@ -299,9 +304,9 @@ class Worker:
         started = time.time()
         try:
             if token.attempt > task.attempts(header):
-                report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.")
+                report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.", claim.owner)
                 return
-            found = Made(cancelled_parts(token)) if self._is_cancelled(token.task) else self._outcome(claim, started)
+            found = Made(cancelled_parts(token)) if self._is_cancelled(claim) else self._outcome(claim, started)
             if found is None:
                 return
             parts, report, ran = found
@@ -328,7 +333,7 @@ class Worker:
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task
                 )
                 self._recovery.discard(header.session, token)
-        except SpoolDenied as error:  # the session's owner lets nobody write there: no reason to end
+        except (SpoolDenied, NotTrusted) as error:  # nobody may write where its results go: no reason to end
             self._claimer.set_aside(token, str(error))
         finally:
             claim.release()
@@ -414,7 +419,7 @@ class Worker:
         init = None
         if header.init and not self._group.knows(header.init):
             try:
-                found = read_object(self._spool, header.init, self._terms.trust)
+                found = read_object(self._spool, header.init, self._terms.trust, claim.owner)
             except (SpoolpoolError, OSError) as error:
                 reason = SpoolpoolError(f"The init_function of session {header.session} cannot be read: {error}")
                 return failed_call(reason, 0), 1

@@ -133,7 +133,7 @@ def stage_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-def _refuse(path: str, mode: int = 0) -> int:
+def _refuse(path: str, mode: int = 0, **_: object) -> int:
     raise PermissionError(13, "Permission denied", path)
 
 

@@ -270,9 +270,12 @@ def test_the_format_names_every_directory() -> None:
     assert [name for name in Layout.DIRECTORIES if f"\n  {name}/" not in tree] == []
 
 
-def test_every_row_of_the_failure_modes_names_tests_that_exist() -> None:
+@pytest.mark.parametrize(
+    ("page", "heading"), [("failure-modes.md", "# Failure modes"), ("security.md", "## What was tried")]
+)
+def test_every_row_of_the_failure_modes_and_of_the_attacks_names_tests_that_exist(page: str, heading: str) -> None:
     wrong = []
-    rows = table((DOCS / "failure-modes.md").read_text(encoding="utf-8"))
+    rows = table(section(page, heading))
     assert len(rows) > 10
     for row in rows:
         named = [code for code in codes(row[-1]) if code.startswith("tests/")]
@@ -286,6 +289,14 @@ def test_every_row_of_the_failure_modes_names_tests_that_exist() -> None:
             if not text or (name and name not in defined):
                 wrong.append(code)
     assert wrong == []
+
+
+def test_the_table_of_the_attacks_leaves_none_out() -> None:
+    named = set(codes(section("security.md", "## What was tried")))
+    text = (ROOT / "tests" / "multiuser" / "test_attacks.py").read_text(encoding="utf-8")
+    tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+    left_out = [name for name in tests if f"tests/multiuser/test_attacks.py::{name}" not in named]
+    assert left_out == []
 
 
 def test_every_decision_is_listed_dated_and_has_a_number_of_its_own() -> None:

@@ -32,6 +32,7 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
     place = tmp_path / "spool"
     shutil.copytree(GOLDEN / request.param, place)
+    place.chmod(0o700)  # git keeps no modes
     for name in Layout.DIRECTORIES:
         (place / name).mkdir(exist_ok=True)
     return place

@@ -143,11 +143,9 @@ class Backlog:
         self._ids = itertools.count()
         self.claimer = Claimer(spool, layout.new_worker_id(), lambda _: True, Trust(), weights)
 
-    def put(
-        self, count: int, submitter: int, *, bucket: int = 0, queue: str = "default", user: int | None = None
-    ) -> str:
+    def put(self, count: int, submitter: int, *, bucket: int = 0, queue: str = "default") -> str:
         """Put tasks into a bucket; the bucket's directory."""
-        lane = Lane(queue, 1, 1, 0, PYTHON, (), user).name
+        lane = Lane(queue, 1, 1, 0, PYTHON).name
         name = f"499-{bucket:014x}-{submitter:08x}"
         for _ in range(count):
             header = TaskHeader(
@@ -205,15 +203,6 @@ def test_claims_go_round_the_submitters_of_a_private_spool(backlog: Backlog) -> 
     backlog.put(5, 3, bucket=8)
     assert sorted(backlog.submitters(15)) == [1] * 5 + [2] * 5 + [3] * 5
     assert backlog.submitters(10) == [1] * 10
-
-
-def test_claims_go_round_users_however_many_submitters_they_have(backlog: Backlog) -> None:
-    for submitter in range(4):
-        backlog.put(10, submitter, user=1000, bucket=submitter)
-    backlog.put(10, 9, user=2000, bucket=9)
-    lanes = [layout.parse_lane(header.lane) for header in backlog.claim(20)]
-    assert Counter(lane.user for lane in lanes if lane) == {1000: 10, 2000: 10}
-    assert sorted(backlog.submitters(12)) == sorted([0, 1, 2, 3] * 3)
 
 
 def test_a_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clock: Clock) -> None:

@@ -155,7 +155,7 @@ def test_a_sign_of_life_that_cannot_be_seen_is_none_but_nothing_is_concluded_at_
 
 def test_a_claim_whose_worker_has_no_entry_is_recovered_after_a_lease(stage: Stage) -> None:
     _, token = claimed(stage, unknown_process())
-    registry.forget(stage.spool.layout.worker(token.worker))
+    registry.forget(stage.spool, token.worker)
     observer = Recovery(stage.spool)
     watch(stage, observer, 0.75)
     assert stage.seen().claimed
@@ -203,7 +203,7 @@ def test_a_lock_witnesses_for_nobody_who_was_silent_for_many_leases(stage: Stage
 
 
 def test_a_lock_witnesses_for_nobody_who_is_provably_dead(stage: Stage, paused: Token) -> None:
-    registry.forget(stage.spool.layout.worker(paused.worker))
+    registry.forget(stage.spool, paused.worker)
     announce(stage.spool, dead_process(), worker_id=paused.worker)
     assert Recovery(stage.spool).round()
     assert stage.seen().ready
@@ -578,7 +578,7 @@ def test_a_worker_that_was_taken_for_dead_ends_by_itself(tmp_path: Path, worker:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.3)
     process = worker(spool)
     [name] = os.listdir(spool.layout.workers)
-    registry.forget(spool.layout.worker(name))
+    registry.forget(spool, name)
     wait_until(lambda: process.poll() is not None, "it ends")
     assert process.returncode == 0
     assert "Traceback" not in worker.said(process)

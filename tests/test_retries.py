@@ -587,8 +587,8 @@ def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monke
     token = lose(spool)
     real = Spool.open_session
 
-    def meanwhile(each: Spool, session: str) -> None:
-        real(each, session)
+    def meanwhile(each: Spool, session: str, owner: int | None = None) -> None:
+        real(each, session, owner)
         (Path(spool.layout.failed) / token.name).unlink()
 
     monkeypatch.setattr(Spool, "open_session", meanwhile)

@@ -72,7 +72,7 @@ def refuses(claimer: Claimer, path: Path, *words: str) -> None:
 def check(path: Path, trust: Trust) -> int:
     fd = fsio.open_file(str(path))
     try:
-        return trust.check(fd, str(path))
+        return trust.check(fd, str(path)).st_size
     finally:
         fsio.close(fd)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from spoolpool import settings
@@ -47,31 +49,31 @@ from spoolpool.cli.output import explained
 )
 @click.option("--signed", is_flag=True, help="Sign every file with a key; then run 'spool key new SPOOL'.")
 @click.option("--max-waiting", type=click.IntRange(1), help="Tasks of one user that may wait.  [default: no bound]")
+@click.option(
+    "--mode",
+    type=click.Choice(["private", "group", "dropbox"]),
+    default="private",
+    show_default=True,
+    help="Who may use it: private = you alone, group = the members of --group, dropbox = everybody may drop tasks, "
+    "which run as you.",
+)
+@click.option("--group", metavar="NAME", help="The group of --mode group; a group of your own for --mode dropbox.")
 @explained
-def init(
-    directory: str,
-    durability: str,
-    lease: float,
-    max_attempts: int,
-    caches: float,
-    output: float,
-    signed: bool,
-    max_waiting: int | None,
-) -> None:
+def init(directory: str, mode: str, group: str | None, durability: str, output: float, **options: Any) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
-    Only you can use it. Example: spool init /shared/project/spool
+    \b
+      spool init /shared/me/spool                              only you can use it
+      spool init /shared/project/spool --mode group --group project
     """
     from spoolpool.spool import Spool
 
     spool = Spool.create(
         directory,
-        durability=durability,  # type: ignore[arg-type]  # click lets nothing else through
-        lease=lease,
-        max_attempts=max_attempts,
-        caches=caches,
-        signed=signed,
+        mode=mode,  # type: ignore[arg-type]  # click lets nothing else through
+        group=group,
+        durability=durability,  # type: ignore[arg-type]
         output=int(output * (1 << 20)),
-        max_waiting=max_waiting,
+        **options,
     )
     click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")

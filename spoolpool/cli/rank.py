@@ -136,11 +136,15 @@ def _follow(group: Any) -> None:
 
 def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str) -> int:
     """Be rank 0 of a group."""
+    from dataclasses import replace
+
     from spoolpool.identity import Identity, hostname
     from spoolpool.registry import WorkerInfo
-    from spoolpool.trust import account
+    from spoolpool.trust import Trust, account
     from spoolpool.worker import Worker
 
+    if spool.config.mode == "dropbox":
+        terms = replace(terms, trust=Trust(everybody=True))
     info = WorkerInfo(
         worker=worker if layout.is_worker_id(worker) else layout.new_worker_id(),
         process=Identity.of(os.getpid()),

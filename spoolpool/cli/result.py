@@ -57,7 +57,7 @@ def _read(sight: Sight, trusted: tuple[str, ...]) -> Any:
     fd = fsio.open_file(path)
     try:
         label = outcome_label(sight.session, sight.standing.token.name)
-        content = sight.spool.read(fd, Trust(trusted).check(fd, path), path, label)
+        content = sight.spool.read(fd, Trust(trusted).check(fd, path).st_size, path, label)
     finally:
         fsio.close(fd)
     return value_of(task.decode_outcome(content.header, path), content)

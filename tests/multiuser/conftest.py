@@ -1,0 +1,69 @@
+"""Accounts that exist while a module's tests run, and scenes for them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import spoolpool
+from spoolpool import pickling
+from tests.multiuser.people import People, Scene, fail_at_first, public_directory
+from tests.stage import Clock
+
+LATE = ("encodings.ascii", "filelock", "grp", "pwd", "watchdog.observers.inotify_c")
+"""What the package imports late."""
+
+
+@pytest.fixture(scope="module")
+def people() -> Iterator[People]:
+    """The accounts."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make accounts and to act as them")
+    for name in (*LATE, *(each.name for each in pkgutil.iter_modules(spoolpool.__path__, "spoolpool."))):
+        with contextlib.suppress(ImportError):  # it needs what is not installed
+            importlib.import_module(name)  # now: the accounts may not be allowed to read where the interpreter lies
+    pickling.dumps((fail_at_first, (), {}))
+    assert shutil.which("useradd"), "useradd is not installed (Debian package: passwd)"
+    everybody = People()
+    try:
+        yield everybody
+    finally:
+        everybody.remove()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that the tests move."""
+    return Clock.installed(monkeypatch)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Where spools lie that several accounts use."""
+    with public_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def group(people: People, public: Path, clock: Clock) -> Scene:
+    """A spool of a project, of which alice, bob and mallory are members."""
+    return Scene(people, public, "group", clock)
+
+
+@pytest.fixture
+def dropbox(people: People, public: Path, clock: Clock) -> Scene:
+    """A spool of a service, into which everybody may drop tasks."""
+    return Scene(people, public, "dropbox", clock)
+
+
+@pytest.fixture(params=["group", "dropbox"])
+def scene(request: pytest.FixtureRequest, people: People, public: Path, clock: Clock) -> Scene:
+    """Either."""
+    return Scene(people, public, request.param, clock)

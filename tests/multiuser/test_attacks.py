@@ -1,0 +1,672 @@
+"""What somebody tries who may use a spool, and means ill. Of each: no code of his runs, and nothing of others' is lost.
+
+In the scenes ``mallory`` is a member of the group whom nobody trusts; into a dropbox he may drop tasks, as everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spoolpool import check, claim, envelope, fsio, garbage, layout
+from spoolpool.errors import NotTrusted, SpoolDenied
+from spoolpool.layout import Layout, Token
+from spoolpool.recovery import Recovery
+from spoolpool.session import TaskFuture
+from spoolpool.spool import Keep, Spool
+from spoolpool.task import TaskHeader
+from spoolpool.trust import Trust
+from tests.multiuser.people import Canary, People, Scene, messages
+from tests.stage import Inbox, outcome_of
+
+pytestmark = pytest.mark.multiuser
+
+Log = pytest.LogCaptureFixture
+
+may_not = pytest.raises(PermissionError)
+
+
+def inbox_of(scene: Scene, name: str = "mallorys") -> Inbox:
+    """Mallory's own session."""
+    with scene.mallory.acting():
+        return Inbox(Spool(scene.path), scene.clock, name)
+
+
+def drop(scene: Scene, content: object, **changes: object) -> Path:
+    """Mallory submits by hand a task whose header says what he likes; its file."""
+    with scene.mallory.acting():
+        spool = Spool(scene.path)
+        spool.open_session("mallorys")
+        name = layout.new_task_id()
+        lane = layout.parse_lane(scene.lane)
+        assert lane is not None
+        header = TaskHeader(
+            task=name,
+            session="mallorys",
+            lane=lane._replace(user=scene.mallory.uid).name,
+            bucket=layout.bucket_name(name, layout.new_submitter_id()),
+            spool=spool.config.id,
+        )
+        spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
+        path = Path(spool.layout.bucket(header.lane, header.bucket), Token(name, 1, 1).name)
+        said = msgspec.structs.replace(header, **changes)
+        made = scene.path / "tmp" / name  # where it gets the group by which the service may read it
+        fsio.create(str(made), [content] if isinstance(content, bytes) else scene.forge(said, content), mode=0o640)
+        made.rename(path)
+    return path
+
+
+def other_token(path: Path) -> Path:
+    """A name beside a waiting task's, of another that sorts before it."""
+    return path.with_name(Token("000" + layout.new_task_id()[3:], 1, 1).name)
+
+
+# ------------------------------------------------------------------------------------- forged tasks
+
+
+def test_a_task_of_somebody_whom_the_worker_does_not_trust_is_not_run(group: Scene) -> None:
+    path = drop(group, Canary(group.canary))
+    group.is_well()
+    assert path.exists()
+
+
+def test_a_task_that_was_put_among_anothers_is_not_run(group: Scene, caplog: Log) -> None:
+    future = group.submit()
+    waiting = group.file_of(future)
+    with group.mallory.acting():
+        forged = other_token(waiting)
+        header = msgspec.structs.replace(future.header, task=forged.name[:29])
+        fsio.create(str(forged), group.forge(header, Canary(group.canary)), mode=0o640)
+    group.work(group.mallory)
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+    assert f"belongs to {group.mallory.name}, and waits among the tasks of {group.alice.name}" in messages(caplog)
+    assert forged.exists() and not group.canary.exists()
+
+
+def test_nobody_reaches_the_tasks_of_another_in_a_dropbox(dropbox: Scene) -> None:
+    path = dropbox.file_of(dropbox.submit())
+    attempts: list[Callable[[], object]] = [
+        path.read_bytes,
+        path.unlink,
+        lambda: path.write_bytes(b""),
+        lambda: path.rename(path.with_name("moved")),
+        lambda: path.parent.parent.rename(dropbox.path / "ready" / "moved"),
+        lambda: os.listdir(path.parent.parent),
+        lambda: (dropbox.path / "results" / "alices").rename(dropbox.path / "results" / "moved"),
+        (dropbox.path / "outgoing" / "alices").rmdir,
+        lambda: os.listdir(dropbox.path / "outgoing" / "alices"),
+        (dropbox.path / "spool.json").unlink,
+    ]
+    closed = [name for name in (*Layout.DIRECTORIES, *Layout.ON_DEMAND) if name != "workers"]
+    attempts += [lambda name=name: os.listdir(dropbox.path / name) for name in closed]  # type: ignore[misc]
+    with dropbox.mallory.acting():
+        for attempt in attempts:
+            with may_not:
+                attempt()
+    dropbox.is_well()
+
+
+def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: Scene, caplog: Log) -> None:
+    with scene.mallory.acting(umask=0):
+        bucket = scene.path / "ready" / scene.lane / layout.bucket_name(layout.new_task_id(), "00000000")
+        bucket.mkdir(parents=True)
+        name = layout.new_task_id()
+        header = TaskHeader(task=name, session="alices", lane=scene.lane, bucket=bucket.name)
+        fsio.create(str(bucket / Token(name, 1, 1).name), scene.forge(header, Canary(scene.canary)), mode=0o644)
+    scene.work(scene.mallory)
+    assert not scene.canary.exists()
+    words = f"{scene.lane} belongs to {scene.mallory.name} and should be {scene.alice.name}'s"
+    assert words in messages(caplog)
+    with pytest.raises(NotTrusted, match=words):
+        scene.submit()
+    assert not scene.left("tmp")
+
+
+# ----------------------------------------------------------------------------------- forged results
+
+
+def plant_result(scene: Scene, future: TaskFuture) -> str:
+    """Mallory makes an outcome for a task of alice's, as if a worker had; the name of both files."""
+    token = future.token.claimed_by(layout.new_worker_id())
+    with scene.mallory.acting():
+        content = scene.forge(future.header, Canary(scene.canary))
+        fsio.create(str(scene.path / "outgoing" / "alices" / token.name), content, mode=0o644)
+        fsio.create(str(scene.path / "results" / "alices" / token.name), content, mode=0o644)
+    return token.name
+
+
+def test_a_result_that_another_member_made_is_not_unpickled_and_the_future_names_him(group: Scene) -> None:
+    future = group.submit()
+    name = plant_result(group, future)
+    group.collect()
+    error = future.exception(timeout=0)
+    assert isinstance(error, NotTrusted) and f"belongs to {group.mallory.name}" in str(error)
+    assert not group.canary.exists()
+    assert name in group.left("results/alices") and name in group.left("outgoing/alices")
+
+
+def test_nobody_but_the_service_puts_results_into_a_dropbox(dropbox: Scene) -> None:
+    future = dropbox.submit()
+    with may_not:
+        plant_result(dropbox, future)
+    dropbox.is_well()
+
+
+def test_an_outcome_that_another_made_in_a_workers_name_is_not_committed_for_it(group: Scene, caplog: Log) -> None:
+    future = group.submit()
+    with group.worker.acting():
+        claimer, _ = group.claimer()
+        taken = claimer.next()
+        assert taken is not None
+        taken.release()
+    with group.mallory.acting():
+        content = outcome_of(taken.header, taken.token)
+        fsio.create(str(group.path / "outgoing" / "alices" / taken.token.name), content, mode=0o644)
+    group.work()
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+    assert f"{taken.token.name} is not of the worker" in messages(caplog)
+
+
+def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
+    group: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = group.submit()
+    real = claim.write_outcome
+    planted = []
+
+    def with_forgery(spool: Spool, session: str, token: Token, *more: object) -> None:
+        if not planted:
+            with group.mallory.acting():
+                planted.append(token.name)
+                content = group.forge(future.header, Canary(group.canary))
+                fsio.create(str(group.path / "outgoing" / session / token.name), content, mode=0o644)
+        real(spool, session, token, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("spoolpool.worker.write_outcome", with_forgery)
+    group.work()
+    group.collect()
+    assert planted and future.result(timeout=0) == "alice's own"
+    assert not group.canary.exists()
+
+
+def test_a_token_that_says_cancelled_must_be_the_submitters_own(group: Scene, caplog: Log) -> None:
+    future = group.submit()
+    with group.mallory.acting():
+        (group.path / "results" / "alices" / future.token.claimed_by(layout.CANCELLED).name).touch()
+    group.collect()
+    assert not future.done()
+    assert f"{group.mallory.name} says that {future.task} was cancelled" in messages(caplog)
+
+
+@pytest.mark.parametrize("who", ["mallory", "alice"])
+def test_a_task_is_cancelled_by_a_mark_of_its_submitters_alone(scene: Scene, who: str, caplog: Log) -> None:
+    future = scene.submit()
+    with getattr(scene, who).acting():
+        (scene.path / "cancel" / future.task).touch()
+    scene.work()
+    scene.collect()
+    assert future.cancelled() is (who == "alice")
+    if who == "mallory":
+        assert future.result(timeout=0) == "alice's own"
+        assert f"{scene.mallory.name} asks to cancel a task of {scene.alice.name}" in messages(caplog)
+
+
+# ------------------------------------------------------------------------------------------- replay
+
+
+def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplog: Log) -> None:
+    kept = group.public / "kept"
+    kept.mkdir()
+    os.chown(kept, group.mallory.uid, -1)
+    first, second = group.submit(), group.submit()
+    path = group.file_of(second)
+    with group.mallory.acting():
+        path.rename(kept / path.name)
+    with group.worker.acting():
+        claimer, _ = group.claimer()
+        taken = claimer.next()  # this worker has the directories of the session open from now on
+        assert taken is not None and taken.header.task == first.task
+        spool = Spool(group.path)
+        claim.write_outcome(spool, "alices", taken.token, outcome_of(taken.header, taken.token), taken.owner)
+        claim.commit(spool, "alices", taken.token, taken.owner)
+        taken.release()
+    group.collect()
+    with group.alice.acting():
+        group.inbox.close()
+    assert not group.left("results")
+    with group.mallory.acting(umask=0):
+        path.parent.mkdir(exist_ok=True)
+        (kept / path.name).rename(path)
+    with group.worker.acting():
+        assert claimer.next() is None
+    assert "for the session alices" in messages(caplog) and "is not open (any more)" in messages(caplog)
+    assert [name for name in group.left("failed") if name.startswith(second.task)], "it is kept"
+    assert not group.runs()
+
+
+def test_a_task_of_another_spool_is_not_run_in_this_one(group: Scene, caplog: Log) -> None:
+    other = group.make("other")
+    path = group.file_of(group.submit())
+    with group.alice.acting():
+        spool = Spool(other)
+        Inbox(spool, group.clock, "alices")
+        spool.make_directories(spool.layout.bucket(group.lane, path.parent.name))
+    with group.mallory.acting():
+        path.rename(other / path.relative_to(group.path))
+    group.path = other
+    group.work()
+    assert f"was made for the spool '{group.inbox.spool.config.id}'" in messages(caplog)
+    assert not group.runs()
+
+
+def test_a_copy_of_a_task_is_the_copyists(group: Scene, caplog: Log) -> None:
+    future = group.submit()
+    path = group.file_of(future)
+    with group.mallory.acting():
+        copy = other_token(path)
+        copy.write_bytes(path.read_bytes())
+    group.work()
+    assert f"{copy.name} belongs to {group.mallory.name}" in messages(caplog)
+    assert len(list(group.traces.iterdir())) == 1
+
+
+# ----------------------------------------------------------------------- swapped between two looks
+
+
+def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    future = group.submit()
+    path = group.file_of(future)
+    forged = group.path / "tmp" / layout.new_task_id()
+    with group.mallory.acting():
+        fsio.create(str(forged), group.forge(future.header, Canary(group.canary)), mode=0o640)
+    real = claim.try_lock
+
+    def swap(fd: int) -> object:
+        if forged.exists():
+            with group.mallory.acting():
+                forged.rename(path)
+        return real(fd)
+
+    monkeypatch.setattr(claim, "try_lock", swap)
+    group.work()
+    assert not forged.exists() and not group.canary.exists()
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+
+
+def test_a_result_that_is_swapped_after_it_was_opened_is_not_unpickled(
+    group: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = group.submit()
+    group.work()
+    swapped = []
+    real = Trust.check
+
+    def swap(self: Trust, fd: int, path: str) -> os.stat_result:
+        found = real(self, fd, path)
+        with group.mallory.acting():
+            os.unlink(path)
+            fsio.create(path, group.forge(future.header, Canary(group.canary)), mode=0o644)
+        swapped.append(path)
+        return found
+
+    monkeypatch.setattr(Trust, "check", swap)
+    group.collect(rounds=1)
+    assert swapped and future.result(timeout=0) == "alice's own"
+    assert not group.canary.exists()
+
+
+# --------------------------------------------------------------------------------------------- links
+
+
+def precious(scene: Scene, names: list[str]) -> dict[Path, bytes]:
+    """Files of the worker's and of alice's, under names that a spool's may have."""
+    found = {}
+    for person in (scene.worker, scene.alice):
+        home = scene.public / f"home-{person.name}"
+        home.mkdir(exist_ok=True)
+        for name in (*names, "precious"):
+            (home / name).write_text(person.name)
+            os.chown(home / name, person.uid, person.gid)
+            found[home / name] = (home / name).read_bytes()
+        os.chown(home, person.uid, person.gid)
+    return found
+
+
+def links(future: TaskFuture) -> dict[str, str]:
+    """Names for links that could lead somebody astray, and what they are: to a file or a directory."""
+    token, worker, bucket = future.token, layout.new_worker_id(), future.header.bucket
+    another = token._replace(task="000" + token.task[3:])
+    lane = future.header.lane
+    return {
+        f"tmp/{another.task}": "file",
+        f"ready/q.{lane.partition('.')[2]}": "directory",
+        f"ready/{lane}/000{bucket[3:]}": "directory",
+        f"ready/{lane}/{bucket}/{another.name}": "file",
+        f"waiting/{another.name}": "file",
+        f"claimed/{another.claimed_by(worker).name}": "file",
+        "outgoing/other": "directory",
+        f"outgoing/alices/{another.claimed_by(worker).name}": "file",
+        "results/other": "directory",
+        f"results/alices/{another.claimed_by(worker).name}": "file",
+        f"failed/{another.claimed_by(worker).name}": "file",
+        f"cancel/{another.task}": "file",
+        f"objects/{'0' * 32}": "file",
+        "sessions/other.json": "file",
+        f"workers/{worker}": "directory",
+        f"journal/{worker}.jsonl": "file",
+        f"logs/{another.task}.0": "file",
+        f"jobs/{worker}.json": "file",
+    }
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) -> None:
+    future = scene.submit()
+    planted = links(future)
+    token = future.token.claimed_by(layout.new_worker_id()).name
+    safe = precious(scene, ["info.json", "beat", "stop", "error", token, future.token.name])
+    for number, (name, what) in enumerate(planted.items()):
+        home = scene.public / f"home-{(scene.alice, scene.worker)[number % 2].name}"
+        with scene.mallory.acting():
+            at = scene.path / name
+            # as root: hard links to what is not one's own are forbidden on most systems, and not on all
+            with contextlib.suppress(PermissionError), contextlib.ExitStack() as stack:
+                if kind == "hard":
+                    may = os.access(at.parent, os.W_OK | os.X_OK, effective_ids=True)
+                    os.seteuid(0)
+                    stack.callback(os.seteuid, scene.mallory.uid)
+                    if may and what == "file":
+                        os.link(home / "precious", at)
+                else:
+                    at.symlink_to(home / "precious" if what == "file" else home)
+    scene.work()
+    scene.collect()
+    assert future.result(timeout=0) == "alice's own"
+    with scene.owner.acting():
+        spool = Spool(scene.path)
+        check.repair(spool, check.check(spool), seconds=0.0)
+        now = Keep(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Spool, "server_time", lambda _: 9e9)
+            garbage.remove(spool, garbage.rubbish(spool, now))
+    with scene.worker.acting():
+        recovery = Recovery(Spool(scene.path))
+        for _ in range(4):
+            recovery.round()
+            scene.clock.sleep(1.0)
+    assert {path: path.read_bytes() for path in safe} == safe
+    assert {path for home in {each.parent for each in safe} for path in home.iterdir()} == set(safe)
+    with scene.alice.acting():
+        scene.inbox._still_there()  # as it does every few seconds, and makes again what was collected as garbage
+    scene.is_well()
+
+
+@pytest.mark.parametrize("directory", ["results", "outgoing"])
+def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned(
+    group: Scene, directory: str, caplog: Log
+) -> None:
+    future = group.submit()
+    homes = [group.public / person.name for person in (group.worker, group.alice)]
+    for home, person in zip(homes, (group.worker, group.alice), strict=True):
+        home.mkdir()
+        os.chown(home, person.uid, person.gid)
+    path = group.path / directory / "alices"
+    for home in homes:
+        with group.mallory.acting():
+            path.rename(group.path / directory / f"gone-{home.name}")
+            path.symlink_to(home)
+        group.work()
+        assert f"{path} is a symbolic link" in messages(caplog)
+        assert not any(os.listdir(each) for each in homes)
+    assert [name for name in group.left("failed") if name.startswith(future.task)], "it is kept"
+    with group.alice.acting(), pytest.raises(NotTrusted, match="is a symbolic link"):
+        group.inbox._still_there()
+    assert not any(os.listdir(each) for each in homes)
+
+
+def test_a_task_cannot_put_its_result_into_the_inbox_of_another(dropbox: Scene, caplog: Log) -> None:
+    drop(dropbox, (os.getuid, (), {}), session="alices")
+    dropbox.work()
+    assert f"alices belongs to {dropbox.alice.name} and should be {dropbox.mallory.name}'s" in messages(caplog)
+    assert not dropbox.left("results/alices") and not dropbox.left("outgoing/alices")
+    dropbox.is_well()
+
+
+# ------------------------------------------------------------------------------- FIFOs and devices
+
+
+def test_fifos_and_devices_hold_nobody_up(group: Scene) -> None:
+    future = group.submit()
+    waiting = group.file_of(future)
+    fifos = [
+        other_token(waiting),
+        group.path / "claimed" / future.token._replace(claim=2).claimed_by(layout.new_worker_id()).name,
+        group.path / "waiting" / future.token._replace(claim=2).name,
+        group.path / "failed" / future.token._replace(claim=3).claimed_by(layout.new_worker_id()).name,
+        group.path / "sessions" / "other.json",
+        group.path / "journal" / "other.jsonl",
+        group.path / "workers" / layout.new_worker_id() / "info.json",
+        group.path / "ready" / "q.r1t1g0.py3.11@0",
+    ]
+    device = other_token(waiting)
+    with group.mallory.acting():
+        fifos[-2].parent.mkdir()
+        for each in fifos:
+            os.mkfifo(each)
+    with contextlib.suppress(PermissionError):  # in some containers
+        os.mknod(device, 0o660 | stat.S_IFCHR, os.makedev(1, 5))
+        os.chown(device, group.mallory.uid, -1)
+    group.work(group.mallory)
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+    with group.owner.acting():
+        check.check(Spool(group.path))
+    group.is_well()
+
+
+# ------------------------------------------------------------------------------- hostile contents
+
+
+def test_names_in_a_header_lead_nowhere(dropbox: Scene, caplog: Log) -> None:
+    for field in ("session", "lane", "bucket", "init", "task"):
+        for name in ("../../x", "/etc/passwd", "..", "a/b", "x\n"):
+            drop(dropbox, Canary(dropbox.canary), **{field: name})
+            dropbox.work()
+            assert f"names {field} {name!r}" in messages(caplog)
+    assert not dropbox.canary.exists()
+    assert len(dropbox.left("failed")) == 25
+    dropbox.is_well()
+
+
+PREFIX = struct.Struct("<8sHHIQQ")
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (0, 1 << 31, 0, None),
+        (0, 10, 1 << 62, None),
+        (65535, 10, 10, None),
+        (0, 10, 10, 1 << 62),
+        (2, 10, 10, None, (1 << 63) - 1, (1 << 63) + 5),
+    ],
+    ids=["header", "pickle", "buffers", "whole", "overflow"],
+)
+def test_lengths_that_promise_what_is_not_there_are_believed_by_nobody(
+    dropbox: Scene, lengths: tuple[int | None, ...], caplog: Log
+) -> None:
+    count, header, payload, total, *buffers = lengths
+    content = PREFIX.pack(envelope.MAGIC, 1, count, header, payload, 4096 if total is None else total)
+    content += struct.pack(f"<{len(buffers)}Q", *buffers)
+    drop(dropbox, content.ljust(4096, b"\0"))
+    dropbox.work()
+    assert len(dropbox.left("failed")) == 1
+    assert any(words in messages(caplog) for words in ("should have", "The checksum of"))
+    dropbox.is_well()
+
+
+def test_ten_sparse_gibibytes_are_not_read(scene: Scene, caplog: Log) -> None:
+    path = drop(scene, PREFIX.pack(envelope.MAGIC, 1, 0, 10, 10, 100))
+    os.truncate(path, 10 << 30)
+    future = scene.submit()
+    if scene.mode == "group":  # a result, too
+        name = plant_result(scene, future)
+        os.truncate(scene.path / "outgoing" / "alices" / name, 10 << 30)
+        scene.collect()
+        assert isinstance(future.exception(timeout=0), NotTrusted)
+    scene.work(scene.mallory)
+    assert "should have 100 bytes and has 10737418240" in messages(caplog)
+    scene.is_well()
+
+
+# --------------------------------------------------------------------------------------------- junk
+
+
+def test_junk_of_one_account_does_not_stop_the_tasks_of_others(dropbox: Scene) -> None:
+    path = drop(dropbox, b"junk")
+    with dropbox.mallory.acting():
+        for number in range(600):
+            path.with_name(Token(f"000-{number:014x}-0000000000", 1, 1).name).touch()
+            path.with_name(f"core.{number}").touch()
+        for number in range(100):
+            (dropbox.path / "ready" / f"junk-{number}").mkdir()
+            (dropbox.path / "tmp" / f"junk-{number}").touch()
+            (dropbox.path / "cancel" / f"junk-{number}").touch()
+    future = dropbox.submit()
+    dropbox.work(tasks=1)
+    dropbox.collect()
+    assert future.result(timeout=0) == "alice's own"
+    assert sum(name.endswith(".000001.01") for name in os.listdir(path.parent)) > 400, "most of it was not looked at"
+
+
+def test_a_bucket_from_which_nothing_can_be_taken_does_not_stop_the_tasks_of_others(group: Scene, caplog: Log) -> None:
+    path = drop(group, Canary(group.canary))
+    path.parent.chmod(0o2750)
+    future = group.submit()
+    group.work(group.mallory)
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+    assert f"{path} cannot be claimed" in messages(caplog)
+
+
+def test_junk_among_the_tasks_of_others_does_not_stop_them(group: Scene) -> None:
+    future = group.submit()
+    waiting = group.file_of(future)
+    with group.mallory.acting():
+        for number in range(1000):
+            waiting.with_name(Token(f"000-{number:014x}-0000000000", 1, 1).name).touch()
+    group.work(seconds=5.0)
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+
+
+# -------------------------------------------------------------------------------------- the way there
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_spool_below_a_directory_that_others_can_write_to_is_neither_made_nor_opened(
+    people: People, public: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = public / "open"
+    parent.mkdir()
+    os.chown(parent, people.alice.uid, people.alice.groups[0])
+    with people.alice.acting():
+        made = Spool.create(parent / "a" / "spool").path
+        parent.chmod(mode)
+        if mode & stat.S_ISVTX:
+            Spool.create(parent / "another")
+            assert Spool(made)
+            return
+        who = "Everybody" if mode & 0o002 else f"Group {people.project}"
+        words = f"{who} can put something else in the place of {parent}/"
+        with pytest.raises(NotTrusted, match=words):
+            Spool(made)
+        with pytest.raises(NotTrusted, match=words):
+            Spool.create(parent / "another")
+        assert os.listdir(parent) == ["a"]
+        monkeypatch.setenv("SPOOLPOOL_PARENTS", f"/elsewhere:{parent}")
+        assert Spool(made)
+
+
+def test_a_spool_below_a_directory_of_somebody_else_or_behind_his_link_is_not_opened(
+    people: People, public: Path
+) -> None:
+    for name, owner in (("mallorys", people.mallory), ("alices", people.alice)):
+        (public / name).mkdir()
+        os.chown(public / name, owner.uid, owner.gid)
+    (public / "mallorys" / "alices").mkdir()
+    os.chown(public / "mallorys" / "alices", people.alice.uid, people.alice.gid)
+    words = f"{people.mallory.name} can put something else in the place of {public}/mallorys/"
+    with people.alice.acting():
+        with pytest.raises(NotTrusted, match=words):
+            Spool.create(public / "mallorys" / "alices" / "spool")
+        Spool.create(public / "alices" / "spool")
+    with people.mallory.acting():
+        (public / "mallorys" / "way").symlink_to(public / "alices")
+    with people.alice.acting(), pytest.raises(NotTrusted, match=words):
+        Spool(public / "mallorys" / "way" / "spool")
+
+
+def test_a_directory_of_a_private_group_is_a_directory_of_ones_own(people: People, public: Path) -> None:
+    (public / "home").mkdir(mode=0o755)
+    (public / "home").chmod(0o775)
+    os.chown(public / "home", people.alice.uid, people.alice.gid)
+    with people.alice.acting():
+        Spool.create(public / "home" / "spool")
+
+
+# --------------------------------------------------------------------------------------- no rights
+
+
+def test_who_is_not_in_the_group_is_told_which_one_it_takes(group: Scene) -> None:
+    with group.people.outsider.acting(), pytest.raises(SpoolDenied, match=f"group {group.people.project}") as error:
+        Spool(group.path)
+    assert group.people.outsider.name in str(error.value)
+
+
+def test_a_member_whose_group_was_lost_on_the_way_to_a_node_is_told_so(group: Scene) -> None:
+    future = group.submit()
+    bob = group.people.bob
+    lost = type(bob)(bob.name, bob.uid, bob.gid)
+    with pytest.raises(SpoolDenied, match="this node does not know it, or it was lost") as error:
+        group.work(by=lost)
+    assert group.people.project in str(error.value)
+    group.work()
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+
+
+def test_where_root_is_nobody_no_spool_is_made_for_it(people: People, public: Path) -> None:
+    squashed = public / "squashed"
+    squashed.mkdir()
+    os.chown(squashed, 65534, 65534)
+    with pytest.raises(NotTrusted, match=r"belongs to nobody.* runs as root.*root squash"):
+        Spool.create(squashed)
+
+
+def test_files_of_nobody_are_run_by_nobody(group: Scene, caplog: Log) -> None:
+    path = drop(group, Canary(group.canary))
+    os.chown(path, 65534, -1)
+    group.work(group.mallory)
+    assert "belongs to nobody" in messages(caplog)
+    assert path.exists() and not group.canary.exists()
+
+
+def test_a_result_from_an_account_that_the_submitter_did_not_name_is_an_error_that_names_it(group: Scene) -> None:
+    with group.alice.acting():
+        group.inbox._accept = Trust()
+    future = group.submit()
+    group.work()
+    group.collect()
+    error = future.exception(timeout=0)
+    assert isinstance(error, NotTrusted) and f"belongs to {group.worker.name}" in str(error)

@@ -1,0 +1,189 @@
+"""Several accounts on one spool: everybody can do what he may, whatever the umasks, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spoolpool.access import RIGHTS
+from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
+from spoolpool.identity import Identity
+from spoolpool.layout import Layout
+from spoolpool.objects import put_object, read_object
+from spoolpool.registry import Registration
+from spoolpool.spool import Spool
+from spoolpool.status import Observer
+from spoolpool.trust import Trust
+from tests.multiuser.people import People, Scene, fail_at_first, messages
+from tests.stage import Inbox, SilentRegistration, dead_process, info_of
+
+pytestmark = pytest.mark.multiuser
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_a_task_goes_round_whatever_the_umask_is_on_either_side(scene: Scene, umask: int) -> None:
+    with scene.alice.acting(umask=umask):
+        futures = [scene.put(scene.inbox, fail_at_first, str(scene.traces / f"{umask}"), retries=1, retry_delay=0.0)]
+        futures += [scene.put(scene.inbox, pow, 2, exponent, priority=exponent) for exponent in (1, 2)]
+    made = [path for path in scene.path.rglob("*") if path.parent != scene.path]
+    rights = RIGHTS[scene.mode]
+    for path in made:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (rights.made if path.is_dir() else rights.file), path
+        assert path.stat().st_gid == scene.path.stat().st_gid
+    scene.work(umask=umask)
+    scene.collect(rounds=5)
+    assert [future.result(timeout=0) for future in futures] == ["at last", 2, 4]
+    assert not scene.left("failed") and not scene.left("claimed")
+    with scene.alice.acting(umask=umask):
+        scene.inbox.close()
+    assert not scene.left("results") and not scene.left("outgoing")
+
+
+def test_a_task_that_waits_can_be_cancelled_by_its_submitter(scene: Scene) -> None:
+    future = scene.submit()
+    with scene.alice.acting():
+        assert future.cancel()
+    scene.work()
+    assert not scene.runs()
+
+
+def test_the_task_of_a_worker_that_died_runs_again(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    future = scene.submit()
+    with scene.worker.acting():
+        claimer, name = scene.claimer()
+        claimed = claimer.next()
+        assert claimed is not None
+        claimed.release()
+    scene.clock.sleep(10)
+    scene.work()
+    scene.clock.sleep(10)
+    scene.work()
+    scene.collect()
+    assert future.result(timeout=0) == "alice's own"
+    assert f"worker {name} died" in messages(caplog)
+
+
+def test_each_account_has_objects_of_its_own_though_their_content_is_the_same(scene: Scene) -> None:
+    spools = {}
+    for person in (scene.alice, scene.mallory):
+        with person.acting(umask=0o077):
+            spools[person] = Spool(scene.path)
+            name = put_object(spools[person], b"the same", [], "writer")
+    with scene.worker.acting():
+        spool = Spool(scene.path)
+        trust = scene.trust()
+        assert bytes(read_object(spool, name, trust, scene.alice.uid).payload) == b"the same"
+    forged = Path(spool.layout.object(name, scene.alice.uid))
+    os.chown(forged, scene.mallory.uid, -1)
+    with scene.worker.acting(), pytest.raises(NotTrusted, match=scene.mallory.name):
+        read_object(spool, name, scene.trust(scene.mallory), scene.alice.uid)
+
+
+def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Scene) -> None:
+    with group.people.bob.acting():
+        trusting = SilentRegistration(
+            Spool(group.path), info_of(Identity.of(os.getpid()), trust_users=(group.alice.uid,))
+        )
+    try:
+        with group.mallory.acting():
+            group.put(Inbox(Spool(group.path), group.clock, "mallorys"), os.mkdir, str(group.canary))
+        group.work()
+        assert not group.runs()
+        with group.alice.acting():
+            found = Observer(Spool(group.path)).look()
+        [blocked] = found.blocked
+        assert blocked.what.endswith(f"@{group.mallory.uid}") and blocked.count == 1
+        assert f"no group trusts {group.mallory.name}" in blocked.why
+    finally:
+        with group.people.bob.acting():
+            trusting.close()
+
+
+def test_claims_go_round_users_however_many_submitters_they_have(scene: Scene) -> None:
+    for person, submitters in ((scene.alice, 4), (scene.mallory, 1)):
+        with person.acting():
+            for number in range(submitters):
+                inbox = Inbox(Spool(scene.path), scene.clock, f"of-{person.name}-{number}")
+                for _ in range(10):
+                    scene.put(inbox, pow, 2, 2)
+    with scene.worker.acting():
+        claimer, _ = scene.claimer(scene.mallory)
+        claims = [claimer.next() for _ in range(20)]
+        assert Counter(claim.owner for claim in claims if claim) == {scene.alice.uid: 10, scene.mallory.uid: 10}
+        rest = [claimer.next() for _ in range(12)]
+        assert set(Counter(claim.header.session for claim in rest if claim).values()) == {3}
+        for claim in (*claims, *rest):
+            assert claim is not None
+            claim.release()
+
+
+def test_members_of_a_group_can_be_trusted_together(group: Scene) -> None:
+    future = group.submit()
+    with group.worker.acting():
+        assert Trust(groups=[group.people.project]).covers(group.alice.uid)
+        assert not Trust(groups=[group.people.project]).covers(group.people.outsider.uid)
+    group.work()
+    group.collect()
+    assert future.result(timeout=0) == "alice's own"
+
+
+# ------------------------------------------------------------------------------- opening and making
+
+
+@pytest.mark.parametrize("name", [".", "ready", "results", "tmp"])
+@pytest.mark.parametrize("change", ["mode", "owner", "link"])
+def test_a_spool_whose_directories_are_not_as_its_mode_says_is_not_opened(scene: Scene, name: str, change: str) -> None:
+    path = scene.path / name
+    if change == "mode":
+        path.chmod(0o777)
+    elif change == "owner":
+        os.chown(path, scene.mallory.uid, -1)
+    elif name != ".":
+        path.rename(scene.public / "moved")
+        path.symlink_to(scene.public / "moved")
+    else:
+        (path / "spool.json").chmod(0o666)
+        path /= "spool.json"
+    with scene.alice.acting(), pytest.raises(NotTrusted, match=f"not as its mode \\({scene.mode}\\) says: {path}"):
+        Spool(scene.path)
+
+
+def test_the_umask_of_whoever_makes_a_spool_does_not_matter(people: People, public: Path) -> None:
+    os.chown(public, people.service.uid, people.service.gid)
+    for umask in (0o000, 0o077):
+        with people.service.acting(umask=umask):
+            for mode in RIGHTS:
+                path = public / f"{mode}-{umask}"
+                group = None if mode == "private" else people.service.name
+                Spool.create(path, mode=mode, group=group)
+                assert stat.S_IMODE(path.stat().st_mode) == RIGHTS[mode].root
+                for name in Layout.DIRECTORIES:
+                    assert stat.S_IMODE((path / name).stat().st_mode) == RIGHTS[mode].of(name)
+
+
+def test_a_mode_without_a_fitting_group_is_not_made(people: People, public: Path) -> None:
+    os.chown(public, people.service.uid, people.service.gid)
+    with people.service.acting():
+        for mode, name, words in (
+            ("group", None, "needs a group"),
+            ("dropbox", None, "needs a group"),
+            ("dropbox", people.project, "has other members"),
+            ("private", people.project, "has no group"),
+            ("group", "no-such-group", "no group 'no-such-group'"),
+        ):
+            with pytest.raises(BadRequest, match=words):
+                Spool.create(public / "spool", mode=mode, group=name)  # type: ignore[arg-type]
+        with pytest.raises(SpoolDenied):  # a group that one is not in
+            Spool.create(public / "spool", mode="group", group=people.project)
+    with pytest.raises(BadRequest, match="Not as root"):
+        Spool.create(public / "spool", mode="dropbox", group=people.service.name)
+
+
+def test_the_workers_of_a_dropbox_run_as_its_owner_and_nobody_else(dropbox: Scene) -> None:
+    with dropbox.alice.acting(), pytest.raises(SpoolDenied, match=f"run as its owner, {dropbox.owner.name}"):
+        Registration(Spool(dropbox.path), info_of(dead_process()))
