@@ -26,6 +26,7 @@ from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker
+from tests.processes import in_fork
 from tests.servers.base import wait_for
 from tests.stage import Clock, Inbox, SilentRegistration, SilentWatch, announce, dead_process, info_of
 
@@ -49,6 +50,19 @@ class Person:
         finally:
             _become(*before)
             os.umask(mask)
+
+
+def in_account(person: Person, function: Callable[[], object], *, umask: int = 0o022) -> object:
+    """What a function returns, or its exception, in a process of the account's that can never be another's again."""
+
+    def act() -> object:
+        os.umask(umask)
+        os.setgroups(person.groups)
+        os.setresgid(person.gid, person.gid, person.gid)
+        os.setresuid(person.uid, person.uid, person.uid)
+        return function()
+
+    return in_fork(act)
 
 
 def _become(groups: Iterable[int], gid: int, uid: int) -> None:

@@ -191,7 +191,7 @@ def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
                 fsio.create(str(group.path / "outgoing" / session / token.name), content, mode=0o644)
         real(spool, session, token, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("spoolpool.worker.write_outcome", with_forgery)
+    monkeypatch.setattr("spoolpool.publishing.write_outcome", with_forgery)
     group.work()
     group.collect()
     assert planted and future.result(timeout=0) == "alice's own"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from spoolpool import Executor, worker
 from spoolpool.access import RIGHTS
 from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
+from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import Layout
 from spoolpool.objects import put_object, read_object
@@ -18,8 +21,10 @@ from spoolpool.registry import Registration
 from spoolpool.spool import Spool
 from spoolpool.status import Observer
 from spoolpool.trust import Trust
-from tests.multiuser.people import People, Scene, fail_at_first, messages
+from spoolpool.worker import Terms, Worker
+from tests.multiuser.people import People, Scene, fail_at_first, in_account, messages
 from tests.stage import Inbox, SilentRegistration, dead_process, info_of
+from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.multiuser
 
@@ -42,6 +47,55 @@ def test_a_task_goes_round_whatever_the_umask_is_on_either_side(scene: Scene, um
     with scene.alice.acting(umask=umask):
         scene.inbox.close()
     assert not scene.left("results") and not scene.left("outgoing")
+
+
+def test_an_executor_and_a_worker_of_different_accounts_work_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # with the clock of everybody
+
+    def serve() -> int:
+        monkeypatch.setattr(worker, "Registration", SilentRegistration)
+        trust = scene.trust()
+        info = info_of(
+            Identity.of(os.getpid()),
+            trust_users=tuple(trust.uids),
+            trust_groups=trust.groups,
+            trust_all=trust.everybody,
+        )
+        terms = Terms(trust=trust, idle_timeout=LIMIT, max_tasks=5)
+        return Worker(Spool(scene.path), SerialGroup(), info, terms).run()
+
+    def submit() -> list[object]:
+        trusted = [] if scene.mode == "dropbox" else [scene.worker.uid]
+        with Executor(spool=scene.path, trust=trusted, init_function=initial) as executor:
+            first = executor.submit(pow, 2, 5)
+            second = executor.submit(pow, first, 2)  # waits for the first
+            values = [second.result(LIMIT), executor.submit(increased, 1).result(LIMIT), *executor.map(abs, [-1, 2])]
+            late = executor.submit(pow, 2, 2)
+            return [*values, late.cancel()]
+
+    with ThreadPoolExecutor() as threads:
+        working = threads.submit(in_account, scene.worker, serve, umask=0o077)
+        assert in_account(scene.alice, submit, umask=0o077) == [1024, 43, 1, 2, True]
+        assert working.result(LIMIT) == 0
+    left = {name: scene.left(name) for name in ("waiting", "claimed", "failed", "tmp", "needs")}
+    assert not any(left.values()), left
+    assert [scene.left(name) for name in ("results", "outgoing", "sessions")] == [
+        ["alices"],
+        ["alices"],
+        ["alices.json"],
+    ]
+
+
+def initial() -> dict[str, int]:
+    """Presets of a session."""
+    return {"more": 42}
+
+
+def increased(value: int, more: int) -> int:
+    """A task that wants a preset."""
+    return value + more
 
 
 def test_a_task_that_waits_can_be_cancelled_by_its_submitter(scene: Scene) -> None:
