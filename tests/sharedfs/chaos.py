@@ -58,8 +58,13 @@ class Chaos:
                 self._replace()
                 self._wait(self._chance.uniform(0, place.kind.lease / 2))
         Path(place.marks, f"{name}-end.A.0").touch()
-        outcomes = place.hand.end(2 * PATIENCE)
-        return self._count(outcomes)
+
+        def over() -> bool:
+            self._replace()  # one that was cut off may have to end only now
+            return place.hand.answered()
+
+        wait_until(over, "every task has its outcome", 2 * PATIENCE)
+        return self._count(place.hand.end())
 
     def _replace(self) -> None:
         """Start a group where there is none: it died, or ended since it had been taken for dead."""
