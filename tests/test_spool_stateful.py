@@ -115,6 +115,7 @@ class SpoolMachine(RuleBasedStateMachine):
         task.place, task.outcome = "ready", ""
         task.token = Token(task.header.task, task.token.claim + 1, 1)
         self.inbox.expect(task.header)
+        self.stage.published.pop(task.header.task)  # a new life has an outcome of its own
 
     # -- workers
 
