@@ -25,7 +25,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spoolpool import bar, fsio, layout, pickling, settings
+from spoolpool import bar, fsio, graph, layout, pickling, settings
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
@@ -361,6 +361,28 @@ class Executor(futures.Executor):
             core = self._core
         if core is not None and os.getpid() == self._pid:
             core.session.detach()
+
+    # -- the graph
+
+    def plot_dependency_graph(self, filename: str | os.PathLike[str] | None = None) -> str:
+        """Which tasks need which, as text for Graphviz; drawn into a file if one is named.
+
+        Its name says the form: ``.dot`` is the text, ``.svg`` works everywhere, others take Graphviz (``dot`` on
+        ``PATH``; else :class:`BadRequest`). Shown are the tasks that wait, and of those that are done the ones that
+        need others or are needed.
+        """
+        nodes = self._nodes()
+        if filename is not None:
+            graph.draw(nodes, filename)
+        return graph.dot(nodes)
+
+    def export_workflow(self, filename: str | os.PathLike[str]) -> None:
+        """Write the same graph as JSON; ``docs/workflows.md`` describes it."""
+        graph.export(self._nodes(), filename)
+
+    def _nodes(self) -> list[graph.Node]:
+        core = self._core if self._shut and self._core is not None else self._usable()
+        return core.session.nodes()
 
     # -- the surface of pympipool
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import json
+import os
 import shutil
 import subprocess
 import threading
@@ -143,17 +146,44 @@ def workflow(nodes: list[Node]) -> dict[str, Any]:
     }
 
 
-def draw(nodes: list[Node], form: str) -> bytes:
-    """The graph as a picture, in any form that Graphviz knows; without Graphviz, as a plain SVG."""
+def draw(nodes: list[Node], filename: str | os.PathLike[str]) -> None:
+    """Draw the graph into a file, in the form that the end of its name says.
+
+    Raises :class:`BadRequest` for a form that takes Graphviz where it is not installed.
+    """
+    path = os.fspath(filename)
+    form = os.path.splitext(path)[1][1:]
+    if form in ("dot", "gv"):
+        picture = dot(nodes).encode()
+    elif form == "svg":
+        picture = svg(nodes).encode()
+    else:
+        picture = _by_graphviz(nodes, form)
+    with open(path, "wb") as file:
+        file.write(picture)
+
+
+def export(nodes: list[Node], filename: str | os.PathLike[str]) -> None:
+    """Write the graph as JSON."""
+    with open(filename, "w", encoding="utf-8") as file:
+        file.write(json.dumps(workflow(nodes), indent=1) + "\n")
+
+
+def svg(nodes: list[Node]) -> str:
+    """The graph as a picture: by Graphviz where it is installed, else in rows."""
+    with contextlib.suppress(BadRequest):
+        return _by_graphviz(nodes, "svg").decode()
+    return _svg(nodes)
+
+
+def _by_graphviz(nodes: list[Node], form: str) -> bytes:
     program = shutil.which("dot")
-    if program is not None:
-        done = subprocess.run([program, f"-T{form}"], input=dot(nodes).encode(), capture_output=True, check=False)
-        if done.returncode == 0:
-            return done.stdout
-        raise BadRequest(f"Graphviz cannot draw the graph as {form!r}: {done.stderr.decode(errors='replace').strip()}")
-    if form == "svg":
-        return _svg(nodes).encode()
-    raise BadRequest(f"To draw the graph as {form!r} takes Graphviz (a program 'dot' on PATH); svg and dot do not.")
+    if program is None:
+        raise BadRequest(f"To draw a graph as {form!r} takes Graphviz: no program 'dot' is on PATH. 'svg' needs none.")
+    done = subprocess.run([program, f"-T{form}"], input=dot(nodes).encode(), capture_output=True, check=False)
+    if done.returncode:
+        raise BadRequest(f"Graphviz cannot draw a graph as {form!r}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
 
 
 def _rows(nodes: list[Node]) -> list[list[int]]:

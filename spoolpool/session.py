@@ -23,7 +23,7 @@ from spoolpool.errors import (
     SpoolVersion,
 )
 from spoolpool.future import TaskFuture, finish, wait
-from spoolpool.graph import Graph
+from spoolpool.graph import Graph, Node
 from spoolpool.identity import hostname
 from spoolpool.journal import Journal, submitters_journal
 from spoolpool.layout import Token
@@ -79,8 +79,7 @@ class Session:
         self._detached = False
         self._broken: BaseException | None = None
         self._retention = Retention(spool, self.name, self._lock)
-        self.graph = Graph()
-        """The tasks that need others, and those."""
+        self._graph = Graph()  # of the tasks that need others, and those
         self._left_alone: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in the thread that collects."""
@@ -145,7 +144,7 @@ class Session:
             self._pending[task_id] = future
             if header.needs and needs is not None:
                 self._retention.add(task_id, needs)
-                self.graph.add(header, [each.header for each in needs.futures()])
+                self._graph.add(header, [each.header for each in needs.futures()])
             wake = self._start()
         try:
             future.token = self.spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
@@ -235,12 +234,16 @@ class Session:
         with self._lock:
             future = self._pending.get(task)
             if future is not None:
-                self.graph.expect(future.header)
+                self._graph.expect(future.header)
             return self._retention.hold(task, needs, pending=future is not None)
 
     def drop(self, task: str, needed_by: str) -> None:
         """A call needs an outcome no longer."""
         self._retention.drop(task, needed_by)
+
+    def nodes(self) -> list[Node]:
+        """The tasks that wait, and those that need others or are needed, for :mod:`spoolpool.graph`."""
+        return self._graph.nodes(future.header for future in self.pending())
 
     def waits(self, future: TaskFuture) -> bool:
         """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
@@ -526,7 +529,7 @@ class Session:
         """A future has the outcome that this token stands for, which can be taken away."""
         self._retention.delivered(token, kind, future.header, here=future.here)
         self._delivered(future)
-        self.graph.ended(future.task, kind)  # after that nobody says any more that it is expected
+        self._graph.ended(future.task, kind)  # after that nobody says any more that it is expected
 
     def _delivered(self, future: TaskFuture) -> None:
         """Nothing is awaited of a task any more; what waits for it may go."""

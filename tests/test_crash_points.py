@@ -174,7 +174,7 @@ def collect_dependent(stage: Stage) -> Body:
     inbox = stage.inbox()
     headers = pair(stage, inbox)
     stage.work(tasks=1)
-    inbox.look()
+    stage.collect(inbox, headers[:1])
     stage.work(tasks=1)
     return lambda: stage.collect(inbox, headers[1:])
 

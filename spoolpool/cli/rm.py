@@ -26,6 +26,8 @@ def rm(selection: Selection, yes: bool) -> None:
     confirm("remove", chosen, yes)
     for sight in chosen:
         session, token = sight.session, sight.standing.token
+        if sight.header is not None:  # nothing is needed for it any more
+            selection.spool.remove_edges(sight.header)
         # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
         removed = fsio.remove(f"{selection.spool.path}/{sight.standing.path}")
         if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:

@@ -18,6 +18,7 @@ COMMANDS = {
     "ls": "List tasks: all, or those that fit.",
     "show": "Show all that is known of tasks.",
     "logs": "Show what tasks printed.",
+    "graph": "Show which tasks need which.",
     "wait": "Wait until tasks have ended.",
     "result": "Print what tasks returned.",
     "traceback": "Show where and why tasks failed.",
