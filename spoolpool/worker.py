@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -328,6 +329,9 @@ class Worker:
             )
             if published:
                 self._releaser.committed(header.session, token)
+                if token.task in self._cancelled:  # nobody claims it any more: the mark has no purpose
+                    with contextlib.suppress(OSError):  # it is another account's
+                        fsio.remove(f"{self._spool.layout.cancel}/{token.task}")
             else:
                 log.warning(
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task

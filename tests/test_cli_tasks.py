@@ -319,6 +319,34 @@ def test_what_is_removed_is_gone_with_its_outcome(spool: Spool) -> None:
     assert run("rm", "--all", "--yes", spool.path).exit_code == 0
 
 
+def test_a_result_that_another_task_waits_for_is_not_removed(spool: Spool) -> None:
+    with Executor(spool=spool.path, session="chain") as executor:
+        first = executor.submit(pow, 2, 2)
+        second = executor.submit(pow, first, 2)
+        executor.detach()
+    needed, needing = first.task, second.task  # type: ignore[attr-defined]
+    (sight,) = query.named(spool, [needed], Query())
+    target = f"{spool.layout.results}/chain/{sight.standing.token.claimed_by(new_worker_id()).name}"
+    fsio.move(f"{spool.path}/{sight.standing.path}", target)
+    shown = run("rm", "--yes", "--all", spool.path)
+    assert shown.exit_code == 1
+    assert f"{needed} stays: task {needing} waits" in shown.stderr
+    assert run("cancel", "--yes", spool.path, needing).stdout == f"{needing} was taken back.\n"
+    shown = run("rm", "--yes", spool.path, needing)
+    assert (shown.exit_code, shown.stdout) == (0, f"{needing} was removed.\n")
+    assert run("rm", "--yes", "--all", spool.path).stdout == f"{needed} was removed.\n"
+    assert [path for path in Path(spool.layout.needs).rglob("*") if path.is_file()] == []
+
+
+def test_a_mark_goes_with_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(tasks.mark, tmp_path / "ran")
+        spool.ask_to_cancel(future.task)  # type: ignore[attr-defined]
+        worker(spool)
+        wait_until(future.cancelled, "the worker honours the mark")
+        wait_until(lambda: not fsio.names(spool.layout.cancel), "the mark is taken away")
+
+
 @pytest.mark.parametrize(("name", "state"), [("rm", "failed"), ("cancel", "waiting")])
 def test_what_cannot_be_undone_is_asked_for_and_refused_where_nobody_can_be_asked(
     spool: Spool, name: str, state: query.State, monkeypatch: pytest.MonkeyPatch

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
+from spoolpool import fsio, layout
 from spoolpool.cli.output import say
 from spoolpool.cli.selection import Selection, confirm, selects
+from spoolpool.errors import SpoolpoolError
+
+if TYPE_CHECKING:
+    from spoolpool.query import Sight
 
 
 @click.command()
@@ -20,20 +28,39 @@ def rm(selection: Selection, yes: bool) -> None:
 
     Who still waits for them waits in vain. Tasks that wait or run are cancelled first: 'spool cancel'.
     """
-    from spoolpool import fsio, layout
-
     chosen = selection.chosen()
     confirm("remove", chosen, yes)
+    kept = False
     for sight in chosen:
-        session, token = sight.session, sight.standing.token
-        if sight.header is not None:  # nothing is needed for it any more
-            selection.spool.remove_edges(sight.header)
-        # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
-        removed = fsio.remove(f"{selection.spool.path}/{sight.standing.path}")
-        if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:
-            fsio.remove(selection.spool.layout.outcome(session, token))
-        if removed:
+        if needed_by := _needed_by(sight):
+            kept = True
+            say(f"{sight.id} stays: task {needed_by} waits for its result. Cancel that first.")
+        elif _remove(sight):
             selection.note("removed", sight)
-        click.echo(f"{sight.id} {'was removed' if removed else 'is gone: somebody else took it'}.")
+            click.echo(f"{sight.id} was removed.")
+        else:
+            click.echo(f"{sight.id} is gone: somebody else took it.")
     if not chosen:
         say("Nothing that fits is done or failed.")
+    if kept:
+        sys.exit(SpoolpoolError.exit_code)
+
+
+def _needed_by(sight: Sight) -> str:
+    """A task that needs the result of this one; empty if none does."""
+    if sight.standing.place != "done":
+        return ""
+    edges = map(layout.parse_edge, fsio.names(f"{sight.spool.layout.needs}/{sight.session}"))
+    return next((edge.needed_by for edge in edges if edge is not None and edge.task == sight.id), "")
+
+
+def _remove(sight: Sight) -> bool:
+    """Take a task away for good, as whoever collects it; False if somebody else did."""
+    spool, token, header = sight.spool, sight.standing.token, sight.header
+    if header is not None:
+        spool.remove_edges(header)
+    # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
+    removed = fsio.remove(f"{spool.path}/{sight.standing.path}")
+    if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:
+        fsio.remove(spool.layout.outcome(sight.session, token))
+    return removed
