@@ -495,6 +495,17 @@ def test_a_command_is_shown_by_its_words_and_its_result_stays(served: Spool) -> 
     assert run("rm", "--yes", served.path, "--session", "kept").exit_code == 0
 
 
+@pytest.mark.mpi
+def test_a_command_runs_on_every_rank_and_takes_itself_for_none(spool: Spool, worker: Workers) -> None:
+    worker(spool, mpi_ranks=2)
+    at = ["--spool", spool.path, "--ranks", 2]
+    shown = _run_command(at, ["sh", "-c", "echo $SPOOLPOOL_RANK/$SPOOLPOOL_SIZE $PMI_RANK"])
+    assert (shown.returncode, shown.stdout.split()) == (0, [b"0/2", b"1/2"])
+    program = "from mpi4py import MPI; import os; os._exit(MPI.COMM_WORLD.size + 1)"
+    assert _run_command(at, [sys.executable, "-c", program]).returncode == 2, "a world of its own"
+    assert _run_command(at, ["true"]).returncode == 0, "and the group lives"
+
+
 def test_one_process_after_the_other_puts_its_tasks_into_one_bucket(spool: Spool) -> None:
     for _ in range(3):
         assert run("submit", "--spool", spool.path, "math:hypot", "--arg", "3", "--arg", "4").exit_code == 0
