@@ -92,3 +92,19 @@ def test_an_executor_within_a_task_or_a_job_does_not_wait_for_what_its_job_holds
 def test_mpiexec_within_a_job_starts_ranks_that_find_each_other(instance: Spool, tmp_path) -> None:
     assert run(FLUX, "run", "-n1", "-c2", find_mpiexec(), "-n", "2", *NESTING, "rank", cwd=tmp_path) == "2 8 mpiexec"
     assert run(FLUX, "run", "-n2", *NESTING, "rank", cwd=tmp_path) == "2 8 mpiexec"
+
+
+@pytest.mark.mpi
+def test_the_script_of_the_documentation_fills_its_job_with_groups_that_serve(instance: Spool, tmp_path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "batch" / "flux.sh").read_text(encoding="utf-8")
+    worker = f"{sys.executable} -m spoolpool.cli.worker {instance.path} --ranks 2"
+    text = text.replace("--nodes=4", "--nodes=1")
+    text = text.replace("spool-worker /shared/project/spool --ranks 8 --threads 2", worker)
+    script = tmp_path / "flux.sh"
+    script.write_text(text)
+    job = run(FLUX, "batch", script, cwd=tmp_path)
+    wait_until(lambda: len(registry.workers(instance)) == 4, "it has as many groups as fit", PATIENCE)
+    for info in registry.workers(instance):
+        registry.ask_to_stop(instance, info.worker)
+    assert run(FLUX, "job", "wait-event", job, "clean")
+    assert states() == {}

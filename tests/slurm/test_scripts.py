@@ -1,0 +1,72 @@
+"""The batch scripts of the documentation, on a real Slurm, with fewer nodes than they show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from spoolpool import Executor, registry
+from tests.servers import slurm as server
+from tests.slurm.site import PATIENCE, Site
+from tests.waiting import wait_until
+
+reason = server.missing()
+pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.skipif(bool(reason), reason=reason or "")]
+
+SHOWN = Path(__file__).parents[2] / "docs" / "batch"
+CHANGES = {
+    "/shared/project/spool": "SPOOL",
+    "--nodes=4": "--nodes=2",
+    "--ntasks=4": "--ntasks=2",
+    "--ranks 8 --threads 2": "--ranks 2",
+}
+
+
+def size() -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_size()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slurm.sh",
+        pytest.param(
+            "flux-in-slurm.sh",
+            marks=[
+                pytest.mark.flux,
+                pytest.mark.skipif(shutil.which("flux") is None, reason="there is no flux on PATH"),
+            ],
+        ),
+    ],
+)
+def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site: Site, name: str) -> None:
+    text = (SHOWN / name).read_text(encoding="utf-8")
+    for shown, here in CHANGES.items():
+        text = text.replace(shown, here)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = f"export PATH='{path}' PYTHONPATH=$(flux env printenv PYTHONPATH 2>/dev/null)\n"
+    head, _, body = text.partition("\n\n")
+    script = site.directory / name
+    script.write_text(f"{head}\n{variables}\n{body}".replace("SPOOL", site.spool.path))
+    script.chmod(0o755)
+    log = site.directory / f"{name}.log"
+    command = ["sbatch", "--parsable", f"--output={log}", str(script)]
+    job = site.slurm.run(command, cwd=str(site.directory)).strip()
+    site.jobs.append(job)
+    wait_until(
+        lambda: len({info.process.host for info in registry.workers(site.spool)}) == 2,
+        f"both nodes have groups; the job said: {log}",
+        2 * PATIENCE,
+    )
+    with Executor(spool=site.spool.path, resource_dict={"cores": 2}) as executor:
+        assert executor.submit(size).result(PATIENCE) == [2, 2]
+    for info in registry.workers(site.spool):
+        registry.ask_to_stop(site.spool, info.worker)
+    wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
+    assert site.state(job) == "COMPLETED", log.read_text()
