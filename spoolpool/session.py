@@ -378,11 +378,7 @@ class Session:
                     return
                 idle = not self._pending
             try:
-                self._retention.look()
-                place = self.spool.results(self.name, self.spool.account)
-                names = [name for name in fsio.names(str(place)) if not self._retention.keeps(name[:_ID])]
-                collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
-                if any(collected):
+                if self._collect_listed(late):
                     rhythm.reset()
                     service.served()
                     check_due = time.monotonic() + _FIRST_CHECK
@@ -420,6 +416,18 @@ class Session:
         if not known:
             self._told.add(str(error))
         log.log(logging.INFO if known else logging.WARNING, "Looking for results was put off: %s", error)
+
+    def _collect_listed(self, late: dict[str, float]) -> bool:
+        """Collect what has come; whether something has."""
+        self._retention.look()
+        began = time.monotonic()
+        place = self.spool.results(self.name, self.spool.account)
+        names = [name for name in fsio.names(str(place)) if not self._retention.keeps(name[:_ID])]
+        listed = time.monotonic() - began
+        collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
+        if any(collected) and listed > 0.001:  # thousands stay because they are needed: list them a fifth of the time
+            Backoff(4 * listed, 4 * listed).sleep()
+        return any(collected)
 
     def _still_there(self) -> None:
         if fsio.gone(self.spool.layout.config):  # a directory may be left of it, where something was made in it

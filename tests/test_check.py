@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click.testing
+import msgspec
 import pytest
 
 from spoolpool import Executor, census, envelope, fsio, layout, locks, registry, waiting
@@ -756,3 +757,35 @@ def test_without_repair_the_command_changes_nothing(tree: Tree) -> None:
     before = tree.everything()
     assert run("check", tree.spool.path).exit_code == 1
     assert tree.everything() == before
+
+
+# ------------------------------------------------------------------------------ what needs what
+
+
+def test_an_edge_without_a_task_is_reported_and_removed(tree: Tree) -> None:
+    needed, _ = tree.put("ready")
+    edge = layout.Edge(needed.name.partition(".")[0], new_task_id())
+    tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
+    fsio.create(tree.spool.layout.edge("inbox", edge), [])
+    found = check(tree.spool, deep=False)
+    assert kinds(found) == [("stale edge", f"needs/inbox/{edge.name}")]
+    assert repair(tree.spool, found) == [f"removed needs/inbox/{edge.name}"]
+    assert check(tree.spool, deep=False) == []
+
+
+def test_a_task_that_waits_for_what_is_not_there_is_reported_and_let_go(tree: Tree) -> None:
+    header = msgspec.structs.replace(tree.header(), needs={"inbox": (new_task_id(),)})
+    path, token = tree.put("waiting", header=header)
+    tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
+    fsio.create(tree.spool.layout.edge("inbox", layout.Edge(header.needs["inbox"][0], header.task)), [])
+    found = check(tree.spool)
+    assert kinds(found) == [("unmet need", tree.of(path))]
+    assert repair(tree.spool, found) == [f"let {tree.of(path)} go"]
+    assert tree.path("ready", header, token).exists()
+
+
+def test_a_name_in_needs_that_is_no_edge_is_reported(tree: Tree) -> None:
+    directory = tree.root / "needs" / "inbox"
+    directory.mkdir(parents=True)
+    (directory / "junk").touch()
+    assert kinds(check(tree.spool)) == [("unknown name", "needs/inbox/junk")]

@@ -23,6 +23,8 @@ from spoolpool import (
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotPicklable, RemoteTraceback, WorkerLost
 from spoolpool.needs import Needs
 from tests import tasks
+from tests.conftest import Workers
+from tests.processes import run_script
 from tests.stage import LANE, Clock, Stage, announce, dead_process
 from tests.waiting import wait_until
 
@@ -440,3 +442,62 @@ def test_a_plain_task_costs_no_file_operation_more(stage: Stage, monkeypatch: py
     with Disk(plan).installed():
         inbox.put(pow, 2, 3)
     assert [name for name, _ in operations] == ["open", "writev", "close", "rename"]
+
+
+# -- with others
+
+
+SCRIPT = """
+import os, sys
+from spoolpool import Executor
+from tests import tasks
+
+exe = Executor(spool=sys.argv[1])
+last = exe.submit(tasks.wait_for, sys.argv[2], 0)
+for _ in range(20):
+    last = exe.submit(abs, last)
+exe.submit(tasks.mark, sys.argv[3], last)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_chain_comes_to_its_end_after_its_submitter_was_killed(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    worker(spool)
+    worker(spool)
+    done = run_script(tmp_path / "script.py", SCRIPT, spool.path, gate, end, PYTHONPATH=os.getcwd())
+    assert done.returncode == -9, done.stderr
+    gate.touch()
+    wait_until(end.exists, "the last task ran")
+
+
+def test_two_executors_of_one_spool_may_need_each_others_tasks(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    with Executor(spool=spool.path) as other, Executor(spool=spool.path) as exe:
+        first = other.submit(add, 1, 2)
+        second = exe.submit(add, first, 3)
+        third = other.submit(add, second, first)
+        worker(spool)
+        assert third.result() == 9
+        wait_until(lambda: not left(spool), "no file of a task is left")
+
+
+@pytest.mark.mpi
+def test_the_values_of_several_ranks_are_an_argument_of_several_ranks(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    from tests import mpi_tasks
+
+    big = 40_000  # more than fits into the first message of an order
+    with Executor(spool=spool.path) as exe:
+        ranks = exe.submit(mpi_tasks.rank, resource_dict={"cores": 2})
+        data = exe.submit(bytes, big)
+        both = exe.submit(same, ranks, ranks[1], data, resource_dict={"cores": 2})
+        total = exe.submit(sum, ranks)
+        lengths = exe.submit(lambda values: [len(value[2]) for value in values], both)
+        worker(spool)
+        worker(spool, mpi_ranks=2)
+        assert both.result() == [([0, 1], 1, bytes(big))] * 2
+        assert total.result() == 1
+        assert lengths.result() == [big, big]
+        failing = exe.submit(mpi_tasks.raises_on, (1,), resource_dict={"cores": 2})
+        assert isinstance(exe.submit(same, failing, resource_dict={"cores": 2}).exception(), DependencyFailed)

@@ -31,7 +31,7 @@ from spoolpool.trust import Trust
 from tests import tasks
 from tests.conftest import Workers
 from tests.faults import CRASHED, Disk, Fault, at, in_child
-from tests.stage import LANE, announce, dead_process, outcome_of, unknown_process
+from tests.stage import LANE, Clock, Stage, announce, dead_process, outcome_of, unknown_process
 from tests.waiting import wait_until
 
 DAY = 86400.0
@@ -572,3 +572,60 @@ def test_a_full_disk_can_be_collected_on(spool: Spool, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(fsio, "create", full)
     assert remove(spool, rubbish(spool)) == 1
+
+
+# -- what needs what
+
+
+def chain(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TaskHeader]:
+    """Three tasks, each of which needs the one before it; all have run, and nobody collected."""
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    stage.spool = spool
+    inbox = stage.inbox()
+    futures = [inbox.put(str, 1)]
+    for _ in range(2):
+        futures.append(inbox.put(str, futures[-1]))
+    stage.work()
+    inbox._pending.clear()
+    return [future.header for future in futures]
+
+
+def test_old_outcomes_of_a_chain_go_with_their_edges(
+    spool: Spool, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chain(spool, monkeypatch, tmp_path)
+    assert len(fsio.names(f"{spool.layout.needs}/inbox")) == 2
+    after(31)
+    remove(spool, rubbish(spool))
+    assert fsio.names(f"{spool.layout.needs}") == fsio.names(spool.layout.results) == []
+
+
+def test_what_a_failed_or_waiting_task_needs_is_kept(
+    spool: Spool, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second, third = chain(spool, monkeypatch, tmp_path)
+    [name] = [name for name in fsio.names(f"{spool.layout.results}/inbox") if name.startswith(third.task)]
+    os.rename(f"{spool.layout.results}/inbox/{name}", f"{spool.layout.failed}/{name}")
+    after(31)
+    remove(spool, rubbish(spool))
+    assert {name.partition(".")[0] for name in fsio.names(f"{spool.layout.results}/inbox")} == {
+        first.task,
+        second.task,
+    }
+    assert len(fsio.names(f"{spool.layout.needs}/inbox")) == 2
+
+
+def test_an_unfinished_write_goes_after_its_edges_and_an_edge_without_a_task_goes(
+    spool: Spool, after: Callable[[float], None]
+) -> None:
+    needed, unfinished, nowhere = new_task_id(), new_task_id(), new_task_id()
+    spool.make_directories(f"{spool.layout.needs}/inbox")
+    for task in (unfinished, nowhere):
+        fsio.create(spool.layout.edge("inbox", layout.Edge(needed, task)), [])
+    fsio.create(f"{spool.layout.tmp}/{unfinished}", [])
+    assert [each for each in rubbish(spool) if "needs/" in each.path] == []
+    after(2)
+    found = [each.path for each in rubbish(spool)]
+    assert found.index(f"needs/inbox/{needed}.{unfinished}") < found.index(f"tmp/{unfinished}")
+    remove(spool, rubbish(spool))
+    assert fsio.names(f"{spool.layout.needs}/inbox") == fsio.names(spool.layout.tmp) == []
