@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -83,25 +84,28 @@ def _uid(user: str) -> int:
         ) from None
 
 
+@functools.cache
+def _account(uid: int) -> str:
+    from spoolpool.trust import account
+
+    return account(uid)
+
+
 def _forged(line: Line) -> bool:
     return line.event.uid != line.owner
 
 
 def _with_account(line: Line) -> bytes:
-    from spoolpool.trust import account
-
     # last: of a key that is there twice, readers take the last
-    added = json.dumps({"account": account(line.owner), "forged": _forged(line)})[1:]
+    added = json.dumps({"account": _account(line.owner), "forged": _forged(line)})[1:]
     return line.text.rstrip()[:-1] + b", " + added.encode() + b"\n"
 
 
 def _told(line: Line) -> str:
-    from spoolpool.trust import account
-
     said = json.loads(line.text)
     rest = " ".join(f"{key}={value}" for key, value in said.items() if key not in _TOLD and value != "")
-    who = f"{account(line.owner)}@{line.event.host}"
-    mark = f" ! says that it is {account(line.event.uid)}" if _forged(line) else ""
+    who = f"{_account(line.owner)}@{line.event.host}"
+    mark = f" ! says that it is {_account(line.event.uid)}" if _forged(line) else ""
     try:
         moment = when(line.event.t)
     except (OverflowError, ValueError, OSError):  # no clock's time
