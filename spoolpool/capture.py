@@ -188,8 +188,10 @@ class Capture:
     def _flush(self) -> None:
         """Have everything go out that this process has printed and kept in a buffer."""
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a task put something of its own there, or the disk is full
+            try:  # noqa: SIM105  contextlib.suppress would take longer than all the rest here
                 stream.flush()
+            except Exception:  # noqa: BLE001, S110  a task put something of its own there; or the disk is full
+                pass
         self._flush_stdio(None)
 
     # -- bounds

@@ -26,6 +26,7 @@ _MARK = re.compile(
     rb"(?P<started>\d{15}) (?P<cut>\d{15}|-{15}) (?P<length>\d{15}|-{15}) <==\n"
 )
 _OPEN = "-" * 15
+_NEW = b"\n==> %015d %s.%06d.%02d %015d 000000000000000 --------------- <==\n"
 
 
 class Mark(NamedTuple):
@@ -50,8 +51,7 @@ class Mark(NamedTuple):
 
 def mark(offset: int, token: Token, started: float) -> bytes:
     """The mark of a task that begins, to be written at ``offset``."""
-    stem = f"{token.task}.{token.claim:06d}.{token.attempt:02d}"
-    return f"\n==> {offset:015d} {stem} {int(started * 1000):015d} {0:015d} {_OPEN} <==\n".encode()
+    return _NEW % (offset, token.task.encode(), token.claim, token.attempt, started * 1000)
 
 
 def number(value: int | None) -> bytes:
