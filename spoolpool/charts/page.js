@@ -1,7 +1,8 @@
 "use strict";
 // Draws the report. Times in the data are milliseconds after data.begin, which is in milliseconds since the epoch.
 const data = JSON.parse(document.getElementById("data").textContent);
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name);
+const style = getComputedStyle(document.documentElement); // as it is at each moment
+const colour = (name) => style.getPropertyValue("--" + name);
 const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6 };
 const LEFT = 150, TOP = 4, AXIS = 20;
 
@@ -66,57 +67,75 @@ const rows = data.rows;
 const rowHeight = rows.length > 150 ? 8 : 18;
 const rowsShown = Math.min(rows.length, Math.floor(560 / rowHeight));
 
-function firstAfter(bars, ms) { // the first bar that ends behind a moment
-  let low = 0, high = bars.length;
+function pack(row) { // columns of numbers: many bars are looked at for each drawing
+  const column = (kind, value) => kind.from(row.bars, value);
+  row.begin = column(Float64Array, (bar) => bar[BAR.begin]);
+  row.end = column(Float64Array, (bar) => bar[BAR.begin] + bar[BAR.length]);
+  row.busy = column(Float64Array, (bar) => bar[BAR.busy]);
+  row.count = column(Uint32Array, (bar) => bar[BAR.count]);
+  row.failed = column(Uint32Array, (bar) => bar[BAR.failed]);
+}
+rows.forEach(pack);
+
+function firstAfter(row, ms) { // the first bar that ends behind a moment
+  let low = 0, high = row.end.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (bars[middle][BAR.begin] + bars[middle][BAR.length] > ms) high = middle; else low = middle + 1;
+    if (row.end[middle] > ms) high = middle; else low = middle + 1;
   }
   return low;
 }
+
+const SHADES = 8; // of a bar, by the share of its time in which something ran
 
 function drawRows() {
   const canvas = document.getElementById("rows");
   const height = TOP + rowsShown * rowHeight + AXIS;
   const [context, width] = prepare(canvas, height);
   const x = axis(context, width, height - AXIS);
-  const perPixel = (view.to - view.from) / (width - LEFT);
-  const bar = colour("bar"), failed = colour("failed"), there = colour("there"), text = colour("text");
+  const perPixel = (view.to - view.from) / (width - LEFT), tall = rowHeight - (rowHeight > 10 ? 4 : 1);
+  const shades = Array.from({ length: SHADES }, () => new Path2D()), failures = new Path2D(), there = new Path2D();
   context.save();
   context.beginPath();
   context.rect(0, TOP, width, rowsShown * rowHeight);
   context.clip();
-  for (let number = Math.floor(view.row); number < Math.min(rows.length, view.row + rowsShown + 1); number++) {
-    const row = rows[number], y = TOP + (number - view.row) * rowHeight, tall = rowHeight - (rowHeight > 10 ? 4 : 1);
-    const left = Math.max(LEFT, x(row.from));
-    context.fillStyle = there;
-    context.fillRect(left, y, Math.max(0, Math.min(width, x(row.to)) - left), tall);
-    for (let at = firstAfter(row.bars, view.from); at < row.bars.length; ) {
-      const begin = row.bars[at][BAR.begin];
-      if (begin > view.to) break;
-      // bars that end within one pixel are one: so the work is bounded by the pixels, however many bars there are
-      let end = begin + row.bars[at][BAR.length], busy = row.bars[at][BAR.busy], wrong = row.bars[at][BAR.failed];
-      const whole = row.bars[at][BAR.length];
-      for (at++; at < row.bars.length; at++) {
-        const next = row.bars[at][BAR.begin] + row.bars[at][BAR.length];
-        if (next - begin > perPixel) break;
-        end = next;
-        busy += row.bars[at][BAR.busy];
-        wrong += row.bars[at][BAR.failed];
+  const seen = rows.slice(Math.floor(view.row), Math.ceil(view.row + rowsShown));
+  seen.forEach((row, number) => {
+    const y = TOP + (number - (view.row % 1)) * rowHeight, left = Math.max(LEFT, x(row.from));
+    there.rect(left, y, Math.max(0, Math.min(width, x(row.to)) - left), tall);
+    for (let at = firstAfter(row, view.from); at < row.begin.length && row.begin[at] <= view.to; ) {
+      // bars that end within one pixel are one: so there are no more boxes than pixels, however many bars there are
+      const begin = row.begin[at], long = row.end[at] - begin > 4 * perPixel;
+      let end = row.end[at], busy = row.busy[at], count = row.count[at], failed = row.failed[at];
+      for (at++; at < row.begin.length && row.end[at] - begin <= perPixel; at++) {
+        end = row.end[at];
+        busy += row.busy[at];
+        count += row.count[at];
+        failed += row.failed[at];
       }
-      const from = Math.max(LEFT, x(begin)), to = Math.max(from + 1, x(end) - (whole > 4 * perPixel ? 1 : 0));
-      context.globalAlpha = Math.max(0.25, Math.min(1, busy / Math.max(end - begin, 1e-9)));
-      context.fillStyle = wrong ? failed : bar;
-      context.fillRect(from, y, Math.min(to, width) - from, tall);
-      context.globalAlpha = 1;
+      const from = Math.max(LEFT, x(begin)), to = Math.min(width, Math.max(from + 1, x(end) - (long ? 1 : 0)));
+      const shade = Math.min(SHADES - 1, Math.floor(busy / Math.max(end - begin, 1e-9) * SHADES));
+      shades[shade].rect(from, y, to - from, tall);
+      const part = failed ? tall * Math.max(0.25, failed / count) : 0; // as much of the bar as failed, so that one is seen
+      if (part) failures.rect(from, y + tall - part, to - from, part);
     }
-    if (rowHeight > 10) {
-      context.fillStyle = colour("back");
-      context.fillRect(0, y, LEFT - 4, rowHeight);
-      context.fillStyle = text;
-      context.textAlign = "left";
-      context.fillText(row.label, 4, y + tall / 2, LEFT - 12);
-    }
+  });
+  context.fillStyle = colour("there");
+  context.fill(there);
+  context.fillStyle = colour("bar");
+  shades.forEach((path, shade) => {
+    context.globalAlpha = (shade + 3) / (SHADES + 2);
+    context.fill(path);
+  });
+  context.globalAlpha = 1;
+  context.fillStyle = colour("failed");
+  context.fill(failures);
+  if (rowHeight > 10) {
+    context.fillStyle = colour("text");
+    context.textAlign = "left";
+    seen.forEach((row, number) => {
+      context.fillText(row.label, 4, TOP + (number - (view.row % 1)) * rowHeight + tall / 2, LEFT - 12);
+    });
   }
   context.restore();
 }
@@ -127,7 +146,7 @@ function barAt(canvas, event) {
   const row = rows[Math.floor((event.clientY - box.top - TOP) / rowHeight + view.row)];
   if (!row || event.clientX - box.left < LEFT) return row ? row.about : "";
   const slack = (view.to - view.from) / (box.width - LEFT);
-  const bar = row.bars[firstAfter(row.bars, ms - slack)];
+  const bar = row.bars[firstAfter(row, ms - slack)];
   if (!bar || bar[BAR.begin] > ms + slack) return row.about;
   const wrong = bar[BAR.failed] ? `, ${bar[BAR.count] > 1 ? bar[BAR.failed] + " " : ""}failed` : "";
   const what = bar[BAR.count] > 1 ? `${bar[BAR.count]} tasks in ${duration(bar[BAR.length])}, the longest of ` : "";

@@ -111,7 +111,7 @@ def _body(summary: Summary) -> Iterable[str]:
     yield "<h2>Groups</h2>"
     yield (
         '<p class="key">Turn the wheel to zoom, drag to move, double-click for all. '
-        '<i style="background:var(--bar)"></i>runs a task <i style="background:var(--failed)"></i>which failed '
+        '<i style="background:var(--bar)"></i>runs a task <i style="background:var(--failed)"></i>how many failed '
         '<i style="background:var(--there)"></i>idle</p>'
     )
     yield '<canvas id="rows"></canvas><p id="hint"></p>'
