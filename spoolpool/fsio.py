@@ -338,8 +338,10 @@ def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
 
 
 def open_edit(path: str, mode: int = 0o600) -> int:
-    """Open, or make, a file of one's own to write over what stands in it."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    """Open, or make, a file of one's own to write over what stands in it. The mode is exact, as for directories."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    _set_exactly(fd, mode)
+    return fd
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:

@@ -10,6 +10,7 @@ import time
 import msgspec
 
 from spoolpool import fsio
+from spoolpool.errors import SpoolpoolError
 from spoolpool.spool import Spool
 
 _EVERY = 0.5  # seconds between writes at least, however often a function tells
@@ -73,9 +74,10 @@ class Progress:
             return
         self._written = time.monotonic()
         data = msgspec.json.encode(last)
-        with contextlib.suppress(OSError):  # nobody depends on it
+        with contextlib.suppress(OSError, SpoolpoolError):  # nobody depends on it
             if self._fd < 0:
-                self._fd = fsio.open_edit(f"{self._directory}/workers/{worker}/progress")
+                spool = Spool(self._directory)
+                self._fd = fsio.open_edit(f"{spool.layout.worker(worker)}/progress", spool.rights.file)
             fsio.write_at(self._fd, data.ljust(_SIZE), 0)
 
 

@@ -247,7 +247,7 @@ def test_the_progress_goes_with_its_workers_entry(spool: Spool) -> None:
     worker = announce(spool, dead_process())
     Progress(spool.path).tell(worker, TASK, 0.5, "")
     assert progress_of(spool, worker) is not None
-    registry.forget(spool.layout.worker(worker))
+    registry.forget(spool, worker)
     assert not os.path.exists(spool.layout.worker(worker))
 
 
