@@ -7,6 +7,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from spoolpool import pickling
@@ -75,10 +76,12 @@ def run(
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
     presets: Presets,
     needed: Sequence[Needed] = (),
+    guard: AbstractContextManager[None] | None = None,
 ) -> Report:
     """Unpickle and make the call; never raises, whatever the function does short of ending the process.
 
-    ``needed`` are the results to which its arguments refer.
+    ``needed`` are the results to which its arguments refer; ``guard`` is around the function:
+    :meth:`spoolpool.interruption.Interrupter.watch`.
     """
     try:
         with running(task), _directory(cwd):
@@ -86,7 +89,8 @@ def run(
                 presets.make(init, *init_content)
             function, args, kwargs = pickling.loads(payload, buffers, Values(needed) if needed else None)
             presets.fill(init, function, args, kwargs)
-            value = function(*args, **kwargs)
+            with guard or contextlib.nullcontext():
+                value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt too: they end the task, not the group
         return failed(error, task.rank)
     try:

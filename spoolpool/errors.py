@@ -137,9 +137,13 @@ class BrokenSpool(SpoolpoolError, BrokenExecutor):
 
 
 class TaskTimeout(SpoolpoolError, TimeoutError):
-    """Something that was given a limited time did not happen within it."""
+    """Something that was given a limited time did not happen within it; a task: its ``time_limit``."""
 
     exit_code = 17
+
+
+class TaskCancelled(KeyboardInterrupt):
+    """Raised in a function that runs, when its task is cancelled: let it pass, as one does with Ctrl-C."""
 
 
 class NoKey(NotTrusted):

@@ -30,6 +30,7 @@ from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest
+from spoolpool.future import TaskFuture
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
 from spoolpool.needs import Needs
@@ -256,6 +257,7 @@ class Executor(futures.Executor):
             max_attempts=wishes.max_attempts,
             retries=wishes.retries,
             retry_delay=wishes.retry_delay,
+            time_limit=wishes.time_limit,
             cwd=wishes.cwd,
             init=core.init,
             needs=needs,
@@ -276,6 +278,20 @@ class Executor(futures.Executor):
 
         loop = asyncio.get_running_loop()
         return asyncio.wrap_future(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop=loop)
+
+    def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
+        """Take a task back, as ``future.cancel()`` does; one that runs already only if ``running`` says so.
+
+        Then its function is interrupted on all ranks within some seconds, as by Ctrl-C
+        (:class:`~spoolpool.errors.TaskCancelled`), and its group is replaced; the future is cancelled when that was
+        done. False where the task is over, or runs and may go on.
+        """
+        if future.cancel():
+            return True
+        if not running or future.done() or not isinstance(future, TaskFuture):
+            return False
+        self._usable().session.interrupt(future)
+        return True
 
     def map(
         self,

@@ -35,6 +35,7 @@ from spoolpool.capture import Capture
 from spoolpool.context import CurrentTask, ProgressSink
 from spoolpool.envelope import Buffer
 from spoolpool.errors import LauncherError
+from spoolpool.interruption import Interrupter, Publish
 from spoolpool.layout import Token
 from spoolpool.message import Content, Head
 from spoolpool.outcome import Needed
@@ -55,29 +56,34 @@ _BUSY_WOKEN, _BUSY = (0.001, 0.05), (0.00002, 0.02)
 
 _RENEWALS = 500  # MPICH has 2048 communicators in all, and functions may want some
 
-Publish = Callable[[TaskHeader, Token, Report], bool]
-"""Publishes an outcome from any rank; False where another rank did."""
-
 
 class SerialGroup:
     """One process, without MPI."""
 
     size = 1
-    tainted = False
 
     def __init__(
         self,
         ends: float | None = None,
         spool: str = "",
         *,
+        supervised: bool = False,
+        interrupter: Interrupter | None = None,
         capture: Capture | None = None,
         progress: ProgressSink | None = None,
     ) -> None:
         self._ends = ends
         self._spool = spool
+        self._supervised = supervised
+        self._interrupter = interrupter or Interrupter(None, None, 0.0)
         self._capture = capture or Capture(None)
         self._progress = progress
         self._presets = Presets()
+
+    @property
+    def tainted(self) -> bool:
+        """Whether a call was interrupted, and may have left something behind; then a supervisor replaces the group."""
+        return self._supervised and self._interrupter.struck
 
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called here."""
@@ -104,6 +110,7 @@ class SerialGroup:
                 init_content=init,
                 presets=self._presets,
                 needed=needed,
+                guard=self._interrupter.watch(token, header),
             )
         return report, 1
 
@@ -149,6 +156,7 @@ class MPIGroup:
         supervised: bool,
         grace: float,
         ends: float | None = None,
+        interrupter: Interrupter | None = None,
         capture: Capture | None = None,
         progress: ProgressSink | None = None,
         spool: str = "",
@@ -159,6 +167,8 @@ class MPIGroup:
         self._private = comm.Dup()
         node = mpi.on_this_host(self._private)
         self._node = Wakeup(node, self._private)
+        self._interrupter = interrupter or Interrupter(None, None, 0.0)
+        self._interrupter.share(node)
         node.Free()
         self._publish = publish
         self._supervised = supervised
@@ -205,7 +215,7 @@ class MPIGroup:
         failed = [0] if mine.failure else [rank for rank, vote in enumerate(votes, 1) if vote.what == _FAILED][:1]
         alike = all(vote.mark == self._mark(mine, header) for vote in votes)
         chosen = failed or range(self.size)
-        self.tainted = self.tainted or self._ends_by(alike)
+        self.tainted = self.tainted or self._ends_by(alike) or (self._supervised and self._interrupter.struck)
         self._verdict, self._told = _Verdict(chosen, alike), False
         if failed or not all(vote.inside for vote in votes):  # somebody needs it now
             self._judge()
@@ -348,6 +358,7 @@ class MPIGroup:
                 init_content=init,
                 presets=self._presets,
                 needed=needed,
+                guard=self._interrupter.watch(token, header),
             )
 
     def _mark(self, mine: Report, header: TaskHeader) -> int:

@@ -84,6 +84,12 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             namespace=namespace,
         )
 
+    def lives_here(self) -> bool:
+        """True only where it is certain that a signal to the pid reaches this very process."""
+        here = _here(os.getpid())
+        same = self.boot == here.boot and self.namespace == here.namespace
+        return bool(same and self.boot and self.namespace and self.start) and _start_time(self.pid) == self.start
+
     def dead(self) -> bool:
         """True only where it is certain: same boot, same pid namespace, and no such process."""
         here = _here(os.getpid())

@@ -14,7 +14,7 @@ from spoolpool.backoff import Backoff
 from spoolpool.call import Report, failed
 from spoolpool.claim import Claim, commit, give_back, has_outcome, read_owned_task, write_outcome
 from spoolpool.envelope import Buffer
-from spoolpool.errors import DependencyFailed, SpoolFull
+from spoolpool.errors import DependencyFailed, SpoolFull, TaskCancelled
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
@@ -22,6 +22,8 @@ from spoolpool.task import Kind, OutcomeHeader, TaskHeader
 from spoolpool.waiting import hold_back
 
 log = logging.getLogger(__name__)
+
+_CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
 
 def outcome_parts(header: TaskHeader, token: Token, report: Report, ranks: int, started: float) -> list[Buffer]:
@@ -54,20 +56,25 @@ def not_run(error: DependencyFailed) -> Report:
     return report._replace(failure=msgspec.structs.replace(report.failure, traceback=""))
 
 
-def publish_for_group(path: str, keys: bytes) -> Callable[[TaskHeader, Token, Report], bool]:
-    """A function by which any rank can publish the outcome of its group's task before it aborts the group.
+def was_cancelled(report: Report) -> bool:
+    """Whether a call ended since its task was cancelled while it ran."""
+    return report.failure is not None and report.failure.type == _CANCELLED
 
-    ``keys`` are those of a signed spool, which rank 0 has read.
-    """
+
+def publish_for_group(spool: Spool) -> Callable[[TaskHeader, Token, Report], bool]:
+    """A function by which any rank or thread can publish the outcome of its group's task before it ends the group."""
 
     def publish(header: TaskHeader, token: Token, report: Report) -> bool:
-        spool = Spool(path, keys=keys)
         try:
-            if token.attempt <= header.retries:
+            if was_cancelled(report):
+                parts = cancelled_parts(token)
+            elif token.attempt <= header.retries:
                 hold_back(spool, token)
                 return True
+            else:
+                parts = outcome_parts(header, token, report, 1, 0.0)
             owner = read_owned_task(spool, spool.layout.claimed_token(token), token)[1] if spool.shared else None
-            write_outcome(spool, header.session, token, outcome_parts(header, token, report, 1, 0.0), owner)
+            write_outcome(spool, header.session, token, parts, owner)
         except FileExistsError:  # another failed rank was first
             return False
         commit(spool, header.session, token, owner)

@@ -85,6 +85,8 @@ class Resources:
     """How often the call is tried again after it raised; the last exception is its outcome."""
     retry_delay: float = 1.0
     """Seconds before the first of these; each further one waits twice as long, five minutes at most."""
+    time_limit: float = 0.0
+    """Seconds after which :class:`~spoolpool.errors.TaskTimeout` is raised in the call; no limit if 0."""
     priority: int = settings.PRIORITY
     """Greater is sooner, from -499 to 499."""
     tags: tuple[str, ...] = ()
@@ -123,9 +125,9 @@ def _checked(key: str, value: Any) -> Any:
         return requirements(value) if key == "packages" else tuple(sorted(set(value)))
     if value is None and key == "max_attempts":
         return value
-    if key == "retry_delay":
+    if key in ("retry_delay", "time_limit"):
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise BadRequest(f"resource_dict: retry_delay must be a number of seconds, not {value!r}.")
+            raise BadRequest(f"resource_dict: {key} must be a number of seconds, not {value!r}.")
         return value
     least, most = _BOUNDS[key]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:

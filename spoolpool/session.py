@@ -81,6 +81,7 @@ class Session:
         self._retention = Retention(spool, self.name, self._lock)
         self._graph = Graph()  # of the tasks that need others, and those
         self._left_alone: set[str] = set()
+        self._marked: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in the thread that collects."""
         self._told: set[str] = set()
@@ -106,6 +107,7 @@ class Session:
         max_attempts: int | None = None,
         retries: int = 0,
         retry_delay: float = 1.0,
+        time_limit: float = 0.0,
         cwd: str = "",
         init: str = "",
         needs: Needs | None = None,
@@ -131,6 +133,7 @@ class Session:
             max_attempts=max_attempts or self.spool.config.max_attempts,
             retries=retries,
             retry_delay=retry_delay,
+            time_limit=time_limit,
             cwd=cwd,
             init=init,
             needs=needs.of_header() if needs is not None else {},
@@ -215,6 +218,13 @@ class Session:
         with contextlib.suppress(OSError, NotTrusted):  # the collector tries again
             self._retention.settle(token)
         return True
+
+    def interrupt(self, future: TaskFuture) -> None:
+        """Ask whoever runs the task to end it; its future is cancelled once that was done."""
+        with self._lock:
+            if future.task in self._pending:
+                self._marked.add(future.task)
+                self.spool.ask_to_cancel(future.task)
 
     def dependents(self, task: str) -> list[TaskFuture]:
         """Futures of this process that wait for this task."""
@@ -521,6 +531,7 @@ class Session:
             self.on_outcome(future.header, token)
         if outcome.kind == "cancelled":
             future.withdrawn()
+            self.spool.withdraw_mark(future.task)  # which somebody else may have made
             self._ended(future, token, outcome.kind)
             return outcome.kind
         try:
@@ -543,6 +554,9 @@ class Session:
         """Nothing is awaited of a task any more; what waits for it may go."""
         with self._lock:
             self._pending.pop(future.task, None)
+            if future.task in self._marked:
+                self._marked.remove(future.task)
+                self.spool.withdraw_mark(future.task)
             if not self._pending:
                 self._all_done.notify_all()
             holders = self._retention.holders(future.task)

@@ -461,6 +461,20 @@ class Spool:
                     raise
         return False
 
+    def is_to_be_cancelled(self, token: Token) -> bool:
+        """Whether :meth:`ask_to_cancel` was called for a claimed task, by who may; raises ``OSError`` where unknown."""
+        if token.task not in fsio.names(self.layout.cancel):
+            return False
+        if not self.shared:
+            return True
+        who = fsio.owner(f"{self.layout.cancel}/{token.task}")
+        return who is not None and who in (fsio.owner(self.layout.claimed_token(token)), self.owner)
+
+    def withdraw_mark(self, task: str) -> None:
+        """Take such a mark away: the task is over."""
+        with contextlib.suppress(OSError):  # 'spool gc' finds what is left
+            fsio.remove(f"{self.layout.cancel}/{task}")
+
     def ask_to_cancel(self, task: str) -> None:
         """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""
         with explained(f"cancel {task} in {self.path}"), contextlib.suppress(FileExistsError):

@@ -40,6 +40,8 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Times that it is tried again after it raised."""
     retry_delay: float = 1.0
     """Seconds before the first of these; each further one waits twice as long."""
+    time_limit: float = 0.0
+    """Seconds after which the call is interrupted; none if 0."""
     cwd: str = ""
     """Working directory of the call; the worker's own if empty."""
     init: str = ""

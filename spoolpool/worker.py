@@ -28,7 +28,7 @@ from spoolpool.layout import Lane, Token
 from spoolpool.objects import read_object
 from spoolpool.outcome import Needed
 from spoolpool.packages import is_requirement, lacks
-from spoolpool.publishing import Publisher, cancelled_parts, not_run, outcome_parts
+from spoolpool.publishing import Publisher, cancelled_parts, not_run, outcome_parts, was_cancelled
 from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
@@ -49,7 +49,10 @@ class Group(Protocol):
     """What a worker needs of its group: see :mod:`spoolpool.group`."""
 
     size: int
-    tainted: bool
+
+    @property
+    def tainted(self) -> bool:
+        """Whether the group is to be replaced."""
 
     def run(
         self, token: Token, header: TaskHeader, content: Init, init: Init | None, needed: Sequence[Needed] = ()
@@ -364,6 +367,8 @@ class Worker:
         begun = time.monotonic()
         report, ranks = self._run(claim, needed)
         ran = time.monotonic() - begun
+        if was_cancelled(report):
+            return Made(cancelled_parts(token), None, ran)
         if report.failure and self._try_again(claim, report.failure, started):
             return None
         return Made(outcome_parts(header, token, report, ranks, started), report, ran)

@@ -72,10 +72,19 @@ def work(wishes: Wishes) -> int:
         return _work_with_mpi(wishes, terms, size, worker)
     from spoolpool.capture import Capture
     from spoolpool.group import SerialGroup
+    from spoolpool.interruption import Interrupter
     from spoolpool.progress import Progress
+    from spoolpool.publishing import publish_for_group
 
     spool = open_spool(wishes.directory)
-    group = SerialGroup(terms.ends, spool.path, capture=Capture(spool.path), progress=Progress(spool.path))
+    group = SerialGroup(
+        terms.ends,
+        spool.path,
+        supervised=terms.supervised,
+        interrupter=Interrupter(spool.is_to_be_cancelled, publish_for_group(spool), wishes.grace),
+        capture=Capture(spool.path),
+        progress=Progress(spool.path),
+    )
     code = _lead(spool, group, wishes, terms, worker)
     group.stop()
     return code
@@ -84,9 +93,11 @@ def work(wishes: Wishes) -> int:
 def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
     from spoolpool.capture import Capture
     from spoolpool.group import MPIGroup
+    from spoolpool.interruption import Interrupter
     from spoolpool.mpi import World
     from spoolpool.progress import Progress
     from spoolpool.publishing import publish_for_group
+    from spoolpool.spool import Spool
 
     world: World | None = None
     directory = os.path.abspath(wishes.directory)
@@ -94,12 +105,15 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
         world = World(wishes.ranks, size)
         leads = world.comm.Get_rank() == 0
         keys = world.share(open_spool(wishes.directory).secrets() if leads else b"")
+        spool = Spool(directory, keys=keys)
+        publish = publish_for_group(spool)
         group = MPIGroup(
             world.comm,
-            publish_for_group(directory, keys),
+            publish,
             supervised=terms.supervised and not world.split,
             grace=wishes.grace,
             ends=terms.ends,
+            interrupter=Interrupter(spool.is_to_be_cancelled, publish if leads else None, wishes.grace),
             capture=Capture(directory, world.comm.Get_rank()),
             progress=Progress(directory),
             spool=directory,
