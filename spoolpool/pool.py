@@ -12,7 +12,7 @@ from dataclasses import replace
 from spoolpool import layout, registry, settings
 from spoolpool.allocation import Room
 from spoolpool.backoff import Backoff
-from spoolpool.errors import LauncherError
+from spoolpool.errors import LauncherError, NotASpool
 from spoolpool.launchers import GroupProcess, Launcher, Options
 from spoolpool.recovery import Recovery
 from spoolpool.resources import Shape
@@ -268,4 +268,6 @@ def describe(code: int) -> str:
             return f"signal {signal.Signals(-code).name}"
         except ValueError:
             return f"signal {-code}"
+    if code == NotASpool.exit_code:
+        return f"exit code {code}: it does not see its spool, which must lie on a filesystem that all nodes share"
     return f"exit code {code}"

@@ -224,7 +224,7 @@ import sys
 from spoolpool import Executor, batchpool
 
 batchpool._COOLDOWN = 0.1
-with Executor(backend="sbatch", time="10") as executor:
+with Executor(backend=sys.argv[1], max_workers=1, time="10") as executor:
     try:
         executor.submit(print).result()
     except Exception as error:
@@ -232,13 +232,19 @@ with Executor(backend="sbatch", time="10") as executor:
 """
 
 
-def test_nodes_that_do_not_see_the_spool_are_told_of(login: Site) -> None:
+@pytest.mark.parametrize("backend", ["sbatch", "srun"])
+def test_groups_that_do_not_see_the_spool_are_told_of(login: Site, backend: str) -> None:
     private = tempfile.mkdtemp(dir="/dev/shm")  # each node has one of its own
     try:
         (login.directory / "unseen.py").write_text(UNSEEN)
-        said = login.slurm.run([sys.executable, str(login.directory / "unseen.py")], cwd=private)
-        assert said.startswith("BrokenSpool 3 batch jobs in a row ended like this")
-        assert f"Do the nodes see {private}/spoolpool-" in said
+        command = [sys.executable, str(login.directory / "unseen.py"), backend]
+        said = login.slurm.run(["salloc", "--nodes=1", *command] if backend == "srun" else command, cwd=private)
+        if backend == "sbatch":
+            assert said.startswith("BrokenSpool 3 batch jobs in a row ended like this")
+            assert f"Do the nodes see {private}/spoolpool-" in said
+        else:
+            assert said.startswith("BrokenSpool")
+            assert "it does not see its spool" in said
         assert os.listdir(private) == []
     finally:
         shutil.rmtree(private)
