@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from spoolpool import fsio, layout, registry, task
-from spoolpool.errors import NoKey, SpoolpoolError
+from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.signature import outcome_label
 from spoolpool.spool import Keep, Spool
@@ -57,8 +57,11 @@ def remove(spool: Spool, found: list[Rubbish]) -> int:
     """Remove what :func:`rubbish` listed; returns how much of it went."""
     count = 0
     for each in found:
-        path = f"{spool.path}/{each.path}"
-        with contextlib.suppress(OSError):  # in use after all, or another one collects at the same time
+        parent, _, name = each.path.rpartition("/")
+        # in use after all, or another one collects at the same time; or somebody has swapped the directory since
+        with contextlib.suppress(OSError, NotTrusted):
+            place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+            path = f"{place}/{name}"
             if any(fsio.there(f"{spool.path}/{earlier}") for earlier in each.after):
                 continue
             if each.to:

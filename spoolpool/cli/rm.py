@@ -60,7 +60,10 @@ def _remove(sight: Sight) -> bool:
     if header is not None:
         spool.remove_edges(header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
-    removed = fsio.remove(f"{spool.path}/{sight.standing.path}")
+    parent, _, name = sight.standing.path.rpartition("/")
+    place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+    removed = fsio.remove(f"{place}/{name}")
     if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:
-        fsio.remove(spool.layout.outcome(sight.session, token))
+        outgoing = spool.held(f"{spool.layout.outgoing}/{sight.session}")
+        fsio.remove(f"{outgoing}/{token.name}")
     return removed
