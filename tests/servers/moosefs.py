@@ -71,6 +71,7 @@ class MooseFS(MountedFileServer):
         self.wait_up("mfsmaster", lambda: _accepts_clients(server), *self._daemons)
         for client in self.clients:
             self.boot(client)
+        self.path(self.clients[0]).chmod(0o1777)  # as /tmp: everybody may write there, and nobody replace another's
 
     def _start_daemons(self) -> None:
         for name in ("mfsmaster", "mfschunkserver"):
