@@ -17,20 +17,19 @@ from spoolpool.spool import Spool
 from tests.waiting import LIMIT, wait_until
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say which tests run in one process where several do: those of a file, and those on one shared filesystem."""
-    if config.pluginmanager.has_plugin("xdist"):
-        for item in items:
-            kind = getattr(item, "callspec", None) and item.callspec.params.get("filesystem")
-            item.add_marker(pytest.mark.xdist_group(kind.name if kind else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let several processes share the tests: those of a file stay together, and those on one shared filesystem."""
+    from xdist.scheduler import LoadScopeScheduling
 
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            # not by xdist's own marks: xdist 3.8 writes them into an attribute that pytest 9.2 no longer has
+            file, _, test = nodeid.partition("::")
+            parameters = test.partition("[")[2]
+            return parameters if file.startswith("tests/sharedfs/") and parameters else file
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Output that a page shows is compared with what the commands print now."""
-    parser.addoption(
-        "--update-pages", action="store_true", help="write what commands print into the pages that show it"
-    )
+    return Scheduling(config, log)
 
 
 @pytest.fixture
