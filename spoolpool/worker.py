@@ -146,10 +146,31 @@ class Worker:
         for claim in self._claims:
             claim.release()
 
-    def stop(self) -> None:
-        """End after the task that runs; from any thread or signal handler."""
+    def stop(self, within: float | None = None) -> None:
+        """End after the task that runs; from any thread or signal handler.
+
+        If that takes longer than ``within`` seconds, the task is given back and the process ended: a batch system that
+        takes the nodes back tells only the ranks, and kills them a little later.
+        """
         self._stopping = True
         self._watch.wake()
+        if within is not None:
+            timer = threading.Timer(within, self._surrender)
+            timer.daemon = True
+            timer.start()
+
+    def _surrender(self) -> None:
+        """Give back what runs, and end. The main thread may be about to commit it: only one of the two renames succeeds."""
+        claims = list(self._claims)
+        for claim in claims:
+            try:
+                give_back(self._spool, claim.header, claim.token)
+                log.warning("%s was given back: it did not end in time.", claim.token.task)
+            except (OSError, SpoolpoolError) as error:  # then it is a dead worker's
+                log.warning("Cannot give back %s: %s", claim.token.task, error)
+        if claims:
+            self._registration.close()
+            os._exit(0)
 
     def run(self) -> int:
         """Work until there is a reason to end."""

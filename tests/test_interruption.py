@@ -160,3 +160,24 @@ class TestRanks:
                 limited.result(LIMIT)
             assert [(tmp_path / f"ended-{rank}").read_text() for rank in (0, 1)] == [TaskTimeout.__name__] * 2
             assert not set(executor.submit(tasks.pid).result(LIMIT)) & set(before)
+
+
+class TestBatchSystem:
+    def test_a_worker_whose_node_is_taken_back_gives_back_what_does_not_end_in_time(
+        self, spool: Spool, worker: Workers, tmp_path: Path
+    ) -> None:
+        """A preemption tells only the ranks: nobody else is there to give the task back, at no cost in attempts."""
+        job = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_CPUS_PER_NODE": "1"}
+        group = worker(spool, "--drain", "0.2", **job)
+        with Executor(spool=spool.path) as attached:
+            future = attached.submit(sleep_and_tell, str(tmp_path / "s"), str(tmp_path / "ended"))
+            wait_until(lambda: is_there(tmp_path / "s"), "it runs")
+            group.terminate()
+            assert group.wait(LIMIT) == 0
+            names = fsio.names(spool.layout.bucket(future.header.lane, future.header.bucket))
+            assert names == [f"{future.task}.000002.01"]
+            assert fsio.names(spool.layout.workers) == []
+            assert attached.cancel(future) is False, "it waits under another number"
+            worker(spool)
+            wait_until(lambda: bool(fsio.names(spool.layout.claimed)), "it runs again")
+            assert attached.cancel(future, running=True)

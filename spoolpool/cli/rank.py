@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -152,6 +153,7 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
     """Be rank 0 of a group."""
     from dataclasses import replace
 
+    from spoolpool.allocation import find
     from spoolpool.identity import Identity, hostname
     from spoolpool.registry import WorkerInfo
     from spoolpool.trust import Trust, account
@@ -179,9 +181,11 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
     told = threading.Event()
     on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
     leader = Worker(spool, group, info, terms)
-    on_signals(leader.stop)
+    # alone on a host, a task may take as long as it needs
+    stop = functools.partial(leader.stop, None if find().kind == "none" else wishes.drain)
+    on_signals(stop)
     if told.is_set():
-        leader.stop()
+        stop()
     if not terms.supervised:
         say(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
     return leader.run()

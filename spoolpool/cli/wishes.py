@@ -52,7 +52,7 @@ class Wishes:
 
     def for_groups(self) -> list[str]:
         """The options that a supervisor hands on to its groups."""
-        arguments = [*common_arguments(), "--grace", str(self.grace)]
+        arguments = [*common_arguments(), "--grace", str(self.grace), "--drain", str(self.drain)]
         arguments += [f"--queue={queue}={weight}" for queue, weight in self.queues.items()]
         arguments += [f"--tag={tag}" for tag in self.tags]
         for user in self.trusted:
