@@ -154,7 +154,8 @@ class World:
             raise LauncherError(
                 f"MPI sees {size} ranks where {expected} were started: the launcher and the MPI that mpi4py loads "
                 f"({MPI.Get_library_version().splitlines()[0]}) do not fit. Use the mpiexec of that MPI "
-                f"({settings.ENV_MPIEXEC}), under Slurm the right --mpi= (pmi2 for MPICH, pmix for Open MPI)."
+                f"({settings.ENV_MPIEXEC}), under Slurm the right --mpi= (pmi2 for MPICH, pmix for Open "
+                f"MPI; {settings.ENV_SRUN_MPI}), under Flux the right pmi ({settings.ENV_FLUX_PMI})."
             )
         ranks = ranks or size
         if size % ranks:

@@ -216,7 +216,8 @@ class Pool:
         if not any(each.shape == slot.shape for each in self._slots):
             what = "die as often as they are started" if self.served else "cannot be started"
             self.broken[slot.shape] = (
-                f"Worker groups of {slot.shape.ranks} rank(s) {what} through {self._launcher.name}: {reason}."
+                f"Worker groups of {slot.shape.ranks} rank(s) {what} through {self._launcher.name}: "
+                f"{reason.rstrip('.')}."
             )
 
     def _ask(self, slot: Slot) -> None:

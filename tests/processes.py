@@ -86,3 +86,25 @@ def in_fork(function: Callable[[], object]) -> object:
         value = pickle.load(pipe)
     os.waitpid(pid, 0)
     return value
+
+
+_DIES = """\
+import os, sys, threading, time
+if "--group-of" in sys.orig_argv and os.uname().nodename == {host!r}:
+    def die(when):
+        while not os.path.exists(when):
+            time.sleep(0.01)
+        os.kill(os.getpid(), 9)
+    when = {when!r}.format(os.environ["SPOOLPOOL_WORKER"])
+    threading.Thread(target=die, args=(when,), daemon=True).start()
+"""
+
+
+def deadly(directory: Path, host: str, when: str = "/") -> dict[str, str]:
+    """Variables by which a supervisor's workers on a host are killed, once a path is there.
+
+    ``{}`` in it is the worker's id. ``directory`` is made, for a ``sitecustomize``.
+    """
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(_DIES.format(host=host, when=when), encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))}

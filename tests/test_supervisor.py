@@ -20,29 +20,10 @@ from spoolpool.launchers.relay import Relay
 from spoolpool.spool import Spool
 from tests import tasks
 from tests.conftest import Workers
-from tests.processes import processes_of
+from tests.processes import deadly, processes_of
 from tests.waiting import LIMIT, wait_until
 
 HOST = os.uname().nodename
-
-DIES = """\
-import os, sys, threading, time
-if "--group-of" in sys.orig_argv and os.uname().nodename == {host!r}:
-    def die(when):
-        while not os.path.exists(when):
-            time.sleep(0.01)
-        os.kill(os.getpid(), 9)
-    when = {when!r}.format(os.environ["SPOOLPOOL_WORKER"])
-    threading.Thread(target=die, args=(when,), daemon=True).start()
-"""
-"""A ``sitecustomize`` by which every worker on a host is killed as soon as a file is there."""
-
-
-def sabotage(directory: Path, host: str, when: str) -> dict[str, str]:
-    """An environment in which workers on a host die; ``when``: a path with ``{}`` for the worker's id."""
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(DIES.format(host=host, when=when), encoding="utf-8")
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))}
 
 
 def say(text: str, count: int = 1) -> int:
@@ -213,7 +194,7 @@ def test_a_relay_that_was_killed_is_replaced(capfd: pytest.CaptureFixture[str]) 
 def test_a_host_on_which_every_group_dies_is_given_up_with_an_exit_code_of_its_own(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
-    variables = sabotage(tmp_path / "site", HOST, f"{spool.path}/workers/{{}}/info.json")
+    variables = deadly(tmp_path / "site", HOST, f"{spool.path}/workers/{{}}/info.json")
     supervisor = worker(spool, "--launcher", "local", "--groups", 1, await_groups=0, **variables)
     worker.may_die(supervisor)
     assert supervisor.wait(LIMIT) == BadNode.exit_code
@@ -225,9 +206,7 @@ def test_a_host_on_which_every_group_dies_is_given_up_with_an_exit_code_of_its_o
 def test_groups_that_never_start_end_the_supervisor_with_the_reason(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
-    supervisor = worker(
-        spool, "--launcher", "local", "--groups", 2, await_groups=0, **sabotage(tmp_path / "site", HOST, "/")
-    )
+    supervisor = worker(spool, "--launcher", "local", "--groups", 2, await_groups=0, **deadly(tmp_path / "site", HOST))
     worker.may_die(supervisor)
     assert supervisor.wait(LIMIT) == LauncherError.exit_code
     assert "cannot be started through local: signal SIGKILL" in worker.said(supervisor)

@@ -16,7 +16,12 @@ from tests.slurm.site import Site
 @pytest.fixture(scope="package")
 def slurm() -> Iterator[Slurm]:
     directory = tempfile.mkdtemp(prefix="spoolpool-slurm-")
-    with Slurm(f"{directory}/s", nodes=2, cpus=4, gpus=2) as cluster:
+    preemption = {
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
+        "SlurmctldParameters": "preempt_send_user_signal",
+    }
+    with Slurm(f"{directory}/s", nodes=2, cpus=4, gpus=2, options=preemption) as cluster:
         yield cluster
     shutil.rmtree(directory, ignore_errors=True)
 
