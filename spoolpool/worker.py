@@ -160,7 +160,7 @@ class Worker:
             timer.start()
 
     def _surrender(self) -> None:
-        """Give back what runs, and end. The main thread may be about to commit it: only one of the two renames succeeds."""
+        """Give back what runs, and end. The main thread may be about to commit it: one of the two renames succeeds."""
         claims = list(self._claims)
         for claim in claims:
             try:

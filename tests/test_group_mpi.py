@@ -24,6 +24,7 @@ from spoolpool.launchers import Options, python_worker
 from spoolpool.launchers.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.resources import Shape
 from spoolpool.spool import Spool
+from spoolpool.worker import _LOOK_EVERY
 from tests import mpi_tasks, tasks
 from tests.conftest import Workers
 from tests.processes import processes_of
@@ -358,6 +359,8 @@ def test_sigterm_lets_the_running_task_end_and_leaves_the_waiting_ones(start, sp
     wait_until(trace.exists, "the task runs")
     process.terminate()
     wait_until(lambda: asked_to_stop(spool, process), "the group was told")
+    told = time.monotonic()
+    wait_until(lambda: time.monotonic() > told + 2 * _LOOK_EVERY, "a look for the stop file is due")
     gate.touch()
     assert running.result(LIMIT) == ["done", "done"]
     assert process.wait(LIMIT) == 0

@@ -143,19 +143,20 @@ def test_a_job_that_is_told_to_end_finishes_the_task_that_runs(site: Site, tmp_p
     assert site.state(job) in ("", "COMPLETED")
 
 
-def test_a_preempted_job_gives_its_task_back_at_no_cost_in_attempts(site: Site, tmp_path: Path):
+@pytest.mark.parametrize("told", [["--signal=B:USR1@10"], []], ids=["script", "ranks"])
+def test_a_preempted_job_gives_its_task_back_at_no_cost_in_attempts(site: Site, tmp_path: Path, told: list[str]):
     started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
     site.slurm.run(["scontrol", "update", "PartitionName=main", "GraceTime=20"])
     site.slurm.run(["scontrol", "create", "PartitionName=urgent", "Nodes=ALL", "PriorityTier=10", "PreemptMode=OFF"])
     worker = f"exec {WORKER} {site.spool.path} --drain 1"
     try:
-        # the cluster has preempt_send_user_signal: else the ranks alone are told, and the supervisor is not
-        job = site.sbatch(worker, "--nodes=2", "--ntasks=2", "--signal=B:USR1@10")
+        # the cluster has preempt_send_user_signal; where the job does not ask for one, the ranks alone are told
+        job = site.sbatch(worker, "--nodes=2", "--ntasks=2", *told)
         executor = Executor(spool=site.spool.path)
         future = executor.submit(slow, started, may_end, attempts)
         wait_until(lambda: os.path.exists(started), "the task runs", PATIENCE)
         urgent = site.sbatch("true", "--partition=urgent", "--nodes=2", "--exclusive")
-        wait_until(lambda: "was given back" in site.log(0), "the task was given back", PATIENCE)
+        wait_until(lambda: len(executor) == 1, "the task waits again", PATIENCE)
         wait_until(lambda: site.ended(job) and site.ended(urgent), "the urgent job ran", PATIENCE)
         Path(may_end).touch()
         site.sbatch(worker, "--nodes=1", "--ntasks=1")
