@@ -32,6 +32,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Scheduling(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Output that a page shows is compared with what the commands print now."""
+    parser.addoption(
+        "--update-pages", action="store_true", help="write what commands print into the pages that show it"
+    )
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     """A new spool that nobody serves."""
