@@ -56,8 +56,8 @@ class Pool:
         self._bring_back_until = 0.0
         self.broken: dict[Shape, str] = {}
         """Shapes of which no group can be started, and why."""
-        self.served = False
-        """Whether a group ever got so far as to announce itself."""
+        self.served: set[Shape] = set()
+        """Shapes of which a group ever got so far as to announce itself."""
         self.given_up: dict[str, str] = {}
         """Nodes that killed all groups that were started on them, and how."""
 
@@ -142,7 +142,8 @@ class Pool:
                 return True
             return False
         code = slot.look(self._spool)
-        self.served |= slot.served
+        if slot.served:
+            self.served.add(slot.shape)
         if code is None:
             return False
         log.info("Worker group %s ended with %s", slot.worker, code)
@@ -214,7 +215,7 @@ class Pool:
         self._remove(slot)
         self._ask(slot)
         if not any(each.shape == slot.shape for each in self._slots):
-            what = "die as often as they are started" if self.served else "cannot be started"
+            what = "die as often as they are started" if slot.shape in self.served else "cannot be started"
             self.broken[slot.shape] = (
                 f"Worker groups of {slot.shape.ranks} rank(s) {what} through {self._launcher.name}: "
                 f"{reason.rstrip('.')}."
