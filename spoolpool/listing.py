@@ -110,6 +110,7 @@ class Listing:
     def served(self, source: Source) -> None:
         """A task of the bucket was claimed."""
         self._gave.add(source)
+        self._doubtful.pop(source, None)  # it is in use again: what comes next into it is not to come last
         self._order.served(source)
 
     def hopeless(self, source: Source) -> None:
