@@ -43,6 +43,7 @@ Init = tuple[Buffer, Sequence[Buffer]]
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 2.0
 _LOOK_EVERY = 0.5  # seconds after which also a busy worker looks whether it is still wanted
+_LONG = 0.02  # seconds of a task after which that look costs nothing beside it
 
 
 class Group(Protocol):
@@ -193,6 +194,7 @@ class Worker:
         done = 0
         woken = False
         while not self._stopping and (self._until is None or time.monotonic() < self._until):
+            begun = time.monotonic()
             self._watch.clear()
             try:
                 directories = self._turn(woken)
@@ -212,6 +214,8 @@ class Worker:
                     return settings.EXIT_RENEW
                 if self._terms.max_tasks is not None and done >= self._terms.max_tasks:
                     return 0
+                if time.monotonic() - begun > _LONG:
+                    self._look_due = begun
                 self._housekeeping(idle=False)
                 continue
             directories |= {self._registration.directory, self._spool.layout.waiting}
