@@ -36,7 +36,7 @@ class Stream:
         self._lines: dict[tuple[Token, int], Lines] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"spoolpool-output-{session.name}", daemon=True)
-        session.on_outcome = self.ended
+        session.on_outcome(self.ended)
         self._thread.start()
 
     def submitted(self) -> None:

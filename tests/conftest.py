@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import registry, session
+from spoolpool import collector, registry
 from spoolpool.launchers.mpiexec import find_mpiexec
 from spoolpool.spool import Spool
 from tests.waiting import LIMIT, wait_until
@@ -124,5 +124,5 @@ def worker(tmp_path: Path) -> Iterator[Workers]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let submitters look at once, not after seconds, whether anybody serves what they wait for."""
-    monkeypatch.setattr(session, "_FIRST_CHECK", 0.01)
-    monkeypatch.setattr(session, "_CHECK_EVERY", 0.05)
+    monkeypatch.setattr(collector, "_FIRST_CHECK", 0.01)
+    monkeypatch.setattr(collector, "_CHECK_EVERY", 0.05)

@@ -19,6 +19,7 @@ import pytest
 from spoolpool import (
     backoff,
     claim,
+    collector,
     dependencies,
     envelope,
     fsio,
@@ -29,7 +30,6 @@ from spoolpool import (
     recovery,
     registry,
     retention,
-    session,
     settings,
     worker,
 )
@@ -86,7 +86,7 @@ class Clock:
         """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
         others = () if observers else (backoff, claim, dependencies, listing, publishing, retention, worker)
-        for module in (recovery, registry, session, *others):
+        for module in (recovery, registry, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
 
@@ -212,12 +212,10 @@ class Inbox(Session):
 
     def __init__(self, spool: Spool, clock: Clock, name: str = "inbox") -> None:
         super().__init__(spool, name, accept=Trust())
-        self._watch.close()
+        self._collector.close()
+        self._collector.start = lambda: False  # type: ignore[method-assign]
         self._clock = clock
         self.given: dict[str, TaskFuture] = {}
-
-    def _start(self) -> bool:
-        return False
 
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
@@ -229,16 +227,24 @@ class Inbox(Session):
 
     def expect(self, header: TaskHeader) -> TaskFuture:
         """The future of a task, also of one that another incarnation of this session submitted."""
-        future = self._pending.get(header.task)
+        future = self._awaited.get(header.task)
         if future is None:
-            future = self.given[header.task] = self._pending[header.task] = TaskFuture(self, header)
+            future = self.given[header.task] = TaskFuture(self, header)
+            self._awaited.add(future)
         return future
+
+    def forget(self, task: str | None = None) -> None:
+        """Await a task no more, or none."""
+        with self._awaited.lock:
+            for each in self.pending():
+                if task in (None, each.task):
+                    self._awaited._forget(each.task)
 
     def look(self, rounds: int = 3) -> None:
         """Do what the thread that collects does, for a few rounds."""
-        self._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
+        self._collector._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
         with contextlib.suppress(EndOfRounds):
-            self._loop()
+            self._collector._loop()
 
 
 class Seen(NamedTuple):
@@ -447,7 +453,7 @@ class Stage:
             bucket = bucket_name(task, new_submitter_id())
             inbox.expect(TaskHeader(task=task, session=self.session, lane=LANE, bucket=bucket))
             inbox.look(rounds=8)
-            inbox._pending.clear()
+            inbox.forget()
         if unfinished := fsio.names(self.spool.layout.tmp):
             for name in unfinished:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))

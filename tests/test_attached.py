@@ -206,7 +206,7 @@ def start_session_that_collects_nothing(spool: Spool) -> str:
         executor = Executor(spool=spool.path)
         core = executor._core
         assert core is not None
-        core.session._start = lambda: False  # type: ignore[method-assign]
+        core.session._collector.start = lambda: False  # type: ignore[method-assign]
         executor.submit(pow, 2, 2)
         name: str = executor.info["session"]
         return name

@@ -116,7 +116,7 @@ def test_a_forked_child_does_not_write_what_its_parent_gathered(spool: Spool) ->
 
 
 def test_an_embedded_executor_writes_no_journal_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spoolpool.session.Journal", lambda *_: pytest.fail("a journal"))
+    monkeypatch.setattr("spoolpool.awaited.Journal", lambda *_: pytest.fail("a journal"))
     with Executor(max_workers=1, backend="local") as executor:
         assert executor.submit(pow, 2, 2).result(LIMIT) == 4
 

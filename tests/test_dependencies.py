@@ -362,7 +362,7 @@ def test_an_outcome_that_is_torn_fails_what_needs_it(stage: Stage) -> None:
     [outcome] = [path for path in left(stage.spool) if path.startswith("outgoing")]
     os.truncate(f"{stage.spool.path}/{outcome}", 50)
     stage.work()
-    inbox._pending.pop(first.task)
+    inbox.forget(first.task)
     inbox.look()
     assert isinstance(second.exception(timeout=0), DependencyFailed)
     assert "torn" in str(second.exception(timeout=0))
@@ -380,7 +380,7 @@ def test_an_outcome_of_an_account_that_the_worker_does_not_trust_is_not_read(
         pytest.skip("only root gives files away")
     os.chown(f"{stage.spool.path}/{outcome}", 4321, -1)
     stage.work()
-    inbox._pending.pop(first.task)
+    inbox.forget(first.task)
     inbox.look()
     error = second.exception(timeout=0)
     assert isinstance(error, DependencyFailed)

@@ -529,7 +529,7 @@ def test_an_executor_in_a_cycle_can_be_collected_by_any_thread() -> None:
     assert core is not None
     executor.me = executor  # type: ignore[attr-defined]
     del executor
-    with core.session._lock:
+    with core.session._awaited.lock:
         gc.collect()
     wait_until(lambda: not where.exists(), "the temporary spool was removed")
 

@@ -586,7 +586,7 @@ def chain(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
     for _ in range(2):
         futures.append(inbox.put(str, futures[-1]))
     stage.work()
-    inbox._pending.clear()
+    inbox.forget()
     return [future.header for future in futures]
 
 

@@ -407,7 +407,7 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
     assert {path: path.read_bytes() for path in safe} == safe
     assert {path for home in {each.parent for each in safe} for path in home.iterdir()} == set(safe)
     with scene.alice.acting():
-        scene.inbox._still_there()  # as it does every few seconds, and makes again what was collected as garbage
+        scene.inbox._collector.still_there()  # as it does every few seconds, and makes again what was collected as garbage
     scene.is_well()
 
 
@@ -430,7 +430,7 @@ def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned
         assert not any(os.listdir(each) for each in homes)
     assert [name for name in group.left("failed") if name.startswith(future.task)], "it is kept"
     with group.alice.acting(), pytest.raises(NotTrusted, match="is a symbolic link"):
-        group.inbox._still_there()
+        group.inbox._collector.still_there()
     assert not any(os.listdir(each) for each in homes)
 
 

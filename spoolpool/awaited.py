@@ -1,0 +1,131 @@
+"""The futures of one session that have no outcome yet, and what follows when one gets it."""
+
+from __future__ import annotations
+
+import threading
+
+from spoolpool.future import TaskFuture
+from spoolpool.graph import Graph
+from spoolpool.journal import Journal, submitters_journal
+from spoolpool.layout import Token
+from spoolpool.needs import Needs
+from spoolpool.retention import Retention
+from spoolpool.spool import Spool
+from spoolpool.task import Kind
+
+
+class Awaited:
+    """What a session waits for. All methods may be called from any thread; ``lock`` is the session's own."""
+
+    def __init__(self, spool: Spool, session: str) -> None:
+        self.spool = spool
+        self.session = session
+        # reentrant: garbage is collected in any thread at any moment, and may end in Session.close()
+        self.lock = threading.RLock()
+        self.retention = Retention(spool, session, self.lock)
+        self.graph = Graph()
+        """Of the tasks that need others, and those."""
+        self._futures: dict[str, TaskFuture] = {}
+        self._none_left = threading.Condition(self.lock)
+        self._marked: set[str] = set()
+        # a temporary spool is one executor's alone, and goes with it: nobody will ask what happened there
+        self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), session)
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    def get(self, task: str) -> TaskFuture | None:
+        """The future of a task, if it has no outcome yet."""
+        return self._futures.get(task)
+
+    def futures(self, lane: str | None = None) -> list[TaskFuture]:
+        """Futures without an outcome (of a lane; of any if None), in the order of their submission."""
+        with self.lock:
+            return [future for future in self._futures.values() if lane in (None, future.header.lane)]
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is awaited; whether that is so."""
+        with self._none_left:
+            return self._none_left.wait_for(lambda: not self._futures, seconds)
+
+    # -- what is added, and taken out without an outcome
+
+    def add(self, future: TaskFuture, needs: Needs | None = None) -> None:
+        """A task is about to be in the spool."""
+        with self.lock:
+            self._futures[future.task] = future
+            if future.header.needs and needs is not None:
+                self.retention.add(future.task, needs)
+                self.graph.add(future.header, [each.header for each in needs.futures()])
+
+    def withdraw(self, task: str) -> None:
+        """It was not put in after all."""
+        with self.lock:
+            self.retention.withdraw(task)
+            self._forget(task)
+
+    def forget(self, lane: str | None = None) -> list[TaskFuture]:
+        """Wait for nothing any more (of a lane; of any if None); returns what was awaited."""
+        with self.lock:
+            forgotten = self.futures(lane)
+            for future in forgotten:
+                self._forget(future.task)
+        return forgotten
+
+    def _forget(self, task: str) -> None:
+        self._futures.pop(task, None)
+        if not self._futures:
+            self._none_left.notify_all()
+
+    def mark(self, task: str) -> None:
+        """Ask whoever runs a task to end it, and take the mark away once the task is over."""
+        with self.lock:
+            if task in self._futures:
+                self._marked.add(task)
+                self.spool.ask_to_cancel(task)
+
+    # -- outcomes
+
+    def ended(self, future: TaskFuture, token: Token, kind: Kind) -> None:
+        """A future has the outcome that this token stands for, which can be taken away."""
+        self.retention.delivered(token, kind, future.header, here=future.here)
+        self.over(future)
+        self.graph.ended(future.task, kind)  # after that nobody says any more that it is expected
+
+    def over(self, future: TaskFuture) -> None:
+        """Nothing is awaited of a task any more; what waits for it may go."""
+        with self.lock:
+            if future.task in self._marked:
+                self._marked.remove(future.task)
+                self.spool.withdraw_mark(future.task)
+            self._forget(future.task)
+            holders = self.retention.holders(future.task)
+        for needs in holders:
+            needs.ended(self.session, future.task)
+
+    # -- the journal
+
+    def note(self, event: str, future: TaskFuture, **fields: object) -> None:
+        """Write into the journal what became of a task."""
+        if self._journal is not None:
+            with self.lock:
+                self._journal.write(event, task=future.task, session=self.session, lane=future.header.lane, **fields)
+
+    def flush(self, age: float) -> bool:
+        """Write what the journal gathered, if that is so old (in seconds); whether something is left to write."""
+        with self.lock:
+            return self._journal is not None and self._journal.flush(age)
+
+    def close(self) -> None:
+        """Close the journal; harmless when repeated."""
+        with self.lock:
+            if self._journal is not None:
+                self._journal.close()
+
+    def after_fork(self) -> list[TaskFuture]:
+        """In a forked child: everything is the parent's. Returns what was awaited there."""
+        self.lock = threading.RLock()
+        self._none_left = threading.Condition(self.lock)
+        self._journal = None  # what it has gathered is the parent's to write
+        futures, self._futures = list(self._futures.values()), {}
+        return futures
