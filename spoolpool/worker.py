@@ -214,9 +214,7 @@ class Worker:
                     return settings.EXIT_RENEW
                 if self._terms.max_tasks is not None and done >= self._terms.max_tasks:
                     return 0
-                if time.monotonic() - begun > _LONG:
-                    self._look_due = begun
-                self._housekeeping(idle=False)
+                self._housekeeping(busy_since=begun)
                 continue
             directories |= {self._registration.directory, self._spool.layout.waiting}
             if directories != watched:
@@ -227,7 +225,7 @@ class Worker:
                 break
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
-            self._housekeeping(idle=True)
+            self._housekeeping()
             seconds = rhythm.next()
             if (due := self._releaser.due) is not None:
                 seconds = min(seconds, max(0.0, due - time.monotonic()))
@@ -269,9 +267,11 @@ class Worker:
         if abandoned and all(info.process.dead() for info in workers(spool)):
             fsio.remove_tree(spool.path)
 
-    def _housekeeping(self, *, idle: bool) -> None:
+    def _housekeeping(self, busy_since: float | None = None) -> None:
+        """What is due beside the tasks; after one, which began at a time of the monotonic clock, or while idle."""
         now = time.monotonic()
-        if not idle and now >= self._look_due:  # a look after each task would cost as much as its claim
+        # a look after each short task would cost as much as its claim
+        if busy_since is not None and (now >= self._look_due or now - busy_since > _LONG):
             self._stopping |= not self._wanted()
         if (due := self._releaser.due) is not None and due <= now:
             self._release()
@@ -287,7 +287,7 @@ class Worker:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
                 self._journal.write("recovered", text=line)
-            if idle:
+            if busy_since is None:
                 self._take_up_forgotten()
         except OSError as error:  # the server is away for a moment: later
             log.info("Recovery was put off: %s", error)

@@ -407,7 +407,8 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
     assert {path: path.read_bytes() for path in safe} == safe
     assert {path for home in {each.parent for each in safe} for path in home.iterdir()} == set(safe)
     with scene.alice.acting():
-        scene.inbox._collector.still_there()  # as it does every few seconds, and makes again what was collected as garbage
+        # as it does every few seconds, and makes again what was collected as garbage
+        scene.inbox._collector.still_there()
     scene.is_well()
 
 
