@@ -224,14 +224,31 @@ def _is_installed(name: str, file: str) -> bool:
     A library's modules need not be called like their files (``os.path``, vendored packages): what imports the
     library gives them their names. A project's folder also holds what is not installed, such as scripts.
     """
-    if name.partition(".")[0] == "spoolpool":
+    if name.partition(".")[0] == "spoolpool" or _in_a_library(file):
         return True
-    libraries, projects = _site_roots()
     path = os.path.realpath(file)
     inside = name.replace(".", os.sep)
-    return any(path.startswith(os.path.join(root, "")) for root in libraries) or any(
-        path.startswith(os.path.join(root, inside) + end) for root in projects for end in (".", os.sep)
-    )
+    return any(path.startswith(os.path.join(root, inside) + end) for root in _site_roots()[1] for end in (".", os.sep))
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_a_library(file: str) -> bool:
+    path = os.path.realpath(file)
+    return any(path.startswith(os.path.join(root, "")) for root in _site_roots()[0])
+
+
+def is_library(name: str) -> bool:
+    """Whether an imported module is the standard library's, of ``site-packages``, or spoolpool's.
+
+    What is installed in place (``pip install --editable``) is not: it changes under one's hands.
+    """
+    top = name.partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if top == "spoolpool":
+        return True
+    if isinstance(file, str):
+        return top not in ("__main__", "__mp_main__") and _in_a_library(file)
+    return top in sys.stdlib_module_names
 
 
 _seen: set[str] = set()
