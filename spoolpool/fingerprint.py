@@ -32,8 +32,8 @@ from spoolpool.errors import BadRequest
 _ALGORITHM = "spoolpool-1"
 """Part of every fingerprint: another way of counting has other fingerprints."""
 
-Stands = Callable[["Future[Any]"], "str | None"]
-"""Gives the fingerprint of the call for which a future stands, None where it has none."""
+Stands = Callable[["Future[Any]"], object]
+"""Gives what counts for a future, as the fingerprint of the call for which it stands; None where it has none."""
 
 _NOT_OF_A_CLASS = frozenset(
     {
@@ -58,7 +58,8 @@ def fingerprint(
 ) -> str:
     """The fingerprint of a call, 64 hexadecimal digits; ``resources`` count where they are given.
 
-    For a future among the arguments ``stands_for`` is asked, and the call that it stands for counts, not its value.
+    For a future among the arguments ``stands_for`` is asked, so that the call for which it stands counts, and not its
+    value.
     Raises :class:`BadRequest` that names the argument which has no stable fingerprint: one that cannot be pickled,
     or a future without a fingerprint.
     """
@@ -257,7 +258,8 @@ class _Walk:
         found = self._stands_for(future) if self._stands_for is not None else None
         if found is None:
             raise _Unstable("it is a future, or has one in it, of a call that has no fingerprint itself")
-        self.text("future", found)
+        self.text("future")
+        self.value(found)
 
     def _array(self, value: Any, kind: type) -> bool:
         numpy = sys.modules.get("numpy")
