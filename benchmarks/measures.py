@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -13,6 +14,12 @@ from benchmarks.contender import Job, Measure, Samples
 
 APART = 0.05
 """Seconds between calls to a pool that has become idle."""
+
+CHUNK = 10
+"""Calls that are sent as one, where a contender can do that."""
+
+SETTLE = 0.5
+"""Seconds after a result in which what is done after it is done, under strace too."""
 
 _LEAST = 5
 
@@ -166,24 +173,26 @@ def marked(executor: Submits, job: Job) -> Samples:
     difference. The last mark of a pair comes when what is done after a result has been done too.
     """
 
-    def work(name: str, times: int, *, await_each: bool) -> None:
-        mark(job, f"{name}.{times}.begin")
-        pending: list[Pending] = []
-        for _ in range(times * job.tasks):
-            pending.append(executor.submit(pow, 2, 3))
-            if await_each:
-                pending.pop().result()
-        for future in pending:
-            future.result()
-        time.sleep(0.1)
-        mark(job, f"{name}.{times}.end")
+    def awaited(count: int) -> None:
+        for _ in range(count):
+            executor.submit(pow, 2, 3).result()
 
-    for _ in range(job.warm):
-        executor.submit(pow, 2, 3).result()
-    for times in (1, 3):
-        work("awaited", times, await_each=True)
-    for times in (1, 3):
-        work("batch", times, await_each=False)
+    def batch(count: int) -> None:
+        for future in [executor.submit(pow, 2, 3) for _ in range(count)]:
+            future.result()
+
+    works: dict[str, Callable[[int], object]] = {"awaited": awaited, "batch": batch}
+    if isinstance(executor, futures.Executor):
+        works["map"] = lambda count: list(executor.map(pow, [2] * count, [3] * count))
+        works["chunks"] = lambda count: list(executor.map(pow, [2] * count, [3] * count, chunksize=CHUNK))
+    for name, work in works.items():
+        work(job.warm)
+        time.sleep(SETTLE)
+        for times in (1, 3):
+            mark(job, f"{name}.{times}.begin")
+            work(times * job.tasks)
+            time.sleep(SETTLE)
+            mark(job, f"{name}.{times}.end")
     time.sleep(min(3.0, job.seconds))
     mark(job, "idle.1.begin")
     time.sleep(job.seconds)

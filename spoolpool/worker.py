@@ -193,7 +193,7 @@ class Worker:
         idle_since = time.monotonic()
         done = 0
         woken = False
-        while not self._stopping and (self._until is None or time.monotonic() < self._until):
+        while self._may_begin():
             begun = time.monotonic()
             self._watch.clear()
             try:
@@ -233,6 +233,10 @@ class Worker:
             if woken:
                 rhythm.reset()
         return 0
+
+    def _may_begin(self) -> bool:
+        """Whether another task may begin, if one comes."""
+        return not self._stopping and (self._until is None or time.monotonic() < self._until)
 
     def _turn(self, woken: bool) -> set[str] | None:
         """Do the next task; where there is none, return the directories into which one may come.

@@ -9,15 +9,22 @@ from benchmarks import trace
 from benchmarks.contender import Contender, Samples
 from benchmarks.contenders import dirq, executorlib, huey, spoolpool
 from benchmarks.jobs import run_job
+from benchmarks.measures import CHUNK
 from benchmarks.row import Entry, Failed, Key, Place, Quantity, Row, Sizes
 
-_WORKS = {"awaited": "each call awaited before the next", "batch": "all calls submitted first"}
+_WORKS = {
+    "awaited": "each call awaited before the next",
+    "batch": "all calls submitted first",
+    "map": "by map",
+    "chunks": f"by map, {CHUNK} calls a task",
+}
 
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Ours, and everybody who goes by files."""
     return [
         _entry(Key("spoolpool", "1 rank"), spoolpool.CONTENDER, sizes),
+        _entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, sizes, variant="data"),
         _entry(Key("spoolpool", "2 ranks"), spoolpool.CONTENDER, sizes, ranks=2),
         _entry(Key("executorlib", "files"), executorlib.CONTENDER, sizes, variant="file", tasks=5, warm=1),
         _entry(Key("huey", "files"), huey.CONTENDER, sizes),
@@ -49,6 +56,8 @@ def _counted(traces: str, directory: str, options: dict[str, object]) -> Samples
     found = trace.between_marks(traces, directory)
     samples: Samples = {}
     for work in _WORKS:
+        if f"{work}.3" not in found:  # not everybody has it
+            continue
         counts = trace.per_call(found, work, calls)
         samples[work] = [sum(counts[kind] for kind in trace.KINDS)]
         samples |= {f"{work}: {kind}": [counts[kind]] for kind in (*trace.KINDS, "descriptor")}
