@@ -16,6 +16,7 @@ from spoolpool.jobs import SpoolJob
 from spoolpool.layout import Lane
 from spoolpool.packages import is_requirement
 from spoolpool.registry import SessionBeat
+from spoolpool.resources import per_core
 from spoolpool.scaling import Terms
 from spoolpool.spool import Spool
 
@@ -47,6 +48,8 @@ class BatchOptions:
     """Jobs that may wait or run at once, for more tasks and for tasks of other shapes."""
     arguments: tuple[str, ...] = ()
     """Options of ``spool-worker``."""
+    memory: int = 0
+    """Bytes of memory per rank of a group; the batch system's own choice if 0."""
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or not 0 <= self.min_jobs <= self.max_jobs or not self.max_jobs:
@@ -77,15 +80,23 @@ class BatchPool:
         self.broken = ""
         """Why no more jobs are submitted."""
         tags = tuple(tag for tag in home.tags if not is_requirement(tag))  # packages are there, or are not
+        memory = per_core(options.memory, home.threads) if options.memory else ""
         job = batch.Job(
             system=system,
             spool=spool.path,
             nodes=options.nodes,
             time=options.time,
-            directives=options.directives,
-            arguments=(*options.arguments, *(f"--tag={tag}" for tag in tags)),
+            # Flux knows no memory; what the user says comes later, and so counts more
+            directives=((f"--mem-per-cpu={memory}",) if memory and system == "slurm" else ()) + options.directives,
+            arguments=(
+                *options.arguments,
+                *([f"--memory={options.memory}"] if memory else ()),
+                *(f"--tag={t}" for t in tags),
+            ),
         )
         terms = Terms(min_jobs=options.min_jobs, max_jobs=options.max_jobs, home=home.name, cooldown=_COOLDOWN)
+        self.job = job
+        """What its batch jobs are like."""
         self._scaler = Autoscaler(spool, job, terms, idle_timeout=_IDLE_TIMEOUT, session=session, tags=tags)
         self._rhythm = Backoff(1.0, 60.0)
         self._due = math.inf

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import logging
 import os
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from spoolpool import pickling
+from spoolpool import fsio, pickling
 from spoolpool.context import CurrentTask, running
 from spoolpool.envelope import Buffer
-from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskFailed
+from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskCancelled, TaskFailed
 from spoolpool.identity import hostname
 from spoolpool.outcome import Needed, Values
-from spoolpool.task import Failure
+from spoolpool.task import Failure, TaskHeader
+
+log = logging.getLogger(__name__)
 
 _MESSAGE = 4096
 _TRACEBACK = 65536
+_ARGUMENT = 1000  # characters of an argument in the file of errors
 
 
 class Report(NamedTuple):
@@ -40,10 +46,10 @@ class Presets:
         """Whether this ``init_function`` was called."""
         return init in self._made
 
-    def make(self, init: str, payload: Buffer, buffers: Sequence[Buffer]) -> None:
-        """Call an ``init_function`` and keep what it returns."""
+    def make(self, init: str, payload: Buffer, buffers: Sequence[Buffer], worker: str) -> None:
+        """Call an ``init_function`` in a worker and keep what it returns."""
         function = pickling.loads(payload, buffers)
-        made = function()
+        made = function(**_worker_id(function, (), {}, worker))
         if not isinstance(made, dict) or not all(isinstance(key, str) for key in made):
             raise BadRequest(
                 f"The init_function {pickling.label(function)} returned {type(made).__name__}: it must return "
@@ -51,19 +57,45 @@ class Presets:
             )
         self._made[init] = made
 
-    def fill(self, init: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Add to ``kwargs`` what was preset for those parameters of ``function`` that nobody gave."""
-        made = self._made.get(init)
-        if not made:
-            return
-        try:
-            signature = inspect.signature(function)
-            given = signature.bind_partial(*args, **kwargs).arguments
-        except (TypeError, ValueError):  # a builtin without a signature, or a wrong call: it will say so itself
-            return
-        for name, parameter in signature.parameters.items():
-            if name in made and name not in given and parameter.kind is not parameter.POSITIONAL_ONLY:
-                kwargs[name] = made[name]
+    def of(self, init: str) -> Mapping[str, Any]:
+        """What a session's ``init_function`` presets; nothing without one."""
+        return self._made.get(init, {})
+
+
+_WORKER_ID = ("spoolpool_worker_id", "executorlib_worker_id")
+"""Parameters that get the id of the worker. The second one is for functions that were written for executorlib."""
+
+
+def _worker_id(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], worker: str
+) -> dict[str, Any]:
+    """The worker's id as an argument, where a Python function has a parameter for it that nobody gave.
+
+    Found without a look at the signature, which would cost more than a small call.
+    """
+    code = getattr(function.func if isinstance(function, functools.partial) else function, "__code__", None)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code is not None else ()
+    wanted = {name: worker for name in _WORKER_ID if name in names}
+    return _not_given(wanted, function, args, kwargs) if wanted else wanted
+
+
+def _not_given(
+    values: Mapping[str, Any], function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of some values, by names, that are for parameters of a function which a call does not give."""
+    if isinstance(function, functools.partial):  # what it has bound by name looks like a default in its signature
+        bound: functools.partial[Any] = function
+        function, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
+    try:
+        signature = inspect.signature(function)
+        given = signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # a builtin without a signature, or a wrong call: it will say so itself
+        return {}
+    return {
+        name: values[name]
+        for name, parameter in signature.parameters.items()
+        if name in values and name not in given and parameter.kind is not parameter.POSITIONAL_ONLY
+    }
 
 
 def run(
@@ -71,8 +103,7 @@ def run(
     payload: Buffer,
     buffers: Sequence[Buffer],
     *,
-    cwd: str = "",
-    init: str = "",
+    header: TaskHeader,
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
     presets: Presets,
     needed: Sequence[Needed] = (),
@@ -80,19 +111,27 @@ def run(
 ) -> Report:
     """Unpickle and make the call; never raises, whatever the function does short of ending the process.
 
-    ``needed`` are the results to which its arguments refer; ``guard`` is around the function:
-    :meth:`spoolpool.interruption.Interrupter.watch`.
+    ``header`` says in which directory, with which variables and presets; ``needed`` are the results to which its
+    arguments refer; ``guard`` is around the function: :meth:`spoolpool.interruption.Interrupter.watch`.
     """
+    called: tuple[Any, ...] = ()
     try:
-        with running(task), _directory(cwd):
-            if init_content is not None and not presets.knows(init):
-                presets.make(init, *init_content)
-            function, args, kwargs = pickling.loads(payload, buffers, Values(needed) if needed else None)
-            presets.fill(init, function, args, kwargs)
-            with guard or contextlib.nullcontext():
-                value = function(*args, **kwargs)
+        with running(task), _directory(header.cwd):
+            if init_content is not None and not presets.knows(header.init):
+                presets.make(header.init, *init_content, task.worker)
+            with _variables(header.env) if header.env else contextlib.nullcontext():
+                called = pickling.loads(payload, buffers, Values(needed) if needed else None)
+                function, args, kwargs = called
+                kwargs.update(_worker_id(function, args, kwargs, task.worker))
+                if made := presets.of(header.init):
+                    kwargs.update(_not_given(made, function, args, kwargs))
+                with guard or contextlib.nullcontext():
+                    value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt too: they end the task, not the group
-        return failed(error, task.rank)
+        report = failed(error, task.rank)
+        if header.error_log_file and not isinstance(error, TaskCancelled):
+            _log_error(header.error_log_file, task, header.name, called, report.failure)
+        return report
     try:
         return Report(*pickling.dumps(value), None)
     except NotPicklable as error:
@@ -122,6 +161,45 @@ def _directory(path: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # somebody removed it meanwhile
             os.chdir(before)
+
+
+@contextlib.contextmanager
+def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Run with some variables of the environment set, and put back afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in wanted}
+    try:
+        os.environ.update(wanted)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _log_error(path: str, task: CurrentTask, name: str, called: tuple[Any, ...], failure: Failure | None) -> None:
+    """Append to a file of the user's what was called, with what, and what came of it.
+
+    In one piece, so that what ranks of one host write is not mixed. The task has its outcome also where this fails.
+    """
+    function, args, kwargs = called or (None, (), {})
+    lines = [
+        f"{time.strftime('%FT%T%z')} task {task.id}, attempt {task.attempt}, rank {task.rank} on {hostname()}",
+        f"function: {pickling.label(function) if called else name + ' (not unpickled)'}",
+        *(f"argument {number}: {pickling.short(value, _ARGUMENT)}" for number, value in enumerate(args)),
+        *(f"argument {key}: {pickling.short(value, _ARGUMENT)}" for key, value in kwargs.items()),
+        failure.traceback if failure else "",
+        "",
+    ]
+    try:
+        fd = fsio.open_append(path, 0o666)
+        try:
+            fsio.append(fd, "\n".join(lines).encode(errors="backslashreplace"))
+        finally:
+            fsio.close(fd)
+    except OSError as error:
+        log.warning("The error of %s cannot be appended to %s: %s.", task.id, path, error.strerror)
 
 
 def failed(error: BaseException, rank: int) -> Report:

@@ -124,7 +124,7 @@ class Executor(futures.Executor):
         if max_workers is not None and max_workers < 1:
             raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
         self._backend = backend or self.default_backend
-        self._options = Options(oversubscribe=oversubscribe)
+        self._options = Options(oversubscribe=oversubscribe, memory=self._defaults.memory)
         self._trust = tuple(trust)
         self._init_function = init_function
         self._wait_for_room = wait_for_room
@@ -139,6 +139,7 @@ class Executor(futures.Executor):
             min_jobs=min_jobs,
             max_jobs=max(1, min_jobs) if max_jobs is None else max_jobs,
             arguments=() if max_workers is None else ("--groups", str(max_workers)),
+            memory=self._defaults.memory,
         )
         self._runs_groups = self._backend not in BACKENDS and (spool is None or max_workers is not None)
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
@@ -255,12 +256,9 @@ class Executor(futures.Executor):
             lane=lane.name,
             name=pickling.label(fn),
             max_attempts=wishes.max_attempts,
-            retries=wishes.retries,
-            retry_delay=wishes.retry_delay,
-            time_limit=wishes.time_limit,
-            cwd=wishes.cwd,
             init=core.init,
             needs=needs,
+            **wishes.of_header(core.spool.server_time),
         )
         if core.stream is not None:
             core.stream.submitted()

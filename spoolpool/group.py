@@ -105,8 +105,7 @@ class SerialGroup:
             report = call.run(
                 task,
                 *content,
-                cwd=header.cwd,
-                init=header.init,
+                header=header,
                 init_content=init,
                 presets=self._presets,
                 needed=needed,
@@ -353,8 +352,7 @@ class MPIGroup:
             return call.run(
                 task,
                 *content,
-                cwd=header.cwd,
-                init=header.init,
+                header=header,
                 init_content=init,
                 presets=self._presets,
                 needed=needed,

@@ -99,8 +99,8 @@ def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffe
         raise
     except Exception as error:  # whatever a __reduce__ raises
         if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
-            raise NotPicklable(f"{_short(value)} cannot be pickled: it is nested too deeply.") from None
-        raise NotPicklable(f"{_short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
+            raise NotPicklable(f"{short(value)} cannot be pickled: it is nested too deeply.") from None
+        raise NotPicklable(f"{short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
     return stream.getvalue(), buffers  # no copy: BytesIO hands out the bytes that it filled
 
 
@@ -190,12 +190,13 @@ def label(fn: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _short(value: object) -> str:
+def short(value: object, length: int = 60) -> str:
+    """A value for people, in so many characters at most."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  a broken __repr__ must not hide the reason
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @functools.cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from spoolpool import settings
@@ -57,6 +58,27 @@ def read_shape(text: str) -> tuple[Shape, int | None]:
     return Shape(ranks=ranks, threads=threads or 1, gpus=gpus or 0), count
 
 
+_MEMORY = re.compile(r"(\d{1,12})([KMGT]?)", re.ASCII)
+
+
+def read_memory(wish: Any) -> int:
+    """Bytes, out of a number of them or a text like ``4G`` (K, M, G and T are powers of 1024).
+
+    Raises :class:`BadRequest`.
+    """
+    match = _MEMORY.fullmatch(wish) if isinstance(wish, str) else None
+    if match:
+        return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+    if not isinstance(wish, int) or isinstance(wish, bool) or wish < 0:
+        raise BadRequest(f"memory is {wish!r}; it must be a number of bytes, or a text like '4G' or '500M'.")
+    return wish
+
+
+def per_core(memory: int, threads: int) -> str:
+    """Bytes per rank as Slurm takes them for each of its cores: whole megabytes, rounded up."""
+    return f"{-(-memory // (threads << 20))}M"
+
+
 _BOUNDS = {
     "cores": (1, 9_999_999),
     "threads_per_core": (1, 9999),
@@ -93,6 +115,17 @@ class Resources:
     """What a group must be tagged with (``spool-worker --tag``) to be given the call: all of these names."""
     packages: tuple[str, ...] = ()
     """Packages that a group must have in the version that is installed here, or in a named one (``numpy==2.1``)."""
+    not_before: float | datetime = 0.0
+    """When it may start at the earliest: a ``datetime`` (of this host's time zone if it names none), also as a text in
+    ISO 8601; or seconds from the ``submit``, also as a ``timedelta``. The clock of the spool's filesystem counts."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the function finds in its environment, on all ranks."""
+    memory: int = 0
+    """Bytes of memory per rank, or a text like ``4G``: what an executor tells srun and sbatch about the groups that it
+    starts. It does not choose among groups that run already; ``tags`` do."""
+    error_log_file: str = ""
+    """File to which each rank on which the function raises appends function, arguments and traceback; a relative path
+    is one of the submitter's."""
 
     def updated(self, wishes: Mapping[str, Any]) -> Resources:
         """These with some keys set; raises :class:`BadRequest` for an unknown key or a senseless value."""
@@ -108,28 +141,89 @@ class Resources:
         """All that is asked for besides the shape, as a lane has it."""
         return tuple(sorted({*self.tags, *self.packages})) if self.packages else self.tags
 
+    def of_header(self, now: Callable[[], float]) -> dict[str, Any]:
+        """What a task's header says of them: what is not as usual. ``now`` is asked for the time if it matters."""
+        said = {name: value for name in _IN_HEADERS if (value := getattr(self, name)) != _USUAL[name]}
+        start = said.get("not_before")
+        if isinstance(start, datetime):
+            said["not_before"] = start.timestamp()
+        elif start:
+            said["not_before"] = start + now()
+        return said
+
     def shape(self) -> Shape:
         """The group that can run it."""
         return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)
 
 
+_IN_HEADERS = ("retries", "retry_delay", "time_limit", "cwd", "not_before", "env", "memory", "error_log_file")
+_USUAL = {name: getattr(Resources(), name) for name in _IN_HEADERS}
+
+
 def _checked(key: str, value: Any) -> Any:
     """The value of a key as the field holds it."""
-    if key == "cwd":
-        if not isinstance(value, (str, os.PathLike)):
-            raise BadRequest(f"resource_dict: cwd must be a path, not {value!r}.")
-        return os.fspath(value)
-    if key in ("tags", "packages"):
-        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(each, str) for each in value):
-            raise BadRequest(f"resource_dict: {key} must be a list of names, not {value!r}.")
-        return requirements(value) if key == "packages" else tuple(sorted(set(value)))
+    if key in _CHECKS:
+        return _CHECKS[key](key, value)
     if value is None and key == "max_attempts":
-        return value
-    if key in ("retry_delay", "time_limit"):
-        if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise BadRequest(f"resource_dict: {key} must be a number of seconds, not {value!r}.")
         return value
     least, most = _BOUNDS[key]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise BadRequest(f"resource_dict: {key} is {value!r}; it must be a whole number from {least} to {most}.")
     return value
+
+
+def _path(key: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise BadRequest(f"resource_dict: {key} must be a path, not {value!r}.")
+    return os.fspath(value)
+
+
+def _file(key: str, value: Any) -> str:
+    path = _path(key, value)
+    return os.path.abspath(path) if path else ""
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(each, str) for each in value):
+        raise BadRequest(f"resource_dict: {key} must be a list of names, not {value!r}.")
+    return requirements(value) if key == "packages" else tuple(sorted(set(value)))
+
+
+def _seconds(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise BadRequest(f"resource_dict: {key} must be a number of seconds, not {value!r}.")
+    return value
+
+
+def _start(key: str, value: Any) -> float | datetime:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise BadRequest(f"resource_dict: {key} is {value!r}, no time as ISO 8601 writes it: {error}.") from None
+    if isinstance(value, datetime):
+        return value.astimezone()  # a time without a zone is one of this host's
+    return _seconds(key, value.total_seconds() if isinstance(value, timedelta) else value)
+
+
+def _variables(key: str, value: Any) -> dict[str, str]:
+    good = isinstance(value, Mapping) and all(
+        isinstance(name, str) and name and "=" not in name and isinstance(text, str) and "\0" not in name + text
+        for name, text in value.items()
+    )
+    if not good:
+        raise BadRequest(f"resource_dict: {key} must be a dict from names of variables to texts, not {value!r}.")
+    return dict(value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "cwd": _path,
+    "tags": _names,
+    "packages": _names,
+    "retry_delay": _seconds,
+    "time_limit": _seconds,
+    "not_before": _start,
+    "env": _variables,
+    "memory": lambda _, value: read_memory(value),
+    "error_log_file": _file,
+}

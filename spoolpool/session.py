@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from spoolpool import envelope, fsio, layout, registry, settings, task, trust
 from spoolpool.awaited import Awaited
@@ -69,18 +70,16 @@ class Session:
         name: str,
         priority: int = settings.PRIORITY,
         max_attempts: int | None = None,
-        retries: int = 0,
-        retry_delay: float = 1.0,
-        time_limit: float = 0.0,
-        cwd: str = "",
         init: str = "",
         needs: Needs | None = None,
+        **asked: Any,
     ) -> TaskFuture:
         """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
 
-        ``needs`` are what was asked about the futures in it: it waits for them, and where one has failed already, its
-        future has too. Raises ``RuntimeError`` once the session is closed, :class:`BrokenSpool` once it failed, and
-        :class:`TooManyWaiting` where the spool bounds what may wait, unless the session waits for room.
+        ``asked`` are more fields of its header. ``needs`` are what was asked about the futures in it: it waits for
+        them, and where one has failed already, its future has too. Raises ``RuntimeError`` once the session is closed,
+        :class:`BrokenSpool` once it failed, and :class:`TooManyWaiting` where the spool bounds what may wait, unless
+        the session waits for room.
         """
         if self._quota is not None:
             self._quota.take(self._open_still if self._wait_for_room else None)
@@ -95,13 +94,10 @@ class Session:
             host=hostname(),
             submitted=time.time(),
             max_attempts=max_attempts or self.spool.config.max_attempts,
-            retries=retries,
-            retry_delay=retry_delay,
-            time_limit=time_limit,
-            cwd=cwd,
             init=init,
             needs=needs.of_header() if needs is not None else {},
             spool=self.spool.config.id,
+            **asked,
         )
         future = TaskFuture(self, header, here=True)
         if needs is not None and needs.end(future):
@@ -180,7 +176,7 @@ class Session:
         """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
         header = future.header
         # in this order: it goes from the one to the other
-        names = fsio.names(self.spool.layout.waiting) if header.needs else []
+        names = fsio.names(self.spool.layout.waiting) if header.held else []
         names += fsio.names(self.spool.layout.bucket(header.lane, header.bucket))
         listed = map(layout.parse_token, names)
         return any(token is not None and token.task == header.task for token in listed)
@@ -189,7 +185,7 @@ class Session:
         """How many tasks no worker has claimed yet."""
         pending = {future.task: future.header for future in self.pending()}
         where = {self.spool.layout.bucket(each.lane, each.bucket) for each in pending.values()}
-        if any(each.needs for each in pending.values()):
+        if any(each.held for each in pending.values()):
             where.add(self.spool.layout.waiting)
         listed = {token.task for at in where for token in map(layout.parse_token, fsio.names(at)) if token}
         return len(listed & pending.keys())

@@ -223,8 +223,8 @@ class Spool:
     def enqueue(self, header: TaskHeader, parts: list[Buffer]) -> Token:
         """Put a task file into its lane; when this returns, the task is in the spool.
 
-        One that needs others is held back until somebody lets it go (:mod:`spoolpool.waiting`): first its edges
-        are made, so that whoever collects what it needs leaves that there.
+        One that needs others, or is not to start yet, is held back until somebody lets it go
+        (:mod:`spoolpool.waiting`): first its edges are made, so that whoever collects what it needs leaves that there.
 
         Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing
         of the task is left in the spool.
@@ -281,12 +281,12 @@ class Spool:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def _publish(self, source: str, header: TaskHeader, token: Token) -> None:
-        plain = self.layout.waiting if header.needs else self.layout.bucket(header.lane, header.bucket)
+        plain = self.layout.waiting if header.held else self.layout.bucket(header.lane, header.bucket)
         target = f"{plain}/{token.name}"
         rhythm = Backoff(0.005, 1.0, 2.0)
         for left in reversed(range(_TRIES)):
             try:
-                place = self.layout.waiting if header.needs else self.bucket(header.lane, header.bucket)
+                place = self.layout.waiting if header.held else self.bucket(header.lane, header.bucket)
                 target = f"{place}/{token.name}"
                 fsio.move(source, target, durability=self.config.durability)
                 return
@@ -449,7 +449,7 @@ class Spool:
         inbox = self.results(header.session, self.account)
         target = f"{inbox}/{token.claimed_by(layout.CANCELLED).name}"
         # in this order: it goes from the one to the other
-        for where in (self.layout.waiting, "") if held or header.needs else ("",):
+        for where in (self.layout.waiting, "") if held or header.held else ("",):
             try:
                 place = where or self.bucket(header.lane, header.bucket)
                 fsio.move(f"{place}/{token.name}", target)

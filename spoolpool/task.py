@@ -51,6 +51,20 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     needs: dict[str, tuple[str, ...]] = {}
     """Tasks whose outcomes the call's arguments refer to, by their sessions."""
 
+    not_before: float = 0.0
+    """Seconds since the epoch before which it does not start, by the clock that dates the spool's files."""
+    env: dict[str, str] = {}
+    """Variables that the function finds in its environment."""
+    memory: int = 0
+    """Bytes of memory per rank that were asked for, as information; nothing was said if 0."""
+    error_log_file: str = ""
+    """File to which a rank appends function, arguments and traceback when the function raises; none if empty."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held back when it is submitted: for others, or until its time has come."""
+        return bool(self.needs) or self.not_before > 0
+
     def needed(self) -> Iterator[tuple[str, str]]:
         """Session and id of each task that it needs."""
         return ((session, each) for session, tasks in self.needs.items() for each in tasks)

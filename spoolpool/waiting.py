@@ -1,8 +1,8 @@
-"""Tasks that are held back: one that raised waits a while before it is tried again, one that needs others for those.
+"""Tasks that are held back: for a while after they raised, for others that they need, or until a time.
 
-How long is measured by each observer with its own monotonic clock, from the moment at which it first saw the
+How long a delay is measured by each observer with its own monotonic clock, from the moment at which it first saw the
 task in ``waiting/``; the worker that put it there saw it first. So no clocks are compared, and the death of that
-worker only makes the wait longer.
+worker only makes the wait longer. A time is compared with the clock that dates the spool's files, which is one for all.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Releaser:
     """Lets tasks from ``waiting/`` go on when their time has come. Any number of them may do so at once.
 
     Those that raised wait for a delay, and those that need others for their outcomes: the edges in ``needs/`` say
-    for which, as far as this process has to look; their own headers have the last word.
+    for which, as far as this process has to look; their own headers have the last word, and may name a time.
     """
 
     def __init__(self, spool: Spool, ended: Ended | None = None) -> None:
@@ -122,14 +122,25 @@ class Releaser:
         now = time.monotonic()
         released = 0
         for token in [token for token, due in self._due.items() if due <= now]:
+            header = self._headers[token]
             try:
-                released += release(self._spool, self._headers[token], token)
+                if token.attempt == 1 and self._is_early(token, header):
+                    continue
+                released += release(self._spool, header, token)
             except (OSError, SpoolpoolError) as error:
                 log.info("%s is held back for longer: %s", token.task, error)
                 self._due[token] = now + _PUT_OFF
             else:
                 del self._due[token], self._headers[token]
         return released
+
+    def _is_early(self, token: Token, header: TaskHeader) -> bool:
+        """Whether a task is not to start yet; then it is looked at again when its time has come."""
+        left = header.not_before - self._spool.server_time() if header.not_before else 0.0
+        if left > 0:
+            self._headers[token] = header
+            self._due[token] = time.monotonic() + left
+        return left > 0
 
     def _notice(self, token: Token) -> None:
         with contextlib.suppress(OSError, SpoolpoolError):  # gone, or unreadable: 'spool check' tells
@@ -192,7 +203,7 @@ class Releaser:
                 for each in missing:  # its edges were not seen, or are gone
                     self._wait_for(token, *each)
                 return False
-            went = release(self._spool, header, token)
+            went = not self._is_early(token, header) and release(self._spool, header, token)
         except (OSError, SpoolpoolError) as error:  # gone, or unreadable: 'spool check' tells; or later
             log.debug("%s waits for longer: %s", token.task, error)
             return False

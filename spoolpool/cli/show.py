@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from spoolpool.history import Episode
     from spoolpool.query import Sight
+    from spoolpool.task import TaskHeader
 
 
 @click.command()
@@ -58,8 +59,7 @@ def _lines(sight: Sight) -> Iterator[tuple[str, str]]:
         yield "Session", header.session
         ago = age(time.time() - header.submitted)
         yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {sight.owner}"
-        if header.cwd:
-            yield "Directory", header.cwd
+        yield from _asked(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"
         yield "Attempt", f"{token.attempt} (claim {token.claim}); {limits}"
     yield "File", f"{sight.spool.path}/{sight.standing.path}"
@@ -76,6 +76,20 @@ def _is_marked(sight: Sight) -> bool:
     return sight.standing.place in ("held", "waiting", "running") and fsio.there(
         f"{sight.spool.layout.cancel}/{sight.id}"
     )
+
+
+def _asked(header: TaskHeader) -> Iterator[tuple[str, str]]:
+    """What it asks for besides its lane."""
+    if header.cwd:
+        yield "Directory", header.cwd
+    if header.not_before:
+        yield "Not before", when(header.not_before)
+    if header.memory:
+        yield "Memory", f"{header.memory / (1 << 20):.6g} MiB per rank"
+    for name, value in header.env.items():
+        yield "Variable", f"{name}={value}"
+    if header.error_log_file:
+        yield "Error log", header.error_log_file
 
 
 def _said(sight: Sight) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,8 @@ class Wishes:
     given_shapes: tuple[str, ...]
     launcher: str | None
     launcher_options: tuple[str, ...]
+    memory: int
+    """Bytes per rank; 0 if nobody said."""
     cwd: str | None
     output: str
     oversubscribe: bool

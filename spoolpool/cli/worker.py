@@ -12,6 +12,7 @@ from spoolpool import layout, settings
 from spoolpool.cli.output import command, common_arguments, say
 from spoolpool.cli.rank import on_signals, open_spool, ranks_started, work
 from spoolpool.cli.wishes import Wishes, weights_of
+from spoolpool.resources import read_memory
 
 
 @command("spool-worker")
@@ -46,6 +47,7 @@ from spoolpool.cli.wishes import Wishes, weights_of
     multiple=True,
     help="Hand this on to srun or mpiexec, or to Flux as a shell option NAME=VALUE (repeat for more).",
 )
+@click.option("--memory", metavar="SIZE", default="0", help="Memory per rank that srun is asked for, such as 4G.")
 @click.option("--cwd", type=click.Path(file_okay=False), help="Working directory of the groups.")
 @click.option("--output", default="", help="File for what Flux jobs print.  [default: as of the supervisor]")
 @click.option("--oversubscribe", is_flag=True, help="Start more ranks than there are cores.")
@@ -114,7 +116,12 @@ def main(**options: Any) -> None:
     Ends at SIGTERM, SIGINT or SIGUSR1 after the tasks that run; a supervisor gives those back that take longer
     than --drain. At a second signal it ends at once.
     """
-    wishes = Wishes(**{**options, "queues": weights_of(options["queues"]), "tags": layout.check_tags(options["tags"])})
+    given = {
+        "queues": weights_of(options["queues"]),
+        "tags": layout.check_tags(options["tags"]),
+        "memory": read_memory(options["memory"]),
+    }
+    wishes = Wishes(**{**options, **given})
     if wishes.group_of is None and (wishes.launcher or wishes.groups or wishes.given_shapes or in_batch_script()):
         supervise(wishes)
     else:
@@ -138,7 +145,11 @@ def supervise(wishes: Wishes) -> None:
         wishes=wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
         arguments=wishes.for_groups(),
         options=Options(
-            oversubscribe=wishes.oversubscribe, cwd=wishes.cwd, extra=wishes.launcher_options, output=wishes.output
+            oversubscribe=wishes.oversubscribe,
+            cwd=wishes.cwd,
+            extra=wishes.launcher_options,
+            output=wishes.output,
+            memory=wishes.memory,
         ),
         as_json="--log-json" in common_arguments(),
         max_time=wishes.max_time,

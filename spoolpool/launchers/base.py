@@ -42,6 +42,8 @@ class Options:
     """The node of each rank, where the launcher is to be told; on one host it is only a name."""
     urgency: int = 16
     """Urgency of Flux jobs, from 0 to 31."""
+    memory: int = 0
+    """Bytes of memory per rank, where the launcher can be told; the launcher's own choice if 0."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables to set."""
 

@@ -11,7 +11,7 @@ from spoolpool.allocation import Allocation
 from spoolpool.errors import LauncherError
 from spoolpool.launchers.base import CommandLauncher, Options, python_worker
 from spoolpool.launchers.mpi import mpi_in_use
-from spoolpool.resources import Shape
+from spoolpool.resources import Shape, per_core
 
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
 """The process managers by which the ranks of an MPI find each other under srun. With another one they are
@@ -50,7 +50,7 @@ class SrunLauncher(CommandLauncher):
             f"--ntasks={shape.ranks}",
             f"--cpus-per-task={shape.threads}",
             *(["--overlap", "--overcommit"] if options.oversubscribe else ["--exact"]),
-            "--mem=0",
+            f"--mem-per-cpu={per_core(options.memory, shape.threads)}" if options.memory else "--mem=0",
             f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
             f"--mpi={self._mpi(shape)}",
             "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one for ever
