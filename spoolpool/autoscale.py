@@ -20,6 +20,7 @@ from spoolpool import batch, fsio, jobs, layout, registry
 from spoolpool.batch import Job
 from spoolpool.census import waiting_tasks
 from spoolpool.errors import SpoolpoolError
+from spoolpool.explanation import explained
 from spoolpool.identity import Identity
 from spoolpool.jobs import SpoolJob
 from spoolpool.journal import Journal
@@ -27,7 +28,7 @@ from spoolpool.layout import Lane
 from spoolpool.locks import Lock, try_lock
 from spoolpool.registry import Liveness, WorkerInfo
 from spoolpool.scaling import Decision, JobSeen, State, Terms, decide
-from spoolpool.spool import Spool, explained
+from spoolpool.spool import Spool
 from spoolpool.trust import Trust, account
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from spoolpool import cancellation
 from spoolpool.future import TaskFuture
 from spoolpool.graph import Graph
 from spoolpool.journal import Journal, submitters_journal
@@ -82,7 +83,7 @@ class Awaited:
         with self.lock:
             if task in self._futures:
                 self._marked.add(task)
-                self.spool.ask_to_cancel(task)
+                cancellation.ask(self.spool, task)
 
     # -- outcomes
 
@@ -97,7 +98,7 @@ class Awaited:
         with self.lock:
             if future.task in self._marked:
                 self._marked.remove(future.task)
-                self.spool.withdraw_mark(future.task)
+                cancellation.withdraw(self.spool, future.task)
             self._forget(future.task)
             holders = self.retention.holders(future.task)
         for needs in holders:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from spoolpool import fsio, layout, task, trust
+from spoolpool import cancellation, fsio, layout, task, trust
 from spoolpool.awaited import Awaited
 from spoolpool.backoff import Backoff
 from spoolpool.claim import read_task
@@ -280,7 +280,7 @@ class Collector:
             self.on_outcome(future.header, token)
         if outcome.kind == "cancelled":
             future.withdrawn()
-            self._spool.withdraw_mark(future.task)  # which somebody else may have made
+            cancellation.withdraw(self._spool, future.task)  # which somebody else may have made
             self._awaited.ended(future, token, outcome.kind)
             return outcome.kind
         try:

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from spoolpool import fsio, layout, registry, task
+from spoolpool.config import Keep
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
 from spoolpool.layout import Token
 from spoolpool.signature import outcome_label
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from spoolpool import batch, fsio, layout, registry, settings
 from spoolpool.backoff import Backoff
 from spoolpool.batch import Job, Listed, System
 from spoolpool.errors import LauncherError, SpoolpoolError
+from spoolpool.explanation import explained
 from spoolpool.registry import Liveness
-from spoolpool.spool import Spool, explained
+from spoolpool.spool import Spool
 from spoolpool.trust import Trust, account
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,11 @@ import msgspec
 
 from spoolpool import fsio, layout, settings
 from spoolpool.errors import NotTrusted, SpoolDenied
+from spoolpool.explanation import explained
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane
 from spoolpool.packages import is_requirement
-from spoolpool.spool import Spool, explained
+from spoolpool.spool import Spool
 from spoolpool.trust import account, in_group
 
 

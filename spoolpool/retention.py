@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Literal, NamedTuple
 
-from spoolpool import fsio, layout
+from spoolpool import edges, fsio, layout
 from spoolpool.errors import NotTrusted
 from spoolpool.layout import Token
 from spoolpool.needs import Needs
@@ -106,7 +106,7 @@ class Retention:
         if found is None:
             return False
         if found.header.needs and found.kind != "lost":
-            self._spool.remove_edges(found.header)
+            edges.remove(self._spool, found.header)
             with self._lock:
                 needs = self._needs.pop(token.task, None)
             if needs is not None:

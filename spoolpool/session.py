@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolpool import envelope, fsio, layout, registry, settings, task, trust
+from spoolpool import cancellation, envelope, fsio, layout, registry, settings, task, trust
 from spoolpool.awaited import Awaited
 from spoolpool.buckets import Buckets
 from spoolpool.collector import Collector
@@ -23,6 +23,7 @@ from spoolpool.needs import Needs
 from spoolpool.quota import Quota
 from spoolpool.retention import Held
 from spoolpool.spool import Spool
+from spoolpool.submission import submit
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 
@@ -107,7 +108,7 @@ class Session:
             self._awaited.add(future, needs)
             wake = self._collector.start()
         try:
-            future.token = self.spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
+            future.token = submit(self.spool, header, envelope.pack(task.encode(header), payload, buffers))
         except BaseException:
             self._awaited.withdraw(task_id)
             raise
@@ -130,7 +131,7 @@ class Session:
 
     def cancel(self, future: TaskFuture) -> bool:
         """Take a task back that nobody has claimed."""
-        if not self.spool.cancel(future.header, future.token):
+        if not cancellation.cancel(self.spool, future.header, future.token):
             return False
         self._awaited.note("cancelled", future)
         token = future.token.claimed_by(layout.CANCELLED)
@@ -263,6 +264,7 @@ class Session:
         self._awaited.close()
         if self._detached:  # nobody may conclude from this process's end that nobody will come for the outcomes
             fsio.remove(f"{self.spool.layout.sessions}/{self.name}.json")
-            return
-        self.spool.close_session(self.name)
-        self._buckets.remove()
+        else:
+            self.spool.close_session(self.name)
+            self._buckets.remove()
+        self.spool.let_all_go()

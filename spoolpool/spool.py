@@ -1,4 +1,4 @@
-"""A spool: one directory tree that is the whole queue; making it, opening it, putting tasks into it."""
+"""A spool: one directory tree that is the whole queue; making it, opening it, and its directories."""
 
 from __future__ import annotations
 
@@ -7,77 +7,21 @@ import errno
 import functools
 import math
 import os
-from collections.abc import Iterator
 
 import msgspec
 
 from spoolpool import access, envelope, fsio, layout, settings
 from spoolpool.access import Mode
 from spoolpool.anchors import Anchors
-from spoolpool.backoff import Backoff
+from spoolpool.config import Config, read_config
 from spoolpool.envelope import Buffer, Envelope
-from spoolpool.errors import (
-    BadRequest,
-    NotASpool,
-    NotTrusted,
-    SpoolDenied,
-    SpoolFull,
-    SpoolpoolError,
-    SpoolVersion,
-)
-from spoolpool.layout import Edge, Layout, Token
-from spoolpool.signature import Signature, task_label
-from spoolpool.task import TaskHeader
+from spoolpool.errors import BadRequest, NotASpool, NotTrusted
+from spoolpool.explanation import explained
+from spoolpool.layout import Layout
+from spoolpool.signature import Signature
 from spoolpool.trust import account
 
-_CONFIG_LIMIT = 1 << 20
-
 _LEAST_OUTPUT = 4096
-_TRIES = 8  # of an operation that fails for no reason that we know: about two seconds
-
-
-class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """For how many seconds ``spool gc`` keeps what nobody asked for."""
-
-    results: float = 30 * 86400.0
-    """Outcomes that were not collected."""
-    sessions: float = 86400.0
-    """The same, and the session itself, once its submitter is provably dead."""
-    unfinished: float = 86400.0
-    """Files in ``tmp/``: what a submitter had not finished when it died."""
-    journals: float = 365 * 86400.0
-    """Journals."""
-    logs: float = 30 * 86400.0
-    """Captured output."""
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``spool.json`` says; written once, when the spool is made."""
-
-    format: int
-    """Version of the tree."""
-    id: str
-    """Random; tells a spool from another that is mounted in its place."""
-    mode: Mode = "private"
-    """Who may use it: its owner, a group, or everybody who may drop tasks."""
-    durability: fsio.Durability = "data"
-    """What a task survives."""
-    lease: float = settings.LEASE
-    """Seconds that a claim outlives the last sign of life of its worker."""
-    max_attempts: int = settings.MAX_ATTEMPTS
-    """Attempts of a task that does not say itself."""
-    caches: float = settings.CACHE_SECONDS
-    """Seconds for which a client of the filesystem may go on seeing what is no longer so."""
-    output: int = settings.OUTPUT
-    """Bytes that are kept of what one rank of a task prints; 0: it goes where the worker's own words go."""
-    keep: Keep = Keep()
-    """What ``spool gc`` leaves."""
-    temporary: bool = False
-    """Belongs to one executor, and goes with it."""
-    max_waiting: int | None = None
-    """Tasks of one user that may wait at a time; no bound if None."""
-    signed: bool = False
-    """Whether every file that may be unpickled carries a signature."""
 
 
 class Spool:
@@ -91,7 +35,7 @@ class Spool:
     def __init__(self, path: str | os.PathLike[str], *, keys: bytes = b"") -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.layout = Layout(self.path)
-        self.config, status = _read_config(self.layout)
+        self.config, status = read_config(self.layout)
         self.signature = Signature(self.config.id, keys) if self.config.signed else None
         self.owner = status.st_uid
         """Account to which it belongs."""
@@ -220,101 +164,6 @@ class Spool:
         if self.signature is not None:
             self.signature.load()
 
-    def enqueue(self, header: TaskHeader, parts: list[Buffer]) -> Token:
-        """Put a task file into its lane; when this returns, the task is in the spool.
-
-        One that needs others, or is not to start yet, is held back until somebody lets it go
-        (:mod:`spoolpool.waiting`): first its edges are made, so that whoever collects what it needs leaves that there.
-
-        Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing
-        of the task is left in the spool.
-        """
-        token = Token(header.task, 1, 1)
-        source = f"{self.layout.tmp}/{header.task}"
-        with explained(f"submit a task to {self.path}"):
-            self.write(source, task_label(header.task), parts)
-            if header.needs:
-                try:
-                    self._make_edges(header)
-                except BaseException:
-                    self.remove_edges(header)
-                    fsio.remove(source)
-                    raise
-            try:
-                self._publish(source, header, token)
-            except BaseException as error:
-                if isinstance(error, NotTrusted):
-                    fsio.remove(source)
-                self.remove_edges(header)
-                raise
-        return token
-
-    def _make_edges(self, header: TaskHeader) -> None:
-        """Say of everything that a task needs that it does; the files are empty, and only their names count."""
-        for session, needed in header.needed():
-            path = self.layout.edge(session, Edge(needed, header.task))
-            directory, name = os.path.split(path)
-            try:
-                place = self.held(directory)
-                fsio.create(f"{place}/{name}", [])
-            except FileExistsError:  # a request was repeated: nobody else makes this name
-                pass
-            except FileNotFoundError:
-                self.make_directories(directory)
-                place = self.held(directory)
-                with contextlib.suppress(FileExistsError):
-                    fsio.create(f"{place}/{name}", [])
-        if self.config.durability == "full":
-            for session in header.needs:
-                fsio.sync_directory(f"{self.layout.needs}/{session}")
-
-    def remove_edges(self, header: TaskHeader) -> None:
-        """A task has its outcome, or never came to be: what it needed is needed by it no longer."""
-        for session, needed in header.needed():
-            path = self.layout.edge(session, Edge(needed, header.task))
-            directory, name = os.path.split(path)
-            try:
-                place = self.held(directory)
-            except FileNotFoundError:
-                continue
-            if not fsio.remove(f"{place}/{name}") and not fsio.gone(path):  # ESTALE does not say that it went
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
-
-    def _publish(self, source: str, header: TaskHeader, token: Token) -> None:
-        plain = self.layout.waiting if header.held else self.layout.bucket(header.lane, header.bucket)
-        target = f"{plain}/{token.name}"
-        rhythm = Backoff(0.005, 1.0, 2.0)
-        for left in reversed(range(_TRIES)):
-            try:
-                place = self.layout.waiting if header.held else self.bucket(header.lane, header.bucket)
-                target = f"{place}/{token.name}"
-                fsio.move(source, target, durability=self.config.durability)
-                return
-            except OSError as error:
-                reason = (
-                    error.errno or 0
-                )  # not the error: its frames would keep the task's data until garbage is collected
-                try:
-                    if not fsio.there(source):  # it happened; the answer was for a repeated request
-                        return
-                    if error.errno in fsio.GONE:  # the bucket is not made yet, or was removed as empty
-                        self.make_directories(plain)
-                        continue
-                except OSError as refused:
-                    reason = refused.errno or 0
-                if left and reason not in fsio.FULL | fsio.DENIED:
-                    rhythm.sleep()
-                    continue
-                # gone before it was removed: moved after all, if it stands there; a repeated request says so as well
-                if fsio.remove(source) or not fsio.there(target):
-                    raise OSError(reason, os.strerror(reason), target) from None
-                return
-        fsio.remove(source)
-        raise SpoolpoolError(
-            f"Cannot submit to {self.path}: {plain} vanishes as often as it is made. "
-            "Look for what removes directories there."
-        )
-
     def server_time(self) -> float:
         """Seconds since the epoch by the clock that dates the files of this spool, whichever host's that is."""
         fsio.touch(self.layout.tmp)  # as signs of life are; a new file would find no room on a full disk
@@ -440,91 +289,3 @@ class Spool:
             if fsio.remove_directory(f"{self.layout.results}/{session}"):
                 fsio.remove_directory(f"{self.layout.outgoing}/{session}")
                 fsio.remove(f"{self.layout.sessions}/{session}.json")
-
-    def cancel(self, header: TaskHeader, token: Token, *, held: bool = False) -> bool:
-        """Take a waiting task back, or one that is held back; True if nobody had claimed it, and now nobody will.
-
-        Its token stands in the results of its session, named as cancelled: it is the outcome.
-        """
-        inbox = self.results(header.session, self.account)
-        target = f"{inbox}/{token.claimed_by(layout.CANCELLED).name}"
-        # in this order: it goes from the one to the other
-        for where in (self.layout.waiting, "") if held or header.held else ("",):
-            try:
-                place = where or self.bucket(header.lane, header.bucket)
-                fsio.move(f"{place}/{token.name}", target)
-                return True
-            except OSError as error:
-                if fsio.there(target):  # it happened; the answer was for a repeated request
-                    return True
-                if error.errno not in fsio.GONE:  # else it was let go, or a worker was first
-                    raise
-        return False
-
-    def is_to_be_cancelled(self, token: Token) -> bool:
-        """Whether :meth:`ask_to_cancel` was called for a claimed task, by who may; raises ``OSError`` where unknown."""
-        if token.task not in fsio.names(self.layout.cancel):
-            return False
-        if not self.shared:
-            return True
-        who = fsio.owner(f"{self.layout.cancel}/{token.task}")
-        return who is not None and who in (fsio.owner(self.layout.claimed_token(token)), self.owner)
-
-    def withdraw_mark(self, task: str) -> None:
-        """Take such a mark away: the task is over."""
-        with contextlib.suppress(OSError):  # 'spool gc' finds what is left
-            fsio.remove(f"{self.layout.cancel}/{task}")
-
-    def ask_to_cancel(self, task: str) -> None:
-        """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""
-        with explained(f"cancel {task} in {self.path}"), contextlib.suppress(FileExistsError):
-            fsio.create(f"{self.layout.cancel}/{task}", [])
-
-
-@contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Turn an ``OSError`` into an error that says what was being done, where, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({fsio.plain(os.fsdecode(error.filename))})" if error.filename else ""
-        if error.errno in fsio.FULL:
-            raise SpoolFull(
-                f"Cannot {doing}: {error.strerror}{where}. Free space, inodes or quota there; nothing of "
-                "it was left in the spool."
-            ) from error
-        if error.errno in fsio.DENIED:
-            raise SpoolDenied(
-                f"Cannot {doing}: {error.strerror}{where}. Ask the owner of the spool for the right to "
-                "write, or use another spool."
-            ) from error
-        raise SpoolpoolError(f"Cannot {doing}: {error.strerror}{where}.") from error
-
-
-def _read_config(where: Layout) -> tuple[Config, os.stat_result]:
-    try:
-        with fsio.reading(where.config) as (fd, status):
-            data = os.read(fd, _CONFIG_LIMIT)
-    except ValueError as error:
-        raise NotASpool(f"{where.root} is not a spool: {error}.") from error
-    except OSError as error:
-        if error.errno in fsio.DENIED:
-            raise SpoolDenied(
-                f"Cannot open the spool {where.root}: {error.strerror}. {access.whose(where.root)}"
-            ) from error
-        raise NotASpool(
-            f"{where.root} is not a spool: {where.config} cannot be read ({error.strerror}). Make one with "
-            f"'spool init {where.root}', or look whether the filesystem is mounted on {os.uname().nodename}."
-        ) from error
-    try:
-        version = msgspec.json.decode(data, type=dict).get("format")
-        if isinstance(version, int) and version > layout.FORMAT:
-            raise SpoolVersion(
-                f"The spool {where.root} has format {version}; this spoolpool knows formats up to "
-                f"{layout.FORMAT}. Install a newer spoolpool here, or use another spool."
-            )
-        return msgspec.json.decode(data, type=Config), status
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise NotASpool(
-            f"{where.root} is not a spool: {where.config} is not what 'spool init' writes ({error})."
-        ) from error

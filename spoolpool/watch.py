@@ -28,13 +28,14 @@ class Watch:
     directly: its observer threads would cost two switches of thread per event.
     """
 
+    _read = _write = _inotify = -1  # for one whose making failed
+
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
-        self._inotify = -1
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
         try:
             from watchdog.observers import inotify_c
@@ -89,10 +90,14 @@ class Watch:
         """Give the descriptors back; harmless when repeated."""
         fds = [fd for fd in (self._read, self._write, self._inotify) if fd >= 0]
         self._read = self._write = self._inotify = -1
-        self._watched.clear()
+        self._watched = {}
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+    def __del__(self) -> None:
+        # whoever made it may have failed before he could close it
+        self.close()
 
     @staticmethod
     def _drain(fd: int) -> None:

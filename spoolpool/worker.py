@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
@@ -17,6 +16,7 @@ from spoolpool import fsio, settings, task
 from spoolpool.backoff import Backoff
 from spoolpool.call import Report
 from spoolpool.call import failed as failed_call
+from spoolpool.cancellation import Marks
 from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome
 from spoolpool.context import assisting
 from spoolpool.dependencies import Dependencies, Ended
@@ -33,7 +33,7 @@ from spoolpool.recovery import Recovery, report_lost
 from spoolpool.registry import Registration, WorkerInfo, workers
 from spoolpool.spool import Spool
 from spoolpool.task import Failure, TaskHeader
-from spoolpool.trust import Trust, account
+from spoolpool.trust import Trust
 from spoolpool.waiting import Releaser, hold_back
 from spoolpool.watch import Watch
 
@@ -126,8 +126,7 @@ class Worker:
         self._stopping = False
         self._until = None if terms.max_time is None else time.monotonic() + terms.max_time
         self._unsure = False  # whether something may be claimed in this worker's name without its knowing
-        self._cancelled: set[str] = set()
-        self._cancel_listed = 0.0
+        self._marks = Marks(spool)
         self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
@@ -318,18 +317,6 @@ class Worker:
         finally:
             claim.release()
 
-    def _is_cancelled(self, claim: Claim) -> bool:
-        now = time.monotonic()
-        if now - self._cancel_listed > 1.0:  # a mark asks politely: once a second is soon enough
-            self._cancelled = set(fsio.names(self._spool.layout.cancel))
-            self._cancel_listed = now
-        if claim.token.task not in self._cancelled or not self._spool.shared:
-            return claim.token.task in self._cancelled
-        owner = fsio.owner(f"{self._spool.layout.cancel}/{claim.token.task}")
-        if owner not in (None, claim.owner, self._spool.owner):
-            log.warning("%s asks to cancel a task of %s: it runs.", account(owner), account(claim.owner))
-        return owner in (claim.owner, self._spool.owner)
-
     def _work(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
         self._claims.append(claim)
@@ -339,7 +326,9 @@ class Worker:
             if token.attempt > task.attempts(header):
                 report_lost(self._spool, header, token, f"Task {token.task} has used up its attempts.", claim.owner)
                 return
-            found = Made(cancelled_parts(token)) if self._is_cancelled(claim) else self._outcome(claim, started)
+            found = (
+                Made(cancelled_parts(token)) if self._marks.cover(token, claim.owner) else self._outcome(claim, started)
+            )
             if found is None:
                 return
             parts, report, ran = found
@@ -361,9 +350,7 @@ class Worker:
             )
             if published:
                 self._releaser.committed(header.session, token)
-                if token.task in self._cancelled:  # nobody claims it any more: the mark has no purpose
-                    with contextlib.suppress(OSError):  # it is another account's
-                        fsio.remove(f"{self._spool.layout.cancel}/{token.task}")
+                self._marks.over(token.task)
             else:
                 log.warning(
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", token.task

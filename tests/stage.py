@@ -35,6 +35,7 @@ from spoolpool import (
 )
 from spoolpool import task as records
 from spoolpool.call import Report
+from spoolpool.config import Keep
 from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.future import TaskFuture
@@ -56,7 +57,7 @@ from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
 from spoolpool.session import Session
 from spoolpool.signature import outcome_label
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker

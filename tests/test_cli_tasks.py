@@ -17,7 +17,7 @@ from typing import Any
 import click.testing
 import pytest
 
-from spoolpool import Executor, fsio, journal, layout, pickling, query, settings
+from spoolpool import Executor, cancellation, fsio, journal, layout, pickling, query, settings
 from spoolpool.census import census
 from spoolpool.cli import selection
 from spoolpool.cli.spool import main
@@ -217,7 +217,7 @@ def test_a_task_that_runs_is_shown_with_its_worker(spool: Spool) -> None:
     task = put(spool, "running")
     (path,) = Path(spool.layout.claimed).iterdir()
     path.rename(path.with_name(Token(task, 1, 1, worker).name))
-    spool.ask_to_cancel(task)
+    cancellation.ask(spool, task)
     text = run("show", spool.path, task).stdout
     assert f"worker {worker} on elsewhere: running" in text
     assert "to be cancelled" in text
@@ -294,15 +294,15 @@ def test_a_task_that_was_released_meanwhile_is_taken_back_where_it_is(spool: Spo
     bucket = spool.layout.bucket(header.lane, header.bucket)
     spool.make_directories(bucket)
     fsio.move(f"{spool.layout.waiting}/{token.name}", f"{bucket}/{token.name}")
-    assert spool.cancel(header, token, held=True)
+    assert cancellation.cancel(spool, header, token, held=True)
     assert ids(spool.path, "--state", "cancelled") == [task]
-    assert not spool.cancel(header, Token(new_task_id(), 1, 1), held=True)
+    assert not cancellation.cancel(spool, header, Token(new_task_id(), 1, 1), held=True)
 
 
 def test_a_cancelled_task_that_waits_again_is_not_run(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(tasks.mark, tmp_path / "ran")
-        spool.ask_to_cancel(future.task)  # type: ignore[attr-defined]
+        cancellation.ask(spool, future.task)  # type: ignore[attr-defined]
         worker(spool)
         wait_until(future.cancelled, "the worker honours the mark")
     assert not (tmp_path / "ran").exists()
@@ -341,7 +341,7 @@ def test_a_result_that_another_task_waits_for_is_not_removed(spool: Spool) -> No
 def test_a_mark_goes_with_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(tasks.mark, tmp_path / "ran")
-        spool.ask_to_cancel(future.task)  # type: ignore[attr-defined]
+        cancellation.ask(spool, future.task)  # type: ignore[attr-defined]
         worker(spool)
         wait_until(future.cancelled, "the worker honours the mark")
         wait_until(lambda: not fsio.names(spool.layout.cancel), "the mark is taken away")

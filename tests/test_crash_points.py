@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import layout
+from spoolpool import cancellation, layout
 from spoolpool.claim import Claimer, commit, give_back, write_outcome
 from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity
@@ -89,7 +89,7 @@ def collect(stage: Stage) -> Body:
     headers = [stage.submit() for _ in range(2)]
     stage.work(tasks=1)
     [waiting] = stage.headers(stage.seen().ready)
-    assert stage.spool.cancel(waiting, Token(waiting.task, 1, 1))
+    assert cancellation.cancel(stage.spool, waiting, Token(waiting.task, 1, 1))
     lost = stage.submit(max_attempts=1)
     abandon(stage, lost, dead_process())
     stage.recover()
@@ -447,7 +447,7 @@ def test_a_cancel_that_was_done_but_answers_that_it_was_not_is_a_cancel(scratch:
     header = stage.submit()
     lie = Fault("after", errno.ENOENT)
     with Disk(at(1, lie), only=frozenset({"rename"})).installed():
-        assert stage.spool.cancel(header, Token(header.task, 1, 1))
+        assert cancellation.cancel(stage.spool, header, Token(header.task, 1, 1))
     assert [token.worker for token in stage.seen().results.values()] == [layout.CANCELLED]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, fsio
+from spoolpool import Executor, cancellation, fsio
 from spoolpool.errors import (
     BadRequest,
     BrokenSpool,
@@ -411,7 +411,7 @@ def test_a_task_cancelled_from_outside_after_running_was_asked_is_done_all_the_s
     assert isinstance(future, TaskFuture)
     assert future.set_running_or_notify_cancel()  # as running() does, had it looked in the middle of the rename
     session = future._session
-    assert session.spool.cancel(future.header, future.token)
+    assert cancellation.cancel(session.spool, future.header, future.token)
     with pytest.raises(CancelledError):
         future.result(LIMIT)
     held.open()

@@ -18,6 +18,7 @@ from spoolpool import Executor, claim, envelope, fsio, layout, pickling
 from spoolpool import task as records
 from spoolpool.check import check, repair
 from spoolpool.cli.spool import main
+from spoolpool.config import Keep
 from spoolpool.errors import WorkerLost
 from spoolpool.garbage import Rubbish, remove, rubbish
 from spoolpool.identity import Identity
@@ -25,7 +26,7 @@ from spoolpool.journal import Journal
 from spoolpool.layout import CANCELLED, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
 from spoolpool.recovery import report_lost
 from spoolpool.registry import SessionInfo
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests import tasks

@@ -17,6 +17,7 @@ from spoolpool.claim import Claimer
 from spoolpool.layout import Lane, Token
 from spoolpool.order import Order, Source
 from spoolpool.spool import Spool
+from spoolpool.submission import submit
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests.stage import Clock
@@ -151,7 +152,7 @@ class Backlog:
             header = TaskHeader(
                 task=f"499-{next(self._ids):014x}-{submitter:010x}", session="inbox", lane=lane, bucket=name
             )
-            self.spool.enqueue(header, envelope.pack(task.encode(header), b""))
+            submit(self.spool, header, envelope.pack(task.encode(header), b""))
         return self.spool.layout.bucket(lane, name)
 
     def claim(self, count: int) -> list[TaskHeader]:

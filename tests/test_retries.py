@@ -20,11 +20,12 @@ from spoolpool import Executor, census, claim, envelope, fsio, layout, settings,
 from spoolpool import task as records
 from spoolpool.check import check, repair
 from spoolpool.cli.spool import main
+from spoolpool.config import Keep
 from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, WorkerLost
 from spoolpool.garbage import remove, rubbish
 from spoolpool.layout import Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
 from spoolpool.recovery import Recovery
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.waiting import Releaser, delay

@@ -24,6 +24,7 @@ from spoolpool.layout import Token
 from spoolpool.objects import put_object, read_object
 from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
+from spoolpool.submission import submit
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests import tasks
@@ -93,7 +94,7 @@ def put(spool: Spool, value: object) -> Path:
     header = TaskHeader(
         task=name, session="inbox", lane=LANE, bucket=layout.bucket_name(name, layout.new_submitter_id())
     )
-    token = spool.enqueue(header, envelope.pack(task.encode(header), *pickling.dumps(value)))
+    token = submit(spool, header, envelope.pack(task.encode(header), *pickling.dumps(value)))
     return Path(spool.layout.bucket(header.lane, header.bucket), token.name)
 
 
@@ -293,7 +294,7 @@ def large(spool: Spool) -> Path:
     """A task file whose buffer begins at a page."""
     name = layout.new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=layout.bucket_name(name, "0" * 8))
-    token = spool.enqueue(header, envelope.pack(task.encode(header), b"pickle", [bytes(3 << 20)]))
+    token = submit(spool, header, envelope.pack(task.encode(header), b"pickle", [bytes(3 << 20)]))
     return Path(spool.layout.bucket(header.lane, header.bucket), token.name)
 
 

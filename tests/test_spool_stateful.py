@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from spoolpool import cancellation
 from spoolpool.claim import Claim, Claimer, commit, give_back, retry, write_outcome
 from spoolpool.layout import CANCELLED, Token
 from spoolpool.recovery import Recovery
@@ -95,7 +96,7 @@ class SpoolMachine(RuleBasedStateMachine):
         token = Token(task.header.task, 1, 1)
         waits = task.place == "ready" and task.token == token
         cancelled_before = task.place == "results" and task.outcome == "cancelled"
-        assert self.spool.cancel(task.header, token) is (waits or cancelled_before)
+        assert cancellation.cancel(self.spool, task.header, token) is (waits or cancelled_before)
         if waits:
             task.place, task.token, task.outcome = "results", token.claimed_by(CANCELLED), "cancelled"
 

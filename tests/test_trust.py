@@ -17,6 +17,7 @@ from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
 from spoolpool.layout import Lane, Token
 from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
+from spoolpool.submission import submit
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust, account
 from tests.stage import LANE, Clock, Inbox, Stage, announce, dead_process, info_of
@@ -58,7 +59,7 @@ def put(spool: Spool, trap: Trap) -> Path:
         task=name, session="inbox", lane=LANE, bucket=layout.bucket_name(name, layout.new_submitter_id())
     )
     payload, buffers = pickling.dumps(trap)
-    token = spool.enqueue(header, envelope.pack(task.encode(header), payload, buffers))
+    token = submit(spool, header, envelope.pack(task.encode(header), payload, buffers))
     return Path(spool.layout.bucket(header.lane, header.bucket), token.name)
 
 

@@ -151,6 +151,14 @@ def test_closing_gives_every_descriptor_back_and_may_be_repeated(tmp_path: Path)
     assert descriptors() == before
 
 
+def test_one_that_nobody_closed_gives_every_descriptor_back_when_it_is_dropped() -> None:
+    before = descriptors()
+    watch = Watch()
+    assert descriptors() > before
+    del watch
+    assert descriptors() == before
+
+
 def test_a_started_program_inherits_no_descriptor_of_it(watch: Watch, tmp_path: Path) -> None:
     watch.add(str(tmp_path))
     fds = [watch._read, watch._write, watch._inotify]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spoolpool import cancellation
 from spoolpool.cli.output import say
 from spoolpool.cli.selection import Selection, confirm, selects
 
@@ -32,7 +33,7 @@ def cancel(selection: Selection, yes: bool) -> None:
             selection.note("cancelled", sight)
             click.echo(f"{sight.id} was taken back.")
         else:
-            selection.spool.ask_to_cancel(sight.id)
+            cancellation.ask(selection.spool, sight.id)
             selection.note("cancel asked", sight)
             click.echo(f"{sight.id} is to be cancelled.")
     if not chosen:
@@ -45,4 +46,4 @@ def _take_back(sight: Sight) -> bool:
     if standing.place == "running" or header is None:
         return False
     sight.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
-    return sight.spool.cancel(header, standing.token, held=standing.place == "held")
+    return cancellation.cancel(sight.spool, header, standing.token, held=standing.place == "held")

@@ -71,6 +71,7 @@ def work(wishes: Wishes) -> int:
     )
     if size > 1:
         return _work_with_mpi(wishes, terms, size, worker)
+    from spoolpool.cancellation import is_asked
     from spoolpool.capture import Capture
     from spoolpool.group import SerialGroup
     from spoolpool.interruption import Interrupter
@@ -82,7 +83,7 @@ def work(wishes: Wishes) -> int:
         terms.ends,
         spool.path,
         supervised=terms.supervised,
-        interrupter=Interrupter(spool.is_to_be_cancelled, publish_for_group(spool), wishes.grace),
+        interrupter=Interrupter(functools.partial(is_asked, spool), publish_for_group(spool), wishes.grace),
         capture=Capture(spool.path),
         progress=Progress(spool.path),
     )
@@ -92,6 +93,7 @@ def work(wishes: Wishes) -> int:
 
 
 def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
+    from spoolpool.cancellation import is_asked
     from spoolpool.capture import Capture
     from spoolpool.group import MPIGroup
     from spoolpool.interruption import Interrupter
@@ -114,7 +116,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
             supervised=terms.supervised and not world.split,
             grace=wishes.grace,
             ends=terms.ends,
-            interrupter=Interrupter(spool.is_to_be_cancelled, publish if leads else None, wishes.grace),
+            interrupter=Interrupter(functools.partial(is_asked, spool), publish if leads else None, wishes.grace),
             capture=Capture(directory, world.comm.Get_rank()),
             progress=Progress(directory),
             spool=directory,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoolpool import fsio, layout
+from spoolpool import edges, fsio, layout
 from spoolpool.cli.output import say
 from spoolpool.cli.selection import Selection, confirm, selects
 from spoolpool.errors import SpoolpoolError
@@ -58,7 +58,7 @@ def _remove(sight: Sight) -> bool:
     """Take a task away for good, as whoever collects it; False if somebody else did."""
     spool, token, header = sight.spool, sight.standing.token, sight.header
     if header is not None:
-        spool.remove_edges(header)
+        edges.remove(spool, header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
     parent, _, name = sight.standing.path.rpartition("/")
     place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"

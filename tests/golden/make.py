@@ -16,6 +16,7 @@ from spoolpool import envelope, layout, task
 from spoolpool.claim import commit, write_outcome
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
+from spoolpool.submission import submit
 from spoolpool.task import OutcomeHeader, TaskHeader
 
 LANE = "default.r1t1g0.py3.11"
@@ -51,7 +52,7 @@ def make(directory: Path, *, signed: bool = False) -> None:
     spool.open_session("golden")
     call = pickle.dumps((pow, (2, 5), {}), protocol=5)
     for name in (WAITING, DONE):
-        spool.enqueue(header(name), envelope.pack(task.encode(header(name)), call))
+        submit(spool, header(name), envelope.pack(task.encode(header(name)), call))
     token = Token(DONE, 1, 1).claimed_by(WORKER)
     Path(spool.layout.bucket(LANE, BUCKET), Token(DONE, 1, 1).name).rename(spool.layout.claimed_token(token))
     buffers: list[pickle.PickleBuffer] = []

@@ -16,11 +16,12 @@ import msgspec
 import pytest
 
 from spoolpool import check, claim, envelope, fsio, garbage, layout
+from spoolpool.config import Keep
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.layout import Layout, Token
 from spoolpool.recovery import Recovery
 from spoolpool.session import TaskFuture
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests.multiuser.people import Canary, People, Scene, messages
