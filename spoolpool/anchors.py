@@ -66,6 +66,11 @@ class Anchors:
                 self._held.popitem(last=False)  # whoever uses it just now still has it
         return found
 
+    def let_all_go(self) -> None:
+        """Hold nothing any more."""
+        with self._lock:
+            self._held.clear()
+
     def let_go(self, path: str) -> None:
         """Open this one anew when it is needed next."""
         with self._lock:

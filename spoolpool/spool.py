@@ -222,6 +222,10 @@ class Spool:
         if self.shared:
             self._anchors.let_go(path)
 
+    def let_all_go(self) -> None:
+        """Give back what is held open, at the end of a use; what is used again is opened again."""
+        self._anchors.let_all_go()
+
     def bucket(self, lane: str, bucket: str) -> fsio.Place:
         """The directory of waiting tasks; that of its lane must belong to the account that the lane names."""
         if self.shared:

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -130,8 +131,7 @@ class Worker:
         self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
-        # a forked child would hold the lock of the claim, and so witness for a worker that is dead
-        os.register_at_fork(after_in_child=self._forked)
+        _live.add(self)
 
     def _serves(self, lane: Lane) -> bool:
         """Whether this group runs tasks of a lane; of packages that it lacks it tells in its entry."""
@@ -142,7 +142,8 @@ class Worker:
             self._registration.note_lack(tag, instead)
         return not missing
 
-    def _forked(self) -> None:
+    def after_fork(self) -> None:
+        """In a forked child: it would hold the lock of the claim, and so witness for a worker that is dead."""
         for claim in self._claims:
             claim.release()
 
@@ -185,6 +186,7 @@ class Worker:
             self._journal.close()
             self._watch.close()
             self._leave()
+            self._spool.let_all_go()
 
     def _loop(self) -> int:
         rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
@@ -458,3 +460,15 @@ class Worker:
         finally:
             if len(self._claims) == 1:
                 self._assistants.clear()
+
+
+_live: weakref.WeakSet[Worker] = weakref.WeakSet()
+"""Workers of this process."""
+
+
+def _after_fork() -> None:
+    for worker in list(_live):
+        worker.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
