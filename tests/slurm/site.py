@@ -10,7 +10,8 @@ from spoolpool import Spool, registry
 from tests.servers import Slurm
 from tests.waiting import wait_until
 
-PATIENCE = 40.0
+PATIENCE = 120.0
+"""Seconds for what a loaded machine may take for the start of several jobs; it judges no speed."""
 WORKER = f"{sys.executable} -m spoolpool.cli.worker"
 
 
@@ -49,7 +50,12 @@ class Site:
             found = registry.workers(self.spool)
             return found if len(found) >= count else []
 
-        return wait_until(enough, f"{count} groups are there; the job said:\n{self.log()}", PATIENCE)
+        try:
+            return wait_until(enough, f"{count} groups are there", PATIENCE)
+        except AssertionError as error:
+            groups = [f"{info.worker} {info.ranks} on {info.process.host}" for info in registry.workers(self.spool)]
+            queue = self.slurm.run(["squeue", "-t", "all"]) + self.slurm.run(["sinfo", "-N", "-l"])
+            raise AssertionError(f"{error}\ngroups: {groups}\n{queue}\nthe job said:\n{self.log()}") from None
 
     def end(self) -> None:
         for job in self.jobs:
