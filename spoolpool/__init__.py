@@ -14,6 +14,7 @@ from spoolpool.bar import as_completed, wait
 from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:
+    from spoolpool.cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
     from spoolpool.future import get_item_from_future, split_future
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
@@ -29,6 +30,7 @@ _WHERE = {
     "ShellExecutor": "spoolpool.programs",
     "Spool": "spoolpool.spool",
     "SubprocessExecutor": "spoolpool.programs",
+    "get_cache_data": "spoolpool.cache",
     "get_item_from_future": "spoolpool.future",
     "split_future": "spoolpool.future",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "SubprocessExecutor",
     "as_completed",
     "current_task",
+    "get_cache_data",
     "get_item_from_future",
     "split_future",
     "wait",

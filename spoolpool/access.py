@@ -48,7 +48,7 @@ class Rights(NamedTuple):
 
 
 _DROPPED = frozenset(
-    {"tmp", "ready", "waiting", "needs", "outgoing", "results", "failed", "cancel", "objects", "sessions"}
+    {"tmp", "ready", "waiting", "needs", "outgoing", "results", "failed", "cancel", "objects", "sessions", "cache"}
 )
 
 _CHECKED: dict[Mode, int] = {"private": 0o077, "group": 0o7777, "dropbox": 0o7777}

@@ -26,7 +26,7 @@ from spoolpool.lookout import Refresher, Service
 from spoolpool.outcome import value_of
 from spoolpool.recovery import Recovery
 from spoolpool.signature import outcome_label
-from spoolpool.task import Kind, TaskHeader
+from spoolpool.task import Kind, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.watch import Watch
 
@@ -66,6 +66,8 @@ class Collector:
         self._told: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, Token], None] | None = None
         """Called with a task and its claim when its outcome has come, in this thread."""
+        self.on_result: Callable[[TaskHeader, OutcomeHeader, str, str], None] | None = None
+        """Called before a result is delivered that is to be kept, with the path of its outcome, and its label."""
 
     def start(self) -> bool:
         """Make sure that the thread runs, under the session's lock; whether it must be woken for what is new."""
@@ -289,6 +291,8 @@ class Collector:
             # the frames of this thread tell nobody anything, and would keep the outcome's data
             finish(future, error=error.with_traceback(None))
         else:
+            if self.on_result is not None and future.header.cache:
+                self.on_result(future.header, outcome, f"{outgoing}/{token.name}", label)
             finish(future, value=value)
         self._awaited.ended(future, token, outcome.kind)
         return outcome.kind

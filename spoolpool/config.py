@@ -27,6 +27,8 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """Journals."""
     logs: float = 30 * 86400.0
     """Captured output."""
+    cache: float = 30 * 86400.0
+    """Results in the cache, since they were last used."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

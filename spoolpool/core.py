@@ -15,6 +15,7 @@ from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
 from spoolpool.batchpool import BatchPool
 from spoolpool.errors import BrokenSpool
+from spoolpool.memo import Memo
 from spoolpool.pool import Pool
 from spoolpool.resources import Shape
 from spoolpool.session import Session
@@ -55,11 +56,13 @@ class Core:
         self.cores = cores
         self._temporary = temporary
         self._pid = os.getpid()
+        self.accept = accept
         self.session = Session(spool, name, accept=accept, submitter=submitter, wait_for_room=wait_for_room)
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None
         self.stream: Stream | None = None
+        self.memo: Memo | None = None
         _at_work.add(self.session)
         if stream:
             from spoolpool.stream import Stream
@@ -130,6 +133,11 @@ class Core:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
             self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
 
+    def remember(self, memo: Memo) -> None:
+        """Look there for the results of calls, and keep there what comes."""
+        self.memo = memo
+        self.session.on_result(memo.keep)
+
     def close(self) -> None:
         """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
         if os.getpid() == self._pid:
@@ -148,6 +156,8 @@ class Core:
             self.stream.join()
         if self._thread is not None:
             self._thread.join()
+        if self.memo is not None:
+            self.memo.close()
 
 
 def _shape(lane: str) -> Shape:

@@ -27,12 +27,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spoolpool import bar, fsio, graph, layout, pickling, settings
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
+from spoolpool.cache import cache_of, open_cache
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest
 from spoolpool.future import TaskFuture
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
+from spoolpool.memo import Memo
 from spoolpool.needs import Needs
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
@@ -80,6 +82,8 @@ class Executor(futures.Executor):
         min_jobs: Batch jobs to submit at once, and again when they end; with 0 the first task brings the first job.
         max_jobs: Batch jobs that may wait or run at once, where many tasks wait or such of other shapes;
             ``min_jobs`` (or 1) unless given.
+        cache: Keep the results of calls, and give them at once where the same call is made again: in the spool's cache
+            (an embedded executor's: in ``~/.cache/spoolpool``), or in the one below a directory, or of a spool.
         wait_for_room: Where the spool bounds how many tasks of one user may wait, let ``submit`` wait until another
             one may, instead of raising :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting.
 
@@ -112,6 +116,7 @@ class Executor(futures.Executor):
         min_jobs: int = 1,
         max_jobs: int | None = None,
         wait_for_room: bool = False,
+        cache: bool | str | os.PathLike[str] = False,
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
@@ -129,6 +134,7 @@ class Executor(futures.Executor):
         self._init_function = init_function
         self._wait_for_room = wait_for_room
         self._attached = None if spool is None else Spool(spool)
+        self._cache = cache
         self._stream = stream_output
         if stream_output and self._attached is not None and not self._attached.config.output:
             raise BadRequest(f"The spool {self._attached.path} keeps no output: there is nothing to stream.")
@@ -191,6 +197,8 @@ class Executor(futures.Executor):
                 submitter=layout.submitter_of(name) if self._session else "",
                 wait_for_room=self._wait_for_room,
             )
+            if self._cache:
+                core.remember(self._memo(spool, core.accept))
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
             if jobs is not None:
@@ -206,6 +214,13 @@ class Executor(futures.Executor):
         # an executor that nobody refers to any more lets its groups end once its tasks are done
         self._finalizer = weakref.finalize(self, core.close)
         self._finalizer.atexit = False
+
+    def _memo(self, spool: Spool, accept: Trust) -> Memo:
+        if self._cache is True and self._attached is not None:
+            cache = cache_of(spool, accept)
+        else:
+            cache = open_cache(None if self._cache is True else self._cache or None, accept)
+        return Memo(cache, spool, accept, self._init_function)
 
     def _batch_pool(self, spool: Spool, session: str) -> BatchPool:
         home = self._lane(self._defaults)
@@ -229,10 +244,13 @@ class Executor(futures.Executor):
         wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
         with self._lock:
             core = self._usable()
+        key, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
+        if kept is not None:
+            return kept
         needs = Needs(core.spool, layout.new_task_id(wishes.priority))
         try:
             payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer)
-            return self._submit(core, needs, fn, payload, buffers, wishes)
+            return self._submit(core, needs, fn, payload, buffers, wishes, key)
         except BaseException:
             needs.drop()
             raise
@@ -245,6 +263,7 @@ class Executor(futures.Executor):
         payload: Buffer,
         buffers: list[Buffer],
         wishes: Resources,
+        key: str,
     ) -> Future[T]:
         shape = wishes.shape()
         with self._lock:
@@ -257,6 +276,7 @@ class Executor(futures.Executor):
             name=pickling.label(fn),
             max_attempts=wishes.max_attempts,
             init=core.init,
+            cache=key,
             needs=needs,
             **wishes.of_header(core.spool.server_time),
         )

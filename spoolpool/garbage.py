@@ -44,6 +44,7 @@ def rubbish(spool: Spool, keep: Keep | None = None) -> list[Rubbish]:
     keep = keep or spool.config.keep
     now = spool.server_time()
     found = [*unfinished(spool, now, keep), *_journals_and_logs(spool, now, keep), *_buckets(spool, now, keep)]
+    found += _cache(spool, now, keep)
     edges = _Edges(spool)
     found += edges.stale(now, keep)
     where = spool.layout
@@ -145,6 +146,18 @@ def _journals_and_logs(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish
     yield from _old_files("jobs", files, "a batch job", spool, now, keep.journals)
     logs = [name for name in fsio.names(where.logs) if (log := layout.parse_log(name)) and log.worker not in writers]
     yield from _old_files("logs", logs, "a log", spool, now, keep.logs)
+
+
+def _cache(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
+    """Kept results that nobody has used for long, and what was being written when a submitter died."""
+    for user in filter(layout.is_account, fsio.names(spool.layout.cache)):
+        home = f"cache/{user}"
+        with contextlib.suppress(PermissionError):  # in a dropbox, of another account
+            for part in filter(layout.is_part_of_cache, fsio.names(f"{spool.path}/{home}")):
+                names = filter(layout.is_cache_key, fsio.names(f"{spool.path}/{home}/{part}"))
+                yield from _old_files(f"{home}/{part}", names, "a kept result, unused", spool, now, keep.cache)
+            names = filter(layout.is_unfinished, fsio.names(f"{spool.path}/{home}/tmp"))
+            yield from _old_files(f"{home}/tmp", names, "an unfinished write", spool, now, keep.unfinished)
 
 
 def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:

@@ -51,9 +51,13 @@ _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _OBJECT_FILE = re.compile(rf"{_OBJECT.pattern}(?:@(?:0|[1-9]\d{{0,9}}))?", re.ASCII)
+_CACHE_KEY = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(
-    rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}", re.ASCII
+    rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}|{_CACHE_KEY.pattern}\.{_WORKER.pattern}",
+    re.ASCII,
 )
+_PART = re.compile(r"[0-9a-f]{2}")
+_ACCOUNT = re.compile(r"0|[1-9][0-9]{0,9}")
 _MEETING = re.compile(r"spoolpool-doctor-[0-9a-f]{8}")
 _JOB_FILE = re.compile(r"(?P<job>spool-worker-[0-9a-f]{16})\.(?P<what>json|out)")
 _LOG = re.compile(r"(?P<worker>[0-9a-f]{16})\.(?P<rank>0|[1-9]\d{0,6})(?:\.(?P<part>[1-9]\d{0,8}))?", re.ASCII)
@@ -268,6 +272,21 @@ def is_object_file(text: str) -> bool:
     return _OBJECT_FILE.fullmatch(text) is not None
 
 
+def is_cache_key(text: str) -> bool:
+    """Whether it names a kept result: the 256-bit hash of its call, in hex."""
+    return _CACHE_KEY.fullmatch(text) is not None
+
+
+def is_part_of_cache(text: str) -> bool:
+    """Whether it is a directory of kept results: the first two digits of their keys."""
+    return _PART.fullmatch(text) is not None
+
+
+def is_account(text: str) -> bool:
+    """Whether it is the number of an account."""
+    return _ACCOUNT.fullmatch(text) is not None
+
+
 def is_unfinished(text: str) -> bool:
     """Whether it can stand in ``tmp/`` while something is written: spool.json, a task, a worker's entry, an object."""
     return _UNFINISHED.fullmatch(text) is not None
@@ -350,7 +369,7 @@ class Layout:
         "journal",
         "logs",
     )
-    ON_DEMAND = ("jobs", "needs")
+    ON_DEMAND = ("jobs", "needs", "cache")
     """Directories that are made by the first who needs them."""
 
     def __init__(self, root: str) -> None:
@@ -366,6 +385,7 @@ class Layout:
         self.failed = f"{root}/failed"
         self.cancel = f"{root}/cancel"
         self.objects = f"{root}/objects"
+        self.cache = f"{root}/cache"
         self.sessions = f"{root}/sessions"
         self.workers = f"{root}/workers"
         self.journal = f"{root}/journal"

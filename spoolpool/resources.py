@@ -126,6 +126,11 @@ class Resources:
     error_log_file: str = ""
     """File to which each rank on which the function raises appends function, arguments and traceback; a relative path
     is one of the submitter's."""
+    cache: bool | str = True
+    """Where the executor has a cache: whether it is used for this call; ``"resources"``: and what the call gets beside
+    its ranks counts for its key."""
+    cache_key: str = ""
+    """Key of the call in the cache, in the place of the one that is made from function and arguments."""
 
     def updated(self, wishes: Mapping[str, Any]) -> Resources:
         """These with some keys set; raises :class:`BadRequest` for an unknown key or a senseless value."""
@@ -216,6 +221,18 @@ def _variables(key: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _use_of_cache(key: str, value: Any) -> bool | str:
+    if value is not True and value is not False and value != "resources":
+        raise BadRequest(f"resource_dict: {key} must be True, False or 'resources', not {value!r}.")
+    return value  # type: ignore[no-any-return]
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"resource_dict: {key} must be a text, not {value!r}.")
+    return value
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cwd": _path,
     "tags": _names,
@@ -226,4 +243,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "env": _variables,
     "memory": lambda _, value: read_memory(value),
     "error_log_file": _file,
+    "cache": _use_of_cache,
+    "cache_key": _text,
 }

@@ -24,7 +24,7 @@ from spoolpool.quota import Quota
 from spoolpool.retention import Held
 from spoolpool.spool import Spool
 from spoolpool.submission import submit
-from spoolpool.task import TaskHeader
+from spoolpool.task import OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
 
 
@@ -72,6 +72,7 @@ class Session:
         priority: int = settings.PRIORITY,
         max_attempts: int | None = None,
         init: str = "",
+        cache: str = "",
         needs: Needs | None = None,
         **asked: Any,
     ) -> TaskFuture:
@@ -96,6 +97,7 @@ class Session:
             submitted=time.time(),
             max_attempts=max_attempts or self.spool.config.max_attempts,
             init=init,
+            cache=cache,
             needs=needs.of_header() if needs is not None else {},
             spool=self.spool.config.id,
             **asked,
@@ -232,6 +234,10 @@ class Session:
     def on_outcome(self, call: Callable[[TaskHeader, Token], None]) -> None:
         """Have this called with a task and its claim when its outcome has come, in the thread that collects."""
         self._collector.on_outcome = call
+
+    def on_result(self, call: Callable[[TaskHeader, OutcomeHeader, str, str], None]) -> None:
+        """Have this called with a result that is to be kept: see :attr:`spoolpool.collector.Collector.on_result`."""
+        self._collector.on_result = call
 
     def fail(self, reason: BaseException, lane: str | None = None) -> None:
         """Nothing will come any more (of a lane; of any if None): every such future gets the reason.

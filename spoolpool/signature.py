@@ -43,6 +43,11 @@ def object_label(name: str) -> str:
     return f"object/{name}"
 
 
+def cache_label(key: str) -> str:
+    """The label of a kept result."""
+    return f"cache/{key}"
+
+
 class Key(NamedTuple):
     """A secret with its id, which tells nothing about it."""
 

@@ -59,6 +59,8 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes of memory per rank that were asked for, as information; nothing was said if 0."""
     error_log_file: str = ""
     """File to which a rank appends function, arguments and traceback when the function raises; none if empty."""
+    cache: str = ""
+    """Key under which its result is kept in a cache, by whoever collects it; not at all if empty."""
 
     @property
     def held(self) -> bool:
@@ -149,6 +151,7 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
             ("lane", header.lane, layout.parse_lane(header.lane)),
             ("bucket", header.bucket, layout.is_bucket(header.bucket)),
             ("init", header.init, not header.init or layout.is_object_id(header.init)),
+            ("cache", header.cache, not header.cache or layout.is_cache_key(header.cache)),
             ("needs", header.needs, all(layout.is_session(s) and layout.is_task_id(t) for s, t in header.needed())),
         )
         if not good

@@ -17,6 +17,7 @@ _DAYS = click.FloatRange(min=0)
 @click.option("--sessions", type=_DAYS, help="The same, where their submitter is provably dead.")
 @click.option("--unfinished", type=_DAYS, help="Days for which unfinished writes are kept.")
 @click.option("--journals", type=_DAYS, help="Days for which journals are kept.")
+@click.option("--cache", type=_DAYS, help="Days for which kept results are, since they were last used.")
 @click.option("--logs", type=_DAYS, help="Days for which captured output is kept.")
 @explained
 def gc(directory: str, dry_run: bool, **days: float | None) -> None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "check": "Look whether everything in a spool is as it should be.",
     "doctor": "Try what a filesystem can be trusted with.",
     "key": "Make and change the key of a signed spool.",
+    "cache": "List and remove kept results.",
     "gc": "Remove what nobody will ask for any more.",
 }
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, worker
+from spoolpool import Executor, pickling, worker
 from spoolpool.access import RIGHTS
+from spoolpool.cache import Entry, cache_of
 from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
@@ -136,6 +137,21 @@ def test_each_account_has_objects_of_its_own_though_their_content_is_the_same(sc
     os.chown(forged, scene.mallory.uid, -1)
     with scene.worker.acting(), pytest.raises(NotTrusted, match=scene.mallory.name):
         read_object(spool, name, scene.trust(scene.mallory), scene.alice.uid)
+
+
+def test_kept_results_are_shared_by_a_group_and_taken_from_who_is_trusted(scene: Scene) -> None:
+    key = "ab" * 32
+    for person in (scene.alice, scene.mallory):
+        with person.acting(umask=0o077):
+            cache = cache_of(Spool(scene.path), Trust())
+            assert cache.find(key) is None
+            cache.keep(Entry(key=key), pickling.dumps(f"of {person.name}")[0], [])
+            found = cache.find(key)
+            assert found is not None and found[1] == f"of {person.name}"
+    with scene.worker.acting():  # in a dropbox nobody reads another's
+        of_alice = cache_of(Spool(scene.path), Trust([scene.alice.uid])).find(key)
+        assert (of_alice is not None and of_alice[1] == f"of {scene.alice.name}") == (scene.mode == "group")
+        assert cache_of(Spool(scene.path), Trust()).find(key) is None
 
 
 def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Scene) -> None:
