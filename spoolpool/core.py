@@ -15,7 +15,6 @@ from spoolpool import fsio, layout
 from spoolpool.backoff import Backoff
 from spoolpool.batchpool import BatchPool
 from spoolpool.errors import BrokenSpool
-from spoolpool.memo import Memo
 from spoolpool.pool import Pool
 from spoolpool.resources import Shape
 from spoolpool.session import Session
@@ -23,6 +22,7 @@ from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 
 if TYPE_CHECKING:
+    from spoolpool.memo import Memo
     from spoolpool.stream import Stream
 
 _SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends

@@ -27,14 +27,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spoolpool import bar, fsio, graph, layout, pickling, settings
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
-from spoolpool.cache import cache_of, open_cache
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest
 from spoolpool.future import TaskFuture
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
-from spoolpool.memo import Memo
 from spoolpool.needs import Needs
 from spoolpool.objects import put_object
 from spoolpool.pool import Pool
@@ -44,6 +42,8 @@ from spoolpool.trust import Trust
 
 if TYPE_CHECKING:
     import asyncio
+
+    from spoolpool.memo import Memo
 
 T = TypeVar("T")
 
@@ -216,6 +216,9 @@ class Executor(futures.Executor):
         self._finalizer.atexit = False
 
     def _memo(self, spool: Spool, accept: Trust) -> Memo:
+        from spoolpool.cache import cache_of, open_cache
+        from spoolpool.memo import Memo
+
         if self._cache is True and self._attached is not None:
             cache = cache_of(spool, accept)
         else:

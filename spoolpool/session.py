@@ -72,7 +72,6 @@ class Session:
         priority: int = settings.PRIORITY,
         max_attempts: int | None = None,
         init: str = "",
-        cache: str = "",
         needs: Needs | None = None,
         **asked: Any,
     ) -> TaskFuture:
@@ -97,7 +96,6 @@ class Session:
             submitted=time.time(),
             max_attempts=max_attempts or self.spool.config.max_attempts,
             init=init,
-            cache=cache,
             needs=needs.of_header() if needs is not None else {},
             spool=self.spool.config.id,
             **asked,

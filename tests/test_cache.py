@@ -63,6 +63,11 @@ def keep(cache: Cache, value: Any, key: str = KEY, **more: Any) -> str:
     return next(kept.path for kept in cache.entries() if kept.entry.key == key)
 
 
+def was_kept(future: Any) -> bool:
+    """Whether no task was made for it."""
+    return not future.header.bucket and future.done()
+
+
 def runs(mark: Path) -> int:
     return len(mark.read_text().splitlines()) if mark.exists() else 0
 
@@ -76,7 +81,7 @@ def test_a_call_that_was_made_before_has_its_result_at_once_and_makes_no_task(
     mark = tmp_path / "mark"
     assert executor.submit(tasks.mark, mark, [1, {"a": 2}]).result() == [1, {"a": 2}]
     again = executor.submit(tasks.mark, mark, [1, {"a": 2}])
-    assert again.done() and not again.cancelled() and not again.running() and not again.cancel()
+    assert was_kept(again) and not again.cancelled() and not again.running() and not again.cancel()
     assert again.result() == [1, {"a": 2}]
     assert again[1]["a"].result() == 2
     assert runs(mark) == 1
@@ -91,7 +96,7 @@ def test_another_session_finds_the_result_though_nobody_serves_the_spool(spool: 
     process.terminate()
     process.wait()
     with Executor(spool=spool.path, cache=True) as second:
-        assert second.submit(tasks.keywords, a=1).done()
+        assert was_kept(second.submit(tasks.keywords, a=1))
         waiting = second.submit(tasks.keywords, a=2)
         assert not waiting.done() and waiting.cancel()
         assert list(census(spool).ready) == []
@@ -110,7 +115,7 @@ FACTOR = {factor}
 if __name__ == "__main__":
     with Executor(spool=sys.argv[1], cache=sys.argv[2]) as executor:
         future = executor.submit(scale, 3)
-        print(future.done(), future.result())
+        print(not future.header.bucket, future.result())
 """
 
 
@@ -125,7 +130,7 @@ def test_a_function_that_changed_runs_again_in_the_next_process(served: Spool, t
 def test_what_failed_or_was_cancelled_is_not_kept(executor: Executor, tmp_path: Path) -> None:
     for _ in range(2):
         future = executor.submit(tasks.fail, tasks.OwnError("no"))
-        assert not future.done() or future.exception() is not None
+        assert not was_kept(future)
         assert isinstance(future.exception(), tasks.OwnError)
     blocked = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
     waiting = executor.submit(tasks.keywords, b=1)
@@ -182,7 +187,7 @@ def test_what_init_function_presets_counts(served: Spool, tmp_path: Path) -> Non
 
         with Executor(spool=served.path, cache=tmp_path / "cache", init_function=presets) as executor:
             future = executor.submit(tasks.take_preset, 7)
-            found.append((future.done(), future.result()[1]))
+            found.append((was_kept(future), future.result()[1]))
     assert found == [(False, 1), (False, 2), (True, 1)]
 
 
@@ -192,7 +197,7 @@ def test_the_values_of_several_ranks_are_kept_as_their_list(tmp_path: Path) -> N
         both = executor.submit(tasks.rank_and_size)
         assert both.result() == [(0, 2), (1, 2)]
         again = executor.submit(tasks.rank_and_size)
-        assert again.done() and again.result() == [(0, 2), (1, 2)]
+        assert was_kept(again) and again.result() == [(0, 2), (1, 2)]
         alone = executor.submit(tasks.rank_and_size, resource_dict={"cores": 1})
         assert alone.result() == (0, 1)
 
@@ -202,7 +207,7 @@ def test_a_graph_that_was_computed_before_is_there_at_once(executor: Executor, t
     for again in (False, True):
         first = executor.submit(tasks.mark, mark, {"part": [4, 5]})
         second = executor.submit(tasks.mark, mark, [first["part"][1]])
-        assert second.done() is again
+        assert was_kept(second) is again
         assert second.result() == [5]
         other = executor.submit(tasks.mark, mark, [first["part"][0]])
         assert other.result() == [4]
@@ -242,7 +247,7 @@ def test_an_embedded_executor_has_a_cache_in_the_home(tmp_path: Path, monkeypatc
     for again in (False, True):
         with Executor(max_workers=1, cache=True) as executor:
             future = executor.submit(tasks.keywords, home=1)
-            assert future.done() is again and future.result() == {"home": 1}
+            assert was_kept(future) is again and future.result() == {"home": 1}
     assert len(get_cache_data()) == 1
     assert (tmp_path / "spoolpool").stat().st_mode & 0o777 == 0o700
 

@@ -157,7 +157,7 @@ class Scene:
         self.path = self.make("spool")
         with self.alice.acting():
             self.inbox = Inbox(Spool(self.path), clock, "alices")
-            self.inbox._accept = Trust([self.worker.uid])
+            self.inbox._collector._accept = Trust([self.worker.uid])
         self.lane = Lane("default", 1, 1, 0, settings.PYTHON, user=self.alice.uid).name
 
     def make(self, name: str) -> Path:

@@ -666,7 +666,7 @@ def test_files_of_nobody_are_run_by_nobody(group: Scene, caplog: Log) -> None:
 
 def test_a_result_from_an_account_that_the_submitter_did_not_name_is_an_error_that_names_it(group: Scene) -> None:
     with group.alice.acting():
-        group.inbox._accept = Trust()
+        group.inbox._collector._accept = Trust()
     future = group.submit()
     group.work()
     group.collect()
