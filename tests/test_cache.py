@@ -22,9 +22,10 @@ from spoolpool import Executor, fsio, garbage, get_cache_data, settings
 from spoolpool.cache import Cache, Entry, cache_of, key_of, open_cache
 from spoolpool.census import census
 from spoolpool.cli.spool import main
+from spoolpool.config import Keep
 from spoolpool.errors import BadRequest
 from spoolpool.signature import make_key
-from spoolpool.spool import Keep, Spool
+from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 from tests import tasks
 from tests.conftest import Workers
