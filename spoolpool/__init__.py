@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spoolpool.cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
     from spoolpool.future import get_item_from_future, split_future
+    from spoolpool.pickling import ObjectRef
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.spool import Spool
 
@@ -26,6 +27,7 @@ _WHERE = {
     "Executor": "spoolpool.executor",
     "FluxExecutor": "spoolpool.executor",
     "MPIExecutor": "spoolpool.executor",
+    "ObjectRef": "spoolpool.pickling",
     "SlurmExecutor": "spoolpool.executor",
     "ShellExecutor": "spoolpool.programs",
     "Spool": "spoolpool.spool",
@@ -40,6 +42,7 @@ __all__ = [
     "Executor",
     "FluxExecutor",
     "MPIExecutor",
+    "ObjectRef",
     "ShellExecutor",
     "SlurmExecutor",
     "Spool",

@@ -29,6 +29,8 @@ class Awaited:
         self._futures: dict[str, TaskFuture] = {}
         self._none_left = threading.Condition(self.lock)
         self._marked: set[str] = set()
+        self.lost = False
+        """Whether a task was lost with its workers, and is kept in ``failed/``."""
         # a temporary spool is one executor's alone, and goes with it: nobody will ask what happened there
         self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), session)
 
@@ -89,6 +91,7 @@ class Awaited:
 
     def ended(self, future: TaskFuture, token: Token, kind: Kind) -> None:
         """A future has the outcome that this token stands for, which can be taken away."""
+        self.lost = self.lost or kind == "lost"
         self.retention.delivered(token, kind, future.header, here=future.here)
         self.over(future)
         self.graph.ended(future.task, kind)  # after that nobody says any more that it is expected

@@ -18,7 +18,7 @@ from spoolpool.context import CurrentTask, running
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskCancelled, TaskFailed
 from spoolpool.identity import hostname
-from spoolpool.outcome import Needed, Values
+from spoolpool.outcome import Needed, Objects, Values
 from spoolpool.task import Failure, TaskHeader
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,13 @@ def run(
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
     presets: Presets,
     needed: Sequence[Needed] = (),
+    objects: Objects | None = None,
     guard: AbstractContextManager[None] | None = None,
 ) -> Report:
     """Unpickle and make the call; never raises, whatever the function does short of ending the process.
 
-    ``header`` says in which directory, with which variables and presets; ``needed`` are the results to which its
-    arguments refer; ``guard`` is around the function: :meth:`spoolpool.interruption.Interrupter.watch`.
+    ``header`` says in which directory, with which variables, presets and ``objects``; ``needed`` are the results to
+    which its arguments refer; ``guard`` is around the function: :meth:`spoolpool.interruption.Interrupter.watch`.
     """
     called: tuple[Any, ...] = ()
     try:
@@ -120,7 +121,12 @@ def run(
             if init_content is not None and not presets.knows(header.init):
                 presets.make(header.init, *init_content, task.worker)
             with _variables(header.env) if header.env else contextlib.nullcontext():
-                called = pickling.loads(payload, buffers, Values(needed) if needed else None)
+                find = None
+                if header.objects and objects is not None:
+                    buffers = objects.fill(header.objects, buffers)
+                if needed or header.objects:
+                    find = Values(needed, objects, header.objects)
+                called = pickling.loads(payload, buffers, find)
                 function, args, kwargs = called
                 kwargs.update(_worker_id(function, args, kwargs, task.worker))
                 if made := presets.of(header.init):

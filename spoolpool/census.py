@@ -183,7 +183,7 @@ def waiting_tasks(spool: Spool) -> Counter[str]:
 def _edges(walk: Walk) -> Iterator[tuple[str, Edge]]:
     """What is needed, by path; listed before the tasks: an edge goes before the one that needs it."""
     for directory in walk.good("needs", layout.is_session):
-        for path in walk.good(directory, layout.parse_edge):
+        for path in walk.good(directory, lambda name: layout.parse_edge(name) or layout.parse_hold(name)):
             edge = layout.parse_edge(path.rpartition("/")[2])
             if edge is not None:
                 yield path, edge

@@ -11,10 +11,11 @@ import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from spoolpool import fsio, layout
+from spoolpool import fsio, layout, pickling
 from spoolpool.backoff import Backoff
 from spoolpool.batchpool import BatchPool
-from spoolpool.errors import BrokenSpool
+from spoolpool.errors import BadRequest, BrokenSpool
+from spoolpool.pickling import ObjectRef
 from spoolpool.pool import Pool
 from spoolpool.resources import Shape
 from spoolpool.session import Session
@@ -41,7 +42,6 @@ class Core:
         accept: Trust,
         pool: Pool | None,
         jobs: BatchPool | None,
-        init: str,
         *,
         cores: int,
         temporary: bool,
@@ -52,7 +52,8 @@ class Core:
         self.spool = spool
         self.pool = pool
         self.jobs = jobs
-        self.init = init
+        self.init = ""
+        """Object id of the ``init_function``."""
         self.cores = cores
         self._temporary = temporary
         self._pid = os.getpid()
@@ -118,6 +119,12 @@ class Core:
                 self._make_room(shape)
         return happened
 
+    def put(self, value: object) -> ObjectRef:
+        """Store a value as an object that the session holds."""
+        payload, buffers = pickling.dumps(value, _refuse)
+        name = self.session.holdings.put(payload, buffers)
+        return ObjectRef(self.spool.config.id, name, len(payload) + sum(map(len, buffers)))
+
     def prepare(self, shape: Shape) -> None:
         """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
         if self.jobs is not None and self.jobs.broken:
@@ -158,6 +165,11 @@ class Core:
             self._thread.join()
         if self.memo is not None:
             self.memo.close()
+
+
+def _refuse(reference: object) -> object:
+    what = "a reference" if isinstance(reference, ObjectRef) else "a future"
+    raise BadRequest(f"There is {what} in what is to be put: give it to the call as an argument of its own.")
 
 
 def _shape(lane: str) -> Shape:

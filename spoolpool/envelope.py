@@ -71,7 +71,7 @@ def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list
         total = -(-total // PAGE) * PAGE + length
     total += _DIGEST
     prefix = _PREFIX.pack(MAGIC, FORMAT, len(lengths), len(header), len(payload), total)
-    if not lengths:
+    if end < _SMALL and not lengths:
         whole = b"".join((prefix, header, payload))
         return [whole, xxhash.xxh3_128_digest(whole)]
     parts: list[Buffer] = [prefix + struct.pack(f"<{len(lengths)}Q", *lengths) + header, payload]
@@ -119,10 +119,11 @@ def _read_private(fd: int, size: int, path: str) -> memoryview:
     return pages[:done]
 
 
-def read(fd: int, size: int, path: str, check: Check | None = None) -> Envelope:
+def read(fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True) -> Envelope:
     """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
 
-    The mapping is private: arrays in it can be written to and change no file. ``check`` is for files of signed
+    The mapping is private: arrays in it can be written to and change no file; or, not ``writable``, they cannot be
+    written to, and all processes of this host share its memory. ``check`` is for files of signed
     spools, which are never mapped: whoever may write the file could change it after its check. Raises
     :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one, and what ``check`` raises.
     """
@@ -135,7 +136,8 @@ def read(fd: int, size: int, path: str, check: Check | None = None) -> Envelope:
     if size >= _MAP_FROM and check:
         whole = _read_private(fd, size, path)
     elif size >= _MAP_FROM:
-        whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+        allowed = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
     body = memoryview(whole)[: size - signed]
     if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
         raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
@@ -154,7 +156,8 @@ def read(fd: int, size: int, path: str, check: Check | None = None) -> Envelope:
             raise BadTaskFile(f"{path} names a buffer beyond its own end.")
         # bytes are read-only and arrays from them too: only the small copy pays for being writable
         piece = body[position : position + length]
-        buffers.append(piece if size >= _MAP_FROM else memoryview(bytearray(piece)))
+        copied = writable and size < _MAP_FROM
+        buffers.append(memoryview(bytearray(piece)) if copied else piece if writable else piece.toreadonly())
         position += length
     if position != total - _DIGEST:
         raise BadTaskFile(f"{path} names lengths that do not add up to its own: it was not written by spoolpool.")

@@ -16,6 +16,7 @@ import contextlib
 import html
 import itertools
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -34,7 +35,7 @@ from spoolpool.future import TaskFuture
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
 from spoolpool.needs import Needs
-from spoolpool.objects import put_object
+from spoolpool.pickling import ObjectRef
 from spoolpool.pool import Pool
 from spoolpool.resources import Resources
 from spoolpool.spool import Spool
@@ -86,6 +87,8 @@ class Executor(futures.Executor):
             (an embedded executor's: in ``~/.cache/spoolpool``), or in the one below a directory, or of a spool.
         wait_for_room: Where the spool bounds how many tasks of one user may wait, let ``submit`` wait until another
             one may, instead of raising :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting.
+        share_from: Bytes from which a function, an argument or an array in one is stored once, like what is
+            :meth:`put`, when it is sent for the second time; None: never.
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
@@ -117,6 +120,7 @@ class Executor(futures.Executor):
         max_jobs: int | None = None,
         wait_for_room: bool = False,
         cache: bool | str | os.PathLike[str] = False,
+        share_from: int | None = settings.SHARE_FROM,
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
@@ -133,6 +137,9 @@ class Executor(futures.Executor):
         self._trust = tuple(trust)
         self._init_function = init_function
         self._wait_for_room = wait_for_room
+        if share_from is not None and share_from < pickling.OUT_OF_BAND:
+            raise BadRequest(f"share_from is {share_from}; it must be {pickling.OUT_OF_BAND} or more, or None.")
+        self._share_from = share_from or sys.maxsize
         self._attached = None if spool is None else Spool(spool)
         self._cache = cache
         self._stream = stream_output
@@ -177,11 +184,8 @@ class Executor(futures.Executor):
                 arguments = ["--queue", self._queue] if self._attached is not None else []
                 arguments += [f"--tag={tag}" for tag in self._defaults.tags]
                 pool = Pool(spool, launcher, arguments=arguments, options=self._options)
-            init = ""
             name = self._session or os.urandom(8).hex()
             jobs = self._batch_pool(spool, name) if self._backend in BACKENDS else None
-            if self._init_function is not None:
-                init = put_object(spool, *pickling.dumps(self._init_function), name)
             # what is dropped for a service to run, that service answers
             served_by = (spool.owner,) if spool.config.mode == "dropbox" else ()
             core = Core(
@@ -190,13 +194,14 @@ class Executor(futures.Executor):
                 Trust((*self._trust, *served_by)),
                 pool,
                 jobs,
-                init,
                 cores=self._max_workers * self._shape.cores,
                 temporary=self._attached is None,
                 stream=self._stream,
                 submitter=layout.submitter_of(name) if self._session else "",
                 wait_for_room=self._wait_for_room,
             )
+            if self._init_function is not None:
+                core.init = core.put(self._init_function).name.partition("@")[0]
             if self._cache:
                 core.remember(self._memo(spool, core.accept))
             if pool is not None:
@@ -250,9 +255,9 @@ class Executor(futures.Executor):
         key, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
         if kept is not None:
             return kept
-        needs = Needs(core.spool, layout.new_task_id(wishes.priority))
+        needs = Needs(core.spool, layout.new_task_id(wishes.priority), core.session.holdings.take)
         try:
-            payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer)
+            payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer, self._share_from)
             return self._submit(core, needs, fn, payload, buffers, wishes, key)
         except BaseException:
             needs.drop()
@@ -271,6 +276,7 @@ class Executor(futures.Executor):
         shape = wishes.shape()
         with self._lock:
             core.prepare(shape)
+        buffers, shared = core.session.holdings.share(buffers, self._share_from)
         lane = self._lane(wishes)
         future = core.session.submit(
             payload,
@@ -281,6 +287,7 @@ class Executor(futures.Executor):
             init=core.init,
             cache=key,
             needs=needs,
+            objects={**needs.objects, **shared},
             **wishes.of_header(core.spool.server_time),
         )
         if core.stream is not None:
@@ -299,6 +306,18 @@ class Executor(futures.Executor):
 
         loop = asyncio.get_running_loop()
         return asyncio.wrap_future(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop=loop)
+
+    def put(self, value: object) -> ObjectRef:
+        """Store a value in the spool, once; returns a reference, which is an argument like the value itself.
+
+        Groups map it and share its memory on each node; NumPy arrays of 32 KiB or more are read-only there. The same
+        content is stored once. It stays until this session ends, and no task needs it. Raises
+        :class:`~spoolpool.errors.NotPicklable`, :class:`~spoolpool.errors.SpoolFull`, and ``RuntimeError`` after
+        :meth:`shutdown`.
+        """
+        with self._lock:
+            core = self._usable()
+        return core.put(value)
 
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
         """Take a task back, as ``future.cancel()`` does; one that runs already only if ``running`` says so.

@@ -17,6 +17,7 @@ from spoolpool import fsio, layout, registry, task
 from spoolpool.config import Keep
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
 from spoolpool.layout import Token
+from spoolpool.objects import holds, named_by_tasks, remove_object
 from spoolpool.signature import outcome_label
 from spoolpool.spool import Spool
 
@@ -48,10 +49,13 @@ def rubbish(spool: Spool, keep: Keep | None = None) -> list[Rubbish]:
     edges = _Edges(spool)
     found += edges.stale(now, keep)
     where = spool.layout
+    objects = list(_objects(spool, now, keep))
+    found += objects
+    going = {each.path for each in objects}
     sessions = {*fsio.names(where.results), *fsio.names(where.outgoing)}
     sessions |= {layout.session_of(name) or "" for name in fsio.names(where.sessions)}
     for session in sorted(filter(layout.is_session, sessions)):
-        found += _session(spool, now, keep, session, edges)
+        found += _session(spool, now, keep, session, edges, going)
     return found
 
 
@@ -66,7 +70,9 @@ def remove(spool: Spool, found: list[Rubbish]) -> int:
             path = f"{place}/{name}"
             if any(fsio.there(f"{spool.path}/{earlier}") for earlier in each.after):
                 continue
-            if each.to:
+            if parent == "objects":
+                count += remove_object(spool, name)
+            elif each.to:
                 fsio.move(path, f"{spool.path}/{each.to}")
                 count += 1
             else:
@@ -126,15 +132,8 @@ class _Edges:
 
 def _tasks(spool: Spool) -> set[str]:
     """Every task that is somewhere, in the order in which they move."""
-    where = spool.layout
-    names = [*fsio.names(where.tmp), *fsio.names(where.waiting)]
-    for lane in filter(layout.parse_lane, fsio.names(where.ready)):
-        for bucket in fsio.names(where.lane(lane)):
-            names += fsio.names(where.bucket(lane, bucket))
-    names += fsio.names(where.claimed)
-    for session in fsio.names(where.results):
-        names += fsio.names(f"{where.results}/{session}")
-    return {name.partition(".")[0] for name in (*names, *fsio.names(where.failed))}
+    directories = (spool.layout.tmp, *_places(spool))
+    return {name.partition(".")[0] for directory in directories for name in fsio.names(directory)}
 
 
 def _journals_and_logs(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
@@ -170,7 +169,55 @@ def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
                 yield Rubbish(path=f"ready/{lane}/{bucket}", why=f"empty for {_days(keep.unfinished)}")
 
 
-def _session(spool: Spool, now: float, keep: Keep, session: str, edges: _Edges) -> Iterator[Rubbish]:
+def _objects(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
+    """Objects that no session uses and no task names, with what says that sessions which are over used them.
+
+    Headers are read only where something else does not decide already.
+    """
+    where = spool.layout
+    by = holds(spool)
+    stale: dict[str, set[str]] = {}
+    for name in {*fsio.names(where.objects), *by}:
+        over = {path for path in by.get(name, ()) if _is_over(spool, path, now, keep)}
+        age = _age(f"{where.objects}/{name}", now)
+        if layout.is_object_file(name) and over == by.get(name, set()) and not 0 <= age <= keep.unfinished:
+            stale[name] = over
+    if stale:
+        for _ in range(2):  # a task moves while it is looked for
+            for name in named_by_tasks(spool, _places(spool)):
+                stale.pop(name, None)
+    why = f"nobody uses it, and it is older than {_days(keep.unfinished)}"
+    for name, over in sorted(stale.items()):
+        yield from (Rubbish(path=path, why="of an object that nobody uses") for path in sorted(over))
+        if fsio.there(f"{where.objects}/{name}"):
+            yield Rubbish(path=f"objects/{name}", why=why, after=tuple(sorted(over)))
+
+
+def _is_over(spool: Spool, path: str, now: float, keep: Keep) -> bool:
+    """Whether a session that said it uses an object does so no longer, as far as can be known."""
+    session = path.split("/")[1]
+    if registry.session_lives_here(spool, session):
+        return False
+    if registry.session_is_gone(spool, session):
+        seconds = keep.sessions
+    else:  # closed, or left to others; or nobody knows here, and it says so anew from time to time
+        there = fsio.there(registry.session_file(spool, session))
+        seconds = keep.results if there else keep.unfinished
+    return _age(f"{spool.path}/{path}", now) > seconds
+
+
+def _places(spool: Spool) -> Iterator[str]:
+    """Directories of tasks that may run or be retried, in the order in which these move."""
+    where = spool.layout
+    yield where.waiting
+    for lane in filter(layout.parse_lane, fsio.names(where.ready)):
+        yield from (where.bucket(lane, bucket) for bucket in fsio.names(where.lane(lane)))
+    yield where.claimed
+    yield from (f"{where.results}/{session}" for session in fsio.names(where.results))
+    yield where.failed
+
+
+def _session(spool: Spool, now: float, keep: Keep, session: str, edges: _Edges, unused: set[str]) -> Iterator[Rubbish]:
     gone = registry.session_is_gone(spool, session)
     seconds = keep.sessions if gone else keep.results
     why = (
@@ -191,7 +238,7 @@ def _session(spool: Spool, now: float, keep: Keep, session: str, edges: _Edges) 
                 if found and not any(each.to for each in found):
                     ended.add(token.task)
     yield from listed
-    going = {each.path for each in listed}
+    going = {each.path for each in listed} | unused
     stays = False
     for directory in (inbox, outbox, needs):
         path = f"{spool.path}/{directory}"

@@ -38,7 +38,7 @@ from spoolpool.errors import LauncherError
 from spoolpool.interruption import Interrupter, Publish
 from spoolpool.layout import Token
 from spoolpool.message import Content, Head
-from spoolpool.outcome import Needed
+from spoolpool.outcome import Needed, Objects
 from spoolpool.task import TaskHeader
 from spoolpool.wakeup import Wakeup
 
@@ -71,7 +71,9 @@ class SerialGroup:
         interrupter: Interrupter | None = None,
         capture: Capture | None = None,
         progress: ProgressSink | None = None,
+        objects: Objects | None = None,
     ) -> None:
+        self._objects = objects
         self._ends = ends
         self._spool = spool
         self._supervised = supervised
@@ -109,6 +111,7 @@ class SerialGroup:
                 init_content=init,
                 presets=self._presets,
                 needed=needed,
+                objects=self._objects,
                 guard=self._interrupter.watch(token, header),
             )
         return report, 1
@@ -159,7 +162,9 @@ class MPIGroup:
         capture: Capture | None = None,
         progress: ProgressSink | None = None,
         spool: str = "",
+        objects: Objects | None = None,
     ) -> None:
+        self._objects = objects
         self.size = comm.Get_size()
         self.rank = comm.Get_rank()
         self.tainted = False
@@ -356,6 +361,7 @@ class MPIGroup:
                 init_content=init,
                 presets=self._presets,
                 needed=needed,
+                objects=self._objects,
                 guard=self._interrupter.watch(token, header),
             )
 

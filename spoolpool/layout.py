@@ -52,6 +52,7 @@ _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _OBJECT_FILE = re.compile(rf"{_OBJECT.pattern}(?:@(?:0|[1-9]\d{{0,9}}))?", re.ASCII)
 _CACHE_KEY = re.compile(r"[0-9a-f]{64}")
+_HOLD = re.compile(rf"({_OBJECT_FILE.pattern})\.([0-9a-f]{{8}})", re.ASCII)
 _UNFINISHED = re.compile(
     rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}|{_CACHE_KEY.pattern}\.{_WORKER.pattern}",
     re.ASCII,
@@ -143,6 +144,24 @@ def parse_edge(name: str) -> Edge | None:
     """Read what :attr:`Edge.name` made; None if it did not."""
     match = _EDGE.fullmatch(name)
     return None if match is None else Edge(*match.groups())
+
+
+class Hold(NamedTuple):
+    """The name of a file in ``needs/SESSION/``: an object's file, and the life of the session that uses it."""
+
+    object: str
+    life: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.object}.{self.life}"
+
+
+def parse_hold(name: str) -> Hold | None:
+    """Read what :attr:`Hold.name` made; None if it did not."""
+    match = _HOLD.fullmatch(name)
+    return None if match is None else Hold(*match.groups())
 
 
 def new_worker_id() -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
 from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
 from spoolpool.future import PartFuture, TaskFuture, finish
-from spoolpool.pickling import Reference
+from spoolpool.pickling import ObjectRef, Reference
 from spoolpool.spool import Spool
 from spoolpool.waiting import release
 
@@ -33,8 +34,12 @@ class Holder(Protocol):
 class Needs:
     """What one call needs, which will be the given task. :meth:`refer` is asked about each future in it."""
 
-    def __init__(self, spool: Spool, task: str) -> None:
+    def __init__(self, spool: Spool, task: str, take: Callable[[ObjectRef], None] | None = None) -> None:
+        """``take`` holds an object for the session that submits the call."""
         self._spool = spool
+        self._take = take
+        self.objects: dict[str, tuple[int, ...]] = {}
+        """Objects that it names, as a task's header has them."""
         self.task = task
         self._lock = threading.Lock()
         self._held: dict[tuple[str, str], tuple[Holder, TaskFuture]] = {}
@@ -43,11 +48,17 @@ class Needs:
         self.future: TaskFuture | None = None
         """The call's own, once it is in the spool."""
 
-    def refer(self, future: Future[Any]) -> object:
+    def refer(self, future: Future[Any] | ObjectRef) -> object:
         """What travels in the place of a future: a reference as long as its outcome is in the spool, else its value.
 
-        Raises :class:`BadRequest` for one that is not done and whose outcome will not be in this spool.
+        An object is held, and travels as it is. Raises :class:`BadRequest` for a future that is not done and whose
+        outcome will not be in this spool, and for an object that is not there.
         """
+        if isinstance(future, ObjectRef):
+            if self._take is not None and future.name not in self.objects:
+                self._take(future)
+            self.objects[future.name] = ()
+            return future
         whole, keys = (future.whole, future.keys) if isinstance(future, PartFuture) else (future, ())
         if isinstance(whole, TaskFuture):
             session: Any = whole.inbox

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from spoolpool import pickling
 from spoolpool.envelope import Buffer, Envelope
 from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError
-from spoolpool.pickling import Reference
+from spoolpool.pickling import ObjectRef, Reference
 from spoolpool.task import Failure, OutcomeHeader
 
 
@@ -23,15 +23,44 @@ class Needed(NamedTuple):
     buffers: Sequence[Buffer]
 
 
-class Values:
-    """What the references of one call refer to; each result is unpickled when it is first asked for."""
+class Objects(Protocol):
+    """Where a call finds the objects that it names: see :class:`spoolpool.objects.ObjectCache`."""
 
-    def __init__(self, needed: Iterable[Needed]) -> None:
+    def content(self, name: str) -> Envelope:
+        """What is in an object."""
+
+    def fill(self, places: Mapping[str, Sequence[int]], buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """The buffers of a call, with those that stand in objects at their places."""
+
+
+class Values:
+    """What the references of one call refer to; each is unpickled when it is first asked for.
+
+    ``named`` are the objects that the call's header names.
+    """
+
+    def __init__(
+        self, needed: Iterable[Needed], objects: Objects | None = None, named: Container[str] = frozenset()
+    ) -> None:
         self._needed = {(each.session, each.task): each for each in needed}
+        self._objects = objects
+        self._named = named
         self._values: dict[tuple[str, str], Any] = {}
 
-    def __call__(self, reference: Reference) -> Any:
-        """The value, or the part of it; raises :class:`DependencyFailed` where it has no such part."""
+    def __call__(self, reference: Reference | ObjectRef) -> Any:
+        """The value, or the part of it; raises :class:`DependencyFailed` where it cannot be had."""
+        return self._object(reference) if isinstance(reference, ObjectRef) else self._result(reference)
+
+    def _object(self, ref: ObjectRef) -> Any:
+        key = "", ref.name
+        if key not in self._values:
+            if self._objects is None or ref.name not in self._named:
+                raise BadTaskFile(f"The call refers to the object {ref.name}, which its header does not name.")
+            content = self._objects.content(ref.name)
+            self._values[key] = pickling.loads(content.payload, content.buffers)
+        return self._values[key]
+
+    def _result(self, reference: Reference) -> Any:
         key = reference.session, reference.task
         if key not in self._values:
             if key not in self._needed:

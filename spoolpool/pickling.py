@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spoolpool.envelope import Buffer
@@ -38,10 +39,28 @@ class Reference(NamedTuple):
     keys: tuple[object, ...] = ()
 
 
-Refer = Callable[["Future[Any]"], "Reference | object"]
-"""Says what travels in the place of a future: a reference, or its value."""
+@dataclass(frozen=True)
+class ObjectRef:
+    """What :meth:`spoolpool.Executor.put` returns: an argument that is the value that was put.
 
-Find = Callable[[Reference], object]
+    It can be pickled, and used by other sessions of the same spool as long as one that is open holds the object.
+    """
+
+    spool: str
+    """Id of the spool."""
+    name: str
+    """Name of the object's file in the spool's ``objects/``."""
+    size: int
+    """Bytes of the pickled value."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _shared, (self.spool, self.name, self.size)
+
+
+Refer = Callable[["Future[Any] | ObjectRef"], "Reference | ObjectRef | object"]
+"""Says what travels in the place of a future: a reference, or its value. It is told of objects as well."""
+
+Find = Callable[["Reference | ObjectRef"], object]
 """Gives what a reference refers to."""
 
 _find: ContextVar[Find | None] = ContextVar("spoolpool_find", default=None)
@@ -51,6 +70,12 @@ def _referred(*reference: Any) -> object:
     """In the place of a reference while a call is unpickled; the worker's pickle names this function."""
     find = _find.get()
     return Reference(*reference) if find is None else find(Reference(*reference))
+
+
+def _shared(*ref: Any) -> object:
+    """In the place of an object while a call is unpickled, elsewhere its reference; pickles name this function."""
+    find = _find.get()
+    return ObjectRef(*ref) if find is None else find(ObjectRef(*ref))
 
 
 def _itself(value: object) -> object:
@@ -75,8 +100,8 @@ def _is_plain(value: object, depth: int = 4) -> bool:
 def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:
     """Pickle; returns the pickle and its out-of-band buffers, which are views, not copies.
 
-    ``refer`` is asked about each future in it, wherever that is. Raises :class:`NotPicklable` with what cloudpickle
-    said, and the :class:`BadRequest` that ``refer`` raises.
+    ``refer`` is asked about each future and told of each object in it, wherever they are. Raises
+    :class:`NotPicklable` with what cloudpickle said, and the :class:`BadRequest` that ``refer`` raises.
     """
     buffers: list[Buffer] = []
 
@@ -115,6 +140,8 @@ def _pickler() -> Callable[..., Any]:
         def reducer_override(self, value: object) -> Any:
             if isinstance(value, Future):
                 return self._in_place_of(value)
+            if isinstance(value, ObjectRef) and self.refer is not None:
+                self.refer(value)
             if not isinstance(value, types.ModuleType) or value.__name__ not in _local:
                 return super().reducer_override(value)
             # cloudpickle makes and fills a module in one step, and runs into endless recursion
@@ -135,17 +162,47 @@ def _fill(module: types.ModuleType, state: dict[str, object]) -> None:
     vars(module).update(state)
 
 
+class _Apart:
+    """A large part of a call that was pickled by itself, so that it is the same bytes in every call that has it."""
+
+    def __init__(self, payload: Buffer, buffers: list[Buffer]) -> None:
+        self._buffers = [pickle.PickleBuffer(each) for each in (payload, *buffers)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _together, tuple(self._buffers)
+
+
+def _together(payload: Buffer, *buffers: Buffer) -> object:
+    """In the place of such a part; the worker's pickle names this function."""
+    return pickle.loads(payload, buffers=buffers)
+
+
 def dumps_call(
-    fn: object, args: tuple[object, ...], kwargs: dict[str, object], refer: Refer | None = None
+    fn: object,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    refer: Refer | None = None,
+    apart: int = sys.maxsize,
 ) -> tuple[Buffer, list[Buffer]]:
-    """Pickle a call; a :class:`NotPicklable` names the argument that could not be."""
+    """Pickle a call; a :class:`NotPicklable` names the argument that could not be.
+
+    A function or argument whose pickle has ``apart`` bytes or more becomes a buffer of its own.
+    """
     try:
-        return dumps((fn, args, kwargs), refer)
+        whole = dumps((fn, args, kwargs), refer)
+        if len(whole[0]) < apart:
+            return whole
+        parts: dict[int, object] = {}
+        for value in (fn, *args, *kwargs.values()):
+            payload, buffers = dumps(value, refer)
+            parts[id(value)] = value if len(payload) < apart else _Apart(payload, buffers)
+        split = parts[id(fn)], [parts[id(value)] for value in args], {key: parts[id(kwargs[key])] for key in kwargs}
+        return dumps(split, refer)
     except NotPicklable as whole:
-        parts: list[tuple[str, object]] = [("The function", fn)]
-        parts += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
-        parts += [(f"Argument {key!r}", arg) for key, arg in kwargs.items()]
-        for what, part in parts:
+        named: list[tuple[str, object]] = [("The function", fn)]
+        named += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
+        named += [(f"Argument {key!r}", arg) for key, arg in kwargs.items()]
+        for what, part in named:
             try:
                 dumps(part, refer)
             except NotPicklable as error:

@@ -281,11 +281,21 @@ def announce_session(spool: Spool, session: str, user: str) -> None:
 
 def session_is_gone(spool: Spool, session: str) -> bool:
     """Whether a submitter is provably dead on this host; False if that cannot be known here."""
+    process = _submitter(spool, session)
+    return process is not None and process.dead()
+
+
+def session_lives_here(spool: Spool, session: str) -> bool:
+    """Whether a submitter is provably alive on this host."""
+    process = _submitter(spool, session)
+    return process is not None and process.lives_here()
+
+
+def _submitter(spool: Spool, session: str) -> Identity | None:
     try:
-        data = fsio.read_small(session_file(spool, session))
-        return msgspec.json.decode(data, type=SessionInfo).process.dead()
+        return msgspec.json.decode(fsio.read_small(session_file(spool, session)), type=SessionInfo).process
     except (OSError, ValueError):  # not there, or not ours: nothing is known
-        return False
+        return None
 
 
 def session_file(spool: Spool, session: str) -> str:

@@ -17,6 +17,7 @@ from spoolpool.envelope import Buffer
 from spoolpool.errors import BrokenSpool, NotTrusted
 from spoolpool.future import TaskFuture, finish, wait
 from spoolpool.graph import Node
+from spoolpool.holdings import Holdings
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
 from spoolpool.needs import Needs
@@ -50,6 +51,7 @@ class Session:
         self._buckets = Buckets(spool, self._submitter, came_back=bool(submitter))
         self._awaited = Awaited(spool, self.name)
         self._collector = Collector(self._awaited, accept, end=self._end, fail=self.fail)
+        self.holdings = Holdings(spool, self.name)
         self._closed = False
         self._detached = False
         self._broken: BaseException | None = None
@@ -269,6 +271,8 @@ class Session:
         if self._detached:  # nobody may conclude from this process's end that nobody will come for the outcomes
             fsio.remove(f"{self.spool.layout.sessions}/{self.name}.json")
         else:
+            if self._broken is None:  # else something may still run that needs them
+                self.holdings.close(lost=self._awaited.lost)
             self.spool.close_session(self.name)
             self._buckets.remove()
         self.spool.let_all_go()

@@ -92,3 +92,6 @@ NUMBER_OF_THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 """Variables by which libraries learn how many threads they may start."""
+
+SHARE_FROM = 1 << 20
+"""Bytes of a function or an argument from which it is stored once, where it is sent again and again."""

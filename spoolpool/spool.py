@@ -144,9 +144,9 @@ class Spool:
         """Make a small file that everybody who uses the spool may read: part of a worker's entry."""
         fsio.create(path, parts, mode=self.rights.shown, exact=self.shared)
 
-    def read(self, fd: int, size: int, path: str, label: str) -> Envelope:
+    def read(self, fd: int, size: int, path: str, label: str, *, writable: bool = True) -> Envelope:
         """Read and check an opened file, as :func:`envelope.read` does, with its signature where files have one."""
-        return envelope.read(fd, size, path, self._check(label))
+        return envelope.read(fd, size, path, self._check(label), writable=writable)
 
     def read_header(self, fd: int, size: int, path: str, label: str) -> bytes:
         """The header alone; where files are signed, all of the file is read, and checked."""

@@ -51,6 +51,9 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     needs: dict[str, tuple[str, ...]] = {}
     """Tasks whose outcomes the call's arguments refer to, by their sessions."""
 
+    objects: dict[str, tuple[int, ...]] = {}
+    """Objects that the call's arguments refer to, by their files' names; with the places of the call's buffers that
+    stand in them, if any."""
     not_before: float = 0.0
     """Seconds since the epoch before which it does not start, by the clock that dates the spool's files."""
     env: dict[str, str] = {}
@@ -151,6 +154,7 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
             ("lane", header.lane, layout.parse_lane(header.lane)),
             ("bucket", header.bucket, layout.is_bucket(header.bucket)),
             ("init", header.init, not header.init or layout.is_object_id(header.init)),
+            ("objects", list(header.objects), all(map(layout.is_object_file, header.objects))),
             ("cache", header.cache, not header.cache or layout.is_cache_key(header.cache)),
             ("needs", header.needs, all(layout.is_session(s) and layout.is_task_id(t) for s, t in header.needed())),
         )

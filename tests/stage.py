@@ -52,6 +52,8 @@ from spoolpool.layout import (
     parse_token,
 )
 from spoolpool.needs import Needs
+from spoolpool.objects import ObjectCache
+from spoolpool.pickling import ObjectRef
 from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
@@ -220,11 +222,17 @@ class Inbox(Session):
 
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
-        needs = Needs(self.spool, new_task_id(options.pop("priority", settings.PRIORITY)))
+        task_id = new_task_id(options.pop("priority", settings.PRIORITY))
+        needs = Needs(self.spool, task_id, self.holdings.take)
         payload, buffers = pickling.dumps((function, args, {}), needs.refer)
+        options["objects"] = needs.objects
         future = self.submit(payload, buffers, lane=LANE, name="tested", needs=needs, **options)
         self.given[future.task] = future
         return future
+
+    def put_object(self, value: Any) -> ObjectRef:
+        """Store a value, as an executor does."""
+        return ObjectRef(self.spool.config.id, self.holdings.put(*pickling.dumps(value)), 0)
 
     def expect(self, header: TaskHeader) -> TaskFuture:
         """The future of a task, also of one that another incarnation of this session submitted."""
@@ -308,7 +316,12 @@ class Stage:
             patch.setattr(worker, "Registration", SilentRegistration)
             patch.setattr(worker, "Watch", lambda: SilentWatch(self.clock, 100))
             info = info_of(Identity.of(os.getpid()))
-            Worker(self.spool, SerialGroup(), info, Terms(max_tasks=tasks, idle_timeout=0.3)).run()
+            Worker(
+                self.spool,
+                SerialGroup(objects=ObjectCache(self.spool, Trust())),
+                info,
+                Terms(max_tasks=tasks, idle_timeout=0.3),
+            ).run()
 
     def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
         """Deliver what has come of these tasks."""

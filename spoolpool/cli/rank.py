@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spoolpool.spool import Spool
+    from spoolpool.trust import Trust
     from spoolpool.worker import Group, Terms
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def work(wishes: Wishes) -> int:
     from spoolpool.capture import Capture
     from spoolpool.group import SerialGroup
     from spoolpool.interruption import Interrupter
+    from spoolpool.objects import ObjectCache
     from spoolpool.progress import Progress
     from spoolpool.publishing import publish_for_group
 
@@ -86,6 +88,7 @@ def work(wishes: Wishes) -> int:
         interrupter=Interrupter(functools.partial(is_asked, spool), publish_for_group(spool), wishes.grace),
         capture=Capture(spool.path),
         progress=Progress(spool.path),
+        objects=ObjectCache(spool, _trusted(spool, terms)),
     )
     code = _lead(spool, group, wishes, terms, worker)
     group.stop()
@@ -98,6 +101,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
     from spoolpool.group import MPIGroup
     from spoolpool.interruption import Interrupter
     from spoolpool.mpi import World
+    from spoolpool.objects import ObjectCache
     from spoolpool.progress import Progress
     from spoolpool.publishing import publish_for_group
     from spoolpool.spool import Spool
@@ -120,6 +124,7 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
             capture=Capture(directory, world.comm.Get_rank()),
             progress=Progress(directory),
             spool=directory,
+            objects=ObjectCache(spool, _trusted(spool, terms)),
         )
         code = 0
         if group.rank == 0:
@@ -144,6 +149,13 @@ def _work_with_mpi(wishes: Wishes, terms: Terms, size: int, worker: str) -> int:
     return code
 
 
+def _trusted(spool: Spool, terms: Terms) -> Trust:
+    """Whose tasks and objects are read: in a dropbox everybody's."""
+    from spoolpool.trust import Trust
+
+    return Trust(everybody=True) if spool.config.mode == "dropbox" else terms.trust
+
+
 def _follow(group: Any) -> None:
     """Ranks other than 0 leave the end of the group to rank 0, which gets the signal as well."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -158,11 +170,10 @@ def _lead(spool: Spool, group: Group, wishes: Wishes, terms: Terms, worker: str)
     from spoolpool.allocation import find
     from spoolpool.identity import Identity, hostname
     from spoolpool.registry import WorkerInfo
-    from spoolpool.trust import Trust, account
+    from spoolpool.trust import account
     from spoolpool.worker import Worker
 
-    if spool.config.mode == "dropbox":
-        terms = replace(terms, trust=Trust(everybody=True))
+    terms = replace(terms, trust=_trusted(spool, terms))
     info = WorkerInfo(
         worker=worker if layout.is_worker_id(worker) else layout.new_worker_id(),
         process=Identity.of(os.getpid()),
