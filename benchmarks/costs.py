@@ -44,14 +44,20 @@ POLL: Costs = {"list": 1}
 BEAT: Costs = {"set": 1}
 """A group's sign of life."""
 
+CLAIMS_AND_GROUPS: Costs = {"list": 2}
+"""Of a round, or of a submitter that waits: who claims what, and who is there."""
+
 ROUND: Costs = {"list": 3}
-"""A group looks for what the dead left: who claims what, who is there, what is held back."""
+"""A group looks for what the dead left; and for what is held back."""
 
 SELF_CHECK: Costs = {"list": 1}
 """An idle group's round ends with a look for claims of its own."""
 
-WATCHED: Costs = {"open": 2}
-"""Of a round, each other group that is watched: who it is, and its sign of life."""
+WATCHED: Costs = {"open": 1}
+"""Of a round, the sign of life of each group that is watched."""
+
+MET: Costs = {"open": 1}
+"""Who a group is, when it is watched for the first time."""
 
 
 def operations(*steps: Costs) -> int:

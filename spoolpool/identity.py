@@ -84,18 +84,19 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             namespace=namespace,
         )
 
-    def lives_here(self) -> bool:
-        """True only where it is certain that a signal to the pid reaches this very process."""
+    def is_near(self) -> bool:
+        """Whether this process can tell at any time whether that one lives: same boot, same pid namespace."""
         here = _here(os.getpid())
         same = self.boot == here.boot and self.namespace == here.namespace
-        return bool(same and self.boot and self.namespace and self.start) and _start_time(self.pid) == self.start
+        return bool(same and self.boot and self.namespace and self.start)
+
+    def lives_here(self) -> bool:
+        """True only where it is certain that a signal to the pid reaches this very process."""
+        return self.is_near() and _start_time(self.pid) == self.start
 
     def dead(self) -> bool:
         """True only where it is certain: same boot, same pid namespace, and no such process."""
-        here = _here(os.getpid())
-        if not (self.boot and self.namespace and self.start and here.start):
-            return False
-        if self.boot != here.boot or self.namespace != here.namespace:
+        if not (self.is_near() and _here(os.getpid()).start):
             return False
         start = _start_time(self.pid)
         return not _is_hidden(self.pid) if start is None else start != self.start

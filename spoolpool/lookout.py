@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from spoolpool import fsio, registry
 from spoolpool.backoff import Backoff
+from spoolpool.registry import WorkerInfo
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 
@@ -24,6 +25,7 @@ class Service:
         self._spool = spool
         self._liveness = registry.Liveness(spool)
         self._told: dict[str, float] = {}
+        self._serves: dict[str, WorkerInfo] = {}  # a group that can run the tasks of a lane
 
     def served(self) -> None:
         """Something came: forget what was told."""
@@ -34,13 +36,23 @@ class Service:
         wanted = {header.lane for header in awaited}
         if all(time.monotonic() - self._told.get(lane, -_TELL_EVERY) < _TELL_EVERY for lane in wanted):
             return
+        unserved = {lane for lane in wanted if not self._served_still(lane)}
+        if not unserved:
+            return
         alive = [info for info in registry.workers(self._spool) if self._liveness.alive(info)]
-        for lane in wanted:
+        for lane in unserved:
             reason = registry.nobody_serves(lane, alive)
-            if reason and time.monotonic() - self._told.get(lane, -_TELL_EVERY) >= _TELL_EVERY:
+            if reason is None:
+                self._serves[lane] = next(info for info in alive if registry.nobody_serves(lane, [info]) is None)
+            elif time.monotonic() - self._told.get(lane, -_TELL_EVERY) >= _TELL_EVERY:
                 self._told[lane] = time.monotonic()
                 count = sum(1 for header in awaited if header.lane == lane)
                 log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)
+
+    def _served_still(self, lane: str) -> bool:
+        """Whether the group that was found the last time lives: then nobody looks at thousands of others."""
+        info = self._serves.get(lane)
+        return info is not None and self._liveness.alive(info)
 
 
 class Refresher:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Container
 
-from spoolpool import envelope, fsio, layout, pickling, registry, settings, task
+from spoolpool import envelope, fsio, layout, pickling, registry, task
 from spoolpool.claim import (
     commit,
     give_back,
@@ -20,6 +20,7 @@ from spoolpool.claim import (
     requeue,
     write_outcome,
 )
+from spoolpool.detector import Detector
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError, WorkerLost
 from spoolpool.identity import hostname
 from spoolpool.layout import Token
@@ -40,28 +41,31 @@ class Recovery:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._me = layout.new_worker_id()
-        self._liveness = registry.Liveness(spool)
+        self._detector = Detector(spool)
         self._first_look: dict[str, float] = {}
         self._swept: set[str] = set()
+        self.looked = False
+        """Whether the last :meth:`round` was not left to others."""
+        self.workers = 0
+        """How many workers the last round that was taken has seen."""
 
     def round(self) -> list[str]:
         """Look once at everybody's claims; returns a line of text for each task that was brought back.
 
-        Whoever may not see all of a dropbox leaves this to its owner.
+        To be called four times a lease; where many do, most of these calls leave it to the others. Whoever may not see
+        all of a dropbox leaves it to its owner.
         """
         done: list[str] = []
-        if not self._spool.sees_all:
+        self.looked = self._spool.sees_all and self._detector.due()
+        if not self.looked:
             return done
         claims = self._claims()
         entries = set(filter(layout.is_worker_id, fsio.names(self._spool.layout.workers)))
-        dead: set[str] = set()
-        for worker in claims.keys() | entries:
-            gone = worker == self._me or self._provably_dead(worker)
-            still = 0.0 if gone else self._liveness.look(worker)
-            if not gone and still < self._spool.config.lease:
-                continue
-            dead.add(worker)
-            gone = gone or still >= settings.GONE_LEASES * self._spool.config.lease
+        self.workers = len(entries)
+        dead = self._detector.look(claims.keys() | entries, claims)
+        if self._me in claims:
+            dead[self._me] = True
+        for worker, gone in dead.items():
             for token in claims.get(worker, []):
                 try:
                     line = self._recover(token, gone)
@@ -71,16 +75,16 @@ class Recovery:
                     continue
                 if line:
                     done.append(line)
-        if dead - self._swept:
+        if dead.keys() - self._swept:
             for session in filter(layout.is_session, fsio.names(self._spool.layout.outgoing)):
                 self.sweep(session, dead)
-        self._swept = dead
+        self._swept = set(dead)
         self._discard_again()
         if dead:
             held = self._claims().keys() | {path.rpartition(".")[2] for path in self._first_look}
-            for worker in dead - held:
+            for worker in dead.keys() - held:
                 registry.forget(self._spool, worker)
-                self._liveness.forget(worker)
+                self._detector.forget(worker)
         return done
 
     def _claims(self) -> dict[str, list[Token]]:
@@ -90,10 +94,6 @@ class Recovery:
             if token is not None and token.worker:
                 claims.setdefault(token.worker, []).append(token)
         return claims
-
-    def _provably_dead(self, worker: str) -> bool:
-        info = registry.read_info(self._spool, worker)
-        return info is not None and info.process.dead()
 
     def give_back(self, worker: str) -> list[str]:
         """Let wait again what a worker held whose processes the caller has ended: it costs no attempt.

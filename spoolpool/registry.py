@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -430,6 +430,14 @@ class Liveness:
     def alive(self, info: WorkerInfo) -> bool:
         """Whether a worker should be counted on: not provably dead, and not still for a lease."""
         return not info.process.dead() and self.look(info.worker) < self._spool.config.lease
+
+    def knows(self, worker: str) -> bool:
+        """Whether a worker was looked at before."""
+        return worker in self._seen
+
+    def keep(self, workers: Collection[str]) -> None:
+        """Drop what was seen of all others."""
+        self._seen = {worker: seen for worker, seen in self._seen.items() if worker in workers}
 
     def forget(self, worker: str) -> None:
         """Drop what was seen of a worker."""

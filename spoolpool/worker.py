@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 Init = tuple[Buffer, Sequence[Buffer]]
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 2.0
+_LOOKS = 1000  # per second, of all idle groups of a spool together: more of them look less often
 _LOOK_EVERY = 0.5  # seconds after which also a busy worker looks whether it is still wanted
 _LONG = 0.02  # seconds of a task after which that look costs nothing beside it
 
@@ -227,6 +228,7 @@ class Worker:
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
             self._housekeeping()
+            rhythm.last = max(_LAST_LOOK, self._recovery.workers / _LOOKS)
             seconds = rhythm.next()
             if (due := self._releaser.due) is not None:
                 seconds = min(seconds, max(0.0, due - time.monotonic()))
@@ -292,7 +294,7 @@ class Worker:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
                 self._journal.write("recovered", text=line)
-            if busy_since is None:
+            if busy_since is None and self._recovery.looked:
                 self._take_up_forgotten()
         except OSError as error:  # the server is away for a moment: later
             log.info("Recovery was put off: %s", error)

@@ -21,8 +21,11 @@ from benchmarks.contenders import spoolpool as contender
 from benchmarks.costs import Costs
 from spoolpool import fsio, layout, settings, worker
 from spoolpool.claim import Claimer
+from spoolpool.detector import CROWD, FEW
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
+from spoolpool.lookout import Service
+from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker
@@ -215,16 +218,71 @@ def test_a_look_for_outcomes_that_finds_none_is_one_listing(inbox: Inbox) -> Non
 
 
 @pytest.mark.parametrize("groups", [0, 5])
-def test_an_idle_groups_round_costs_the_same_listings_and_two_looks_at_each_other_group(
+def test_an_idle_groups_round_costs_the_same_listings_and_a_look_at_each_group(
     inbox: Inbox, clock: Clock, groups: int
 ) -> None:
     spool = with_lease(inbox.spool, NO_DEATH)
     for _ in range(groups):
         announce(spool, unknown_process())
-    quiet, lively = (idle(spool, clock, waits, NO_DEATH / 3) for waits in (1, 2))
-    metadata, _ = each(quiet, lively, 1)
+    once, twice, thrice = (idle(spool, clock, waits, NO_DEATH / 3) for waits in (1, 2, 3))
     look = total(costs.LOOK, costs.WANTED)
-    assert metadata - look == total(costs.ROUND, costs.SELF_CHECK, *[costs.WATCHED] * (groups + 1))
+    everybody = groups + 1  # itself included
+    metadata, _ = each(twice, thrice, 1)
+    assert metadata - look == total(costs.ROUND, costs.SELF_CHECK, *[costs.WATCHED] * everybody)
+    first = counted(Recovery(spool).round).metadata
+    assert first == total(costs.CLAIMS_AND_GROUPS, *[costs.WATCHED, costs.MET] * groups)
+
+
+@pytest.mark.parametrize("groups", [FEW, 10 * FEW])
+def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_there_are_many(
+    spool: Spool, clock: Clock, groups: int
+) -> None:
+    with_lease(spool, NO_DEATH)
+    beats = [Path(spool.layout.worker(announce(spool, unknown_process())), "beat") for _ in range(groups)]
+    observer = Recovery(spool)
+    looks = []
+    for turn in range(200):
+        for beat in beats:
+            os.utime(beat, (turn, turn))
+        looks.append(counted(observer.round).metadata["open"])
+    assert max(looks[50:]) <= 2 * FEW  # beside the share, those that it sees for the first time
+    assert min(looks[-20:]) >= FEW or groups > CROWD  # who leaves rounds to others looks at nobody in them
+
+
+def test_idle_groups_look_less_often_where_there_are_thousands(
+    memory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = with_lease(Spool.create(memory / "spool", durability="none"), NO_DEATH)
+    waits: list[float] = []
+    monkeypatch.setattr(IdleWatch, "wait", lambda _self, seconds: waits.append(seconds) or clock.sleep(seconds))
+    there = 0
+    for groups, slowest in ((500, 2.0), (5000, 5.0)):
+        for there in range(there, groups):
+            os.mkdir(spool.layout.worker(layout.new_worker_id()))
+        work(spool, IdleWatch(clock, 0), max_time=100.0)
+        assert slowest * 0.75 <= max(waits) <= slowest
+        waits.clear()
+
+
+def test_a_submitter_to_whom_nothing_comes_looks_at_one_group_that_serves_it_and_at_others_once_that_is_gone(
+    inbox: Inbox, clock: Clock
+) -> None:
+    spool = inbox.spool
+    groups = [announce(spool, unknown_process()) for _ in range(7)]
+    header = inbox.put(pow, 2, 3).header
+    service = Service(spool)
+    assert counted(lambda: service.check([header])).metadata["open"] >= len(groups)
+    assert counted(lambda: service.check([header])).metadata == costs.WATCHED
+    [serving] = service._serves.values()
+    for _ in range(5):  # it falls silent
+        clock.sleep(spool.config.lease / 3)
+        for number, group in enumerate(groups):
+            if group != serving.worker:
+                os.utime(f"{spool.layout.worker(group)}/beat", (clock.now + number, clock.now))
+        service.check([header])
+    [other] = service._serves.values()
+    assert other != serving
+    assert counted(lambda: service.check([header])).metadata == costs.WATCHED
 
 
 # -- many that wait
