@@ -45,10 +45,10 @@ BEAT: Costs = {"set": 1}
 """A group's sign of life."""
 
 CLAIMS_AND_GROUPS: Costs = {"list": 2}
-"""Of a round, or of a submitter that waits: who claims what, and who is there."""
+"""A round, also a submitter's that waits: who claims what, and who is there."""
 
-ROUND: Costs = {"list": 3}
-"""A group looks for what the dead left; and for what is held back."""
+HELD: Costs = {"list": 1}
+"""A group looks for what is held back: four times a lease, as it goes round."""
 
 SELF_CHECK: Costs = {"list": 1}
 """An idle group's round ends with a look for claims of its own."""

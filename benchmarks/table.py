@@ -86,7 +86,7 @@ def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[str]:
         cells.append([_who(entry), value(figure["median"], unit), spread, *ratios, _goal(figure, quantity)])
     if len(cells) > 1:
         yield ""
-        yield from _aligned(cells)
+        yield from aligned(cells)
 
 
 def _goal(figure: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
@@ -112,10 +112,11 @@ def _wide(row: Mapping[str, Any]) -> Iterator[str]:
                 found = [entry["figures"].get(quantity["name"]) for quantity in columns]
                 cells.append([_who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
         yield ""
-        yield from _aligned(cells)
+        yield from aligned(cells)
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     for line in cells:
         first, *rest = [

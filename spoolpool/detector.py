@@ -1,7 +1,7 @@
 """Who is dead: one observer's part of the watch that all observers of a spool keep together.
 
-Each goes round four times a lease. Where there are few workers it looks at everybody. Where there are many it looks at a
-random share, and where many go round it leaves most of its rounds to the others: so the looks that all take together
+Each goes round four times a lease. Where there are few workers it looks at everybody. Where there are many it looks at
+a random share, and where many go round it leaves most of its rounds to the others: so the looks that all take together
 grow with the number of workers, and not with its square. Whoever did not move from one look to the next, or was seen
 for the first time, is looked at in every round until that is decided.
 
@@ -61,7 +61,9 @@ class Detector:
         To be asked four times a lease.
         """
         self._going = random.random() < part(self._observers)
-        return self._going or any([self._still(worker) >= self._lease for worker in tuple(self._suspects)])
+        if self._going:
+            return True
+        return max(map(self._still, tuple(self._suspects)), default=0.0) >= self._lease
 
     def look(self, workers: Collection[str], claims: Mapping[str, Collection[Token]]) -> dict[str, bool]:
         """Which of these workers are dead, and of each whether also a lock that it holds says nothing any more.
@@ -87,9 +89,10 @@ class Detector:
         self._liveness.forget(worker)
 
     def _count(self, workers: Collection[str], claims: Mapping[str, Collection[Token]]) -> int:
-        """How many workers go round, as far as can be seen: not who is in the middle of the same task as at the last look.
+        """How many workers go round, as far as can be seen.
 
-        At the first look all who have a task are taken to be: rather too much is looked at than too little.
+        Who is in the middle of the same task as at the last look does not. At the first look all who have a task are
+        taken to be: rather too much is looked at than too little.
         """
         before, self._claims = self._claims, {token for tokens in claims.values() for token in tokens}
         busy = {token.worker for token in self._claims if before is None or token in before}

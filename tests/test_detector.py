@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from spoolpool import detector, layout, registry
+from spoolpool import layout, registry
 from spoolpool.detector import CROWD, FEW, LOOKS, SELDOM, Detector, part, share
 from spoolpool.layout import Token
 from spoolpool.spool import Spool
-from tests.stage import Clock, unknown_process, info_of
+from tests.stage import Clock, info_of, unknown_process
 
 
 class Watched:
