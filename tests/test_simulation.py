@@ -1,4 +1,4 @@
-"""The model of a metadata server's load: closed forms and discrete events say the same, and the page says what they say."""
+"""The model of a metadata server's load: closed forms and events say the same, and the page says what they say."""
 
 from __future__ import annotations
 
