@@ -280,6 +280,7 @@ class Collector:
             raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
         if self.on_outcome is not None:
             self.on_outcome(future.header, token)
+        future.seconds = outcome.ended - outcome.started
         if outcome.kind == "cancelled":
             future.withdrawn()
             cancellation.withdraw(self._spool, future.task)  # which somebody else may have made

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import itertools
 import os
 import sys
 import tempfile
@@ -24,9 +23,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool import bar, fsio, graph, layout, pickling, settings
+from spoolpool import fsio, graph, layout, mapping, pickling, settings
+from spoolpool.batched import batched
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
@@ -338,52 +338,39 @@ class Executor(futures.Executor):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
+        chunksize: int | Literal["auto"] = 1,
         buffersize: int | None = None,
         progress: bool = False,
     ) -> Iterator[T]:
         """The values of ``fn`` over the iterables, in order, as ``concurrent.futures`` has it.
 
-        ``chunksize`` calls are packed into one task: worth it for calls of less than a few milliseconds.
+        ``chunksize`` calls are packed into one task: worth it for calls of less than a few milliseconds. With
+        ``"auto"`` it follows the times that tasks take, so that one of short calls takes about a tenth of a second;
+        then only the first few calls are submitted at once, and the others while values are asked for.
         ``buffersize`` bounds how many tasks are submitted ahead of the one whose value is awaited. With
         ``progress`` a bar shows how many tasks are done.
         """
-        if chunksize < 1:
-            raise BadRequest(f"chunksize is {chunksize}; it must be at least 1.")
+        if chunksize != "auto" and chunksize < 1:
+            raise BadRequest(f"chunksize is {chunksize!r}; it must be at least 1, or 'auto'.")
         if buffersize is not None and buffersize < 1:
             raise BadRequest(f"buffersize is {buffersize}; it must be at least 1, or None.")
-        end = None if timeout is None else time.monotonic() + timeout
-        calls = zip(*iterables, strict=False)
-        if chunksize == 1:
-            tasks: Iterator[Future[Any]] = (self.submit(fn, *args) for args in calls)
-        else:
-            chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-            tasks = (self.submit(_run_chunk, fn, chunk) for chunk in chunks)
-        window = list(itertools.islice(tasks, buffersize))
-        total = len(window) if buffersize is None else None
+        return mapping.values(
+            self.submit,
+            fn,
+            zip(*iterables, strict=False),
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ranks=self._shape.ranks,
+            end=None if timeout is None else time.monotonic() + timeout,
+            progress=progress,
+        )
 
-        def values() -> Iterator[T]:
-            window.reverse()
-            with bar.bar(total) if progress else contextlib.nullcontext() as drawn:
-                bar.count(drawn, window)
-                try:
-                    while window:
-                        if buffersize is not None:
-                            window[:0] = bar.count(drawn, list(itertools.islice(tasks, 1)))
-                        value = window[-1].result(None if end is None else end - time.monotonic())
-                        window.pop()
-                        if chunksize == 1:
-                            yield value
-                        elif self._shape.ranks > 1:  # each rank has all values of the chunk
-                            for call in zip(*value, strict=True):
-                                yield list(call)  # type: ignore[misc]  # the ranks' values of one call
-                        else:
-                            yield from value
-                finally:
-                    for future in window:
-                        future.cancel()
+    def batched(self, futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
+        """Futures of lists of ``n`` values each, in the order in which these futures are done.
 
-        return values()
+        See :func:`spoolpool.batched.batched`.
+        """
+        return batched(futures, n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; ``wait`` until the pending ones are done, or take back those that wait.
@@ -535,10 +522,6 @@ class FluxExecutor(Executor):
     """An executor whose groups are jobs of the Flux instance around; takes the arguments of :class:`Executor`."""
 
     default_backend = "flux"
-
-
-def _run_chunk(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
-    return [fn(*args) for args in calls]
 
 
 def _usable_cores() -> int:

@@ -63,6 +63,8 @@ class TaskFuture(Future[Any]):
         self.here = here
         """Whether this object's session submitted the task, and not an earlier life of it."""
         self.token = Token(header.task, 1, 1)
+        self.seconds: float | None = None
+        """How long the worker that made its outcome had it in hand; None if there is none, or it is not done."""
         self._asking = threading.RLock()
 
     @property
@@ -153,14 +155,31 @@ def finish(future: TaskFuture, value: object = None, error: BaseException | None
         log.exception("A future could not be given its outcome")
 
 
-class PartFuture(Future[Any]):
+class DerivedFuture(Future[Any]):
+    """A future that is done through others: who waits for it waits for them."""
+
+    def __init__(self, of: Iterable[Future[Any]]) -> None:
+        super().__init__()
+        self.of = tuple(of)
+        """The others."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value, or the exception that a task raised; a task that waits for its own tasks runs them meanwhile."""
+        return super().result(awaited(self, timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception, or None; waits as :meth:`result` does."""
+        return super().exception(awaited(self, timeout))
+
+
+class PartFuture(DerivedFuture):
     """The future of a part of a result: ``future["key"]``, ``future[0]``, and so on inwards.
 
     Cancelling it cancels the whole.
     """
 
     def __init__(self, whole: Future[Any], keys: tuple[object, ...]) -> None:
-        super().__init__()
+        super().__init__([whole])
         self.whole = whole
         self.keys = keys
         whole.add_done_callback(self._take)
@@ -184,14 +203,6 @@ class PartFuture(Future[Any]):
         return PartFuture(self.whole, (*self.keys, key))
 
     __iter__: ClassVar[None] = None
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The part, or the exception that the task raised."""
-        return super().result(awaited(self, timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The exception that the task raised, or that there is no such part."""
-        return super().exception(awaited(self, timeout))
 
     def cancel(self) -> bool:
         """Cancel the whole."""
@@ -217,7 +228,7 @@ def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
 
 def _inboxes(waited_for: Iterable[Future[Any]]) -> list[Inbox]:
     """Sessions of these futures whose tasks the caller, being a task itself, can run while it waits."""
-    wholes = (each.whole if isinstance(each, PartFuture) else each for each in waited_for)
+    wholes = {each for future in waited_for for each in (future.of if isinstance(future, DerivedFuture) else (future,))}
     found = {id(each.inbox): each.inbox for each in wholes if isinstance(each, TaskFuture)}
     return [inbox for inbox in found.values() if inbox.assists()]
 
