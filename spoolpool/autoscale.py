@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from spoolpool import batch, fsio, jobs, layout, registry
+from spoolpool import batch, fsio, jobs, layout, registry, submitter
 from spoolpool.batch import Job
 from spoolpool.census import waiting_tasks
 from spoolpool.errors import SpoolpoolError
@@ -139,7 +139,7 @@ class Autoscaler:
         for job in seen:
             session = job.record.session
             waits = job.listed is not None and job.state == "pending"
-            if waits and session not in ("", self._session) and registry.session_is_gone(self._spool, session):
+            if waits and session not in ("", self._session) and submitter.is_dead(self._spool, session):
                 assert job.listed is not None
                 batch.cancel(job.record.system, [job.listed])
                 yield f"Job {job.listed.id} was cancelled: its executor has died."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from weakref import WeakValueDictionary
 
 from spoolpool import cancellation
 from spoolpool.future import TaskFuture
@@ -18,15 +19,16 @@ from spoolpool.task import Kind
 class Awaited:
     """What a session waits for. All methods may be called from any thread; ``lock`` is the session's own."""
 
-    def __init__(self, spool: Spool, session: str) -> None:
+    def __init__(self, spool: Spool, session: str, *, keeps_all: bool) -> None:
         self.spool = spool
         self.session = session
         # reentrant: garbage is collected in any thread at any moment, and may end in Session.close()
         self.lock = threading.RLock()
-        self.retention = Retention(spool, session, self.lock)
+        self.retention = Retention(spool, session, self.lock, keeps_all=keeps_all)
         self.graph = Graph()
         """Of the tasks that need others, and those."""
         self._futures: dict[str, TaskFuture] = {}
+        self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
         self._none_left = threading.Condition(self.lock)
         self._marked: set[str] = set()
         self.lost = False
@@ -57,9 +59,15 @@ class Awaited:
         """A task is about to be in the spool."""
         with self.lock:
             self._futures[future.task] = future
+            if self.retention.keeps_all:
+                self._known[future.task] = future
             if future.header.needs and needs is not None:
                 self.retention.add(future.task, needs)
                 self.graph.add(future.header, [each.header for each in needs.futures()])
+
+    def known(self, task: str) -> TaskFuture | None:
+        """The future of a task of a session that keeps its outcomes, done or not, as long as somebody holds it."""
+        return self._known.get(task)
 
     def withdraw(self, task: str) -> None:
         """It was not put in after all."""

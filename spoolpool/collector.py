@@ -26,6 +26,7 @@ from spoolpool.lookout import Refresher, Service
 from spoolpool.outcome import value_of
 from spoolpool.recovery import Recovery
 from spoolpool.signature import outcome_label
+from spoolpool.spool import Spool
 from spoolpool.task import Kind, OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
 from spoolpool.watch import Watch
@@ -188,11 +189,7 @@ class Collector:
         for token in map(layout.parse_token, fsio.names(self._spool.layout.failed)):
             future = token and self._awaited.get(token.task)
             if token and future:
-                error = BadTaskFile(
-                    f"Task {token.task} was set aside as {self._spool.layout.failed}/{token.name}: it could not be "
-                    "read, or its outcome not be stored, as the log of the worker tells. Submit it again."
-                )
-                self._gave_up(future, error)
+                self._gave_up(future, set_aside(self._spool, token))
 
     def _gave_up(self, future: TaskFuture, error: BaseException) -> None:
         """A task will have no outcome, so that nobody will let go what waits for it."""
@@ -218,7 +215,9 @@ class Collector:
         retention.look()
         began = time.monotonic()
         place = self._spool.results(self._session, self._spool.account)
-        names = [name for name in fsio.names(str(place)) if not retention.keeps(name[:_ID])]
+        # where all outcomes stay, what is not awaited is none of this process's
+        passed_over = (lambda task: self._awaited.get(task) is None) if retention.keeps_all else retention.keeps
+        names = [name for name in fsio.names(str(place)) if not passed_over(name[:_ID])]
         listed = time.monotonic() - began
         collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
         if any(collected) and listed > 0.001:  # thousands stay because they are needed: list them a fifth of the time
@@ -236,7 +235,8 @@ class Collector:
         if future is not None:
             try:
                 kind = self._deliver(future, token, path)
-                self._awaited.note("collected", future, kind=kind)
+                if future.token != token:  # else it came in an earlier life
+                    self._awaited.note("collected", future, kind=kind)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
                 # its content may come to this client later than its name (NFS): look again, remove nothing
                 first = late.setdefault(token.name, time.monotonic())
@@ -278,7 +278,7 @@ class Collector:
         outcome = task.decode_outcome(content.header, path)
         if outcome.task != future.task:
             raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
-        if self.on_outcome is not None:
+        if self.on_outcome is not None and future.token != token:
             self.on_outcome(future.header, token)
         future.seconds = outcome.ended - outcome.started
         if outcome.kind == "cancelled":
@@ -297,3 +297,11 @@ class Collector:
             finish(future, value=value)
         self._awaited.ended(future, token, outcome.kind)
         return outcome.kind
+
+
+def set_aside(spool: Spool, token: Token) -> BadTaskFile:
+    """What becomes of the future of a task that stands in ``failed/``."""
+    return BadTaskFile(
+        f"Task {token.task} was set aside as {spool.layout.failed}/{token.name}: it could not be read, or its outcome "
+        "not be stored, or it was lost with its workers, as their logs tell. 'spool retry' runs it again."
+    )

@@ -18,6 +18,7 @@ from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.pickling import ObjectRef
 from spoolpool.pool import Pool
 from spoolpool.resources import Shape
+from spoolpool.resumption import Resumption
 from spoolpool.session import Session
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
@@ -48,6 +49,7 @@ class Core:
         stream: bool = False,
         submitter: str = "",
         wait_for_room: bool = False,
+        keeps: bool = False,
     ) -> None:
         self.spool = spool
         self.pool = pool
@@ -58,12 +60,15 @@ class Core:
         self._temporary = temporary
         self._pid = os.getpid()
         self.accept = accept
-        self.session = Session(spool, name, accept=accept, submitter=submitter, wait_for_room=wait_for_room)
+        self.session = Session(
+            spool, name, accept=accept, submitter=submitter, wait_for_room=wait_for_room, keeps=keeps
+        )
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
         self._thread: threading.Thread | None = None
         self.stream: Stream | None = None
         self.memo: Memo | None = None
+        self.resumption: Resumption | None = None
         _at_work.add(self.session)
         if stream:
             from spoolpool.stream import Stream
@@ -185,7 +190,10 @@ _at_work: weakref.WeakSet[Core | Session] = weakref.WeakSet()
 def _at_exit() -> None:
     working = list(_at_work)
     for each in working:
-        each.close()
+        if isinstance(each, Session) and each.may_be_left:
+            each.detach()
+        else:
+            each.close()
     for each in working:
         each.join()
 

@@ -38,6 +38,7 @@ from spoolpool.needs import Needs
 from spoolpool.pickling import ObjectRef
 from spoolpool.pool import Pool
 from spoolpool.resources import Resources
+from spoolpool.resumption import Resumption
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 
@@ -72,8 +73,12 @@ class Executor(futures.Executor):
         trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
             program: it runs as you. In a dropbox its owner's are as well.
         queue: Queue of the spool to which tasks go.
-        session: Name of the session into which the results come, by which they can be found again from elsewhere
-            (``spool ls --session``). Without it, a name that nobody else has.
+        session: Name of the session into which the results come. In a spool to which it is attached they stay there,
+            after they were delivered too, and a later executor of this name has them: see :meth:`futures`. Without
+            it, a name that nobody else has.
+        resume: Where the session has had a call before, with the same function, arguments and resources, give the
+            future of that task instead of a new one. A call that failed is made again.
+        detach: Leave the tasks to the spool when the executor is shut down, or the process ends: see :meth:`detach`.
         stream_output: Print what the tasks print, as it comes, each line with the name of its task. Else what
             is printed in an embedded executor's groups goes where this process's own output goes, and what is
             printed in a spool's is kept there: see ``spool logs``.
@@ -112,6 +117,8 @@ class Executor(futures.Executor):
         trust: Iterable[str | int] = (),
         queue: str = "default",
         session: str | None = None,
+        resume: bool = False,
+        detach: bool = False,
         stream_output: bool = False,
         nodes: int = 1,
         time: str = "1:00:00",
@@ -155,6 +162,11 @@ class Executor(futures.Executor):
             memory=self._defaults.memory,
         )
         self._runs_groups = self._backend not in BACKENDS and (spool is None or max_workers is not None)
+        self._keeps = session is not None and spool is not None
+        if resume and not self._keeps:
+            raise BadRequest("Only a session with a name, in a spool, can be resumed: give spool= and session=.")
+        self._resume = resume
+        self._detaches = detach and self._can_detach()
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
         self._lock = threading.RLock()
         self._shut = False
@@ -199,11 +211,15 @@ class Executor(futures.Executor):
                 stream=self._stream,
                 submitter=layout.submitter_of(name) if self._session else "",
                 wait_for_room=self._wait_for_room,
+                keeps=self._keeps,
             )
             if self._init_function is not None:
                 core.init = core.put(self._init_function).name.partition("@")[0]
             if self._cache:
                 core.remember(self._memo(spool, core.accept))
+            core.session.may_be_left = self._detaches
+            if self._resume:
+                core.resumption = Resumption(core.session, self._init_function)
             if pool is not None:
                 pool.resize(self._shape, self._max_workers)
             if jobs is not None:
@@ -252,13 +268,18 @@ class Executor(futures.Executor):
         wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
         with self._lock:
             core = self._usable()
-        key, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
+        key = ""
+        if core.resumption is not None:
+            key = core.resumption.key(fn, args, kwargs, wishes)
+            if (earlier := core.resumption.take_up(key)) is not None:
+                return earlier
+        cached, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
         if kept is not None:
             return kept
         needs = Needs(core.spool, layout.new_task_id(wishes.priority), core.session.holdings.take)
         try:
             payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer, self._share_from)
-            return self._submit(core, needs, fn, payload, buffers, wishes, key)
+            return self._submit(core, needs, fn, payload, buffers, wishes, {"cache": cached, "key": key})
         except BaseException:
             needs.drop()
             raise
@@ -271,7 +292,7 @@ class Executor(futures.Executor):
         payload: Buffer,
         buffers: list[Buffer],
         wishes: Resources,
-        key: str,
+        keys: dict[str, Any],
     ) -> Future[T]:
         shape = wishes.shape()
         with self._lock:
@@ -285,9 +306,9 @@ class Executor(futures.Executor):
             name=pickling.label(fn),
             max_attempts=wishes.max_attempts,
             init=core.init,
-            cache=key,
             needs=needs,
             objects={**needs.objects, **shared},
+            **keys,
             **wishes.of_header(core.spool.server_time),
         )
         if core.stream is not None:
@@ -372,12 +393,31 @@ class Executor(futures.Executor):
         """
         return batched(futures, n)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def futures(self) -> list[Future[Any]]:
+        """Futures of all tasks of the session, in the order of submission: also of processes that have ended or died.
+
+        Those that are done get their outcomes again, the others when they have them. What was lost with its workers,
+        or set aside, has :class:`~spoolpool.errors.BadTaskFile` with the way to run it again. For a session with a name
+        in a spool (:class:`BadRequest`).
+        """
+        if not self._keeps:
+            raise BadRequest("Only a session with a name, in a spool, has futures to come back to: give session=.")
+        with self._lock:
+            core = self._usable()
+        futures: list[Future[Any]] = [*core.session.futures()]
+        if core.stream is not None:
+            core.stream.submitted()
+        return futures
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, detach: bool | None = None) -> None:
         """Take no more calls; ``wait`` until the pending ones are done, or take back those that wait.
 
-        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then. In a
-        callback of a future it never waits: the thread that calls it is among those it would wait for.
+        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then; tasks of a session
+        with a name, in a spool whose groups run elsewhere, are left there when the process ends. ``detach`` leaves
+        them there at once (None: as the executor was made). In a callback of a future it never waits: the thread
+        that calls it is among those it would wait for.
         """
+        leave = self._detaches if detach is None else detach and self._can_detach()
         with self._lock:
             self._shut = True
             core = self._core
@@ -386,6 +426,10 @@ class Executor(futures.Executor):
         if cancel_futures:
             for future in core.session.pending():
                 future.cancel()
+        if leave:
+            core.session.detach()
+        elif not wait and self._keeps and not self._runs_groups and core.jobs is None:
+            core.session.may_be_left = True
         core.close()
         if wait:
             core.join()
@@ -393,17 +437,17 @@ class Executor(futures.Executor):
     def detach(self) -> None:
         """Take no more calls and wait for none: they go on, and their results stay in the session.
 
-        For an attached executor whose groups run elsewhere. Its pending futures get no outcome any more.
+        For an attached executor whose groups run elsewhere (:class:`BadRequest`). Its pending futures get no outcome
+        any more; :meth:`futures` of a later executor of the same session gives new ones.
         """
-        if self._attached is None or self._runs_groups:
+        self.shutdown(detach=True)
+
+    def _can_detach(self) -> bool:
+        if self._attached is None or self._runs_groups or self._backend in BACKENDS:
             raise BadRequest(
                 "Only an executor that is attached to a spool, and runs no groups, can leave its tasks to it."
             )
-        with self._lock:
-            self._shut = True
-            core = self._core
-        if core is not None and os.getpid() == self._pid:
-            core.session.detach()
+        return True
 
     # -- the graph
 

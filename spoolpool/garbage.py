@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from spoolpool import fsio, layout, registry, task
+from spoolpool import fsio, layout, submitter, task
 from spoolpool.config import Keep
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
 from spoolpool.layout import Token
@@ -196,13 +196,13 @@ def _objects(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
 def _is_over(spool: Spool, path: str, now: float, keep: Keep) -> bool:
     """Whether a session that said it uses an object does so no longer, as far as can be known."""
     session = path.split("/")[1]
-    if registry.session_lives_here(spool, session):
+    info = submitter.read(spool, session)
+    if info is not None and info.process.lives_here():
         return False
-    if registry.session_is_gone(spool, session):
+    if info is not None and info.process.dead():
         seconds = keep.sessions
     else:  # closed, or left to others; or nobody knows here, and it says so anew from time to time
-        there = fsio.there(registry.session_file(spool, session))
-        seconds = keep.results if there else keep.unfinished
+        seconds = keep.results if fsio.there(spool.layout.session(session)) else keep.unfinished
     return _age(f"{spool.path}/{path}", now) > seconds
 
 
@@ -218,7 +218,8 @@ def _places(spool: Spool) -> Iterator[str]:
 
 
 def _session(spool: Spool, now: float, keep: Keep, session: str, edges: _Edges, unused: set[str]) -> Iterator[Rubbish]:
-    gone = registry.session_is_gone(spool, session)
+    info = submitter.read(spool, session)
+    gone = info is not None and not info.keeps and info.process.dead()
     seconds = keep.sessions if gone else keep.results
     why = (
         f"its submitter is gone, and nothing came for {_days(seconds)}"

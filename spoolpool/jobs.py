@@ -206,7 +206,7 @@ class Purpose:
 
     def leave(self) -> None:
         """Remove a temporary spool whose executor died, once no other worker is in it."""
-        died = self._lost and not fsio.gone(registry.session_file(self._spool, self._session))
+        died = self._lost and not fsio.gone(self._spool.layout.session(self._session))
         if died and self._spool.config.temporary and not registry.workers(self._spool):
             fsio.remove_tree(self._spool.path)
 

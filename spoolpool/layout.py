@@ -431,6 +431,10 @@ class Layout:
         """A task file after its commit: its outcome can be collected."""
         return f"{self.results}/{session}/{token.name}"
 
+    def session(self, session: str) -> str:
+        """Says who submits under a session; its modification time is its sign of life, where there are beats."""
+        return f"{self.sessions}/{session}.json"
+
     def log(self, log: Log) -> str:
         """Captured output of one rank."""
         return f"{self.logs}/{log.name}"

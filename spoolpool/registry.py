@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from spoolpool import fsio, layout, settings
+from spoolpool import fsio, layout, settings, submitter
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.explanation import explained
 from spoolpool.identity import Identity
@@ -262,47 +262,6 @@ def start_error(spool: Spool, worker: str) -> str | None:
     return reason
 
 
-class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One submitter, as ``sessions/SESSION.json`` has it."""
-
-    process: Identity
-    """Who submits."""
-    user: str
-    """Account that it runs as."""
-
-
-def announce_session(spool: Spool, session: str, user: str) -> None:
-    """Say who submits under this session."""
-    info = SessionInfo(process=Identity.of(os.getpid()), user=user)
-    with contextlib.suppress(OSError):  # the session was there before; or the disk is full, as its tasks will say
-        path = session_file(spool, session)
-        fsio.create(path, [msgspec.json.encode(info)], mode=spool.rights.file, exact=spool.shared)
-
-
-def session_is_gone(spool: Spool, session: str) -> bool:
-    """Whether a submitter is provably dead on this host; False if that cannot be known here."""
-    process = _submitter(spool, session)
-    return process is not None and process.dead()
-
-
-def session_lives_here(spool: Spool, session: str) -> bool:
-    """Whether a submitter is provably alive on this host."""
-    process = _submitter(spool, session)
-    return process is not None and process.lives_here()
-
-
-def _submitter(spool: Spool, session: str) -> Identity | None:
-    try:
-        return msgspec.json.decode(fsio.read_small(session_file(spool, session)), type=SessionInfo).process
-    except (OSError, ValueError):  # not there, or not ours: nothing is known
-        return None
-
-
-def session_file(spool: Spool, session: str) -> str:
-    """Where a session says who submits; its modification time is its sign of life, where there are beats."""
-    return f"{spool.layout.sessions}/{session}.json"
-
-
 class SessionBeat:
     """A sign of life of a session, for workers on other hosts that run for its sake alone.
 
@@ -311,7 +270,7 @@ class SessionBeat:
 
     def __init__(self, spool: Spool, session: str, then: Sequence[str]) -> None:
         interval = spool.config.lease / settings.BEATS_PER_LEASE
-        self._process = _start_beating(session_file(spool, session), interval, then)
+        self._process = _start_beating(spool.layout.session(session), interval, then)
 
     def close(self) -> None:
         """No more beats, and nothing that takes over; harmless when repeated."""
@@ -409,8 +368,8 @@ class Liveness:
 
     def session_alive(self, session: str) -> bool:
         """Whether a session that beats is at work: not closed, not provably dead, and not still for a lease."""
-        path = session_file(self._spool, session)
-        if fsio.gone(path) or session_is_gone(self._spool, session):
+        path = self._spool.layout.session(session)
+        if fsio.gone(path) or submitter.is_dead(self._spool, session):
             return False
         return self._still(f"session {session}", path) < self._spool.config.lease
 

@@ -1,6 +1,7 @@
 """Outcomes that were delivered and are still in the spool: what keeps them there, and how they go.
 
-An outcome stays as long as a call needs it. Which calls do, this process knows of those that it submitted. Of the
+A session that keeps its outcomes for a later process removes none; only a lost task goes to ``failed/``. In any other
+one an outcome stays as long as a call needs it. Which calls do, this process knows of those that it submitted. Of the
 earlier life of a session the edges in ``needs/`` tell, which are listed when it begins and again later than caches
 last; until then what was delivered of that life stays.
 """
@@ -32,10 +33,11 @@ class _Delivered(NamedTuple):
 class Retention:
     """The delivered outcomes of one session. Its methods may be called from any thread; ``lock`` is the session's."""
 
-    def __init__(self, spool: Spool, session: str, lock: threading.RLock) -> None:
+    def __init__(self, spool: Spool, session: str, lock: threading.RLock, *, keeps_all: bool) -> None:
         self._spool = spool
         self._session = session
         self._lock = lock
+        self.keeps_all = keeps_all
         self._needs: dict[str, Needs] = {}  # by the tasks of this session that need something
         self._holders: dict[str, dict[str, Needs | None]] = {}  # by what is needed; None: of an earlier life
         self._delivered: dict[str, _Delivered] = {}  # by the names of tokens
@@ -114,6 +116,9 @@ class Retention:
             for needed in found.header.needs.get(self._session, ()):
                 self.drop(needed, token.task)
         with self._lock:
+            if self.keeps_all and found.kind != "lost":
+                self._delivered.pop(token.name, None)
+                return False
             if token.task in self._holders or not (found.here or self._sure is None):
                 self._kept[token.task] = token
                 return False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolpool import cancellation, envelope, fsio, layout, registry, settings, task, trust
+from spoolpool import cancellation, envelope, fsio, layout, settings, task, trust
 from spoolpool.awaited import Awaited
 from spoolpool.buckets import Buckets
-from spoolpool.collector import Collector
+from spoolpool.collector import Collector, set_aside
 from spoolpool.context import assistance
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BrokenSpool, NotTrusted
@@ -19,14 +20,18 @@ from spoolpool.future import TaskFuture, finish, wait
 from spoolpool.graph import Node
 from spoolpool.holdings import Holdings
 from spoolpool.identity import hostname
+from spoolpool.inventory import Entry, take
 from spoolpool.layout import Token
 from spoolpool.needs import Needs
 from spoolpool.quota import Quota
 from spoolpool.retention import Held
 from spoolpool.spool import Spool
 from spoolpool.submission import submit
+from spoolpool.submitter import announce, withdraw
 from spoolpool.task import OutcomeHeader, TaskHeader
 from spoolpool.trust import Trust
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -44,23 +49,31 @@ class Session:
         accept: Trust,
         submitter: str = "",
         wait_for_room: bool = False,
+        keeps: bool = False,
     ) -> None:
         self.spool = spool
         self.name = layout.check_session(name)
         self._submitter = submitter or layout.new_submitter_id()
         self._buckets = Buckets(spool, self._submitter, came_back=bool(submitter))
-        self._awaited = Awaited(spool, self.name)
+        self._awaited = Awaited(spool, self.name, keeps_all=keeps)
         self._collector = Collector(self._awaited, accept, end=self._end, fail=self.fail)
         self.holdings = Holdings(spool, self.name)
         self._closed = False
         self._detached = False
+        self.may_be_left = False
+        """Whether the end of the process need not wait for what is pending."""
         self._broken: BaseException | None = None
         self._user = trust.account(os.geteuid())
         self._quota = None if spool.config.max_waiting is None else Quota(spool, spool.config.max_waiting)
         self._wait_for_room = wait_for_room
         spool.need_key()
         spool.open_session(self.name)
-        registry.announce_session(spool, self.name, self._user)
+        announce(spool, self.name, self._user, keeps=keeps)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether outcomes stay in the spool after they were delivered, for a later process of the same name."""
+        return self._awaited.retention.keeps_all
 
     # -- submitting
 
@@ -128,6 +141,37 @@ class Session:
                 raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+
+    # -- an earlier life
+
+    def futures(self) -> list[TaskFuture]:
+        """Futures of all tasks of this name that are in the spool, in the order of submission.
+
+        Where not all of the spool can be listed, as in somebody else's dropbox, those that wait or run are left out,
+        and the log tells.
+        """
+        entries, unlisted = take(self.spool, self.name)
+        for path, reason in unlisted.items():
+            log.warning("Tasks of the session %s in %s are not seen: %s.", self.name, path, reason)
+        return [self.take_up(entry) for entry in entries]
+
+    def take_up(self, entry: Entry) -> TaskFuture:
+        """The future of a task that was found in the spool: the one that this process has already, or a new one."""
+        with self._awaited.lock:
+            self._open_still()
+            future = self._awaited.known(entry.token.task)
+            if future is not None:
+                return future
+            future = TaskFuture(self, entry.header)
+            future.token = entry.token if entry.place == "done" else entry.token.claimed_by("")
+            if entry.place == "failed":
+                finish(future, error=set_aside(self.spool, entry.token))
+                return future
+            self._awaited.add(future)
+            wake = self._collector.start()
+        if wake:
+            self._collector.wake()
+        return future
 
     # -- what a future asks
 
@@ -242,7 +286,8 @@ class Session:
     def fail(self, reason: BaseException, lane: str | None = None) -> None:
         """Nothing will come any more (of a lane; of any if None): every such future gets the reason.
 
-        Tasks that nobody has claimed are taken back, as far as that is possible: nobody awaits them.
+        Tasks that nobody has claimed are taken back, as far as that is possible, unless a later process may come for
+        them: nobody awaits them.
         """
         with self._awaited.lock:
             if lane is None:
@@ -250,8 +295,10 @@ class Session:
             failed = self._awaited.forget(lane)
         for future in failed:
             with contextlib.suppress(OSError, NotTrusted):
-                self.cancel(future)
+                if not self.keeps:
+                    self.cancel(future)
             finish(future, error=reason)
+        self._detached |= self.keeps and bool(failed)
         if lane is None:
             self._collector.stop()
         else:
@@ -268,11 +315,12 @@ class Session:
     def _end(self) -> None:
         self._collector.close()
         self._awaited.close()
-        if self._detached:  # nobody may conclude from this process's end that nobody will come for the outcomes
-            fsio.remove(f"{self.spool.layout.sessions}/{self.name}.json")
-        else:
+        if self._detached or self.keeps:  # its directories too: another process of this name may be at work
+            withdraw(self.spool, self.name)
+        if not self._detached:
             if self._broken is None:  # else something may still run that needs them
                 self.holdings.close(lost=self._awaited.lost)
-            self.spool.close_session(self.name)
+            if not self.keeps:
+                self.spool.close_session(self.name)
             self._buckets.remove()
         self.spool.let_all_go()

@@ -50,6 +50,8 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Id of the spool for which it was made; no worker of another runs it."""
     needs: dict[str, tuple[str, ...]] = {}
     """Tasks whose outcomes the call's arguments refer to, by their sessions."""
+    key: str = ""
+    """Fingerprint of the call, by which its session finds it again; empty where it is not to be."""
 
     objects: dict[str, tuple[int, ...]] = {}
     """Objects that the call's arguments refer to, by their files' names; with the places of the call's buffers that

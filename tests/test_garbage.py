@@ -25,8 +25,8 @@ from spoolpool.identity import Identity
 from spoolpool.journal import Journal
 from spoolpool.layout import CANCELLED, Token, bucket_name, new_submitter_id, new_task_id, new_worker_id
 from spoolpool.recovery import report_lost
-from spoolpool.registry import SessionInfo
 from spoolpool.spool import Spool
+from spoolpool.submitter import SessionInfo
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
 from tests import tasks

@@ -40,11 +40,11 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
         raise BadRequest(
             f"No task in {selection.spool.path} that fits has a result: see 'spool ls {selection.spool.path}'."
         )
-    codes = [display(lambda sight=sight: _read(sight, trusted), as_json=as_json) for sight in chosen]  # type: ignore[misc]
+    codes = [display(lambda sight=sight: read_value(sight, trusted), as_json=as_json) for sight in chosen]  # type: ignore[misc]
     sys.exit(max(codes))
 
 
-def _read(sight: Sight, trusted: tuple[str, ...]) -> Any:
+def read_value(sight: Sight, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
     from spoolpool import fsio, task
     from spoolpool.outcome import value_of

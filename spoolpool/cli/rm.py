@@ -32,10 +32,10 @@ def rm(selection: Selection, yes: bool) -> None:
     confirm("remove", chosen, yes)
     kept = False
     for sight in chosen:
-        if needed_by := _needed_by(sight):
+        if needed := needed_by(sight):
             kept = True
-            say(f"{sight.id} stays: task {needed_by} waits for its result. Cancel that first.")
-        elif _remove(sight):
+            say(f"{sight.id} stays: task {needed} waits for its result. Cancel that first.")
+        elif remove(sight):
             selection.note("removed", sight)
             click.echo(f"{sight.id} was removed.")
         else:
@@ -46,7 +46,7 @@ def rm(selection: Selection, yes: bool) -> None:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _needed_by(sight: Sight) -> str:
+def needed_by(sight: Sight) -> str:
     """A task that needs the result of this one; empty if none does."""
     if sight.standing.place != "done":
         return ""
@@ -54,7 +54,7 @@ def _needed_by(sight: Sight) -> str:
     return next((edge.needed_by for edge in edges if edge is not None and edge.task == sight.id), "")
 
 
-def _remove(sight: Sight) -> bool:
+def remove(sight: Sight) -> bool:
     """Take a task away for good, as whoever collects it; False if somebody else did."""
     spool, token, header = sight.spool, sight.standing.token, sight.header
     if header is not None:

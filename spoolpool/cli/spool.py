@@ -23,6 +23,7 @@ COMMANDS = {
     "result": "Print what tasks returned.",
     "traceback": "Show where and why tasks failed.",
     "cancel": "Take tasks back, or ask for their end.",
+    "session": "List sessions, print their results, remove them.",
     "retry": "Let failed tasks run again.",
     "rm": "Remove failed tasks, and outcomes that nobody collected.",
     "workers": "Start batch jobs of workers, list groups, and end them.",

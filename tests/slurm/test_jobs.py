@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, jobs, registry
+from spoolpool import Executor, jobs, registry, submitter
 from spoolpool.backoff import Backoff
 from spoolpool.batch import Listed
 from spoolpool.check import census
@@ -319,8 +319,8 @@ def test_a_job_that_cannot_work_is_not_submitted_over_and_over(login: Site) -> N
 
 def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_scales(login: Site) -> None:
     login.sbatch("sleep 600", "--nodes=2", "--exclusive")
-    registry.announce_session(login.spool, "gone", "tester")
-    path = Path(registry.session_file(login.spool, "gone"))
+    submitter.announce(login.spool, "gone", "tester")
+    path = Path(login.spool.layout.session("gone"))
     job = jobs.Job(system="slurm", spool=login.spool.path)
     _, number = jobs.submit(login.spool, job, lane="default.r1t1g0.py3.11", session="gone")
     assert autoscale(login, "--once") == ""

@@ -1,0 +1,170 @@
+"""``spool session``: sessions as a whole, which keep what came for a later process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import reprlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoolpool import settings
+from spoolpool.cli.output import age, explained, say, shown
+from spoolpool.cli.result import read_value
+from spoolpool.cli.rm import needed_by, remove
+from spoolpool.cli.selection import Selection, confirm
+from spoolpool.errors import BadRequest, SpoolpoolError
+
+if TYPE_CHECKING:
+    from spoolpool.query import Sight
+    from spoolpool.spool import Spool
+    from spoolpool.submitter import SessionInfo
+
+_ENDED = ("done", "raised", "lost", "cancelled", "failed")
+
+
+@click.group()
+def session() -> None:
+    """List the sessions of a spool, print their results, and remove them."""
+
+
+@session.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per session and line.")
+@explained
+def ls(directory: str, as_json: bool) -> None:
+    """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
+    from spoolpool import fsio, submitter, trust
+    from spoolpool.census import PLACES, Walk
+    from spoolpool.inventory import sessions
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    walk = Walk(spool.path)
+    titled = sys.stdout.isatty() and not as_json
+    for name, found in sessions(spool, walk).items():
+        info = submitter.read(spool, name)
+        user = info.user if info else trust.account(fsio.owner(f"{spool.layout.results}/{name}") or spool.owner)
+        counts = {place: found.places[place] for place in PLACES}
+        if as_json:
+            process = {"host": info.process.host, "pid": info.process.pid} if info else None
+            about = {"session": name, "user": user, "submitter": process, "state": _state(info)}
+            click.echo(json.dumps({**about, **counts, "last": found.last}))
+            continue
+        if titled:
+            click.echo(click.style(_row("SESSION", "USER", "SUBMITTER", "LAST", *map(str.upper, PLACES)), bold=True))
+            titled = False
+        since = age(time.time() - found.last) if found.last else "-"
+        row = _row(name, user, _state(info), since, *map(str, counts.values()))
+        click.echo(shown(row))
+    for path, reason in walk.unlisted.items():
+        say(shown(f"Not seen: {spool.path}/{path} ({reason}). Ask its owner, or look again later."))
+    if walk.unlisted:
+        sys.exit(SpoolpoolError.exit_code)
+
+
+def _state(info: SessionInfo | None) -> str:
+    """Whether somebody submits: ``ended`` without a word, ``alive`` or ``dead`` as seen on this host, or elsewhere."""
+    if info is None:
+        return "ended"
+    if info.process.lives_here():
+        return "alive"
+    return "dead" if info.process.dead() else f"on {info.process.host}"
+
+
+def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
+    return f"{name:<16}  {user[:8]:<8}  {state:<9}  {last:>6}  {'  '.join(f'{each:>7}' for each in counts)}"
+
+
+@session.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.argument("name", metavar="SESSION")
+@click.option(
+    "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of this account's workers."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
+@explained
+def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) -> None:
+    """Print what the tasks of a session returned or raised, in the order of their submission; they stay.
+
+    Values are cut to fit a line; 'spool result' and --json have all of them. Reading a value can run code: so results
+    are read of your own account's workers alone, and of those that you name.
+    """
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    failures = 0
+    for sight in _tasks(spool, name):
+        told: dict[str, Any] = {"task": sight.id, "state": sight.state, "name": sight.name}
+        try:
+            told.update(_told(sight, trusted))
+        except (OSError, SpoolpoolError) as error:
+            failures += 1
+            say(shown(f"{sight.id}: {error}"))
+            continue
+        if as_json:
+            click.echo(json.dumps(told, default=repr))
+        else:
+            text = reprlib.repr(told["value"]) if "value" in told else told.get("error", "")
+            click.echo(shown(f"{sight.id}  {sight.state:<9}  {sight.name}  {text}"))
+    if failures:
+        sys.exit(SpoolpoolError.exit_code)
+
+
+def _told(sight: Sight, trusted: tuple[str, ...]) -> dict[str, Any]:
+    """The value of a task that returned one; how another one ended, in words, for which nothing is unpickled."""
+    if sight.state == "done":
+        return {"value": read_value(sight, trusted)}
+    failure = sight.outcome.failure if sight.outcome else None
+    return {"error": f"{failure.type}: {failure.message}"} if failure else {}
+
+
+@session.command()
+@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.argument("name", metavar="SESSION")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@explained
+def rm(directory: str, name: str, yes: bool) -> None:
+    """Remove a session with all its outcomes, and with what failed of it.
+
+    Nothing is removed while tasks of it wait or run: 'spool cancel SPOOL --session SESSION' takes those back.
+    """
+    from spoolpool.query import Query
+    from spoolpool.spool import Spool
+
+    spool = Spool(directory)
+    sights = _tasks(spool, name)
+    busy = sum(sight.state not in _ENDED for sight in sights)
+    if busy:
+        raise BadRequest(
+            f"{busy} task(s) of the session {name} wait or run: 'spool cancel {spool.path} --session {name}' takes "
+            "them back, 'spool wait' waits for them."
+        )
+    confirm("remove", sights, yes)
+    kept = 0
+    with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
+        for sight in reversed(sights):  # the latest first: a task was submitted after those that it needs
+            if needed := needed_by(sight):
+                kept += 1
+                say(f"{sight.id} stays: task {needed} waits for its result. Cancel that first.")
+            elif remove(sight):
+                selection.note("removed", sight)
+    spool.close_session(name)
+    click.echo(f"The session {name} was removed{f', but for {kept} task(s)' * bool(kept)}.")
+    if kept:
+        sys.exit(SpoolpoolError.exit_code)
+
+
+def _tasks(spool: Spool, name: str) -> list[Sight]:
+    """All tasks of a session, in the order of submission; raises :class:`BadRequest` where there is no such session."""
+    from spoolpool import fsio, layout
+    from spoolpool.query import Query, select
+
+    layout.check_session(name)
+    sights = sorted(select(spool, Query(session=name)), key=lambda sight: sight.id.partition("-")[2])
+    if not sights and not any(map(fsio.there, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
+        raise BadRequest(f"There is no session {name} in {spool.path}: see 'spool session ls {spool.path}'.")
+    return sights
