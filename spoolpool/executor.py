@@ -16,7 +16,6 @@ import contextlib
 import html
 import os
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -25,7 +24,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool import fsio, graph, layout, mapping, pickling, settings
+from spoolpool import fsio, graph, layout, mapping, pickling, settings, temporary
 from spoolpool.batched import batched
 from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
 from spoolpool.core import Core
@@ -180,15 +179,7 @@ class Executor(futures.Executor):
         launcher = choose(self._backend) if self._runs_groups else None
         if spool is None:
             here = launcher is not None and launcher.name in ("mpiexec", "local")
-            shared = None if here else os.environ.get(settings.ENV_SPOOL) or os.getcwd()  # what all nodes see
-            parent = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=shared))
-            try:
-                caches = 1.0 if here else settings.CACHE_SECONDS
-                output = settings.OUTPUT if self._stream else 0
-                spool = Spool.create(parent, durability="none", caches=caches, output=output, temporary=True)
-            except BaseException:
-                fsio.remove_tree(parent)
-                raise
+            spool = temporary.create(one_host=here, output=settings.OUTPUT if self._stream else 0)
         core: Core | None = None
         try:
             pool = None

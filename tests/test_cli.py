@@ -579,6 +579,15 @@ def test_the_environment_names_the_spool_of_every_command(tmp_path: Path) -> Non
     assert run("status", **variables).stdout.startswith(f"Spool    {tmp_path / 'spool'}\n")
 
 
+def test_options_of_the_worker_are_no_spool(spool: Spool) -> None:
+    words = ("workers", "start", "--dry-run", "--", "--ranks", "2")
+    shown = run(*words, SPOOLPOOL_DIR=spool.path)
+    assert f"{spool.path} --ranks 2" in shown.stdout
+    missing = run(*words)
+    assert missing.exit_code == 2
+    assert "Missing argument 'SPOOL', and SPOOLPOOL_DIR is not set." in missing.stderr
+
+
 def test_the_command_line_goes_before_the_environment(spool: Spool, tmp_path: Path) -> None:
     shown = run("check", "--json", spool.path, SPOOLPOOL_DIR=str(tmp_path / "elsewhere"))
     assert json.loads(shown.stdout)["spool"] == spool.path

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from spoolpool import settings
 
 if TYPE_CHECKING:
     from spoolpool.batch import Job
@@ -29,10 +33,19 @@ _OPTIONS = (
 
 
 def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of which :func:`job` makes a job."""
+    """Give a command the options of which :func:`job` makes a job, and the SPOOL before the worker's options."""
+
+    @functools.wraps(function)
+    def command(directory: str, arguments: tuple[str, ...], **options: Any) -> Any:
+        if directory.startswith("-"):  # it stood behind "--": no spool was named
+            directory, arguments = os.environ.get(settings.ENV_SPOOL, ""), (directory, *arguments)
+            if not directory:
+                raise click.UsageError(f"Missing argument 'SPOOL', and {settings.ENV_SPOOL} is not set.")
+        return function(directory=directory, arguments=arguments, **options)
+
     for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:

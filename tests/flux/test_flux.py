@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from spoolpool import settings
 from spoolpool.spool import Spool
 from tests.waiting import wait_until
 
@@ -42,7 +43,7 @@ def run(flux: dict[str, str], directory: Path, body: str, executor: str = "Execu
     script.write_text(SCRIPT.format(executor=executor, body=body.replace("\n", "\n    ")))
     done = subprocess.run(
         [sys.executable, str(script)],
-        env=flux,
+        env={**flux, settings.ENV_SPOOL: str(directory)},
         cwd=directory,
         capture_output=True,
         text=True,

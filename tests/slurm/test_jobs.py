@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, jobs, registry, submitter
+from spoolpool import Executor, jobs, registry, settings, submitter
 from spoolpool.backoff import Backoff
 from spoolpool.batch import Listed
 from spoolpool.check import census
@@ -125,7 +125,7 @@ def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
 
 
 def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: Site, monkeypatch: Any) -> None:
-    monkeypatch.chdir(login.directory)
+    monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
     with Executor(backend="sbatch", max_workers=1, min_jobs=2, max_jobs=3, time="10") as executor:
         path = Path(executor.info["spool"])
         assert path.parent == login.directory
@@ -177,7 +177,7 @@ def killed(site: Site, may_end: str, *arguments: str) -> tuple[subprocess.Popen[
     process = subprocess.Popen(
         [sys.executable, str(script), str(started), may_end, *arguments],
         cwd=site.directory,
-        env={**site.slurm.env, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**site.slurm.env, "PYTHONPATH": str(Path(__file__).parents[2]), settings.ENV_SPOOL: str(site.directory)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -212,7 +212,7 @@ def test_the_jobs_of_an_executor_that_vanished_with_its_host_end_by_themselves(l
 
 
 def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkeypatch: Any) -> None:
-    monkeypatch.chdir(login.directory)
+    monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
     with pytest.raises(Exception, match="invalid partition"):
         Executor(backend="sbatch", directives=["--partition=nonsense"])
     assert list(login.directory.glob("spoolpool-*")) == []
@@ -237,8 +237,14 @@ def test_groups_that_do_not_see_the_spool_are_told_of(login: Site, backend: str)
     private = tempfile.mkdtemp(dir="/dev/shm")  # each node has one of its own
     try:
         (login.directory / "unseen.py").write_text(UNSEEN)
-        command = [sys.executable, str(login.directory / "unseen.py"), backend]
-        said = login.slurm.run(["salloc", "--nodes=1", *command] if backend == "srun" else command, cwd=private)
+        command = [
+            "env",
+            f"{settings.ENV_SPOOL}={private}",
+            sys.executable,
+            str(login.directory / "unseen.py"),
+            backend,
+        ]
+        said = login.slurm.run(["salloc", "--nodes=1", *command] if backend == "srun" else command)
         if backend == "sbatch":
             assert said.startswith("BrokenSpool 3 batch jobs in a row ended like this")
             assert f"Do the nodes see {private}/spoolpool-" in said

@@ -66,7 +66,11 @@ def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site
     )
     with Executor(spool=site.spool.path, resource_dict={"cores": 2}) as executor:
         assert executor.submit(size).result(PATIENCE) == [2, 2]
-    for info in registry.workers(site.spool):
-        registry.ask_to_stop(site.spool, info.worker)
-    wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
+
+    def ended() -> bool:
+        for info in registry.workers(site.spool):  # some may have announced themselves only now
+            registry.ask_to_stop(site.spool, info.worker)
+        return site.ended(job)
+
+    wait_until(ended, "the job ended with its last group", PATIENCE)
     assert site.state(job) == "COMPLETED", log.read_text()
