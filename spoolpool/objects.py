@@ -93,33 +93,33 @@ def _is_there(path: str, size: int) -> bool:
 
 
 def read_object(spool: Spool, name: str, trust: Trust, owner: int | None = None) -> Envelope:
-    """Read an object of a trusted account's and check that it is what its name says; nothing can be written to it.
+    """Read an object of a trusted account's and check that it is what its name says.
 
     In a shared spool it must belong to ``owner``, that of the task which names it: a hash that is quick is no proof
     against people, so that nobody else's object is taken for it.
     """
-    fd, content = _open(spool, name, trust, owner)
+    fd, content = _open(spool, name, trust, owner, writable=True)
     fsio.close(fd)
     return content
 
 
-def _open(spool: Spool, name: str, trust: Trust, owner: int | None) -> tuple[int, Envelope]:
+def _open(spool: Spool, name: str, trust: Trust, owner: int | None, *, writable: bool = False) -> tuple[int, Envelope]:
     """An object's descriptor, and what is in it."""
     assert owner is not None or not spool.shared
     path = spool.layout.object(name, owner if spool.shared else None)
     fd = fsio.open_file(path)
     try:
-        return fd, _read(spool, fd, path, name, trust, owner)
+        return fd, _read(spool, fd, path, name, trust, owner, writable=writable)
     except BaseException:
         fsio.close(fd)
         raise
 
 
-def _read(spool: Spool, fd: int, path: str, name: str, trust: Trust, owner: int | None) -> Envelope:
+def _read(spool: Spool, fd: int, path: str, name: str, trust: Trust, owner: int | None, *, writable: bool) -> Envelope:
     status = trust.check(fd, path)
     if spool.shared and owner is not None and status.st_uid != owner:
         raise NotTrusted(f"{path} belongs to {account(status.st_uid)}, and {account(owner)}'s is asked for.")
-    content = spool.read(fd, status.st_size, path, object_label(name), writable=False)
+    content = spool.read(fd, status.st_size, path, object_label(name), writable=writable)
     if object_id(content.payload, content.buffers) != name:
         raise BadTaskFile(f"{path} does not hold what its name says.")
     return content

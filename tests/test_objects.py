@@ -34,6 +34,7 @@ from spoolpool.layout import Hold
 from spoolpool.objects import ObjectCache, hold, object_id, put_object, read_object, remove_object
 from spoolpool.pickling import ObjectRef
 from spoolpool.recovery import report_lost
+from spoolpool.signature import make_key, path_of
 from spoolpool.trust import Trust
 from tests.conftest import Workers
 from tests.faults import CRASHED, SPACE, Disk, Fault, at, in_child
@@ -438,6 +439,45 @@ def test_an_object_that_is_put_anew_while_it_is_collected_stays(
     assert not files(spool, "objects", "needs")
 
 
+class Between(Disk):
+    """A disk at one of whose operations somebody else does something as a whole."""
+
+    def __init__(self, number: int, body: Callable[[], object]) -> None:
+        super().__init__()
+        self._number = number
+        self._body: Callable[[], object] | None = body
+
+    def do(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.count + 1 == self._number and self._body is not None:
+            body, self._body = self._body, None
+            body()
+        return super().do(name, call, *args, **kwargs)
+
+    @property
+    def came(self) -> bool:
+        return self._body is None
+
+
+@pytest.mark.parametrize("first", ["put", "remove"])
+def test_at_whichever_operation_one_collects_and_another_puts_what_is_held_is_there(tmp_path: Path, first: str) -> None:
+    content = pickling.dumps("again")
+    for number in itertools.count(1):
+        spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
+        holdings = Holdings(spool, "inbox")
+        name = put_object(spool, *content, "writer")
+        both = {"put": lambda: holdings.put(*content), "remove": lambda: remove_object(spool, name)}  # noqa: B023
+        outer = both.pop(first)
+        (inner,) = both.values()
+        disk = Between(number, inner)
+        with disk.installed():
+            outer()
+        if not disk.came:
+            break
+        assert read_object(spool, name, Trust()), number
+        assert list(objects.holds(spool)) == [name] and not files(spool, "tmp")
+    assert number > 3
+
+
 def test_two_lives_of_one_session_do_not_take_each_others_objects(spool: Spool) -> None:
     one, two = Holdings(spool, "same"), Holdings(spool, "same")
     name = one.put(*pickling.dumps("same"))
@@ -452,6 +492,25 @@ def test_check_finds_nothing_in_a_spool_with_objects(stage: Stage) -> None:
     inbox = stage.inbox()
     stage.submit(inbox, leave_trace, inbox.put_object("needed"))
     assert not check(stage.spool, deep=True)
+
+
+def test_a_signed_spool_signs_its_objects_and_takes_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    spool = Spool.create(tmp_path / "spool", durability="none", signed=True)
+    make_key(path_of(spool.config.id))
+    with Executor(max_workers=1, spool=spool.path, backend="local") as executor:
+        refs = [executor.put("small"), executor.put(ones)]
+        assert executor.submit(len, refs[0]).result(LIMIT) == 5
+        assert executor.submit(total, refs[1]).result(LIMIT) == SIZE
+        assert isinstance(executor.submit(write_into, refs[1]).exception(LIMIT), ValueError), "read, and read-only too"
+        assert [executor.submit(write_into, ones).result(LIMIT) for _ in range(3)] == [2.0] * 3
+        other = executor.put("other")
+        path = Path(spool.layout.objects, other.name)
+        path.write_bytes(path.read_bytes()[:-40])  # without its signature
+        refused = executor.submit(len, other).exception(LIMIT)
+        assert isinstance(refused, NotTrusted) and "not signed" in str(refused)
 
 
 # -- crashes and full disks

@@ -86,6 +86,8 @@ def _asked(header: TaskHeader) -> Iterator[tuple[str, str]]:
         yield "Not before", when(header.not_before)
     if header.memory:
         yield "Memory", f"{header.memory / (1 << 20):.6g} MiB per rank"
+    for name in header.objects:
+        yield "Object", f"objects/{name}"
     for name, value in header.env.items():
         yield "Variable", f"{name}={value}"
     if header.error_log_file:

@@ -20,7 +20,9 @@ from spoolpool.access import Mode
 from spoolpool.claim import Claimer
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
-from spoolpool.layout import Lane
+from spoolpool.layout import Lane, new_task_id
+from spoolpool.needs import Needs
+from spoolpool.objects import ObjectCache
 from spoolpool.session import TaskFuture
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
@@ -181,9 +183,11 @@ class Scene:
     @staticmethod
     def put(inbox: Inbox, function: Any, *args: object, **more: Any) -> TaskFuture:
         """Submit a call, into the lane of whoever acts."""
-        payload, buffers = pickling.dumps((function, args, {}))
+        task_id = new_task_id(more.pop("priority", settings.PRIORITY))
+        needs = Needs(inbox.spool, task_id, inbox.holdings.take)
+        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
         lane = Lane("default", 1, 1, 0, settings.PYTHON, user=os.geteuid()).name
-        return inbox.submit(payload, buffers, lane=lane, name="tested", **more)
+        return inbox.submit(payload, buffers, lane=lane, name="tested", needs=needs, objects=needs.objects, **more)
 
     def file_of(self, future: TaskFuture) -> Path:
         """Where a task waits."""
@@ -213,9 +217,8 @@ class Scene:
                 trust_groups=trust.groups,
                 trust_all=trust.everybody,
             )
-            Worker(
-                Spool(self.path), SerialGroup(), info, Terms(trust=trust, idle_timeout=seconds, max_tasks=tasks)
-            ).run()
+            group = SerialGroup(objects=ObjectCache(Spool(self.path), trust))
+            Worker(Spool(self.path), group, info, Terms(trust=trust, idle_timeout=seconds, max_tasks=tasks)).run()
 
     def trust(self, *trusted: Person) -> Trust:
         """Whom the worker trusts: alice, and those who are named; in a dropbox everybody."""
