@@ -13,6 +13,8 @@ from spoolpool.check import check
 from spoolpool.claim import Claimer, commit, write_outcome
 from spoolpool.errors import SpoolVersion
 from spoolpool.layout import Layout
+from spoolpool.objects import ObjectCache, holds
+from spoolpool.outcome import Values
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader
 from spoolpool.trust import Trust
@@ -23,19 +25,23 @@ GOLDEN = Path(__file__).parent / "golden"
 FORMATS = sorted(path.name for path in GOLDEN.glob("format-*"))
 
 
+def copied(name: str, place: Path) -> Path:
+    """A copy of a golden spool, with the empty directories that git does not keep."""
+    shutil.copytree(GOLDEN / name, place)
+    place.chmod(0o700)  # git keeps no modes
+    for directory in Layout.DIRECTORIES:
+        (place / directory).mkdir(exist_ok=True)
+    return place
+
+
 @pytest.fixture(params=FORMATS)
 def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a golden spool, with the empty directories that git does not keep, and the key of a signed one."""
+    """A copy of a golden spool, and the key of a signed one."""
     key = signature.Key.of(SECRET)
     (tmp_path / "key").write_text(f"{key.id} {key.secret.hex()}\n")
     (tmp_path / "key").chmod(0o600)
     monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
-    place = tmp_path / "spool"
-    shutil.copytree(GOLDEN / request.param, place)
-    place.chmod(0o700)  # git keeps no modes
-    for name in Layout.DIRECTORIES:
-        (place / name).mkdir(exist_ok=True)
-    return place
+    return copied(request.param, tmp_path / "spool")
 
 
 def test_there_is_a_golden_spool_of_this_format() -> None:
@@ -69,6 +75,21 @@ def test_its_waiting_task_is_claimed_and_run_and_its_outcomes_are_collected(
     assert number == 42
     assert bytes(data) == DATA
     assert not [path for path in (golden / "outgoing").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("objects-*")))
+def test_a_task_of_a_golden_spool_finds_its_objects(name: str, tmp_path: Path) -> None:
+    spool = Spool(copied(name, tmp_path / "spool"))
+    assert check(spool) == []
+    claim = Claimer(spool, layout.new_worker_id(), lambda _: True, Trust()).next()
+    assert claim is not None
+    found = ObjectCache(spool, Trust())
+    buffers = found.fill(claim.header.objects, claim.content.buffers)
+    values = Values((), found, claim.header.objects)
+    function, args, _ = pickling.loads(claim.content.payload, buffers, values)
+    assert function(*args) == DATA + b"+put"
+    claim.release()
+    assert sorted(holds(spool)) == sorted(claim.header.objects)
 
 
 def test_a_spool_of_a_later_format_is_refused_with_the_words_what_to_do(golden: Path) -> None:

@@ -1,11 +1,12 @@
-"""Make the golden spool of the present format: ``python tests/golden/make.py`` from the root of the repository.
+"""Make the golden spools of the present format: ``python tests/golden/make.py`` from the root of the repository.
 
-The two of a format, unsigned and signed, are made once, committed, and read for ever: run this only when
+Those of a format, unsigned, signed and with objects, are made once, committed, and read for ever: run this only when
 ``layout.FORMAT`` has risen.
 """
 
 from __future__ import annotations
 
+import functools
 import pickle
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ import msgspec
 
 from spoolpool import envelope, layout, task
 from spoolpool.claim import commit, write_outcome
-from spoolpool.layout import Token
+from spoolpool.layout import Hold, Token
+from spoolpool.objects import hold, put_object
+from spoolpool.pickling import ObjectRef
 from spoolpool.spool import Spool
 from spoolpool.submission import submit
 from spoolpool.task import OutcomeHeader, TaskHeader
@@ -24,6 +27,7 @@ BUCKET = "499-0660e6e464b511-22dc7470"
 WAITING, DONE = "499-0660e6e464b511-22dc7470e2", "499-0660e6e464b5ff-1f46f1a9c3"
 WORKER = "0123456789abcdef"
 DATA = bytes(range(256)) * 17
+LIFE = "01234567"
 SECRET = bytes(range(32))
 """The key of the signed spool."""
 
@@ -43,13 +47,34 @@ def header(name: str) -> TaskHeader:
     )
 
 
-def make(directory: Path, *, signed: bool = False) -> None:
-    """A task that waits, and an outcome with a buffer of its own that nobody has collected."""
+def create(directory: Path, *, signed: bool = False) -> Spool:
+    """A spool that is always called the same."""
     spool = Spool.create(directory, durability="none", signed=signed)
     config = msgspec.structs.replace(spool.config, id="0" * 16)
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
     spool = Spool(directory, keys=SECRET)
     spool.open_session("golden")
+    return spool
+
+
+def make_with_objects(directory: Path) -> None:
+    """A task that waits, with an object among its arguments, and one in the place of a buffer."""
+    spool = create(directory)
+    put = put_object(spool, pickle.dumps(b"put", protocol=5), [], LIFE)
+    shared = put_object(spool, b"", [DATA], LIFE)
+    for name in (put, shared):
+        hold(spool, "golden", Hold(name, LIFE))
+    ref = ObjectRef(spool.config.id, put, 3)
+    call = pickle.dumps(
+        (b"+".join, ([pickle.PickleBuffer(DATA), ref],), {}), protocol=5, buffer_callback=lambda buffer: None
+    )
+    about = msgspec.structs.replace(header(WAITING), objects={put: (), shared: (0,)})
+    submit(spool, about, envelope.pack(task.encode(about), call))
+
+
+def make(directory: Path, *, signed: bool = False) -> None:
+    """A task that waits, and an outcome with a buffer of its own that nobody has collected."""
+    spool = create(directory, signed=signed)
     call = pickle.dumps((pow, (2, 5), {}), protocol=5)
     for name in (WAITING, DONE):
         submit(spool, header(name), envelope.pack(task.encode(header(name)), call))
@@ -64,10 +89,14 @@ def make(directory: Path, *, signed: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    for ending in ("", "-signed"):
-        place = Path(__file__).parent / f"format-{layout.FORMAT}{ending}"
+    here, number = Path(__file__).parent, layout.FORMAT
+    for place, fill in (
+        (here / f"format-{number}", make),
+        (here / f"format-{number}-signed", functools.partial(make, signed=True)),
+        (here / f"objects-{number}", make_with_objects),
+    ):
         shutil.rmtree(place, ignore_errors=True)
-        make(place, signed=bool(ending))
+        fill(place)
         for directory in sorted(place.rglob("*"), reverse=True):
             if directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # git keeps none
