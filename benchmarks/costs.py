@@ -32,6 +32,9 @@ LOOK: Costs = {"list": 3}
 BUCKET: Costs = {"list": 1}
 """Of a look that finds nothing, each further bucket of those lanes; it has one for each submitter that is at work."""
 
+AGAIN: Costs = {"list": 1}
+"""Less than a second after a look: the bucket that gave the last task, which is part of a look that follows."""
+
 WANTED: Costs = {"list": 1}
 """A group looks whether it is to end: at each look while it is idle, and twice a second at most."""
 

@@ -261,8 +261,12 @@ class Claimer:
 
     def next(self) -> Claim | None:
         """Claim the next task, or return None where none is waiting that can be had."""
-        if self._listing.fresh and (claim := self._claim_listed()) is not None:
-            return claim
+        if self._listing.fresh:
+            claim = self._claim_listed()
+            if claim is None and self._listing.look_again():
+                claim = self._claim_listed()
+            if claim is not None:
+                return claim
         self._listing.look()
         claim = self._claim_listed()
         if claim is None and self._listing.look_closer():

@@ -38,6 +38,8 @@ def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
     views = [memoryview(part) for part in parts if len(part)]
     while views:
         done = os.writev(fd, views[:_PARTS])
+        if done == sum(map(len, views)):  # as nearly always
+            return
         while done:
             if done < len(views[0]):
                 views[0] = views[0][done:]
@@ -268,8 +270,10 @@ def open_file(path: str, *, write: bool = False) -> int:
 
 def close(fd: int) -> None:
     """Close; an error of a descriptor that was only read has no consequence."""
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105  twice per task, and three times as quick as a context
         os.close(fd)
+    except OSError:
+        pass
 
 
 def touch(path: str) -> None:

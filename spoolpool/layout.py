@@ -6,6 +6,7 @@ it. What does not parse is not ours, and is left alone. ``docs/format.md`` descr
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -79,8 +80,7 @@ class Token(NamedTuple):
     @property
     def name(self) -> str:
         """The file's name."""
-        stem = f"{self.task}.{self.claim:06d}.{self.attempt:02d}"
-        return f"{stem}.{self.worker}" if self.worker else stem
+        return _token_name(self)
 
     def claimed_by(self, worker: str) -> Token:
         """This claim in the hands of a worker (or of :data:`CANCELLED`)."""
@@ -97,6 +97,13 @@ class Token(NamedTuple):
     def taken_over_by(self, worker: str) -> Token:
         """In the hands of a recoverer."""
         return Token(self.task, self.claim + 1, self.attempt, worker)
+
+
+@functools.lru_cache(maxsize=64)
+def _token_name(token: Token) -> str:
+    """Remembered, since each of the two sides needs it about ten times for one task."""
+    stem = f"{token.task}.{token.claim:06d}.{token.attempt:02d}"
+    return f"{stem}.{token.worker}" if token.worker else stem
 
 
 def parse_token(name: str) -> Token | None:
@@ -221,6 +228,7 @@ class Lane(NamedTuple):
         return "+".join((shape, *self.tags)) + by
 
 
+@functools.lru_cache(maxsize=256)
 def parse_lane(name: str) -> Lane | None:
     """Read what :attr:`Lane.name` made; None if it did not."""
     match = _LANE.fullmatch(name)
@@ -233,6 +241,7 @@ def parse_lane(name: str) -> Lane | None:
     return Lane(queue, int(ranks), int(threads), int(gpus), python, tags, None if user is None else int(user))
 
 
+@functools.lru_cache(maxsize=256)
 def check_lane(lane: Lane) -> Lane:
     """Return a lane, or raise :class:`BadRequest` where its tags are none, or too many for a directory's name."""
     check_tags(lane.tags)

@@ -44,7 +44,9 @@ class Listing:
         self._names: dict[Source, list[str]] = {}
         self._places: dict[Source, fsio.Place] = {}
         self._gave: set[Source] = set()
+        self._latest: Source | None = None  # the bucket that gave the last task
         self._doubtful: dict[Source, float] = {}
+        self._bare = False  # whether that one was empty a moment ago
         self._looked = -_FRESH
         self.unlisted: OSError | None = None
         """Why a directory could not be listed; the tasks in the others are found all the same."""
@@ -74,12 +76,29 @@ class Listing:
             if bucket.endswith(self._submitter)
         )
         self._last = {(each.lane, each.priority, each.submitter): each.bucket for each in self._sources}
-        self._names.clear()
+        if self._latest not in self._sources:
+            self._latest = None
+        # what was listed just now need not be listed again
+        self._names = {self._latest: []} if self._bare and self._latest is not None else {}
+        self._bare = False
         self._places.clear()
         self._gave.clear()
         self._looked = time.monotonic()
         self._doubtful = {source: end for source, end in self._doubtful.items() if end > self._looked}
         self._order.start(source for source in self._sources if source not in self._doubtful)
+
+    def look_again(self) -> bool:
+        """List the bucket anew that gave the last task, if nothing is left of it; whether something came into it.
+
+        To be called while :attr:`fresh`, and before :meth:`look`: one listing is a third of a look.
+        """
+        source = self._latest
+        if source is None or self._names.get(source):
+            return False
+        self._bare = not self._fill(source)
+        if not self._bare:
+            self._order.add(source)
+        return not self._bare
 
     def look_closer(self) -> bool:
         """Go on with the buckets in which nothing was a moment ago; whether there are any."""
@@ -92,16 +111,20 @@ class Listing:
         while (source := self._order.first()) is not None:
             names = self._names.get(source)
             if names is None:
-                path = self._spool.layout.bucket(source.lane, source.bucket)
-                self._places[source], listed = self._list(path)
-                names = self._names[source] = sorted(listed, reverse=True)
-                if not names:
-                    self._put_off(source, _FRESH)
-                    self._remove(source)
+                names = self._fill(source)
             if names:
                 return source, names
             self._order.drop(source)
         return None
+
+    def _fill(self, source: Source) -> list[str]:
+        path = self._spool.layout.bucket(source.lane, source.bucket)
+        self._places[source], listed = self._list(path)
+        names = self._names[source] = sorted(listed, reverse=True)
+        if not names:
+            self._put_off(source, _FRESH)
+            self._remove(source)
+        return names
 
     def place(self, source: Source) -> fsio.Place:
         """The directory of the bucket of :meth:`turn`, held open where others could swap it."""
@@ -110,6 +133,7 @@ class Listing:
     def served(self, source: Source) -> None:
         """A task of the bucket was claimed."""
         self._gave.add(source)
+        self._latest = source
         self._doubtful.pop(source, None)  # it is in use again: what comes next into it is not to come last
         self._order.served(source)
 

@@ -15,8 +15,11 @@ gets, and a submitter only in which order that is used. Each group goes round by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+import bisect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+_Any = TypeVar("_Any")
 
 _KNOWN = 4096  # users and submitters of which it is remembered when they were served
 
@@ -58,20 +61,27 @@ class Order:
         """Begin anew with these buckets."""
         self._tree = {}
         for source in sorted(sources):
-            users = self._tree.setdefault(self._queue(source), {}).setdefault(source.priority, {})
-            users.setdefault(source.user, {}).setdefault((source.user, source.submitter), []).append(source)
+            self._buckets(source).append(source)
         if len(self._turn_of) > _KNOWN:
             recent = sorted(self._turn_of, key=self._last_turn)[-_KNOWN // 2 :]
             self._turn_of = {name: self._turn_of[name] for name in recent}
+
+    def add(self, source: Source) -> None:
+        """Something waits again in a bucket that was dropped."""
+        bisect.insort(self._buckets(source), source)
+
+    def _buckets(self, source: Source) -> list[Source]:
+        users = self._tree.setdefault(self._queue(source), {}).setdefault(source.priority, {})
+        return users.setdefault(source.user, {}).setdefault((source.user, source.submitter), [])
 
     def first(self) -> Source | None:
         """The bucket whose turn it is; None where none is left."""
         if not self._tree:
             return None
-        priorities = self._tree[min(self._tree, key=self._start_of)]
+        priorities = self._tree[_least(self._tree, self._start_of)]
         users = priorities[min(priorities)]
-        submitters = users[min(users, key=self._last_turn)]
-        return submitters[min(submitters, key=self._last_turn)][0]
+        submitters = users[_least(users, self._last_turn)]
+        return submitters[_least(submitters, self._last_turn)][0]
 
     def _queue(self, source: Source) -> str:
         return source.queue if self._weights else ""
@@ -110,3 +120,8 @@ class Order:
             del priorities[source.priority]
         if not priorities:
             del self._tree[queue]
+
+
+def _least(names: Collection[_Any], key: Callable[[_Any], float]) -> _Any:
+    """The one with the least key; the only one, as is usual, is not asked for it."""
+    return min(names, key=key) if len(names) > 1 else next(iter(names))

@@ -77,9 +77,7 @@ class Watch:
 
     def clear(self) -> None:
         """Forget the changes so far; call it before the look that they would announce."""
-        self._drain(self._read)
-        if self._inotify >= 0:
-            self._drain(self._inotify)
+        self.wait(0.0)
 
     def wake(self) -> None:
         """End a wait; from any thread or signal handler."""
@@ -101,6 +99,8 @@ class Watch:
 
     @staticmethod
     def _drain(fd: int) -> None:
-        with contextlib.suppress(OSError):  # BlockingIOError: it is empty
+        try:
             while len(os.read(fd, 65536)) > 65536 - _EVENT:  # inotify gives whole events
                 pass
+        except OSError:  # BlockingIOError: it is empty
+            pass
