@@ -34,6 +34,8 @@ class Rubbish:
     """Paths that must be gone before it."""
     to: str = ""
     """Where it is put instead, if it is not removed."""
+    stamp: int | None = None
+    """Its time, in ns, where it stays if that has changed."""
 
 
 def rubbish(spool: Spool, keep: Keep | None = None) -> list[Rubbish]:
@@ -71,7 +73,7 @@ def remove(spool: Spool, found: list[Rubbish]) -> int:
             if any(fsio.there(f"{spool.path}/{earlier}") for earlier in each.after):
                 continue
             if parent == "objects":
-                count += remove_object(spool, name)
+                count += remove_object(spool, name, each.stamp)
             elif each.to:
                 fsio.move(path, f"{spool.path}/{each.to}")
                 count += 1
@@ -189,8 +191,11 @@ def _objects(spool: Spool, now: float, keep: Keep) -> Iterator[Rubbish]:
     why = f"nobody uses it, and it is older than {_days(keep.unfinished)}"
     for name, over in sorted(stale.items()):
         yield from (Rubbish(path=path, why="of an object that nobody uses") for path in sorted(over))
-        if fsio.there(f"{where.objects}/{name}"):
-            yield Rubbish(path=f"objects/{name}", why=why, after=tuple(sorted(over)))
+        with contextlib.suppress(OSError):  # there was a hold alone
+            status = os.lstat(f"{where.objects}/{name}")
+            if stat.S_ISREG(status.st_mode):
+                after = tuple(sorted(over))
+                yield Rubbish(path=f"objects/{name}", why=why, after=after, stamp=status.st_mtime_ns)
 
 
 def _is_over(spool: Spool, path: str, now: float, keep: Keep) -> bool:

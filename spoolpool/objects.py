@@ -7,7 +7,6 @@ more and no task names it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -250,10 +249,15 @@ def let_go(spool: Spool, session: str, mine: Hold) -> None:
         fsio.remove(f"{place}/{mine.name}")
 
 
-def holds(spool: Spool) -> dict[str, set[str]]:
-    """Paths, below the spool, of what says that somebody holds an object, by the names of the objects' files."""
+def holds(spool: Spool, *, anew: bool = False) -> dict[str, set[str]]:
+    """Paths, below the spool, of what says that somebody holds an object, by the names of the objects' files.
+
+    ``anew``: also what an earlier listing may hide.
+    """
     found: dict[str, set[str]] = {}
     for session in filter(layout.is_session, fsio.names(spool.layout.needs)):
+        if anew:
+            fsio.refresh(f"{spool.layout.needs}/{session}")
         for each in map(layout.parse_hold, fsio.names(f"{spool.layout.needs}/{session}")):
             if each is not None:
                 found.setdefault(each.object, set()).add(f"needs/{session}/{each.name}")
@@ -280,21 +284,22 @@ def named_by_tasks(spool: Spool, places: Iterable[str]) -> set[str]:
     return found
 
 
-def remove_object(spool: Spool, name: str) -> bool:
+def remove_object(spool: Spool, name: str, stamp: int | None = None) -> bool:
     """Remove an object that nobody holds, by the name of its file; whether it went.
 
-    Whoever puts it anew meanwhile says first that he holds it, then looks whether it is there. So it is put aside,
-    and comes back if somebody holds it by then.
+    Whoever puts it anew meanwhile says first that he holds it, then looks whether it is there and sets its time. So it
+    is put aside, and comes back if somebody holds it by then, or if its time (in ns) is not ``stamp`` any more.
     """
     path = f"{spool.layout.objects}/{name}"
     aside = f"{spool.layout.tmp}/{name.partition('@')[0]}.{layout.new_submitter_id()}"
     try:
         fsio.move(path, aside)
     except OSError as error:
-        if error.errno in fsio.GONE or error.errno == errno.EPERM:  # somebody else's, or gone
+        if error.errno in fsio.GONE | fsio.DENIED:  # another one collects too; or, in a dropbox, it is somebody else's
             return False
         raise
-    if name in holds(spool) and not fsio.there(path):
+    used = name in holds(spool, anew=True) or stamp not in (None, fsio.stamp(aside))
+    if used and not fsio.there(path):
         fsio.move(aside, path)
         return False
     return fsio.remove(aside)

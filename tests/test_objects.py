@@ -439,6 +439,31 @@ def test_an_object_that_is_put_anew_while_it_is_collected_stays(
     assert not files(spool, "objects", "needs")
 
 
+def test_an_object_that_was_put_anew_since_it_was_listed_stays_although_a_cache_hides_who_holds_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
+) -> None:
+    content = pickling.dumps("again")
+    name = put_object(spool, *content, "writer")
+    after(2)
+    found = [each for each in rubbish(spool) if each.path == f"objects/{name}"]
+    Holdings(spool, "inbox").put(*content)
+    monkeypatch.setattr(objects, "holds", lambda *_, **__: {})
+    assert remove(spool, found) == 0
+    assert files(spool, "objects") == [f"objects/{name}"] and not files(spool, "tmp")
+
+
+def test_gc_leaves_alone_what_is_no_file_under_the_name_of_an_object(
+    spool: Spool, tmp_path: Path, after: Callable[[float], None]
+) -> None:
+    where = Path(spool.layout.objects)
+    (where / ("0" * 32)).symlink_to(tmp_path)
+    (where / ("1" * 32)).mkdir()
+    os.mkfifo(where / ("2" * 32))
+    after(40)
+    assert not [path for path in collect_garbage(spool) if path.startswith("objects/")]
+    assert len(list(where.iterdir())) == 3
+
+
 class Between(Disk):
     """A disk at one of whose operations somebody else does something as a whole."""
 
