@@ -50,6 +50,7 @@ from spoolpool.layout import (
     new_task_id,
     new_worker_id,
     parse_token,
+    submitter_of,
 )
 from spoolpool.needs import Needs
 from spoolpool.objects import ObjectCache
@@ -213,8 +214,8 @@ def outcome_of(header: TaskHeader, token: Token) -> list[envelope.Buffer]:
 class Inbox(Session):
     """A session without a thread: it looks when it is told to."""
 
-    def __init__(self, spool: Spool, clock: Clock, name: str = "inbox") -> None:
-        super().__init__(spool, name, accept=Trust())
+    def __init__(self, spool: Spool, clock: Clock, name: str = "inbox", *, keeps: bool = False) -> None:
+        super().__init__(spool, name, accept=Trust(), submitter=submitter_of(name) if keeps else "", keeps=keeps)
         self._collector.close()
         self._collector.start = lambda: False  # type: ignore[method-assign]
         self._clock = clock
@@ -298,9 +299,9 @@ class Stage:
         with self.diary.open("a") as file:
             file.write(f"{what} {task}\n")
 
-    def inbox(self) -> Inbox:
-        """A new incarnation of the submitter."""
-        return Inbox(self.spool, self.clock, self.session)
+    def inbox(self, *, keeps: bool = False) -> Inbox:
+        """A new incarnation of the submitter, perhaps one that keeps its outcomes."""
+        return Inbox(self.spool, self.clock, self.session, keeps=keeps)
 
     def submit(
         self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: object, **options: Any

@@ -97,6 +97,35 @@ def collect(stage: Stage) -> Body:
     return lambda: stage.collect(inbox, [*headers, lost])
 
 
+def collect_kept(stage: Stage) -> Body:
+    """A submitter of a session that keeps its outcomes; what stays is collected again by one that does not."""
+    inbox = stage.inbox(keeps=True)
+    headers = [*pair(stage, inbox), stage.submit(inbox), stage.submit(inbox, max_attempts=1)]
+    stage.work(tasks=1)
+    abandon(stage, headers[3], dead_process())
+    stage.recover()
+    stage.work(tasks=1)
+    inbox.given[headers[2].task].cancel()
+    stage.note("delivered", headers[2].task)
+    return lambda: stage.collect(inbox, [headers[0], headers[1], headers[3]])
+
+
+def come_back(stage: Stage) -> Body:
+    """A later process of such a session, which looks for its tasks: some done and delivered, one that waits."""
+    inbox = stage.inbox(keeps=True)
+    headers = pair(stage, inbox)
+    for _ in headers:
+        stage.work(tasks=1)
+    stage.collect(inbox, headers)
+    stage.submit(inbox)
+
+    def body() -> None:
+        again = stage.inbox(keeps=True)
+        stage.collect(again, [future.header for future in again.futures()])
+
+    return body
+
+
 def cancel(stage: Stage) -> Body:
     """A submitter that takes a task back."""
     future = stage.inbox().expect(stage.submit())
@@ -229,6 +258,8 @@ SCENARIOS = (
     work_again,
     work_when_fenced,
     collect,
+    collect_kept,
+    come_back,
     cancel,
     give_back_claim,
     recover_outcomes,

@@ -163,6 +163,7 @@ NO_FAULTS = Budget()
 class Config:
     """Who takes part; in a `chain` every task needs the one before it.
 
+    A session that `keeps` removes no outcome; of several `submitters` of it, all collect, and the first one submits.
     `attempts` counts all; a task that raises in one of the first `retries` of them is held back.
     """
 
@@ -170,6 +171,8 @@ class Config:
     chain: bool = False
     workers: int = 2
     recoverers: int = 1
+    submitters: int = 1
+    keeps: bool = False
     attempts: int = 2
     retries: int = 0
     budget: Budget = NO_FAULTS
@@ -227,7 +230,8 @@ class Protocol:
     def collect(self, token: Name) -> Body:
         """Deliver; unlink its edges. Unless a task needs it: unlink mark, then token, then outcome.
 
-        What is lost goes to failed with its edges, because a retry needs them.
+        What is lost goes to failed with its edges, because a retry needs them. A session that keeps
+        removes neither token nor outcome of anything else, and delivers as often as it is asked.
         """
         outgoing = token.to("outgoing")
         content = CANCELLED if token.holder == CANCELLED else (yield Look(outgoing))
@@ -242,6 +246,8 @@ class Protocol:
             if (yield Look(edge)):
                 return None
         if (yield Unlink(Name("cancel", token.task))) == ERROR:
+            return None
+        if self.config.keeps and not lost:
             return None
         removed = yield Rename(token, token.to("failed")) if lost else Unlink(token)
         if removed == DONE and token.holder != CANCELLED:
@@ -458,7 +464,8 @@ class Model:
     def start(self) -> State:
         workers = [Person(f"w{i + 1}") for i in range(self.config.workers)]
         recoverers = [Person(f"r{i + 1}") for i in range(self.config.recoverers)]
-        people = (*recoverers, Person("s"), *workers)
+        more = [Person(f"s{i + 2}") for i in range(self.config.submitters - 1)]
+        people = (*recoverers, Person("s"), *more, *workers)
         return State((), people, (Record(),) * self.config.tasks, self.config.budget)
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -484,7 +491,7 @@ class Model:
             match me[0], name.place:
                 case "s", "results":
                     yield "", f"collects {name}", rules.collect(name)
-                case "s", "tmp":
+                case "s", "tmp" if me == "s":
                     yield "", f"sweeps {name}", rules.sweep(name.task)
                 case "w", "ready":
                     yield "", f"claims {name}", rules.claim(name, me)
@@ -587,7 +594,7 @@ class Model:
         """Nobody of that role left: a new one starts, under a name never used before."""
         who, budget = state.people[index].name, state.budget.spend("crash")
         people = [person for person in state.people if person.name != who]
-        if not any(person.name[0] == who[0] for person in people):
+        if who == "s" or not any(person.name[0] == who[0] for person in people):
             crashes = self.config.budget.crash - budget.crash
             number = max(self.config.workers, self.config.recoverers) + crashes
             people.append(Person("s" if who == "s" else f"{who[0]}{number}"))
@@ -630,6 +637,8 @@ class Model:
                 record = record._replace(begun=True)
             case "submitted":
                 record = record._replace(submitted=True)
+            case "delivered" if record.retries and note.detail == LOST != record.outcome:
+                pass  # a process of the session hears late of the life before the retry
             case "delivered":
                 record = record._replace(delivered=True)
                 if note.detail != record.outcome:
@@ -670,6 +679,10 @@ class Model:
         failed = {name.task for name, _ in state.files if name.place == "failed"}
         edges = {edge for task in failed for edge in self.protocol.needed_by(task)}
         kept = {(place, edge.task) for edge in edges for place in ("results", "outgoing")}
+        if self.config.keeps:
+            kept |= {
+                (place, name.task) for name in left if name.place == "results" for place in ("results", "outgoing")
+            }
         return all((name.place, name.task) in kept for name in left - edges)
 
 
@@ -743,10 +756,11 @@ def first_stuck(good: bytearray, faultless: array[int]) -> int | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the spool's protocol exhaustively.")
-    for who in ("tasks", "workers", "recoverers", "attempts", "retries"):
+    for who in ("tasks", "workers", "recoverers", "submitters", "attempts", "retries"):
         default = getattr(Config, who)
         parser.add_argument(f"--{who}", type=int, default=default, metavar="N", help=f"({default})")
     parser.add_argument("--chain", action="store_true", help="every task needs the one before it")
+    parser.add_argument("--keeps", action="store_true", help="the session keeps its outcomes")
     for what in Budget._fields:
         option = "--" + what.replace("_", "-")
         parser.add_argument(option, type=int, default=0, metavar="N", help="at most (0)")

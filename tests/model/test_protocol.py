@@ -71,9 +71,19 @@ DEPENDENT = {
     "held back": Config(tasks=2, chain=True, retries=1, budget=Budget(raises=1)),
     "three in a row": Config(tasks=3, chain=True, workers=1, budget=Budget(cancel=1)),
 }
+KEPT = {
+    "crashes": Config(keeps=True, budget=Budget(crash=2)),
+    "two processes": Config(keeps=True, submitters=2, attempts=1, budget=Budget(crash=1, enoent=1)),
+    "two processes, stale looks": Config(keeps=True, submitters=2, workers=1, budget=Budget(error=1, lie=1)),
+    "two processes, cancel": Config(keeps=True, submitters=2, budget=Budget(cancel=1, enoent=1)),
+    "dependent": Config(tasks=2, chain=True, keeps=True, submitters=2, workers=1, budget=Budget(crash=1)),
+    "lost, retried": Config(
+        tasks=2, chain=True, keeps=True, submitters=2, workers=1, attempts=1, budget=Budget(crash=1, retry=1)
+    ),
+}
 ALL = [
     pytest.param(config, id=f"{title}: {words}")
-    for title, configs in (("one", ONE_TASK), ("two", TWO_TASKS), ("dependent", DEPENDENT))
+    for title, configs in (("one", ONE_TASK), ("two", TWO_TASKS), ("dependent", DEPENDENT), ("kept", KEPT))
     for words, config in configs.items()
 ]
 
