@@ -149,24 +149,29 @@ def requeue(spool: Spool, header: TaskHeader, token: Token) -> None:
     requeue_from(spool, spool.layout.claimed_token(token), header, token.requeued())
 
 
-def retry(spool: Spool, name: str) -> str:
+def retry(spool: Spool, name: str, session: str = "") -> str:
     """Let a task from ``failed/`` wait again, with all its attempts; returns its id.
 
-    Raises :class:`BadTaskFile` where it cannot be read (any more), or is not what its name says.
+    With a ``session``, one that was lost with its workers and whose outcome, which goes, is still there. Raises
+    :class:`BadTaskFile` where it cannot be read (any more), or is not what its name says.
     """
-    path = f"{spool.layout.failed}/{name}"
+    parent = f"{spool.layout.results}/{session}" if session else spool.layout.failed
+    path = f"{parent}/{name}"
     token = layout.parse_token(name)
     if token is None:
         raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
     try:
-        header, owner = read_owned_task(spool, path, token)
+        source = f"{spool.held(parent) if session else parent}/{name}"
+        header, owner = read_owned_task(spool, source, token)
     except OSError as error:
         raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
     if header.task != token.task:
         raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
     spool.open_session(header.session, owner)
-    if not requeue_from(spool, path, header, Token(token.task, token.claim + 1, 1)):
+    if not requeue_from(spool, source, header, Token(token.task, token.claim + 1, 1)):
         raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
+    if session:  # it counts no more; were it left, nobody would know to whom it belonged
+        fsio.remove(f"{spool.outgoing(session, owner)}/{name}")
     return token.task
 
 

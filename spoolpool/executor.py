@@ -387,9 +387,8 @@ class Executor(futures.Executor):
     def futures(self) -> list[Future[Any]]:
         """Futures of all tasks of the session, in the order of submission: also of processes that have ended or died.
 
-        Those that are done get their outcomes again, the others when they have them. What was lost with its workers,
-        or set aside, has :class:`~spoolpool.errors.BadTaskFile` with the way to run it again. For a session with a name
-        in a spool (:class:`BadRequest`).
+        Those that are done get their outcomes again, the others when they have them. What a worker had to set aside
+        has :class:`~spoolpool.errors.BadTaskFile`. For a session with a name in a spool (:class:`BadRequest`).
         """
         if not self._keeps:
             raise BadRequest("Only a session with a name, in a spool, has futures to come back to: give session=.")

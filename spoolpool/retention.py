@@ -1,9 +1,9 @@
 """Outcomes that were delivered and are still in the spool: what keeps them there, and how they go.
 
-A session that keeps its outcomes for a later process removes none; only a lost task goes to ``failed/``. In any other
-one an outcome stays as long as a call needs it. Which calls do, this process knows of those that it submitted. Of the
-earlier life of a session the edges in ``needs/`` tell, which are listed when it begins and again later than caches
-last; until then what was delivered of that life stays.
+A session that keeps its outcomes for a later process moves and removes none. In any other one an outcome stays as long
+as a call needs it. Which calls do, this process knows of those that it submitted. Of the earlier life of a session the
+edges in ``needs/`` tell, which are listed when it begins and again later than caches last; until then what was
+delivered of that life stays.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Retention:
             for needed in found.header.needs.get(self._session, ()):
                 self.drop(needed, token.task)
         with self._lock:
-            if self.keeps_all and found.kind != "lost":
+            if self.keeps_all:
                 self._delivered.pop(token.name, None)
                 return False
             if token.task in self._holders or not (found.here or self._sure is None):

@@ -318,7 +318,8 @@ class Session:
         if self._detached or self.keeps:  # its directories too: another process of this name may be at work
             withdraw(self.spool, self.name)
         if not self._detached:
-            if self._broken is None:  # else something may still run that needs them
+            lost = self.keeps and self._awaited.lost  # and may be retried
+            if self._broken is None and not lost:  # else something may still run that needs them
                 self.holdings.close(lost=self._awaited.lost)
             if not self.keeps:
                 self.spool.close_session(self.name)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from spoolpool import cancellation, layout
-from spoolpool.claim import Claimer, commit, give_back, write_outcome
+from spoolpool.claim import Claimer, commit, give_back, retry, write_outcome
 from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.layout import Token
@@ -124,6 +124,15 @@ def come_back(stage: Stage) -> Body:
         stage.collect(again, [future.header for future in again.futures()])
 
     return body
+
+
+def retry_kept(stage: Stage) -> Body:
+    """Somebody who lets a lost task run again that its session keeps."""
+    header = stage.submit(stage.inbox(keeps=True), max_attempts=1)
+    abandon(stage, header, dead_process())
+    stage.recover()
+    [token] = stage.seen().results.values()
+    return lambda: retry(stage.spool, token.name, stage.session)
 
 
 def cancel(stage: Stage) -> Body:
@@ -260,6 +269,7 @@ SCENARIOS = (
     collect,
     collect_kept,
     come_back,
+    retry_kept,
     cancel,
     give_back_claim,
     recover_outcomes,

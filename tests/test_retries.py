@@ -533,7 +533,7 @@ def test_all_tasks_are_retried_with_all(spool: Spool) -> None:
     assert fsio.names(spool.layout.failed) == []
     empty = run("retry", spool.path, "--all")
     assert (empty.exit_code, empty.stdout) == (0, "")
-    assert "There is nothing in" in empty.stderr
+    assert "Nothing that fits" in empty.stderr
 
 
 def test_a_task_that_is_named_twice_is_retried_once(spool: Spool) -> None:

@@ -15,9 +15,8 @@ import click.testing
 import pytest
 
 from spoolpool import Executor, fsio, garbage, submitter
-from spoolpool.claim import retry
 from spoolpool.cli.spool import main
-from spoolpool.errors import BadRequest, BadTaskFile, WorkerLost
+from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, WorkerLost
 from spoolpool.future import wait
 from spoolpool.identity import hostname
 from spoolpool.layout import Token, new_task_id, new_worker_id
@@ -27,7 +26,7 @@ from tests.conftest import Workers
 from tests.processes import run_script, start_script
 from tests.stage import Clock, Stage, dead_process
 from tests.test_crash_points import abandon
-from tests.waiting import LIMIT, wait_until
+from tests.waiting import LIMIT
 
 SCRIPT = """
 import os, signal, sys, time
@@ -167,21 +166,36 @@ def test_the_futures_of_a_session_come_in_the_order_of_submission_wherever_their
             assert wait(found, LIMIT).not_done == set() and found[4].cancelled()
 
 
-def test_a_lost_task_is_told_of_where_it_was_put_and_has_its_result_after_a_retry(stage: Stage) -> None:
+def test_a_lost_task_has_its_result_after_a_retry(stage: Stage) -> None:
     with come(stage.spool) as exe:
-        future = exe.submit(pow, 2, 9, resource_dict={"max_attempts": 1})
-        abandon(stage, future.header, dead_process())  # type: ignore[attr-defined]
+        lost = exe.submit(pow, 2, 9, resource_dict={"max_attempts": 1})
+        exe.submit(square, lost)
+        abandon(stage, lost.header, dead_process())  # type: ignore[attr-defined]
         stage.recover()
-        assert isinstance(future.exception(LIMIT), WorkerLost)
-        wait_until(lambda: fsio.names(stage.spool.layout.failed), "the lost task was put aside")
-    with come(stage.spool) as exe:
-        (lost,) = exe.futures()
-        assert isinstance(lost.exception(), BadTaskFile) and "'spool retry' runs it again" in str(lost.exception())
-        retry(stage.spool, fsio.names(stage.spool.layout.failed)[0])
+        assert isinstance(lost.exception(LIMIT), WorkerLost)
         stage.work(tasks=1)
-        del lost
-        gc.collect()
+        assert isinstance(exe.futures()[1].exception(LIMIT), DependencyFailed)
+    with come(stage.spool) as exe:
+        assert isinstance(exe.futures()[0].exception(LIMIT), WorkerLost)
+    shown = click.testing.CliRunner().invoke(main, ["retry", "--all", stage.spool.path], prog_name="spool")
+    assert shown.stdout == f"{lost.task} waits again.\n", shown.stderr  # type: ignore[attr-defined]
+    assert [len(fsio.names(f"{at}/inbox")) for at in (stage.spool.layout.results, stage.spool.layout.outgoing)] == [
+        1,
+        1,
+    ]
+    stage.work(tasks=1)
+    with come(stage.spool) as exe:
         assert exe.futures()[0].result(LIMIT) == 512
+
+
+def test_a_task_that_was_set_aside_says_so(stage: Stage) -> None:
+    with come(stage.spool) as exe:
+        task = exe.submit(pow, 2, 9).task  # type: ignore[attr-defined]
+    [path] = Path(stage.spool.layout.ready).glob(f"*/*/{task}*")
+    path.rename(f"{stage.spool.layout.failed}/{path.name}.{new_worker_id()}")
+    with come(stage.spool) as exe:
+        (aside,) = exe.futures()
+        assert isinstance(aside.exception(0), BadTaskFile) and "'spool retry' runs it again" in str(aside.exception())
 
 
 def test_the_future_of_a_task_is_one_object_as_long_as_somebody_holds_it(stage: Stage) -> None:

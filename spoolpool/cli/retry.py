@@ -10,9 +10,9 @@ from spoolpool.errors import SpoolpoolError
 
 
 @click.command()
-@selects("failed", everything=True)
+@selects("failed", "lost", everything=True)
 def retry(selection: Selection) -> None:
-    """Let tasks from failed/ run again, under the same ids and with all their attempts.
+    """Let tasks that failed/ keeps, or that were lost, run again: under the same ids, with all their attempts.
 
     \b
       spool retry SPOOL e7819e56d5
@@ -27,7 +27,8 @@ def retry(selection: Selection) -> None:
     chosen = selection.chosen()
     for sight in chosen:
         try:
-            click.echo(f"{run_again(selection.spool, sight.standing.token.name)} waits again.")
+            session = sight.session if sight.standing.place == "done" else ""
+            click.echo(f"{run_again(selection.spool, sight.standing.token.name, session)} waits again.")
             selection.note("retried", sight)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)
@@ -36,4 +37,4 @@ def retry(selection: Selection) -> None:
     if failures:
         raise failures[0]
     if not chosen:
-        say(f"There is nothing in {selection.spool.layout.failed} that fits.")
+        say("Nothing that fits was lost or set aside.")

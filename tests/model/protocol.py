@@ -231,7 +231,7 @@ class Protocol:
         """Deliver; unlink its edges. Unless a task needs it: unlink mark, then token, then outcome.
 
         What is lost goes to failed with its edges, because a retry needs them. A session that keeps
-        removes neither token nor outcome of anything else, and delivers as often as it is asked.
+        removes and moves neither token nor outcome, and delivers as often as it is asked.
         """
         outgoing = token.to("outgoing")
         content = CANCELLED if token.holder == CANCELLED else (yield Look(outgoing))
@@ -247,7 +247,7 @@ class Protocol:
                 return None
         if (yield Unlink(Name("cancel", token.task))) == ERROR:
             return None
-        if self.config.keeps and not lost:
+        if self.config.keeps:
             return None
         removed = yield Rename(token, token.to("failed")) if lost else Unlink(token)
         if removed == DONE and token.holder != CANCELLED:
@@ -392,8 +392,10 @@ class Protocol:
 
     @rule
     def retry(self, failed: Name) -> Body:
-        """On request: rename failed/N.c.a.w to ready/N.(c+1).1. Then stop."""
-        yield Rename(failed, Name("ready", failed.task, failed.claim + 1, 1))
+        """On request: rename failed/N.c.a.w, or a lost results/N.c.a.w, to ready/N.(c+1).1. Unlink its outcome."""
+        retried = yield Rename(failed, Name("ready", failed.task, failed.claim + 1, 1))
+        if retried and failed.place == "results":
+            yield Unlink(failed.to("outgoing"))
         return None
 
 
@@ -505,7 +507,9 @@ class Model:
                     price = "judge" if name.holder in live else ""
                     whose = f"takes {name.holder} for dead, " if name.holder != me else ""
                     yield price, f"{whose}takes up {name}", doing
-                case "r", "failed" if budget.retry:
+                case "r", "failed" | "results" if budget.retry and (
+                    name.place == "failed" or (self.config.keeps and files.get(name.to("outgoing")) == LOST)
+                ):
                     yield "retry", f"is asked to retry {name}", rules.retry(name)
         if me == "s":
             yield from self.wishes(state, files)
@@ -613,7 +617,7 @@ class Model:
         record = records[source.task - 1]
         if target in files:
             return records, f"{target} is renamed over"
-        if source.place == "failed":
+        if source.place == "failed" or (source.place == "results" and target.place == "ready"):
             record = record._replace(outcome="", delivered=False, retries=record.retries + 1)
         if target.place == "results":
             content = files[source]
@@ -623,8 +627,8 @@ class Model:
                 return records, f"a second outcome of task {source.task} is published: {target}"
             if content in (NO, PARTIAL):
                 return records, f"{target} is published without a complete outcome"
-            needed = [records[edge.task - 1].outcome for edge in self.protocol.needed_by(source.task)]
-            if content == DEPENDENCY and all(outcome == VALUE for outcome in needed):
+            needed = [records[edge.task - 1] for edge in self.protocol.needed_by(source.task)]
+            if content == DEPENDENCY and all(each.outcome == VALUE and not each.retries for each in needed):
                 return records, f"task {source.task} fails, although what it needs has its value"
             record = record._replace(outcome=content)
         return replaced(records, source.task, record), ""
@@ -676,7 +680,7 @@ class Model:
         if any(record.submitted and not record.delivered for record in state.records):
             return False
         left = {name for name, _ in state.files if name.place != "failed"}
-        failed = {name.task for name, _ in state.files if name.place == "failed"}
+        failed = {name.task for name, content in state.files if name.place == "failed" or content == LOST}
         edges = {edge for task in failed for edge in self.protocol.needed_by(task)}
         kept = {(place, edge.task) for edge in edges for place in ("results", "outgoing")}
         if self.config.keeps:

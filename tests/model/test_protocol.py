@@ -77,8 +77,9 @@ KEPT = {
     "two processes, stale looks": Config(keeps=True, submitters=2, workers=1, budget=Budget(error=1, lie=1)),
     "two processes, cancel": Config(keeps=True, submitters=2, budget=Budget(cancel=1, enoent=1)),
     "dependent": Config(tasks=2, chain=True, keeps=True, submitters=2, workers=1, budget=Budget(crash=1)),
-    "lost, retried": Config(
-        tasks=2, chain=True, keeps=True, submitters=2, workers=1, attempts=1, budget=Budget(crash=1, retry=1)
+    "lost, retried": Config(keeps=True, submitters=2, workers=1, attempts=1, budget=Budget(crash=2, retry=1)),
+    "dependent, lost, retried": Config(
+        tasks=2, chain=True, keeps=True, workers=1, attempts=1, budget=Budget(crash=1, retry=1)
     ),
 }
 ALL = [
