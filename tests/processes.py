@@ -90,7 +90,8 @@ def in_fork(function: Callable[[], object]) -> object:
 
 _DIES = """\
 import os, sys, threading, time
-if "--group-of" in sys.orig_argv and os.uname().nodename == {host!r}:
+node = os.environ.get("FLUX_URI") or os.uname().nodename  # brokers of a test instance share a host
+if "--group-of" in sys.orig_argv and node.endswith({host!r}):
     def die(when):
         while not os.path.exists(when):
             time.sleep(0.01)
@@ -101,9 +102,10 @@ if "--group-of" in sys.orig_argv and os.uname().nodename == {host!r}:
 
 
 def deadly(directory: Path, host: str, when: str = "/") -> dict[str, str]:
-    """Variables by which a supervisor's workers on a host are killed, once a path is there.
+    """Variables by which a supervisor's workers on a host, or of a Flux broker, are killed, once a path is there.
 
-    ``{}`` in it is the worker's id. ``directory`` is made, for a ``sitecustomize``.
+    ``host`` is how its name or address ends. ``{}`` in the path is the worker's id. ``directory`` is made, for a
+    ``sitecustomize``.
     """
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(_DIES.format(host=host, when=when), encoding="utf-8")

@@ -23,6 +23,7 @@ class Wishes:
     given_shapes: tuple[str, ...]
     launcher: str | None
     launcher_options: tuple[str, ...]
+    urgency: int
     memory: int
     """Bytes per rank; 0 if nobody said."""
     cwd: str | None

@@ -50,6 +50,13 @@ from spoolpool.resources import read_memory
 @click.option("--memory", metavar="SIZE", default="0", help="Memory per rank that srun is asked for, such as 4G.")
 @click.option("--cwd", type=click.Path(file_okay=False), help="Working directory of the groups.")
 @click.option("--output", default="", help="File for what Flux jobs print.  [default: as of the supervisor]")
+@click.option(
+    "--urgency",
+    type=click.IntRange(0, 31),
+    default=16,
+    show_default=True,
+    help="How urgent the Flux jobs of the groups are among the others of the instance.",
+)
 @click.option("--oversubscribe", is_flag=True, help="Start more ranks than there are cores.")
 @click.option(
     "--queue",
@@ -149,6 +156,7 @@ def supervise(wishes: Wishes) -> None:
             cwd=wishes.cwd,
             extra=wishes.launcher_options,
             output=wishes.output,
+            urgency=wishes.urgency,
             memory=wishes.memory,
         ),
         as_json="--log-json" in common_arguments(),

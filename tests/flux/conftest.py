@@ -1,7 +1,8 @@
-"""One Flux instance for all tests of this folder."""
+"""Flux instances for the tests of this folder; most share one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,19 +12,18 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="package")
-def flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment within an instance of invented cores and GPUs."""
-    directory = tmp_path_factory.mktemp("flux")
+@contextlib.contextmanager
+def started(directory: Path, *options: str, cores: int, gpus: int = 0, brokers: int = 1) -> Iterator[dict[str, str]]:
+    """The environment within an instance; each of its brokers has invented cores and GPUs."""
+    ranks, numbers, devices = (",".join(map(str, range(count))) for count in (brokers, cores, gpus))
+    encode = ["flux", "R", "encode", f"-r{ranks}", f"-c{numbers}", *([f"-g{devices}"] if gpus else [])]
     resources = directory / "R"
     with resources.open("w") as file:
-        subprocess.run(
-            ["flux", "R", "encode", "-r0", "-c0-7", "-g0-3", "-H", os.uname().nodename], stdout=file, check=True
-        )
+        subprocess.run([*encode, "-H", ",".join([os.uname().nodename] * brokers)], stdout=file, check=True)
     config = directory / "flux.toml"
     config.write_text(f'[resource]\npath = "{resources}"\nnoverify = true\nnorestrict = true\n')
     instance = subprocess.Popen(
-        ["flux", "start", f"--config-path={config}", "sh", "-c", "echo $FLUX_URI; exec sleep inf"],
+        ["flux", "start", f"--config-path={config}", *options, "sh", "-c", "echo $FLUX_URI; exec sleep inf"],
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
@@ -35,3 +35,19 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     yield {**os.environ, "FLUX_URI": uri, "PYTHONPATH": path}
     instance.send_signal(signal.SIGTERM)
     instance.wait(60)
+
+
+@pytest.fixture(scope="package")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment within an instance of one broker."""
+    with started(tmp_path_factory.mktemp("flux"), cores=8, gpus=4) as environment:
+        yield environment
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment within an instance of two brokers, which play nodes."""
+    directory = tmp_path / "flux"
+    directory.mkdir()
+    with started(directory, "--test-size=2", cores=2, brokers=2) as environment:
+        yield environment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, jobs, registry
+from spoolpool import Executor, jobs, registry, settings
 from spoolpool.launchers.mpiexec import find_mpiexec
 from spoolpool.spool import Spool
 from tests.waiting import wait_until
@@ -28,6 +28,7 @@ def instance(flux: dict[str, str], spool: Spool, monkeypatch: pytest.MonkeyPatch
     """A spool, and this process as one within the instance; the spool's jobs end with the test."""
     for name, value in flux.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv(settings.ENV_SPOOL, os.path.dirname(spool.path))
     yield spool
     list(jobs.stop(spool, lambda job: True, 0.0))
 

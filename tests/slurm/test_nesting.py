@@ -21,7 +21,7 @@ NESTING = f"{sys.executable} -m tests.nesting"
 def said(site: Site, command: str) -> list[str]:
     """What a command prints in a batch job of one node with four cores."""
     root = Path(__file__).parents[2]
-    line = f"export PYTHONPATH={root}\n{command}\necho ended with $?"
+    line = f"export PYTHONPATH={root} SPOOLPOOL_DIR={site.directory}\n{command}\necho ended with $?"
     job = site.sbatch(line, "--nodes=1", "--ntasks-per-node=4")
     wait_until(lambda: site.ended(job), "the job ended", 3 * PATIENCE)
     return site.log().splitlines()

@@ -1,0 +1,94 @@
+"""``spool-worker`` as a supervisor in a real Flux instance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from spoolpool import Executor, registry
+from spoolpool.errors import BadNode
+from spoolpool.spool import Spool
+from tests.processes import deadly
+from tests.waiting import wait_until
+
+FLUX = shutil.which("flux")
+pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
+
+PATIENCE = 120.0
+
+
+def see() -> tuple[str | None, str]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getcwd()
+
+
+@contextlib.contextmanager
+def supervised(
+    spool: Spool, flux: dict[str, str], *options: object
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """A supervisor, and what it has said; ended if the test did not."""
+    log = Path(spool.path).parent / "supervisor.log"
+    command = [sys.executable, "-m", "spoolpool.cli.worker", spool.path, *map(str, options)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=flux, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    try:
+        yield process, log.read_text
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+
+
+def groups(spool: Spool, count: int) -> list[registry.WorkerInfo]:
+    found = registry.workers(spool)
+    return found if len(found) == count else []
+
+
+def test_shapes_share_an_instance_with_gpus_of_their_own_for_each_rank(
+    spool: Spool, flux: dict[str, str], tmp_path: Path
+) -> None:
+    options = ("--shape", "2+1gpu=2", "--shape", "1", "--cwd", tmp_path, "--urgency", 20)
+    with supervised(spool, flux, *options) as (process, said):
+        found = wait_until(lambda: groups(spool, 6), "the groups fill the instance", PATIENCE)
+        assert Counter((info.ranks, info.gpus) for info in found) == {(2, 1): 2, (1, 0): 4}
+        jobs = subprocess.run(
+            ["flux", "jobs", "-n", "-o", "{name} {ntasks} {urgency}"], env=flux, capture_output=True, text=True
+        )
+        assert sorted(jobs.stdout.splitlines()) == 4 * ["spool-worker 1 20"] + 2 * ["spool-worker 2 20"]
+        seen: set[str | None] = set()
+        with Executor(spool=spool.path) as executor:
+            assert executor.submit(see).result(PATIENCE)[1] == str(tmp_path)
+
+            def all_four() -> bool:
+                wishes = {"cores": 2, "gpus_per_core": 1}
+                calls = [executor.submit(see, resource_dict=wishes) for _ in range(8)]
+                seen.update(device for call in calls for device, _ in call.result(PATIENCE))
+                return len(seen) == 4
+
+            wait_until(all_four, "both groups with GPUs ran a task", PATIENCE)
+        assert seen == {"0", "1", "2", "3"}
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(PATIENCE) == 0, said()
+    wait_until(lambda: not registry.workers(spool), "the groups have taken their entries away", PATIENCE)
+
+
+def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(
+    spool: Spool, two_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    site = deadly(tmp_path / "site", "local-1")["PYTHONPATH"].partition(os.pathsep)[0]
+    environment = {**two_nodes, "PYTHONPATH": f"{site}{os.pathsep}{two_nodes['PYTHONPATH']}"}
+    with supervised(spool, environment, "--ranks", 2) as (process, said):
+        wait_until(lambda: ":1 is given up" in said(), "the node was given up", PATIENCE)
+        [info] = wait_until(lambda: groups(spool, 1), "the other node has its group", PATIENCE)
+        with Executor(spool=spool.path, resource_dict={"cores": 2}) as executor:
+            assert executor.submit(pow, 2, 3).result(PATIENCE) == [8, 8]
+        registry.ask_to_stop(spool, info.worker)
+        assert process.wait(PATIENCE) == BadNode.exit_code, said()
