@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -108,7 +109,10 @@ class Core:
 
     def _look_after(self) -> bool:
         """Look after the groups once; whether something happened."""
-        lanes = {future.header.lane for future in self.session.pending()}
+        now = (
+            time.time()
+        )  # for what is not to start yet no groups need wait; of those that do, any sees when it is time
+        lanes = {future.header.lane for future in self.session.pending() if future.header.not_before <= now}
         if self.jobs is not None:
             self.jobs.step(lanes)
             if self.jobs.broken and lanes:

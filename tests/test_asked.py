@@ -24,6 +24,7 @@ from spoolpool.launchers import Options
 from spoolpool.launchers.mpiexec import find_mpiexec
 from spoolpool.launchers.srun import SrunLauncher
 from spoolpool.layout import Lane
+from spoolpool.lookout import Service
 from spoolpool.resources import Resources, Shape
 from spoolpool.waiting import Releaser
 from tests import tasks
@@ -215,6 +216,31 @@ def test_a_task_starts_when_its_time_has_come_and_can_be_taken_back_before(execu
     started = soon.result(LIMIT)
     earliest = started if isinstance(started, float) else min(started)  # type: ignore[type-var]
     assert earliest >= soon.header.not_before - 0.1  # type: ignore[attr-defined, operator]
+
+
+def test_nobody_is_missed_for_a_task_that_is_not_to_start_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    inbox = stage.inbox()
+    Service(stage.spool).check([stage.submit(inbox, not_before=time.time() + 1000)])
+    assert not caplog.messages
+    Service(stage.spool).check([stage.submit(inbox, not_before=1.0)])
+    assert "no worker group is alive" in caplog.text
+
+
+def test_no_groups_are_started_for_a_call_before_its_time() -> None:
+    with Executor(max_workers=1) as executor:
+        asked = {"threads_per_core": 2, "not_before": 1000}
+        later = executor.submit(pow, 2, 3, resource_dict=asked)
+        core = executor._core
+        assert core is not None and core.pool is not None
+        core.pool.resize(Shape(threads=2), 0)
+        made: list[Shape] = []
+        core._make_room = made.append  # type: ignore[method-assign]
+        core._look_after()
+        assert made == []
+        assert later.cancel()
 
 
 def test_what_a_time_may_be() -> None:
