@@ -354,9 +354,10 @@ def test_the_rate_and_the_end_are_told_by_what_the_groups_wrote(spool: Spool, mo
     for _ in range(120):
         put(spool, "ready")
     found = looked_at(spool)
-    assert found["rate"] == pytest.approx(1.0, rel=0.1)
-    assert found["seconds_left"] == pytest.approx(120, rel=0.1)
-    assert "60 tasks/min; done in about 2 min" in run("status", spool.path).stdout
+    # it falls with every second that passes since the last task
+    assert 0.1 < found["rate"] <= 1.1
+    assert found["seconds_left"] == pytest.approx(120 / found["rate"])
+    assert re.search(r"Rate +\d+ tasks/min; done in about \d+ min\n", run("status", spool.path).stdout)
 
 
 def test_a_status_opens_no_task_that_waits_and_no_more_than_some_of_the_others(
