@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -64,6 +65,30 @@ def test_a_group_that_is_larger_than_a_node_spans_nodes(site: Site):
         ranks = executor.submit(where, 1, resource_dict={"cores": 6}).result(PATIENCE)
     assert [rank[1:3] for rank in ranks] == [(6, rank) for rank in range(6)]
     assert {rank[3] for rank in ranks} == {"n1", "n2"}
+
+
+def sruns(started: str, may_end: str) -> list[list[str]]:
+    """The command lines of all srun on this node, which accounts for no memory: what they ask for."""
+    slow(started, may_end, os.devnull)
+    commands = []
+    for path in Path("/proc").glob("[1-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            commands.append(path.read_bytes().decode(errors="replace").split("\0"))
+    return [words for words in commands if words[0] == "srun"]
+
+
+def test_groups_ask_for_the_memory_that_they_were_told_of_and_run_side_by_side(site: Site, tmp_path: Path):
+    worker = f"exec {WORKER} {site.spool.path} --threads 2 --groups 2 --memory 1000M"
+    site.sbatch(worker, "--nodes=1", "--ntasks-per-node=4", "--mem=2500")
+    site.await_groups(2)
+    with Executor(spool=site.spool.path, resource_dict={"threads_per_core": 2}) as executor:
+        marks = [tmp_path / f"started-{number}" for number in range(2)]
+        futures = [executor.submit(sruns, str(mark), str(tmp_path / "end")) for mark in marks]
+        wait_until(lambda: all(mark.exists() for mark in marks), "both groups run a call", PATIENCE)
+        (tmp_path / "end").touch()
+        for future in futures:
+            commands = future.result(PATIENCE)
+            assert commands and all("--mem-per-cpu=500M" in words for words in commands)
 
 
 def test_the_ranks_themselves_started_by_srun_make_groups(site: Site):
