@@ -154,6 +154,31 @@ def test_kept_results_are_shared_by_a_group_and_taken_from_who_is_trusted(scene:
         assert cache_of(Spool(scene.path), Trust()).find(key) is None
 
 
+def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    def back(resume: bool = False) -> Executor:
+        trusted = [scene.worker.uid]
+        return Executor(spool=scene.path, session="sweep", detach=True, resume=resume, trust=trusted)
+
+    with scene.alice.acting(), back() as exe:
+        first = exe.submit(pow, 2, 3)
+    scene.work()
+    with scene.alice.acting(), back() as exe:
+        second = exe.submit(pow, 2, 4)
+        found = exe.futures()
+        assert found[0].result(LIMIT) == 8
+        seen = [first, second] if scene.mode == "group" else [first]  # in a dropbox the owner alone sees what waits
+        assert [each.task for each in found] == [each.task for each in seen]  # type: ignore[attr-defined]
+        assert ("are not seen" in messages(caplog)) == (scene.mode == "dropbox")
+    if scene.mode == "dropbox":
+        with scene.alice.acting(), pytest.raises(SpoolDenied, match="Cannot resume"):
+            back(resume=True)
+    else:
+        with scene.alice.acting(), back(resume=True) as exe:
+            assert len(exe.futures()) == 2
+    with scene.mallory.acting(), pytest.raises((NotTrusted, SpoolDenied), match="sweep"):
+        back()
+
+
 def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Scene) -> None:
     with group.people.bob.acting():
         trusting = SilentRegistration(
