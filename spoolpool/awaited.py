@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Container
 from weakref import WeakValueDictionary
 
 from spoolpool import cancellation
@@ -42,6 +43,10 @@ class Awaited:
     def get(self, task: str) -> TaskFuture | None:
         """The future of a task, if it has no outcome yet."""
         return self._futures.get(task)
+
+    def tasks(self) -> Container[str]:
+        """Ids of the tasks without an outcome, as they are at any moment."""
+        return self._futures.keys()
 
     def futures(self, lane: str | None = None) -> list[TaskFuture]:
         """Futures without an outcome (of a lane; of any if None), in the order of their submission."""

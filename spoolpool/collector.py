@@ -215,9 +215,12 @@ class Collector:
         retention.look()
         began = time.monotonic()
         place = self._spool.results(self._session, self._spool.account)
-        # where all outcomes stay, what is not awaited is none of this process's
-        passed_over = (lambda task: self._awaited.get(task) is None) if retention.keeps_all else retention.keeps
-        names = [name for name in fsio.names(str(place)) if not passed_over(name[:_ID])]
+        names = fsio.names(str(place))
+        if retention.keeps_all:  # what is not awaited is none of this process's; there may be many of them
+            awaited = self._awaited.tasks()
+            names = [name for name in names if name[:_ID] in awaited]
+        else:
+            names = [name for name in names if not retention.keeps(name[:_ID])]
         listed = time.monotonic() - began
         collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
         if any(collected) and listed > 0.001:  # thousands stay because they are needed: list them a fifth of the time

@@ -132,7 +132,13 @@ def test_a_worker_opens_a_task_renames_it_makes_the_outcome_and_renames_again(in
     assert others == {"fstat": 1, "pread": 1, "writev": 1, "close": 2}
 
 
-def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token(inbox: Inbox, clock: Clock) -> None:
+@pytest.mark.parametrize("keeps", [False, True])
+def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token_unless_the_session_keeps_it(
+    spool: Spool, clock: Clock, keeps: bool
+) -> None:
+    inbox = Inbox(spool, clock, keeps=keeps)
+    inbox.put(pow, 2, 3).cancel()
+    inbox.look()  # the first one asks what an earlier life has left
     tallies = []
     for count in (3, 13):
         futures = [inbox.put(pow, 2, 3) for _ in range(count)]
@@ -140,7 +146,7 @@ def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token(inbox: Inbo
         tallies.append(counted(inbox.look))
         assert [future.result(0) for future in futures] == [8] * count
     metadata, others = each(*tallies, 10)
-    assert metadata == costs.COLLECT
+    assert metadata == ({"open": 1} if keeps else costs.COLLECT)
     assert others == {"fstat": 1, "pread": 1, "close": 1}
 
 
