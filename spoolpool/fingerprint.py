@@ -11,7 +11,8 @@ spoolpool count by their names and their package's version; one that is called o
 
 What counts of a value: its type and its content. Lists and dicts in their order, sets and the attributes of objects
 without it, arrays of NumPy by dtype, shape and bytes, everything else as it pickles itself, with the methods of its
-class. That one object stands in two places counts, as a function could see it.
+class; what was put into a spool by the hash that is its name. That one object stands in two places counts, as a
+function could see it.
 """
 
 from __future__ import annotations
@@ -149,6 +150,8 @@ class _Walk:
             self._class(value)
         elif isinstance(value, Future):
             self._future(value)
+        elif kind is pickling.ObjectRef:  # in whatever spool, and of whichever account
+            self.text("object", value.name.partition("@")[0], str(value.size))
         elif not self._array(value, kind):
             self._reduced(value, kind)
 

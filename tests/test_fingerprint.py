@@ -13,6 +13,7 @@ import pytest
 
 from spoolpool.errors import BadRequest
 from spoolpool.fingerprint import fingerprint
+from spoolpool.pickling import ObjectRef
 from tests import tasks
 from tests.processes import run_script
 
@@ -285,6 +286,13 @@ def test_what_is_nested_too_deeply_is_named() -> None:
         deep = [deep]
     with pytest.raises(BadRequest, match=r"Argument 0 .* nested too deeply"):
         fingerprint(tasks.mark, (deep,), {})
+
+
+def test_what_was_put_into_a_spool_counts_by_its_content() -> None:
+    refs = [ObjectRef("spool", "a" * 32, 9), ObjectRef("other", f"{'a' * 32}@1000", 9), ObjectRef("spool", "b" * 32, 9)]
+    one, elsewhere, other = (fingerprint(len, ([ref],), {}) for ref in refs)
+    assert one == elsewhere
+    assert one != other
 
 
 def test_a_future_counts_by_the_call_for_which_it_stands() -> None:
