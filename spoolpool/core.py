@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ class Core:
         self.stream: Stream | None = None
         self.memo: Memo | None = None
         self.resumption: Resumption | None = None
+        self.before_end: Callable[[], None] | None = None
+        """Called before no more calls are taken, to submit what was put off."""
         _at_work.add(self.session)
         if stream:
             from spoolpool.stream import Stream
@@ -157,6 +160,8 @@ class Core:
     def close(self) -> None:
         """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
         if os.getpid() == self._pid:
+            if self.before_end is not None:
+                self.before_end()
             self.session.close()  # first: what was submitted before is awaited, and nothing comes after
             self._closed = True
             self._awake.put(None)

@@ -34,6 +34,7 @@ from spoolpool.future import TaskFuture
 from spoolpool.launchers import Options, choose
 from spoolpool.layout import Lane
 from spoolpool.needs import Needs
+from spoolpool.packing import Packer, Shape
 from spoolpool.pickling import ObjectRef
 from spoolpool.pool import Pool
 from spoolpool.resources import Resources
@@ -87,6 +88,8 @@ class Executor(futures.Executor):
         min_jobs: Batch jobs to submit at once, and again when they end; with 0 the first task brings the first job.
         max_jobs: Batch jobs that may wait or run at once, where many tasks wait or such of other shapes;
             ``min_jobs`` (or 1) unless given.
+        pack: Let calls share a task while more of them wait than groups can take, if they are short; each has its own
+            future all the same. A call then may be not in the spool yet when ``submit`` returns.
         cache: Keep the results of calls, and give them at once where the same call is made again: in the spool's cache
             (an embedded executor's: in ``~/.cache/spoolpool``), or in the one below a directory, or of a spool.
         wait_for_room: Where the spool bounds how many tasks of one user may wait, let ``submit`` wait until another
@@ -126,6 +129,7 @@ class Executor(futures.Executor):
         max_jobs: int | None = None,
         wait_for_room: bool = False,
         cache: bool | str | os.PathLike[str] = False,
+        pack: bool = False,
         share_from: int | None = settings.SHARE_FROM,
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
@@ -148,6 +152,7 @@ class Executor(futures.Executor):
         self._share_from = share_from or sys.maxsize
         self._attached = None if spool is None else Spool(spool)
         self._cache = cache
+        self._pack = pack
         self._stream = stream_output
         if stream_output and self._attached is not None and not self._attached.config.output:
             raise BadRequest(f"The spool {self._attached.path} keeps no output: there is nothing to stream.")
@@ -206,6 +211,12 @@ class Executor(futures.Executor):
             )
             if self._init_function is not None:
                 core.init = core.put(self._init_function).name.partition("@")[0]
+            self._packer = None
+            # where the number of waiting tasks is bounded, what is put off might find no room; and the tasks of a session
+            # with a name are for other processes too, which know nothing of packs
+            if self._pack and spool.config.max_waiting is None and self._session is None:
+                self._packer = Packer(core)
+                core.before_end = self._packer.flush
             if self._cache:
                 core.remember(self._memo(spool, core.accept))
             core.session.may_be_left = self._detaches
@@ -270,7 +281,15 @@ class Executor(futures.Executor):
         needs = Needs(core.spool, layout.new_task_id(wishes.priority), core.session.holdings.take)
         try:
             payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer, self._share_from)
-            return self._submit(core, needs, fn, payload, buffers, wishes, {"cache": cached, "key": key})
+            keys = {"cache": cached, "key": key}
+            if self._packer is None or cached:
+                return self._submit(core, needs, fn, payload, buffers, wishes, keys)
+            shape = Shape(self._lane(wishes).name, pickling.label(fn), wishes)
+            packed = self._packer.take(fn, payload, buffers, needs, shape)
+            if packed is None:
+                alone = self._submit(core, needs, fn, payload, buffers, wishes, keys)
+                self._packer.sent(fn, alone)
+            return packed or alone
         except BaseException:
             needs.drop()
             raise
@@ -413,6 +432,8 @@ class Executor(futures.Executor):
             core = self._core
         if core is None or os.getpid() != self._pid:
             return
+        if core.before_end is not None:
+            core.before_end()
         if cancel_futures:
             for future in core.session.pending():
                 future.cancel()

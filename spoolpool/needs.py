@@ -80,6 +80,11 @@ class Needs:
             return None
         return future.result()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the call needs nothing: neither futures nor objects are in it."""
+        return not (self._held or self.objects or self._ended_badly is not None)
+
     def of_header(self) -> dict[str, tuple[str, ...]]:
         """What the header says: tasks by their sessions."""
         found: dict[str, list[str]] = {}

@@ -80,7 +80,8 @@ class Values:
 
 def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
     """Attach where it happened to an exception that came back, as a cause."""
-    if failure is not None and failure.traceback:
+    caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by another task's exception
+    if failure is not None and failure.traceback and not caused:
         text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
         error.__cause__ = RemoteTraceback(text)
     return error
