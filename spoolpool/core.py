@@ -152,6 +152,11 @@ class Core:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
             self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
 
+    def put_off(self, submit: Callable[[], None]) -> None:
+        """Some calls are submitted later than they come; ``submit`` is called when it is time for all of them."""
+        self.before_end = submit
+        _at_work.add(self)
+
     def remember(self, memo: Memo) -> None:
         """Look there for the results of calls, and keep there what comes."""
         self.memo = memo
@@ -197,7 +202,7 @@ _at_work: weakref.WeakSet[Core | Session] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
-    working = list(_at_work)
+    working = sorted(_at_work, key=lambda each: isinstance(each, Session))  # a core submits what was put off
     for each in working:
         if isinstance(each, Session) and each.may_be_left:
             each.detach()

@@ -212,11 +212,11 @@ class Executor(futures.Executor):
             if self._init_function is not None:
                 core.init = core.put(self._init_function).name.partition("@")[0]
             self._packer = None
-            # where the number of waiting tasks is bounded, what is put off might find no room; and the tasks of a session
-            # with a name are for other processes too, which know nothing of packs
+            # where the number of waiting tasks is bounded, what is put off might find no room; and the tasks of a
+            # session with a name are for other processes too, which know nothing of packs
             if self._pack and spool.config.max_waiting is None and self._session is None:
                 self._packer = Packer(core)
-                core.before_end = self._packer.flush
+                core.put_off(self._packer.flush)
             if self._cache:
                 core.remember(self._memo(spool, core.accept))
             core.session.may_be_left = self._detaches

@@ -168,8 +168,11 @@ class Packer:
             pack, task = future.pack, future.pack.task
             if future.done() or pack.needed:
                 return future.cancelled()
-            if task is not None:
-                pack.dissolving = True
+            pack.dissolving = task is not None
+            if task is None:
+                pack.calls = [call for call in pack.calls if call[0] is not future]
+        if task is None:
+            return _cancel(future)
         # outside of the lock: whoever cancels the task itself holds its own lock, and asks for this one
         taken = not isinstance(task, TaskFuture) or task.take_back()
         with self._lock:
@@ -177,10 +180,7 @@ class Packer:
             self._dissolved.notify_all()
             if not taken:
                 return False
-            rest = [call for call in pack.calls if call[0] is not future]
-            if task is None:
-                pack.calls = rest
-            elif rest:
+            if rest := [call for call in pack.calls if call[0] is not future]:
                 self._gather(pack, rest)
         return _cancel(future)
 
