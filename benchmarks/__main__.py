@@ -53,6 +53,8 @@ _SIZES = {
     "mib": "size of the array in MiB [1024; 64]",
     "starts": "programs started per turn [5; 3]",
     "traced": "calls whose system calls are counted [100; 20]",
+    "waiting": "tasks that wait while one is claimed, at most [1000000; 10000]",
+    "crowd": "processes that claim from one spool, at most [128; 4]",
     "idle": "seconds to watch an idle pool [20; 4]",
     "seconds": "seconds after which a slow contender makes fewer calls [10; 2]",
 }

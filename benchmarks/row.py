@@ -37,11 +37,17 @@ class Sizes:
     """Calls whose system calls are counted."""
     idle: float = 20.0
     """Seconds for which an idle pool is watched."""
+    waiting: int = 1_000_000
+    """Tasks that wait, at most, while one is claimed."""
+    crowd: int = 128
+    """Processes that claim from one spool, at most."""
     seconds: float = 10.0
     """Seconds after which a contender that is slow makes fewer calls."""
 
 
-QUICK = Sizes(rounds=2, calls=40, tasks=1000, mib=64, starts=3, traced=20, idle=4.0, seconds=2.0)
+QUICK = Sizes(
+    rounds=2, calls=40, tasks=1000, mib=64, starts=3, traced=20, idle=4.0, waiting=10_000, crowd=4, seconds=2.0
+)
 """To see that it works, and roughly where it stands."""
 
 

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 _AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
 _USELESS, _PATIENCE = 64, 4096  # files of one bucket, after which the others are looked at first; twice as many next
-_WINDOW = 256  # names among which a crowd of claimers spreads
+_STALE = 2  # names in a row that others had taken, after which a bucket is listed anew
+_WINDOW = 1000  # names among which a crowd of claimers spreads
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
 
@@ -293,6 +294,7 @@ class Claimer:
         bucket = self._spool.layout.bucket(source.lane, source.bucket)
         place = self._listing.place(source)
         hopeless = True
+        missed, stale = 0, _STALE
         most = self._useless + self._patience
         while names:
             if self._useless > most:  # junk: have a look at the other buckets before the rest of it
@@ -306,12 +308,18 @@ class Claimer:
             path = f"{bucket}/{token.name}"
             claim = self._claim(path, place, token, source.user)
             if claim is not None:
-                self._window = max(1, self._window // 2)
+                self._window = max(1, self._window - self._window // 8 - 1)
                 self._patience = _USELESS
                 return claim
-            hopeless = hopeless and path in self._refused
+            if path in self._refused:
+                continue
+            hopeless = False
             # somebody else works through the same listing: spread out
             self._window = min(_WINDOW, self._window * 2)
+            missed += 1
+            if missed == stale:  # most of it is gone by now; what is still there, and cannot be had, is no reason
+                names[:] = self._listing.renew(source)
+                missed, stale = 0, 2 * stale
         if hopeless:
             self._listing.hopeless(source)
         return None

@@ -117,6 +117,10 @@ class Listing:
             self._order.drop(source)
         return None
 
+    def renew(self, source: Source) -> list[str]:
+        """List the bucket anew whose turn it is: others have taken most of what was in it."""
+        return self._fill(source)
+
     def _fill(self, source: Source) -> list[str]:
         path = self._spool.layout.bucket(source.lane, source.bucket)
         self._places[source], listed = self._list(path)

@@ -16,7 +16,18 @@ from benchmarks.row import Entry, Failed, Goal, Key, Quantity, Row, Sizes
 from benchmarks.rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {"rounds": 2, "calls": 2, "tasks": 12, "mib": 1, "starts": 1, "traced": 2, "idle": 0.2, "seconds": 0.5}
+TINY = {
+    "rounds": 2,
+    "calls": 2,
+    "tasks": 12,
+    "mib": 1,
+    "starts": 1,
+    "traced": 2,
+    "idle": 0.2,
+    "waiting": 1000,
+    "crowd": 4,
+    "seconds": 0.5,
+}
 
 
 @pytest.mark.mpi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -315,3 +316,33 @@ def test_a_bucket_that_is_gone_when_it_is_listed_anew_is_no_error(backlog: Backl
     assert backlog.claim(1) == [] and backlog.claim(1) == []
     backlog.put(1, 1, bucket=2)
     assert backlog.submitters(1) == [1]
+
+
+def test_a_crowd_wastes_little_on_what_others_have_taken(spool: Spool, clock: Clock) -> None:
+    random.seed(1)
+    crowd = [Backlog(spool) for _ in range(16)]
+    crowd[0].put(1600, 1)
+    tried = Counter({"open": 0})
+    opened = fsio.open_file
+
+    def count(path: str, **options: bool) -> int:
+        tried["open"] += "/ready/" in path
+        return opened(path, **options)
+
+    taken = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fsio, "open_file", count)
+        while taken < 1500:
+            taken += sum(len(each.claim(1)) for each in crowd)
+    assert tried["open"] - taken < 0.5 * taken
+
+
+def test_one_worker_alone_goes_by_the_names_again_after_a_crowd(spool: Spool, clock: Clock) -> None:
+    one, other = Backlog(spool), Backlog(spool)
+    one.put(300, 1)
+    while len(one.claim(1)) and len(other.claim(9)) == 9 and fsio.names(one.put(0, 1)):
+        pass
+    one.put(300, 1, bucket=1)
+    assert len(one.claim(100)) == 100
+    tasks = [header.task for header in one.claim(100)]
+    assert tasks == sorted(tasks)

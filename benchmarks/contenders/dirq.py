@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.claims import of_claims
 from benchmarks.contender import Contender, Environment, Job
 from benchmarks.measures import Pending, Submits, of_executor
 
@@ -86,10 +87,41 @@ def executor(job: Job) -> Iterator[Submits]:
             worker.wait(30)
 
 
+def _fill(directory: str, count: int, _taken: int) -> None:
+    from dirq.QueueSimple import QueueSimple
+
+    queue = QueueSimple(f"{directory}/calls")
+    for _ in range(count):
+        queue.add(b"call")
+
+
+class _Taker:
+    def __init__(self, directory: str) -> None:
+        from dirq.QueueSimple import QueueSimple
+
+        self._queue = QueueSimple(f"{directory}/calls")
+        self._name = self._queue.first()
+        self.wasted = 0
+
+    def take(self, seconds: float) -> bool:
+        for _ in range(2):  # once more from the beginning
+            while self._name:
+                name, self._name = self._name, self._queue.next()
+                if self._queue.lock(name):
+                    self._queue.get(name)
+                    if seconds:
+                        time.sleep(seconds)
+                    self._queue.remove(name)
+                    return True
+                self.wasted += 1
+            self._name = self._queue.first()
+        return False
+
+
 CONTENDER = Contender(
     name="dirq",
     module="benchmarks.contenders.dirq",
-    measures=of_executor(executor),
+    measures={**of_executor(executor), **of_claims(_fill, _Taker)},
     environment=Environment(name="dirq", requires=("dirq",)),
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.claims import of_claims
 from benchmarks.contender import Contender, Job
 from benchmarks.measures import Submits, of_executor
 
@@ -47,7 +50,69 @@ def _attached(job: Job) -> Iterator[Submits]:
         worker.wait(30)
 
 
-CONTENDER = Contender(name="spoolpool", module=__name__, measures=of_executor(executor))
+def _fill(directory: str, count: int, taken: int) -> None:
+    """Submit those that will be taken; behind them come names without content."""
+    from spoolpool import envelope, layout, settings, task
+    from spoolpool.layout import Lane
+    from spoolpool.spool import Spool
+    from spoolpool.submission import submit
+
+    spool = Spool.create(f"{directory}/spool", durability="none")
+    lane = Lane("default", 1, 1, 0, settings.PYTHON).name
+    submitter = layout.new_submitter_id()
+    for start in range(0, count, settings.BUCKET_SIZE):
+        bucket = f"499-{start:014x}-{submitter}"
+        os.makedirs(spool.layout.bucket(lane, bucket))
+        for number in range(start, min(count, start + settings.BUCKET_SIZE)):
+            name = f"499-{number:014x}-{number:010x}"
+            if number < taken:
+                header = task.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
+                submit(spool, header, envelope.pack(task.encode(header), b""))
+            else:
+                path = f"{spool.layout.bucket(lane, bucket)}/{layout.Token(name, 1, 1).name}"
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+class _Taker:
+    """Claims, and removes the token: no run, and no outcome."""
+
+    def __init__(self, directory: str) -> None:
+        from spoolpool import fsio, layout
+        from spoolpool.claim import Claimer
+        from spoolpool.spool import Spool
+        from spoolpool.trust import Trust
+
+        self._spool = Spool(f"{directory}/spool")
+        self._claimer = Claimer(self._spool, layout.new_worker_id(), lambda _: True, Trust())
+        self._remove = fsio.remove
+        self._tried = self._taken = 0
+        for name in ("open_file", "move"):
+            setattr(fsio, name, self._counted(getattr(fsio, name)))
+
+    def _counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            self._tried += 1
+            return operation(*args, **options)
+
+        return counted
+
+    @property
+    def wasted(self) -> int:
+        return self._tried - 2 * self._taken
+
+    def take(self, seconds: float) -> bool:
+        claim = self._claimer.next()
+        if claim is None:
+            return False
+        self._taken += 1
+        if seconds:
+            time.sleep(seconds)
+        self._remove(self._spool.layout.claimed_token(claim.token))
+        claim.release()
+        return True
+
+
+CONTENDER = Contender(name="spoolpool", module=__name__, measures={**of_executor(executor), **of_claims(_fill, _Taker)})
 
 if __name__ == "__main__":
     CONTENDER.main()

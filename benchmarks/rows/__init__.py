@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.row import Row
-from benchmarks.rows import arrays, idle, latency, operations, start, throughput
+from benchmarks.rows import arrays, backlog, crowd, idle, latency, operations, start, throughput
 
 ROWS: dict[str, Row] = {
-    row.name: row for row in (latency.ROW, throughput.ROW, start.ROW, arrays.ROW, idle.ROW, operations.ROW)
+    row.name: row
+    for row in (
+        latency.ROW,
+        throughput.ROW,
+        backlog.ROW,
+        crowd.ROW,
+        start.ROW,
+        arrays.ROW,
+        idle.ROW,
+        operations.ROW,
+    )
 }
 """By the name that the command line takes, in the order in which they run."""

@@ -1,0 +1,42 @@
+"""Many who take from one spool at the same time."""
+
+from __future__ import annotations
+
+from benchmarks.contenders import dirq, spoolpool
+from benchmarks.jobs import job_of
+from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
+
+
+def entries(sizes: Sizes) -> list[Entry]:
+    """From one process to ``--crowd``, four times as many each time; tasks of nothing and of 10 ms."""
+    found = []
+    workers = 1
+    while workers <= max(1, sizes.crowd):
+        for seconds in (0.0, 0.01):
+            ours = Key("spoolpool", f"{workers} processes, {seconds * 1000:g} ms")
+            for contender in (spoolpool.CONTENDER, dirq.CONTENDER):
+                mine = contender is spoolpool.CONTENDER
+                found.append(
+                    Entry(
+                        key=Key(contender.name, ours.case),
+                        role="ours" if mine else "peer",
+                        take=job_of(contender, "crowd", tasks=sizes.tasks, workers=workers, variant=str(seconds)),
+                        environment=contender.environment,
+                        ours=None if mine else ours,
+                        goals={"wasted": Goal(limit=0.5)} if mine else {},
+                        limit=600.0,
+                    )
+                )
+        workers *= 4 if workers < 64 else 2
+    return found
+
+
+ROW = Row(
+    name="crowd",
+    title="Crowd: processes that take tasks from one spool until none is left",
+    quantities=(
+        Quantity(name="rate", unit="/s", title="tasks per second"),
+        Quantity(name="wasted", unit="", title="operations per task that came to nothing"),
+    ),
+    entries=entries,
+)
