@@ -45,7 +45,8 @@ class Resumption:
         self._lock = threading.Lock()
         self._left: dict[str, deque[Entry]] = {}
         entries, unlisted = take(session.spool, session.name)
-        for path, reason in unlisted.items():
+        if unlisted:
+            path, reason = min(unlisted.items())
             raise SpoolDenied(
                 f"Cannot resume the session {session.name} of {session.spool.path}: {path} cannot be listed "
                 f"({reason}), and what waits or runs would be submitted again. In a dropbox its owner alone sees all; "

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import msgspec
 import pytest
 
 from spoolpool import Executor, fsio, garbage, submitter
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, WorkerLost
 from spoolpool.future import wait
-from spoolpool.identity import hostname
+from spoolpool.identity import Identity, hostname
 from spoolpool.layout import Token, new_task_id, new_worker_id
 from spoolpool.spool import Spool
 from spoolpool.trust import account
 from tests.conftest import Workers
 from tests.processes import run_script, start_script
-from tests.stage import Clock, Stage, dead_process
+from tests.stage import Clock, Stage, dead_process, unknown_process
 from tests.test_crash_points import abandon
 from tests.waiting import LIMIT
 
@@ -222,6 +223,20 @@ def test_two_processes_of_one_session_both_get_everything(stage: Stage) -> None:
         assert (ones.result(LIMIT), others.result(LIMIT)) == (4, 8)
     info = submitter.read(stage.spool, "inbox")
     assert info is None, "each takes back only what it said itself"
+
+
+@pytest.mark.parametrize(
+    ("before", "stays"), [(dead_process, False), (unknown_process, False), (lambda: Identity.of(os.getppid()), True)]
+)
+def test_who_opens_a_session_says_so_in_the_place_of_who_does_not_live_here(
+    spool: Spool, before: Callable[[], Identity], stays: bool
+) -> None:
+    said = submitter.SessionInfo(process=before(), user="somebody", keeps=True)
+    Path(spool.layout.session("inbox")).write_bytes(msgspec.json.encode(said))
+    with come(spool):
+        info = submitter.read(spool, "inbox")
+        assert info is not None and info.process == (said.process if stays else Identity.of(os.getpid()))
+    assert (submitter.read(spool, "inbox") is not None) == stays
 
 
 def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: Stage) -> None:

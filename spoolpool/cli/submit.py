@@ -51,7 +51,9 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
         _submit(directory, *call, wishes=wishes, queue=queue, session=session, wait=wait)
 
     for option in (
-        click.option("-w", "--wait", is_flag=True, help="Wait for the end, print the result, and remove it."),
+        click.option(
+            "-w", "--wait", is_flag=True, help="Print the result at the end; remove it, unless --session is given."
+        ),
         click.option("--session", metavar="NAME", help="Session that gets the result.  [default: cli- and your uid]"),
         click.option(
             "--resource",
