@@ -119,6 +119,8 @@ class Cache:
         """Keep a result, unless this account has one of that key; raises ``OSError`` and leaves nothing then."""
         own = os.geteuid()
         target = self._path(own, entry.key)
+        if fsio.there(target):
+            return
         parts = envelope.pack(msgspec.json.encode(entry), payload, list(buffers))
         if self._signature is not None:
             parts = [*parts, self._signature.sign(cache_label(entry.key), parts)]
@@ -132,15 +134,11 @@ class Cache:
         # unsynced: what a power failure tears is no result, and a miss costs a run
         fsio.create(source, parts, mode=file, exact=True)
         try:
-            if not fsio.there(target):  # two who come here at once have results of equal worth
-                fsio.move(source, target)
-                return
+            fsio.move(source, target)  # two who come here at once have results of equal worth
         except OSError:
-            if fsio.gone(source):  # it happened; the answer was for a repeated request
-                return
-            fsio.remove(source)
-            raise
-        fsio.remove(source)
+            if not fsio.gone(source):  # else it happened; the answer was for a repeated request
+                fsio.remove(source)
+                raise
 
     def entries(self) -> Iterator[Kept]:
         """All results that can be seen here, of whatever account; what cannot be read is left out."""

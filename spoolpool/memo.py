@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 _MOST = 10_000  # notes
 
-_COUNT = ("threads_per_core", "gpus_per_core", "cwd", "tags", "packages", "env")
-"""What counts of the resources where they are to; the ranks always do, since they make the result a list."""
-
 
 class Memo:
     """Finds and keeps the results of one executor's calls; may be used from several threads.
@@ -106,8 +103,8 @@ class Memo:
             unknown = unknown or not key
             return key, keys
 
-        asked = [getattr(wishes, name, None) for name in _COUNT] if wishes.cache == "resources" else None
-        resources = (wishes.cores, self._init, asked)
+        # the ranks always count, since they make the result a list
+        resources = (wishes.cores, self._init, wishes.decisive() if wishes.cache == "resources" else None)
         key = fingerprint(function, args, kwargs, resources=resources, stands_for=stands_for)
         return "" if unknown else key
 

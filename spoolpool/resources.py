@@ -156,11 +156,16 @@ class Resources:
             said["not_before"] = start + now()
         return said
 
+    def decisive(self) -> list[Any]:
+        """What decides what comes of a call; the others say when and how often it is run."""
+        return [getattr(self, name) for name in _DECISIVE]
+
     def shape(self) -> Shape:
         """The group that can run it."""
         return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)
 
 
+_DECISIVE = ("cores", "threads_per_core", "gpus_per_core", "cwd", "tags", "packages", "env")
 _IN_HEADERS = ("retries", "retry_delay", "time_limit", "cwd", "not_before", "env", "memory", "error_log_file")
 _USUAL = {name: getattr(Resources(), name) for name in _IN_HEADERS}
 

@@ -25,9 +25,6 @@ from spoolpool.resources import Resources
 from spoolpool.session import Session
 from spoolpool.signature import outcome_label
 
-_COUNT = ("cores", "threads_per_core", "gpus_per_core", "cwd", "tags", "packages", "env")
-"""What counts of the resources; the others say when and how often a call is run, and not what comes of it."""
-
 
 class Resumption:
     """The tasks that a session had when this process came to it. May be used from several threads.
@@ -63,8 +60,8 @@ class Resumption:
 
         Raises :class:`BadRequest` that names an argument without a fingerprint.
         """
-        resources = [getattr(wishes, name) for name in _COUNT]
-        return fingerprint(function, args, kwargs, resources=(resources, self._init), stands_for=_stands_for)
+        resources = (wishes.decisive(), self._init)
+        return fingerprint(function, args, kwargs, resources=resources, stands_for=_stands_for)
 
     def take_up(self, key: str) -> TaskFuture | None:
         """The future of the next task of this key, done or not; None where none is left."""

@@ -121,6 +121,17 @@ def worker(tmp_path: Path) -> Iterator[Workers]:
         workers.stop()
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
+    """A spool that one group serves."""
+    directory = tmp_path_factory.mktemp("served")
+    spool = Spool.create(directory / "spool", durability="none")
+    workers = Workers(directory)
+    workers(spool)
+    yield spool
+    workers.stop()
+
+
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let submitters look at once, not after seconds, whether anybody serves what they wait for."""

@@ -36,17 +36,6 @@ KEY = "ab" * 32
 OTHER = "ab" * 31 + "cd"
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
-    """A spool that one group serves."""
-    directory = tmp_path_factory.mktemp("served")
-    spool = Spool.create(directory / "spool", durability="none")
-    workers = Workers(directory)
-    workers(spool)
-    yield spool
-    workers.stop()
-
-
 @pytest.fixture
 def executor(served: Spool, tmp_path: Path) -> Iterator[Executor]:
     """An executor with a cache of the test's own."""

@@ -10,7 +10,6 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,6 @@ from tests.waiting import LIMIT, wait_until
 
 BIN = Path(sys.executable).parent
 STATES = dict.fromkeys(query.STATES)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
-    """A spool that one group serves."""
-    directory = tmp_path_factory.mktemp("served")
-    spool = Spool.create(directory / "spool", durability="none")
-    workers = Workers(directory)
-    workers(spool)
-    yield spool
-    workers.stop()
 
 
 def run(*arguments: object, **options: Any) -> click.testing.Result:

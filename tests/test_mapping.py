@@ -18,19 +18,7 @@ from spoolpool.future import TaskFuture
 from spoolpool.mapping import TARGET, Sizes
 from spoolpool.spool import Spool
 from tests import tasks
-from tests.conftest import Workers
 from tests.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
-    """A spool that one group serves."""
-    directory = tmp_path_factory.mktemp("served")
-    spool = Spool.create(directory / "spool", durability="none")
-    workers = Workers(directory)
-    workers(spool)
-    yield spool
-    workers.stop()
 
 
 @pytest.fixture(scope="module")

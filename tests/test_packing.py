@@ -18,20 +18,8 @@ from spoolpool.mapping import TARGET, Sizes
 from spoolpool.packing import BUSY, PackedFuture
 from spoolpool.spool import Spool
 from tests import tasks
-from tests.conftest import Workers
 from tests.processes import in_fork, run_script
 from tests.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
-    """A spool that one group serves."""
-    directory = tmp_path_factory.mktemp("served")
-    spool = Spool.create(directory / "spool", durability="none")
-    workers = Workers(directory)
-    workers(spool)
-    yield spool
-    workers.stop()
 
 
 @pytest.fixture
