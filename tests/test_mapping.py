@@ -78,11 +78,15 @@ def test_a_call_that_lasts_lets_more_be_submitted(
     watcher.join()
 
 
-def test_where_nobody_serves_nothing_more_is_submitted_than_the_first_few(spool: Spool) -> None:
+def test_where_nobody_serves_nothing_more_is_submitted_than_the_first_few(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Executor(spool=spool.path) as executor:
+        submitted = counted(executor, monkeypatch)
         values = executor.map(abs, range(1000), chunksize="auto", timeout=5 * TARGET)
         with pytest.raises(TimeoutError):
             next(values)
+        assert len(submitted) == 8
         assert executor._core is not None and executor._core.session.pending() == []  # taken back
         assert fsio.names(spool.layout.claimed) == []
 
