@@ -306,7 +306,7 @@ class _Patience:
     def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
         self._spool = spool
         self._done = done
-        self._recovery = Recovery(spool)
+        self._recovery = Recovery(spool, everybody=True)
         self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
         self._orphans = {each.path: _token(each.path) for each in found if each.kind == "orphan outcome"}
         self._bare = {each.path: _token(each.path) for each in found if each.kind == "no outcome"}

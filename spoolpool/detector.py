@@ -43,10 +43,14 @@ def share(workers: int, observers: int) -> int:
 
 
 class Detector:
-    """One observer of the workers of a spool, with what it has seen so far."""
+    """One observer of the workers of a spool, with what it has seen so far.
 
-    def __init__(self, spool: Spool) -> None:
+    ``everybody``: it watches all in every round, and leaves nothing to others.
+    """
+
+    def __init__(self, spool: Spool, *, everybody: bool = False) -> None:
         self._spool = spool
+        self._everybody = everybody
         self._lease = spool.config.lease
         self._liveness = registry.Liveness(spool)
         self._processes: dict[str, Identity | None] = {}  # None: of another host, of which nothing can be proven here
@@ -60,7 +64,7 @@ class Detector:
 
         To be asked four times a lease.
         """
-        self._going = random.random() < part(self._observers)
+        self._going = self._everybody or random.random() < part(self._observers)
         if self._going:
             return True
         return max(map(self._still, tuple(self._suspects)), default=0.0) >= self._lease
@@ -75,7 +79,8 @@ class Detector:
         self._processes = {worker: self._processes[worker] for worker in workers if worker in self._processes}
         watched = set(self._suspects)
         if self._going:
-            watched.update(random.sample(sorted(workers), share(len(workers), self._count(workers, claims))))
+            count = share(len(workers), self._count(workers, claims))
+            watched.update(workers if self._everybody else random.sample(sorted(workers), count))
         self._identify(watched)
         dead = {worker: True for worker in workers if self._provably_dead(worker)}
         for worker in watched - dead.keys():

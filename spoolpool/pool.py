@@ -49,7 +49,7 @@ class Pool:
         self._ends = ends
         self._room = room
         self._owner = registry.owner_text()
-        self._recovery = Recovery(spool)
+        self._recovery = Recovery(spool, everybody=True)  # one of its groups has died when it goes round
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._lock = threading.Lock()

@@ -35,13 +35,14 @@ class Recovery:
     """One recoverer, with what it has observed so far. Not for use from several threads at once.
 
     It has a worker id of its own, under which it takes tasks over whose attempts are used up. It runs none,
-    so whatever is claimed in that name is to be brought to its end.
+    so whatever is claimed in that name is to be brought to its end. ``everybody`` is for who has a reason to look at
+    all workers now, and does not do it all the time.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, *, everybody: bool = False) -> None:
         self._spool = spool
         self._me = layout.new_worker_id()
-        self._detector = Detector(spool)
+        self._detector = Detector(spool, everybody=everybody)
         self._first_look: dict[str, float] = {}
         self._swept: set[str] = set()
         self.looked = False

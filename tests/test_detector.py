@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from spoolpool import layout, registry
 from spoolpool.detector import CROWD, FEW, LOOKS, SELDOM, Detector, part, share
 from spoolpool.layout import Token
+from spoolpool.recovery import Recovery
 from spoolpool.spool import Spool
-from tests.stage import Clock, info_of, unknown_process
+from tests.stage import Clock, Stage, announce, dead_process, info_of, unknown_process
 
 
 class Watched:
@@ -36,6 +39,11 @@ class Watched:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock.installed(monkeypatch)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, clock: Clock) -> Stage:
+    return Stage(tmp_path / "stage", clock)
 
 
 def rounds(observers: list[Detector], workers: Any, claims: Any = None) -> set[str]:
@@ -127,3 +135,24 @@ def test_one_observer_of_many_watches_all_when_the_others_are_gone(
         clock.sleep(spool.config.lease / 4)
         found |= rounds([observer], survivors)
     assert found == {dead}
+
+
+def test_who_has_a_reason_looks_at_everybody_in_every_round(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch, clock, 600)
+    observer = Detector(spool, everybody=True)
+    for turn in range(1, 4):
+        assert observer.due()
+        observer.look(watched.workers, {})
+        assert set(watched.looks.values()) == {turn}
+
+
+def test_a_supervisor_of_many_groups_finds_the_one_that_died_at_once(stage: Stage) -> None:
+    for _ in range(3 * FEW):
+        announce(stage.spool, unknown_process())
+    header = stage.submit()
+    token = Token(header.task, 1, 1).claimed_by(announce(stage.spool, dead_process()))
+    source = f"{stage.spool.layout.bucket(header.lane, header.bucket)}/{header.task}.000001.01"
+    os.rename(source, stage.spool.layout.claimed_token(token))
+    assert len(Recovery(stage.spool, everybody=True).round()) == 1
