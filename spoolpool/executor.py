@@ -24,28 +24,23 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool import fsio, graph, layout, mapping, pickling, settings, temporary
+from spoolpool import graph, layout, mapping, pickling, settings
 from spoolpool.batched import batched
-from spoolpool.batchpool import BACKENDS, BatchOptions, BatchPool
+from spoolpool.batchpool import BatchOptions
+from spoolpool.blueprint import Blueprint
 from spoolpool.core import Core
 from spoolpool.envelope import Buffer
 from spoolpool.errors import BadRequest
 from spoolpool.future import TaskFuture
-from spoolpool.launchers import Options, choose
-from spoolpool.layout import Lane
 from spoolpool.needs import Needs
-from spoolpool.packing import Packer, Shape
+from spoolpool.packing import Shape
 from spoolpool.pickling import ObjectRef
-from spoolpool.pool import Pool
 from spoolpool.resources import Resources
-from spoolpool.resumption import Resumption
 from spoolpool.spool import Spool
-from spoolpool.trust import Trust
 
 if TYPE_CHECKING:
     import asyncio
 
-    from spoolpool.memo import Memo
 
 T = TypeVar("T")
 
@@ -136,41 +131,36 @@ class Executor(futures.Executor):
         if cwd is not None:
             given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
         self._defaults = Resources().updated({**given, **(resource_dict or {})})
-        self._shape = self._defaults.shape()
-        self._queue = layout.check_queue(queue)
-        self._session = None if session is None else layout.check_session(session)
-        layout.check_tags(self._defaults.lane_tags())
-        if max_workers is not None and max_workers < 1:
-            raise BadRequest(f"max_workers is {max_workers}; an executor needs at least 1 worker group.")
-        self._backend = backend or self.default_backend
-        self._options = Options(oversubscribe=oversubscribe, memory=self._defaults.memory)
-        self._trust = tuple(trust)
-        self._init_function = init_function
-        self._wait_for_room = wait_for_room
         if share_from is not None and share_from < pickling.OUT_OF_BAND:
             raise BadRequest(f"share_from is {share_from}; it must be {pickling.OUT_OF_BAND} or more, or None.")
         self._share_from = share_from or sys.maxsize
-        self._attached = None if spool is None else Spool(spool)
-        self._cache = cache
-        self._pack = pack
-        self._stream = stream_output
-        if stream_output and self._attached is not None and not self._attached.config.output:
-            raise BadRequest(f"The spool {self._attached.path} keeps no output: there is nothing to stream.")
-        self._batch = BatchOptions(
-            nodes=nodes,
-            time=time,
-            directives=tuple(directives),
-            min_jobs=min_jobs,
-            max_jobs=max(1, min_jobs) if max_jobs is None else max_jobs,
-            arguments=() if max_workers is None else ("--groups", str(max_workers)),
-            memory=self._defaults.memory,
+        self._blueprint = Blueprint(
+            defaults=self._defaults,
+            queue=queue,
+            backend=backend or self.default_backend,
+            attached=None if spool is None else Spool(spool),
+            max_workers=max_workers,
+            oversubscribe=oversubscribe,
+            batch=BatchOptions(
+                nodes=nodes,
+                time=time,
+                directives=tuple(directives),
+                min_jobs=min_jobs,
+                max_jobs=max(1, min_jobs) if max_jobs is None else max_jobs,
+                arguments=() if max_workers is None else ("--groups", str(max_workers)),
+                memory=self._defaults.memory,
+            ),
+            session=session,
+            resume=resume,
+            detach=detach,
+            trust=tuple(trust),
+            init_function=init_function,
+            stream=stream_output,
+            cache=cache,
+            pack=pack,
+            wait_for_room=wait_for_room,
         )
-        self._runs_groups = self._backend not in BACKENDS and (spool is None or max_workers is not None)
-        self._keeps = session is not None and spool is not None
-        if resume and not self._keeps:
-            raise BadRequest("Only a session with a name, in a spool, can be resumed: give spool= and session=.")
-        self._resume = resume
-        self._detaches = detach and self._can_detach()
+        self._shape = self._blueprint.shape
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
         self._lock = threading.RLock()
         self._shut = False
@@ -180,77 +170,11 @@ class Executor(futures.Executor):
 
     def _open(self) -> None:
         self._pid = os.getpid()
-        spool = self._attached
-        launcher = choose(self._backend) if self._runs_groups else None
-        if spool is None:
-            here = launcher is not None and launcher.name in ("mpiexec", "local")
-            spool = temporary.create(one_host=here, output=settings.OUTPUT if self._stream else 0)
-        core: Core | None = None
-        try:
-            pool = None
-            if launcher is not None:
-                arguments = ["--queue", self._queue] if self._attached is not None else []
-                arguments += [f"--tag={tag}" for tag in self._defaults.tags]
-                pool = Pool(spool, launcher, arguments=arguments, options=self._options)
-            name = self._session or os.urandom(8).hex()
-            jobs = self._batch_pool(spool, name) if self._backend in BACKENDS else None
-            # what is dropped for a service to run, that service answers
-            served_by = (spool.owner,) if spool.config.mode == "dropbox" else ()
-            core = Core(
-                spool,
-                name,
-                Trust((*self._trust, *served_by)),
-                pool,
-                jobs,
-                cores=self._max_workers * self._shape.cores,
-                temporary=self._attached is None,
-                stream=self._stream,
-                submitter=layout.submitter_of(name) if self._session else "",
-                wait_for_room=self._wait_for_room,
-                keeps=self._keeps,
-            )
-            if self._init_function is not None:
-                core.init = core.put(self._init_function).name.partition("@")[0]
-            self._packer = None
-            # where the number of waiting tasks is bounded, what is put off might find no room; and the tasks of a
-            # session with a name are for other processes too, which know nothing of packs
-            if self._pack and spool.config.max_waiting is None and self._session is None:
-                self._packer = Packer(core)
-                core.put_off(self._packer.flush)
-            if self._cache:
-                core.remember(self._memo(spool, core.accept))
-            core.session.may_be_left = self._detaches
-            if self._resume:
-                core.resumption = Resumption(core.session, self._init_function)
-            if pool is not None:
-                pool.resize(self._shape, self._max_workers)
-            if jobs is not None:
-                jobs.start()
-        except BaseException:
-            if core is not None:
-                core.close()
-                core.join()
-            elif self._attached is None:
-                fsio.remove_tree(spool.path)
-            raise
-        self._core = core
+        self._core = core = self._blueprint.open(self._max_workers)
+        self._packer = self._blueprint.packer(core)
         # an executor that nobody refers to any more lets its groups end once its tasks are done
         self._finalizer = weakref.finalize(self, core.close)
         self._finalizer.atexit = False
-
-    def _memo(self, spool: Spool, accept: Trust) -> Memo:
-        from spoolpool.cache import cache_of, open_cache
-        from spoolpool.memo import Memo
-
-        if self._cache is True and self._attached is not None:
-            cache = cache_of(spool, accept)
-        else:
-            cache = open_cache(None if self._cache is True else self._cache or None, accept)
-        return Memo(cache, spool, accept, self._init_function)
-
-    def _batch_pool(self, spool: Spool, session: str) -> BatchPool:
-        home = self._lane(self._defaults)
-        return BatchPool(spool, session, BACKENDS[self._backend], self._batch, home=home)
 
     # -- the interface of concurrent.futures
 
@@ -284,7 +208,7 @@ class Executor(futures.Executor):
             keys = {"cache": cached, "key": key}
             if self._packer is None or cached:
                 return self._submit(core, needs, fn, payload, buffers, wishes, keys)
-            shape = Shape(self._lane(wishes).name, pickling.label(fn), wishes)
+            shape = Shape(self._blueprint.lane(wishes).name, pickling.label(fn), wishes)
             packed = self._packer.take(fn, payload, buffers, needs, shape)
             if packed is None:
                 alone = self._submit(core, needs, fn, payload, buffers, wishes, keys)
@@ -308,7 +232,7 @@ class Executor(futures.Executor):
         with self._lock:
             core.prepare(shape)
         buffers, shared = core.session.holdings.share(buffers, self._share_from)
-        lane = self._lane(wishes)
+        lane = self._blueprint.lane(wishes)
         future = core.session.submit(
             payload,
             buffers,
@@ -409,7 +333,7 @@ class Executor(futures.Executor):
         Those that are done get their outcomes again, the others when they have them. What a worker had to set aside
         has :class:`~spoolpool.errors.BadTaskFile`. For a session with a name in a spool (:class:`BadRequest`).
         """
-        if not self._keeps:
+        if not self._blueprint.keeps:
             raise BadRequest("Only a session with a name, in a spool, has futures to come back to: give session=.")
         with self._lock:
             core = self._usable()
@@ -426,7 +350,9 @@ class Executor(futures.Executor):
         them there at once (None: as the executor was made). In a callback of a future it never waits: the thread
         that calls it is among those it would wait for.
         """
-        leave = self._detaches if detach is None else detach and self._can_detach()
+        leave = self._blueprint.detach if detach is None else detach
+        if detach:
+            self._blueprint.check_detachable()
         with self._lock:
             self._shut = True
             core = self._core
@@ -439,7 +365,7 @@ class Executor(futures.Executor):
                 future.cancel()
         if leave:
             core.session.detach()
-        elif not wait and self._keeps and not self._runs_groups and core.jobs is None:
+        elif not wait and self._blueprint.keeps and core.pool is None and core.jobs is None:
             core.session.may_be_left = True
         core.close()
         if wait:
@@ -452,13 +378,6 @@ class Executor(futures.Executor):
         any more; :meth:`futures` of a later executor of the same session gives new ones.
         """
         self.shutdown(detach=True)
-
-    def _can_detach(self) -> bool:
-        if self._attached is None or self._runs_groups or self._backend in BACKENDS:
-            raise BadRequest(
-                "Only an executor that is attached to a spool, and runs no groups, can leave its tasks to it."
-            )
-        return True
 
     # -- the graph
 
@@ -513,10 +432,10 @@ class Executor(futures.Executor):
             "cores": self._shape.ranks,
             "threads_per_core": self._shape.threads,
             "gpus_per_core": self._shape.gpus,
-            "backend": self._backend,
+            "backend": self._blueprint.backend,
             "spool": core.spool.path,
             "session": core.session.name,
-            "queue": self._queue,
+            "queue": self._blueprint.queue,
         }
 
     def _repr_html_(self) -> str:
@@ -543,13 +462,6 @@ class Executor(futures.Executor):
             self._core.session.after_fork()
 
     # -- inside
-
-    def _lane(self, wishes: Resources) -> Lane:
-        shape = wishes.shape()
-        user = None if self._attached is None else self._attached.account
-        return layout.check_lane(
-            Lane(self._queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags(), user)
-        )
 
     def _usable(self) -> Core:
         if self._shut:

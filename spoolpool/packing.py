@@ -80,6 +80,7 @@ class PackedFuture(PartFuture):
         Future.__init__(self)
         self.pack = pack
         self.keys = ()
+        self._told = False
 
     @property
     def whole(self) -> Future[Any]:  # type: ignore[override]
@@ -99,6 +100,16 @@ class PackedFuture(PartFuture):
     def cancel(self) -> bool:
         """Take the call back, and no other; False once a worker has its task, another call needs it, or it is done."""
         return self.cancelled() or (not self.done() and self.pack.packer.take_back(self))
+
+    def end(self) -> bool:
+        """Be cancelled, since nobody will run the call. Of several threads that come here one tells who waits."""
+        if not Future.cancel(self):  # the class above would cancel the whole task
+            return False
+        with self._condition:
+            told, self._told = self._told, True
+        if not told:
+            self.set_running_or_notify_cancel()
+        return True
 
 
 class Packer:
@@ -172,7 +183,7 @@ class Packer:
             if task is None:
                 pack.calls = [call for call in pack.calls if call[0] is not future]
         if task is None:
-            return _cancel(future)
+            return future.end()
         # outside of the lock: whoever cancels the task itself holds its own lock, and asks for this one
         taken = not isinstance(task, TaskFuture) or task.take_back()
         with self._lock:
@@ -180,9 +191,11 @@ class Packer:
             self._dissolved.notify_all()
             if not taken:
                 return False
-            if rest := [call for call in pack.calls if call[0] is not future]:
+            # none are left in the old one: that its task was cancelled may be told only later, and is not about them
+            rest, pack.calls = [call for call in pack.calls if call[0] is not future], []
+            if rest:
                 self._gather(pack, rest)
-        return _cancel(future)
+        return future.end()
 
     # -- inside
 
@@ -266,7 +279,7 @@ class Packer:
             error = raised
         for number, (future, _, _) in enumerate(pack.calls):
             if isinstance(error, CancelledError):
-                _cancel(future)
+                future.end()
             elif future.set_running_or_notify_cancel():
                 try:
                     value = results[number] if error is None else None
@@ -281,10 +294,3 @@ def _is_wished(wishes: Resources, name: str) -> bool:
 
 
 _USUAL = Resources()
-
-
-def _cancel(future: PackedFuture) -> bool:
-    """Be cancelled, once nobody will run the call."""
-    if Future.cancel(future):
-        future.set_running_or_notify_cancel()
-    return future.cancelled()

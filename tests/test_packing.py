@@ -57,7 +57,8 @@ class Blocked:
         assert not any(isinstance(each, PackedFuture) for each in self.alone)
 
     def waiting(self) -> int:
-        return len(list(census(self.executor._attached).ready)) - BUSY if self.executor._attached else 0
+        spool = self.executor._blueprint.attached
+        return len(list(census(spool).ready)) - BUSY if spool else 0
 
     def go(self) -> None:
         self.end.touch()
