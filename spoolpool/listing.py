@@ -13,6 +13,7 @@ from spoolpool.order import Order, Source
 from spoolpool.spool import Spool
 
 _FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
+_LATEST = 0.1  # seconds since a whole look for which, of a listing that is used up, one bucket alone is listed anew
 _HOPELESS = 10.0  # seconds for which a bucket comes last in which there are only names that this worker leaves alone
 _WATCHED = 64  # buckets that are watched; the others are found by listing
 
@@ -90,10 +91,11 @@ class Listing:
     def look_again(self) -> bool:
         """List the bucket anew that gave the last task, if nothing is left of it; whether something came into it.
 
-        To be called while :attr:`fresh`, and before :meth:`look`: one listing is a third of a look.
+        To be called before :meth:`look`: one listing is a third of a look. For a moment only: a task that came into
+        another bucket may be more urgent, or of somebody whose turn it is.
         """
         source = self._latest
-        if source is None or self._names.get(source):
+        if source is None or self._names.get(source) or time.monotonic() - self._looked >= _LATEST:
             return False
         self._bare = not self._fill(source)
         if not self._bare:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, registry
+from spoolpool import Executor, Spool, listing, registry
 from spoolpool.errors import BadRequest, LauncherError, NotPicklable
 from spoolpool.future import TaskFuture
 from spoolpool.layout import parse_lane
@@ -351,6 +352,8 @@ def test_what_is_more_urgent_runs_first(single: Executor, tmp_path: Path) -> Non
         single.submit(write, order, priority, resource_dict={"priority": priority})
         for priority in (-5, 0, 499, 7, -499)
     ]
+    listed = time.monotonic() + 2 * listing._LATEST
+    wait_until(lambda: time.monotonic() > listed, "the group lists more than the bucket of its last task")
     let_go()
     for future in futures:
         future.result()
