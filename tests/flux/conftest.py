@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,17 +22,18 @@ def started(directory: Path, *options: str, cores: int, gpus: int = 0, brokers: 
     config = directory / "flux.toml"
     config.write_text(f'[resource]\npath = "{resources}"\nnoverify = true\nnorestrict = true\n')
     instance = subprocess.Popen(
-        ["flux", "start", f"--config-path={config}", *options, "sh", "-c", "echo $FLUX_URI; exec sleep inf"],
+        ["flux", "start", f"--config-path={config}", *options, "sh", "-c", "echo $FLUX_URI; exec cat"],
         stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         text=True,
     )
     assert instance.stdout is not None
+    assert instance.stdin is not None
     uri = instance.stdout.readline().strip()
     bindings = subprocess.run(["flux", "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout.strip()
     path = os.pathsep.join(filter(None, (bindings, os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2]))))
     yield {**os.environ, "FLUX_URI": uri, "PYTHONPATH": path}
-    instance.send_signal(signal.SIGTERM)
+    instance.stdin.close()  # its program ends, and all brokers with it; a signal would leave those of a test instance
     instance.wait(60)
 
 
