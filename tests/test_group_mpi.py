@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, executor, registry, settings
+from spoolpool import Executor, blueprint, registry, settings
 from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
 from spoolpool.launchers import Options, python_worker
 from spoolpool.launchers.mpiexec import MpiexecLauncher, find_mpiexec
@@ -332,7 +332,7 @@ class TooFew(MpiexecLauncher):
 
 
 def test_a_launcher_that_does_not_fit_breaks_the_executor_at_once_with_its_reason(monkeypatch):
-    monkeypatch.setattr(executor, "choose", lambda name: TooFew(MPIEXEC))
+    monkeypatch.setattr(blueprint, "choose", lambda name: TooFew(MPIEXEC))
     with Executor(max_workers=1, cores_per_worker=3) as embedded:
         error = embedded.submit(mpi_tasks.where).exception(LIMIT)
         assert isinstance(error, BrokenSpool) and "MPI sees 2 ranks where 3 were started" in str(error)
