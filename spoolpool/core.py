@@ -112,9 +112,8 @@ class Core:
 
     def _look_after(self) -> bool:
         """Look after the groups once; whether something happened."""
-        now = (
-            time.time()
-        )  # for what is not to start yet no groups need wait; of those that do, any sees when it is time
+        # for what is not to start yet no groups need wait; of those that do, any sees when it is time
+        now = time.time()
         lanes = {future.header.lane for future in self.session.pending() if future.header.not_before <= now}
         if self.jobs is not None:
             self.jobs.step(lanes)
