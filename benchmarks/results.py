@@ -11,7 +11,7 @@ from benchmarks.environments import Made
 from benchmarks.harness import Outcome, Run
 from benchmarks.row import Goal, Key, Quantity, Row, Sizes
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON; it grows with every change that a reader must know of."""
 
 
@@ -27,7 +27,8 @@ def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]
     - ``cost``: how many times as much of it (of a rate: of the time) as the entry of ours it is compared
       with, null for that itself; the median over the rounds of the ratio within a round.
     - ``floor``: likewise, compared with what the operating system alone needs.
-    - ``goal``: ``{limit, of, reached}``, where ours has one.
+    - ``goals``: a list of ``{limit, at_least, of, who, reached}``, as :class:`~benchmarks.row.Goal` has them; of
+      ``peers``, what was reached is the least cost among them. ``reached`` is null where nobody was to compare with.
     """
     return {
         "format": FORMAT,
@@ -60,7 +61,7 @@ def _entry(row: Row, outcome: Outcome, by_key: Mapping[Key, Outcome]) -> dict[st
     figures = {
         quantity.name: figure
         for quantity in row.quantities
-        if (figure := _figure(quantity, outcome, by_key, entry.goals.get(quantity.name))) is not None
+        if (figure := _figure(quantity, outcome, by_key)) is not None
     }
     return {
         "contender": entry.key.contender,
@@ -83,9 +84,7 @@ def _medians(outcome: Outcome | None, name: str) -> list[float]:
     return [statistics.median(samples[name]) for samples in outcome.rounds if samples.get(name)]
 
 
-def _figure(
-    quantity: Quantity, outcome: Outcome, by_key: Mapping[Key, Outcome], goal: Goal | None
-) -> dict[str, Any] | None:
+def _figure(quantity: Quantity, outcome: Outcome, by_key: Mapping[Key, Outcome]) -> dict[str, Any] | None:
     medians = _medians(outcome, quantity.name)
     if not medians:
         return None
@@ -100,10 +99,32 @@ def _figure(
         "cost": _ratio(quantity, medians, outcome.entry.ours, by_key),
         "floor": _ratio(quantity, medians, outcome.entry.floor, by_key),
     }
-    if goal is not None:
-        reached = figure["median"] if goal.of == "value" else figure["floor"]
-        figure["goal"] = {"limit": goal.limit, "of": goal.of, "reached": reached}
-    return figure
+    given = outcome.entry.goals.get(quantity.name, ())
+    goals = given if isinstance(given, tuple) else (given,)
+    return {**figure, "goals": [_goal(goal, quantity, figure, by_key) for goal in goals]}
+
+
+def _goal(
+    goal: Goal, quantity: Quantity, figure: Mapping[str, Any], by_key: Mapping[Key, Outcome]
+) -> dict[str, float | str | bool | None]:
+    costs = [
+        _ratio(quantity, _medians(by_key.get(key), quantity.name), by_key[key].entry.ours, by_key)
+        for key in goal.peers
+        if key in by_key
+    ]
+    reached = {
+        "value": figure["median"],
+        "floor": figure["floor"],
+        "ours": figure["cost"],
+        "peers": min((cost for cost in costs if cost is not None), default=None),
+    }
+    return {
+        "limit": goal.limit,
+        "at_least": goal.of == "peers" or (goal.of == "value" and quantity.more_is_better),
+        "of": goal.of,
+        "who": goal.who,
+        "reached": reached[goal.of],
+    }
 
 
 def _ratio(

@@ -75,9 +75,14 @@ class Goal:
     """What a quantity of ours should reach. It is shown beside the figure, and nothing depends on it."""
 
     limit: float
-    """At most, or (of a rate) at least."""
-    of: Literal["value", "floor"] = "value"
-    """Of the figure itself, or of its ratio to the floor."""
+    """At most; of a rate, and of peers' costs, at least."""
+    of: Literal["value", "floor", "ours", "peers"] = "value"
+    """Of the figure itself; of its ratio to the floor, or to the entry of ours that this is compared with; or
+    of the cost of the best of some peers."""
+    peers: tuple[Key, ...] = ()
+    """Which peers: entries that are compared with the one that has this goal."""
+    who: str = "peers"
+    """These peers in words: ``every file-based peer``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ class Entry:
     """The entry of ours that this is compared with."""
     floor: Key | None = None
     """The floor that this is compared with."""
-    goals: Mapping[str, Goal] = field(default_factory=dict)
+    goals: Mapping[str, Goal | tuple[Goal, ...]] = field(default_factory=dict)
     """By the quantity's name."""
     limit: float = 180.0
     """Seconds after which one turn is given up."""

@@ -90,14 +90,15 @@ def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _goal(figure: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
-    goal = figure.get("goal")
-    if goal is None or goal["reached"] is None:
-        return ""
-    at_least = quantity["unit"] == "/s" and goal["of"] == "value"
-    reached = goal["reached"] >= goal["limit"] if at_least else goal["reached"] <= goal["limit"]
-    limit = value(goal["limit"], quantity["unit"] if goal["of"] == "value" else "x")
-    of = " the floor" if goal["of"] == "floor" else ""
-    return f"{'≥' if at_least else '≤'} {limit}{of}: {'yes' if reached else 'no'}"
+    return "; ".join(_one_goal(goal, quantity["unit"]) for goal in figure["goals"] if goal["reached"] is not None)
+
+
+def _one_goal(goal: Mapping[str, Any], unit: str) -> str:
+    reached = goal["reached"] >= goal["limit"] if goal["at_least"] else goal["reached"] <= goal["limit"]
+    limit = value(goal["limit"], unit if goal["of"] == "value" else "x")
+    of = {"value": "", "floor": " the floor", "ours": " ours", "peers": f" ahead of {goal['who']}"}[goal["of"]]
+    told = "" if goal["of"] == "value" else f" ({_digits(goal['reached'])})"
+    return f"{'≥' if goal['at_least'] else '≤'} {limit}{of}: {'yes' if reached else 'no'}{told}"
 
 
 def _wide(row: Mapping[str, Any]) -> Iterator[str]:

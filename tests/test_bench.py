@@ -115,8 +115,39 @@ def test_ratios_are_taken_within_a_round_and_say_how_much_more_of_the_bad_it_is(
 def test_a_goal_is_shown_and_has_no_other_effect():
     entry = _entry("ours", "ours", lambda _: {"time": [0.25]}, goals={"time": Goal(limit=0.1)})
     report = _report(entry)
-    assert report["rows"][0]["entries"][0]["figures"]["time"]["goal"] == {"limit": 0.1, "of": "value", "reached": 0.25}
+    (goal,) = report["rows"][0]["entries"][0]["figures"]["time"]["goals"]
+    assert (goal["limit"], goal["of"], goal["at_least"], goal["reached"]) == (0.1, "value", False, 0.25)
     assert any("≤ 100 ms: no" in line for line in table.lines(report))
+
+
+def test_a_goal_beside_peers_is_held_to_the_best_of_them_and_to_nobody_who_has_no_figures():
+    def fails(place):
+        raise Failed("it fell over")
+
+    def peer(name, take):
+        return _entry("peer", name, take, ours=Key("ours"))
+
+    named = tuple(map(Key, ("slow", "slower", "fallen", "unasked")))
+    goals = {
+        "time": (Goal(limit=3.0, of="peers", peers=named, who="the slow"), Goal(limit=0.5)),
+        "rate": Goal(limit=3.0, of="peers", peers=named, who="the slow"),
+    }
+    report = _report(
+        _entry("ours", "ours", lambda _: {"time": [0.25], "rate": [100.0]}, goals=goals),
+        peer("slow", lambda _: {"time": [1.0], "rate": [50.0]}),
+        peer("slower", lambda _: {"time": [2.0], "rate": [20.0]}),
+        peer("fallen", fails),
+        peer("quick", lambda _: {"time": [0.1], "rate": [1000.0]}),
+    )
+    figures = report["rows"][0]["entries"][0]["figures"]
+    assert [goal["reached"] for goal in figures["time"]["goals"]] == [pytest.approx(4.0), 0.25]
+    assert [goal["reached"] for goal in figures["rate"]["goals"]] == [pytest.approx(2.0)]
+    told = list(table.lines(report))
+    assert any("≥ 3.00x ahead of the slow: yes (4.00); ≤ 500 ms: yes" in line for line in told)
+    assert any("≥ 3.00x ahead of the slow: no (2.00)" in line for line in told)
+    alone = _report(_entry("ours", "ours", lambda _: {"time": [0.25]}, goals=goals))
+    assert alone["rows"][0]["entries"][0]["figures"]["time"]["goals"][0]["reached"] is None
+    assert not any("ahead of" in line for line in table.lines(alone))
 
 
 def test_operations_in_a_trace_are_told_apart():
