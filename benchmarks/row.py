@@ -128,9 +128,13 @@ class Row:
 
     name: str
     title: str
+    about: str
+    """For the page: what is measured, and what to know of it when one is compared with another. Markdown."""
     quantities: Sequence[Quantity]
     entries: Callable[[Sizes], list[Entry]]
     wide: bool = False
     """Print one table with a column per quantity, and no ratios: for counts."""
     once: bool = False
     """One turn is enough: the figure has no noise, or takes long."""
+    decision: str = ""
+    """Of ``docs/decisions/``, the page on a goal that is missed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -45,64 +45,116 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     for row in report["rows"]:
         yield ""
         yield row["title"]
-        if row["wide"]:
-            yield from _wide(row)
-        else:
-            for quantity in row["quantities"]:
-                yield from _long(row, quantity)
-        yield from _facts(row)
-        for entry in row["entries"]:
-            if entry["missing"] is not None:
-                yield f"  no figures of {_who(entry)}: {entry['missing']}"
+        for cells in tables(row):
+            yield ""
+            yield from aligned(cells)
+        for fact in facts(row):
+            yield ""
+            yield f"  {fact}"
+        for name, reason in missing(row):
+            yield f"  no figures of {name}: {reason}"
 
 
-def _facts(row: Mapping[str, Any]) -> Iterator[str]:
+def who(entry: Mapping[str, Any]) -> str:
+    """An entry's name."""
+    return f"{entry['contender']}, {entry['case']}" if entry["case"] else str(entry["contender"])
+
+
+def tables(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
+    """A row's tables: the head, then the lines, each of which begins with an entry's name.
+
+    One per quantity, with spreads and ratios; of a wide row one per group of quantities, with a column for each.
+    """
+    if row["wide"]:
+        yield from _wide(row)
+        return
+    for quantity in row["quantities"]:
+        cells = list(_long(row, quantity))
+        if len(cells) > 1:
+            yield cells
+
+
+def facts(row: Mapping[str, Any]) -> Iterator[str]:
     """What entries told besides: the usual value, and who had another."""
     told: dict[str, dict[str, float]] = {}
     for entry in row["entries"]:
         for name, number in entry["facts"].items():
-            told.setdefault(name, {})[_who(entry)] = number
+            told.setdefault(name, {})[who(entry)] = number
     for name, values in told.items():
         usual = max(values.values())
-        others = [f"{who} {number:g}" for who, number in values.items() if number != usual]
-        yield ""
-        yield f"  {name}: {usual:g}" + (f"; but {', '.join(others)}" if others else "")
+        others = [f"{each} {number:g}" for each, number in values.items() if number != usual]
+        yield f"{name}: {usual:g}" + (f"; but {', '.join(others)}" if others else "")
 
 
-def _who(entry: Mapping[str, Any]) -> str:
-    return f"{entry['contender']}, {entry['case']}" if entry["case"] else str(entry["contender"])
+def missing(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who has no figures, or not those of all rounds, and why."""
+    return [(who(entry), entry["missing"]) for entry in row["entries"] if entry["missing"] is not None]
 
 
-def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[str]:
-    """One table per quantity, with spreads and ratios."""
+class Target(NamedTuple):
+    """A goal that a figure of ours has."""
+
+    row: Mapping[str, Any]
+    who: str
+    quantity: Mapping[str, Any]
+    goal: Mapping[str, Any]
+
+    @property
+    def wanted(self) -> str:
+        """What to reach."""
+        of = {"value": "", "floor": " the floor", "ours": " ours", "peers": f" ahead of {self.goal['who']}"}
+        return f"{'≥' if self.goal['at_least'] else '≤'} {self._text('limit')}{of[self.goal['of']]}"
+
+    @property
+    def reached(self) -> str:
+        """What was reached; empty where nobody was to compare with."""
+        return "" if self.goal["reached"] is None else self._text("reached")
+
+    @property
+    def met(self) -> bool | None:
+        """Whether that is enough."""
+        limit, reached = self.goal["limit"], self.goal["reached"]
+        if reached is None:
+            return None
+        return bool(reached >= limit if self.goal["at_least"] else reached <= limit)
+
+    def _text(self, name: str) -> str:
+        return value(self.goal[name], self.quantity["unit"] if self.goal["of"] == "value" else "x")
+
+
+def targets(report: Mapping[str, Any]) -> Iterator[Target]:
+    """Every goal of a figure that was measured, in the order of the rows."""
+    for row in report["rows"]:
+        for entry in row["entries"]:
+            for quantity in row["quantities"]:
+                yield from _targets(row, entry, quantity)
+
+
+def _targets(row: Mapping[str, Any], entry: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[Target]:
+    figure = entry["figures"].get(quantity["name"])
+    for goal in figure["goals"] if figure else ():
+        yield Target(row, who(entry), quantity, goal)
+
+
+def _answer(target: Target) -> str:
+    told = "" if target.goal["of"] == "value" else f" ({target.reached})"
+    return f"{target.wanted}: {'yes' if target.met else 'no'}{told}"
+
+
+def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[list[str]]:
     unit = quantity["unit"]
-    cells = [[quantity["title"], "median", "lowest..highest round", "x ours", "x floor", "to reach"]]
+    yield [quantity["title"], "median", "lowest..highest round", "x ours", "x floor", "to reach"]
     for entry in row["entries"]:
         figure = entry["figures"].get(quantity["name"])
         if figure is None:
             continue
         spread = f"{value(figure['low'], unit)} .. {value(figure['high'], unit)}"
         ratios = ["" if figure[of] is None else _digits(figure[of]) for of in ("cost", "floor")]
-        cells.append([_who(entry), value(figure["median"], unit), spread, *ratios, _goal(figure, quantity)])
-    if len(cells) > 1:
-        yield ""
-        yield from aligned(cells)
+        answers = [_answer(target) for target in _targets(row, entry, quantity) if target.met is not None]
+        yield [who(entry), value(figure["median"], unit), spread, *ratios, "; ".join(answers)]
 
 
-def _goal(figure: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
-    return "; ".join(_one_goal(goal, quantity["unit"]) for goal in figure["goals"] if goal["reached"] is not None)
-
-
-def _one_goal(goal: Mapping[str, Any], unit: str) -> str:
-    reached = goal["reached"] >= goal["limit"] if goal["at_least"] else goal["reached"] <= goal["limit"]
-    limit = value(goal["limit"], unit if goal["of"] == "value" else "x")
-    of = {"value": "", "floor": " the floor", "ours": " ours", "peers": f" ahead of {goal['who']}"}[goal["of"]]
-    told = "" if goal["of"] == "value" else f" ({_digits(goal['reached'])})"
-    return f"{'≥' if goal['at_least'] else '≤'} {limit}{of}: {'yes' if reached else 'no'}{told}"
-
-
-def _wide(row: Mapping[str, Any]) -> Iterator[str]:
-    """One table per group of quantities, with a column for each."""
+def _wide(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
     measured = {name for entry in row["entries"] for name in entry["figures"]}
     shown = [quantity for quantity in row["quantities"] if quantity["name"] in measured]
     for group in dict.fromkeys(quantity["group"] for quantity in shown):
@@ -111,9 +163,8 @@ def _wide(row: Mapping[str, Any]) -> Iterator[str]:
         for entry in row["entries"]:
             if entry["figures"]:
                 found = [entry["figures"].get(quantity["name"]) for quantity in columns]
-                cells.append([_who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
-        yield ""
-        yield from aligned(cells)
+                cells.append([who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
+        yield cells
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -143,8 +143,8 @@ def test_a_goal_beside_peers_is_held_to_the_best_of_them_and_to_nobody_who_has_n
     assert [goal["reached"] for goal in figures["time"]["goals"]] == [pytest.approx(4.0), 0.25]
     assert [goal["reached"] for goal in figures["rate"]["goals"]] == [pytest.approx(2.0)]
     told = list(table.lines(report))
-    assert any("≥ 3.00x ahead of the slow: yes (4.00); ≤ 500 ms: yes" in line for line in told)
-    assert any("≥ 3.00x ahead of the slow: no (2.00)" in line for line in told)
+    assert any("≥ 3.00x ahead of the slow: yes (4.00x); ≤ 500 ms: yes" in line for line in told)
+    assert any("≥ 3.00x ahead of the slow: no (2.00x)" in line for line in told)
     alone = _report(_entry("ours", "ours", lambda _: {"time": [0.25]}, goals=goals))
     assert alone["rows"][0]["entries"][0]["figures"]["time"]["goals"][0]["reached"] is None
     assert not any("ahead of" in line for line in table.lines(alone))
@@ -195,7 +195,7 @@ def _entry(role, name, take=lambda _: {}, **options):
 
 def _report(*entries, rounds=1):
     quantities = (Quantity(name="time", unit="s", title="time"), Quantity(name="rate", unit="/s", title="rate"))
-    row = Row(name="row", title="A row", quantities=quantities, entries=lambda _: list(entries))
+    row = Row(name="row", title="A row", about="", quantities=quantities, entries=lambda _: list(entries))
     sizes = Sizes(rounds=rounds)
     with tempfile.TemporaryDirectory() as directory:
         run = harness.Harness(directory=directory, sizes=sizes, wanted=lambda _: True, say=lambda _: None).run([row])

@@ -54,6 +54,13 @@ def entries(sizes: Sizes) -> list[Entry]:
 ROW = Row(
     name="arrays",
     title="Arrays: one array of float64 there, or back (--mib says how large), durability none",
+    about="""\
+One NumPy array of float64 goes to a worker, which sums it, or comes back from one. The floor does the same with a
+plain file in one process: `tofile`, then `memmap` and the sum, or `tofile`, then `fromfile`. The time counts from
+`submit` to the result; memory is the peak of a process as a multiple of the array, the array itself included.
+`ProcessPoolExecutor` and executorlib with ZeroMQ send the bytes through pipes and sockets, and executorlib with files
+writes them as HDF5; its peak of the worker is not known, since it ends with the call.
+""",
     quantities=(
         Quantity(name="time", unit="s", title="time"),
         Quantity(name="submitter", unit="x", title="submitter's peak memory, of the array's size"),

@@ -34,6 +34,13 @@ def entries(sizes: Sizes) -> list[Entry]:
 ROW = Row(
     name="backlog",
     title="Backlog: the next task, by how many wait (ours: times the first line; a peer: times ours)",
+    about="""\
+The time that a worker needs to claim the next task while so many wait. Ours opens, locks and renames the task's file;
+dirq makes a lock, reads the file and removes it. Nothing is run, and the first claims, for which a worker lists the
+queue for the first time, are left out. The tasks beyond those that are claimed are names without a content, since a
+million submitted ones would only take longer to make. A figure that rises from line to line is a queue that slows
+down while work piles up.
+""",
     quantities=(Quantity(name="claim", unit="s", title="time per claim, without a run"),),
     entries=entries,
 )

@@ -34,6 +34,12 @@ def entries(sizes: Sizes) -> list[Entry]:
 ROW = Row(
     name="crowd",
     title="Crowd: processes that take tasks from one spool until none is left",
+    about="""\
+Processes that have the same spool before them, begin at the same moment, and take tasks until none is left. Each is
+kept for 0 or 10 ms, which is all that is done with it. An operation is counted as wasted if somebody else was first.
+There are many more processes than cores here, so the rate with many is one of a busy machine; in a cluster each
+has a core of its own, and the filesystem is the part that they share.
+""",
     quantities=(
         Quantity(name="rate", unit="/s", title="tasks per second"),
         Quantity(name="wasted", unit="", title="operations per task that came to nothing"),

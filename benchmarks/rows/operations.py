@@ -69,6 +69,13 @@ def _counted(traces: str, directory: str, options: dict[str, object]) -> Samples
 ROW = Row(
     name="operations",
     title="Metadata operations per call, submit to collected, and per minute of an idle pool",
+    about="""\
+System calls that a metadata server would see, counted by strace over all processes of a contender; this figure has no
+noise. What begins and ends a batch falls out of the count: each work is done with so many calls and with three times
+as many, and the difference is divided. `list` is the opening of a directory; "(by descriptor)" are calls on a file that
+is open already (fstat, flock, fsync), which name nothing and are not in the sum. The last table
+is a pool that waits, with its submitter.
+""",
     quantities=(
         *(
             quantity

@@ -79,6 +79,11 @@ def _take(place: Place, arguments: Sequence[str], times: int) -> Samples:
 ROW = Row(
     name="start",
     title="Start: new processes, files in the page cache",
+    about="""\
+Commands in new processes, with their files in the page cache, until they have ended. The first start is not counted.
+The floor is an interpreter that does nothing. Each library is imported in an environment of its own, in which it was
+installed with what it requires.
+""",
     quantities=(
         Quantity(name="time", unit="s", title="until it has ended"),
         Quantity(name="CPU", unit="s", title="CPU time"),

@@ -74,6 +74,14 @@ def entries(sizes: Sizes) -> list[Entry]:
 ROW = Row(
     name="throughput",
     title="Throughput: trivial calls submitted one by one, until the last result is here",
+    about="""\
+Calls of `pow(2, 3)` submitted one by one without waiting, until the last value is there; each contender with as many
+workers as the line says. Everybody runs as many calls as fit into the time that a turn has; those are told below the
+tables. The floor is the system calls of one task from submit to collected, in one process that waits for nobody,
+does not pickle, and lists nothing. Of the peers that go by files, dirq is only a queue (its worker and its results
+are a few lines of the benchmark, which pickle and poll every millisecond and promise nothing after a crash), huey
+polls every 10 ms, and of jug neither the start of its processes nor the making of its tasks is counted.
+""",
     quantities=(
         Quantity(name="rate", unit="/s", title="calls per second"),
         Quantity(name="CPU", unit="s", title="CPU time per call, all processes"),
