@@ -21,12 +21,14 @@ def run_job(
 ) -> Samples:
     """Have a contender do a job, behind the command ``prefix``; what it found.
 
-    Raises :class:`~benchmarks.row.Failed`.
+    In a directory of the place, unless ``options`` name another one as ``directory``. Raises
+    :class:`~benchmarks.row.Failed`.
     """
     answer = f"{place.directory}/answer.json"
     directory = f"{place.directory}/d"
     os.mkdir(directory)
-    job = Job(measure=measure, directory=directory, answer=answer, harness=os.getpid(), **options)
+    given = {"measure": measure, "directory": directory, "answer": answer, "harness": os.getpid()}
+    job = Job(**{**given, **options})
     place.run([*prefix, *contender.command(place.python, job)], answer)
     with open(answer, encoding="utf-8") as file:
         samples: Samples = json.load(file)

@@ -55,6 +55,7 @@ def of_executor(opens: Opens) -> dict[str, Measure]:
     return {
         "latency": measure(latency),
         "throughput": measure(throughput),
+        "durability": measure(durability),
         "argument": measure(argument),
         "result": measure(result),
         "idle": measure(idle),
@@ -64,29 +65,42 @@ def of_executor(opens: Opens) -> dict[str, Measure]:
 
 def latency(executor: Submits, job: Job) -> Samples:
     """Seconds from ``submit`` to the result, one call at a time: at once after the last, and after a pause."""
-
-    def calls(pause: float) -> list[float]:
-        found: list[float] = []
-        end = time.perf_counter() + job.seconds
-        while len(found) < job.tasks and (len(found) < _LEAST or time.perf_counter() < end):
-            if pause:
-                time.sleep(pause)
-            before = time.perf_counter()
-            value = executor.submit(pow, 2, 3).result()
-            found.append(time.perf_counter() - before)
-            assert value in (8, [8] * job.ranks), value
-        return found
-
     _await_workers(executor, job)
+    _warm_up(executor, job)
+    cpu = _cpu(job)
+    at_once = _calls(executor, job, 0.0)
+    busy = (_cpu(job) - cpu) / len(at_once)
+    return {"at once": at_once, "after a pause": _calls(executor, job, APART), "CPU": [busy]}
+
+
+def _warm_up(executor: Submits, job: Job) -> None:
     end = time.perf_counter() + job.seconds
     for _ in range(job.warm):
         executor.submit(pow, 2, 3).result()
         if time.perf_counter() > end:
             break
-    cpu = _cpu(job)
-    at_once = calls(0.0)
-    busy = (_cpu(job) - cpu) / len(at_once)
-    return {"at once": at_once, "after a pause": calls(APART), "CPU": [busy]}
+
+
+def _calls(executor: Submits, job: Job, pause: float) -> list[float]:
+    found: list[float] = []
+    end = time.perf_counter() + job.seconds
+    while len(found) < job.tasks and (len(found) < _LEAST or time.perf_counter() < end):
+        if pause:
+            time.sleep(pause)
+        before = time.perf_counter()
+        value = executor.submit(pow, 2, 3).result()
+        found.append(time.perf_counter() - before)
+        assert value in (8, [8] * job.ranks), value
+    return found
+
+
+def durability(executor: Submits, job: Job) -> Samples:
+    """Seconds of one call at a time, and calls per second of as many that are submitted one by one."""
+    _await_workers(executor, job)
+    _warm_up(executor, job)
+    at_once = _calls(executor, job, 0.0)
+    took, _ = _batch(executor, job, len(at_once))
+    return {"at once": at_once, "rate": [len(at_once) / took]}
 
 
 def throughput(executor: Submits, job: Job) -> Samples:

@@ -103,37 +103,76 @@ def ping_pong(job: Job) -> Samples:
     return {"at once": at_once, "after a pause": after}
 
 
-def _write(path: str) -> None:
+def _write(path: str, *, synced: bool) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.write(fd, _CONTENT)
+    if synced:
+        os.fsync(fd)
     os.close(fd)
 
 
-def protocol(job: Job) -> Samples:
-    """What one task costs in system calls from submit to collected, in one process that waits for nobody."""
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def _way(job: Job) -> Callable[[int], None]:
+    """One task's way from submit to collected in bare system calls, of a process that waits for nobody.
+
+    Variant ``data`` syncs both files before they get their names, ``full`` also the directories where they have them.
+    """
     paths = [f"{job.directory}/{name}" for name in ("tmp", "ready", "claimed", "outgoing", "results")]
     tmp, ready, claimed, outgoing, results = paths
     for path in paths:
         os.mkdir(path)
-    busy, before = time.process_time(), time.perf_counter()
-    for number in range(job.tasks):
+    synced, full = job.variant in {"data", "full"}, job.variant == "full"
+
+    def way(number: int) -> None:
         name = f"{number:020d}"
-        _write(f"{tmp}/{name}")
+        _write(f"{tmp}/{name}", synced=synced)
         os.rename(f"{tmp}/{name}", f"{ready}/{name}")
+        if full:
+            _sync_directory(ready)
         held = os.open(f"{ready}/{name}", os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(f"{ready}/{name}", f"{claimed}/{name}.w")
         os.pread(held, 65536, 0)
-        _write(f"{outgoing}/{name}.w")
+        _write(f"{outgoing}/{name}.w", synced=synced)
         os.rename(f"{claimed}/{name}.w", f"{results}/{name}.w")
+        if full:
+            _sync_directory(outgoing)
+            _sync_directory(results)
         os.close(held)
         fd = os.open(f"{outgoing}/{name}.w", os.O_RDONLY | os.O_CLOEXEC)
         os.pread(fd, 65536, 0)
         os.close(fd)
         os.unlink(f"{results}/{name}.w")
         os.unlink(f"{outgoing}/{name}.w")
+
+    return way
+
+
+def protocol(job: Job) -> Samples:
+    """What one task costs in bare system calls: tasks per second, and CPU seconds of each."""
+    way = _way(job)
+    busy, before = time.process_time(), time.perf_counter()
+    for number in range(job.tasks):
+        way(number)
     took, busy = time.perf_counter() - before, time.process_time() - busy
     return {"rate": [job.tasks / took], "CPU": [busy / job.tasks], "calls": [job.tasks]}
+
+
+def durability(job: Job) -> Samples:
+    """The seconds that each task takes in bare system calls, and tasks per second."""
+    way = _way(job)
+    taken = []
+    for number in range(job.warm + job.tasks):
+        before = time.perf_counter()
+        way(number)
+        taken.append(time.perf_counter() - before)
+    taken = taken[job.warm :]
+    return {"at once": taken, "rate": [len(taken) / sum(taken)]}
 
 
 def plain_file(job: Job) -> Samples:
@@ -156,7 +195,7 @@ def plain_file(job: Job) -> Samples:
 CONTENDER = Contender(
     name="floor",
     module=__name__,
-    measures={"latency": ping_pong, "throughput": protocol, "plain file": plain_file},
+    measures={"latency": ping_pong, "throughput": protocol, "durability": durability, "plain file": plain_file},
 )
 
 if __name__ == "__main__":

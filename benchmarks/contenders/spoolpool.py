@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.claims import of_claims
-from benchmarks.contender import Contender, Job
+from benchmarks.contender import Contender, Job, Samples
 from benchmarks.measures import Submits, of_executor
 
 DURABILITIES: tuple[Any, ...] = ("none", "data", "full")
@@ -112,7 +112,44 @@ class _Taker:
         return True
 
 
-CONTENDER = Contender(name="spoolpool", module=__name__, measures={**of_executor(executor), **of_claims(_fill, _Taker)})
+def fill(job: Job) -> Samples:
+    """Leave a spool in which ``tasks`` wait."""
+    _fill(job.directory, job.tasks, min(job.tasks, 100))
+    return {}
+
+
+def start(job: Job) -> Samples:
+    """Seconds from the start of a group, for which a call waits, until that call begins on its last rank.
+
+    Variant ``supervised``: from the start of the supervisor that starts the group.
+    """
+    from spoolpool import Executor, Spool
+
+    path = f"{job.directory}/spool"
+    Spool.create(path, durability="none")
+    command = [sys.executable, "-m", "spoolpool.cli.worker", path, "--max-tasks", "1"]
+    if job.variant == "supervised":
+        command += ["--launcher", "mpiexec", "--ranks", str(job.ranks)]
+    elif job.ranks > 1:
+        command = ["mpiexec", "-n", str(job.ranks), *command]
+    taken = []
+    with Executor(cores_per_worker=job.ranks, spool=path) as attached:
+        for _ in range(1 + job.tasks):  # the first one fills caches
+            call = attached.submit(time.time)
+            before = time.time()
+            group = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            begun: Any = call.result()
+            taken.append(max(begun if job.ranks > 1 else [begun]) - before)
+            group.terminate()
+            group.wait(30)
+    return {"time": taken[1:]}
+
+
+CONTENDER = Contender(
+    name="spoolpool",
+    module=__name__,
+    measures={**of_executor(executor), **of_claims(_fill, _Taker), "fill": fill, "start": start},
+)
 
 if __name__ == "__main__":
     CONTENDER.main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.row import Row
-from benchmarks.rows import arrays, backlog, crowd, idle, latency, operations, start, throughput
+from benchmarks.rows import arrays, backlog, crowd, durability, idle, latency, operations, start, throughput
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -12,6 +12,7 @@ ROWS: dict[str, Row] = {
         throughput.ROW,
         backlog.ROW,
         crowd.ROW,
+        durability.ROW,
         start.ROW,
         arrays.ROW,
         idle.ROW,

@@ -1,4 +1,4 @@
-"""How long a program takes to start."""
+"""How long a program takes to start, and a group to begin its first call."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.contender import OURS, Environment, Samples
-from benchmarks.contenders import dask, executorlib, parsl
+from benchmarks.contenders import dask, executorlib, parsl, spoolpool
 from benchmarks.harness import environment_of
-from benchmarks.row import Entry, Failed, Goal, Key, Place, Quantity, Role, Row, Sizes
+from benchmarks.jobs import job_of, run_job
+from benchmarks.row import Entry, Failed, Goal, Key, Place, Quantity, Role, Row, Sizes, Take
 
 _OURS = Key("import spoolpool")
 _FLOOR = Key("python -c pass")
+_GROUP = Key("spool-worker", "2 ranks, to its first call")
+_MPI = Key("mpiexec -n 2 of an import of mpi4py.MPI")
+_FIRST = Key("spoolpool", "import to first result")
+_WAITING = 1000
+"""Tasks in the spool that is looked at."""
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Imports in new interpreters, and commands."""
+    """Imports in new interpreters, commands, groups, and programs that make one call."""
 
     def entry(
         key: Key,
         arguments: Sequence[str],
         role: Role = "ours",
         environment: Environment = OURS,
+        *,
+        ours: Key = _OURS,
         goal: float | None = None,
     ) -> Entry:
         return Entry(
@@ -31,25 +39,57 @@ def entries(sizes: Sizes) -> list[Entry]:
             role=role,
             take=lambda place: _take(place, arguments, sizes.starts),
             environment=environment,
-            ours=None if role == "ours" else _OURS,
-            floor=None if key == _FLOOR else _FLOOR,
+            ours=None if role == "ours" or key == _MPI else ours,
+            floor=None if role == "floor" else _FLOOR,
             goals={} if goal is None else {"time": Goal(limit=goal)},
         )
 
     def imported(what: str) -> Sequence[str]:
         return ("python", "-c", what)
 
+    def first(key: Key, executor: str, role: Role = "peer", environment: Environment = OURS) -> Entry:
+        module, _, call = executor.partition(":")
+        name = call.partition("(")[0]
+        code = f"from {module} import {name}\nwith {call} as exe:\n    assert exe.submit(pow, 2, 3).result() == 8"
+        return entry(key, imported(code), role, environment, ours=_FIRST)
+
+    def group(key: Key, **options: object) -> Entry:
+        take = job_of(spoolpool.CONTENDER, "start", tasks=sizes.starts, **options)
+        goals = {"time": Goal(limit=1.3, of="floor")} if key == _GROUP else {}
+        return Entry(key=key, role="ours", take=take, floor=_MPI, goals=goals)
+
     executor = "from spoolpool import Executor"
+    peer = executorlib.CONTENDER.environment
     return [
         entry(_FLOOR, imported("pass"), "floor"),
         entry(_OURS, imported("import spoolpool"), goal=0.15),
         entry(Key(executor), imported(executor), goal=0.15),
         entry(Key("spool --help"), ("spool", "--help"), goal=0.2),
+        Entry(key=Key("spool status", f"{_WAITING} tasks wait"), role="ours", take=_status(sizes.starts), floor=_FLOOR),
         entry(Key("spool-worker --help"), ("spool-worker", "--help")),
-        entry(Key("import executorlib"), imported("import executorlib"), "peer", executorlib.CONTENDER.environment),
+        entry(Key("import executorlib"), imported("import executorlib"), "peer", peer),
         entry(Key("import distributed"), imported("import distributed"), "peer", dask.CONTENDER.environment),
         entry(Key("import parsl"), imported("import parsl"), "peer", parsl.CONTENDER.environment),
+        entry(_MPI, ("mpiexec", "-n", "2", *imported("from mpi4py import MPI")), "floor"),
+        group(_GROUP, ranks=2),
+        group(Key("spool-worker", "2 ranks, under a supervisor, to its first call"), ranks=2, variant="supervised"),
+        group(Key("spool-worker", "1 rank, to its first call")),
+        first(_FIRST, "spoolpool:Executor(max_workers=1)", "ours"),
+        first(Key("ProcessPoolExecutor", _FIRST.case), "concurrent.futures:ProcessPoolExecutor(1)"),
+        first(
+            Key("executorlib", f"ZeroMQ, {_FIRST.case}"),
+            "executorlib:SingleNodeExecutor(max_workers=1, block_allocation=True)",
+            environment=peer,
+        ),
     ]
+
+
+def _status(times: int) -> Take:
+    def take(place: Place) -> Samples:
+        run_job(spoolpool.CONTENDER, place, "fill", {"tasks": _WAITING})
+        return _take(place, ("spool", "status", f"{place.directory}/d/spool"), times)
+
+    return take
 
 
 def _take(place: Place, arguments: Sequence[str], times: int) -> Samples:
@@ -82,10 +122,13 @@ ROW = Row(
     about="""\
 Commands in new processes, with their files in the page cache, until they have ended. The first start is not counted.
 The floor is an interpreter that does nothing. Each library is imported in an environment of its own, in which it was
-installed with what it requires.
+installed with what it requires. A group is started by `spool-worker` for a spool in which a call waits, and the clock
+stops when that call has begun on all ranks; its floor is an MPI program of as many ranks that does nothing, until that
+has ended. *Under a supervisor* a process is started that starts the group by mpiexec. *Import to first result* is a
+program that makes an executor of one worker and one call, until it has ended.
 """,
     quantities=(
-        Quantity(name="time", unit="s", title="until it has ended"),
+        Quantity(name="time", unit="s", title="until it has ended; a group: until its first call begins"),
         Quantity(name="CPU", unit="s", title="CPU time"),
     ),
     entries=entries,
