@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
-from importlib import metadata
 
 from spoolpool.errors import BadRequest
 
@@ -53,6 +52,8 @@ def lacks(tag: str) -> str | None:
 
 
 def _installed(name: str) -> str | None:
+    from importlib import metadata  # a tenth of what a group imports, for the few tasks that name packages
+
     try:
         return metadata.version(name)
     except (metadata.PackageNotFoundError, ValueError):  # ValueError: the name is empty
