@@ -67,7 +67,7 @@ class Harness:
             rounds = 1 if row.once else self.sizes.rounds
             for number in range(1, rounds + 1):
                 for outcome in outcomes:
-                    if outcome.missing is None:
+                    if outcome.missing is None and number <= (outcome.entry.rounds or rounds):
                         self.say(f"{row.name}, round {number} of {rounds}: {_text(outcome.entry.key)}")
                         self._turn(outcome, run.environments[outcome.entry.environment.name])
             run.rows.append((row, outcomes))

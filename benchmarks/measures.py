@@ -23,6 +23,8 @@ SETTLE = 0.5
 
 _LEAST = 5
 
+_SENT = 256 << 20  # bytes of all arrays of one turn, but for one array that is larger
+
 
 class Pending(Protocol):
     """A future, as far as it is needed here."""
@@ -58,6 +60,7 @@ def of_executor(opens: Opens) -> dict[str, Measure]:
         "durability": measure(durability),
         "argument": measure(argument),
         "result": measure(result),
+        "shared": measure(shared),
         "idle": measure(idle),
         "marked": measure(marked),
     }
@@ -129,31 +132,61 @@ def _cpu(job: Job) -> float:
 
 
 def argument(executor: Submits, job: Job) -> Samples:
-    """An array as argument: seconds until its sum is back."""
+    """Arrays as arguments, none like another: seconds until the sum is back."""
     import numpy as np
 
     executor.submit(tasks.total, np.ones(8)).result()
     worker = executor.submit(tasks.linger, 0.0).result()
-    array = np.ones(job.bytes // 8)
-    before = time.perf_counter()
-    value = executor.submit(tasks.total, array).result()
-    took = time.perf_counter() - before
-    assert value == len(array), value
-    return {"time": [took], **_peaks(executor, job, worker)}
+    count = job.bytes // 8
+    taken = []
+    for number in range(1, 1 + repeats(job.bytes)):
+        array = np.full(count, float(number))
+        before = time.perf_counter()
+        value = executor.submit(tasks.total, array).result()
+        taken.append(time.perf_counter() - before)
+        assert value == number * count, value
+        del array  # before the next one is made
+    return {"time": taken, **_peaks(executor, job, worker)}
 
 
 def result(executor: Submits, job: Job) -> Samples:
-    """An array that a worker has, as result: seconds until it is here."""
-    count = job.bytes // 8
-    executor.submit(tasks.prepare, 8).result()
-    executor.submit(tasks.prepared).result()
+    """Arrays that a worker has, as results: seconds until their sum is known here."""
+    executor.submit(tasks.prepare, 8, 0.0).result()
+    executor.submit(tasks.prepared, 8, 0.0).result()
     worker = executor.submit(tasks.linger, 0.0).result()
-    executor.submit(tasks.prepare, count).result()
+    count = job.bytes // 8
+    taken = []
+    for number in range(1, 1 + repeats(job.bytes)):
+        executor.submit(tasks.prepare, count, float(number)).result()
+        before = time.perf_counter()
+        array = executor.submit(tasks.prepared, count, float(number)).result()
+        value = tasks.total(array)
+        taken.append(time.perf_counter() - before)
+        assert value == number * count, value
+        del array
+    return {"time": taken, **_peaks(executor, job, worker)}
+
+
+def shared(executor: Submits, job: Job) -> Samples:
+    """One array as argument of many calls, one at a time, put before the first by who can: seconds per call."""
+    import numpy as np
+
+    executor.submit(tasks.total, np.ones(8)).result()
+    array = np.ones(job.bytes // 8)
     before = time.perf_counter()
-    value = executor.submit(tasks.prepared).result()
-    took = time.perf_counter() - before
-    assert value.sum() == count, value
-    return {"time": [took], **_peaks(executor, job, worker)}
+    put = getattr(executor, "put", None)
+    sent = array if put is None else put(array)
+    count = 0
+    while count < job.tasks and (count < _LEAST or time.perf_counter() - before < job.seconds):
+        value = executor.submit(tasks.total, sent).result()
+        assert value == len(array), value
+        count += 1
+    return {"time": [(time.perf_counter() - before) / count], "calls": [count]}
+
+
+def repeats(size: int) -> int:
+    """How many arrays of so many bytes are sent one after the other: few of those that take long."""
+    return max(1, min(10, _SENT // size))
 
 
 def _peaks(executor: Submits, job: Job, worker: int) -> Samples:

@@ -120,6 +120,8 @@ class Entry:
     """By the quantity's name."""
     limit: float = 180.0
     """Seconds after which one turn is given up."""
+    rounds: int | None = None
+    """Turns at most, where one takes long."""
 
 
 @dataclass(frozen=True, kw_only=True)

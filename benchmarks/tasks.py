@@ -20,16 +20,20 @@ def total(array: Any) -> float:
     return float(array.sum())
 
 
-def prepare(count: int) -> int:
-    """Make an array of ones and keep it in this worker, so that its making is no part of what is measured."""
+def prepare(count: int, value: float) -> int:
+    """Make an array of a value and keep it in this worker, so that its making is no part of what is measured."""
     import numpy as np
 
-    _kept().array = np.ones(count)  # type: ignore[attr-defined]
+    kept = _kept()
+    kept.array = None  # type: ignore[attr-defined]  # first: two would be the peak
+    kept.array = np.full(count, value)  # type: ignore[attr-defined]
     return count
 
 
-def prepared() -> Any:
-    """The array that :func:`prepare` made in this worker."""
+def prepared(count: int, value: float) -> Any:
+    """The array that :func:`prepare` made in this worker; where each call has a process of its own, it is made now."""
+    if getattr(_kept(), "array", None) is None:
+        prepare(count, value)
     return _kept().array
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import tasks
 from benchmarks.contender import Contender, Job, Samples
-from benchmarks.measures import APART
+from benchmarks.measures import APART, repeats
 
 _CONTENT = bytes(512)  # about what one call takes
 
@@ -176,26 +176,47 @@ def durability(job: Job) -> Samples:
 
 
 def plain_file(job: Job) -> Samples:
-    """Write an array to a file and have it again: read (variant ``fromfile``), or summed where it is mapped."""
+    """Arrays written to plain files, and summed where these are mapped; one at a time."""
+    import numpy as np
+
+    count = job.bytes // 8
+    taken = []
+    for number in range(1, 1 + repeats(job.bytes)):
+        path = f"{job.directory}/array{number}"
+        array = np.full(count, float(number))
+        before = time.perf_counter()
+        array.tofile(path)
+        total = tasks.total(np.memmap(path, dtype=array.dtype, mode="r"))
+        taken.append(time.perf_counter() - before)
+        assert total == number * count
+        del array
+        os.unlink(path)
+    return {"time": taken}
+
+
+def mapped_file(job: Job) -> Samples:
+    """One array written to a plain file, and summed ``tasks`` times where that is mapped anew: seconds of each."""
     import numpy as np
 
     path = f"{job.directory}/array"
     array = np.ones(job.bytes // 8)
     before = time.perf_counter()
     array.tofile(path)
-    if job.variant == "fromfile":
-        copy = np.fromfile(path)
-    else:
-        total = tasks.total(np.memmap(path, dtype=array.dtype, mode="r"))
-    took = time.perf_counter() - before
-    assert (copy.sum() if job.variant == "fromfile" else total) == len(array)
-    return {"time": [took]}
+    for _ in range(job.tasks):
+        assert tasks.total(np.memmap(path, dtype=array.dtype, mode="r")) == len(array)
+    return {"time": [(time.perf_counter() - before) / job.tasks], "calls": [job.tasks]}
 
 
 CONTENDER = Contender(
     name="floor",
     module=__name__,
-    measures={"latency": ping_pong, "throughput": protocol, "durability": durability, "plain file": plain_file},
+    measures={
+        "latency": ping_pong,
+        "throughput": protocol,
+        "durability": durability,
+        "plain file": plain_file,
+        "mapped file": mapped_file,
+    },
 )
 
 if __name__ == "__main__":

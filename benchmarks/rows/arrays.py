@@ -1,68 +1,83 @@
-"""Bytes: a large NumPy array as argument, and as result."""
+"""Bytes: NumPy arrays as arguments, as results, and as what many calls share."""
 
 from __future__ import annotations
 
-from benchmarks.contenders import executorlib, floor, process_pool, spoolpool
+from benchmarks.contenders import executorlib, floor, joblib, process_pool, spoolpool
 from benchmarks.jobs import job_of
 from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
 
-_FLOORS = {"argument": Key("plain file", "tofile, memmap, sum"), "result": Key("plain file", "tofile, fromfile")}
 _PEERS = (
+    (Key("joblib", "memmap"), joblib.CONTENDER, ""),
     (Key("ProcessPoolExecutor"), process_pool.CONTENDER, ""),
     (Key("executorlib", "ZeroMQ"), executorlib.CONTENDER, "interactive"),
     (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
 )
 
-_GOALS = {"time": Goal(limit=3.0, of="floor"), "submitter": Goal(limit=1.3), "worker": Goal(limit=1.3)}
-"""Of 1 GiB: beside a small array the interpreter itself weighs."""
+_SHARING = 100
+"""Calls that have the same array."""
+
+_LARGE = 1024
+"""MiB from which a turn takes seconds, and an array outweighs the interpreter."""
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """The array there, then the array back."""
+    """Arrays of 1 MiB, 100 MiB and ``--mib``, there and back; then one of 100 MiB for many calls."""
     found: list[Entry] = []
-    size = sizes.mib << 20
-    for way, plain in _FLOORS.items():
-        ours = Key("spoolpool", way)
-        found.append(
+    for mib in sorted({min(each, sizes.mib) for each in (1, 100, sizes.mib)}):
+        for way in ("argument", "result"):
+            found += _entries(way, f"{way}, {mib} MiB", "plain file", mib, sizes)
+    mib = min(100, sizes.mib)
+    return found + _entries("shared", f"{mib} MiB for {_SHARING} calls", "mapped file", mib, sizes)
+
+
+def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> list[Entry]:
+    ours, bare = Key("spoolpool", case), Key(plain, case)
+    options: dict[str, object] = {"bytes": mib << 20, "tasks": _SHARING, "seconds": sizes.seconds / 2}
+    large = mib >= _LARGE
+    goals = {"time": Goal(limit=1.5, of="floor")}
+    if large:
+        goals |= {"submitter": Goal(limit=1.1), "worker": Goal(limit=1.1)}
+    return [
+        Entry(
+            key=ours,
+            role="ours",
+            take=job_of(spoolpool.CONTENDER, measure, **options),
+            floor=bare,
+            goals=goals,
+            rounds=3,
+        ),
+        Entry(key=bare, role="floor", take=job_of(floor.CONTENDER, plain, **options), rounds=3),
+        *(
             Entry(
-                key=ours,
-                role="ours",
-                take=job_of(spoolpool.CONTENDER, way, bytes=size),
-                floor=plain,
-                goals=_GOALS if sizes.mib >= 1024 else {},
+                key=Key(key.contender, f"{key.case}, {case}" if key.case else case),
+                role="peer",
+                take=job_of(contender, measure, variant=variant, **options),
+                environment=contender.environment,
+                ours=ours,
+                floor=bare,
+                rounds=1 if large else 2,
             )
-        )
-        variant = "memmap" if way == "argument" else "fromfile"
-        take = job_of(floor.CONTENDER, "plain file", bytes=size, variant=variant)
-        found.append(Entry(key=plain, role="floor", take=take))
-        for key, contender, kind in _PEERS:
-            if kind == "file" and way == "result":
-                continue  # a process per call keeps no array until the next one asks for it
-            found.append(
-                Entry(
-                    key=Key(key.contender, f"{key.case}, {way}" if key.case else way),
-                    role="peer",
-                    take=job_of(contender, way, bytes=size, variant=kind),
-                    environment=contender.environment,
-                    ours=ours,
-                    floor=plain,
-                )
-            )
-    return found
+            for key, contender, variant in _PEERS
+        ),
+    ]
 
 
 ROW = Row(
     name="arrays",
-    title="Arrays: one array of float64 there, or back (--mib says how large), durability none",
+    title="Arrays: float64 there, or back, or one for many calls (--mib: the largest), durability none",
     about="""\
-One NumPy array of float64 goes to a worker, which sums it, or comes back from one. The floor does the same with a
-plain file in one process: `tofile`, then `memmap` and the sum, or `tofile`, then `fromfile`. The time counts from
-`submit` to the result; memory is the peak of a process as a multiple of the array, the array itself included.
-`ProcessPoolExecutor` and executorlib with ZeroMQ send the bytes through pipes and sockets, and executorlib with files
-writes them as HDF5; its peak of the worker is not known, since it ends with the call.
+A NumPy array of float64 goes to a worker, which sums it, or comes back from one and is summed here. The time counts
+from `submit` to the sum; none of the arrays is like another. The floor does the same with a plain file in one process:
+`tofile`, then `memmap` and the sum. For an array of 1 MiB the ratio to it is one of latencies, since a plain file waits
+for nobody. Then one array is the argument of 100 calls, one at a time: ours is `put` once, and joblib writes it once by
+itself; the others send it with every call, in as many calls as fit into a turn. There the time is that of a call, with
+its share of the `put`, or of the `tofile`. Memory is the peak of a process as a multiple of the array, the array itself
+included; of small arrays it is the interpreter's. `ProcessPoolExecutor` and executorlib with ZeroMQ send the bytes
+through pipes and sockets, as joblib does with results. Executorlib with files writes them as HDF5; its worker ends with
+the call, so that the peak of that is not known, and the result is made in the call that is timed.
 """,
     quantities=(
-        Quantity(name="time", unit="s", title="time"),
+        Quantity(name="time", unit="s", title="time until the sum is known"),
         Quantity(name="submitter", unit="x", title="submitter's peak memory, of the array's size"),
         Quantity(name="worker", unit="x", title="worker's peak memory, of the array's size"),
     ),
