@@ -16,7 +16,10 @@ APART = 0.05
 """Seconds between calls to a pool that has become idle."""
 
 CHUNK = 10
-"""Calls that are sent as one, where a contender can do that."""
+"""Calls that are sent as one while operations are counted, where a contender can do that."""
+
+LARGE_CHUNK = 1000
+"""Calls that are sent as one while the rate is taken."""
 
 SETTLE = 0.5
 """Seconds after a result in which what is done after it is done, under strace too."""
@@ -107,21 +110,54 @@ def durability(executor: Submits, job: Job) -> Samples:
 
 
 def throughput(executor: Submits, job: Job) -> Samples:
-    """Calls per second, all submitted one by one before the first result is asked for; CPU seconds per call."""
+    """Calls per second until the last result is here, and CPU seconds per call.
+
+    ``rate`` and ``CPU``: all submitted one by one before the first result is asked for. ``map`` and ``chunks``
+    (ten times as many calls, :data:`LARGE_CHUNK` to a task), where a contender has these.
+    """
     _await_workers(executor, job)
-    pilot = min(job.tasks, max(job.warm, 100))
-    took, _ = _batch(executor, job, pilot)
-    count = min(job.tasks, max(pilot, int(pilot / took * job.seconds)))
-    took, busy = _batch(executor, job, count)
-    return {"rate": [count / took], "CPU": [busy / count], "calls": [count]}
+    ways = _ways(executor, LARGE_CHUNK)
+    rate, busy, count = _rate(ways["batch"], job, job.tasks, 100)
+    found = {"rate": [rate], "CPU": [busy], "calls": [count]}
+    if "map" in ways:
+        found["map"] = [_rate(ways["map"], job, job.tasks, 100)[0]]
+    if "chunks" in ways:
+        found["chunks"] = [_rate(ways["chunks"], job, 10 * job.tasks, LARGE_CHUNK * job.workers)[0]]
+    return found
 
 
-def _batch(executor: Submits, job: Job, count: int) -> tuple[float, float]:
+def _ways(executor: Submits, chunk: int) -> dict[str, Callable[[int], object]]:
+    """The ways in which so many calls can be made, up to the last result."""
+
+    def batch(count: int) -> None:
+        for future in [executor.submit(pow, 2, 3) for _ in range(count)]:
+            future.result()
+
+    ways: dict[str, Callable[[int], object]] = {"batch": batch}
+    mapped: Any = getattr(executor, "map", None)
+    if mapped is not None:
+        ways["map"] = lambda count: list(mapped(pow, [2] * count, [3] * count))
+    if isinstance(executor, futures.Executor) and type(executor).map is not futures.Executor.map:
+        # the one that is inherited takes no notice of the size
+        ways["chunks"] = lambda count: list(mapped(pow, [2] * count, [3] * count, chunksize=chunk))
+    return ways
+
+
+def _rate(way: Callable[[int], object], job: Job, most: int, pilot: int) -> tuple[float, float, int]:
+    """Calls per second, CPU seconds per call, and how many calls these were: as a few of them told, ``most`` at most."""
+    count = min(most, pilot)
+    took, busy = _timed(way, job, count)
+    enough = min(most, int(count / took * job.seconds))
+    if enough > count:
+        count = enough
+        took, busy = _timed(way, job, count)
+    return count / took, busy / count, count
+
+
+def _timed(way: Callable[[int], object], job: Job, count: int) -> tuple[float, float]:
     cpu = _cpu(job)
     before = time.perf_counter()
-    pending = [executor.submit(pow, 2, 3) for _ in range(count)]
-    for future in pending:
-        future.result()
+    way(count)
     took = time.perf_counter() - before
     return took, _cpu(job) - cpu
 
@@ -224,14 +260,7 @@ def marked(executor: Submits, job: Job) -> Samples:
         for _ in range(count):
             executor.submit(pow, 2, 3).result()
 
-    def batch(count: int) -> None:
-        for future in [executor.submit(pow, 2, 3) for _ in range(count)]:
-            future.result()
-
-    works: dict[str, Callable[[int], object]] = {"awaited": awaited, "batch": batch}
-    if isinstance(executor, futures.Executor):
-        works["map"] = lambda count: list(executor.map(pow, [2] * count, [3] * count))
-        works["chunks"] = lambda count: list(executor.map(pow, [2] * count, [3] * count, chunksize=CHUNK))
+    works: dict[str, Callable[[int], object]] = {"awaited": awaited, **_ways(executor, CHUNK)}
     for name, work in works.items():
         work(job.warm)
         time.sleep(SETTLE)

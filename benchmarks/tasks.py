@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 
@@ -13,6 +15,13 @@ def linger(seconds: float) -> int:
     """Take a while, so that other workers get the next ones; returns who ran it."""
     time.sleep(seconds)
     return os.getpid()
+
+
+def into_file(path: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make a call and leave its value in a file, for a contender that returns none."""
+    value = fn(*args)
+    with open(path, "wb") as file:
+        pickle.dump(value, file)
 
 
 def total(array: Any) -> float:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 CALLS = (
     "open,openat,openat2,creat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,"
     "rmdir,stat,lstat,newfstatat,statx,access,faccessat,faccessat2,readlink,readlinkat,utimensat,utime,utimes,chmod,"
-    "fchmodat,chown,truncate,statfs,fstat,fsync,fdatasync,flock,ftruncate,fchmod"
+    "fchmodat,chown,truncate,statfs,fstat,fsync,fdatasync,flock,fcntl,ftruncate,fchmod"
 )
 """What is traced."""
 
@@ -60,6 +60,7 @@ _BY_NAME = {
     "fsync": "descriptor",
     "fdatasync": "descriptor",
     "flock": "descriptor",
+    "fcntl": "descriptor",
     "ftruncate": "descriptor",
     "fchmod": "descriptor",
 }
@@ -85,6 +86,8 @@ def parse(line: str) -> Operation | None:
     if found is None or found["call"] not in _BY_NAME:
         return None
     kind, arguments = _BY_NAME[found["call"]], found["arguments"]
+    if found["call"] == "fcntl" and "_SETLK" not in arguments:  # no lock: no server hears of it
+        return None
     path = _PATH.search(arguments)
     if kind == "descriptor" or path is None or not path["path"]:
         descriptor = _DESCRIPTOR.search(arguments)

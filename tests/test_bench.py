@@ -165,6 +165,8 @@ def test_operations_in_a_trace_are_told_apart():
     assert kind(f'newfstatat({at}, "/s/a", {{st_mode=S_IFREG|0600, ...}}, 0) = 0') == ("stat", "/s/a")
     assert kind('newfstatat(3</s/a>, "", {st_mode=S_IFREG|0600, ...}, AT_EMPTY_PATH) = 0') == ("descriptor", "/s/a")
     assert kind("flock(3</s/a>, LOCK_EX|LOCK_NB) = 0") == ("descriptor", "/s/a")
+    assert kind("fcntl(3</s/a>, F_SETLK, {l_type=F_WRLCK, l_whence=SEEK_SET, l_len=1}) = 0") == ("descriptor", "/s/a")
+    assert kind("fcntl(3</s/a>, F_GETFD) = 0x1 (flags FD_CLOEXEC)") is None
     assert kind("+++ exited with 0 +++") is None
 
 

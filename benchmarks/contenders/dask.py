@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ class _Client:
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Pending:
         future: Pending = self._client.submit(fn, *args, pure=False)  # pure: equal calls would run once
         return future
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Any:
+        return self._client.gather(self._client.map(fn, *iterables, pure=False))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 
 from benchmarks import processes
 from benchmarks.contender import Contender, Environment, Job, Samples
+from benchmarks.measures import mark
 
 SCRIPT = """
 import time
@@ -60,10 +61,19 @@ def throughput(job: Job) -> Samples:
     return {"rate": [count / took], "CPU": [busy / count], "calls": [count]}
 
 
+def marked(job: Job) -> Samples:
+    """All calls of a script between marks, as :func:`benchmarks.measures.marked` has them; nothing is ever idle."""
+    for times in (1, 3):
+        mark(job, f"batch.{times}.begin")
+        execute(job, times * job.tasks)
+        mark(job, f"batch.{times}.end")
+    return {}
+
+
 CONTENDER = Contender(
     name="jug",
     module=__name__,
-    measures={"throughput": throughput},
+    measures={"throughput": throughput, "marked": marked},
     environment=Environment(name="jug", requires=("jug",)),
 )
 

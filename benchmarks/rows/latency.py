@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.contender import OURS, Contender
-from benchmarks.contenders import dask, executorlib, floor, mpi4py_futures, parsl, process_pool, spoolpool
+from benchmarks.contenders import dask, executorlib, floor, hyperqueue, mpi4py_futures, parsl, process_pool, spoolpool
 from benchmarks.jobs import job_of
 from benchmarks.row import Entry, Goal, Key, Quantity, Role, Row, Sizes
 
@@ -40,6 +40,7 @@ def entries(sizes: Sizes) -> list[Entry]:
         entry(Key("executorlib", "files"), executorlib.CONTENDER, variant="file"),
         entry(Key("dask distributed"), dask.CONTENDER),
         entry(Key("Parsl HTEX"), parsl.CONTENDER),
+        entry(Key("HyperQueue"), hyperqueue.CONTENDER, tasks=5, warm=1),
         entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, "ours", variant="none"),
         entry(_OURS_2, spoolpool.CONTENDER, "ours", ranks=2),
         entry(Key("executorlib", "ZeroMQ, 2 ranks"), executorlib.CONTENDER, variant="interactive", ranks=2),

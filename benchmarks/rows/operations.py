@@ -7,7 +7,7 @@ import shutil
 
 from benchmarks import trace
 from benchmarks.contender import Contender, Samples
-from benchmarks.contenders import dirq, executorlib, huey, spoolpool
+from benchmarks.contenders import dirq, executorlib, huey, jug, kombu, persist_queue, spoolpool
 from benchmarks.jobs import run_job
 from benchmarks.measures import CHUNK
 from benchmarks.row import Entry, Failed, Key, Place, Quantity, Row, Sizes
@@ -29,6 +29,9 @@ def entries(sizes: Sizes) -> list[Entry]:
         _entry(Key("executorlib", "files"), executorlib.CONTENDER, sizes, variant="file", tasks=5, warm=1),
         _entry(Key("huey", "files"), huey.CONTENDER, sizes),
         _entry(Key("dirq", "files"), dirq.CONTENDER, sizes),
+        _entry(Key("jug", "files"), jug.CONTENDER, sizes),
+        _entry(Key("kombu", "files"), kombu.CONTENDER, sizes),
+        _entry(Key("persist-queue", "SQLite"), persist_queue.CONTENDER, sizes),
     ]
 
 
@@ -61,8 +64,8 @@ def _counted(traces: str, directory: str, options: dict[str, object]) -> Samples
         counts = trace.per_call(found, work, calls)
         samples[work] = [sum(counts[kind] for kind in trace.KINDS)]
         samples |= {f"{work}: {kind}": [counts[kind]] for kind in (*trace.KINDS, "descriptor")}
-    idle = found["idle.1"]
-    samples["idle"] = [sum(idle[kind] for kind in trace.KINDS) / seconds * 60]
+    if "idle.1" in found:
+        samples["idle"] = [sum(found["idle.1"][kind] for kind in trace.KINDS) / seconds * 60]
     return samples
 
 

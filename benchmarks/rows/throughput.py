@@ -1,4 +1,4 @@
-"""Many calls of nothing, submitted one by one."""
+"""Many calls of nothing: submitted one by one, by ``map``, and by ``map`` with many to a task."""
 
 from __future__ import annotations
 
@@ -8,83 +8,107 @@ from benchmarks.contenders import (
     executorlib,
     floor,
     huey,
+    hyperqueue,
     jug,
+    kombu,
     mpi4py_futures,
     parsl,
+    persist_queue,
     process_pool,
     spoolpool,
 )
 from benchmarks.jobs import job_of
+from benchmarks.measures import LARGE_CHUNK
 from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
 
 _FLOOR = Key("the protocol's bare system calls", "1 process")
-_PEERS = (
-    (Key("ProcessPoolExecutor"), process_pool.CONTENDER, ""),
-    (Key("mpi4py.futures"), mpi4py_futures.CONTENDER, ""),
-    (Key("executorlib", "ZeroMQ"), executorlib.CONTENDER, "interactive"),
-    (Key("dask distributed"), dask.CONTENDER, ""),
-    (Key("Parsl HTEX"), parsl.CONTENDER, ""),
-    (Key("huey", "files"), huey.CONTENDER, ""),
-    (Key("dirq", "files"), dirq.CONTENDER, ""),
-    (Key("jug", "files"), jug.CONTENDER, ""),
-    (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
+_BY_FILES = (
+    (Key("huey", "files"), huey.CONTENDER),
+    (Key("dirq", "files"), dirq.CONTENDER),
+    (Key("jug", "files"), jug.CONTENDER),
+    (Key("kombu", "files"), kombu.CONTENDER),
+    (Key("persist-queue", "SQLite"), persist_queue.CONTENDER),
 )
+_QUICK = (
+    (Key("ProcessPoolExecutor"), process_pool.CONTENDER),
+    (Key("mpi4py.futures"), mpi4py_futures.CONTENDER),
+    (Key("executorlib", "ZeroMQ"), executorlib.CONTENDER),
+)
+_OTHERS = (
+    (Key("dask distributed"), dask.CONTENDER),
+    (Key("Parsl HTEX"), parsl.CONTENDER),
+    (Key("HyperQueue"), hyperqueue.CONTENDER),
+)
+_PROCESS_PER_CALL = Key("executorlib", "files")
+"""It starts one for each call at once, so there is no number of workers."""
 
-_FEW: dict[str, object] = {"tasks": 20}
-"""Of a contender that starts a process per call."""
+_FEW = 10
+"""Calls of who starts an interpreter for each."""
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Everybody with one worker, then with two."""
-    sized: dict[str, object] = {"tasks": sizes.tasks, "seconds": sizes.seconds}
-    found = [Entry(key=_FLOOR, role="floor", take=job_of(floor.CONTENDER, "throughput", **sized))]
-    for workers in (1, 2):
+    """Everybody with one worker, then with two; with four, who may gain by them."""
+    found = [
+        Entry(key=_FLOOR, role="floor", take=job_of(floor.CONTENDER, "throughput", tasks=sizes.tasks)),
+    ]
+    peers = {1: (*_QUICK, *_OTHERS, *_BY_FILES, (_PROCESS_PER_CALL, executorlib.CONTENDER))}
+    peers |= {2: (*_QUICK, *_OTHERS, *_BY_FILES), 4: _QUICK}
+    for workers, present in peers.items():
         case = f"{workers} worker{'s' if workers > 1 else ''}"
         ours = Key("spoolpool", case)
+        keys = {key: Key(key.contender, f"{key.case}, {case}" if key.case else case) for key, _ in present}
+        options: dict[str, object] = {"workers": workers, "tasks": sizes.tasks, "seconds": sizes.seconds / 4}
+        files = tuple(keys[key] for key, _ in _BY_FILES if key in keys)
         found.append(
             Entry(
                 key=ours,
                 role="ours",
-                take=job_of(spoolpool.CONTENDER, "throughput", workers=workers, **sized),
+                take=job_of(spoolpool.CONTENDER, "throughput", **options),
                 floor=_FLOOR,
-                goals={"rate": Goal(limit=2000)} if workers == 2 and sizes.tasks >= 10_000 else {},
+                goals=_goals(files) if sizes.tasks >= 10_000 else {},
             )
         )
-        found += [
-            Entry(
-                key=Key(key.contender, f"{key.case}, {case}" if key.case else case),
-                role="peer",
-                take=job_of(
-                    contender,
-                    "throughput",
-                    workers=workers,
-                    variant=variant,
-                    **(_FEW if variant == "file" else sized),
-                ),
-                environment=contender.environment,
-                ours=ours,
-                floor=_FLOOR,
+        for key, contender in present:
+            few = {"tasks": _FEW} if contender is hyperqueue.CONTENDER or key == _PROCESS_PER_CALL else {}
+            variant = "file" if key == _PROCESS_PER_CALL else ""
+            found.append(
+                Entry(
+                    key=keys[key],
+                    role="peer",
+                    take=job_of(contender, "throughput", variant=variant, **{**options, **few}),
+                    environment=contender.environment,
+                    ours=ours,
+                    floor=_FLOOR,
+                )
             )
-            for key, contender, variant in _PEERS
-            if workers == 1 or variant != "file"  # which has no number of workers
-        ]
     return found
+
+
+def _goals(files: tuple[Key, ...]) -> dict[str, tuple[Goal, ...]]:
+    ahead = Goal(limit=3, of="peers", peers=files, who="every peer that goes by files")
+    return {"rate": (Goal(limit=5000), *([ahead] if files else [])), "chunks": (Goal(limit=100_000),)}
 
 
 ROW = Row(
     name="throughput",
-    title="Throughput: trivial calls submitted one by one, until the last result is here",
-    about="""\
-Calls of `pow(2, 3)` submitted one by one without waiting, until the last value is there; each contender with as many
-workers as the line says. Everybody runs as many calls as fit into the time that a turn has; those are told below the
-tables. The floor is the system calls of one task from submit to collected, in one process that waits for nobody,
-does not pickle, and lists nothing. Of the peers that go by files, dirq is only a queue (its worker and its results
-are a few lines of the benchmark, which pickle and poll every millisecond and promise nothing after a crash), huey
-polls every 10 ms, and of jug neither the start of its processes nor the making of its tasks is counted.
+    title="Throughput: trivial calls, until the last result is here",
+    about=f"""\
+Calls of `pow(2, 3)` without waiting, until the last value is there: submitted one by one; by `map`; and by `map` with
+{LARGE_CHUNK} calls to a task, where a contender has these, and then ten times as many calls. Everybody has as many
+workers as the line says, and makes as many calls as fit into the time that a turn has; those one by one are told
+below the tables. The floor is the system calls of one task from submit to collected, in one process that waits for
+nobody, does not pickle, and lists nothing. Of the peers that go by files, dirq, kombu and persist-queue are only
+queues: their workers and their results are a few lines of the benchmark, which poll every millisecond and promise
+nothing after a crash. persist-queue is one SQLite file per worker and direction, on one host. kombu's transport loses
+messages that are looked for while they are written, so the benchmark puts a lock around it. huey polls every 10 ms,
+and of jug neither the start of its processes nor the making of its tasks is counted. HyperQueue and executorlib's
+file mode start an interpreter per call, and make {_FEW} calls.
 """,
     quantities=(
-        Quantity(name="rate", unit="/s", title="calls per second"),
-        Quantity(name="CPU", unit="s", title="CPU time per call, all processes"),
+        Quantity(name="rate", unit="/s", title="calls per second, one by one"),
+        Quantity(name="map", unit="/s", title="calls per second, by map"),
+        Quantity(name="chunks", unit="/s", title=f"calls per second, by map, {LARGE_CHUNK} calls a task"),
+        Quantity(name="CPU", unit="s", title="CPU time per call one by one, all processes"),
     ),
     entries=entries,
 )

@@ -1,0 +1,106 @@
+"""Peers that are a queue and nothing more: what turns their calls into values, and waits for these, is in here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from benchmarks.contender import Job
+from benchmarks.measures import Pending, Submits
+
+POLL = 0.001
+"""Seconds between looks into a queue that was empty."""
+
+
+class Queue(Protocol):
+    """A peer's queue, opened by one process."""
+
+    def put(self, item: Any) -> None:
+        """Add something that can be pickled."""
+
+    def taken(self) -> Iterator[Any]:
+        """All that is in it now, each taken out for good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queues:
+    """A pool out of queues: one for calls and one for values, or such a pair per worker."""
+
+    module: str
+    """Where this object lies, as ``QUEUES``."""
+    opens: Callable[[str], Queue]
+    """Opens the queue in a directory, and makes it if it is not there."""
+    shared: bool = True
+    """Whether several processes may take from one queue."""
+
+    @contextmanager
+    def executor(self, job: Job) -> Iterator[Submits]:
+        """Workers that poll, as this process does."""
+        pairs = [f"{job.directory}/{number}" for number in range(1 if self.shared else job.workers)]
+        submitter = _Submitter(self, pairs)
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", f"from {self.module} import QUEUES; QUEUES.work({pair!r})"],
+                stdin=subprocess.DEVNULL,
+            )
+            for pair in (pairs * job.workers)[: job.workers]
+        ]
+        try:
+            yield submitter
+        finally:
+            for pair in pairs:
+                with open(f"{pair}/over", "w", encoding="ascii"):
+                    pass
+            for worker in workers:
+                worker.wait(30)
+
+    def work(self, pair: str) -> None:
+        """Run what comes, until a file says that it is over."""
+        calls, values = self.opens(f"{pair}/calls"), self.opens(f"{pair}/values")
+        while not os.path.exists(f"{pair}/over"):
+            some = False
+            for number, fn, args in calls.taken():
+                values.put((number, fn(*args)))
+                some = True
+            if not some:
+                time.sleep(POLL)
+
+
+class _Future:
+    def __init__(self, submitter: _Submitter, number: int) -> None:
+        self._submitter, self._number = submitter, number
+
+    def result(self) -> Any:
+        return self._submitter.value(self._number)
+
+
+class _Submitter:
+    def __init__(self, queues: Queues, pairs: list[str]) -> None:
+        for pair in pairs:
+            os.mkdir(pair)
+        self._calls = [queues.opens(f"{pair}/calls") for pair in pairs]
+        self._values = [queues.opens(f"{pair}/values") for pair in pairs]
+        self._count = 0
+        self._found: dict[int, Any] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Pending:
+        self._count += 1
+        self._calls[self._count % len(self._calls)].put((self._count, fn, args))
+        return _Future(self, self._count)
+
+    def value(self, number: int) -> Any:
+        while number not in self._found:
+            some = False
+            for values in self._values:
+                for taken, value in values.taken():
+                    self._found[taken] = value
+                    some = True
+            if not some:
+                time.sleep(POLL)
+        return self._found.pop(number)
