@@ -105,7 +105,7 @@ def durability(executor: Submits, job: Job) -> Samples:
     _await_workers(executor, job)
     _warm_up(executor, job)
     at_once = _calls(executor, job, 0.0)
-    took, _ = _batch(executor, job, len(at_once))
+    took, _ = _timed(_ways(executor, CHUNK)["batch"], job, len(at_once))
     return {"at once": at_once, "rate": [len(at_once) / took]}
 
 
@@ -144,7 +144,7 @@ def _ways(executor: Submits, chunk: int) -> dict[str, Callable[[int], object]]:
 
 
 def _rate(way: Callable[[int], object], job: Job, most: int, pilot: int) -> tuple[float, float, int]:
-    """Calls per second, CPU seconds per call, and how many calls these were: as a few of them told, ``most`` at most."""
+    """Calls per second, CPU seconds per call, and how many these were: as a pilot told, ``most`` at most."""
     count = min(most, pilot)
     took, busy = _timed(way, job, count)
     enough = min(most, int(count / took * job.seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -47,29 +48,25 @@ class Queues:
         workers = [
             subprocess.Popen(
                 [sys.executable, "-c", f"from {self.module} import QUEUES; QUEUES.work({pair!r})"],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
             )
             for pair in (pairs * job.workers)[: job.workers]
         ]
         try:
             yield submitter
         finally:
-            for pair in pairs:
-                with open(f"{pair}/over", "w", encoding="ascii"):
-                    pass
             for worker in workers:
-                worker.wait(30)
+                worker.communicate(timeout=30)
 
     def work(self, pair: str) -> None:
-        """Run what comes, until a file says that it is over."""
+        """Run what comes, until the standard input ends."""
         calls, values = self.opens(f"{pair}/calls"), self.opens(f"{pair}/values")
-        while not os.path.exists(f"{pair}/over"):
-            some = False
+        pause = 0.0
+        while not select.select([sys.stdin], [], [], pause)[0]:
+            pause = POLL
             for number, fn, args in calls.taken():
                 values.put((number, fn(*args)))
-                some = True
-            if not some:
-                time.sleep(POLL)
+                pause = 0.0
 
 
 class _Future:

@@ -10,13 +10,23 @@ from benchmarks.row import Entry, Goal, Key, Quantity, Role, Row, Sizes
 _OURS = Key("spoolpool", "1 rank")
 _OURS_2 = Key("spoolpool", "2 ranks")
 _FLOOR = Key("two renames", "woken by watchdog")
+_FILES = Key("executorlib", "files")
+_FILES_2 = Key("executorlib", "files, 2 ranks")
+_SERVED = (Key("dask distributed"), Key("Parsl HTEX"), Key("HyperQueue"))
+
+_GOALS = (
+    Goal(limit=2.5, of="floor"),
+    Goal(limit=1, of="peers", peers=_SERVED, who="every peer with a server"),
+    Goal(limit=100, of="peers", peers=(_FILES,), who="executorlib's files"),
+)
+_GOALS_2 = (Goal(limit=2.5, of="floor"), Goal(limit=100, of="peers", peers=(_FILES_2,), who="executorlib's files"))
 
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Who takes part."""
 
     def entry(
-        key: Key, contender: Contender, role: Role = "peer", *, goal: float | None = None, **options: object
+        key: Key, contender: Contender, role: Role = "peer", *, goals: tuple[Goal, ...] = (), **options: object
     ) -> Entry:
         options = {"tasks": sizes.calls, "seconds": sizes.seconds, **options}
         return Entry(
@@ -26,25 +36,25 @@ def entries(sizes: Sizes) -> list[Entry]:
             environment=OURS if role != "peer" else contender.environment,
             ours=None if key in {_OURS, _OURS_2} else _OURS_2 if options.get("ranks") == 2 else _OURS,
             floor=None if key == _FLOOR else _FLOOR,
-            goals={} if goal is None else {"at once": Goal(limit=goal)},
+            goals={"at once": goals},
         )
 
     return [
-        entry(_OURS, spoolpool.CONTENDER, "ours", goal=0.0015),
+        entry(_OURS, spoolpool.CONTENDER, "ours", goals=_GOALS),
         entry(_FLOOR, floor.CONTENDER, "floor", variant="watchdog"),
         entry(Key("two renames", "woken by inotify"), floor.CONTENDER, "floor", variant="inotify"),
         entry(Key("ProcessPoolExecutor"), process_pool.CONTENDER),
         entry(Key("mpi4py.futures"), mpi4py_futures.CONTENDER),
         entry(Key("executorlib", "ZeroMQ"), executorlib.CONTENDER, variant="interactive"),
         entry(Key("executorlib", "ZeroMQ, no dependencies"), executorlib.CONTENDER, variant="plain"),
-        entry(Key("executorlib", "files"), executorlib.CONTENDER, variant="file"),
+        entry(_FILES, executorlib.CONTENDER, variant="file"),
         entry(Key("dask distributed"), dask.CONTENDER),
         entry(Key("Parsl HTEX"), parsl.CONTENDER),
         entry(Key("HyperQueue"), hyperqueue.CONTENDER, tasks=5, warm=1),
         entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, "ours", variant="none"),
-        entry(_OURS_2, spoolpool.CONTENDER, "ours", ranks=2),
+        entry(_OURS_2, spoolpool.CONTENDER, "ours", goals=_GOALS_2, ranks=2),
         entry(Key("executorlib", "ZeroMQ, 2 ranks"), executorlib.CONTENDER, variant="interactive", ranks=2),
-        entry(Key("executorlib", "files, 2 ranks"), executorlib.CONTENDER, variant="file", ranks=2),
+        entry(_FILES_2, executorlib.CONTENDER, variant="file", ranks=2),
     ]
 
 
@@ -58,7 +68,8 @@ worker, which is warm; "2 ranks" is one group of two MPI ranks, and those lines 
 floor is two processes of which each renames one file into a directory that the other one watches. Nothing that goes
 by files can be quicker than that, and it does no work: it neither pickles a call nor says who took it. The peers with
 sockets and pipes (`ProcessPoolExecutor` and mpi4py.futures within one tree of processes; executorlib, dask and Parsl
-beside it) need not touch a file. executorlib with files starts a process for every call, and is given a key for each,
+beside it) need not touch a file. HyperQueue starts an interpreter for every call, which leaves its value in a file, and
+its client looks once a second for what has ended. executorlib with files starts a process for every call, and is given a key for each,
 since it takes equal calls for one.
 """,
     quantities=(

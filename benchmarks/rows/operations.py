@@ -10,7 +10,7 @@ from benchmarks.contender import Contender, Samples
 from benchmarks.contenders import dirq, executorlib, huey, jug, kombu, persist_queue, spoolpool
 from benchmarks.jobs import run_job
 from benchmarks.measures import CHUNK
-from benchmarks.row import Entry, Failed, Key, Place, Quantity, Row, Sizes
+from benchmarks.row import Entry, Failed, Goal, Key, Place, Quantity, Row, Sizes
 
 _WORKS = {
     "awaited": "each call awaited before the next",
@@ -18,12 +18,15 @@ _WORKS = {
     "map": "by map",
     "chunks": f"by map, {CHUNK} calls a task",
 }
+_OURS = Key("spoolpool", "1 rank")
+_A_FILE_PER_CALL = tuple(Key(name, "files") for name in ("executorlib", "huey", "dirq", "jug", "kombu"))
+_FEWEST = Goal(limit=1, of="peers", peers=_A_FILE_PER_CALL, who="every peer with a file per call")
 
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Ours, and everybody who goes by files."""
     return [
-        _entry(Key("spoolpool", "1 rank"), spoolpool.CONTENDER, sizes),
+        _entry(_OURS, spoolpool.CONTENDER, sizes),
         _entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, sizes, variant="data"),
         _entry(Key("spoolpool", "2 ranks"), spoolpool.CONTENDER, sizes, ranks=2),
         _entry(Key("executorlib", "files"), executorlib.CONTENDER, sizes, variant="file", tasks=5, warm=1),
@@ -51,6 +54,8 @@ def _entry(key: Key, contender: Contender, sizes: Sizes, **options: object) -> E
         role="ours" if contender is spoolpool.CONTENDER else "peer",
         take=take,
         environment=contender.environment,
+        ours=None if contender is spoolpool.CONTENDER else _OURS,
+        goals=dict.fromkeys(("awaited", "batch"), _FEWEST) if key == _OURS else {},
     )
 
 
@@ -76,8 +81,11 @@ ROW = Row(
 System calls that a metadata server would see, counted by strace over all processes of a contender; this figure has no
 noise. What begins and ends a batch falls out of the count: each work is done with so many calls and with three times
 as many, and the difference is divided. `list` is the opening of a directory; "(by descriptor)" are calls on a file that
-is open already (fstat, flock, fsync), which name nothing and are not in the sum. The last table
-is a pool that waits, with its submitter.
+is open already (fstat, flock, fsync, byte-range locks), which name nothing and are not in the sum. The last table
+is a pool that waits, with its submitter. persist-queue keeps all calls in one SQLite file, in a mode that works on one
+host alone: it names nothing, and locks some forty times per call. Of dirq, kombu and persist-queue, which
+only queue, half of it is the way of the values back; both sides look every millisecond, which is what their pools
+that wait do. jug is a script, run whole.
 """,
     quantities=(
         *(
