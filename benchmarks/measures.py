@@ -118,7 +118,7 @@ def throughput(executor: Submits, job: Job) -> Samples:
     _await_workers(executor, job)
     ways = _ways(executor, LARGE_CHUNK)
     rate, busy, count = _rate(ways["batch"], job, job.tasks, 100)
-    found = {"rate": [rate], "CPU": [busy], "calls": [count]}
+    found: Samples = {"rate": [rate], "CPU": [busy], "calls": [count]}
     if "map" in ways:
         found["map"] = [_rate(ways["map"], job, job.tasks, 100)[0]]
     if "chunks" in ways:

@@ -69,8 +69,8 @@ floor is two processes of which each renames one file into a directory that the 
 by files can be quicker than that, and it does no work: it neither pickles a call nor says who took it. The peers with
 sockets and pipes (`ProcessPoolExecutor` and mpi4py.futures within one tree of processes; executorlib, dask and Parsl
 beside it) need not touch a file. HyperQueue starts an interpreter for every call, which leaves its value in a file, and
-its client looks once a second for what has ended. executorlib with files starts a process for every call, and is given a key for each,
-since it takes equal calls for one.
+its client looks once a second for what has ended. executorlib with files starts a process for every call, and is given
+a key for each, since it takes equal calls for one.
 """,
     quantities=(
         Quantity(name="at once", unit="s", title="each at once after the last"),

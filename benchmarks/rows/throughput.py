@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.contender import Contender
 from benchmarks.contenders import (
     dask,
     dirq,
@@ -51,6 +52,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     found = [
         Entry(key=_FLOOR, role="floor", take=job_of(floor.CONTENDER, "throughput", tasks=sizes.tasks)),
     ]
+    peers: dict[int, tuple[tuple[Key, Contender], ...]]
     peers = {1: (*_QUICK, *_OTHERS, *_BY_FILES, (_PROCESS_PER_CALL, executorlib.CONTENDER))}
     peers |= {2: (*_QUICK, *_OTHERS, *_BY_FILES), 4: _QUICK}
     for workers, present in peers.items():
