@@ -6,4 +6,5 @@
     contenders  who is measured: each module runs in a process of its own, in the environment of its library
     harness     rounds in which everybody has a turn, so that whatever disturbs the machine disturbs all
     results     medians, spreads and ratios; JSON           table   the same for people
+    page        the same as a page of the documentation     plot    which has a plot for each row
 """

@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from benchmarks import machine, processes, results, table
+from benchmarks import machine, page, processes, results, table
 from benchmarks.environments import cache
 from benchmarks.harness import Harness
 from benchmarks.row import QUICK, Entry, Sizes
@@ -35,6 +38,10 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="measure this project and the floors alone")
     parser.add_argument("--only", metavar="WORD", action="append", help="of the peers, those whose name has this word")
     parser.add_argument("--json", metavar="FILE", help="write all samples and figures there")
+    parser.add_argument(
+        "--page", metavar="DIR", help="write benchmarks.md there, with plots and a short report beside it"
+    )
+    parser.add_argument("--from", metavar="FILE", dest="source", help="measure nothing: take the report that is there")
     parser.add_argument("--dir", metavar="DIR", help="measure on this directory's filesystem [default: temporary]")
     for field in dataclasses.fields(Sizes):
         kind = float if field.type == "float" else int
@@ -65,9 +72,8 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Measure, print, and write down."""
-    asked = arguments(given)
+def measured(asked: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
+    """Measure; the report."""
     own = {name: getattr(asked, name) for name in _SIZES if getattr(asked, name) is not None}
     sizes = dataclasses.replace(QUICK if asked.quick else Sizes(), **own)
 
@@ -92,11 +98,20 @@ def main(given: Sequence[str] | None = None) -> int:
         processes.end_descendants(())
         shutil.rmtree(directory, ignore_errors=True)
     here["load after"] = round(os.getloadavg()[0], 2)
-    report = results.report(run, sizes, here)
+    return results.report(run, sizes, here, shlex.join(["scripts/bench", *command]))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, write down, and print."""
+    asked = arguments(given)
+    command = sys.argv[1:] if given is None else given
+    report = results.read(asked.source) if asked.source else measured(asked, command)
     if asked.json:
         with open(asked.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
             file.write("\n")
+    if asked.page:
+        page.write(report, Path(asked.page), ROWS)
     for line in table.lines(report):
         print(line)
     failed = [

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import environments, processes
 from benchmarks.contender import Environment, Samples
-from benchmarks.row import Entry, Failed, Key, Place, Row, Sizes
+from benchmarks.row import Entry, Failed, Place, Row, Sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINGER = 20.0  # seconds that a contender may take to end after it has answered
@@ -68,7 +68,7 @@ class Harness:
             for number in range(1, rounds + 1):
                 for outcome in outcomes:
                     if outcome.missing is None and number <= (outcome.entry.rounds or rounds):
-                        self.say(f"{row.name}, round {number} of {rounds}: {_text(outcome.entry.key)}")
+                        self.say(f"{row.name}, round {number} of {rounds}: {outcome.entry.key}")
                         self._turn(outcome, run.environments[outcome.entry.environment.name])
             run.rows.append((row, outcomes))
         return run
@@ -93,17 +93,13 @@ class Harness:
             outcome.rounds.append(outcome.entry.take(place))
         except Failed as error:
             outcome.missing = str(error)
-            self.say(f"{_text(outcome.entry.key)} failed: {error}")
+            self.say(f"{outcome.entry.key} failed: {error}")
         except Exception as error:  # noqa: BLE001  an error in here, and an hour of figures of others to be kept
             outcome.missing = f"the benchmark itself failed: {type(error).__name__}: {error}"
             self.say(traceback.format_exc())
         finally:
             processes.end_descendants(others)
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _text(key: Key) -> str:
-    return f"{key.contender} ({key.case})" if key.case else key.contender
 
 
 def environment_of(python: str, directory: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ def describe(directory: str) -> dict[str, Any]:
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "processor": _value("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": usable,
-        "memory": _value("/proc/meminfo", "MemTotal"),
+        "memory": _gib(_value("/proc/meminfo", "MemTotal")),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "filesystem": filesystem(directory),
@@ -66,6 +66,11 @@ def _value(path: str, name: str) -> str:
     except OSError:
         pass
     return ""
+
+
+def _gib(kib: str) -> str:
+    number = kib.removesuffix(" kB")
+    return f"{int(number) / 2**20:.0f} GiB" if number.isdigit() else kib
 
 
 def _commit() -> str:

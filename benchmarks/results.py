@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,18 +12,19 @@ from benchmarks.environments import Made
 from benchmarks.harness import Outcome, Run
 from benchmarks.row import Goal, Key, Quantity, Row, Sizes
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON; it grows with every change that a reader must know of."""
 
 
-def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a run found.
+def report(run: Run, sizes: Sizes, machine: Mapping[str, Any], command: str = "") -> dict[str, Any]:
+    """Everything that a run found, which was started by a command.
 
     ``rows`` is a list of ``{name, title, wide, once, quantities, entries}``. An entry has ``contender``, ``case``,
-    ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``figures`` by quantity, and
-    ``facts`` (other values that it told, the median of each). A figure has the ``median`` of the rounds'
-    medians, the least and the largest of these (``low``, ``high``), the tenth and ninetieth percentile of
-    all samples (``p10``, ``p90``), the samples by round, and in seconds, per cent, counts or times:
+    ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``ours`` and ``floor`` (whom it is
+    compared with, or null), ``figures`` by quantity, and ``facts`` (other values that it told, the median of each).
+    A figure has the ``median`` of the rounds' medians, the least and the largest of these (``low``, ``high``), the
+    tenth and ninetieth percentile of all samples (``p10``, ``p90``), the samples by round, and in seconds, per
+    cent, counts or times:
 
     - ``cost``: how many times as much of it (of a rate: of the time) as the entry of ours it is compared
       with, null for that itself; the median over the rounds of the ratio within a round.
@@ -32,6 +34,7 @@ def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]
     """
     return {
         "format": FORMAT,
+        "command": command,
         "machine": dict(machine),
         "sizes": asdict(sizes),
         "environments": {
@@ -40,6 +43,31 @@ def report(run: Run, sizes: Sizes, machine: Mapping[str, Any]) -> dict[str, Any]
         },
         "rows": [_row(row, outcomes) for row, outcomes in run.rows],
     }
+
+
+def read(path: str) -> dict[str, Any]:
+    """A report that was written down. Raises :class:`SystemExit` if it is of another format."""
+    with open(path, encoding="utf-8") as file:
+        found: dict[str, Any] = json.load(file)
+    if found["format"] != FORMAT:
+        raise SystemExit(f"{path} has format {found['format']}; this reads {FORMAT}: measure again")
+    return found
+
+
+def compact(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same report with the median of each round in place of its samples, and numbers of five digits."""
+
+    def shortened(value: Any, name: str = "") -> Any:
+        if name == "rounds" and isinstance(value, list):
+            value = [[statistics.median(samples)] if samples else [] for samples in value]
+        if isinstance(value, Mapping):
+            return {key: shortened(inner, key) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shortened(inner) for inner in value]
+        return float(f"{value:.5g}") if isinstance(value, float) else value
+
+    compacted: dict[str, Any] = shortened(report)
+    return compacted
 
 
 def _row(row: Row, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -69,6 +97,8 @@ def _entry(row: Row, outcome: Outcome, by_key: Mapping[Key, Outcome]) -> dict[st
         "role": entry.role,
         "environment": entry.environment.name,
         "missing": outcome.missing,
+        "ours": None if entry.ours is None else str(entry.ours),
+        "floor": None if entry.floor is None else str(entry.floor),
         "figures": figures,
         "facts": {name: statistics.median(_all(outcome, name)) for name in sorted(told)},
     }

@@ -18,6 +18,10 @@ class Key(NamedTuple):
     contender: str
     case: str = ""
 
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.contender}, {self.case}" if self.case else self.contender
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:

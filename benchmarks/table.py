@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.row import Key
+
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def value(number: float, unit: str) -> str:
     """A figure with three digits and its unit."""
-    if unit == "s":
-        scale, name = next(((s, n) for s, n in _TIMES if abs(number) >= s), _TIMES[-1])
-        return f"{_digits(number / scale)} {name}"
-    if unit == "/s":
-        return f"{_digits(number)} /s"
-    return _digits(number) + (" %" if unit == "%" else "x" if unit == "x" else "")
+    number, name = scaled(number, unit)
+    return _digits(number) + name
+
+
+def scaled(number: float, unit: str) -> tuple[float, str]:
+    """The number in the unit that suits it, and what to put behind it."""
+    if unit != "s":
+        return number, unit if unit in {"", "x"} else f" {unit}"
+    scale, name = next(((s, n) for s, n in _TIMES if abs(number) >= s), _TIMES[-1])
+    return number / scale, f" {name}"
 
 
 def _digits(number: float) -> str:
@@ -57,7 +63,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 def who(entry: Mapping[str, Any]) -> str:
     """An entry's name."""
-    return f"{entry['contender']}, {entry['case']}" if entry["case"] else str(entry["contender"])
+    return str(Key(entry["contender"], entry["case"]))
 
 
 def tables(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:

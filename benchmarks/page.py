@@ -1,0 +1,150 @@
+"""A report as a page of the documentation, with the plots beside it.
+
+Words come from the rows as they are now, every figure from the report: it can be made again without measuring.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, plot, results, table
+from benchmarks.row import Row
+
+NAME = "benchmarks"
+"""Of the page, and of the folder beside it for what belongs to it."""
+
+_INTRODUCTION = """\
+# Benchmarks
+
+This project and its neighbours, measured in one run on one machine. Everything here but the explanations is made from
+[one report](benchmarks/report.json) by `scripts/bench --from docs/benchmarks/report.json --page docs`; the command that
+made the report stands [below](#how-it-was-measured).
+"""
+
+_READING = """\
+## How to read it
+
+In each round everybody has a turn: in new processes, in a new directory, while nobody else is at work. So whatever
+disturbs the machine disturbs all alike.
+
+- The **median** is that of the rounds' medians; beside it stand the lowest and the highest of these, which in the plots
+  are the ends of the whiskers.
+- **x ours** says how many times the time, memory or CPU of ours a contender takes; of a rate, it says how many times as
+  long a call takes. Above 1, ours is ahead. **x floor** is the same beside what the operating system alone needs for
+  it, which is no queue and cannot be used as one: it is the limit for everybody who goes that way. Ratios are taken
+  within a round, and what is shown is their median; it need not be the quotient of the medians beside it.
+- "To reach" is what this project has set itself. It was written down before the run.
+- Where values of a plot are far apart, its axis is logarithmic: each step is then a factor.
+"""
+
+
+def write(report: Mapping[str, Any], docs: Path, rows: Mapping[str, Row]) -> None:
+    """Write the page, its plots and its report into a folder of pages; plots of other rows go."""
+    made = files(report, rows)
+    beside = docs / NAME
+    beside.mkdir(exist_ok=True)
+    for path in beside.glob("*.svg"):
+        if f"{NAME}/{path.name}" not in made:
+            path.unlink()
+    for name, text in made.items():
+        (docs / name).write_text(text, encoding="utf-8")
+
+
+def files(report: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, str]:
+    """What :func:`write` writes, by name; the report is in it, and gives the same once more."""
+    report = results.compact(report)
+    plots = {row["name"]: plot.svg(row) for row in report["rows"]}
+    return {
+        f"{NAME}.md": "\n".join(_page(report, rows, plots)),
+        f"{NAME}/report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        **{f"{NAME}/{name}.svg": svg for name, svg in plots.items() if svg},
+    }
+
+
+def _page(report: Mapping[str, Any], rows: Mapping[str, Row], plots: Mapping[str, str]) -> Iterator[str]:
+    yield _INTRODUCTION
+    yield from _targets(report, rows)
+    yield from _run(report)
+    yield _READING
+    for row in report["rows"]:
+        yield from _row(row, rows.get(row["name"]), bool(plots[row["name"]]))
+
+
+def _targets(report: Mapping[str, Any], rows: Mapping[str, Row]) -> Iterator[str]:
+    cells = [["row", "of what", "to reach", "reached", ""]]
+    for target in table.targets(report):
+        name = target.row["name"]
+        row = rows.get(name)
+        met = {True: "yes", False: "**no**", None: "not measured"}[target.met]
+        if target.met is False and row is not None and row.decision:
+            met += f": [what was tried](decisions/{row.decision})"
+        what = f"{target.who}: {target.quantity['title']}"
+        cells.append([f"[{name}](#{name})", *map(_text, (what, target.wanted, target.reached)), met])
+    if len(cells) > 1:
+        yield "## Targets\n"
+        yield from _table(cells, "llrrl")
+
+
+def _run(report: Mapping[str, Any]) -> Iterator[str]:
+    here = report["machine"]
+    yield "## How it was measured\n"
+    yield f"```sh\n{report['command']}\n```\n"
+    yield (
+        f"On {_text(here['date'])}, of commit {_text(here['commit'] or 'unknown')}, on {_text(here['processor'])} "
+        f"({here['cores']} cores, {here['memory']}), {_text(here['system'])}, Python {here['python']}, with the files "
+        f"on {_text(here['filesystem'])}. The load was {here['load']} before the run."
+    )
+    if machine.busy(here):
+        yield "**Others were at work on this machine, so the figures are noisy.**"
+    if here["commit"].endswith("+"):
+        yield "The plus says that files differed from the commit."
+    yield ""
+    yield "Sizes: " + ", ".join(f"{name} {number:g}" for name, number in report["sizes"].items())
+    yield "(`scripts/bench --help` says what they are).\n"
+    cells = [["environment", "what is in it"]]
+    for name, made in report["environments"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
+        cells.append([_text(name), _text(made.get("missing") or versions)])
+    yield from _table(cells, "ll")
+
+
+def _row(row: Mapping[str, Any], written: Row | None, plotted: bool) -> Iterator[str]:
+    heading = row["name"].capitalize()
+    yield f"## {heading}\n"
+    yield f"**{_text(row['title'].removeprefix(f'{heading}: '))}.**"
+    if written is not None:
+        yield written.about
+    if plotted:
+        yield f"![{_text(row['title'])}]({NAME}/{row['name']}.svg)\n"
+    roles = {table.who(entry): entry["role"] for entry in row["entries"]}
+    marks = {"ours": "**", "floor": "*", "peer": ""}
+    for head, *lines in table.tables(row):
+        cells = [[_text(cell) for cell in head]]
+        for name, *values in lines:
+            mark = marks[roles[name]]
+            cells.append([f"{mark}{_text(name)}{mark}", *map(_text, values)])
+        yield from _table(cells, "l" + "r" * (len(head) - 1))
+    for fact in table.facts(row):
+        yield f"{_text(fact)}\n"
+    for name, reason in table.missing(row):
+        yield f"No figures of {_text(name)}: {_text(reason)}\n"
+
+
+def _table(cells: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
+    """A table, without the columns that are empty below the head; each is to the left or to the right."""
+    rule = ["---:" if side == "r" else "---" for side in sides]
+    used = [any(column) for column in zip(*cells[1:], strict=True)]
+    for line in (cells[0], rule, *cells[1:]):
+        yield f"| {' | '.join(itertools.compress(line, used))} |"
+    yield ""
+
+
+def _text(text: str) -> str:
+    """Text in which nothing means anything to Markdown or HTML."""
+    escaped = re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", str(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
