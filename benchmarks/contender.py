@@ -23,6 +23,8 @@ class Job:
     """An empty directory of its own, on the filesystem that is measured."""
     answer: str
     """File for the figures."""
+    elsewhere: str = ""
+    """The same directory by another mount, where those who work have one of their own."""
     harness: int
     """Process id of who asks."""
     variant: str = ""

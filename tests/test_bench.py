@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import environments, harness, results, table, trace
-from benchmarks.contender import OURS, Environment
+from benchmarks.contender import OURS, Environment, Job
+from benchmarks.contenders import executorlib
 from benchmarks.row import Entry, Failed, Goal, Key, Quantity, Row, Sizes
 from benchmarks.rows import ROWS
+from tests.servers import moosefs
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -36,7 +38,8 @@ def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_
     pytest.importorskip("mpi4py")
     monkeypatch.setenv("SPOOLPOOL_VENV", sys.prefix)
     sizes = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-    command = ["scripts/bench", "--quick", "--no-peers", "--json", str(tmp_path / "report.json"), *sizes]
+    rows = [name for name in ROWS if name != "shared"]  # which starts a server, and has a test of its own
+    command = ["scripts/bench", *rows, "--quick", "--no-peers", "--json", str(tmp_path / "report.json"), *sizes]
     done = subprocess.run([*command, "--dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=500)
     report = json.loads((tmp_path / "report.json").read_text())
 
@@ -46,7 +49,7 @@ def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_
     assert report["sizes"] == TINY
     assert {"processor", "cores", "filesystem", "load", "python", "commit"} <= report["machine"].keys()
     assert list(report["environments"]) == ["spoolpool"]
-    assert [row["name"] for row in report["rows"]] == list(ROWS)
+    assert [row["name"] for row in report["rows"]] == rows
     for row in report["rows"]:
         assert {"ours", "peer"} & {entry["role"] for entry in row["entries"]} == {"ours"}
         for entry in row["entries"]:
@@ -63,6 +66,60 @@ def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_
                 assert all(isinstance(value, (int, float)) for samples in figure["rounds"] for value in samples)
             assert entry["contender"] in done.stdout
     assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]  # what was measured in is gone
+
+
+@pytest.mark.sharedfs
+@pytest.mark.slow
+def test_a_shared_filesystem_is_measured_with_submitter_and_group_on_different_mounts(tmp_path, monkeypatch):
+    if reason := moosefs.missing():
+        pytest.skip(reason)
+    monkeypatch.setenv("SPOOLPOOL_VENV", sys.prefix)
+    command = ["scripts/bench", "shared", "--no-peers", "--rounds", "1", "--calls", "8", "--seconds", "2"]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "report.json"), "--dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
+    figures = {entry["case"] or entry["role"]: entry["figures"] for entry in row["entries"]}
+    assert figures.keys() == {"durability none", "durability data", "floor"}
+    assert all(each["after a pause"]["median"] > 0 and each["at once"]["median"] > 0 for each in figures.values())
+    assert figures["durability none"]["after a pause"]["floor"] is not None
+
+
+def test_a_shared_filesystem_that_cannot_be_started_is_reported_with_the_reason(monkeypatch):
+    monkeypatch.setattr(moosefs, "missing", lambda: "needs root")
+    report = _report(*(entry for entry in ROWS["shared"].entries(Sizes()) if entry.role != "peer"))
+    assert ["needs root" in entry["missing"] for entry in report["rows"][0]["entries"]] == [True, True, True]
+
+
+def test_calls_of_executorlib_find_their_files_by_the_other_mount(tmp_path, monkeypatch):
+    job = Job(measure="latency", directory="/a/mount", elsewhere="/another", answer="", harness=0)
+    monkeypatch.setattr(sys, "executable", sys.executable)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = tmp_path / "call.py"
+    script.write_text("import sys; print(sys.argv[1])")
+    executorlib.work_elsewhere(job)
+    called = subprocess.run([sys.executable, script, "/a/mount/cache/x_i.h5"], capture_output=True, text=True)
+    assert called.stdout == "/another/cache/x_i.h5\n"
+
+
+def test_an_entry_may_have_fewer_turns_than_the_others():
+    turns = Counter()
+
+    def entry(name, rounds):
+        def take(place):
+            turns[name] += 1
+            return {"time": [float(turns[name])]}
+
+        return _entry("ours", name, take, rounds=rounds, floor=Key("all"))
+
+    report = _report(entry("all", None), entry("few", 2), entry("many", 9), rounds=3)
+    assert turns == {"all": 3, "few": 2, "many": 3}
+    assert report["rows"][0]["entries"][1]["figures"]["time"]["floor"] == pytest.approx(1.0)
 
 
 def test_the_command_line_names_its_rows_and_refuses_others():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +36,8 @@ def executor(job: Job) -> Iterator[Submits]:
 
     resources = {"cores": job.ranks}
     if job.variant == "file":
+        if job.elsewhere:
+            work_elsewhere(job)
         with TestClusterExecutor(cache_directory=f"{job.directory}/cache", resource_dict=resources) as files:
             yield _Files(files)
     else:
@@ -43,6 +48,15 @@ def executor(job: Job) -> Iterator[Submits]:
             disable_dependencies=job.variant == "plain",
         ) as interactive:
             yield interactive
+
+
+def work_elsewhere(job: Job) -> None:
+    """Let the process of each call, PYTHON SCRIPT FILE, find the file by the other mount of the same directory."""
+    python = f"{tempfile.gettempdir()}/python"
+    with open(python, "w", encoding="ascii") as script:
+        script.write(f'#!/bin/sh\nexec {sys.executable} "$1" "{job.elsewhere}${{2#{job.directory}}}"\n')
+    os.chmod(python, 0o700)
+    sys.executable = python
 
 
 CONTENDER = Contender(

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import tasks
 from benchmarks.contender import Contender, Job, Samples
 from benchmarks.measures import APART, repeats
+from spoolpool.backoff import Backoff
 
 _CONTENT = bytes(512)  # about what one call takes
 
@@ -99,6 +100,42 @@ def ping_pong(job: Job) -> Samples:
         once(number, 0.0)
     at_once = [once(job.warm + number, 0.0) for number in range(job.tasks)]
     after = [once(job.warm + job.tasks + number, APART) for number in range(job.tasks)]
+    os.wait()
+    return {"at once": at_once, "after a pause": after}
+
+
+def polled(job: Job) -> Samples:
+    """Two processes, each with a mount of its own, pass one file to and fro, and look for it by listing a directory.
+
+    They look in the rhythm in which a submitter and an idle group do.
+    """
+    for name in ("here", "there"):
+        os.mkdir(f"{job.directory}/{name}")
+    with open(f"{job.directory}/here/file", "wb"):
+        pass
+
+    def wait(directory: str, last: float) -> None:
+        rhythm = Backoff(0.0005, last)
+        while not os.listdir(directory):
+            rhythm.sleep()
+
+    if os.fork() == 0:
+        for _ in range(job.warm + 2 * job.tasks):
+            wait(f"{job.elsewhere}/there", 2.0)
+            os.rename(f"{job.elsewhere}/there/file", f"{job.elsewhere}/here/file")
+        os._exit(0)
+
+    def once(pause: float) -> float:
+        time.sleep(pause)
+        before = time.perf_counter()
+        os.rename(f"{job.directory}/here/file", f"{job.directory}/there/file")
+        wait(f"{job.directory}/here", 1.0)
+        return time.perf_counter() - before
+
+    for _ in range(job.warm):
+        once(0.0)
+    at_once = [once(0.0) for _ in range(job.tasks)]
+    after = [once(APART) for _ in range(job.tasks)]
     os.wait()
     return {"at once": at_once, "after a pause": after}
 
@@ -212,6 +249,7 @@ CONTENDER = Contender(
     module=__name__,
     measures={
         "latency": ping_pong,
+        "polled": polled,
         "throughput": protocol,
         "durability": durability,
         "plain file": plain_file,

@@ -17,13 +17,19 @@ from benchmarks.measures import Submits, of_executor
 DURABILITIES: tuple[Any, ...] = ("none", "data", "full")
 """Variants of the attached executor; without a variant it is embedded, which is durability none."""
 
+SERVED = "served"
+"""Variant: attached to the spool of this name in the job's directory, which a group serves already."""
+
 
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
     """As a user has it."""
     from spoolpool import Executor
 
-    if job.variant:
+    if job.variant == SERVED:
+        with Executor(cores_per_worker=job.ranks, spool=f"{job.directory}/{SERVED}") as submitter:
+            yield submitter
+    elif job.variant:
         with _attached(job) as attached:
             yield attached
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.row import Row
-from benchmarks.rows import arrays, backlog, crowd, durability, idle, latency, operations, start, throughput
+from benchmarks.rows import arrays, backlog, crowd, durability, idle, latency, operations, shared, start, throughput
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -13,6 +13,7 @@ ROWS: dict[str, Row] = {
         backlog.ROW,
         crowd.ROW,
         durability.ROW,
+        shared.ROW,
         start.ROW,
         arrays.ROW,
         idle.ROW,
