@@ -58,21 +58,19 @@ def write(report: Mapping[str, Any], docs: Path, rows: Mapping[str, Row]) -> Non
 def files(report: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, str]:
     """What :func:`write` writes, by name; the report is in it, and gives the same once more."""
     report = results.compact(report)
-    plots = {row["name"]: plot.svg(row) for row in report["rows"]}
-    return {
-        f"{NAME}.md": "\n".join(_page(report, rows, plots)),
-        f"{NAME}/report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
-        **{f"{NAME}/{name}.svg": svg for name, svg in plots.items() if svg},
-    }
-
-
-def _page(report: Mapping[str, Any], rows: Mapping[str, Row], plots: Mapping[str, str]) -> Iterator[str]:
-    yield _INTRODUCTION
-    yield from _targets(report, rows)
-    yield from _run(report)
-    yield _READING
+    made = {f"{NAME}/report.json": _json(report)}
+    lines = [_INTRODUCTION, *_targets(report, rows), *_run(report), _READING]
     for row in report["rows"]:
-        yield from _row(row, rows.get(row["name"]), bool(plots[row["name"]]))
+        plots = {f"{NAME}/{row['name']}-{number}.svg": each for number, each in enumerate(plot.plots(row), 1)}
+        made |= {name: each.svg for name, each in plots.items()}
+        lines += _row(row, rows.get(row["name"]), plots)
+    return {f"{NAME}.md": "\n".join(lines), **made}
+
+
+def _json(report: Mapping[str, Any]) -> str:
+    """With a line per entry, for those who compare two reports."""
+    text = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
+    return text.replace('{"contender":', '\n{"contender":') + "\n"
 
 
 def _targets(report: Mapping[str, Any], rows: Mapping[str, Row]) -> Iterator[str]:
@@ -113,26 +111,30 @@ def _run(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(cells, "ll")
 
 
-def _row(row: Mapping[str, Any], written: Row | None, plotted: bool) -> Iterator[str]:
+def _row(row: Mapping[str, Any], written: Row | None, plots: Mapping[str, plot.Plot]) -> Iterator[str]:
     heading = row["name"].capitalize()
     yield f"## {heading}\n"
     yield f"**{_text(row['title'].removeprefix(f'{heading}: '))}.**"
     if written is not None:
         yield written.about
-    if plotted:
-        yield f"![{_text(row['title'])}]({NAME}/{row['name']}.svg)\n"
     roles = {table.who(entry): entry["role"] for entry in row["entries"]}
-    marks = {"ours": "**", "floor": "*", "peer": ""}
-    for head, *lines in table.tables(row):
-        cells = [[_text(cell) for cell in head]]
-        for name, *values in lines:
-            mark = marks[roles[name]]
-            cells.append([f"{mark}{_text(name)}{mark}", *map(_text, values)])
-        yield from _table(cells, "l" + "r" * (len(head) - 1))
+    tables = table.tables(row)
+    for name, each in plots.items():
+        yield f"![{_text(each.title)}]({name})\n"
+        for cells in itertools.islice(tables, each.panels):
+            yield from _figures(cells, roles)
     for fact in table.facts(row):
         yield f"{_text(fact)}\n"
     for name, reason in table.missing(row):
         yield f"No figures of {_text(name)}: {_text(reason)}\n"
+
+
+def _figures(cells: Sequence[Sequence[str]], roles: Mapping[str, str]) -> Iterator[str]:
+    marks = {"ours": "**", "floor": "*", "peer": ""}
+    head, *lines = ([_text(cell) for cell in line] for line in cells)
+    for line, (name, *_) in zip(lines, cells[1:], strict=True):
+        line[0] = f"{marks[roles[name]]}{line[0]}{marks[roles[name]]}"
+    yield from _table([head, *lines], "l" + "r" * (len(head) - 1))
 
 
 def _table(cells: Sequence[Sequence[str]], sides: str) -> Iterator[str]:

@@ -6,12 +6,13 @@ of light or dark ground, as the reader's system asks for, and brings the ground 
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.table import scaled, value, who
 
@@ -63,25 +64,25 @@ class _Axis:
         return self.left + min(1.0, part) * self.width
 
     def ticks(self) -> list[float]:
-        """Values that are marked: so many that their texts have room."""
-        found = self._decades() if self.log else self._steps()
-        room = max((len(self.text(number)) for number in found), default=1) * _LETTER + 10
-        every = math.ceil(room * len(found) / self.width) if self.log else 1
-        return found[::every]
+        """Values that are marked: as many round ones as their texts have room for."""
+        *candidates, fewest = list(self._decades() if self.log else self._steps())
+        return next((found for found in candidates if len(found) > 1 and self._fits(found)), fewest)
 
-    def _decades(self) -> list[float]:
+    def _fits(self, ticks: Sequence[float]) -> bool:
+        rooms = [len(self.text(tick)) * _LETTER + 8 for tick in ticks]
+        places = [self.at(tick) for tick in ticks]
+        return all(b - a > (rooms[n] + rooms[n + 1]) / 2 for n, (a, b) in enumerate(itertools.pairwise(places)))
+
+    def _decades(self) -> Iterator[list[float]]:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        for among in ((1,), (1, 2, 5)):
-            found = [float(f"{n}e{power}") for power in range(first, last + 1) for n in among]
-            found = [number for number in found if self.low <= number <= self.high]
-            if len(found) > 2:
-                break
-        return found
+        for every, among in ((1, (1, 2, 5)), (1, (1, 3)), (1, (1,)), (2, (1,)), (3, (1,))):
+            found = [float(f"{n}e{power}") for power in range(first, last + 1, every) for n in among]
+            yield [number for number in found if self.low <= number <= self.high]
 
-    def _steps(self) -> list[float]:
+    def _steps(self) -> Iterator[list[float]]:
         power = 10.0 ** math.floor(math.log10(self.high))
-        step = next(step for step in (power / 5, power / 2, power, 2 * power, 5 * power) if self.high / step <= 4.5)
-        return [step * number for number in range(int(self.high / step) + 1)]
+        for step in (power / 5, power / 2, power, 2 * power, 5 * power):
+            yield [step * number for number in range(int(self.high / step) + 1)]
 
     def text(self, number: float) -> str:
         """What stands at a tick."""
@@ -91,32 +92,43 @@ class _Axis:
         return f"{number:,g}".replace(",", " ") + unit
 
 
-def svg(row: Mapping[str, Any]) -> str:
-    """The plot of a row; empty, if it has no figures."""
+class Plot(NamedTuple):
+    """A picture of some of a row's quantities."""
+
+    panels: int
+    """How many there are in it, as many as tables belong to it (:func:`benchmarks.table.tables`)."""
+    title: str
+    svg: str
+
+
+def plots(row: Mapping[str, Any]) -> Iterator[Plot]:
+    """The plots of a row, of one or two quantities each; together they have as many panels as the row has tables."""
     quantities = _quantities(row)
     entries = [entry for entry in row["entries"] if entry["figures"]]
-    if not quantities or not entries:
-        return ""
-    label = max(len(who(entry)) * (_BOLD if entry["role"] == "ours" else _LETTER) for entry in entries) + _MARGIN
+    label = max((_width(entry) for entry in entries), default=0) + _MARGIN
     beside = 2 if label < _ROOM else 1
-    tiers = [quantities[start : start + beside] for start in range(0, len(quantities), beside)]
-    shapes: list[str] = []
-    top = _MARGIN
-    for tier in tiers:
+    for start in range(0, len(quantities), beside):
+        tier = quantities[start : start + beside]
         shown = [entry for entry in entries if any(quantity["name"] in entry["figures"] for quantity in tier)]
-        top = _tier(shapes, row, shown, tier, label, top) + _MARGIN
-    shapes += _key(entries, top)
-    height = top + 14 + _MARGIN
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" role="img">',
-            f"<title>{escape(row['title'])}</title>",
-            f"<style>\n{_STYLE}</style>",
-            f'<rect class="ground" width="{_WIDTH:g}" height="{height:g}" rx="6"/>',
-            *shapes,
-            "</svg>\n",
-        ]
-    )
+        shapes: list[str] = []
+        bottom = _tier(shapes, row, shown, tier, label) + _MARGIN
+        shapes += _key(shown, tier, bottom)
+        title = f"{row['title']}: {'; '.join(_name(row, quantity) for quantity in tier)}"
+        yield Plot(len(tier), title, _framed(shapes, title, bottom + 14 + _MARGIN))
+
+
+def _width(entry: Mapping[str, Any]) -> float:
+    return len(who(entry)) * (_BOLD if entry["role"] == "ours" else _LETTER)
+
+
+def _framed(shapes: Sequence[str], title: str, height: float) -> str:
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{_STYLE}</style>",
+        f'<rect class="ground" width="{_WIDTH:g}" height="{height:g}" rx="6"/>',
+    ]
+    return "\n".join([*head, *shapes, "</svg>\n"])
 
 
 def _quantities(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -134,13 +146,12 @@ def _tier(
     entries: Sequence[Mapping[str, Any]],
     tier: Sequence[Mapping[str, Any]],
     label: float,
-    top: float,
 ) -> float:
     """Panels beside each other, and who the lines are; returns where they end."""
     between = 2 * _MARGIN
     width = (_WIDTH - label - _MARGIN - _EDGE - between * (len(tier) - 1)) / len(tier)
     titles = [_title(row, quantity, int(width / _BOLD)) for quantity in tier]
-    top += 15 * max(map(len, titles)) + 4
+    top = _MARGIN + 15 * max(map(len, titles)) + 4
     compared = {entry["ours"] for entry in entries}
     lines: list[float] = []
     bottom, before = top, "ours"
@@ -167,7 +178,11 @@ def _tier(
 
 def _title(row: Mapping[str, Any], quantity: Mapping[str, Any], letters: int) -> list[str]:
     better = "more" if quantity["unit"] == "/s" else "less"
-    return textwrap.wrap(f"{quantity['group'] if row['wide'] else quantity['title']} ({better} is better)", letters)
+    return textwrap.wrap(f"{_name(row, quantity)} ({better} is better)", letters)
+
+
+def _name(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
+    return str(quantity["group"] if row["wide"] else quantity["title"])
 
 
 def _axis(quantity: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], left: float, width: float) -> _Axis:
@@ -227,7 +242,7 @@ def _limits(figure: Mapping[str, Any], floor: Mapping[str, Any] | None, quantity
             yield floor["median"] / goal["limit"] if quantity["unit"] == "/s" else floor["median"] * goal["limit"]
 
 
-def _key(entries: Sequence[Mapping[str, Any]], top: float) -> Iterator[str]:
+def _key(entries: Sequence[Mapping[str, Any]], tier: Sequence[Mapping[str, Any]], top: float) -> Iterator[str]:
     """What the colours mean."""
     names = {"ours": "spoolpool", "peer": "others", "floor": "floor: the operating system alone"}
     roles = {entry["role"] for entry in entries}
@@ -237,9 +252,8 @@ def _key(entries: Sequence[Mapping[str, Any]], top: float) -> Iterator[str]:
             yield f'<circle class="dot-{role}" cx="{x:g}" cy="{top + 6:g}" r="3.5"/>'
             yield _text(x + 9, top + 10, name, "key")
             x += len(name) * _LETTER + 26
-    if any(
-        goal["of"] in {"value", "floor"} for entry in entries for f in entry["figures"].values() for goal in f["goals"]
-    ):
+    figures = (entry["figures"].get(quantity["name"]) for entry in entries for quantity in tier)
+    if any(goal["of"] in {"value", "floor"} for figure in figures if figure for goal in figure["goals"]):
         yield _segment("goal", x, top, x, top + 12)
         yield _text(x + 8, top + 10, "to reach", "key")
 

@@ -73,7 +73,7 @@ def test_a_plot_is_well_formed_without_scripts_and_keeps_within_its_frame(invent
 
 
 def test_a_plot_names_everybody_and_marks_the_floor_and_what_is_to_be_reached(invented):
-    root = ET.fromstring(page.files(*invented)["benchmarks/speed.svg"])
+    root = ET.fromstring(page.files(*invented)["benchmarks/speed-1.svg"])
     texts = [each.text for each in root.iter(f"{SVG}text")]
     assert {"ours, one", "floor", "a peer", "25.0 ms", "time (less is better)", "rate (more is better)"} <= set(texts)
     assert "absent" not in texts
@@ -91,7 +91,7 @@ def test_a_page_can_be_made_without_measuring_and_old_plots_go(invented, tmp_pat
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "gone.svg").write_text("")
     main(["--from", str(tmp_path / "report.json"), "--page", str(tmp_path)])
-    assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == {"report.json", "speed.svg", "counts.svg"}
+    assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == {"report.json", "speed-1.svg", "counts-1.svg"}
     assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8").startswith("# Benchmarks\n")
     assert "25.0 ms" in capsys.readouterr().out
     (tmp_path / "report.json").write_text(json.dumps({**report, "format": 1}))
