@@ -37,8 +37,8 @@ class Awaited:
         # a temporary spool is one executor's alone, and goes with it: nobody will ask what happened there
         self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), session)
 
-    def __bool__(self) -> bool:
-        return bool(self._futures)
+    def __len__(self) -> int:
+        return len(self._futures)
 
     def get(self, task: str) -> TaskFuture | None:
         """The future of a task, if it has no outcome yet."""

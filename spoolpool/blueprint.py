@@ -51,7 +51,7 @@ class Blueprint:
 
     def __post_init__(self) -> None:
         layout.check_queue(self.queue)
-        layout.check_tags(self.defaults.lane_tags())
+        layout.check_tags(self.defaults.lane_tags)
         if self.session is not None:
             layout.check_session(self.session)
         if self.max_workers is not None and self.max_workers < 1:
@@ -66,7 +66,7 @@ class Blueprint:
     @property
     def shape(self) -> Shape:
         """Of the groups that the executor has from the beginning."""
-        return self.defaults.shape()
+        return self.defaults.shape
 
     @property
     def keeps(self) -> bool:
@@ -87,10 +87,10 @@ class Blueprint:
 
     def lane(self, wishes: Resources) -> Lane:
         """Where tasks with these wishes wait."""
-        shape = wishes.shape()
+        shape = wishes.shape
         user = None if self.attached is None else self.attached.account
         return layout.check_lane(
-            Lane(self.queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags(), user)
+            Lane(self.queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags, user)
         )
 
     def open(self, groups: int) -> Core:

@@ -62,6 +62,8 @@ class Presets:
         return self._made.get(init, {})
 
 
+_NOTHING = contextlib.nullcontext()
+
 _WORKER_ID = ("spoolpool_worker_id", "executorlib_worker_id")
 """Parameters that get the id of the worker. The second one is for functions that were written for executorlib."""
 
@@ -117,10 +119,10 @@ def run(
     """
     called: tuple[Any, ...] = ()
     try:
-        with running(task), _directory(header.cwd):
+        with running(task), _directory(header.cwd) if header.cwd else _NOTHING:
             if init_content is not None and not presets.knows(header.init):
                 presets.make(header.init, *init_content, task.worker)
-            with _variables(header.env) if header.env else contextlib.nullcontext():
+            with _variables(header.env) if header.env else _NOTHING:
                 find = None
                 if header.objects and objects is not None:
                     buffers = objects.fill(header.objects, buffers)
@@ -131,7 +133,7 @@ def run(
                 kwargs.update(_worker_id(function, args, kwargs, task.worker))
                 if made := presets.of(header.init):
                     kwargs.update(_not_given(made, function, args, kwargs))
-                with guard or contextlib.nullcontext():
+                with guard or _NOTHING:
                     value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt too: they end the task, not the group
         report = failed(error, task.rank)
@@ -151,9 +153,6 @@ def run(
 @contextlib.contextmanager
 def _directory(path: str) -> Iterator[None]:
     """Run in a working directory, made if missing."""
-    if not path:
-        yield
-        return
     before = os.getcwd()
     try:
         os.makedirs(path, exist_ok=True)

@@ -62,14 +62,13 @@ def write_outcome(spool: Spool, session: str, token: Token, parts: list[Buffer],
     ``FileExistsError`` where another rank of the group made it, and ``OSError`` otherwise, after which nothing of it is
     left.
     """
-    label = outcome_label(session, token.name)
-    outgoing = spool.outgoing(session, owner)
+    name = token.name
+    label = outcome_label(session, name)
     try:
-        spool.write(f"{outgoing}/{token.name}", label, parts, spool.rights.outcome)
+        spool.write(f"{spool.outgoing(session, owner)}/{name}", label, parts, spool.rights.outcome)
     except FileNotFoundError:  # the session's directory is not there: it was closed, or never opened
         open_again(spool, f"{spool.layout.outgoing}/{session}")
-        outgoing = spool.outgoing(session, owner)
-        spool.write(f"{outgoing}/{token.name}", label, parts, spool.rights.outcome)
+        spool.write(f"{spool.outgoing(session, owner)}/{name}", label, parts, spool.rights.outcome)
 
 
 def open_again(spool: Spool, path: str) -> None:
@@ -114,14 +113,14 @@ def commit(spool: Spool, session: str, token: Token, owner: int | None = None) -
     False where the claim is no longer ours: a recoverer thought us dead. The outcome then must not be
     published; see :meth:`spoolpool.recovery.Recovery.discard`. ``owner`` as for :func:`write_outcome`.
     """
-    source = spool.layout.claimed_token(token)
-    target = spool.layout.result(session, token)
-    rhythm = Backoff(0.005, 5.0, 2.0)
+    name = token.name
+    source = f"{spool.layout.claimed}/{name}"
+    target = f"{spool.layout.results}/{session}/{name}"
+    rhythm: Backoff | None = None
     denied = 0
     while True:
         try:
-            results = spool.results(session, owner)
-            target = f"{results}/{token.name}"
+            target = f"{spool.results(session, owner)}/{name}"
             fsio.move(source, target, durability=spool.config.durability)
             return True
         except OSError as error:
@@ -135,6 +134,7 @@ def commit(spool: Spool, session: str, token: Token, owner: int | None = None) -
                         f"Cannot publish the outcome of {token.task}: {spool.layout.result(session, token)} is refused "
                         f"({error.strerror}). The owner of the session must let workers write there."
                     ) from error
+                rhythm = rhythm or Backoff(0.005, 5.0, 2.0)
                 rhythm.sleep()
             else:
                 return fsio.there(target)
@@ -261,6 +261,11 @@ class Claimer:
         """Paths that were left alone, with the reasons."""
         return self._refused
 
+    @property
+    def supplied(self) -> bool:
+        """Whether :meth:`next` will try names that it has listed already, before it lists."""
+        return self._listing.supplied
+
     def directories(self) -> set[str]:
         """Where new tasks for this worker may appear, as :meth:`next` saw it when it found none."""
         return self._listing.directories()
@@ -302,11 +307,12 @@ class Claimer:
                 self._listing.cut(source)
                 return None
             among = min(self._window, len(names))
-            token = layout.parse_token(names.pop(-1 - (random.randrange(among) if among > 1 else 0)))
+            name = names.pop(-1 - (random.randrange(among) if among > 1 else 0))
+            token = layout.parse_token(name)
             if token is None or token.worker:
                 continue
-            path = f"{bucket}/{token.name}"
-            claim = self._claim(path, place, token, source.user)
+            path = f"{bucket}/{name}"
+            claim = self._claim(path, f"{place}/{name}", token, source.user)
             if claim is not None:
                 self._window = max(1, self._window - self._window // 8 - 1)
                 self._patience = _USELESS
@@ -324,12 +330,13 @@ class Claimer:
             self._listing.hopeless(source)
         return None
 
-    def _claim(self, path: str, place: fsio.Place, token: Token, user: int | None) -> Claim | None:
+    def _claim(self, path: str, way: str, token: Token, user: int | None) -> Claim | None:
+        """Claim the task at a path, to which ``way`` leads through a directory that nobody can swap."""
         if path in self._refused and time.monotonic() < self._keyless.get(path, math.inf):
             return None
         try:
             # a lock on NFS needs it open for writing, which nobody may do to another's file
-            fd = fsio.open_file(f"{place}/{token.name}", write=user == self._spool.account)
+            fd = fsio.open_file(way, write=user == self._spool.account)
         except OSError as error:
             if error.errno in _REFUSED:
                 self._refuse(path, f"{path} cannot be opened ({error.strerror}). It was left alone.")
@@ -337,7 +344,7 @@ class Claimer:
                 raise
             return None
         try:
-            claim = self._take(fd, path, place, token, user)
+            claim = self._take(fd, path, way, token, user)
         except (NotTrusted, BadTaskFile) as error:
             self._refuse(path, str(error))
             if isinstance(error, NoKey):  # it may be on its way to this host
@@ -350,7 +357,7 @@ class Claimer:
             fsio.close(fd)
         return claim
 
-    def _take(self, fd: int, path: str, place: fsio.Place, token: Token, user: int | None) -> Claim | None:
+    def _take(self, fd: int, path: str, way: str, token: Token, user: int | None) -> Claim | None:
         status = self._trust.check(fd, path)
         if user is not None and status.st_uid != user:
             raise NotTrusted(
@@ -363,7 +370,7 @@ class Claimer:
         mine = token.claimed_by(self._worker)
         target = self._spool.layout.claimed_token(mine)
         try:
-            fsio.move(f"{place}/{token.name}", target, durability=self._spool.config.durability)
+            fsio.move(way, target, durability=self._spool.config.durability)
         except OSError as error:
             # a repeated request answers ENOENT for a rename that happened: the target is ours alone
             if not fsio.there(target):
@@ -372,7 +379,7 @@ class Claimer:
                 if self._spool.shared and error.errno in fsio.DENIED:  # its directory lets nobody take what is in it
                     raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error
                 raise
-        return self._read(fd, status, mine, content)
+        return self._read(fd, status, mine, target, content)
 
     def _signed(self, fd: int, size: int, path: str, token: Token) -> Envelope | None:
         """The content of a file in a signed spool, read before the claim: without a good signature it is left alone."""
@@ -401,8 +408,9 @@ class Claimer:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
         return now - self._busy.setdefault(token.name, now) > self._lease
 
-    def _read(self, fd: int, status: os.stat_result, token: Token, content: Envelope | None = None) -> Claim | None:
-        path = self._spool.layout.claimed_token(token)
+    def _read(
+        self, fd: int, status: os.stat_result, token: Token, path: str, content: Envelope | None = None
+    ) -> Claim | None:
         try:
             if content is None:
                 content = self._spool.read(fd, status.st_size, path, task_label(token.task))
@@ -456,7 +464,7 @@ class Claimer:
                 raise
             try:
                 status = self._trust.check(fd, path)
-                claim = self._read(fd, status, token) if self._free(fd, token) else None
+                claim = self._read(fd, status, token, path) if self._free(fd, token) else None
             except (NotTrusted, BadTaskFile) as error:
                 self._refuse(path, str(error))
                 claim = None

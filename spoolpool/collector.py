@@ -17,6 +17,7 @@ from spoolpool.errors import (
     BrokenSpool,
     DependencyFailed,
     NoKey,
+    NotASpool,
     NotTrusted,
     SpoolVersion,
 )
@@ -36,6 +37,8 @@ log = logging.getLogger("spoolpool.session")
 _ID = len(layout.new_task_id())
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 1.0
 _FIRST_CHECK, _CHECK_EVERY = 5.0, 5.0
+_MANY = 100  # awaited outcomes, from which on it lets some of them gather
+_GATHER = 0.002  # seconds for which
 
 
 class Collector:
@@ -177,10 +180,13 @@ class Collector:
 
     def still_there(self) -> None:
         """Fail where the spool is gone; have the inbox again where that alone is."""
-        if fsio.gone(self._spool.layout.config):  # a directory may be left of it, where something was made in it
-            self._fail(BrokenSpool(f"The spool {self._spool.path} is gone, and all tasks that were in it."))
-        else:
-            self._spool.open_session(self._session)
+        try:
+            if not fsio.gone(self._spool.layout.config):  # a directory may be left, where something was made in it
+                self._spool.open_session(self._session)
+                return
+        except NotASpool:  # it went just now
+            pass
+        self._fail(BrokenSpool(f"The spool {self._spool.path} is gone, and all tasks that were in it."))
 
     def _look_for_failed(self) -> None:
         """Tell of tasks that were set aside without an outcome: a torn file may not even say whose it is."""
@@ -222,30 +228,33 @@ class Collector:
         else:
             names = [name for name in names if not retention.keeps(name[:_ID])]
         listed = time.monotonic() - began
-        collected = [self._collect(token, late) for token in map(layout.parse_token, names) if token]
-        if any(collected) and listed > 0.001:  # thousands stay because they are needed: list them a fifth of the time
+        collected = sum(self._collect(token, late) for token in map(layout.parse_token, names) if token)
+        if collected and listed > 0.001:  # thousands stay because they are needed: list them a fifth of the time
             Backoff(4 * listed, 4 * listed).sleep()
-        return any(collected)
+        elif collected > 1 and len(self._awaited) > _MANY:  # it would be woken for each, and disturb who submits
+            Backoff(_GATHER, _GATHER).sleep()
+        return collected > 0
 
     def _collect(self, token: Token, late: dict[str, float]) -> bool:
         """Deliver one committed outcome and remove it; False if nothing came of it (now)."""
-        if token.name in self._left_alone or not token.worker:
+        name = token.name
+        if name in self._left_alone or not token.worker:
             return False
         future = self._awaited.get(token.task)
         if token.worker == layout.CANCELLED:
             return self._collect_cancelled(future, token)
-        path = self._spool.layout.outcome(self._session, token)
         if future is not None:
+            path = f"{self._spool.layout.outgoing}/{self._session}/{name}"
             try:
                 kind = self._deliver(future, token, path)
                 if future.token != token:  # else it came in an earlier life
                     self._awaited.note("collected", future, kind=kind)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
                 # its content may come to this client later than its name (NFS): look again, remove nothing
-                first = late.setdefault(token.name, time.monotonic())
+                first = late.setdefault(name, time.monotonic())
                 decided = isinstance(error, NotTrusted) and not isinstance(error, NoKey)  # a new key may be on its way
                 if decided or time.monotonic() - first > max(self._spool.config.lease, 5.0):
-                    self._left_alone.add(token.name)
+                    self._left_alone.add(name)
                     if isinstance(error, OSError):
                         error = BadTaskFile(f"The outcome {path} cannot be read: {error.strerror}. It was left there.")
                     finish(future, error=error)
@@ -271,10 +280,11 @@ class Collector:
         return self._awaited.retention.settle(token)
 
     def _deliver(self, future: TaskFuture, token: Token, path: str) -> Kind:
-        outgoing = self._spool.outgoing(self._session, self._spool.account)
-        fd = fsio.open_file(f"{outgoing}/{token.name}")
+        name = token.name
+        way = f"{self._spool.outgoing(self._session, self._spool.account)}/{name}"
+        fd = fsio.open_file(way)
         try:
-            label = outcome_label(self._session, token.name)
+            label = outcome_label(self._session, name)
             content = self._spool.read(fd, self._accept.check(fd, path).st_size, path, label)
         finally:
             fsio.close(fd)
@@ -296,7 +306,7 @@ class Collector:
             finish(future, error=error.with_traceback(None))
         else:
             if self.on_result is not None and future.header.cache:
-                self.on_result(future.header, outcome, f"{outgoing}/{token.name}", label)
+                self.on_result(future.header, outcome, way, label)
             finish(future, value=value)
         self._awaited.ended(future, token, outcome.kind)
         return outcome.kind

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -95,14 +94,17 @@ Assist = Callable[[str], bool]
 _assist: ContextVar[tuple[str, Assist] | None] = ContextVar("spoolpool_assist", default=None)
 
 
-@contextlib.contextmanager
-def assisting(spool: str, assist: Assist) -> Iterator[None]:
+class assisting:  # noqa: N801  a context, as contextlib's; a generator would cost three times as much at each task
     """Let a function that waits for tasks of its own spool run them meanwhile."""
-    before = _assist.set((spool, assist))
-    try:
-        yield
-    finally:
-        _assist.reset(before)
+
+    def __init__(self, spool: str, assist: Assist) -> None:
+        self._given = spool, assist
+
+    def __enter__(self) -> None:
+        self._before = _assist.set(self._given)
+
+    def __exit__(self, *_: object) -> None:
+        _assist.reset(self._before)
 
 
 def assistance(spool: str) -> Assist | None:
@@ -111,12 +113,15 @@ def assistance(spool: str) -> Assist | None:
     return found[1] if found is not None and found[0] == spool else None
 
 
-@contextlib.contextmanager
-def running(task: CurrentTask) -> Iterator[None]:
+class running:  # noqa: N801  as above
     """Make ``task`` the current one, and remove its scratch directory afterwards."""
-    before = _current.set(task)
-    try:
-        yield
-    finally:
-        _current.reset(before)
-        task.clean()
+
+    def __init__(self, task: CurrentTask) -> None:
+        self._task = task
+
+    def __enter__(self) -> None:
+        self._before = _current.set(self._task)
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._before)
+        self._task.clean()

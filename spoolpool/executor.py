@@ -228,7 +228,7 @@ class Executor(futures.Executor):
         wishes: Resources,
         keys: dict[str, Any],
     ) -> Future[T]:
-        shape = wishes.shape()
+        shape = wishes.shape
         with self._lock:
             core.prepare(shape)
         buffers, shared = core.session.holdings.share(buffers, self._share_from)

@@ -35,16 +35,20 @@ _PARTS = 512  # fewer than IOV_MAX (1024) on every system
 
 def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
     """Write every byte of ``parts`` in order, gathering them, whatever the kernel takes at a time."""
+    size = sum(map(len, parts))
+    done = os.writev(fd, parts) if size and len(parts) <= _PARTS else 0
+    if done == size:  # as nearly always
+        return
     views = [memoryview(part) for part in parts if len(part)]
-    while views:
-        done = os.writev(fd, views[:_PARTS])
-        if done == sum(map(len, views)):  # as nearly always
-            return
+    while True:
         while done:
             if done < len(views[0]):
                 views[0] = views[0][done:]
                 break
             done -= len(views.pop(0))
+        if not views:
+            return
+        done = os.writev(fd, views[:_PARTS])
 
 
 class Directory:

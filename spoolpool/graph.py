@@ -71,10 +71,10 @@ class Graph:
 
     def ended(self, task: str, kind: Kind) -> None:
         """A task has its outcome; one that needs nothing and is not needed is none of this graph's."""
+        if task not in self._nodes:  # as most; nothing puts a task in once it has ended
+            return
         with self._lock:
-            node = self._nodes.get(task)
-            if node is not None:
-                self._nodes[task] = node._replace(state=_ENDED[kind])
+            self._nodes[task] = self._nodes[task]._replace(state=_ENDED[kind])
 
     def nodes(self, others: Iterable[TaskHeader] = ()) -> list[Node]:
         """Its tasks, these others, and what any of them needs, in the order of their submission."""

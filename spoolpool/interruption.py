@@ -135,6 +135,7 @@ class Interrupter:
             call, now = self._call, time.monotonic()
             if call is None and now - idle_since > _NOTHING_RUNS:
                 self._sleep()
+                idle_since = time.monotonic()  # else it would sleep again between two short calls, and each wake it
                 continue
             if call is None:
                 self._wait(_FIRST_LOOK)

@@ -84,7 +84,7 @@ class Token(NamedTuple):
 
     def claimed_by(self, worker: str) -> Token:
         """This claim in the hands of a worker (or of :data:`CANCELLED`)."""
-        return self._replace(worker=worker)
+        return Token(self.task, self.claim, self.attempt, worker)
 
     def given_back(self) -> Token:
         """Waiting again, at no cost in attempts."""
@@ -223,9 +223,14 @@ class Lane(NamedTuple):
     @property
     def name(self) -> str:
         """The directory's name."""
-        shape = f"{self.queue}.r{self.ranks}t{self.threads}g{self.gpus}.py{self.python}"
-        by = "" if self.user is None else f"@{self.user}"
-        return "+".join((shape, *self.tags)) + by
+        return _lane_name(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _lane_name(lane: Lane) -> str:
+    shape = f"{lane.queue}.r{lane.ranks}t{lane.threads}g{lane.gpus}.py{lane.python}"
+    by = "" if lane.user is None else f"@{lane.user}"
+    return "+".join((shape, *lane.tags)) + by
 
 
 @functools.lru_cache(maxsize=256)

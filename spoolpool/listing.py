@@ -57,6 +57,11 @@ class Listing:
         """Whether the last look is young enough to be used."""
         return time.monotonic() - self._looked < _FRESH
 
+    @property
+    def supplied(self) -> bool:
+        """Whether names are left of the bucket that gave the last task, which may be used."""
+        return self._latest is not None and bool(self._names.get(self._latest)) and self.fresh
+
     def directories(self) -> set[str]:
         """Where new tasks may appear, as the last look saw it."""
         where = self._spool.layout

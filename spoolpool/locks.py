@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+from collections.abc import Callable
 from enum import Enum
 
 UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})
@@ -21,16 +23,21 @@ class Lock(Enum):
     """This filesystem has no locks here: the lease alone decides."""
 
 
+@functools.cache
+def _lock() -> Callable[..., bool]:
+    from filelock import lock_descriptor  # 30 ms of imports that a submitter does not need
+
+    return lock_descriptor
+
+
 def try_lock(fd: int) -> Lock:
     """Try to take the exclusive lock of a whole file, without waiting.
 
     ``fd`` must be open for writing on NFS. Forked children inherit the lock with the descriptor:
     they must close it.
     """
-    from filelock import lock_descriptor  # 30 ms of imports that a submitter does not need
-
     try:
-        return Lock.TAKEN if lock_descriptor(fd, blocking=False) else Lock.BUSY
+        return Lock.TAKEN if _lock()(fd, blocking=False) else Lock.BUSY
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return Lock.NONE

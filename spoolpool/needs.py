@@ -87,6 +87,8 @@ class Needs:
 
     def of_header(self) -> dict[str, tuple[str, ...]]:
         """What the header says: tasks by their sessions."""
+        if not self._held:  # as most
+            return {}
         found: dict[str, list[str]] = {}
         for session, task in self._held:
             found.setdefault(session, []).append(task)

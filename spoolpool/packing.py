@@ -232,7 +232,7 @@ class Packer:
         core, shape, wishes = self._core, pack.shape, pack.shape.wishes
         calls = [(payload, buffers) for _, payload, buffers in pack.calls]
         try:
-            core.prepare(wishes.shape())
+            core.prepare(wishes.shape)
             payload, buffers = pickling.dumps((run, (calls,), {}))
             task = pack.task = core.session.submit(
                 payload,

@@ -29,6 +29,7 @@ OUT_OF_BAND = 32768
 _OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+_PLAIN_CONTAINERS = frozenset({tuple, list, dict})
 
 
 class Reference(NamedTuple):
@@ -88,13 +89,18 @@ def _is_plain(value: object, depth: int = 4) -> bool:
     kind = type(value)
     if kind in _PLAIN:
         return True
-    if not depth:
+    if kind is types.BuiltinFunctionType:
+        return getattr(value, "__module__", None) == "builtins"
+    if not depth or kind not in _PLAIN_CONTAINERS or len(value) >= 100:  # type: ignore[arg-type]
         return False
-    if isinstance(value, (tuple, list)) and kind in (tuple, list):
-        return len(value) < 100 and all(_is_plain(item, depth - 1) for item in value)
-    if isinstance(value, dict) and kind is dict:
-        return len(value) < 100 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
-    return kind is types.BuiltinFunctionType and getattr(value, "__module__", None) == "builtins"
+    if isinstance(value, dict):
+        if not all(type(key) is str for key in value):
+            return False
+        value = value.values()
+    for item in value:  # type: ignore[attr-defined]  # noqa: SIM110  three times as quick as all(), for every call
+        if type(item) not in _PLAIN and not _is_plain(item, depth - 1):
+            return False
+    return True
 
 
 def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:

@@ -84,7 +84,7 @@ class Pool:
     def count(self, shape: Shape | None = None) -> int:
         """Groups of a shape, or of all, as wished."""
         with self._lock:
-            return sum(shape in (slot.shape, None) for slot in self._slots)
+            return len(self._slots) if shape is None else [slot.shape for slot in self._slots].count(shape)
 
     def alive(self) -> int:
         """Groups whose processes run."""

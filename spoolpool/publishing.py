@@ -96,15 +96,18 @@ class Publisher:
         Tries on while the disk is full, then publishes that instead of the result. Where the worker is to end
         meanwhile, as ``stopping`` says, it gives the task back and raises :class:`SpoolFull`.
         """
-        rhythm = Backoff(0.1, 5.0, 2.0)
-        deadline = time.monotonic() + self._spool.config.lease
         session = claim.header.session
+        rhythm: Backoff | None = None
+        deadline = 0.0
         while True:
             try:
                 self._write(claim, parts)
                 break
             except OSError as error:
                 log.warning("Cannot write the outcome of %s yet: %s", claim.token.task, error)
+                if rhythm is None:
+                    rhythm = Backoff(0.1, 5.0, 2.0)
+                    deadline = time.monotonic() + self._spool.config.lease
                 if time.monotonic() > deadline:
                     reason = SpoolFull(
                         f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -142,13 +143,25 @@ class Resources:
             given[key] = _checked(key, value)
         return replace(self, **given)
 
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """The group that can run it."""
+        return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)
+
+    @functools.cached_property
     def lane_tags(self) -> tuple[str, ...]:
         """All that is asked for besides the shape, as a lane has it."""
         return tuple(sorted({*self.tags, *self.packages})) if self.packages else self.tags
 
+    @functools.cached_property
+    def _unusual(self) -> dict[str, Any]:
+        return {name: value for name in _IN_HEADERS if (value := getattr(self, name)) != _USUAL[name]}
+
     def of_header(self, now: Callable[[], float]) -> dict[str, Any]:
         """What a task's header says of them: what is not as usual. ``now`` is asked for the time if it matters."""
-        said = {name: value for name in _IN_HEADERS if (value := getattr(self, name)) != _USUAL[name]}
+        if not self._unusual:
+            return {}
+        said = dict(self._unusual)
         start = said.get("not_before")
         if isinstance(start, datetime):
             said["not_before"] = start.timestamp()
@@ -159,10 +172,6 @@ class Resources:
     def decisive(self) -> list[Any]:
         """What decides what comes of a call; the others say when and how often it is run."""
         return [getattr(self, name) for name in _DECISIVE]
-
-    def shape(self) -> Shape:
-        """The group that can run it."""
-        return Shape(ranks=self.cores, threads=self.threads_per_core, gpus=self.gpus_per_core)
 
 
 _DECISIVE = ("cores", "threads_per_core", "gpus_per_core", "cwd", "tags", "packages", "env")

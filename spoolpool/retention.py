@@ -80,6 +80,8 @@ class Retention:
 
     def holders(self, task: str) -> list[Needs]:
         """The calls of this process that need a task."""
+        if not self._holders:  # as nearly always
+            return []
         with self._lock:
             return [needs for needs in self._holders.get(task, {}).values() if needs is not None]
 
@@ -91,8 +93,7 @@ class Retention:
 
     def delivered(self, token: Token, kind: Kind, header: TaskHeader, *, here: bool) -> None:
         """An outcome was delivered, and can be taken away."""
-        with self._lock:
-            self._delivered[token.name] = _Delivered(kind, header, here)
+        self._delivered[token.name] = _Delivered(kind, header, here)
 
     def knows(self, token: Token) -> bool:
         """Whether the outcome that this token stands for was delivered."""
@@ -104,7 +105,8 @@ class Retention:
         First its edges: nothing is needed for it any more. Then the token, and only if that was ours to do, the
         outcome. A task that was lost keeps its edges in ``failed/``, because a retry needs what they hold.
         """
-        found = self._delivered.get(token.name)
+        name = token.name
+        found = self._delivered.get(name)
         if found is None:
             return False
         if found.header.needs and found.kind != "lost":
@@ -117,21 +119,20 @@ class Retention:
                 self.drop(needed, token.task)
         with self._lock:
             if self.keeps_all:
-                self._delivered.pop(token.name, None)
+                self._delivered.pop(name, None)
                 return False
             if token.task in self._holders or not (found.here or self._sure is None):
                 self._kept[token.task] = token
                 return False
         results = self._spool.results(self._session, self._spool.account)
         outgoing = self._spool.outgoing(self._session, self._spool.account)
-        marker, path = f"{results}/{token.name}", f"{outgoing}/{token.name}"
+        marker, path = f"{results}/{name}", f"{outgoing}/{name}"
         if found.kind == "lost":
-            fsio.move(marker, f"{self._spool.layout.failed}/{token.name}")
+            fsio.move(marker, f"{self._spool.layout.failed}/{name}")
             fsio.remove(path)
         elif fsio.remove(marker) and token.worker != layout.CANCELLED:
             fsio.remove(path)
-        with self._lock:
-            self._delivered.pop(token.name, None)
+        self._delivered.pop(name, None)
         return True
 
     # -- an earlier life

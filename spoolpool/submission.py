@@ -48,13 +48,14 @@ def submit(spool: Spool, header: TaskHeader, parts: list[Buffer]) -> Token:
 
 
 def _publish(spool: Spool, source: str, header: TaskHeader, token: Token) -> None:
-    plain = spool.layout.waiting if header.held else spool.layout.bucket(header.lane, header.bucket)
+    held = header.held
+    plain = spool.layout.waiting if held else spool.layout.bucket(header.lane, header.bucket)
     target = f"{plain}/{token.name}"
-    rhythm = Backoff(0.005, 1.0, 2.0)
-    for left in reversed(range(_TRIES)):
+    rhythm: Backoff | None = None
+    for left in range(_TRIES - 1, -1, -1):
         try:
-            place = spool.layout.waiting if header.held else spool.bucket(header.lane, header.bucket)
-            target = f"{place}/{token.name}"
+            if spool.shared and not held:
+                target = f"{spool.bucket(header.lane, header.bucket)}/{token.name}"
             fsio.move(source, target, durability=spool.config.durability)
             return
         except OSError as error:
@@ -69,6 +70,7 @@ def _publish(spool: Spool, source: str, header: TaskHeader, token: Token) -> Non
             except OSError as refused:
                 reason = refused.errno or 0
             if left and reason not in fsio.FULL | fsio.DENIED:
+                rhythm = rhythm or Backoff(0.005, 1.0, 2.0)
                 rhythm.sleep()
                 continue
             # gone before it was removed: moved after all, if it stands there; a repeated request says so as well

@@ -15,7 +15,7 @@ Kind = Literal["result", "error", "cancelled", "lost"]
 death of its workers."""
 
 
-class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a task asks for and where it came from."""
 
     task: str
@@ -92,7 +92,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where that rank ran."""
 
 
-class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How one claim of a task ended."""
 
     task: str
@@ -148,6 +148,13 @@ def _decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> He
 def decode_task(data: bytes, path: str) -> TaskHeader:
     """Read a task's header, with every name in it checked before it can become part of a path."""
     header = _decode(_task_decoder, data, path)
+    if not (header.init or header.objects or header.cache or header.needs) and (
+        layout.is_task_id(header.task)
+        and layout.is_session(header.session)
+        and layout.parse_lane(header.lane)
+        and layout.is_bucket(header.bucket)
+    ):  # as most
+        return header
     wrong = [
         f"{field} {value!r}"
         for field, value, good in (

@@ -78,8 +78,9 @@ class Releaser:
     @property
     def due(self) -> float | None:
         """When there is something to be done here, by this process's monotonic clock; None if nothing is known."""
-        found = [*self._due.values(), *([self._again] if self._asked else [])]
-        return min(found, default=None)
+        if not (self._due or self._asked):
+            return None
+        return min([*self._due.values(), *([self._again] if self._asked else [])])
 
     def look(self, *, woken: bool) -> bool:
         """Look, for an idle worker that has a reason to; whether a task went on.

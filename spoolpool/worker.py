@@ -197,7 +197,6 @@ class Worker:
         woken = False
         while self._may_begin():
             begun = time.monotonic()
-            self._watch.clear()
             try:
                 directories = self._turn(woken)
             except OSError as error:  # the server is away for a moment
@@ -246,6 +245,8 @@ class Worker:
 
         ``woken``: something came, but it need not be a task that is ready.
         """
+        if not self._claimer.supplied:  # else no listing follows that changes would announce
+            self._watch.clear()
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
