@@ -18,6 +18,8 @@ from benchmarks.row import Row
 NAME = "benchmarks"
 """Of the page, and of the folder beside it for what belongs to it."""
 
+_FOLDED = 20  # lines, above which a table is shown when it is asked for
+
 _INTRODUCTION = """\
 # Benchmarks
 
@@ -32,8 +34,8 @@ _READING = """\
 In each round everybody has a turn: in new processes, in a new directory, while nobody else is at work. So whatever
 disturbs the machine disturbs all alike.
 
-- The **median** is that of the rounds' medians; beside it stand the lowest and the highest of these, which in the plots
-  are the ends of the whiskers.
+- The **median** is that of the rounds' medians; under "rounds" stand the lowest and the highest of these, which in
+  the plots are the ends of the whiskers.
 - **x ours** says how many times the time, memory or CPU of ours a contender takes; of a rate, it says how many times as
   long a call takes. Above 1, ours is ahead. **x floor** is the same beside what the operating system alone needs for
   it, which is no queue and cannot be used as one: it is the limit for everybody who goes that way. Ratios are taken
@@ -84,7 +86,8 @@ def _targets(report: Mapping[str, Any], rows: Mapping[str, Row]) -> Iterator[str
         what = f"{target.who}: {target.quantity['title']}"
         cells.append([f"[{name}](#{name})", *map(_text, (what, target.wanted, target.reached)), met])
     if len(cells) > 1:
-        yield "## Targets\n"
+        known = [target.met for target in table.targets(report) if target.met is not None]
+        yield f"## Targets\n\nOf {len(known)} that can be told, {sum(known)} are reached.\n"
         yield from _table(cells, "llrrl")
 
 
@@ -102,7 +105,7 @@ def _run(report: Mapping[str, Any]) -> Iterator[str]:
     if here["commit"].endswith("+"):
         yield "The plus says that files differed from the commit."
     yield ""
-    yield "Sizes: " + ", ".join(f"{name} {number:g}" for name, number in report["sizes"].items())
+    yield "Sizes: " + ", ".join(f"{name} {number}" for name, number in report["sizes"].items())
     yield "(`scripts/bench --help` says what they are).\n"
     cells = [["environment", "what is in it"]]
     for name, made in report["environments"].items():
@@ -112,29 +115,41 @@ def _run(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(row: Mapping[str, Any], written: Row | None, plots: Mapping[str, plot.Plot]) -> Iterator[str]:
-    heading = row["name"].capitalize()
-    yield f"## {heading}\n"
-    yield f"**{_text(row['title'].removeprefix(f'{heading}: '))}.**"
+    yield f"## {row['name'].capitalize()}\n"
+    yield f"**{_text(row['title'])}.**"
     if written is not None:
         yield written.about
     roles = {table.who(entry): entry["role"] for entry in row["entries"]}
-    tables = table.tables(row)
+    tables = table.tables(row, short=True)
     for name, each in plots.items():
         yield f"![{_text(each.title)}]({name})\n"
-        for cells in itertools.islice(tables, each.panels):
+        below = list(itertools.islice(tables, each.panels))
+        shown = " open" if max(map(len, below)) <= _FOLDED else ""
+        yield f'<details markdown="1"{shown}>\n<summary>In figures</summary>\n'
+        for cells in below:
             yield from _figures(cells, roles)
+        yield "</details>\n"
     for fact in table.facts(row):
         yield f"{_text(fact)}\n"
+    reasons: dict[str, list[str]] = {}
     for name, reason in table.missing(row):
-        yield f"No figures of {_text(name)}: {_text(reason)}\n"
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        yield f"No figures of {_text('; '.join(names))}: {_text(reason)}\n"
 
 
 def _figures(cells: Sequence[Sequence[str]], roles: Mapping[str, str]) -> Iterator[str]:
     marks = {"ours": "**", "floor": "*", "peer": ""}
-    head, *lines = ([_text(cell) for cell in line] for line in cells)
-    for line, (name, *_) in zip(lines, cells[1:], strict=True):
-        line[0] = f"{marks[roles[name]]}{line[0]}{marks[roles[name]]}"
-    yield from _table([head, *lines], "l" + "r" * (len(head) - 1))
+    lines = [[_text(cell) for cell in cells[0]]]
+    for name, *values in cells[1:]:
+        mark = marks[roles[name]]
+        lines.append([f"{mark}{_text(name)}{mark}", *(_text(_unbroken(value)) for value in values)])
+    yield from _table(lines, "l" + "r" * (len(lines[0]) - 1))
+
+
+def _unbroken(value: str) -> str:
+    """A cell that is only broken between goals."""
+    return value.replace(" ", "\N{NO-BREAK SPACE}").replace(";\N{NO-BREAK SPACE}", "; ")
 
 
 def _table(cells: Sequence[Sequence[str]], sides: str) -> Iterator[str]:

@@ -47,7 +47,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {made['missing']}"
         else:
             yield f"{name}: " + ", ".join(f"{package} {version}" for package, version in made["versions"].items())
-    yield "sizes: " + ", ".join(f"{name} {number:g}" for name, number in report["sizes"].items())
+    yield "sizes: " + ", ".join(f"{name} {number}" for name, number in report["sizes"].items())
     for row in report["rows"]:
         yield ""
         yield row["title"]
@@ -66,16 +66,17 @@ def who(entry: Mapping[str, Any]) -> str:
     return str(Key(entry["contender"], entry["case"]))
 
 
-def tables(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
+def tables(row: Mapping[str, Any], *, short: bool = False) -> Iterator[list[list[str]]]:
     """A row's tables: the head, then the lines, each of which begins with an entry's name.
 
-    One per quantity, with spreads and ratios; of a wide row one per group of quantities, with a column for each.
+    One per quantity, with spreads, ratios and goals (``short``: of what they are is left out); of a wide row one
+    per group of quantities, with a column for each.
     """
     if row["wide"]:
         yield from _wide(row)
         return
     for quantity in row["quantities"]:
-        cells = list(_long(row, quantity))
+        cells = list(_long(row, quantity, short))
         if len(cells) > 1:
             yield cells
 
@@ -106,10 +107,15 @@ class Target(NamedTuple):
     goal: Mapping[str, Any]
 
     @property
+    def limit(self) -> str:
+        """What to reach, but not of what it is a multiple."""
+        return f"{'≥' if self.goal['at_least'] else '≤'} {self._text('limit')}"
+
+    @property
     def wanted(self) -> str:
         """What to reach."""
         of = {"value": "", "floor": " the floor", "ours": " ours", "peers": f" ahead of {self.goal['who']}"}
-        return f"{'≥' if self.goal['at_least'] else '≤'} {self._text('limit')}{of[self.goal['of']]}"
+        return f"{self.limit}{of[self.goal['of']]}"
 
     @property
     def reached(self) -> str:
@@ -142,22 +148,28 @@ def _targets(row: Mapping[str, Any], entry: Mapping[str, Any], quantity: Mapping
         yield Target(row, who(entry), quantity, goal)
 
 
-def _answer(target: Target) -> str:
-    told = "" if target.goal["of"] == "value" else f" ({target.reached})"
-    return f"{target.wanted}: {'yes' if target.met else 'no'}{told}"
+def _answer(target: Target, short: bool) -> str:
+    met = "yes" if target.met else "no"
+    if short:
+        return f"{target.limit}: {met}"
+    return f"{target.wanted}: {met}" + ("" if target.goal["of"] == "value" else f" ({target.reached})")
 
 
-def _long(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[list[str]]:
+def _long(row: Mapping[str, Any], quantity: Mapping[str, Any], short: bool) -> Iterator[list[str]]:
     unit = quantity["unit"]
-    yield [quantity["title"], "median", "lowest..highest round", "x ours", "x floor", "to reach"]
+    yield [quantity["title"], "median", "rounds", "x ours", "x floor", "to reach"]
     for entry in row["entries"]:
         figure = entry["figures"].get(quantity["name"])
         if figure is None:
             continue
-        spread = f"{value(figure['low'], unit)} .. {value(figure['high'], unit)}"
         ratios = ["" if figure[of] is None else _digits(figure[of]) for of in ("cost", "floor")]
-        answers = [_answer(target) for target in _targets(row, entry, quantity) if target.met is not None]
-        yield [who(entry), value(figure["median"], unit), spread, *ratios, "; ".join(answers)]
+        answers = [_answer(target, short) for target in _targets(row, entry, quantity) if target.met is not None]
+        yield [who(entry), value(figure["median"], unit), _spread(figure, unit), *ratios, "; ".join(answers)]
+
+
+def _spread(figure: Mapping[str, Any], unit: str) -> str:
+    (low, first), (high, last) = scaled(figure["low"], unit), scaled(figure["high"], unit)
+    return f"{_digits(low)}{'' if first == last else first} .. {_digits(high)}{last}"
 
 
 def _wide(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
