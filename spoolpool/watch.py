@@ -29,6 +29,7 @@ class Watch:
     """
 
     _read = _write = _inotify = -1  # for one whose making failed
+    _begun = False
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -37,7 +38,22 @@ class Watch:
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
-        try:
+
+    def add(self, directory: str) -> None:
+        """Watch a directory for names that come; one that cannot be watched is only polled."""
+        if not self._begun and self._read >= 0:
+            self._begun = True
+            self._begin()
+        if self._inotify < 0 or directory in self._watched:
+            return
+        mask = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO of inotify(7)
+        wd = self._calls.inotify_add_watch(self._inotify, os.fsencode(directory), mask)
+        if wd >= 0:
+            self._watched[directory] = wd
+
+    def _begin(self) -> None:
+        """Have inotify, where there is one."""
+        try:  # not before a directory is watched: a group that has a task at once claims it sooner
             from watchdog.observers import inotify_c
         except (ImportError, OSError, RuntimeError):  # no inotify on this system: the poll is enough
             return
@@ -48,15 +64,6 @@ class Watch:
             os.set_blocking(fd, False)
             self._inotify = fd
             self._poll.register(fd, select.POLLIN)
-
-    def add(self, directory: str) -> None:
-        """Watch a directory for names that come; one that cannot be watched is only polled."""
-        if self._inotify < 0 or directory in self._watched:
-            return
-        mask = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO of inotify(7)
-        wd = self._calls.inotify_add_watch(self._inotify, os.fsencode(directory), mask)
-        if wd >= 0:
-            self._watched[directory] = wd
 
     def keep(self, directories: set[str]) -> None:
         """Watch these directories and no others."""

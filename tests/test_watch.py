@@ -139,6 +139,20 @@ def test_without_inotify_the_wait_ends_when_its_time_is_over_or_somebody_wakes_i
     assert not blind.wait(0)
 
 
+def test_inotify_begins_with_the_first_directory_and_never_after_the_end(tmp_path: Path) -> None:
+    watch = Watch()
+    assert watch._inotify < 0
+    watch.add(str(tmp_path))
+    assert watch._inotify >= 0
+    watch.close()
+    watch.add(str(tmp_path))
+    assert watch._inotify < 0
+    unused = Watch()
+    unused.close()
+    unused.add(str(tmp_path))
+    assert unused._inotify < 0
+
+
 def test_closing_gives_every_descriptor_back_and_may_be_repeated(tmp_path: Path) -> None:
     before = descriptors()
     for _ in range(20):

@@ -50,7 +50,8 @@ ROW = Row(
 CPU time of pools that have nothing to do, in per cent of one core, when every rhythm is at its slowest. The ranks are
 counted together with what helps them (the process that sends signs of life); launcher and submitter are columns of
 their own, since the one belongs to the MPI library and the other is the program of the user. The ranks of
-mpi4py.futures wait in a receiving call of MPI.
+mpi4py.futures wait in a receiving call of MPI. What an idle pool asks of the filesystem is counted in the row
+*operations*.
 """,
     quantities=(
         Quantity(name="workers", unit="%", title="all ranks, and what helps them"),
