@@ -70,7 +70,7 @@ def tables(row: Mapping[str, Any], *, short: bool = False) -> Iterator[list[list
     """A row's tables: the head, then the lines, each of which begins with an entry's name.
 
     One per quantity, with spreads, ratios and goals (``short``: of what they are is left out); of a wide row one
-    per group of quantities, with a column for each.
+    per group of quantities, with a column for each, but for those of which nobody needs any.
     """
     if row["wide"]:
         yield from _wide(row)
@@ -174,13 +174,15 @@ def _spread(figure: Mapping[str, Any], unit: str) -> str:
 
 def _wide(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
     measured = {name for entry in row["entries"] for name in entry["figures"]}
+    some = {name for entry in row["entries"] for name, figure in entry["figures"].items() if figure["median"]}
     shown = [quantity for quantity in row["quantities"] if quantity["name"] in measured]
     for group in dict.fromkeys(quantity["group"] for quantity in shown):
-        columns = [quantity for quantity in shown if quantity["group"] == group]
+        first, *others = (quantity for quantity in shown if quantity["group"] == group)
+        columns = [first, *(quantity for quantity in others if quantity["name"] in some)]
         cells = [[group, *(quantity["title"] for quantity in columns)]]
         for entry in row["entries"]:
-            if entry["figures"]:
-                found = [entry["figures"].get(quantity["name"]) for quantity in columns]
+            found = [entry["figures"].get(quantity["name"]) for quantity in columns]
+            if any(found):
                 cells.append([who(entry), *(_digits(figure["median"]) if figure else "" for figure in found)])
         yield cells
 

@@ -130,7 +130,9 @@ def invented():
         name="counts",
         title="Counts",
         about="",
-        quantities=tuple(Quantity(name=name, unit="", title=name, group="each call") for name in ("all", "renames")),
+        quantities=tuple(
+            Quantity(name=name, unit="", title=name, group="each call") for name in ("all", "renames", "links")
+        ),
         entries=lambda _: [],
         wide=True,
     )
@@ -146,7 +148,7 @@ def invented():
                     outcome(absent, "peer", 1.0, why, ours=ours),
                 ],
             ),
-            (counts, [Outcome(entry=counted, rounds=[{"all": [9.0], "renames": [3.0]}])]),
+            (counts, [Outcome(entry=counted, rounds=[{"all": [9.0], "renames": [3.0], "links": [0.0]}])]),
         ],
         environments={"spoolpool": Made(python="", versions={"spoolpool": "1.0"}), "nowhere": why},
     )

@@ -85,7 +85,7 @@ is open already (fstat, flock, fsync, byte-range locks), which name nothing and 
 is a pool that waits, with its submitter. persist-queue keeps all calls in one SQLite file, in a mode that works on one
 host alone: it names nothing, and locks some forty times per call. Of dirq, kombu and persist-queue, which
 only queue, half of it is the way of the values back; both sides look every millisecond, which is what their pools
-that wait do. jug is a script, run whole.
+that wait do. jug is a script, run whole. A kind of call that nobody makes has no column.
 """,
     quantities=(
         *(
