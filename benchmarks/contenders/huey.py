@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.claims import of_claims
 from benchmarks.contender import Contender, Environment, Job
 from benchmarks.measures import Pending, Submits, of_executor
 
@@ -47,10 +49,35 @@ def executor(job: Job) -> Iterator[Submits]:
         process.wait(30)
 
 
+def _storage(directory: str) -> Any:
+    from huey import FileHuey
+
+    return FileHuey("benchmark", path=f"{directory}/huey").storage
+
+
+def _fill(directory: str, count: int, _: int) -> None:
+    storage = _storage(directory)
+    for _ in range(count):
+        storage.enqueue(b"call")
+
+
+class _Taker:
+    wasted = 0  # it locks the whole queue, and waits for that
+
+    def __init__(self, directory: str) -> None:
+        self._storage = _storage(directory)
+
+    def take(self, seconds: float) -> bool:
+        if self._storage.dequeue() is None:
+            return False
+        time.sleep(seconds)
+        return True
+
+
 CONTENDER = Contender(
     name="huey, files",
     module=__name__,
-    measures=of_executor(executor),
+    measures={**of_executor(executor), **of_claims(_fill, _Taker)},
     environment=Environment(name="huey", requires=("huey",)),
 )
 

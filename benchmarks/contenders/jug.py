@@ -8,6 +8,7 @@ import sys
 import time
 
 from benchmarks import processes
+from benchmarks.claims import of_claims
 from benchmarks.contender import Contender, Environment, Job, Samples
 from benchmarks.measures import mark
 
@@ -70,10 +71,41 @@ def marked(job: Job) -> Samples:
     return {}
 
 
+def _fill(directory: str, count: int, _: int) -> None:
+    with open(f"{directory}/calls.py", "w", encoding="ascii") as file:
+        file.write(SCRIPT.format(count=count))
+
+
+class _Taker:
+    """What ``jug execute`` does, task by task; the value that is stored is what says that one is done."""
+
+    def __init__(self, directory: str) -> None:
+        import jug
+
+        _, space = jug.init(f"{directory}/calls.py", f"{directory}/data")
+        self._calls = iter(space["calls"])
+        self.wasted = 0
+
+    def take(self, seconds: float) -> bool:
+        for call in self._calls:
+            if call.can_load():
+                continue
+            if call.lock():
+                try:
+                    if not call.can_load():
+                        time.sleep(seconds)
+                        call.run()
+                        return True
+                finally:
+                    call.unlock()
+            self.wasted += 1
+        return False
+
+
 CONTENDER = Contender(
     name="jug",
     module=__name__,
-    measures={"throughput": throughput, "marked": marked},
+    measures={"throughput": throughput, "marked": marked, **of_claims(_fill, _Taker)},
     environment=Environment(name="jug", requires=("jug",)),
 )
 

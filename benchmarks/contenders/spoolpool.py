@@ -75,8 +75,7 @@ def _fill(directory: str, count: int, taken: int) -> None:
                 header = task.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
                 submit(spool, header, envelope.pack(task.encode(header), b""))
             else:
-                path = f"{spool.layout.bucket(lane, bucket)}/{layout.Token(name, 1, 1).name}"
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+                os.mknod(f"{spool.layout.bucket(lane, bucket)}/{layout.Token(name, 1, 1).name}", 0o600)
 
 
 class _Taker:
