@@ -53,11 +53,16 @@ def backlog(job: Job, fill: Fill, opens: Opens) -> Samples:
 
 
 def crowd(job: Job, fill: Fill, opens: Opens) -> Samples:
-    """``workers`` processes take all that waits, each of which they keep for ``variant`` seconds."""
-    fill(job.directory, job.tasks, job.tasks)
+    """``workers`` processes take all that waits, each of which they keep for ``variant`` seconds.
+
+    Each takes one before that, which loads code and lists for the first time, and is not counted.
+    """
+    count = job.tasks + job.workers
+    fill(job.directory, count, count)
     wait, start = os.pipe()
     results = [_claimant(job, opens, wait, start) for _ in range(job.workers)]
     os.close(wait)
+    assert all(os.read(fd, 1) for fd in results), "a process ended before it took anything"
     before = time.perf_counter()
     os.close(start)  # which is what they wait for
     told = [json.loads(os.read(fd, 65536)) for fd in results]  # written in one piece, at the end
@@ -80,11 +85,14 @@ def _claimant(job: Job, opens: Opens, wait: int, start: int) -> int:
         os.close(reading)
         os.close(start)
         taker = opens(job.directory)
+        assert taker.take(0.0)
+        before = taker.wasted
+        os.write(writing, b".")
         os.read(wait, 1)
         taken = 0
         while taker.take(float(job.variant or 0)):
             taken += 1
-        os.write(writing, json.dumps({"taken": taken, "wasted": taker.wasted}).encode())
+        os.write(writing, json.dumps({"taken": taken, "wasted": taker.wasted - before}).encode())
         status = 0
     finally:
         os._exit(status)

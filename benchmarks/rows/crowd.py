@@ -13,14 +13,17 @@ def entries(sizes: Sizes) -> list[Entry]:
     workers = 1
     while workers <= max(1, sizes.crowd):
         for seconds in (0.0, 0.01):
-            ours = Key("spoolpool", f"{workers} processes, {seconds * 1000:g} ms")
+            ours = Key("spoolpool", f"{workers} process{'es' if workers > 1 else ''}, {seconds * 1000:g} ms")
+            count = sizes.tasks
+            if seconds:  # as many as they keep for a quarter of a turn
+                count = min(count, int(workers * sizes.seconds / 4 / seconds))
             for contender in (spoolpool.CONTENDER, dirq.CONTENDER):
                 mine = contender is spoolpool.CONTENDER
                 found.append(
                     Entry(
                         key=Key(contender.name, ours.case),
                         role="ours" if mine else "peer",
-                        take=job_of(contender, "crowd", tasks=sizes.tasks, workers=workers, variant=str(seconds)),
+                        take=job_of(contender, "crowd", tasks=count, workers=workers, variant=str(seconds)),
                         environment=contender.environment,
                         ours=None if mine else ours,
                         goals={"wasted": Goal(limit=0.5)} if mine else {},
@@ -35,8 +38,8 @@ ROW = Row(
     name="crowd",
     title="Crowd: processes that take tasks from one spool until none is left",
     about="""\
-Processes that have the same spool before them, begin at the same moment, and take tasks until none is left. Each is
-kept for 0 or 10 ms, which is all that is done with it. An operation is counted as wasted if somebody else was first.
+Processes that have the same spool before them, begin at the same moment (each after one task that is not counted), and
+take tasks until none is left. Each task is kept for 0 or 10 ms, which is all that is done with it. An operation is counted as wasted if somebody else was first.
 There are many more processes than cores here, so the rate with many is one of a busy machine; in a cluster each
 has a core of its own, and the filesystem is the part that they share.
 """,
