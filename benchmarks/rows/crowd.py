@@ -39,9 +39,9 @@ ROW = Row(
     title="Crowd: processes that take tasks from one spool until none is left",
     about="""\
 Processes that have the same spool before them, begin at the same moment (each after one task that is not counted), and
-take tasks until none is left. Each task is kept for 0 or 10 ms, which is all that is done with it. An operation is counted as wasted if somebody else was first.
-There are many more processes than cores here, so the rate with many is one of a busy machine; in a cluster each
-has a core of its own, and the filesystem is the part that they share.
+take tasks until none is left. Each task is kept for 0 or 10 ms, which is all that is done with it. An operation is
+counted as wasted if somebody else was first. There are many more processes than cores here, so the rate with many is
+one of a busy machine; in a cluster each has a core of its own, and the filesystem is the part that they share.
 """,
     quantities=(
         Quantity(name="rate", unit="/s", title="tasks per second"),
