@@ -140,9 +140,9 @@ def _row(row: Mapping[str, Any], written: Row | None, plots: Mapping[str, plot.P
 
 def _figures(cells: Sequence[Sequence[str]], roles: Mapping[str, str]) -> Iterator[str]:
     marks = {"ours": "**", "floor": "*", "peer": ""}
-    lines = [[_text(cell) for cell in cells[0]]]
-    for name, *values in cells[1:]:
-        mark = marks[roles[name]]
+    lines = []
+    for name, *values in cells:
+        mark = marks[roles.get(name, "peer")]  # the head has no role
         lines.append([f"{mark}{_text(name)}{mark}", *(_text(_unbroken(value)) for value in values)])
     yield from _table(lines, "l" + "r" * (len(lines[0]) - 1))
 

@@ -43,7 +43,7 @@ def test_an_invented_report_shows_every_part(invented):
     assert "| **ours, one** | 25.0 ms | 24.0 .. 26.0 ms |  | 2.50 | ≤ 2.00x: no |" in text
     assert "| *floor* | 10.0 ms | 9.60 .. 10.4 ms |  |  |  |" in text
     assert "| a peer | 50.0 ms | 48.0 .. 52.0 ms | 2.00 |  |  |" in text
-    assert "What *is* measured." in text and "![Speed: of \\<it\\>" not in text
+    assert "**Speed: of &lt;it>.**\nWhat *is* measured." in text and "<it>" not in text
     assert "| nowhere | cannot be installed: no \\`such\\` \\| thing |" in text
     assert "No figures of absent: cannot be installed: no \\`such\\` \\| thing" in text
     assert "calls: 7; but floor 5" in text
