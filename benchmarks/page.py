@@ -31,8 +31,8 @@ made the report stands [below](#how-it-was-measured).
 _READING = """\
 ## How to read it
 
-In each round everybody has a turn: in new processes, in a new directory, while nobody else is at work. So whatever
-disturbs the machine disturbs all alike.
+In each round everybody has a turn: in new processes, in a new directory, while no other contender is at work. So
+whatever disturbs the machine disturbs all alike.
 
 - The **median** is that of the rounds' medians; under "rounds" stand the lowest and the highest of these, which in
   the plots are the ends of the whiskers.

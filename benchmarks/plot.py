@@ -55,13 +55,13 @@ class _Axis:
     unit: str
 
     def at(self, number: float) -> float:
-        """The place of a value, within the panel."""
+        """The place of a value, within the panel: a count that a difference makes negative stands at its edge."""
         if self.log:
             low, high = math.log10(self.low), math.log10(self.high)
             part = (math.log10(max(number, self.low)) - low) / (high - low)
         else:
             part = number / self.high
-        return self.left + min(1.0, part) * self.width
+        return self.left + min(1.0, max(0.0, part)) * self.width
 
     def ticks(self) -> list[float]:
         """Values that are marked: as many round ones as their texts have room for."""
