@@ -63,7 +63,7 @@ def of_executor(opens: Opens) -> dict[str, Measure]:
         "durability": measure(durability),
         "argument": measure(argument),
         "result": measure(result),
-        "shared": measure(shared),
+        "reused": measure(reused),
         "idle": measure(idle),
         "marked": measure(marked),
     }
@@ -203,7 +203,7 @@ def result(executor: Submits, job: Job) -> Samples:
     return {"time": taken, **_peaks(executor, job, worker)}
 
 
-def shared(executor: Submits, job: Job) -> Samples:
+def reused(executor: Submits, job: Job) -> Samples:
     """One array as argument of many calls, one at a time, put before the first by who can: seconds per call."""
     import numpy as np
 

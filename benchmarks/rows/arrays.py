@@ -13,7 +13,7 @@ _PEERS = (
     (Key("executorlib", "files"), executorlib.CONTENDER, "file"),
 )
 
-_SHARING = 100
+_CALLS = 100
 """Calls that have the same array."""
 
 _LARGE = 1024
@@ -27,12 +27,12 @@ def entries(sizes: Sizes) -> list[Entry]:
         for way in ("argument", "result"):
             found += _entries(way, f"{way}, {mib} MiB", "plain file", mib, sizes)
     mib = min(100, sizes.mib)
-    return found + _entries("shared", f"{mib} MiB for {_SHARING} calls", "mapped file", mib, sizes)
+    return found + _entries("reused", f"{mib} MiB for {_CALLS} calls", "mapped file", mib, sizes)
 
 
 def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> list[Entry]:
     ours, bare = Key("spoolpool", case), Key(plain, case)
-    options: dict[str, object] = {"bytes": mib << 20, "tasks": _SHARING, "seconds": sizes.seconds / 2}
+    options: dict[str, object] = {"bytes": mib << 20, "tasks": _CALLS, "seconds": sizes.seconds / 2}
     large = mib >= _LARGE
     goals = {"time": Goal(limit=1.5, of="floor")}
     if large:
