@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent import futures
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 from benchmarks import processes, tasks
@@ -47,8 +47,8 @@ Opens = Callable[[Job], AbstractContextManager[Submits]]
 """Makes a contender's executor as a job wants it."""
 
 
-def of_executor(opens: Opens) -> dict[str, Measure]:
-    """All measures, of an executor that each of them opens anew."""
+def of_executor(opens: Opens, *, chunks: bool = False) -> dict[str, Measure]:
+    """All measures, of an executor that each of them opens anew; ``chunks``: whether its ``map`` heeds a chunksize."""
 
     def measure(of: Callable[[Submits, Job], Samples]) -> Measure:
         def opened(job: Job) -> Samples:
@@ -59,13 +59,13 @@ def of_executor(opens: Opens) -> dict[str, Measure]:
 
     return {
         "latency": measure(latency),
-        "throughput": measure(throughput),
+        "throughput": measure(partial(throughput, chunks=chunks)),
         "durability": measure(durability),
         "argument": measure(argument),
         "result": measure(result),
         "reused": measure(reused),
         "idle": measure(idle),
-        "marked": measure(marked),
+        "marked": measure(partial(marked, chunks=chunks)),
     }
 
 
@@ -105,18 +105,18 @@ def durability(executor: Submits, job: Job) -> Samples:
     _await_workers(executor, job)
     _warm_up(executor, job)
     at_once = _calls(executor, job, 0.0)
-    took, _ = _timed(_ways(executor, CHUNK)["batch"], job, len(at_once))
+    took, _ = _timed(_ways(executor)["batch"], job, len(at_once))
     return {"at once": at_once, "rate": [len(at_once) / took]}
 
 
-def throughput(executor: Submits, job: Job) -> Samples:
+def throughput(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
     """Calls per second until the last result is here, and CPU seconds per call.
 
     ``rate`` and ``CPU``: all submitted one by one before the first result is asked for. ``map`` and ``chunks``
     (ten times as many calls, :data:`LARGE_CHUNK` to a task), where a contender has these.
     """
     _await_workers(executor, job)
-    ways = _ways(executor, LARGE_CHUNK)
+    ways = _ways(executor, LARGE_CHUNK if chunks else 0)
     rate, busy, count = _rate(ways["batch"], job, job.tasks, 100)
     found: Samples = {"rate": [rate], "CPU": [busy], "calls": [count]}
     if "map" in ways:
@@ -126,8 +126,8 @@ def throughput(executor: Submits, job: Job) -> Samples:
     return found
 
 
-def _ways(executor: Submits, chunk: int) -> dict[str, Callable[[int], object]]:
-    """The ways in which so many calls can be made, up to the last result."""
+def _ways(executor: Submits, chunk: int = 0) -> dict[str, Callable[[int], object]]:
+    """The ways in which so many calls can be made, up to the last result; by map in chunks where these have a size."""
 
     def batch(count: int) -> None:
         for future in [executor.submit(pow, 2, 3) for _ in range(count)]:
@@ -137,8 +137,7 @@ def _ways(executor: Submits, chunk: int) -> dict[str, Callable[[int], object]]:
     mapped: Any = getattr(executor, "map", None)
     if mapped is not None:
         ways["map"] = lambda count: list(mapped(pow, [2] * count, [3] * count))
-    if isinstance(executor, futures.Executor) and type(executor).map is not futures.Executor.map:
-        # the one that is inherited takes no notice of the size
+    if chunk:
         ways["chunks"] = lambda count: list(mapped(pow, [2] * count, [3] * count, chunksize=chunk))
     return ways
 
@@ -249,7 +248,7 @@ def idle(executor: Submits, job: Job) -> Samples:
     return {**used, "processes": [len(workers)]}
 
 
-def marked(executor: Submits, job: Job) -> Samples:
+def marked(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
     """Calls between marks that a trace of the system calls shows; see :mod:`benchmarks.trace`.
 
     Each work is done ``tasks`` and then three times as often: what begins and ends it falls out of the
@@ -260,7 +259,7 @@ def marked(executor: Submits, job: Job) -> Samples:
         for _ in range(count):
             executor.submit(pow, 2, 3).result()
 
-    works: dict[str, Callable[[int], object]] = {"awaited": awaited, **_ways(executor, CHUNK)}
+    works: dict[str, Callable[[int], object]] = {"awaited": awaited, **_ways(executor, CHUNK if chunks else 0)}
     for name, work in works.items():
         work(job.warm)
         time.sleep(SETTLE)

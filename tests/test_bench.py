@@ -1,16 +1,19 @@
 """The benchmark measures, reports and explains; no figure of it is looked at here."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks import environments, harness, results, table, trace
+from benchmarks import environments, harness, measures, processes, results, table, trace
 from benchmarks.contender import OURS, Environment, Job
 from benchmarks.contenders import executorlib
 from benchmarks.row import Entry, Failed, Goal, Key, Quantity, Row, Sizes
@@ -207,6 +210,94 @@ def test_a_goal_beside_peers_is_held_to_the_best_of_them_and_to_nobody_who_has_n
     assert not any("ahead of" in line for line in table.lines(alone))
 
 
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+def test_whoever_is_compared_is_compared_with_entries_of_the_same_row(row):
+    entries = {entry.key: entry for entry in row.entries(Sizes())}
+    assert len(entries) == len(row.entries(Sizes()))
+    for entry in entries.values():
+        assert {entry.ours, entry.floor} <= {None, *entries}
+        assert entry.goals.keys() <= {quantity.name for quantity in row.quantities}
+        for goals in entry.goals.values():
+            for goal in goals if isinstance(goals, tuple) else (goals,):
+                assert all(entries[key].ours == entry.key for key in goal.peers)
+                assert (goal.of == "peers") == bool(goal.peers)
+                assert goal.of != "ours" or entry.ours is not None
+
+
+def test_calls_are_made_one_by_one_by_map_and_in_chunks_where_a_contender_has_these():
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args):
+            made["submit"] += 1
+            return super().submit(*args)
+
+        def map(self, *args, chunksize=1):
+            made["map", chunksize] += len(args[-1])
+            return map(*args)
+
+    class Plain:
+        submit = ThreadPoolExecutor(1).submit
+
+    def throughput(pool, **options):
+        @contextmanager
+        def executor(job):
+            yield pool
+
+        return measures.of_executor(executor, **options)["throughput"](
+            _job(tasks=5, ranks=0)
+        )  # no ranks: nobody to wait for
+
+    made = Counter()
+    assert throughput(Counting(1), chunks=True).keys() == {"rate", "CPU", "calls", "map", "chunks"}
+    assert made == {"submit": 5, ("map", 1): 5, ("map", measures.LARGE_CHUNK): 50}
+    assert throughput(Counting(1)).keys() == {"rate", "CPU", "calls", "map"}
+    assert throughput(Plain()).keys() == {"rate", "CPU", "calls"}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_pool_out_of_queues_brings_each_call_its_value_and_leaves_no_worker(tmp_path, monkeypatch, shared):
+    (tmp_path / "plain_queue.py").write_text(_PLAIN_QUEUE.format(shared=shared))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plain_queue", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    import plain_queue
+
+    before = {process.pid for process in processes.below(os.getpid())}
+    with plain_queue.QUEUES.executor(_job(directory=str(tmp_path), workers=2)) as pool:
+        pending = [pool.submit(pow, 2, number) for number in range(20)]
+        assert [future.result() for future in reversed(pending)] == [2**number for number in reversed(range(20))]
+        assert pool.submit(os.getpid).result() != os.getpid()
+    assert len(list(tmp_path.glob("*/calls"))) == (1 if shared else 2)
+    assert {process.pid for process in processes.below(os.getpid())} == before
+
+
+_PLAIN_QUEUE = """
+import contextlib, os, pickle, uuid
+from benchmarks.contenders.queues import Queues
+
+class Queue:
+    def __init__(self, directory):
+        os.makedirs(directory, exist_ok=True)
+        self.directory = directory
+
+    def put(self, item):
+        path = f"{{self.directory}}/{{uuid.uuid4()}}"
+        with open(f"{{path}}.part", "wb") as file:
+            pickle.dump(item, file)
+        os.rename(f"{{path}}.part", path)
+
+    def taken(self):
+        for name in os.listdir(self.directory):
+            path = f"{{self.directory}}/{{name}}"
+            with contextlib.suppress(FileNotFoundError):  # another one was first
+                if "." not in name:
+                    os.rename(path, f"{{path}}.{{os.getpid()}}")
+                    with open(f"{{path}}.{{os.getpid()}}", "rb") as file:
+                        yield pickle.load(file)
+
+QUEUES = Queues(module="plain_queue", opens=Queue, shared={shared})
+"""
+
+
 def test_operations_in_a_trace_are_told_apart():
     def kind(line):
         operation = trace.parse(f"1700000000.5 {line}")
@@ -246,6 +337,10 @@ def test_what_begins_and_ends_a_work_falls_out_of_the_count_per_call(tmp_path):
     counts = trace.per_call(trace.between_marks(str(tmp_path), "/d"), "awaited", 2)
     assert counts["rename"] == 1.0
     assert counts["unlink"] == 0.0
+
+
+def _job(**options):
+    return Job(**{"measure": "", "directory": "", "answer": "", "harness": os.getpid(), **options})
 
 
 def _entry(role, name, take=lambda _: {}, **options):

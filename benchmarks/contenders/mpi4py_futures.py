@@ -28,7 +28,7 @@ def launch(python: str, job: Job) -> list[str]:
 CONTENDER = Contender(
     name="mpi4py.futures",
     module=__name__,
-    measures=of_executor(executor),
+    measures=of_executor(executor, chunks=True),
     environment=Environment(name="mpi4py", requires=MPI),
     launch=launch,
 )

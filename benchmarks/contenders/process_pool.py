@@ -17,7 +17,7 @@ def executor(job: Job) -> Iterator[Submits]:
         yield pool
 
 
-CONTENDER = Contender(name="ProcessPoolExecutor", module=__name__, measures=of_executor(executor))
+CONTENDER = Contender(name="ProcessPoolExecutor", module=__name__, measures=of_executor(executor, chunks=True))
 
 if __name__ == "__main__":
     CONTENDER.main()

@@ -152,7 +152,7 @@ def start(job: Job) -> Samples:
 CONTENDER = Contender(
     name="spoolpool",
     module=__name__,
-    measures={**of_executor(executor), **of_claims(_fill, _Taker), "fill": fill, "start": start},
+    measures={**of_executor(executor, chunks=True), **of_claims(_fill, _Taker), "fill": fill, "start": start},
 )
 
 if __name__ == "__main__":

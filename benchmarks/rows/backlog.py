@@ -10,6 +10,9 @@ _OURS = "spoolpool"
 _PEERS = ((dirq.CONTENDER, 100_000), (jug.CONTENDER, 100_000), (huey.CONTENDER, 10_000))
 """And how many tasks wait with them at most: more take long to make, or (huey) to look through for each claim."""
 
+_ROUNDS = 3
+"""Where many wait, which takes longer to make and to remove than to measure."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """From a thousand to ``--waiting``, ten times as many each time."""
@@ -19,6 +22,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     while waiting <= max(1000, sizes.waiting):
         ours = Key(_OURS, _case(waiting))
         options: dict[str, object] = {"tasks": waiting, "seconds": sizes.seconds}
+        rounds = _ROUNDS if waiting >= 100_000 else None
         found.append(
             Entry(
                 key=ours,
@@ -27,6 +31,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                 ours=None if ours == few else few,
                 goals={} if ours == few else {"claim": Goal(limit=1.3, of="ours")},
                 limit=600.0,
+                rounds=rounds,
             )
         )
         found += [
@@ -37,6 +42,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                 environment=contender.environment,
                 ours=ours,
                 limit=600.0,
+                rounds=rounds,
             )
             for contender, most in _PEERS
             if waiting <= most

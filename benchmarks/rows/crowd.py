@@ -6,6 +6,9 @@ from benchmarks.contenders import dirq, spoolpool
 from benchmarks.jobs import job_of
 from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
 
+_ROUNDS = 3
+"""There are twenty entries."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """From one process to ``--crowd``, four times as many each time; tasks of nothing and of 10 ms."""
@@ -14,7 +17,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     while workers <= max(1, sizes.crowd):
         for seconds in (0.0, 0.01):
             ours = Key("spoolpool", f"{workers} process{'es' if workers > 1 else ''}, {seconds * 1000:g} ms")
-            count = sizes.tasks
+            count = sizes.tasks // 2
             if seconds:  # as many as they keep for a quarter of a turn
                 count = min(count, int(workers * sizes.seconds / 4 / seconds))
             for contender in (spoolpool.CONTENDER, dirq.CONTENDER):
@@ -27,7 +30,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                         environment=contender.environment,
                         ours=None if mine else ours,
                         goals={"wasted": Goal(limit=0.5)} if mine else {},
-                        limit=600.0,
+                        rounds=_ROUNDS,
                     )
                 )
         workers *= 4 if workers < 64 else 2

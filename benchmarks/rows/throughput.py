@@ -46,12 +46,14 @@ _PROCESS_PER_CALL = Key("executorlib", "files")
 _FEW = 10
 """Calls of who starts an interpreter for each."""
 
+_ROUNDS = 3
+"""There are thirty entries."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Everybody with one worker, then with two; with four, who may gain by them."""
-    found = [
-        Entry(key=_FLOOR, role="floor", take=job_of(floor.CONTENDER, "throughput", tasks=sizes.tasks)),
-    ]
+    bare = job_of(floor.CONTENDER, "throughput", tasks=sizes.tasks)
+    found = [Entry(key=_FLOOR, role="floor", take=bare, rounds=_ROUNDS)]
     peers: dict[int, tuple[tuple[Key, Contender], ...]]
     peers = {1: (*_QUICK, *_OTHERS, *_BY_FILES, (_PROCESS_PER_CALL, executorlib.CONTENDER))}
     peers |= {2: (*_QUICK, *_OTHERS, *_BY_FILES), 4: _QUICK}
@@ -60,7 +62,8 @@ def entries(sizes: Sizes) -> list[Entry]:
         ours = Key("spoolpool", case)
         keys = {key: Key(key.contender, f"{key.case}, {case}" if key.case else case) for key, _ in present}
         options: dict[str, object] = {"workers": workers, "tasks": sizes.tasks, "seconds": sizes.seconds / 4}
-        files = tuple(keys[key] for key, _ in _BY_FILES if key in keys)
+        by_files = [key for key, _ in _BY_FILES] + [_PROCESS_PER_CALL]
+        files = tuple(keys[key] for key in by_files if key in keys)
         found.append(
             Entry(
                 key=ours,
@@ -68,6 +71,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                 take=job_of(spoolpool.CONTENDER, "throughput", **options),
                 floor=_FLOOR,
                 goals=_goals(files) if sizes.tasks >= 10_000 else {},
+                rounds=_ROUNDS,
             )
         )
         for key, contender in present:
@@ -81,6 +85,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                     environment=contender.environment,
                     ours=ours,
                     floor=_FLOOR,
+                    rounds=_ROUNDS,
                 )
             )
     return found
