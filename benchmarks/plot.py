@@ -86,10 +86,8 @@ class _Axis:
 
     def text(self, number: float) -> str:
         """What stands at a tick."""
-        if self.unit == "/s":
-            return f"{number:,g}".replace(",", " ") if number < 1e6 else f"{number:,.0f}".replace(",", " ")
-        number, unit = scaled(number, self.unit)
-        return f"{number:,g}".replace(",", " ") + unit
+        number, unit = scaled(number, "" if self.unit == "/s" or not number else self.unit)
+        return (f"{number:,g}" if number < 1e6 else f"{number:,.0f}").replace(",", " ") + unit
 
 
 class Plot(NamedTuple):
@@ -186,8 +184,10 @@ def _name(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
 
 
 def _axis(quantity: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], left: float, width: float) -> _Axis:
+    """From the least to the largest of all that is shown."""
     figures = [figure for entry in entries if (figure := entry["figures"].get(quantity["name"]))]
     numbers = [figure[name] for figure in figures for name in ("low", "median", "high")]
+    numbers += [limit for entry in entries for limit in _limits(entry, entries, quantity)]
     least = min((number for number in numbers if number > 0), default=1.0)
     most = max(*numbers, least)
     log = most / least > _LOG_FROM
@@ -213,19 +213,17 @@ def _entry(
     if figure is None:
         return
     yield _segment("guide", axis.left, y, axis.left + axis.width, y)
-    floor = next((other["figures"].get(quantity["name"]) for other in entries if who(other) == entry["floor"]), None)
+    floor = _floor(entry, entries, quantity)
     if floor is not None:
         x = axis.at(floor["median"])
         yield _segment("least", x, y - _LINE / 2, x, y + _LINE / 2)
     low, x, high = (axis.at(figure[name]) for name in ("low", "median", "high"))
     text = value(figure["median"], quantity["unit"])
     left, right, room = min(x - 4, low) - 4, max(x + 4, high) + 4, len(text) * _LETTER
-    for limit in _limits(figure, floor, quantity):
-        if axis.low <= limit <= axis.high:
-            at = axis.at(limit)
-            yield _segment("goal", at, y - 7, at, y + 7)
-            left = at - 4 if left - room < at < left + 4 else left
-            right = at + 4 if right - 4 < at < right + room else right
+    for at in map(axis.at, _limits(entry, entries, quantity)):
+        yield _segment("goal", at, y - 7, at, y + 7)
+        left = at - 4 if left - room < at < left + 4 else left
+        right = at + 4 if right - 4 < at < right + room else right
     yield _segment(f"whisker-{entry['role']}", low, y, high, y)
     yield f'<circle class="dot-{entry["role"]}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
     if right + room < axis.left + axis.width + _MARGIN:
@@ -234,8 +232,18 @@ def _entry(
         yield _text(left, y + 4, text, "value", "end")
 
 
-def _limits(figure: Mapping[str, Any], floor: Mapping[str, Any] | None, quantity: Mapping[str, Any]) -> Iterator[float]:
-    for goal in figure["goals"]:
+def _floor(
+    entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], quantity: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    return next((other["figures"].get(quantity["name"]) for other in entries if who(other) == entry["floor"]), None)
+
+
+def _limits(
+    entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], quantity: Mapping[str, Any]
+) -> Iterator[float]:
+    """What is to be reached, as far as it is a value or follows from that of the floor."""
+    floor = _floor(entry, entries, quantity)
+    for goal in entry["figures"].get(quantity["name"], {}).get("goals", ()):
         if goal["of"] == "value":
             yield goal["limit"]
         elif goal["of"] == "floor" and floor is not None:
@@ -252,8 +260,7 @@ def _key(entries: Sequence[Mapping[str, Any]], tier: Sequence[Mapping[str, Any]]
             yield f'<circle class="dot-{role}" cx="{x:g}" cy="{top + 6:g}" r="3.5"/>'
             yield _text(x + 9, top + 10, name, "key")
             x += len(name) * _LETTER + 26
-    figures = (entry["figures"].get(quantity["name"]) for entry in entries for quantity in tier)
-    if any(goal["of"] in {"value", "floor"} for figure in figures if figure for goal in figure["goals"]):
+    if any(list(_limits(entry, entries, quantity)) for entry in entries for quantity in tier):
         yield _segment("goal", x, top, x, top + 12)
         yield _text(x + 8, top + 10, "to reach", "key")
 
