@@ -83,8 +83,7 @@ def _targets(report: Mapping[str, Any], rows: Mapping[str, Row]) -> Iterator[str
         met = {True: "yes", False: "**no**", None: "not measured"}[target.met]
         if target.met is False and row is not None and row.decision:
             met += f": [what was tried](decisions/{row.decision})"
-        what = f"{target.who}: {target.quantity['title']}"
-        cells.append([f"[{name}](#{name})", *map(_text, (what, target.wanted, target.reached)), met])
+        cells.append([f"[{name}](#{name})", *map(_text, (target.what, target.wanted, target.reached)), met])
     if len(cells) > 1:
         known = [target.met for target in table.targets(report) if target.met is not None]
         yield f"## Targets\n\nOf {len(known)} that can be told, {sum(known)} are reached.\n"

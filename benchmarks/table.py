@@ -102,9 +102,14 @@ class Target(NamedTuple):
     """A goal that a figure of ours has."""
 
     row: Mapping[str, Any]
-    who: str
+    entry: Mapping[str, Any]
     quantity: Mapping[str, Any]
     goal: Mapping[str, Any]
+
+    @property
+    def what(self) -> str:
+        """Of whom, and of which quantity."""
+        return ": ".join(filter(None, (who(self.entry), self.quantity["group"], self.quantity["title"])))
 
     @property
     def limit(self) -> str:
@@ -114,7 +119,12 @@ class Target(NamedTuple):
     @property
     def wanted(self) -> str:
         """What to reach."""
-        of = {"value": "", "floor": " the floor", "ours": " ours", "peers": f" ahead of {self.goal['who']}"}
+        of = {
+            "value": "",
+            "floor": " the floor",
+            "ours": f" that of {self.entry['ours']}",
+            "peers": f" ahead of {self.goal['who']}",
+        }
         return f"{self.limit}{of[self.goal['of']]}"
 
     @property
@@ -145,7 +155,7 @@ def targets(report: Mapping[str, Any]) -> Iterator[Target]:
 def _targets(row: Mapping[str, Any], entry: Mapping[str, Any], quantity: Mapping[str, Any]) -> Iterator[Target]:
     figure = entry["figures"].get(quantity["name"])
     for goal in figure["goals"] if figure else ():
-        yield Target(row, who(entry), quantity, goal)
+        yield Target(row, entry, quantity, goal)
 
 
 def _answer(target: Target, short: bool) -> str:
