@@ -46,7 +46,7 @@ class Sizes:
     crowd: int = 128
     """Processes that claim from one spool, at most."""
     seconds: float = 10.0
-    """Seconds after which a contender that is slow makes fewer calls."""
+    """Seconds after which a contender that is slow makes fewer calls; a quarter of it where it does several things."""
 
 
 QUICK = Sizes(
@@ -85,7 +85,7 @@ class Goal:
     of the cost of the best of some peers."""
     peers: tuple[Key, ...] = ()
     """Which peers: entries that are compared with the one that has this goal."""
-    who: str = "peers"
+    who: str = ""
     """These peers in words: ``every file-based peer``."""
 
 
