@@ -19,6 +19,9 @@ _CALLS = 100
 _LARGE = 1024
 """MiB from which a turn takes seconds, and an array outweighs the interpreter."""
 
+_ROUNDS = 3
+"""Turns at most; peers, which take longer, have one less, and one alone for a large array."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Arrays of 1 MiB, 100 MiB and ``--mib``, there and back; then one of 100 MiB for many calls."""
@@ -44,9 +47,9 @@ def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> lis
             take=job_of(spoolpool.CONTENDER, measure, **options),
             floor=bare,
             goals=goals,
-            rounds=3,
+            rounds=_ROUNDS,
         ),
-        Entry(key=bare, role="floor", take=job_of(floor.CONTENDER, plain, **options), rounds=3),
+        Entry(key=bare, role="floor", take=job_of(floor.CONTENDER, plain, **options), rounds=_ROUNDS),
         *(
             Entry(
                 key=Key(key.contender, f"{key.case}, {case}" if key.case else case),
@@ -55,7 +58,7 @@ def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> lis
                 environment=contender.environment,
                 ours=ours,
                 floor=bare,
-                rounds=1 if large else 2,
+                rounds=1 if large else _ROUNDS - 1,
             )
             for key, contender, variant in _PEERS
         ),

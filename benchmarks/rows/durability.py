@@ -15,6 +15,9 @@ from benchmarks.row import Entry, Key, Place, Quantity, Row, Sizes, Take
 _DISK = "/var/tmp"
 """Its files outlive a boot, so it is on a disk wherever there is one."""
 
+_ROUNDS = 3
+"""Turns at most: a sync takes long."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Each durability where all is measured, then on the disk; beside each the bare calls that sync what must be."""
@@ -31,8 +34,9 @@ def entries(sizes: Sizes) -> list[Entry]:
                     take=_on(disk, spoolpool.CONTENDER, options),
                     ours=Key("spoolpool", f"none{where}") if durability != "none" else None,
                     floor=bare,
+                    rounds=_ROUNDS,
                 ),
-                Entry(key=bare, role="floor", take=_on(disk, floor.CONTENDER, options)),
+                Entry(key=bare, role="floor", take=_on(disk, floor.CONTENDER, options), rounds=_ROUNDS),
             ]
     return found
 

@@ -8,6 +8,9 @@ from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
 
 _OURS = Key("spoolpool", "1 group of 4 ranks")
 
+_ROUNDS = 2
+"""Turns at most: each watches for long."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Four processes each."""
@@ -23,12 +26,14 @@ def entries(sizes: Sizes) -> list[Entry]:
             role="ours",
             take=job_of(spoolpool.CONTENDER, "idle", ranks=4, **watch),
             goals={"workers": Goal(limit=1.0)},
+            rounds=_ROUNDS,
         ),
         Entry(
             key=Key("spoolpool", "4 groups of 1 rank"),
             role="ours",
             take=job_of(spoolpool.CONTENDER, "idle", workers=4, **watch),
             ours=_OURS,
+            rounds=_ROUNDS,
         ),
         *(
             Entry(
@@ -37,6 +42,7 @@ def entries(sizes: Sizes) -> list[Entry]:
                 take=job_of(contender, "idle", **options, **watch),
                 environment=contender.environment,
                 ours=_OURS,
+                rounds=_ROUNDS,
             )
             for key, contender, options in peers
         ),

@@ -21,6 +21,9 @@ _FLOOR = Key("a bare poll loop")
 _OURS = Key("spoolpool", "durability none")
 _DURABLE = Key("spoolpool", "durability data")
 
+_ROUNDS = 3
+"""Turns at most: each starts a server."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Ours, the floor and the peer that goes by files, all on two mounts."""
@@ -28,9 +31,9 @@ def entries(sizes: Sizes) -> list[Entry]:
     goals = {"after a pause": Goal(limit=3.0, of="floor")}
     files = executorlib.CONTENDER
     return [
-        Entry(key=_OURS, role="ours", take=_served("none", options), floor=_FLOOR, goals=goals, rounds=3),
-        Entry(key=_DURABLE, role="ours", take=_served("data", options), ours=_OURS, floor=_FLOOR, rounds=3),
-        Entry(key=_FLOOR, role="floor", take=_alone(floor.CONTENDER, "polled", options), rounds=3),
+        Entry(key=_OURS, role="ours", take=_served("none", options), floor=_FLOOR, goals=goals, rounds=_ROUNDS),
+        Entry(key=_DURABLE, role="ours", take=_served("data", options), ours=_OURS, floor=_FLOOR, rounds=_ROUNDS),
+        Entry(key=_FLOOR, role="floor", take=_alone(floor.CONTENDER, "polled", options), rounds=_ROUNDS),
         Entry(
             key=Key("executorlib", "files"),
             role="peer",
@@ -38,7 +41,7 @@ def entries(sizes: Sizes) -> list[Entry]:
             environment=files.environment,
             ours=_OURS,
             floor=_FLOOR,
-            rounds=3,
+            rounds=_ROUNDS,
         ),
     ]
 

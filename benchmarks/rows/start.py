@@ -21,6 +21,9 @@ _FIRST = Key("spoolpool", "import to first result")
 _WAITING = 1000
 """Tasks in the spool that is looked at."""
 
+_ROUNDS = 3
+"""Turns at most: each starts everything several times."""
+
 
 def entries(sizes: Sizes) -> list[Entry]:
     """Imports in new interpreters, commands, groups, and programs that make one call."""
@@ -42,6 +45,7 @@ def entries(sizes: Sizes) -> list[Entry]:
             ours=None if role == "ours" or key == _MPI else ours,
             floor=None if role == "floor" else _FLOOR,
             goals={} if goal is None else {"time": Goal(limit=goal)},
+            rounds=_ROUNDS,
         )
 
     def imported(what: str) -> Sequence[str]:
@@ -56,7 +60,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     def group(key: Key, **options: object) -> Entry:
         take = job_of(spoolpool.CONTENDER, "start", tasks=sizes.starts, **options)
         goals = {"time": Goal(limit=1.3, of="floor")} if key == _GROUP else {}
-        return Entry(key=key, role="ours", take=take, floor=_MPI, goals=goals)
+        return Entry(key=key, role="ours", take=take, floor=_MPI, goals=goals, rounds=_ROUNDS)
 
     executor = "from spoolpool import Executor"
     peer = executorlib.CONTENDER.environment
