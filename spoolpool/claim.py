@@ -10,7 +10,6 @@ import errno
 import logging
 import math
 import os
-import random
 import time
 from collections.abc import Callable, Container, Mapping
 
@@ -31,8 +30,8 @@ log = logging.getLogger(__name__)
 
 _AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
 _USELESS, _PATIENCE = 64, 4096  # files of one bucket, after which the others are looked at first; twice as many next
-_STALE = 2  # names in a row that others had taken, after which a bucket is listed anew
-_WINDOW = 1000  # names among which a crowd of claimers spreads
+_MISSED = 3  # names in a row that others had taken, after one more of which the other buckets are looked at first
+_BUSY = 1000  # files whose locks were taken, of which those that were found so long ago are forgotten
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
 
@@ -249,7 +248,6 @@ class Claimer:
         self._trust = trust
         spool.need_key()
         self._listing = Listing(spool, serves, self._refuse, weights, submitter)
-        self._window = 1
         self._refused: dict[str, str] = {}
         self._keyless: dict[str, float] = {}
         self._useless = 0  # files that came to nothing
@@ -299,33 +297,29 @@ class Claimer:
         bucket = self._spool.layout.bucket(source.lane, source.bucket)
         place = self._listing.place(source)
         hopeless = True
-        missed, stale = 0, _STALE
+        missed = 0
         most = self._useless + self._patience
         while names:
             if self._useless > most:  # junk: have a look at the other buckets before the rest of it
                 self._patience = min(_PATIENCE, 2 * self._patience)
                 self._listing.cut(source)
                 return None
-            among = min(self._window, len(names))
-            name = names.pop(-1 - (random.randrange(among) if among > 1 else 0))
+            name = names.pop()
             token = layout.parse_token(name)
             if token is None or token.worker:
                 continue
             path = f"{bucket}/{name}"
             claim = self._claim(path, f"{place}/{name}", token, source.user)
             if claim is not None:
-                self._window = max(1, self._window - self._window // 8 - 1)
                 self._patience = _USELESS
                 return claim
             if path in self._refused:
                 continue
             hopeless = False
-            # somebody else works through the same listing: spread out
-            self._window = min(_WINDOW, self._window * 2)
             missed += 1
-            if missed == stale:  # most of it is gone by now; what is still there, and cannot be had, is no reason
-                names[:] = self._listing.renew(source)
-                missed, stale = 0, 2 * stale
+            names = self._listing.missed(source, name)
+            if missed > _MISSED or self._listing.crowded(source):
+                self._listing.cut(source)
         if hopeless:
             self._listing.hopeless(source)
         return None
@@ -404,7 +398,7 @@ class Claimer:
         if try_lock(fd) is not Lock.BUSY:
             self._busy.pop(token.name, None)
             return True
-        if len(self._busy) > _WINDOW:
+        if len(self._busy) > _BUSY:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
         return now - self._busy.setdefault(token.name, now) > self._lease
 

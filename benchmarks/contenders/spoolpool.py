@@ -70,7 +70,7 @@ def _fill(directory: str, count: int, taken: int) -> None:
         bucket = f"499-{start:014x}-{submitter}"
         os.makedirs(spool.layout.bucket(lane, bucket))
         for number in range(start, min(count, start + settings.BUCKET_SIZE)):
-            name = f"499-{number:014x}-{number:010x}"
+            name = f"499-{number:014x}-{os.urandom(5).hex()}"
             if number < taken:
                 header = task.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
                 submit(spool, header, envelope.pack(task.encode(header), b""))
