@@ -73,24 +73,15 @@ def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_
 
 @pytest.mark.sharedfs
 @pytest.mark.slow
-def test_a_shared_filesystem_is_measured_with_submitter_and_group_on_different_mounts(tmp_path, monkeypatch):
+def test_a_shared_filesystem_is_measured_with_submitter_and_group_on_different_mounts():
     if reason := moosefs.missing():
         pytest.skip(reason)
-    monkeypatch.setenv("SPOOLPOOL_VENV", sys.prefix)
-    command = ["scripts/bench", "shared", "--no-peers", "--rounds", "1", "--calls", "8", "--seconds", "2"]
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "report.json"), "--dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
-    figures = {entry["case"] or entry["role"]: entry["figures"] for entry in row["entries"]}
-    assert figures.keys() == {"durability none", "durability data", "floor"}
-    assert all(each["after a pause"]["median"] > 0 and each["at once"]["median"] > 0 for each in figures.values())
-    assert figures["durability none"]["after a pause"]["floor"] is not None
+    entries = ROWS["shared"].entries(Sizes(calls=8, seconds=2.0))
+    report = _report(*(entry for entry in entries if entry.role == "floor" or "none" in entry.key.case))
+    ours, floor = report["rows"][0]["entries"]
+    assert (ours["missing"], floor["missing"]) == (None, None)
+    assert min(*ours["facts"].values(), *floor["facts"].values()) > 0
+    assert ours["facts"].keys() == floor["facts"].keys() == {"at once", "after a pause"}
 
 
 def test_a_shared_filesystem_that_cannot_be_started_is_reported_with_the_reason(monkeypatch):
