@@ -31,6 +31,11 @@ def test_the_committed_report_stays_small():
     assert (DOCS / "benchmarks" / "report.json").stat().st_size < 300_000
 
 
+def test_the_decision_on_a_missed_goal_is_there():
+    named = [row.decision for row in ROWS.values() if row.decision]
+    assert [name for name in named if not (DOCS / "decisions" / name).is_file()] == []
+
+
 def test_an_invented_report_shows_every_part(invented):
     report, rows = invented
     text = page.files(report, rows)["benchmarks.md"].replace("\N{NO-BREAK SPACE}", " ")

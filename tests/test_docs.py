@@ -302,6 +302,7 @@ def test_the_table_of_the_attacks_leaves_none_out() -> None:
 def test_every_decision_is_listed_dated_and_has_a_number_of_its_own() -> None:
     listed = [row[0] for row in table((DOCS / "decisions" / "README.md").read_text(encoding="utf-8"))]
     assert listed == [f"[{page.stem[:4]}]({page.name})" for page in DECISIONS]
+    assert len({page.stem[:4] for page in DECISIONS}) == len(DECISIONS)
     for page in DECISIONS:
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"# {page.stem[:4]}: ")
