@@ -20,6 +20,9 @@ DURABILITIES: tuple[Any, ...] = ("none", "data", "full")
 SERVED = "served"
 """Variant: attached to the spool of this name in the job's directory, which a group serves already."""
 
+PACKED = "packed"
+"""Variant: embedded, where calls may share a task."""
+
 
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
@@ -29,6 +32,9 @@ def executor(job: Job) -> Iterator[Submits]:
     if job.variant == SERVED:
         with Executor(cores_per_worker=job.ranks, spool=f"{job.directory}/{SERVED}") as submitter:
             yield submitter
+    elif job.variant == PACKED:
+        with Executor(max_workers=job.workers, pack=True) as packing:
+            yield packing
     elif job.variant:
         with _attached(job) as attached:
             yield attached

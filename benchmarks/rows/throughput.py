@@ -74,6 +74,18 @@ def entries(sizes: Sizes) -> list[Entry]:
                 rounds=_ROUNDS,
             )
         )
+        packed = Key("spoolpool", f"pack=True, {case}")
+        found.append(
+            Entry(
+                key=packed,
+                role="ours",
+                take=job_of(spoolpool.CONTENDER, "throughput", variant=spoolpool.PACKED, **options),
+                ours=ours,
+                floor=_FLOOR,
+                goals={"rate": _goals(files)["rate"]} if sizes.tasks >= 10_000 else {},
+                rounds=_ROUNDS,
+            )
+        )
         for key, contender in present:
             few = {"tasks": _FEW} if contender is hyperqueue.CONTENDER or key == _PROCESS_PER_CALL else {}
             variant = "file" if key == _PROCESS_PER_CALL else ""
@@ -102,14 +114,15 @@ ROW = Row(
     about=f"""\
 Calls of `pow(2, 3)` without waiting, until the last value is there: submitted one by one; by `map`; and by `map` with
 {LARGE_CHUNK} calls to a task, where a contender has these, and then ten times as many calls. Everybody has as many
-workers as the line says, and makes as many calls as fit into the time that a turn has; those one by one are told
-below the tables. The floor is the system calls of one task from submit to collected, in one process that waits for
-nobody, does not pickle, and lists nothing. Of the peers that go by files, dirq, kombu and persist-queue are only
-queues: their workers and their results are a few lines of the benchmark, which poll every millisecond and promise
-nothing after a crash. persist-queue is one SQLite file per worker and direction, on one host. kombu's transport loses
-messages that are looked for while they are written, so the benchmark puts a lock around it. huey polls every 10 ms,
-and of jug neither the start of its processes nor the making of its tasks is counted. HyperQueue and executorlib's
-file mode start an interpreter per call, and make {_FEW} calls.
+workers as the line says (with `pack=True` ours may let calls that wait share a task; each has its own future), and
+makes as many calls as fit into the time that a turn has; those one by one are told below the tables. The floor is the
+system calls of one task from submit to collected, in one process that waits for nobody, does not pickle, and lists
+nothing. Of the peers that go by files, dirq, kombu and persist-queue are only queues: their workers and their results
+are a few lines of the benchmark, which poll every millisecond and promise nothing after a crash. persist-queue is one
+SQLite file per worker and direction, on one host. kombu's transport loses messages that are looked for while they are
+written, so the benchmark puts a lock around it. huey polls every 10 ms, and of jug neither the start of its processes
+nor the making of its tasks is counted. HyperQueue and executorlib's file mode start an interpreter per call, and make
+{_FEW} calls.
 """,
     quantities=(
         Quantity(name="rate", unit="/s", title="calls per second, one by one"),
@@ -118,4 +131,5 @@ file mode start an interpreter per call, and make {_FEW} calls.
         Quantity(name="CPU", unit="s", title="CPU time per call one by one, all processes"),
     ),
     entries=entries,
+    decision="0037-each-call-a-task-unless-packed.md",
 )
