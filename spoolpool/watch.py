@@ -82,6 +82,10 @@ class Watch:
             self._drain(fd)
         return bool(ready)
 
+    def pause(self, seconds: float) -> bool:
+        """Wait, if changes can be seen; what changed until now is forgotten. Call it before the look for it."""
+        return self.wait(seconds if self._watched else 0.0)
+
     def clear(self) -> None:
         """Forget the changes so far; call it before the look that they would announce."""
         self.wait(0.0)

@@ -44,6 +44,8 @@ Init = tuple[Buffer, Sequence[Buffer]]
 
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 2.0
 _LOOKS = 1000  # per second, of all idle groups of a spool together: more of them look less often
+_BREATH = 0.001  # seconds after a task in which the next one may announce itself: cheaper than to look for it
+_FIRST_VAIN, _LAST_VAIN = 0.001, 0.008  # seconds of rest for who was woken and came too late, each time in a row
 _LOOK_EVERY = 0.5  # seconds after which also a busy worker looks whether it is still wanted
 _LONG = 0.02  # seconds of a task after which that look costs nothing beside it
 
@@ -129,6 +131,7 @@ class Worker:
         self._until = None if terms.max_time is None else time.monotonic() + terms.max_time
         self._unsure = False  # whether something may be claimed in this worker's name without its knowing
         self._marks = Marks(spool)
+        self._busy = False  # whether the last turn did a task
         self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
@@ -191,6 +194,7 @@ class Worker:
 
     def _loop(self) -> int:
         rhythm = Backoff(_FIRST_LOOK, _LAST_LOOK)
+        vain = Backoff(_FIRST_VAIN, _LAST_VAIN, 2.0)
         watched: set[str] = set()
         idle_since = time.monotonic()
         done = 0
@@ -210,6 +214,7 @@ class Worker:
                 done += 1
                 woken = False
                 rhythm.reset()
+                vain.reset()
                 idle_since = time.monotonic()
                 if self._group.tainted:
                     return settings.EXIT_RENEW
@@ -227,14 +232,21 @@ class Worker:
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
             self._housekeeping()
-            rhythm.last = max(_LAST_LOOK, self._recovery.workers / _LOOKS)
-            seconds = rhythm.next()
-            if (due := self._releaser.due) is not None:
-                seconds = min(seconds, max(0.0, due - time.monotonic()))
-            woken = self._watch.wait(seconds)
-            if woken:
-                rhythm.reset()
+            if woken:  # another group was quicker, and may be with the next task, which would wake all again
+                vain.sleep()
+            woken = self._wait(rhythm)
         return 0
+
+    def _wait(self, rhythm: Backoff) -> bool:
+        """Wait for the next look; whether something came before."""
+        rhythm.last = max(_LAST_LOOK, self._recovery.workers / _LOOKS)
+        seconds = rhythm.next()
+        if (due := self._releaser.due) is not None:
+            seconds = min(seconds, max(0.0, due - time.monotonic()))
+        woken = self._watch.wait(seconds)
+        if woken:
+            rhythm.reset()
+        return woken
 
     def _may_begin(self) -> bool:
         """Whether another task may begin, if one comes."""
@@ -246,7 +258,8 @@ class Worker:
         ``woken``: something came, but it need not be a task that is ready.
         """
         if not self._claimer.supplied:  # else no listing follows that changes would announce
-            self._watch.clear()
+            woken = self._watch.pause(_BREATH if self._busy else 0.0) or woken
+            self._busy = False
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
@@ -256,6 +269,7 @@ class Worker:
             self._group.settle(idle=True)
             return self._claimer.directories()
         self._work(claim)
+        self._busy = True
         self._group.settle(idle=False)
         return None
 

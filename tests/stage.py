@@ -128,6 +128,9 @@ class SilentWatch:
     def clear(self) -> None:
         pass
 
+    def pause(self, seconds: float) -> bool:
+        return False
+
     def wake(self) -> None:
         pass
 

@@ -174,6 +174,19 @@ def test_a_task_for_which_a_worker_waited_costs_a_listing_that_finds_it_and_a_lo
     assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN, costs.LOOK)
 
 
+class PromptWatch(BusyWatch):
+    """The same, in the moment that the worker leaves it for that."""
+
+    def pause(self, seconds: float) -> bool:
+        return bool(seconds and self._tasks and self.wait(seconds))
+
+
+def test_a_task_that_comes_right_after_the_last_one_costs_a_listing_that_finds_it(inbox: Inbox, clock: Clock) -> None:
+    few, many = (work(inbox.spool, PromptWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
+    metadata, _ = each(few, many, 10)
+    assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN)
+
+
 # -- nothing to do
 
 
