@@ -18,7 +18,8 @@ from spoolpool.backoff import Backoff
 from spoolpool.call import Report
 from spoolpool.call import failed as failed_call
 from spoolpool.cancellation import Marks
-from spoolpool.claim import Claim, Claimer, commit, give_back, has_outcome
+from spoolpool.claim import Claim, commit, give_back, has_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.context import assisting
 from spoolpool.dependencies import Dependencies, Ended
 from spoolpool.envelope import Buffer

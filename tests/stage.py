@@ -19,6 +19,7 @@ import pytest
 from spoolpool import (
     backoff,
     claim,
+    claimer,
     collector,
     dependencies,
     envelope,
@@ -89,7 +90,7 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
-        others = () if observers else (backoff, claim, dependencies, listing, publishing, retention, worker)
+        others = () if observers else (backoff, claimer, dependencies, listing, publishing, retention, worker)
         for module in (recovery, registry, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock

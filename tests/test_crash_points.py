@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from spoolpool import cancellation, layout
-from spoolpool.claim import Claimer, commit, give_back, retry, write_outcome
+from spoolpool.claim import commit, give_back, retry, write_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolFull, SpoolpoolError
 from spoolpool.identity import Identity
 from spoolpool.layout import Token

@@ -17,6 +17,7 @@ import pytest
 from spoolpool import Executor, claim, envelope, fsio, layout, pickling
 from spoolpool import task as records
 from spoolpool.check import check, repair
+from spoolpool.claimer import Claimer
 from spoolpool.cli.spool import main
 from spoolpool.config import Keep
 from spoolpool.errors import WorkerLost
@@ -384,7 +385,7 @@ def test_a_claimer_removes_an_empty_bucket_only_when_its_submitter_went_on_to_th
         return path
 
     urgent, first, other = bucket(9), bucket(0), bucket(0, LANE.replace("default", "other"))
-    claimer = claim.Claimer(spool, new_worker_id(), lambda _: True, Trust())
+    claimer = Claimer(spool, new_worker_id(), lambda _: True, Trust())
     assert claimer.next() is None
     assert urgent.exists() and first.exists() and other.exists()
     second = bucket(0)

@@ -10,7 +10,8 @@ import pytest
 
 from spoolpool import layout, pickling, signature
 from spoolpool.check import check
-from spoolpool.claim import Claimer, commit, write_outcome
+from spoolpool.claim import commit, write_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.errors import SpoolVersion
 from spoolpool.layout import Layout
 from spoolpool.objects import ObjectCache, holds

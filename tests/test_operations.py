@@ -20,7 +20,7 @@ from benchmarks.contender import Job
 from benchmarks.contenders import spoolpool as contender
 from benchmarks.costs import Costs
 from spoolpool import fsio, layout, settings, worker
-from spoolpool.claim import Claimer
+from spoolpool.claimer import Claimer
 from spoolpool.detector import CROWD, FEW
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity

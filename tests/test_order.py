@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolpool import envelope, fsio, layout, task
-from spoolpool.claim import Claimer
+from spoolpool.claimer import Claimer
 from spoolpool.layout import Lane, Token
 from spoolpool.order import Order, Source
 from spoolpool.spool import Spool

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from spoolpool import claim, fsio, layout, recovery, registry, settings
-from spoolpool.claim import Claimer, commit, has_outcome, write_outcome
+from spoolpool.claim import commit, has_outcome, write_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.errors import WorkerLost
 from spoolpool.identity import Identity
 from spoolpool.layout import Token

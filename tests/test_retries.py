@@ -19,6 +19,7 @@ import pytest
 from spoolpool import Executor, census, claim, envelope, fsio, layout, settings, waiting
 from spoolpool import task as records
 from spoolpool.check import check, repair
+from spoolpool.claimer import Claimer
 from spoolpool.cli.spool import main
 from spoolpool.config import Keep
 from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, WorkerLost
@@ -415,7 +416,7 @@ def deaths(spool: Spool, inbox: Inbox, **options: Any) -> int:
     future = inbox.put(pow, 2, 2, **options)
     for number in itertools.count(1):
         dead = announce(spool, dead_process())
-        claimer = claim.Claimer(spool, dead, lambda _: True, Trust())
+        claimer = Claimer(spool, dead, lambda _: True, Trust())
         mine = claimer.next()
         assert mine is not None and mine.header.task == future.task
         assert mine.token.attempt == number

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from spoolpool import Executor, envelope, fsio, layout, pickling, signature, task
-from spoolpool.claim import Claimer, write_outcome
+from spoolpool.claim import write_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotTrusted
 from spoolpool.layout import Token

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from spoolpool import cancellation
-from spoolpool.claim import Claim, Claimer, commit, give_back, retry, write_outcome
+from spoolpool.claim import Claim, commit, give_back, retry, write_outcome
+from spoolpool.claimer import Claimer
 from spoolpool.layout import CANCELLED, Token
 from spoolpool.recovery import Recovery
 from spoolpool.task import TaskHeader

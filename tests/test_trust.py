@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spoolpool import envelope, fsio, layout, pickling, registry, settings, task, trust
-from spoolpool.claim import Claimer
+from spoolpool.claimer import Claimer
 from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
 from spoolpool.layout import Lane, Token
 from spoolpool.recovery import Recovery

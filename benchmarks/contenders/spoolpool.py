@@ -89,7 +89,7 @@ class _Taker:
 
     def __init__(self, directory: str) -> None:
         from spoolpool import fsio, layout
-        from spoolpool.claim import Claimer
+        from spoolpool.claimer import Claimer
         from spoolpool.spool import Spool
         from spoolpool.trust import Trust
 

@@ -17,7 +17,7 @@ import pytest
 
 from spoolpool import envelope, pickling, settings, task, worker
 from spoolpool.access import Mode
-from spoolpool.claim import Claimer
+from spoolpool.claimer import Claimer
 from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane, new_task_id

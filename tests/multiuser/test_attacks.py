@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spoolpool import check, claim, envelope, fsio, garbage, layout
+from spoolpool import check, claim, claimer, envelope, fsio, garbage, layout
 from spoolpool.config import Keep
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.layout import Layout, Token
@@ -289,7 +289,7 @@ def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, m
     forged = group.path / "tmp" / layout.new_task_id()
     with group.mallory.acting():
         fsio.create(str(forged), group.forge(future.header, Canary(group.canary)), mode=0o640)
-    real = claim.try_lock
+    real = claimer.try_lock
 
     def swap(fd: int) -> object:
         if forged.exists():
@@ -297,7 +297,7 @@ def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, m
                 forged.rename(path)
         return real(fd)
 
-    monkeypatch.setattr(claim, "try_lock", swap)
+    monkeypatch.setattr(claimer, "try_lock", swap)
     group.work()
     assert not forged.exists() and not group.canary.exists()
     group.collect()
