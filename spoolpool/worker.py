@@ -259,8 +259,7 @@ class Worker:
         ``woken``: something came, but it need not be a task that is ready.
         """
         if not self._claimer.supplied:  # else no listing follows that changes would announce
-            woken = self._watch.pause(_BREATH if self._busy else 0.0) or woken
-            self._busy = False
+            woken = self._breathe() or woken
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
@@ -273,6 +272,13 @@ class Worker:
         self._busy = True
         self._group.settle(idle=False)
         return None
+
+    def _breathe(self) -> bool:
+        """Forget the changes that a listing will show; after a task, give the next one a moment to come first."""
+        busy, self._busy = self._busy, False
+        if busy:
+            self._group.settle(idle=True)
+        return self._watch.pause(_BREATH if busy else 0.0)
 
     def _wanted(self) -> bool:
         """Whether nobody has asked this worker to end, and the process lives for whose sake it runs."""
