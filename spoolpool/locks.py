@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable
 from enum import Enum
+from types import ModuleType
 
 UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})
 """Mounts without locks: NFS without lockd (ENOLCK), Lustre without ``flock`` (ENOSYS); EBADF is
@@ -24,10 +24,10 @@ class Lock(Enum):
 
 
 @functools.cache
-def _lock() -> Callable[..., bool]:
-    from filelock import lock_descriptor  # 30 ms of imports that a submitter does not need
+def _library() -> ModuleType:
+    import filelock  # 30 ms of imports that a submitter does not need
 
-    return lock_descriptor
+    return filelock
 
 
 def try_lock(fd: int) -> Lock:
@@ -37,7 +37,7 @@ def try_lock(fd: int) -> Lock:
     they must close it.
     """
     try:
-        return Lock.TAKEN if _lock()(fd, blocking=False) else Lock.BUSY
+        return Lock.TAKEN if _library().lock_descriptor(fd, blocking=False) else Lock.BUSY
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return Lock.NONE
