@@ -133,6 +133,7 @@ class Worker:
         self._unsure = False  # whether something may be claimed in this worker's name without its knowing
         self._marks = Marks(spool)
         self._busy = False  # whether the last turn did a task
+        self._stirred = False  # whether something changed that was no task: perhaps this worker is to end
         self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
@@ -227,9 +228,11 @@ class Worker:
             if directories != watched:
                 self._watch.keep(directories)
                 watched = directories
+                self._stirred = True
                 continue  # what came before the watch was set is found by one more look
-            if (woken or time.monotonic() >= self._look_due) and not self._wanted():
+            if (woken or self._stirred or time.monotonic() >= self._look_due) and not self._wanted():
                 break
+            self._stirred = False
             if self._terms.idle_timeout is not None and time.monotonic() - idle_since > self._terms.idle_timeout:
                 break
             self._housekeeping()
@@ -259,7 +262,8 @@ class Worker:
         ``woken``: something came, but it need not be a task that is ready.
         """
         if not self._claimer.supplied:  # else no listing follows that changes would announce
-            woken = self._breathe() or woken
+            self._stirred |= self._breathe()
+            woken = woken or self._stirred
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
@@ -268,6 +272,7 @@ class Worker:
         if claim is None:
             self._group.settle(idle=True)
             return self._claimer.directories()
+        self._stirred = False
         self._work(claim)
         self._busy = True
         self._group.settle(idle=False)

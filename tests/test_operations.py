@@ -26,6 +26,7 @@ from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.lookout import Service
 from spoolpool.recovery import Recovery
+from spoolpool.registry import ask_to_stop
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker
@@ -185,6 +186,29 @@ def test_a_task_that_comes_right_after_the_last_one_costs_a_listing_that_finds_i
     few, many = (work(inbox.spool, PromptWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
     metadata, _ = each(few, many, 10)
     assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN)
+
+
+class LastWatch(PromptWatch):
+    """The same; after the last task the submitter asks the worker to end, in the moment that it leaves the next one."""
+
+    def __init__(self, clock: Clock, inbox: Inbox, tasks: int) -> None:
+        super().__init__(clock, inbox, tasks)
+        self._spool = inbox.spool
+
+    def pause(self, seconds: float) -> bool:
+        if self._tasks or not seconds:
+            return super().pause(seconds)
+        [name] = fsio.names(self._spool.layout.workers)
+        ask_to_stop(self._spool, name)
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        assert self._tasks, "it waits on, although it was asked to end"
+        return super().wait(seconds)
+
+
+def test_a_worker_that_is_asked_to_end_in_the_moment_after_a_task_ends(inbox: Inbox, clock: Clock) -> None:
+    work(inbox.spool, LastWatch(clock, inbox, 3))
 
 
 # -- nothing to do
