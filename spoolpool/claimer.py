@@ -109,7 +109,7 @@ class Claimer:
         bucket = self._spool.layout.bucket(source.lane, source.bucket)
         place = self._listing.place(source)
         hopeless = True
-        missed = 0
+        missed: set[str] = set()
         most = self._useless + self._patience
         while names:
             if self._useless > most:  # junk: have a look at the other buckets before the rest of it
@@ -117,6 +117,8 @@ class Claimer:
                 self._listing.cut(source)
                 return None
             name = names.pop()
+            if name in missed:  # it is listed anew, and was in somebody's hands a moment ago
+                continue
             token = layout.parse_token(name)
             if token is None or token.worker:
                 continue
@@ -128,9 +130,9 @@ class Claimer:
             if path in self._refused:
                 continue
             hopeless = False
-            missed += 1
+            missed.add(name)
             names = self._listing.missed(source, name)
-            if missed > _MISSED or self._listing.crowded(source):
+            if len(missed) > _MISSED or self._listing.crowded(source):
                 self._listing.cut(source)
         if hopeless:
             self._listing.hopeless(source)

@@ -107,14 +107,6 @@ def _read_at(fd: int, size: int, position: int) -> bytes:
     return data
 
 
-def _read_plain(data: bytes, header_length: int, path: str) -> Envelope:
-    """The content of a small file without buffers, as most are; its lengths are known to add up."""
-    if xxhash.xxh3_128_digest(memoryview(data)[:-_DIGEST]) != data[-_DIGEST:]:
-        raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
-    end = _PREFIX.size + header_length
-    return Envelope(data[_PREFIX.size : end], data[end:-_DIGEST], ())
-
-
 def _read_private(fd: int, size: int, path: str) -> memoryview:
     """So many bytes, or all up to the end, in pages of this process's own."""
     try:
@@ -146,8 +138,6 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     elif size >= _MAP_FROM:
         allowed = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
-    elif not check and size < _SMALL and len(start) == _PREFIX.size + header_length + payload_length + _DIGEST:
-        return _read_plain(start, header_length, path)
     body = memoryview(whole)[: size - signed]
     if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
         raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
@@ -155,6 +145,9 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
         check(path, body, bytes(whole[size - signed :]))
         count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # now it is believed
     position = _PREFIX.size + 8 * count
+    if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:  # as most
+        end = position + header_length
+        return Envelope(start[position:end], start[end:-_DIGEST], ())
     header = bytes(body[position : position + header_length])
     position += header_length
     payload = body[position : position + payload_length]

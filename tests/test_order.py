@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from spoolpool import envelope, fsio, layout, task
 from spoolpool.claimer import Claimer
 from spoolpool.layout import Lane, Token
+from spoolpool.locks import Lock, try_lock
 from spoolpool.order import Order, Source
 from spoolpool.spool import Spool
 from spoolpool.submission import submit
@@ -335,6 +336,30 @@ def test_a_crowd_wastes_little_on_what_others_have_taken(spool: Spool, clock: Cl
         while taken < 1500:
             taken += sum(len(each.claim(1)) for each in crowd)
     assert tried["open"] - taken < 0.5 * taken
+
+
+def test_a_task_that_another_has_locked_is_opened_once_by_each_look(
+    backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = backlog.put(3, 1)
+    locked = [os.open(f"{place}/{name}", os.O_RDWR) for name in fsio.names(place)]
+    try:
+        assert all(try_lock(fd) is Lock.TAKEN for fd in locked)
+        opened = Counter[str]()
+        real = fsio.open_file
+
+        def count(path: str, **options: bool) -> int:
+            opened[path] += 1
+            return real(path, **options)
+
+        monkeypatch.setattr(fsio, "open_file", count)
+        assert backlog.claim(1) == []
+        assert sorted(opened.values()) == [1, 1, 1]
+    finally:
+        for fd in locked:
+            os.close(fd)
+    clock.sleep(1.1)
+    assert len(backlog.claim(4)) == 3
 
 
 def test_one_worker_alone_goes_by_the_names_again_after_a_crowd(spool: Spool, clock: Clock) -> None:
