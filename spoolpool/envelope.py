@@ -145,8 +145,8 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
         check(path, body, bytes(whole[size - signed :]))
         count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # now it is believed
     position = _PREFIX.size + 8 * count
-    if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:  # as most
-        end = position + header_length
+    if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:
+        end = position + header_length  # as most: nothing is to be aligned, and no view is needed
         return Envelope(start[position:end], start[end:-_DIGEST], ())
     header = bytes(body[position : position + header_length])
     position += header_length

@@ -115,14 +115,6 @@ def parse_token(name: str) -> Token | None:
     return Token(task, int(claim), int(attempt), worker or "")
 
 
-LOT_BITS = 12
-
-
-def lot_of(name: str) -> int:
-    """A number of :data:`LOT_BITS` bits that a task has, by the name of its file, as if by chance."""
-    return zlib.crc32(name.encode(errors="replace")) & (1 << LOT_BITS) - 1
-
-
 def new_task_id(priority: int = settings.PRIORITY) -> str:
     """A new task's id: sorts by priority (greater first), then by time, and is unique.
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections.abc import Callable, Mapping
 
 from spoolpool import fsio, layout
 from spoolpool.errors import NotTrusted
 from spoolpool.layout import Lane
+from spoolpool.lot import Lot
 from spoolpool.order import Order, Source
 from spoolpool.spool import Spool
 
 _FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
 _LATEST = 0.1  # seconds since a whole look for which, of a listing that is used up, one bucket alone is listed anew
 _HOPELESS = 10.0  # seconds for which a bucket comes last in which there are only names that this worker leaves alone
-_CALM = 16  # claims without a meeting, after which this claimer keeps less apart from others
 _WATCHED = 64  # buckets that are watched; the others are found by listing
 
 
@@ -48,9 +47,7 @@ class Listing:
         self._places: dict[Source, fsio.Place] = {}
         self._gave: set[Source] = set()
         self._latest: Source | None = None  # the bucket that gave the last task
-        self._lot = random.getrandbits(layout.LOT_BITS)
-        self._bits = 0  # of the lots, by which this claimer keeps apart from others
-        self._calm = 0  # claims since it met one of them in its own part
+        self._lot = Lot()
         self._doubtful: dict[Source, float] = {}
         self._bare = False  # whether that one was empty a moment ago
         self._looked = -_FRESH
@@ -132,41 +129,21 @@ class Listing:
     def missed(self, source: Source, name: str) -> list[str]:
         """Somebody else was first at a name of this bucket, whose turn it is; returns the names to go on with."""
         names = self._names[source]
-        if self._own(name) and len(names) > 1 and self._own(names[-2]):  # else somebody helped, or had nothing else
-            self._bits = min(layout.LOT_BITS, self._bits + 1)
-            self._lot = random.getrandbits(layout.LOT_BITS)
-            self._calm = 0
-            names = self._names[source] = self._sorted(names)
-            return names
-        return self._fill(source)
+        owns = self._lot.owns
+        if not (owns(name) and len(names) > 1 and owns(names[-2])):  # somebody helped, or had nothing else
+            return self._fill(source)
+        self._lot.met()
+        names = self._names[source] = self._lot.sorted(names)
+        return names
 
     def crowded(self, source: Source) -> bool:
         """Whether so little is left of the bucket that it is for those in whose parts it is."""
-        names = self._names[source]
-        return 0 < len(names) < 1 << self._bits and not self._own(names[-1])
-
-    def _sorted(self, names: list[str]) -> list[str]:
-        """In the order of claims, the first one last.
-
-        Where others claim from the same bucket, every name has a lot, as every claimer has. Those whose last bits are
-        like the claimer's own are its own part, so many bits as keep it from meeting others there: in it the oldest
-        comes first. The others come after them, in no order, so that those who are done with their parts seldom meet.
-        """
-        names = sorted(names, reverse=True)
-        if not self._bits:
-            return names
-        own = [name for name in names if self._own(name)]
-        others = [name for name in names if not self._own(name)]
-        random.shuffle(others)
-        return others + own
-
-    def _own(self, name: str) -> bool:
-        return not (layout.lot_of(name) ^ self._lot) & (1 << self._bits) - 1
+        return self._lot.crowded(self._names[source])
 
     def _fill(self, source: Source) -> list[str]:
         path = self._spool.layout.bucket(source.lane, source.bucket)
         self._places[source], listed = self._list(path)
-        names = self._names[source] = self._sorted(listed)
+        names = self._names[source] = self._lot.sorted(listed)
         if not names:
             self._put_off(source, _FRESH)
             self._remove(source)
@@ -178,11 +155,8 @@ class Listing:
 
     def served(self, source: Source) -> None:
         """A task of the bucket was claimed."""
-        self._calm += 1
-        if self._bits and self._calm > _CALM:  # they may be gone
-            self._bits -= 1
-            self._calm -= _CALM // 4
-            self._names[source] = self._sorted(self._names[source])
+        if self._lot.claimed():  # the others may be gone
+            self._names[source] = self._lot.sorted(self._names[source])
         self._gave.add(source)
         self._latest = source
         self._doubtful.pop(source, None)  # it is in use again: what comes next into it is not to come last
