@@ -89,12 +89,14 @@ def in_fork(function: Callable[[], object]) -> object:
 
 
 _DIES = """\
-import os, sys, threading, time
+import os, sys, threading
 node = os.environ.get("FLUX_URI") or os.uname().nodename  # brokers of a test instance share a host
 if "--group-of" in sys.orig_argv and node.endswith({host!r}):
     def die(when):
+        from spoolpool.backoff import Backoff
+        rhythm = Backoff(0.005, 0.01)
         while not os.path.exists(when):
-            time.sleep(0.01)
+            rhythm.sleep()
         os.kill(os.getpid(), 9)
     when = {when!r}.format(os.environ["SPOOLPOOL_WORKER"])
     threading.Thread(target=die, args=(when,), daemon=True).start()

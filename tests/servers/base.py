@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from typing_extensions import Self
 
+from spoolpool.backoff import Backoff
+
 T = TypeVar("T")
 ServerT = TypeVar("ServerT", bound="Server")
 Argv: TypeAlias = Sequence[str | Path]
@@ -43,12 +45,11 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 120) -> T:
     This is the only place in this package where time passes on purpose.
     """
     deadline = time.monotonic() + timeout
-    delay = 0.005
+    rhythm = Backoff(0.005, 0.2, 2.0)
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise ServerError(f"waited {timeout:g} s in vain: {what}")
-        time.sleep(delay)
-        delay = min(2 * delay, 0.2)
+        rhythm.sleep()
     return value
 
 
