@@ -1,4 +1,4 @@
-"""Worker groups: one process, or the ranks of an MPI communicator, that run one task at a time together.
+"""The ranks of an MPI communicator as a worker group: they run one task at a time together.
 
 Rank 0 has the task; the others hear of it through their own duplicate of the communicator, so that no
 message of ours can meet one of a function's. Every message begins with what it is and the task's number
@@ -55,73 +55,6 @@ _IDLE_WOKEN, _IDLE = (0.001, 1.0), (0.0001, 0.02)
 _BUSY_WOKEN, _BUSY = (0.001, 0.05), (0.00002, 0.02)
 
 _RENEWALS = 500  # MPICH has 2048 communicators in all, and functions may want some
-
-
-class SerialGroup:
-    """One process, without MPI."""
-
-    size = 1
-
-    def __init__(
-        self,
-        ends: float | None = None,
-        spool: str = "",
-        *,
-        supervised: bool = False,
-        interrupter: Interrupter | None = None,
-        capture: Capture | None = None,
-        progress: ProgressSink | None = None,
-        objects: Objects | None = None,
-    ) -> None:
-        self._objects = objects
-        self._ends = ends
-        self._spool = spool
-        self._supervised = supervised
-        self._interrupter = interrupter or Interrupter(None, None, 0.0)
-        self._capture = capture or Capture(None)
-        self._progress = progress
-        self._presets = Presets()
-
-    @property
-    def tainted(self) -> bool:
-        """Whether a call was interrupted, and may have left something behind; then a supervisor replaces the group."""
-        return self._supervised and self._interrupter.struck
-
-    def knows(self, init: str) -> bool:
-        """Whether this ``init_function`` was called here."""
-        return self._presets.knows(init)
-
-    def run(
-        self, token: Token, header: TaskHeader, content: Content, init: Content | None, needed: Sequence[Needed] = ()
-    ) -> tuple[Report, int]:
-        """Run a call in this process; a call that waits for tasks of its own may be in the middle of it."""
-        task = CurrentTask(
-            id=token.task,
-            attempt=token.attempt,
-            worker=token.worker,
-            spool=self._spool,
-            ends=self._ends,
-            _progress=self._progress,
-        )
-        with self._capture.of(token):
-            report = call.run(
-                task,
-                *content,
-                header=header,
-                init_content=init,
-                presets=self._presets,
-                needed=needed,
-                objects=self._objects,
-                guard=self._interrupter.watch(token, header),
-            )
-        return report, 1
-
-    def settle(self, *, idle: bool) -> None:
-        """Nothing to be done between tasks."""
-
-    def stop(self) -> None:
-        """Nobody else to end."""
-        self._capture.close()
 
 
 def join(reports: Sequence[Report]) -> Report:

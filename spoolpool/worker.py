@@ -52,7 +52,7 @@ _LONG = 0.02  # seconds of a task after which that look costs nothing beside it
 
 
 class Group(Protocol):
-    """What a worker needs of its group: see :mod:`spoolpool.group`."""
+    """What a worker needs of its group: see :mod:`spoolpool.serial` and :mod:`spoolpool.group`."""
 
     size: int
 

@@ -40,7 +40,6 @@ from spoolpool.config import Keep
 from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.future import TaskFuture
-from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import (
     CANCELLED,
@@ -59,6 +58,7 @@ from spoolpool.pickling import ObjectRef
 from spoolpool.publishing import outcome_parts
 from spoolpool.recovery import Recovery
 from spoolpool.registry import Registration, WorkerInfo
+from spoolpool.serial import SerialGroup
 from spoolpool.session import Session
 from spoolpool.signature import outcome_label
 from spoolpool.spool import Spool

@@ -22,11 +22,11 @@ from benchmarks.costs import Costs
 from spoolpool import fsio, layout, settings, worker
 from spoolpool.claimer import Claimer
 from spoolpool.detector import CROWD, FEW
-from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.lookout import Service
 from spoolpool.recovery import Recovery
 from spoolpool.registry import ask_to_stop
+from spoolpool.serial import SerialGroup
 from spoolpool.spool import Spool
 from spoolpool.trust import Trust
 from spoolpool.worker import Terms, Worker

@@ -74,11 +74,11 @@ def work(wishes: Wishes) -> int:
         return _work_with_mpi(wishes, terms, size, worker)
     from spoolpool.cancellation import is_asked
     from spoolpool.capture import Capture
-    from spoolpool.group import SerialGroup
     from spoolpool.interruption import Interrupter
     from spoolpool.objects import ObjectCache
     from spoolpool.progress import Progress
     from spoolpool.publishing import publish_for_group
+    from spoolpool.serial import SerialGroup
 
     spool = open_spool(wishes.directory)
     group = SerialGroup(

@@ -18,11 +18,11 @@ import pytest
 from spoolpool import envelope, pickling, settings, task, worker
 from spoolpool.access import Mode
 from spoolpool.claimer import Claimer
-from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import Lane, new_task_id
 from spoolpool.needs import Needs
 from spoolpool.objects import ObjectCache
+from spoolpool.serial import SerialGroup
 from spoolpool.session import TaskFuture
 from spoolpool.spool import Spool
 from spoolpool.task import TaskHeader

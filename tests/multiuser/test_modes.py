@@ -14,11 +14,11 @@ from spoolpool import Executor, pickling, worker
 from spoolpool.access import RIGHTS
 from spoolpool.cache import Entry, cache_of
 from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
-from spoolpool.group import SerialGroup
 from spoolpool.identity import Identity
 from spoolpool.layout import Layout
 from spoolpool.objects import put_object, read_object
 from spoolpool.registry import Registration
+from spoolpool.serial import SerialGroup
 from spoolpool.spool import Spool
 from spoolpool.status import Observer
 from spoolpool.trust import Trust
