@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 
-from spoolpool import Executor, pickling
+from spoolpool import Executor
+from spoolpool.calls import pickling
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from spoolpool.bar import as_completed, wait
+from spoolpool.client.progress_bar import as_completed, wait
 from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:
-    from spoolpool.cache import get_cache_data
+    from spoolpool.calls.pickling import ObjectRef
+    from spoolpool.client.futures import get_item_from_future, split_future
+    from spoolpool.client.result_cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
-    from spoolpool.future import get_item_from_future, split_future
-    from spoolpool.pickling import ObjectRef
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.spool import Spool
 
 __version__ = "0.1.0"
 
@@ -27,14 +27,14 @@ _WHERE = {
     "Executor": "spoolpool.executor",
     "FluxExecutor": "spoolpool.executor",
     "MPIExecutor": "spoolpool.executor",
-    "ObjectRef": "spoolpool.pickling",
+    "ObjectRef": "spoolpool.calls.pickling",
     "SlurmExecutor": "spoolpool.executor",
     "ShellExecutor": "spoolpool.programs",
-    "Spool": "spoolpool.spool",
+    "Spool": "spoolpool.protocol.spool",
     "SubprocessExecutor": "spoolpool.programs",
-    "get_cache_data": "spoolpool.cache",
-    "get_item_from_future": "spoolpool.future",
-    "split_future": "spoolpool.future",
+    "get_cache_data": "spoolpool.client.result_cache",
+    "get_item_from_future": "spoolpool.client.futures",
+    "split_future": "spoolpool.client.futures",
 }
 
 __all__ = [

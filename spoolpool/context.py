@@ -26,6 +26,8 @@ class ProgressSink(Protocol):
 class CurrentTask:
     """The task that runs."""
 
+    __module__ = "spoolpool"
+
     id: str
     """Task id."""
     attempt: int
@@ -125,3 +127,6 @@ class running:  # noqa: N801  as above
     def __exit__(self, *_: object) -> None:
         _current.reset(self._before)
         self._task.clean()
+
+
+current_task.__module__ = "spoolpool"

@@ -24,19 +24,23 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool import graph, layout, mapping, pickling, settings
-from spoolpool.batched import batched
-from spoolpool.batchpool import BatchOptions
-from spoolpool.blueprint import Blueprint
-from spoolpool.core import Core
-from spoolpool.envelope import Buffer
+from spoolpool import settings
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef
+from spoolpool.client.batched import batched
+from spoolpool.client.futures import TaskFuture
+from spoolpool.client.map import iterate_values
+from spoolpool.client.options import ExecutorOptions
+from spoolpool.client.packing import PackKey
+from spoolpool.client.references import CallReferences
+from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadRequest
-from spoolpool.future import TaskFuture
-from spoolpool.needs import Needs
-from spoolpool.packing import Shape
-from spoolpool.pickling import ObjectRef
+from spoolpool.format.envelope import Buffer
+from spoolpool.format.names import new_task_id
+from spoolpool.monitor import graph
+from spoolpool.pool.batch_pool import BatchOptions
+from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
-from spoolpool.spool import Spool
 
 if TYPE_CHECKING:
     import asyncio
@@ -95,6 +99,8 @@ class Executor(futures.Executor):
     Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
     """
 
+    __module__ = "spoolpool"
+
     default_backend = "auto"
     """What ``backend`` is if nobody says."""
 
@@ -134,7 +140,7 @@ class Executor(futures.Executor):
         if share_from is not None and share_from < pickling.OUT_OF_BAND:
             raise BadRequest(f"share_from is {share_from}; it must be {pickling.OUT_OF_BAND} or more, or None.")
         self._share_from = share_from or sys.maxsize
-        self._blueprint = Blueprint(
+        self._blueprint = ExecutorOptions(
             defaults=self._defaults,
             queue=queue,
             backend=backend or self.default_backend,
@@ -164,7 +170,7 @@ class Executor(futures.Executor):
         self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
         self._lock = threading.RLock()
         self._shut = False
-        self._core: Core | None = None
+        self._core: ExecutorRuntime | None = None
         self._open()
         _live.add(self)
 
@@ -202,13 +208,13 @@ class Executor(futures.Executor):
         cached, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
         if kept is not None:
             return kept
-        needs = Needs(core.spool, layout.new_task_id(wishes.priority), core.session.holdings.take)
+        needs = CallReferences(core.spool, new_task_id(wishes.priority), core.session.holdings.take)
         try:
             payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer, self._share_from)
             keys = {"cache": cached, "key": key}
             if self._packer is None or cached:
                 return self._submit(core, needs, fn, payload, buffers, wishes, keys)
-            shape = Shape(self._blueprint.lane(wishes).name, pickling.label(fn), wishes)
+            shape = PackKey(self._blueprint.lane(wishes).name, pickling.label(fn), wishes)
             packed = self._packer.take(fn, payload, buffers, needs, shape)
             if packed is None:
                 alone = self._submit(core, needs, fn, payload, buffers, wishes, keys)
@@ -220,8 +226,8 @@ class Executor(futures.Executor):
 
     def _submit(
         self,
-        core: Core,
-        needs: Needs,
+        core: ExecutorRuntime,
+        needs: CallReferences,
         fn: Callable[..., T],
         payload: Buffer,
         buffers: list[Buffer],
@@ -309,7 +315,7 @@ class Executor(futures.Executor):
             raise BadRequest(f"chunksize is {chunksize!r}; it must be at least 1, or 'auto'.")
         if buffersize is not None and buffersize < 1:
             raise BadRequest(f"buffersize is {buffersize}; it must be at least 1, or None.")
-        return mapping.values(
+        return iterate_values(
             self.submit,
             fn,
             zip(*iterables, strict=False),
@@ -323,7 +329,7 @@ class Executor(futures.Executor):
     def batched(self, futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
         """Futures of lists of ``n`` values each, in the order in which these futures are done.
 
-        See :func:`spoolpool.batched.batched`.
+        See :func:`spoolpool.client.batched.batched`.
         """
         return batched(futures, n)
 
@@ -463,7 +469,7 @@ class Executor(futures.Executor):
 
     # -- inside
 
-    def _usable(self) -> Core:
+    def _usable(self) -> ExecutorRuntime:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if os.getpid() != self._pid:  # a forked child: the threads and groups are the parent's
@@ -476,17 +482,23 @@ class Executor(futures.Executor):
 class MPIExecutor(Executor):
     """An executor whose groups are started by mpiexec; takes the arguments of :class:`Executor`."""
 
+    __module__ = "spoolpool"
+
     default_backend = "mpiexec"
 
 
 class SlurmExecutor(Executor):
     """An executor whose groups are steps of the Slurm job around; takes the arguments of :class:`Executor`."""
 
+    __module__ = "spoolpool"
+
     default_backend = "srun"
 
 
 class FluxExecutor(Executor):
     """An executor whose groups are jobs of the Flux instance around; takes the arguments of :class:`Executor`."""
+
+    __module__ = "spoolpool"
 
     default_backend = "flux"
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
 
-from spoolpool import registry
 from spoolpool.executor import Executor
-from spoolpool.spool import Spool
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
 
 
 class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
@@ -55,7 +55,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # 
         if n_jobs is not None and n_jobs > 0:
             return n_jobs
         info = self._made().info
-        return max(2, info["max_workers"] or len(registry.workers(Spool(info["spool"]))))
+        return max(2, info["max_workers"] or len(workers.read_workers(Spool(info["spool"]))))
 
     def configure(
         self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import IO, Any
+from typing import Any
 
-from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
+from spoolpool.wire import ask_shell, run_program, start_shell
 
 
 class SubprocessExecutor(Executor):
@@ -19,6 +20,8 @@ class SubprocessExecutor(Executor):
     ``subprocess.CalledProcessError``, with its output.
     """
 
+    __module__ = "spoolpool"
+
     def submit(  # type: ignore[override]
         self, command: Sequence[str] | str, /, *, resource_dict: dict[str, Any] | None = None, **options: Any
     ) -> Future[Any]:
@@ -26,16 +29,7 @@ class SubprocessExecutor(Executor):
 
         Unless they say otherwise, ``check`` is on, the output is kept, and there is no input.
         """
-        return super().submit(_run_program, command, resource_dict=resource_dict, **options)
-
-
-def _run_program(command: Sequence[str] | str, **options: Any) -> Any:
-    options.setdefault("check", True)
-    if not options.get("capture_output"):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    if "input" not in options:
-        options.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.run(command, **options).stdout  # noqa: PLW1510  it is among the options
+        return super().submit(run_program, command, resource_dict=resource_dict, **options)
 
 
 class ShellExecutor(Executor):
@@ -46,6 +40,8 @@ class ShellExecutor(Executor):
     call that finds it so, and is started anew for the next one; likewise one whose worker died. There is one
     worker, so that the calls come in order.
     """
+
+    __module__ = "spoolpool"
 
     def __init__(
         self,
@@ -61,7 +57,7 @@ class ShellExecutor(Executor):
         command, directory = list(command), None if cwd is None else os.fspath(cwd)
         super().__init__(
             max_workers=1,
-            init_function=lambda: {"shell": _Shell(command, directory)},
+            init_function=functools.partial(start_shell, command, directory),
             cwd=cwd,
             spool=spool,
             **options,
@@ -73,61 +69,4 @@ class ShellExecutor(Executor):
         """Write a line (or several) to the program and read its answer as one string."""
         if (lines_to_read is None) == (stop_read_pattern is None):
             raise BadRequest("Give either lines_to_read or stop_read_pattern: else nobody knows where the answer ends.")
-        return super().submit(_ask_shell, string_input, lines_to_read, stop_read_pattern)
-
-
-class _Shell:
-    """The program, in the worker."""
-
-    def __init__(self, command: list[str], cwd: str | None) -> None:
-        self._command = command
-        self._cwd = cwd
-        self._process = self._start()
-        self._over = False
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command,
-            cwd=self._cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def ask(self, text: str, lines: int | None, pattern: str | None) -> str:
-        """Write, then read to the end of the answer."""
-        if self._over:
-            self._process, self._over = self._start(), False
-        writer, reader = self._process.stdin, self._process.stdout
-        assert writer is not None
-        assert reader is not None
-        try:
-            writer.write(text if text.endswith("\n") else f"{text}\n")
-            writer.flush()
-        except BrokenPipeError:
-            raise self._ended("") from None
-        answer: list[str] = []
-        while lines is None or len(answer) < lines:
-            answer.append(self._line(reader, answer))
-            if pattern is not None and pattern in answer[-1]:
-                break
-        return "".join(answer)
-
-    def _line(self, reader: IO[str], answer: list[str]) -> str:
-        line = reader.readline()
-        if not line:
-            raise self._ended("".join(answer))
-        return line
-
-    def _ended(self, said: str) -> SpoolpoolError:
-        self._over = True
-        self._process.communicate()
-        return SpoolpoolError(
-            f"The program {self._command} ended with exit code {self._process.returncode} before its answer did. The "
-            f"next call starts it anew. It last said: {said!r}"
-        )
-
-
-def _ask_shell(string_input: str, lines: int | None, pattern: str | None, *, shell: _Shell) -> str:
-    return shell.ask(string_input, lines, pattern)
+        return super().submit(ask_shell, string_input, lines_to_read, stop_read_pattern)

@@ -12,7 +12,7 @@ from typing import Any
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest
-from spoolpool.packages import requirements
+from spoolpool.system.packages import requirements
 
 
 @dataclass(frozen=True, kw_only=True)

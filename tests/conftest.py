@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import collector, registry
-from spoolpool.launchers.mpiexec import find_mpiexec
-from spoolpool.spool import Spool
-from tests.waiting import LIMIT, wait_until
+from spoolpool.client import collector
+from spoolpool.launch.mpiexec import find_mpiexec
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
+from tests.support.waiting import LIMIT, wait_until
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -108,7 +109,7 @@ class Workers:
 
 
 def _groups(path: str) -> int:
-    return len(registry.workers(Spool(path)))
+    return len(workers.read_workers(Spool(path)))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import tasks
 from benchmarks.contender import Contender, Job, Samples
 from benchmarks.measures import APART, repeats
-from spoolpool.backoff import Backoff
+from spoolpool.system.backoff import Backoff
 
 _CONTENT = bytes(512)  # about what one call takes
 
@@ -115,9 +115,9 @@ def polled(job: Job) -> Samples:
         pass
 
     def wait(directory: str, last: float) -> None:
-        rhythm = Backoff(0.0005, last)
+        backoff = Backoff(0.0005, last)
         while not os.listdir(directory):
-            rhythm.sleep()
+            backoff.sleep()
 
     if os.fork() == 0:
         for _ in range(job.warm + 2 * job.tasks):

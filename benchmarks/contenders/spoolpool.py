@@ -64,41 +64,43 @@ def _attached(job: Job) -> Iterator[Submits]:
 
 def _fill(directory: str, count: int, taken: int) -> None:
     """Submit those that will be taken; behind them come names without content."""
-    from spoolpool import envelope, layout, settings, task
-    from spoolpool.layout import Lane
-    from spoolpool.spool import Spool
-    from spoolpool.submission import submit
+    from spoolpool import settings
+    from spoolpool.format import envelope, headers
+    from spoolpool.format.names import Lane, TaskFile, new_submitter_id
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.protocol.submit import submit_task
 
     spool = Spool.create(f"{directory}/spool", durability="none")
     lane = Lane("default", 1, 1, 0, settings.PYTHON).name
-    submitter = layout.new_submitter_id()
+    submitter = new_submitter_id()
     for start in range(0, count, settings.BUCKET_SIZE):
         bucket = f"499-{start:014x}-{submitter}"
         os.makedirs(spool.layout.bucket(lane, bucket))
         for number in range(start, min(count, start + settings.BUCKET_SIZE)):
             name = f"499-{number:014x}-{os.urandom(5).hex()}"
             if number < taken:
-                header = task.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
-                submit(spool, header, envelope.pack(task.encode(header), b""))
+                header = headers.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
+                submit_task(spool, header, envelope.pack(headers.encode(header), b""))
             else:
-                os.mknod(f"{spool.layout.bucket(lane, bucket)}/{layout.Token(name, 1, 1).name}", 0o600)
+                os.mknod(f"{spool.layout.bucket(lane, bucket)}/{TaskFile(name, 1, 1).name}", 0o600)
 
 
 class _Taker:
     """Claims, and removes the token: no run, and no outcome."""
 
     def __init__(self, directory: str) -> None:
-        from spoolpool import fsio, layout
-        from spoolpool.claimer import Claimer
-        from spoolpool.spool import Spool
-        from spoolpool.trust import Trust
+        from spoolpool.format.names import new_worker_id
+        from spoolpool.protocol.claim import Claimer
+        from spoolpool.protocol.spool import Spool
+        from spoolpool.security.trust import Trust
+        from spoolpool.system import files
 
         self._spool = Spool(f"{directory}/spool")
-        self._claimer = Claimer(self._spool, layout.new_worker_id(), lambda _: True, Trust())
-        self._remove = fsio.remove
+        self._claimer = Claimer(self._spool, new_worker_id(), lambda _: True, Trust())
+        self._remove = files.remove
         self._tried = self._taken = 0
         for name in ("open_file", "move"):
-            setattr(fsio, name, self._counted(getattr(fsio, name)))
+            setattr(files, name, self._counted(getattr(files, name)))
 
     def _counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
@@ -118,7 +120,7 @@ class _Taker:
         self._taken += 1
         if seconds:
             time.sleep(seconds)
-        self._remove(self._spool.layout.claimed_token(claim.token))
+        self._remove(self._spool.layout.claimed_task(claim.task_file))
         claim.release()
         return True
 

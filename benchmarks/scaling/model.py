@@ -10,7 +10,8 @@ from typing import NamedTuple
 from benchmarks import costs
 from benchmarks.costs import Costs
 from benchmarks.scaling.servers import Server
-from spoolpool import detector, settings
+from spoolpool import settings
+from spoolpool.protocol import failure_detector
 
 POLL_EVERY, LOOK_EVERY = 1.0, 2.0
 """Slowest rhythms of a submitter that waits and of a group without a task, in seconds, before jitter."""
@@ -98,9 +99,9 @@ def causes(pool: Pool) -> Iterator[Cause]:
     yield Cause("signs of life", pool.groups * settings.BEATS_PER_LEASE / pool.lease, (costs.BEAT,))
     rounds = pool.observers * 4 / pool.lease
     yield Cause("held back?", rounds, (costs.HELD,))
-    taken = rounds * detector.part(pool.observers)
+    taken = rounds * failure_detector.sampling_rate(pool.observers)
     yield Cause("who claims, who is there", taken, (costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK))
-    share = detector.share(pool.groups, pool.observers)
+    share = failure_detector.sample_size(pool.groups, pool.observers)
     first = share < pool.groups  # of so many, nearly all are looked at for the first time, and so again
     watched = (costs.WATCHED, costs.WATCHED, costs.MET) if first else (costs.WATCHED,)
     yield Cause("watching each other", taken * share, watched)
@@ -144,7 +145,7 @@ def _seconds(cause: Cause, server: Server) -> float:
 
 def listed(pool: Pool) -> float:
     """Bytes per second of the listings that grow with the number of groups."""
-    rounds = pool.observers * 4 / pool.lease * detector.part(pool.observers)
+    rounds = pool.observers * 4 / pool.lease * failure_detector.sampling_rate(pool.observers)
     busy = pool.groups if pool.seconds else 0
     return rounds * (pool.groups * (WORKER + ENTRY) + 2 * busy * (CLAIM + ENTRY))
 
@@ -183,5 +184,7 @@ def found_after(groups: int, observers: int) -> Found:
     Somebody must look once, which observers do at random moments, and then until a lease has passed since that look:
     the last of those rounds, which are a quarter of a lease apart, exceeds it by half a quarter on average.
     """
-    looks = observers * detector.part(observers) * detector.share(groups, observers) / groups  # in a quarter of a lease
+    looks = (
+        observers * failure_detector.sampling_rate(observers) * failure_detector.sample_size(groups, observers) / groups
+    )  # in a quarter of a lease
     return Found(0.25 / looks + 1.125, 0.25 * math.log(100) / looks + 1.25)

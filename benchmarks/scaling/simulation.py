@@ -17,7 +17,7 @@ from benchmarks import costs
 from benchmarks.scaling import model
 from benchmarks.scaling.model import Pool
 from benchmarks.scaling.servers import Server
-from spoolpool import detector
+from spoolpool.protocol import failure_detector
 
 _TICK = 0.05  # seconds of what goes on beside the tasks, as one piece of work for the server
 
@@ -123,12 +123,12 @@ class Watched(NamedTuple):
 def watch(pool: Pool, deaths: int, seed: int) -> Watched:
     """Let so many groups die at random moments of one lease, and the observers among the others find them.
 
-    Who lives is looked at once more after a first look, as :class:`spoolpool.detector.Detector` does.
+    Who lives is looked at once more after a first look, as :class:`spoolpool.protocol.failure_detector.Detector` does.
     """
     chance = random.Random(seed)
     observers = pool.observers
-    share = detector.share(pool.groups, observers)
-    turn = detector.part(observers)
+    share = failure_detector.sample_size(pool.groups, observers)
+    turn = failure_detector.sampling_rate(observers)
     died = {dead: 1 + chance.random() for dead in range(deaths)}  # in leases; the first ones among the groups
     found: dict[int, float] = {}
     suspects: list[dict[int, tuple[float, float]]] = [{} for _ in range(observers)]

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from spoolpool import settings
+from spoolpool.cli.batch_options import job, job_options, worker_options
 from spoolpool.cli.output import explained, say, shown
-from spoolpool.cli.submission import job, job_options, worker_options
 
 
 @click.command()
@@ -65,14 +65,14 @@ def autoscale(
     Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks ask for. One process
     at a time scales a spool. Prints what it does, and why.
     """
-    from spoolpool.autoscale import Autoscaler
     from spoolpool.errors import LauncherError
-    from spoolpool.scaling import Terms
-    from spoolpool.spool import Spool
-    from spoolpool.trust import Trust
+    from spoolpool.pool.autoscaler import Autoscaler
+    from spoolpool.pool.scaling_policy import ScalingPolicy
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.security.trust import Trust
 
     spool = Spool(directory)
-    terms = Terms(max_jobs=max_jobs, tasks_per_job=tasks_per_job, patience=patience, cooldown=cooldown)
+    terms = ScalingPolicy(max_jobs=max_jobs, tasks_per_job=tasks_per_job, patience=patience, cooldown=cooldown)
     given = worker_options(options["arguments"])
     trust = Trust(given["trusted"], given["trusted_groups"])
     scaler = Autoscaler(

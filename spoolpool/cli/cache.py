@@ -14,11 +14,11 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import age, explained, say, shown
-from spoolpool.cli.selection import Duration
+from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest, SpoolpoolError
 
 if TYPE_CHECKING:
-    from spoolpool.cache import Kept
+    from spoolpool.client.result_cache import Kept
 
 _SHOWN = 10  # results that a question names
 
@@ -36,8 +36,9 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(
         where: str | None, keys: tuple[str, ...], name: str | None, user: str | None, unused: float | None, **more: Any
     ) -> None:
-        from spoolpool.cache import open_cache
-        from spoolpool.trust import Trust, account
+        from spoolpool.client.result_cache import open_cache
+        from spoolpool.security.trust import Trust
+        from spoolpool.system.accounts import account_name
 
         now = time.time()
         chosen = [
@@ -45,7 +46,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
             for each in open_cache(where, Trust()).entries()
             if (not keys or each.entry.key.startswith(keys) or each.entry.given in keys)
             and (name is None or fnmatch.fnmatchcase(each.entry.name, name))
-            and (user is None or account(each.owner) == user)
+            and (user is None or account_name(each.owner) == user)
             and (unused is None or now - each.used > unused)
         ]
         function(chosen=chosen, named=bool(keys or name or user or unused is not None), **more)
@@ -72,7 +73,7 @@ def ls(chosen: list[Kept], named: bool, long: bool, as_json: bool) -> None:
       spool cache ls SPOOL --name 'relax*'
       spool cache ls SPOOL --unused 30d --json
     """
-    from spoolpool.cache import record
+    from spoolpool.client.result_cache import record
 
     if sys.stdout.isatty() and not as_json and chosen:
         click.echo(click.style(_row("KEY", "USED", "TOOK", "BYTES", "USER", "NAME"), bold=True))
@@ -105,7 +106,7 @@ def rm(chosen: list[Kept], named: bool, everything: bool, yes: bool) -> None:
 
     The calls run again when they are made again. Who reads a result just now is not disturbed.
     """
-    from spoolpool import fsio
+    from spoolpool.system import files
 
     if named == everything:
         raise BadRequest("Say which results to remove by --key, --name, --user or --unused, or say --all.")
@@ -114,7 +115,7 @@ def rm(chosen: list[Kept], named: bool, everything: bool, yes: bool) -> None:
     stayed = 0
     for each in chosen:
         try:
-            fsio.remove(each.path)
+            files.remove(each.path)
         except OSError as error:
             stayed += 1
             say(shown(f"{each.path} stays: {error.strerror}."))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoolpool import cancellation
 from spoolpool.cli.output import say
-from spoolpool.cli.selection import Selection, confirm, selects
+from spoolpool.cli.task_selection import Selection, confirm, selects
+from spoolpool.protocol.cancel import cancel_task, request
 
 if TYPE_CHECKING:
-    from spoolpool.query import Sight
+    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -33,17 +33,17 @@ def cancel(selection: Selection, yes: bool) -> None:
             selection.note("cancelled", sight)
             click.echo(f"{sight.id} was taken back.")
         else:
-            cancellation.ask(selection.spool, sight.id)
+            request(selection.spool, sight.id)
             selection.note("cancel asked", sight)
             click.echo(f"{sight.id} is to be cancelled.")
     if not chosen:
         say("Nothing that fits waits or runs.")
 
 
-def _take_back(sight: Sight) -> bool:
+def _take_back(sight: TaskView) -> bool:
     """Whether nobody had claimed the task, and now nobody will."""
     header, standing = sight.header, sight.standing
     if standing.place == "running" or header is None:
         return False
     sight.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
-    return cancellation.cancel(sight.spool, header, standing.token, held=standing.place == "held")
+    return cancel_task(sight.spool, header, standing.task_file, held=standing.place == "held")

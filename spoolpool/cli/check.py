@@ -25,8 +25,8 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     where workers died, and as long as caches last (two minutes) where outcomes lie about or are missing: the
     protocol asks for the patience.
     """
-    from spoolpool import check as checking
-    from spoolpool.spool import Spool
+    from spoolpool.maintenance import check as checking
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     found = checking.check(spool, deep=not quick)

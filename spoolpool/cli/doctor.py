@@ -28,12 +28,12 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
 
     The exit code is 1 if something is bad. The settings to choose are printed, and are in --json.
     """
-    from spoolpool import doctor as practice
-    from spoolpool.meeting import Meeting, Peer
+    from spoolpool.maintenance import doctor as practice
+    from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
 
     directory = os.path.abspath(directory)
     if peer:
-        meeting = Meeting.make(directory)
+        meeting = Rendezvous.make(directory)
         meeting.invite()
         say("Waiting for 'spool doctor' on another host (10 minutes at most).")
         count = Peer(meeting).serve()

@@ -29,8 +29,9 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     """
     import msgspec
 
-    from spoolpool import check, fsio, garbage
-    from spoolpool.spool import Spool
+    from spoolpool.maintenance import check, garbage
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.system import files
 
     spool = Spool(directory)
     given = {name: value * 86400 for name, value in days.items() if value is not None}
@@ -39,8 +40,8 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
         seconds = max(spool.config.lease, spool.config.caches)
         say(f"A second look at {len(orphans)} outcome(s) that lost their task follows in {seconds:g} s.")
         check.repair(spool, orphans)
-        orphans = [each for each in orphans if not fsio.there(f"{spool.path}/{each.path}")]
-    found = garbage.rubbish(spool, msgspec.structs.replace(spool.config.keep, **given))
+        orphans = [each for each in orphans if not files.exists(f"{spool.path}/{each.path}")]
+    found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given))
     if dry_run:
         for path, why in [
             *((each.path, "an outcome without a task") for each in orphans),

@@ -25,8 +25,8 @@ def graph(directory: str, session: str, form: Literal["dot", "svg", "json"]) -> 
 
     Tasks whose outcomes were collected are not in the spool any more.
     """
-    from spoolpool import graph as graphs
-    from spoolpool.spool import Spool
+    from spoolpool.monitor import graph as graphs
+    from spoolpool.protocol.spool import Spool
 
     nodes = graphs.read(Spool(directory), session)
     text = {

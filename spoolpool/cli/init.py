@@ -66,7 +66,7 @@ def init(directory: str, mode: str, group: str | None, durability: str, output: 
       spool init /shared/me/spool                              only you can use it
       spool init /shared/project/spool --mode group --group project
     """
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool.create(
         directory,

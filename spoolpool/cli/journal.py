@@ -12,11 +12,11 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, shown, when
-from spoolpool.cli.selection import Duration
+from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest
 
 if TYPE_CHECKING:
-    from spoolpool.journal import Line
+    from spoolpool.protocol.journal import Line
 
 _TOLD = frozenset({"t", "event", "by", "uid", "host", "task"})
 """What a line says in its columns."""
@@ -55,8 +55,8 @@ def journal(
     The account is that of the journal's file. A line that says that it is another's is marked with an exclamation
     mark. Clocks of hosts differ, so that the order between hosts is about right.
     """
-    from spoolpool.journal import lines
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.journal import lines
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     owner = None if user is None else _uid(user)
@@ -86,9 +86,9 @@ def _uid(user: str) -> int:
 
 @functools.cache
 def _account(uid: int) -> str:
-    from spoolpool.trust import account
+    from spoolpool.system.accounts import account_name
 
-    return account(uid)
+    return account_name(uid)
 
 
 def _forged(line: Line) -> bool:

@@ -13,7 +13,7 @@ from spoolpool.errors import BadRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spoolpool.signature import Key
+    from spoolpool.security.signing import Key
 
 
 @click.group()
@@ -23,7 +23,7 @@ def key() -> None:
 
 def _path(directory: str) -> str:
     """The key file of a spool, which must be a signed one."""
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     if spool.signature is None:
@@ -44,7 +44,7 @@ def new(directory: str) -> None:
 
     Everybody who submits or works needs a copy: in SPOOLPOOL_KEY, or in the configuration directory.
     """
-    from spoolpool.signature import make_key
+    from spoolpool.security.signing import make_key
 
     path = _path(directory)
     _tell(path, [make_key(path)])
@@ -59,10 +59,10 @@ def rotate(directory: str, finish: bool) -> None:
 
     Processes that run take the new one up within a minute.
     """
-    from spoolpool import signature
+    from spoolpool.security import signing
 
     path = _path(directory)
-    _tell(path, signature.rotate(path, finish=finish))
+    _tell(path, signing.rotate_key(path, finish=finish))
 
 
 @key.command()
@@ -70,7 +70,7 @@ def rotate(directory: str, finish: bool) -> None:
 @explained
 def show(directory: str) -> None:
     """Print the ids of the keys of SPOOL that are here, and where; never the keys."""
-    from spoolpool.signature import read_keys
+    from spoolpool.security.signing import read_keys
 
     path = _path(directory)
     _tell(path, read_keys(path))

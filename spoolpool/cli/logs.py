@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from spoolpool.cli.output import explained, say, when
-from spoolpool.cli.selection import complete, spool_and_tasks
+from spoolpool.cli.task_selection import complete, spool_and_tasks
 from spoolpool.errors import BadRequest
 
 if TYPE_CHECKING:
-    from spoolpool.layout import Token
-    from spoolpool.spool import Spool
-    from spoolpool.trust import Trust
+    from spoolpool.format.names import TaskFile
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.security.trust import Trust
 
 
 @click.command()
@@ -35,8 +35,8 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
     Of several ranks each line begins with the number of its rank. What stands above each attempt goes to standard
     error. A terminal gets text in which nothing does more than colour it.
     """
-    from spoolpool.spool import Spool
-    from spoolpool.trust import Trust
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.security.trust import Trust
 
     directory, tasks = spool_and_tasks(words)
     if not tasks:
@@ -50,11 +50,11 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
 
 def _task(spool: Spool, trust: Trust, word: str) -> str:
     """A task's id; also of one that was collected long ago, as long as its output is kept."""
-    from spoolpool import layout
-    from spoolpool.logs import tasks_like
-    from spoolpool.query import Query, named
+    from spoolpool.format.names import is_task_id
+    from spoolpool.monitor.logs import tasks_like
+    from spoolpool.monitor.query import Query, named
 
-    if layout.is_task_id(word):
+    if is_task_id(word):
         return word
     try:
         return named(spool, [word], Query())[0].id
@@ -68,18 +68,18 @@ def _task(spool: Spool, trust: Trust, word: str) -> str:
 class _Printer:
     """Writes the output of one claim: as it is to a file or pipe, safe to a terminal."""
 
-    def __init__(self, token: Token, worker: str, started: float, *, numbered: bool) -> None:
-        from spoolpool.logs import Lines
+    def __init__(self, task_file: TaskFile, worker: str, started: float, *, numbered: bool) -> None:
+        from spoolpool.monitor.logs import Lines
 
         self._lines: dict[int, Lines] = {}
         self._new = Lines
         self._numbered = numbered
         self._safe = sys.stdout.isatty()
-        say(f"-- {token.task}, attempt {token.attempt}, worker {worker}, {when(started)}")
+        say(f"-- {task_file.task}, attempt {task_file.attempt}, worker {worker}, {when(started)}")
 
     def write(self, rank: int, data: bytes) -> None:
         """Something that a rank printed; empty: no more of it comes."""
-        from spoolpool.logs import for_terminal
+        from spoolpool.monitor.logs import for_terminal
 
         if not self._numbered and not self._safe:
             click.echo(data, nl=False)
@@ -91,17 +91,17 @@ class _Printer:
 
 def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: Collection[int]) -> bool:
     """Show what is kept, but for some claims; whether there is something."""
-    from spoolpool.logs import outputs, read
+    from spoolpool.monitor.logs import outputs, read
 
-    found = [each for each in outputs(spool, task, trust) if each.mark.token.claim not in without]
-    several = {each.mark.token.claim for each in found if each.log.rank and rank is None}
+    found = [each for each in outputs(spool, task, trust) if each.mark.task_file.claim not in without]
+    several = {each.mark.task_file.claim for each in found if each.log.rank and rank is None}
     found = [each for each in found if rank in (None, each.log.rank)]
     printer, claim = None, 0
     for each in found:
-        token = each.mark.token
-        if printer is None or token.claim != claim:
-            claim = token.claim
-            printer = _Printer(token, each.log.worker, each.mark.started, numbered=claim in several)
+        task_file = each.mark.task_file
+        if printer is None or task_file.claim != claim:
+            claim = task_file.claim
+            printer = _Printer(task_file, each.log.worker, each.mark.started, numbered=claim in several)
         for piece in read(spool, each, trust):
             printer.write(each.log.rank, piece)
         printer.write(each.log.rank, b"")
@@ -110,31 +110,35 @@ def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: C
 
 def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]:
     """Show what comes until the task is over; returns the claims that were seen."""
-    from spoolpool import fsio, layout, registry
-    from spoolpool.backoff import Backoff
-    from spoolpool.census import Walk
-    from spoolpool.logs import Following
+    from spoolpool.format.names import parse_task_file
+    from spoolpool.monitor.census import SpoolScanner
+    from spoolpool.monitor.logs import OutputFollower
+    from spoolpool.protocol import workers
+    from spoolpool.system import files
+    from spoolpool.system.backoff import Backoff
 
-    following, rhythm = Following(spool, trust), Backoff(0.02, 1.0)
-    printers: dict[Token, _Printer] = {}
+    following, backoff = OutputFollower(spool, trust), Backoff(0.02, 1.0)
+    printers: dict[TaskFile, _Printer] = {}
     while True:
-        tokens = map(layout.parse_token, fsio.names(spool.layout.claimed))
-        claimed = {token for token in tokens if token is not None and token.task == task}
-        waits = not claimed and any(each.token.task == task for each in Walk(spool.path).tasks({"held", "waiting"}))
-        for token in claimed:
-            following.add(token)
-        for token in set(following.running()) - claimed:
-            following.over(token)
+        task_files = map(parse_task_file, files.list_names(spool.layout.claimed))
+        claimed = {task_file for task_file in task_files if task_file is not None and task_file.task == task}
+        waits = not claimed and any(
+            each.task_file.task == task for each in SpoolScanner(spool.path).tasks({"held", "waiting"})
+        )
+        for task_file in claimed:
+            following.add(task_file)
+        for task_file in set(following.running()) - claimed:
+            following.over(task_file)
         for printed in following.look():
             if rank not in (None, printed.rank):
                 continue
-            token = printed.token
-            if token not in printers:
-                info = registry.read_info(spool, token.worker)
+            task_file = printed.task_file
+            if task_file not in printers:
+                info = workers.read_worker(spool, task_file.worker)
                 numbered = rank is None and info is not None and info.ranks > 1
-                printers[token] = _Printer(token, token.worker, printed.started, numbered=numbered)
-            printers[token].write(printed.rank, printed.data)
-            rhythm.reset()
+                printers[task_file] = _Printer(task_file, task_file.worker, printed.started, numbered=numbered)
+            printers[task_file].write(printed.rank, printed.data)
+            backoff.reset()
         if not (claimed or waits or len(following)):
-            return {token.claim for token in printers}
-        rhythm.sleep()
+            return {task_file.claim for task_file in printers}
+        backoff.sleep()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool.cli.output import age, shown
-from spoolpool.cli.selection import Selection, selects
+from spoolpool.cli.task_selection import Selection, selects
 
 if TYPE_CHECKING:
-    from spoolpool.query import Sight
+    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -59,9 +59,9 @@ def _row(task: str, state: str, since: str, user: str, lane: str, session: str, 
     return f"{task[-10:]:<10}  {state:<9}  {since:>6}  {user[:8]:<8}  {lane[:22]:<22}  {name}"
 
 
-def record(sight: Sight) -> dict[str, Any]:
+def record(sight: TaskView) -> dict[str, Any]:
     """A task as JSON; the keys are documented in docs/cli.md."""
-    token, header, outcome = sight.standing.token, sight.header, sight.outcome
+    task_file, header, outcome = sight.standing.task_file, sight.header, sight.outcome
     return {
         "task": sight.id,
         "state": sight.state,
@@ -72,9 +72,9 @@ def record(sight: Sight) -> dict[str, Any]:
         "user": sight.owner,
         "submitted": sight.submitted,
         "since": sight.since,
-        "claim": token.claim,
-        "attempt": token.attempt,
-        "worker": token.worker,
+        "claim": task_file.claim,
+        "attempt": task_file.attempt,
+        "worker": task_file.worker,
         "host": header.host if header else "",
         "started": outcome.started if outcome else 0.0,
         "ended": outcome.ended if outcome else 0.0,

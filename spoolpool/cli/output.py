@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from spoolpool import fsio, settings
+from spoolpool import settings
 from spoolpool.errors import SpoolpoolError
+from spoolpool.system import files
 
 _VERBOSE, _JSON, _DEBUG = "spoolpool.verbose", "spoolpool.json", "spoolpool.debug"  # of a click context's meta
 
@@ -86,11 +87,11 @@ def _in_words(error: Exception, context: click.Context) -> tuple[str, int]:
 
 
 def _advice(number: int | None) -> str:
-    if number in fsio.DENIED:
+    if number in files.DENIED:
         return "Ask the owner for the right to do that."
-    if number in fsio.FULL:
+    if number in files.FULL:
         return "Free space, inodes or quota there, and try again."
-    if number in fsio.GONE:
+    if number in files.GONE:
         return "Look whether it was removed, or is not mounted here."
     return "Look whether the filesystem is well, and try again."
 

@@ -28,10 +28,10 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
 
     It is made from the journals, which 'spool gc' keeps for a year.
     """
-    from spoolpool.charts import figure
-    from spoolpool.charts.page import page
-    from spoolpool.charts.summary import summarize
-    from spoolpool.spool import Spool
+    from spoolpool.monitor.report import figure
+    from spoolpool.monitor.report.page import page
+    from spoolpool.monitor.report.summary import summarize
+    from spoolpool.protocol.spool import Spool
 
     if not (output or png or svg):
         raise BadRequest("Say what to write: -o report.html, --png FILE or --svg FILE.")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool.cli.output import say, shown_lines
-from spoolpool.cli.selection import Selection, selects
+from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
 
 if TYPE_CHECKING:
-    from spoolpool.query import Sight
+    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -44,23 +44,24 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
     sys.exit(max(codes))
 
 
-def read_value(sight: Sight, trusted: tuple[str, ...]) -> Any:
+def read_value(sight: TaskView, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
-    from spoolpool import fsio, task
-    from spoolpool.outcome import value_of
-    from spoolpool.signature import outcome_label
-    from spoolpool.trust import Trust
+    from spoolpool.calls.results import value_of
+    from spoolpool.format import headers
+    from spoolpool.security.signing import outcome_label
+    from spoolpool.security.trust import Trust
+    from spoolpool.system import files
 
-    path = sight.spool.layout.outcome(sight.session, sight.standing.token)
+    path = sight.spool.layout.outcome(sight.session, sight.standing.task_file)
     if sight.state == "cancelled":
         raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")
-    fd = fsio.open_file(path)
+    fd = files.open_file(path)
     try:
-        label = outcome_label(sight.session, sight.standing.token.name)
+        label = outcome_label(sight.session, sight.standing.task_file.name)
         content = sight.spool.read(fd, Trust(trusted).check(fd, path).st_size, path, label)
     finally:
-        fsio.close(fd)
-    return value_of(task.decode_outcome(content.header, path), content)
+        files.close(fd)
+    return value_of(headers.decode_outcome(content.header, path), content)
 
 
 def display(call: Callable[[], Any], *, as_json: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from spoolpool.cli.output import say
-from spoolpool.cli.selection import Selection, selects
+from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import SpoolpoolError
 
 
@@ -21,14 +21,14 @@ def retry(selection: Selection) -> None:
 
     The outcomes go to the sessions that submitted the tasks.
     """
-    from spoolpool.claim import retry as run_again
+    from spoolpool.protocol.commit import retry as run_again
 
     failures: list[SpoolpoolError] = []
     chosen = selection.chosen()
     for sight in chosen:
         try:
             session = sight.session if sight.standing.place == "done" else ""
-            click.echo(f"{run_again(selection.spool, sight.standing.token.name, session)} waits again.")
+            click.echo(f"{run_again(selection.spool, sight.standing.task_file.name, session)} waits again.")
             selection.note("retried", sight)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoolpool import edges, fsio, layout
 from spoolpool.cli.output import say
-from spoolpool.cli.selection import Selection, confirm, selects
+from spoolpool.cli.task_selection import Selection, confirm, selects
 from spoolpool.errors import SpoolpoolError
+from spoolpool.format.names import CANCELLED, parse_link
+from spoolpool.protocol import links
+from spoolpool.system import files
 
 if TYPE_CHECKING:
-    from spoolpool.query import Sight
+    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -46,24 +48,24 @@ def rm(selection: Selection, yes: bool) -> None:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def needed_by(sight: Sight) -> str:
+def needed_by(sight: TaskView) -> str:
     """A task that needs the result of this one; empty if none does."""
     if sight.standing.place != "done":
         return ""
-    edges = map(layout.parse_edge, fsio.names(f"{sight.spool.layout.needs}/{sight.session}"))
+    edges = map(parse_link, files.list_names(f"{sight.spool.layout.needs}/{sight.session}"))
     return next((edge.needed_by for edge in edges if edge is not None and edge.task == sight.id), "")
 
 
-def remove(sight: Sight) -> bool:
+def remove(sight: TaskView) -> bool:
     """Take a task away for good, as whoever collects it; False if somebody else did."""
-    spool, token, header = sight.spool, sight.standing.token, sight.header
+    spool, task_file, header = sight.spool, sight.standing.task_file, sight.header
     if header is not None:
-        edges.remove(spool, header)
+        links.remove_link(spool, header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
     parent, _, name = sight.standing.path.rpartition("/")
     place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
-    removed = fsio.remove(f"{place}/{name}")
-    if removed and sight.standing.place == "done" and token.worker != layout.CANCELLED:
+    removed = files.remove(f"{place}/{name}")
+    if removed and sight.standing.place == "done" and task_file.worker != CANCELLED:
         outgoing = spool.held(f"{spool.layout.outgoing}/{sight.session}")
-        fsio.remove(f"{outgoing}/{token.name}")
+        files.remove(f"{outgoing}/{task_file.name}")
     return removed

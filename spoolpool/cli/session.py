@@ -15,13 +15,13 @@ from spoolpool import settings
 from spoolpool.cli.output import age, explained, say, shown
 from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
-from spoolpool.cli.selection import Selection, confirm
+from spoolpool.cli.task_selection import Selection, confirm
 from spoolpool.errors import BadRequest, SpoolpoolError
 
 if TYPE_CHECKING:
-    from spoolpool.query import Sight
-    from spoolpool.spool import Spool
-    from spoolpool.submitter import SessionInfo
+    from spoolpool.monitor.query import TaskView
+    from spoolpool.protocol.sessions import SessionInfo
+    from spoolpool.protocol.spool import Spool
 
 _ENDED = ("done", "raised", "lost", "cancelled", "failed")
 
@@ -37,17 +37,20 @@ def session() -> None:
 @explained
 def ls(directory: str, as_json: bool) -> None:
     """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
-    from spoolpool import fsio, submitter, trust
-    from spoolpool.census import PLACES, Walk
-    from spoolpool.inventory import sessions
-    from spoolpool.spool import Spool
+    from spoolpool.monitor.census import PLACES, SpoolScanner
+    from spoolpool.monitor.inventory import sessions
+    from spoolpool.protocol.sessions import read_session
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.system import accounts, files
 
     spool = Spool(directory)
-    walk = Walk(spool.path)
+    walk = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
     for name, found in sessions(spool, walk).items():
-        info = submitter.read(spool, name)
-        user = info.user if info else trust.account(fsio.owner(f"{spool.layout.results}/{name}") or spool.owner)
+        info = read_session(spool, name)
+        user = (
+            info.user if info else accounts.account_name(files.owner(f"{spool.layout.results}/{name}") or spool.owner)
+        )
         counts = {place: found.places[place] for place in PLACES}
         if as_json:
             process = {"host": info.process.host, "pid": info.process.pid} if info else None
@@ -93,7 +96,7 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
     Values are cut to fit a line; 'spool result' and --json have all of them. Reading a value can run code: so results
     are read of your own account's workers alone, and of those that you name.
     """
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     failures = 0
@@ -114,7 +117,7 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _told(sight: Sight, trusted: tuple[str, ...]) -> dict[str, Any]:
+def _told(sight: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
     """The value of a task that returned one; how another one ended, in words, for which nothing is unpickled."""
     if sight.state == "done":
         return {"value": read_value(sight, trusted)}
@@ -132,8 +135,8 @@ def rm(directory: str, name: str, yes: bool) -> None:
 
     Nothing is removed while tasks of it wait or run: 'spool cancel SPOOL --session SESSION' takes those back.
     """
-    from spoolpool.query import Query
-    from spoolpool.spool import Spool
+    from spoolpool.monitor.query import Query
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     sights = _tasks(spool, name)
@@ -158,13 +161,14 @@ def rm(directory: str, name: str, yes: bool) -> None:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _tasks(spool: Spool, name: str) -> list[Sight]:
+def _tasks(spool: Spool, name: str) -> list[TaskView]:
     """All tasks of a session, in the order of submission; raises :class:`BadRequest` where there is no such session."""
-    from spoolpool import fsio, layout
-    from spoolpool.query import Query, select
+    from spoolpool.format.names import check_session
+    from spoolpool.monitor.query import Query, select
+    from spoolpool.system import files
 
-    layout.check_session(name)
+    check_session(name)
     sights = sorted(select(spool, Query(session=name)), key=lambda sight: sight.id.partition("-")[2])
-    if not sights and not any(map(fsio.there, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
+    if not sights and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
         raise BadRequest(f"There is no session {name} in {spool.path}: see 'spool session ls {spool.path}'.")
     return sights

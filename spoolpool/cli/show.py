@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoolpool import layout
 from spoolpool.cli.output import age, shown, when
-from spoolpool.cli.selection import Selection, selects
+from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.format.names import CANCELLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from spoolpool.history import Episode
-    from spoolpool.query import Sight
-    from spoolpool.task import TaskHeader
+    from spoolpool.format.headers import TaskHeader
+    from spoolpool.monitor.history import AttemptRecord
+    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -33,10 +33,10 @@ def show(selection: Selection, as_json: bool) -> None:
     import dataclasses
 
     from spoolpool.cli.ls import record
-    from spoolpool.history import episodes
+    from spoolpool.monitor.history import read_attempts
 
     for number, sight in enumerate(selection.chosen()):
-        history = episodes(sight)
+        history = read_attempts(sight)
         if as_json:
             click.echo(json.dumps({**record(sight), "episodes": [dataclasses.asdict(each) for each in history]}))
             continue
@@ -46,8 +46,8 @@ def show(selection: Selection, as_json: bool) -> None:
             click.echo(shown(f"{word:<10} {text}"))
 
 
-def _lines(sight: Sight) -> Iterator[tuple[str, str]]:
-    token, header, outcome = sight.standing.token, sight.header, sight.outcome
+def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
+    task_file, header, outcome = sight.standing.task_file, sight.header, sight.outcome
     since = f", since {when(sight.since)}" if sight.since else ""
     yield "Task", sight.id
     yield "State", f"{sight.state}{since}{', to be cancelled' if _is_marked(sight) else ''}"
@@ -61,19 +61,19 @@ def _lines(sight: Sight) -> Iterator[tuple[str, str]]:
         yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {sight.owner}"
         yield from _asked(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"
-        yield "Attempt", f"{token.attempt} (claim {token.claim}); {limits}"
+        yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
     yield "File", f"{sight.spool.path}/{sight.standing.path}"
     if outcome is not None:
-        yield "Outcome", sight.spool.layout.outcome(sight.session, token)
+        yield "Outcome", sight.spool.layout.outcome(sight.session, task_file)
         if failure := outcome.failure:
             yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
             yield "", f"'spool traceback {sight.spool.path} {sight.id}' shows more"
 
 
-def _is_marked(sight: Sight) -> bool:
-    from spoolpool import fsio
+def _is_marked(sight: TaskView) -> bool:
+    from spoolpool.system import files
 
-    return sight.standing.place in ("held", "waiting", "running") and fsio.there(
+    return sight.standing.place in ("held", "waiting", "running") and files.exists(
         f"{sight.spool.layout.cancel}/{sight.id}"
     )
 
@@ -94,20 +94,20 @@ def _asked(header: TaskHeader) -> Iterator[tuple[str, str]]:
         yield "Error log", header.error_log_file
 
 
-def _said(sight: Sight) -> Iterator[tuple[str, str]]:
+def _said(sight: TaskView) -> Iterator[tuple[str, str]]:
     """How far a task says it is, and where to read what it printed."""
-    from spoolpool.cli.screen import progress
-    from spoolpool.progress import progress_of
+    from spoolpool.cli.status_screen import progress
+    from spoolpool.protocol.progress import progress_of
 
-    worker = sight.standing.token.worker
+    worker = sight.standing.task_file.worker
     told = progress_of(sight.spool, worker) if sight.standing.place == "running" else None
     if told is not None and told.task == sight.id:
         yield "Progress", f"{progress(told)} ({when(told.told)})"
-    if worker and worker != layout.CANCELLED:
+    if worker and worker != CANCELLED:
         yield "Output", f"'spool logs {sight.spool.path} {sight.id}' shows what was printed and is kept"
 
 
-def _history(history: list[Episode]) -> Iterator[tuple[str, str]]:
+def _history(history: list[AttemptRecord]) -> Iterator[tuple[str, str]]:
     for number, each in enumerate(history):
         attempt = f"attempt {each.attempt}, " if each.attempt else ""
         times = " to ".join(filter(None, (when(each.started), when(each.ended))))

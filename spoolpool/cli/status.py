@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from spoolpool import settings
-from spoolpool.backoff import Backoff
 from spoolpool.cli.output import explained
 from spoolpool.errors import BadRequest
+from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
-    from spoolpool.status import Observer
+    from spoolpool.monitor.status import StatusCollector
 
 _argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 _interval = click.option(
@@ -43,17 +43,17 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 
     Names are listed and a few headers read; to look costs nothing that grows with what is in the tasks.
     """
-    from spoolpool.cli.screen import as_json as document
-    from spoolpool.cli.screen import lines
-    from spoolpool.spool import Spool
-    from spoolpool.status import Observer
+    from spoolpool.cli.status_screen import as_json as document
+    from spoolpool.cli.status_screen import lines
+    from spoolpool.monitor.status import StatusCollector
+    from spoolpool.protocol.spool import Spool
 
-    observer = Observer(Spool(directory))
+    observer = StatusCollector(Spool(directory))
     if as_json:
-        rhythm = Backoff(interval, interval)
+        backoff = Backoff(interval, interval)
         click.echo(json.dumps(document(observer.look()), indent=None if watch else 1))
         while watch:
-            rhythm.sleep()
+            backoff.sleep()
             click.echo(json.dumps(document(observer.look())))
     elif watch:
         _live(observer, interval)
@@ -69,15 +69,15 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @explained
 def top(directory: str, interval: float) -> None:
     """Show SPOOL as 'spool status' does, again and again, until q or Ctrl-C."""
-    from spoolpool.spool import Spool
-    from spoolpool.status import Observer
+    from spoolpool.monitor.status import StatusCollector
+    from spoolpool.protocol.spool import Spool
 
-    _live(Observer(Spool(directory)), interval)
+    _live(StatusCollector(Spool(directory)), interval)
 
 
-def _live(observer: Observer, interval: float) -> None:
+def _live(observer: StatusCollector, interval: float) -> None:
     """Repaint the terminal from the top at every look: only what changed is seen to change."""
-    from spoolpool.cli.screen import lines
+    from spoolpool.cli.status_screen import lines
 
     if not sys.stdout.isatty():
         raise BadRequest("There is no terminal to show it on: use 'spool status' for one look, or --json.")

@@ -133,7 +133,7 @@ def run(
 
     With --wait its output is printed, and its exit code is this one's. If that is not 0, the task has failed.
     """
-    from spoolpool.command import Command
+    from spoolpool.wire import Command
 
     split = [each.partition("=") for each in variables]
     missing = [name for name, given, _ in split if not given and name not in os.environ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from spoolpool.cli.output import shown, shown_lines
-from spoolpool.cli.selection import Selection, selects
+from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest
 
 

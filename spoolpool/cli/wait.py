@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from spoolpool.backoff import Backoff
 from spoolpool.cli.output import say, shown
-from spoolpool.cli.selection import Duration, Selection, selects
+from spoolpool.cli.task_selection import Duration, Selection, selects
 from spoolpool.errors import TaskTimeout
+from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ def wait(selection: Selection, timeout: float | None) -> None:
 
     The exit code is 0 if all of them returned, 1 if one raised, was lost or cancelled, and 17 when the time was up.
     """
-    from spoolpool.waiter import Waiter
+    from spoolpool.monitor.wait import Waiter
 
     waiter = Waiter(selection.spool, list(selection.each()))
     log.info("Waiting for %d of %d task(s)", len(waiter.pending), waiter.total)
-    rhythm = Backoff(0.01, 2.0)
+    backoff = Backoff(0.01, 2.0)
     end = None if timeout is None else time.monotonic() + timeout
     with _bar(waiter.total) as bar:
         while True:
             if came := waiter.look():
                 if bar is not None:
                     bar.update(came)
-                rhythm.reset()
+                backoff.reset()
             if not waiter.pending:
                 break
             if end is not None and time.monotonic() > end:
@@ -54,7 +54,7 @@ def wait(selection: Selection, timeout: float | None) -> None:
                 )
             for text in waiter.warnings():
                 say(shown(text))
-            rhythm.sleep()
+            backoff.sleep()
     ends = waiter.ends()
     say(
         ", ".join(f"{count} {state}" for state, count in sorted(Counter(ends.values()).items()))

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from spoolpool import layout, settings
+from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, say
-from spoolpool.cli.rank import on_signals, open_spool, ranks_started, work
-from spoolpool.cli.wishes import Wishes, weights_of
+from spoolpool.cli.worker_options import WorkerCommandOptions, weights_of
+from spoolpool.cli.worker_rank import on_signals, open_spool, ranks_started, work
+from spoolpool.format.names import check_tags
 from spoolpool.resources import read_memory
 
 
@@ -125,10 +126,10 @@ def main(**options: Any) -> None:
     """
     given = {
         "queues": weights_of(options["queues"]),
-        "tags": layout.check_tags(options["tags"]),
+        "tags": check_tags(options["tags"]),
         "memory": read_memory(options["memory"]),
     }
-    wishes = Wishes(**{**options, **given})
+    wishes = WorkerCommandOptions(**{**options, **given})
     if wishes.group_of is None and (wishes.launcher or wishes.groups or wishes.given_shapes or in_batch_script()):
         supervise(wishes)
     else:
@@ -137,18 +138,18 @@ def main(**options: Any) -> None:
 
 def in_batch_script() -> bool:
     """Whether this process is the script of a Slurm job or a Flux batch job, and no rank of anything."""
-    from spoolpool.allocation import find, in_step
+    from spoolpool.launch.allocation import find, in_step
 
     return find().kind != "none" and not in_step() and ranks_started() == 1
 
 
-def supervise(wishes: Wishes) -> None:
+def supervise(wishes: WorkerCommandOptions) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
-    from spoolpool.launchers import Options, choose
-    from spoolpool.supervisor import Orders, Supervisor
+    from spoolpool.launch.choice import Options, choose
+    from spoolpool.pool.supervisor import Supervisor, SupervisorOptions
 
     launcher = choose(wishes.launcher or "auto")
-    orders = Orders(
+    orders = SupervisorOptions(
         wishes=wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
         arguments=wishes.for_groups(),
         options=Options(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool import settings
+from spoolpool.cli.batch_options import job, job_options
 from spoolpool.cli.output import explained, say, shown
-from spoolpool.cli.submission import job, job_options
 from spoolpool.errors import BadRequest
 
 if TYPE_CHECKING:
-    from spoolpool.registry import WorkerInfo
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.protocol.workers import WorkerInfo
 
 
 @click.group()
@@ -32,14 +32,14 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 
     Example: spool workers start /shared/spool --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
     """
-    from spoolpool import layout
-    from spoolpool.jobs import output_of, submit
-    from spoolpool.spool import Spool
+    from spoolpool.format.names import new_job_name
+    from spoolpool.pool.batch_jobs import output_of, submit
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     submitted = job(spool.path, options)
     if dry_run:
-        name = layout.new_job_name()
+        name = new_job_name()
         click.echo(submitted.script(name, output_of(spool, name)), nl=False)
         return
     for _ in range(count):
@@ -51,10 +51,10 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 @explained
 def ls(directory: str) -> None:
     """List the worker groups of SPOOL: id, host, job, shape, and what they are; then its batch jobs."""
-    from spoolpool.jobs import look
-    from spoolpool.registry import Liveness
-    from spoolpool.registry import workers as entries
-    from spoolpool.spool import Spool
+    from spoolpool.pool.batch_jobs import look
+    from spoolpool.protocol.heartbeat import Liveness
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.protocol.workers import read_workers as entries
 
     spool = Spool(directory)
     liveness = Liveness(spool)
@@ -73,7 +73,7 @@ def ls(directory: str) -> None:
 
 
 def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
-    from spoolpool.registry import workers as entries
+    from spoolpool.protocol.workers import read_workers as entries
 
     found = entries(spool)
     if everything == bool(named):
@@ -94,12 +94,12 @@ def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[Work
 @explained
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     """Let groups end after the task that they run. A supervisor ends with its last group."""
-    from spoolpool.registry import ask_to_stop
-    from spoolpool.spool import Spool
+    from spoolpool.protocol.registration import request_stop
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
     for info in _chosen(spool, named, everything):
-        ask_to_stop(spool, info.worker)
+        request_stop(spool, info.worker)
         click.echo(f"{info.worker} on {info.process.host} was asked to end.")
 
 
@@ -122,12 +122,12 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     Jobs that wait are cancelled. The groups of those that run are asked to end after their tasks; after --wait their
     jobs are cancelled as well. No job is touched that was not submitted for this spool by your account.
     """
-    from spoolpool import jobs
-    from spoolpool.registry import ask_to_stop
-    from spoolpool.spool import Spool
+    from spoolpool.pool import batch_jobs
+    from spoolpool.protocol.registration import request_stop
+    from spoolpool.protocol.spool import Spool
 
     spool = Spool(directory)
-    going = [job for job in jobs.look(spool) if job.listed is not None]
+    going = [job for job in batch_jobs.look(spool) if job.listed is not None]
     if everything == bool(named):
         raise BadRequest(f"Name batch jobs, or --all. There are {len(going)}: see 'spool workers ls {spool.path}'.")
     for name in named:
@@ -136,7 +136,7 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     wanted = {job.record.name for job in going if everything or {job.record.name, job.listed.id} & set(named)}  # type: ignore[union-attr]
     if everything:
         for info in _chosen(spool, (), True):
-            ask_to_stop(spool, info.worker)
+            request_stop(spool, info.worker)
             say(f"{info.worker} on {info.process.host} was asked to end.")
-    for line in jobs.stop(spool, lambda job: job.record.name in wanted, seconds):
+    for line in batch_jobs.stop(spool, lambda job: job.record.name in wanted, seconds):
         say(line)

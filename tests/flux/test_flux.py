@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from spoolpool import settings
-from spoolpool.spool import Spool
-from tests.waiting import wait_until
+from spoolpool.protocol.spool import Spool
+from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
 pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, jobs, registry, settings
-from spoolpool.launchers.mpiexec import find_mpiexec
-from spoolpool.spool import Spool
-from tests.waiting import wait_until
+from spoolpool import Executor, settings
+from spoolpool.launch.mpiexec import find_mpiexec
+from spoolpool.pool import batch_jobs
+from spoolpool.protocol import registration, workers
+from spoolpool.protocol.spool import Spool
+from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
 pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
 
 PATIENCE = 120.0
-NESTING = [sys.executable, "-m", "tests.nesting"]
+NESTING = [sys.executable, "-m", "tests.support.nesting"]
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def instance(flux: dict[str, str], spool: Spool, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(settings.ENV_SPOOL, os.path.dirname(spool.path))
     yield spool
-    list(jobs.stop(spool, lambda job: True, 0.0))
+    list(batch_jobs.stop(spool, lambda job: True, 0.0))
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
@@ -60,14 +62,14 @@ def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -
     first, second = started.split()
     assert states()[first] == "S", "it wants the whole node"
     run(FLUX, "cancel", other)
-    groups = wait_until(lambda: registry.workers(instance), "the first job has a group", PATIENCE)
+    groups = wait_until(lambda: workers.read_workers(instance), "the first job has a group", PATIENCE)
     listed = command("workers", "ls", instance.path)
     assert f"{first}  running  1 node(s) for 10m" in listed
     assert f"{second}  pending" in listed
     assert f"job {groups[0].batch}" in listed
     command("workers", "stop", instance.path, "--all")
     assert states() == {}
-    assert registry.workers(instance) == []
+    assert workers.read_workers(instance) == []
 
 
 def test_an_executor_has_batch_jobs_for_its_lifetime(instance: Spool) -> None:
@@ -104,8 +106,8 @@ def test_the_script_of_the_documentation_fills_its_job_with_groups_that_serve(in
     script = tmp_path / "flux.sh"
     script.write_text(text)
     job = run(FLUX, "batch", script, cwd=tmp_path)
-    wait_until(lambda: len(registry.workers(instance)) == 4, "it has as many groups as fit", PATIENCE)
-    for info in registry.workers(instance):
-        registry.ask_to_stop(instance, info.worker)
+    wait_until(lambda: len(workers.read_workers(instance)) == 4, "it has as many groups as fit", PATIENCE)
+    for info in workers.read_workers(instance):
+        registration.request_stop(instance, info.worker)
     assert run(FLUX, "job", "wait-event", job, "clean")
     assert states() == {}

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, registry
+from spoolpool import Executor
 from spoolpool.errors import BadNode
-from spoolpool.spool import Spool
-from tests.processes import deadly
-from tests.waiting import wait_until
+from spoolpool.protocol import registration, workers
+from spoolpool.protocol.spool import Spool
+from tests.support.processes import deadly
+from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
 pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
@@ -47,8 +48,8 @@ def supervised(
         process.wait(PATIENCE)
 
 
-def groups(spool: Spool, count: int) -> list[registry.WorkerInfo]:
-    found = registry.workers(spool)
+def groups(spool: Spool, count: int) -> list[workers.WorkerInfo]:
+    found = workers.read_workers(spool)
     return found if len(found) == count else []
 
 
@@ -77,7 +78,7 @@ def test_shapes_share_an_instance_with_gpus_of_their_own_for_each_rank(
         assert seen == {"0", "1", "2", "3"}
         process.send_signal(signal.SIGUSR1)
         assert process.wait(PATIENCE) == 0, said()
-    wait_until(lambda: not registry.workers(spool), "the groups have taken their entries away", PATIENCE)
+    wait_until(lambda: not workers.read_workers(spool), "the groups have taken their entries away", PATIENCE)
 
 
 def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(
@@ -90,5 +91,5 @@ def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(
         [info] = wait_until(lambda: groups(spool, 1), "the other node has its group", PATIENCE)
         with Executor(spool=spool.path, resource_dict={"cores": 2}) as executor:
             assert executor.submit(pow, 2, 3).result(PATIENCE) == [8, 8]
-        registry.ask_to_stop(spool, info.worker)
+        registration.request_stop(spool, info.worker)
         assert process.wait(PATIENCE) == BadNode.exit_code, said()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import spoolpool
-from spoolpool import pickling
-from tests.multiuser.people import People, Scene, fail_at_first, public_directory
-from tests.stage import Clock
+from spoolpool.calls import pickling
+from tests.multiuser.accounts import People, Scene, fail_at_first, public_directory
+from tests.support.fake_worker import Clock
 
 LATE = ("encodings.ascii", "filelock", "grp", "pwd", "watchdog.observers.inotify_c")
 """What the package imports late."""
@@ -26,7 +26,7 @@ def people() -> Iterator[People]:
     """The accounts."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to make accounts and to act as them")
-    for name in (*LATE, *(each.name for each in pkgutil.iter_modules(spoolpool.__path__, "spoolpool."))):
+    for name in (*LATE, *(each.name for each in pkgutil.walk_packages(spoolpool.__path__, "spoolpool."))):
         with contextlib.suppress(ImportError):  # it needs what is not installed
             importlib.import_module(name)  # now: the accounts may not be allowed to read where the interpreter lies
     pickling.dumps((fail_at_first, (), {}))

@@ -15,17 +15,29 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spoolpool import check, claim, claimer, envelope, fsio, garbage, layout
-from spoolpool.config import Keep
+from spoolpool.client.session import TaskFuture
 from spoolpool.errors import NotTrusted, SpoolDenied
-from spoolpool.layout import Layout, Token
-from spoolpool.recovery import Recovery
-from spoolpool.session import TaskFuture
-from spoolpool.spool import Spool
-from spoolpool.task import TaskHeader
-from spoolpool.trust import Trust
-from tests.multiuser.people import Canary, People, Scene, messages
-from tests.stage import Inbox, outcome_of
+from spoolpool.format import envelope
+from spoolpool.format.config import Keep
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.layout import Layout
+from spoolpool.format.names import (
+    CANCELLED,
+    TaskFile,
+    bucket_name,
+    new_submitter_id,
+    new_task_id,
+    new_worker_id,
+    parse_lane,
+)
+from spoolpool.maintenance import check, garbage
+from spoolpool.protocol import claim, commit
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from tests.multiuser.accounts import Canary, People, Scene, messages
+from tests.support.fake_worker import Inbox, outcome_of
 
 pytestmark = pytest.mark.multiuser
 
@@ -45,28 +57,28 @@ def drop(scene: Scene, content: object, **changes: object) -> Path:
     with scene.mallory.acting():
         spool = Spool(scene.path)
         spool.open_session("mallorys")
-        name = layout.new_task_id()
-        lane = layout.parse_lane(scene.lane)
+        name = new_task_id()
+        lane = parse_lane(scene.lane)
         assert lane is not None
         header = TaskHeader(
             task=name,
             session="mallorys",
             lane=lane._replace(user=scene.mallory.uid).name,
-            bucket=layout.bucket_name(name, layout.new_submitter_id()),
+            bucket=bucket_name(name, new_submitter_id()),
             spool=spool.config.id,
         )
         spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
-        path = Path(spool.layout.bucket(header.lane, header.bucket), Token(name, 1, 1).name)
+        path = Path(spool.layout.bucket(header.lane, header.bucket), TaskFile(name, 1, 1).name)
         said = msgspec.structs.replace(header, **changes)
         made = scene.path / "tmp" / name  # where it gets the group by which the service may read it
-        fsio.create(str(made), [content] if isinstance(content, bytes) else scene.forge(said, content), mode=0o640)
+        files.create(str(made), [content] if isinstance(content, bytes) else scene.forge(said, content), mode=0o640)
         made.rename(path)
     return path
 
 
 def other_token(path: Path) -> Path:
     """A name beside a waiting task's, of another that sorts before it."""
-    return path.with_name(Token("000" + layout.new_task_id()[3:], 1, 1).name)
+    return path.with_name(TaskFile("000" + new_task_id()[3:], 1, 1).name)
 
 
 # ------------------------------------------------------------------------------------- forged tasks
@@ -84,7 +96,7 @@ def test_a_task_that_was_put_among_anothers_is_not_run(group: Scene, caplog: Log
     with group.mallory.acting():
         forged = other_token(waiting)
         header = msgspec.structs.replace(future.header, task=forged.name[:29])
-        fsio.create(str(forged), group.forge(header, Canary(group.canary)), mode=0o640)
+        files.create(str(forged), group.forge(header, Canary(group.canary)), mode=0o640)
     group.work(group.mallory)
     group.collect()
     assert future.result(timeout=0) == "alice's own"
@@ -117,11 +129,11 @@ def test_nobody_reaches_the_tasks_of_another_in_a_dropbox(dropbox: Scene) -> Non
 
 def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: Scene, caplog: Log) -> None:
     with scene.mallory.acting(umask=0):
-        bucket = scene.path / "ready" / scene.lane / layout.bucket_name(layout.new_task_id(), "00000000")
+        bucket = scene.path / "ready" / scene.lane / bucket_name(new_task_id(), "00000000")
         bucket.mkdir(parents=True)
-        name = layout.new_task_id()
+        name = new_task_id()
         header = TaskHeader(task=name, session="alices", lane=scene.lane, bucket=bucket.name)
-        fsio.create(str(bucket / Token(name, 1, 1).name), scene.forge(header, Canary(scene.canary)), mode=0o644)
+        files.create(str(bucket / TaskFile(name, 1, 1).name), scene.forge(header, Canary(scene.canary)), mode=0o644)
     scene.work(scene.mallory)
     assert not scene.canary.exists()
     words = f"{scene.lane} belongs to {scene.mallory.name} and should be {scene.alice.name}'s"
@@ -136,12 +148,12 @@ def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: S
 
 def plant_result(scene: Scene, future: TaskFuture) -> str:
     """Mallory makes an outcome for a task of alice's, as if a worker had; the name of both files."""
-    token = future.token.claimed_by(layout.new_worker_id())
+    task_file = future.task_file.claimed_by(new_worker_id())
     with scene.mallory.acting():
         content = scene.forge(future.header, Canary(scene.canary))
-        fsio.create(str(scene.path / "outgoing" / "alices" / token.name), content, mode=0o644)
-        fsio.create(str(scene.path / "results" / "alices" / token.name), content, mode=0o644)
-    return token.name
+        files.create(str(scene.path / "outgoing" / "alices" / task_file.name), content, mode=0o644)
+        files.create(str(scene.path / "results" / "alices" / task_file.name), content, mode=0o644)
+    return task_file.name
 
 
 def test_a_result_that_another_member_made_is_not_unpickled_and_the_future_names_him(group: Scene) -> None:
@@ -169,30 +181,30 @@ def test_an_outcome_that_another_made_in_a_workers_name_is_not_committed_for_it(
         assert taken is not None
         taken.release()
     with group.mallory.acting():
-        content = outcome_of(taken.header, taken.token)
-        fsio.create(str(group.path / "outgoing" / "alices" / taken.token.name), content, mode=0o644)
+        content = outcome_of(taken.header, taken.task_file)
+        files.create(str(group.path / "outgoing" / "alices" / taken.task_file.name), content, mode=0o644)
     group.work()
     group.collect()
     assert future.result(timeout=0) == "alice's own"
-    assert f"{taken.token.name} is not of the worker" in messages(caplog)
+    assert f"{taken.task_file.name} is not of the worker" in messages(caplog)
 
 
 def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
     group: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     future = group.submit()
-    real = claim.write_outcome
+    real = commit.write_outcome
     planted = []
 
-    def with_forgery(spool: Spool, session: str, token: Token, *more: object) -> None:
+    def with_forgery(spool: Spool, session: str, task_file: TaskFile, *more: object) -> None:
         if not planted:
             with group.mallory.acting():
-                planted.append(token.name)
+                planted.append(task_file.name)
                 content = group.forge(future.header, Canary(group.canary))
-                fsio.create(str(group.path / "outgoing" / session / token.name), content, mode=0o644)
-        real(spool, session, token, *more)  # type: ignore[arg-type]
+                files.create(str(group.path / "outgoing" / session / task_file.name), content, mode=0o644)
+        real(spool, session, task_file, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("spoolpool.publishing.write_outcome", with_forgery)
+    monkeypatch.setattr("spoolpool.worker.publish.write_outcome", with_forgery)
     group.work()
     group.collect()
     assert planted and future.result(timeout=0) == "alice's own"
@@ -202,7 +214,7 @@ def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
 def test_a_token_that_says_cancelled_must_be_the_submitters_own(group: Scene, caplog: Log) -> None:
     future = group.submit()
     with group.mallory.acting():
-        (group.path / "results" / "alices" / future.token.claimed_by(layout.CANCELLED).name).touch()
+        (group.path / "results" / "alices" / future.task_file.claimed_by(CANCELLED).name).touch()
     group.collect()
     assert not future.done()
     assert f"{group.mallory.name} says that {future.task} was cancelled" in messages(caplog)
@@ -237,8 +249,8 @@ def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplo
         taken = claimer.next()  # this worker has the directories of the session open from now on
         assert taken is not None and taken.header.task == first.task
         spool = Spool(group.path)
-        claim.write_outcome(spool, "alices", taken.token, outcome_of(taken.header, taken.token), taken.owner)
-        claim.commit(spool, "alices", taken.token, taken.owner)
+        commit.write_outcome(spool, "alices", taken.task_file, outcome_of(taken.header, taken.task_file), taken.owner)
+        commit.commit(spool, "alices", taken.task_file, taken.owner)
         taken.release()
     group.collect()
     with group.alice.acting():
@@ -286,10 +298,10 @@ def test_a_copy_of_a_task_is_the_copyists(group: Scene, caplog: Log) -> None:
 def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     future = group.submit()
     path = group.file_of(future)
-    forged = group.path / "tmp" / layout.new_task_id()
+    forged = group.path / "tmp" / new_task_id()
     with group.mallory.acting():
-        fsio.create(str(forged), group.forge(future.header, Canary(group.canary)), mode=0o640)
-    real = claimer.try_lock
+        files.create(str(forged), group.forge(future.header, Canary(group.canary)), mode=0o640)
+    real = claim.try_lock
 
     def swap(fd: int) -> object:
         if forged.exists():
@@ -297,7 +309,7 @@ def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, m
                 forged.rename(path)
         return real(fd)
 
-    monkeypatch.setattr(claimer, "try_lock", swap)
+    monkeypatch.setattr(claim, "try_lock", swap)
     group.work()
     assert not forged.exists() and not group.canary.exists()
     group.collect()
@@ -316,7 +328,7 @@ def test_a_result_that_is_swapped_after_it_was_opened_is_not_unpickled(
         found = real(self, fd, path)
         with group.mallory.acting():
             os.unlink(path)
-            fsio.create(path, group.forge(future.header, Canary(group.canary)), mode=0o644)
+            files.create(path, group.forge(future.header, Canary(group.canary)), mode=0o644)
         swapped.append(path)
         return found
 
@@ -345,8 +357,8 @@ def precious(scene: Scene, names: list[str]) -> dict[Path, bytes]:
 
 def links(future: TaskFuture) -> dict[str, str]:
     """Names for links that could lead somebody astray, and what they are: to a file or a directory."""
-    token, worker, bucket = future.token, layout.new_worker_id(), future.header.bucket
-    another = token._replace(task="000" + token.task[3:])
+    task_file, worker, bucket = future.task_file, new_worker_id(), future.header.bucket
+    another = task_file._replace(task="000" + task_file.task[3:])
     lane = future.header.lane
     return {
         f"tmp/{another.task}": "file",
@@ -374,8 +386,8 @@ def links(future: TaskFuture) -> dict[str, str]:
 def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) -> None:
     future = scene.submit()
     planted = links(future)
-    token = future.token.claimed_by(layout.new_worker_id()).name
-    safe = precious(scene, ["info.json", "beat", "stop", "error", token, future.token.name])
+    task_file = future.task_file.claimed_by(new_worker_id()).name
+    safe = precious(scene, ["info.json", "beat", "stop", "error", task_file, future.task_file.name])
     for number, (name, what) in enumerate(planted.items()):
         home = scene.public / f"home-{(scene.alice, scene.worker)[number % 2].name}"
         with scene.mallory.acting():
@@ -399,7 +411,7 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
         now = Keep(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Spool, "server_time", lambda _: 9e9)
-            garbage.remove(spool, garbage.rubbish(spool, now))
+            garbage.remove(spool, garbage.find_garbage(spool, now))
     with scene.worker.acting():
         recovery = Recovery(Spool(scene.path))
         for _ in range(4):
@@ -452,12 +464,12 @@ def test_fifos_and_devices_hold_nobody_up(group: Scene) -> None:
     waiting = group.file_of(future)
     fifos = [
         other_token(waiting),
-        group.path / "claimed" / future.token._replace(claim=2).claimed_by(layout.new_worker_id()).name,
-        group.path / "waiting" / future.token._replace(claim=2).name,
-        group.path / "failed" / future.token._replace(claim=3).claimed_by(layout.new_worker_id()).name,
+        group.path / "claimed" / future.task_file._replace(claim=2).claimed_by(new_worker_id()).name,
+        group.path / "waiting" / future.task_file._replace(claim=2).name,
+        group.path / "failed" / future.task_file._replace(claim=3).claimed_by(new_worker_id()).name,
         group.path / "sessions" / "other.json",
         group.path / "journal" / "other.jsonl",
-        group.path / "workers" / layout.new_worker_id() / "info.json",
+        group.path / "workers" / new_worker_id() / "info.json",
         group.path / "ready" / "q.r1t1g0.py3.11@0",
     ]
     device = other_token(waiting)
@@ -538,7 +550,7 @@ def test_junk_of_one_account_does_not_stop_the_tasks_of_others(dropbox: Scene) -
     path = drop(dropbox, b"junk")
     with dropbox.mallory.acting():
         for number in range(600):
-            path.with_name(Token(f"000-{number:014x}-0000000000", 1, 1).name).touch()
+            path.with_name(TaskFile(f"000-{number:014x}-0000000000", 1, 1).name).touch()
             path.with_name(f"core.{number}").touch()
         for number in range(100):
             (dropbox.path / "ready" / f"junk-{number}").mkdir()
@@ -566,7 +578,7 @@ def test_junk_among_the_tasks_of_others_does_not_stop_them(group: Scene) -> None
     waiting = group.file_of(future)
     with group.mallory.acting():
         for number in range(1000):
-            waiting.with_name(Token(f"000-{number:014x}-0000000000", 1, 1).name).touch()
+            waiting.with_name(TaskFile(f"000-{number:014x}-0000000000", 1, 1).name).touch()
     group.work(seconds=5.0)
     group.collect()
     assert future.result(timeout=0) == "alice's own"

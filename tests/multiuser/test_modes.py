@@ -10,22 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, pickling, worker
-from spoolpool.access import RIGHTS
-from spoolpool.cache import Entry, cache_of
+from spoolpool import Executor
+from spoolpool.calls import pickling
+from spoolpool.client.result_cache import Entry, cache_of
 from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
-from spoolpool.identity import Identity
-from spoolpool.layout import Layout
-from spoolpool.objects import put_object, read_object
-from spoolpool.registry import Registration
-from spoolpool.serial import SerialGroup
-from spoolpool.spool import Spool
-from spoolpool.status import Observer
-from spoolpool.trust import Trust
-from spoolpool.worker import Terms, Worker
-from tests.multiuser.people import People, Scene, fail_at_first, in_account, messages
-from tests.stage import Inbox, SilentRegistration, dead_process, info_of
-from tests.waiting import LIMIT
+from spoolpool.format.layout import Layout
+from spoolpool.monitor.status import StatusCollector
+from spoolpool.protocol.objects import put_object, read_object
+from spoolpool.protocol.registration import Registration
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.permissions import RIGHTS
+from spoolpool.security.trust import Trust
+from spoolpool.system.processes import ProcessId
+from spoolpool.worker import loop
+from spoolpool.worker.loop import Worker, WorkerOptions
+from spoolpool.worker.serial_group import SerialGroup
+from tests.multiuser.accounts import People, Scene, fail_at_first, in_account, messages
+from tests.support.fake_worker import Inbox, SilentRegistration, dead_process, info_of
+from tests.support.waiting import LIMIT
 
 pytestmark = pytest.mark.multiuser
 
@@ -56,15 +58,15 @@ def test_an_executor_and_a_worker_of_different_accounts_work_together(
     monkeypatch.undo()  # with the clock of everybody
 
     def serve() -> int:
-        monkeypatch.setattr(worker, "Registration", SilentRegistration)
+        monkeypatch.setattr(loop, "Registration", SilentRegistration)
         trust = scene.trust()
         info = info_of(
-            Identity.of(os.getpid()),
+            ProcessId.of(os.getpid()),
             trust_users=tuple(trust.uids),
             trust_groups=trust.groups,
             trust_all=trust.everybody,
         )
-        terms = Terms(trust=trust, idle_timeout=LIMIT, max_tasks=5)
+        terms = WorkerOptions(trust=trust, idle_timeout=LIMIT, max_tasks=5)
         return Worker(Spool(scene.path), SerialGroup(), info, terms).run()
 
     def submit() -> list[object]:
@@ -182,7 +184,7 @@ def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: py
 def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Scene) -> None:
     with group.people.bob.acting():
         trusting = SilentRegistration(
-            Spool(group.path), info_of(Identity.of(os.getpid()), trust_users=(group.alice.uid,))
+            Spool(group.path), info_of(ProcessId.of(os.getpid()), trust_users=(group.alice.uid,))
         )
     try:
         with group.mallory.acting():
@@ -190,7 +192,7 @@ def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Sc
         group.work()
         assert not group.runs()
         with group.alice.acting():
-            found = Observer(Spool(group.path)).look()
+            found = StatusCollector(Spool(group.path)).look()
         [blocked] = found.blocked
         assert blocked.what.endswith(f"@{group.mallory.uid}") and blocked.count == 1
         assert f"no group trusts {group.mallory.name}" in blocked.why

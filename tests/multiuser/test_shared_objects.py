@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import envelope, pickling
-from spoolpool.config import Keep
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef
 from spoolpool.errors import DependencyFailed, NotTrusted
-from spoolpool.garbage import remove, rubbish
-from spoolpool.objects import object_id, put_object
-from spoolpool.pickling import ObjectRef
-from spoolpool.spool import Spool
-from spoolpool.trust import Trust
-from tests.multiuser.people import Canary, Scene, who
-from tests.stage import Inbox
+from spoolpool.format import envelope
+from spoolpool.format.config import Keep
+from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.protocol.objects import object_id, put_object
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from tests.multiuser.accounts import Canary, Scene, who
+from tests.support.fake_worker import Inbox
 
 pytestmark = pytest.mark.multiuser
 
@@ -51,7 +52,7 @@ def test_an_object_goes_round_whatever_the_umask_is_and_goes_with_its_session(sc
     if scene.mode == "dropbox":  # where alice cannot see who else holds it, its owner collects it
         with scene.owner.acting():
             spool = Spool(scene.path)
-            remove(spool, rubbish(spool, Keep(unfinished=-1.0)))
+            remove(spool, find_garbage(spool, Keep(unfinished=-1.0)))
     assert not scene.left("objects") and not scene.left("tmp")
 
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests import browser
 from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm
+from tests.support import browser
 
 KINDS: dict[str, Callable[[Path], Server]] = {
     "nfs": NFS,

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from typing_extensions import Self
 
-from spoolpool.backoff import Backoff
+from spoolpool.system.backoff import Backoff
 
 T = TypeVar("T")
 ServerT = TypeVar("ServerT", bound="Server")
@@ -45,11 +45,11 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 120) -> T:
     This is the only place in this package where time passes on purpose.
     """
     deadline = time.monotonic() + timeout
-    rhythm = Backoff(0.005, 0.2, 2.0)
+    backoff = Backoff(0.005, 0.2, 2.0)
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise ServerError(f"waited {timeout:g} s in vain: {what}")
-        rhythm.sleep()
+        backoff.sleep()
     return value
 
 

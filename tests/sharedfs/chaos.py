@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from spoolpool.backoff import Backoff
-from tests.sharedfs.place import PATIENCE, Command, Place
-from tests.waiting import wait_until
+from spoolpool.system.backoff import Backoff
+from tests.sharedfs.mounts import PATIENCE, Command, Place
+from tests.support.waiting import wait_until
 
 MUST_BE_ZERO = ("lost", "duplicated outcomes", "errors", "ran too often", "left over")
 

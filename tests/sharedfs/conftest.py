@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sharedfs.place import KINDS, Place, placed
+from tests.sharedfs.mounts import KINDS, Place, placed
 
 
 @pytest.fixture(scope="package", params=KINDS, ids=lambda kind: kind.name)

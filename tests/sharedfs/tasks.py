@@ -11,7 +11,7 @@ import uuid
 from typing import Any, NoReturn
 
 from spoolpool import current_task
-from spoolpool.backoff import Backoff
+from spoolpool.system.backoff import Backoff
 
 
 def mark(directory: str, name: str) -> None:
@@ -27,9 +27,9 @@ def marks(directory: str, name: str) -> list[str]:
 
 def wait_for_mark(directory: str, name: str, count: int = 1) -> None:
     """Play work until a trace is there."""
-    rhythm = Backoff(0.01, 0.2)
+    backoff = Backoff(0.01, 0.2)
     while len(marks(directory, name)) < count:
-        rhythm.sleep()
+        backoff.sleep()
 
 
 def echo(value: Any) -> Any:

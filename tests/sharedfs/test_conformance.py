@@ -12,8 +12,8 @@ import pytest
 
 from tests.sharedfs import tasks
 from tests.sharedfs.chaos import MUST_BE_ZERO, Chaos
-from tests.sharedfs.place import PATIENCE, Command, Place, Remote
-from tests.waiting import wait_until
+from tests.sharedfs.mounts import PATIENCE, Command, Place, Remote
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.sharedfs
 

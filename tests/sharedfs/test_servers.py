@@ -11,7 +11,7 @@ import pytest
 
 from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm, wait_for
 from tests.servers.base import MountedFileServer
-from tests.sharedfs.place import Place
+from tests.sharedfs.mounts import Place
 from tests.sharedfs.running import running, traces
 
 

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spoolpool import Spool, registry
+from spoolpool import Spool
+from spoolpool.protocol import workers
 from tests.servers import Slurm
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PATIENCE = 120.0
 """Seconds for what a loaded machine may take for the start of several jobs; it judges no speed."""
@@ -47,13 +48,13 @@ class Site:
 
     def await_groups(self, count: int) -> list[Any]:
         def enough() -> list[Any]:
-            found = registry.workers(self.spool)
+            found = workers.read_workers(self.spool)
             return found if len(found) >= count else []
 
         try:
             return wait_until(enough, f"{count} groups are there", PATIENCE)
         except AssertionError as error:
-            groups = [f"{info.worker} {info.ranks} on {info.process.host}" for info in registry.workers(self.spool)]
+            groups = [f"{info.worker} {info.ranks} on {info.process.host}" for info in workers.read_workers(self.spool)]
             queue = self.slurm.run(["squeue", "-t", "all"]) + self.slurm.run(["sinfo", "-N", "-l"])
             raise AssertionError(f"{error}\ngroups: {groups}\n{queue}\nthe job said:\n{self.log()}") from None
 

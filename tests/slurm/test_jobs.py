@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, jobs, registry, settings, submitter
-from spoolpool.backoff import Backoff
-from spoolpool.batch import Listed
-from spoolpool.check import census
-from tests.processes import processes_of
+from spoolpool import Executor, settings
+from spoolpool.maintenance.check import census
+from spoolpool.pool import batch_jobs
+from spoolpool.pool.batch_system import Listed
+from spoolpool.protocol import sessions, workers
+from spoolpool.system.backoff import Backoff
 from tests.servers import Slurm
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
-from tests.waiting import wait_until
+from tests.support.processes import processes_of
+from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
@@ -37,9 +39,9 @@ def where() -> str:
 def until(started: str, may_end: str) -> str:
     """Plays work until somebody lets it end."""
     Path(started).touch()
-    rhythm = Backoff(0.05, 0.1)
+    backoff = Backoff(0.05, 0.1)
     while not os.path.exists(may_end):
-        rhythm.sleep()
+        backoff.sleep()
     return "done"
 
 
@@ -49,7 +51,7 @@ def login(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name, value in site.slurm.env.items():
         monkeypatch.setenv(name, value)
     yield site
-    list(jobs.stop(site.spool, lambda job: True, 0.0))
+    list(batch_jobs.stop(site.spool, lambda job: True, 0.0))
 
 
 def spool(site: Site, *arguments: object) -> str:
@@ -70,7 +72,7 @@ def states(site: Site) -> dict[str, str]:
 def test_stop_ends_the_jobs_of_its_spool_in_order_and_touches_no_other(login: Site) -> None:
     other = login.sbatch("sleep 600", "--nodes=1", "--exclusive", "--job-name=spool-worker-0123456789abcdef")
     first, second, third = start(login, count=3)
-    wait_until(lambda: len(registry.workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
+    wait_until(lambda: len(workers.read_workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
     listed = spool(login, "workers", "ls", login.spool.path)
     assert f"{first}  running  1 node(s) for 10  started by hand" in listed
     assert all(f"{job}  pending" in listed for job in (second, third))
@@ -82,7 +84,7 @@ def test_stop_ends_the_jobs_of_its_spool_in_order_and_touches_no_other(login: Si
     spool(login, "workers", "stop", login.spool.path, "--all")
     assert states(login) == {other: "RUNNING"}
     assert login.state(first) == "COMPLETED"
-    assert registry.workers(login.spool) == []
+    assert workers.read_workers(login.spool) == []
 
 
 def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(login: Site, tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(l
 
 def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) -> None:
     [job] = start(login)
-    [seen] = jobs.look(login.spool)
+    [seen] = batch_jobs.look(login.spool)
     assert seen.listed == Listed(id=job, state=seen.state, name=seen.record.name)  # type: ignore[arg-type]
     assert job not in Path(login.spool.layout.jobs, f"{seen.record.name}.json").read_text().replace(
         seen.record.name, ""
@@ -109,16 +111,16 @@ def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) 
 
 def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
     start(login)
-    [seen] = jobs.look(login.spool)
+    [seen] = batch_jobs.look(login.spool)
     path = Path(login.spool.layout.jobs, f"{seen.record.name}.json")
     text = path.read_text()
     path.write_text(text.replace('"virtual"', '"elsewhere"'))
-    assert jobs.look(login.spool) == []
+    assert batch_jobs.look(login.spool) == []
     path.write_text(text)
     os.chown(path, 12345, 12345)
-    assert jobs.look(login.spool) == []
+    assert batch_jobs.look(login.spool) == []
     os.chown(path, 0, 0)
-    assert len(jobs.look(login.spool)) == 1
+    assert len(batch_jobs.look(login.spool)) == 1
 
 
 # -- executors
@@ -154,7 +156,7 @@ def test_with_no_job_at_first_the_first_task_brings_one_and_a_task_of_another_sh
         assert executor.submit(where, resource_dict={"cores": 2}).result(PATIENCE)[0] in ("n1", "n2")
         assert len(states(login)) == 2
     assert states(login) == {}
-    assert registry.workers(login.spool) == []
+    assert workers.read_workers(login.spool) == []
 
 
 KILLED = """\
@@ -216,14 +218,15 @@ def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkey
     with pytest.raises(Exception, match="invalid partition"):
         Executor(backend="sbatch", directives=["--partition=nonsense"])
     assert list(login.directory.glob("spoolpool-*")) == []
-    assert jobs.records(login.spool) == []
+    assert batch_jobs.records(login.spool) == []
 
 
 UNSEEN = """\
 import sys
-from spoolpool import Executor, batchpool
+from spoolpool import Executor
+from spoolpool.pool import batch_pool
 
-batchpool._COOLDOWN = 0.1
+batch_pool._COOLDOWN = 0.1
 with Executor(backend=sys.argv[1], max_workers=1, time="10") as executor:
     try:
         executor.submit(print).result()
@@ -325,10 +328,10 @@ def test_a_job_that_cannot_work_is_not_submitted_over_and_over(login: Site) -> N
 
 def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_scales(login: Site) -> None:
     login.sbatch("sleep 600", "--nodes=2", "--exclusive")
-    submitter.announce(login.spool, "gone", "tester")
+    sessions.register(login.spool, "gone", "tester")
     path = Path(login.spool.layout.session("gone"))
-    job = jobs.Job(system="slurm", spool=login.spool.path)
-    _, number = jobs.submit(login.spool, job, lane="default.r1t1g0.py3.11", session="gone")
+    job = batch_jobs.Job(system="slurm", spool=login.spool.path)
+    _, number = batch_jobs.submit(login.spool, job, lane="default.r1t1g0.py3.11", session="gone")
     assert autoscale(login, "--once") == ""
     path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', '"pid":1'))
     assert f"Job {number} was cancelled: its executor has died." in autoscale(login, "--once")

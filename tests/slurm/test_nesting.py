@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool.launchers.mpiexec import find_mpiexec
+from spoolpool.launch.mpiexec import find_mpiexec
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.skipif(bool(reason), reason=reason or "")]
 
-NESTING = f"{sys.executable} -m tests.nesting"
+NESTING = f"{sys.executable} -m tests.support.nesting"
 
 
 def said(site: Site, command: str) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, registry
+from spoolpool import Executor
+from spoolpool.protocol import registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.skipif(bool(reason), reason=reason or "")]
@@ -60,7 +61,7 @@ def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site
     job = site.slurm.run(command, cwd=str(site.directory)).strip()
     site.jobs.append(job)
     wait_until(
-        lambda: len({info.process.host for info in registry.workers(site.spool)}) == 2,
+        lambda: len({info.process.host for info in workers.read_workers(site.spool)}) == 2,
         f"both nodes have groups; the job said: {log}",
         2 * PATIENCE,
     )
@@ -68,8 +69,8 @@ def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site
         assert executor.submit(size).result(PATIENCE) == [2, 2]
 
     def ended() -> bool:
-        for info in registry.workers(site.spool):  # some may have announced themselves only now
-            registry.ask_to_stop(site.spool, info.worker)
+        for info in workers.read_workers(site.spool):  # some may have announced themselves only now
+            registration.request_stop(site.spool, info.worker)
         return site.ended(job)
 
     wait_until(ended, "the job ended with its last group", PATIENCE)

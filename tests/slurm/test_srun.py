@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, registry
-from spoolpool.backoff import Backoff
-from spoolpool.check import census
+from spoolpool import Executor
+from spoolpool.maintenance.check import census
+from spoolpool.protocol import workers
+from spoolpool.system.backoff import Backoff
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, WORKER, Site
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
@@ -38,9 +39,9 @@ def slow(started: str, may_end: str, attempts: str) -> str:
     with open(attempts, "a") as file:
         file.write(f"{current_task().attempt}\n")
     Path(started).touch()
-    rhythm = Backoff(0.05, 0.1)
+    backoff = Backoff(0.05, 0.1)
     while not os.path.exists(may_end):
-        rhythm.sleep()
+        backoff.sleep()
     return "done"
 
 
@@ -133,7 +134,7 @@ def test_a_cancelled_job_gives_its_running_task_back_at_no_cost_in_attempts(site
         wait_until(lambda: site.ended(first), "the job ended", PATIENCE)
         assert "was given back" in site.log()
         seen = census(site.spool)
-        assert [token.attempt for token in seen.ready.values()] == [1]
+        assert [task_file.attempt for task_file in seen.ready.values()] == [1]
         Path(may_end).touch()
         site.sbatch(command, "--nodes=1", "--ntasks=1")
         assert future.result(PATIENCE) == "done"
@@ -165,7 +166,7 @@ def test_a_worker_begins_nothing_that_its_time_does_not_allow_and_ends_by_itself
 
 
 def test_the_walltime_of_the_job_is_found_out(site: Site):
-    line = f'{sys.executable} -c "from spoolpool.allocation import *; print(find(), seconds_left(find()))"'
+    line = f'{sys.executable} -c "from spoolpool.launch.allocation import *; print(find(), seconds_left(find()))"'
     job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=3", "--time=10", "--gres=gpu:1")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
     said = site.log()
@@ -198,7 +199,9 @@ def test_workers_are_started_listed_and_drained_from_the_login_node(site: Site):
     assert all(f"{info.worker}  alive  {info.process.host}  job {job}" in listed for info in groups)
     said = site.slurm.run([*spool, "drain", site.spool.path, "n1"])
     assert said.count("was asked to end") == 1
-    wait_until(lambda: len(registry.workers(site.spool)) == 1, "the group on n1 has ended, and no other took its place")
+    wait_until(
+        lambda: len(workers.read_workers(site.spool)) == 1, "the group on n1 has ended, and no other took its place"
+    )
     site.slurm.run([*spool, "drain", site.spool.path, "--all"])
     wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
     assert site.state(job) in ("", "COMPLETED")

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, Spool, registry
+from spoolpool import Executor, Spool
 from spoolpool.errors import BadNode, LauncherError
-from tests import tasks
-from tests.processes import deadly
+from spoolpool.protocol import registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, WORKER, Site
 from tests.slurm.test_srun import slow, where
-from tests.waiting import wait_until
+from tests.support import tasks
+from tests.support.processes import deadly
+from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=reason or "")]
@@ -90,7 +91,7 @@ def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(site
     assert info.process.host == "n1"
     with Executor(spool=site.spool.path) as executor:
         assert executor.submit(pow, 2, 3).result(PATIENCE) == 8
-    registry.ask_to_stop(site.spool, info.worker)
+    registration.request_stop(site.spool, info.worker)
     wait_until(lambda: site.ended(job), "the job ended with the last group", PATIENCE)
     assert exit_code(site, job) == str(BadNode.exit_code)
     assert "these nodes were given up: n2" in site.log()
@@ -117,7 +118,7 @@ def test_ranks_that_do_not_find_each_other_end_the_job_with_what_to_set(site: Si
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
     assert exit_code(site, job) == str(LauncherError.exit_code)
     assert "SPOOLPOOL_SRUN_MPI" in site.log()
-    assert not registry.workers(site.spool)
+    assert not workers.read_workers(site.spool)
 
 
 def test_a_job_is_drained_before_its_walltime_ends(site: Site):
@@ -126,7 +127,7 @@ def test_a_job_is_drained_before_its_walltime_ends(site: Site):
     wait_until(lambda: site.ended(job), "the job ended by itself", PATIENCE)
     assert "The time is up" in site.log()
     assert site.state(job) in ("", "COMPLETED")
-    assert not registry.workers(site.spool)
+    assert not workers.read_workers(site.spool)
 
 
 def test_a_job_that_is_told_to_end_finishes_the_task_that_runs(site: Site, tmp_path: Path):
@@ -134,7 +135,7 @@ def test_a_job_that_is_told_to_end_finishes_the_task_that_runs(site: Site, tmp_p
     with Executor(spool=site.spool.path) as executor:
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "go", "done")
         wait_until((tmp_path / "started").exists, "the task runs", PATIENCE)
-        (info,) = registry.workers(site.spool)
+        (info,) = workers.read_workers(site.spool)
         site.slurm.run(["scancel", "--signal=USR1", "--batch", job])
         wait_until(lambda: os.path.exists(f"{site.spool.layout.worker(info.worker)}/stop"), "the group was told")
         (tmp_path / "go").touch()
@@ -181,6 +182,6 @@ def test_an_instance_of_flux_inside_a_job_runs_groups_on_all_its_nodes(site: Sit
         ranks = executor.submit(where, 1, resource_dict={"cores": 2}).result(PATIENCE)
     assert [rank[1:3] for rank in ranks] == [(2, 0), (2, 1)]
     for info in groups:
-        registry.ask_to_stop(site.spool, info.worker)
+        registration.request_stop(site.spool, info.worker)
     wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
     assert site.state(job) in ("", "COMPLETED"), site.log()

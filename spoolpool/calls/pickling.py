@@ -1,0 +1,356 @@
+"""Objects to bytes and back: cloudpickle, protocol 5, large buffers out of band.
+
+Functions of ``__main__``, of a notebook or of a module that is not installed travel by value, since the
+worker could not import them; installed modules travel by reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib
+import io
+import os
+import pickle
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, SpoolpoolError
+from spoolpool.format.envelope import Buffer
+
+OUT_OF_BAND = 32768
+"""Bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
+
+_OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+_PLAIN_CONTAINERS = frozenset({tuple, list, dict})
+
+
+@functools.cache
+def _import_wire() -> None:
+    """Import the module that has the names of rebuilding functions; cloudpickle names only what is imported."""
+    importlib.import_module("spoolpool.wire")
+
+
+class Reference(NamedTuple):
+    """What travels in the place of a future: which task's result, and the way to a part of it."""
+
+    session: str
+    task: str
+    keys: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class ObjectRef:
+    """What :meth:`spoolpool.Executor.put` returns: an argument that is the value that was put.
+
+    It can be pickled, and used by other sessions of the same spool as long as one that is open holds the object.
+    """
+
+    spool: str
+    """Id of the spool."""
+    name: str
+    """Name of the object's file in the spool's ``objects/``."""
+    size: int
+    """Bytes of the pickled value."""
+
+    __module__ = "spoolpool"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _import_wire()
+        return stored_object, (self.spool, self.name, self.size)
+
+
+Refer = Callable[["Future[Any] | ObjectRef"], "Reference | ObjectRef | object"]
+"""Says what travels in the place of a future: a reference, or its value. It is told of objects as well."""
+
+Find = Callable[["Reference | ObjectRef"], object]
+"""Gives what a reference refers to."""
+
+_find: ContextVar[Find | None] = ContextVar("spoolpool_find", default=None)
+
+
+def task_result(*reference: Any) -> object:
+    """Return the value of a reference to a task's result; outside of a call the reference itself."""
+    find = _find.get()
+    return Reference(*reference) if find is None else find(Reference(*reference))
+
+
+def stored_object(*ref: Any) -> object:
+    """Return the value of a stored object; outside of a call its reference."""
+    find = _find.get()
+    return ObjectRef(*ref) if find is None else find(ObjectRef(*ref))
+
+
+def substitute(value: object) -> object:
+    """Return the value that was pickled in the place of a future."""
+    return value
+
+
+def _is_plain(value: object, depth: int = 4) -> bool:
+    """Whether the value is small and made of builtins alone, so that nothing of it could need a module."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is types.BuiltinFunctionType:
+        return getattr(value, "__module__", None) == "builtins"
+    if not depth or kind not in _PLAIN_CONTAINERS or len(value) >= 100:  # type: ignore[arg-type]
+        return False
+    if isinstance(value, dict):
+        if not all(type(key) is str for key in value):
+            return False
+        value = value.values()
+    for item in value:  # type: ignore[attr-defined]  # noqa: SIM110  three times as quick as all(), for every call
+        if type(item) not in _PLAIN and not _is_plain(item, depth - 1):
+            return False
+    return True
+
+
+def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:
+    """Pickle; returns the pickle and its out-of-band buffers, which are views, not copies.
+
+    ``refer`` is asked about each future and told of each object in it, wherever they are. Raises
+    :class:`NotPicklable` with what cloudpickle said, and the :class:`BadRequest` that ``refer`` raises.
+    """
+    buffers: list[Buffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if len(raw) < OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    try:
+        if _is_plain(value):  # needs no look at modules, and takes a third of the time
+            return pickle.dumps(value, protocol=5), buffers
+        _register_local_modules()
+        stream = io.BytesIO()
+        pickler = _pickler()(stream, protocol=5, buffer_callback=keep)
+        pickler.refer = refer
+        pickler.dump(value)
+    except BadRequest:
+        raise
+    except Exception as error:  # whatever a __reduce__ raises
+        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
+            raise NotPicklable(f"{short(value)} cannot be pickled: it is nested too deeply.") from None
+        raise NotPicklable(f"{short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
+    return stream.getvalue(), buffers  # no copy: BytesIO hands out the bytes that it filled
+
+
+@functools.cache
+def _pickler() -> Callable[..., Any]:
+    """cloudpickle's pickler, which is imported when it is needed, with a way for local modules that know each other."""
+    import cloudpickle
+
+    _import_wire()
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        refer: Refer | None = None
+
+        def reducer_override(self, value: object) -> Any:
+            if isinstance(value, Future):
+                return self._in_place_of(value)
+            if isinstance(value, ObjectRef) and self.refer is not None:
+                self.refer(value)
+            if not isinstance(value, types.ModuleType) or value.__name__ not in _local:
+                return super().reducer_override(value)
+            # cloudpickle makes and fills a module in one step, and runs into endless recursion
+            state = {key: each for key, each in vars(value).items() if key not in _OF_THE_IMPORT}
+            return types.ModuleType, (value.__name__,), state, None, None, fill_module
+
+        def _in_place_of(self, future: Future[Any]) -> Any:
+            if self.refer is None:
+                raise NotPicklable("a future can be an argument of submit, and nothing else: send its result().")
+            found = self.refer(future)
+            return (task_result, tuple(found)) if isinstance(found, Reference) else (substitute, (found,))
+
+    return Pickler
+
+
+def fill_module(module: types.ModuleType, state: dict[str, object]) -> None:
+    """Set the attributes of a module that was pickled by value."""
+    vars(module).update(state)
+
+
+class _Apart:
+    """A large part of a call that was pickled by itself, so that it is the same bytes in every call that has it."""
+
+    def __init__(self, payload: Buffer, buffers: list[Buffer]) -> None:
+        self._buffers = [pickle.PickleBuffer(each) for each in (payload, *buffers)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return join_parts, tuple(self._buffers)
+
+
+def join_parts(payload: Buffer, *buffers: Buffer) -> object:
+    """Return a part of a call that was pickled on its own."""
+    return pickle.loads(payload, buffers=buffers)
+
+
+for _function in (task_result, stored_object, substitute, fill_module, join_parts):
+    _function.__module__ = "spoolpool.wire"  # files name them; spoolpool.wire lists them as part of the format
+
+
+def dumps_call(
+    fn: object,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    refer: Refer | None = None,
+    apart: int = sys.maxsize,
+) -> tuple[Buffer, list[Buffer]]:
+    """Pickle a call; a :class:`NotPicklable` names the argument that could not be.
+
+    A function or argument whose pickle has ``apart`` bytes or more becomes a buffer of its own.
+    """
+    try:
+        whole = dumps((fn, args, kwargs), refer)
+        if len(whole[0]) < apart:
+            return whole
+        parts: dict[int, object] = {}
+        for value in (fn, *args, *kwargs.values()):
+            payload, buffers = dumps(value, refer)
+            parts[id(value)] = value if len(payload) < apart else _Apart(payload, buffers)
+        split = parts[id(fn)], [parts[id(value)] for value in args], {key: parts[id(kwargs[key])] for key in kwargs}
+        return dumps(split, refer)
+    except NotPicklable as whole:
+        named: list[tuple[str, object]] = [("The function", fn)]
+        named += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
+        named += [(f"Argument {key!r}", arg) for key, arg in kwargs.items()]
+        for what, part in named:
+            try:
+                dumps(part, refer)
+            except NotPicklable as error:
+                raise NotPicklable(
+                    f"{what} of the call to {label(fn)} cannot be sent to a worker. {error} Make it "
+                    "inside the function instead, or pass what it is made from."
+                ) from whole
+        raise
+
+
+def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = None) -> Any:
+    """Unpickle; raises :class:`NotUnpicklable` that names a package that is missing here.
+
+    ``find`` is asked for what references refer to; what it raises is not changed.
+    """
+    before = _find.set(find)
+    try:
+        return pickle.loads(payload, buffers=buffers)
+    except SpoolpoolError:
+        raise
+    except ModuleNotFoundError as error:
+        raise NotUnpicklable(
+            f"The package {error.name!r} is needed to read what was sent and is not installed in "
+            f"{sys.prefix} on {os.uname().nodename}. Install it there, or define the function in the "
+            "script that submits it."
+        ) from error
+    except Exception as error:  # whatever a constructor raises
+        raise NotUnpicklable(
+            f"What was sent cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        _find.reset(before)
+
+
+def label(fn: object) -> str:
+    """What is called, for people; at most 80 characters."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    module = getattr(fn, "__module__", None) or ""
+    text = name if module in ("", "__main__", "builtins") else f"{module}.{name}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def short(value: object, length: int = 60) -> str:
+    """A value for people, in so many characters at most."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  a broken __repr__ must not hide the reason
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+@functools.cache
+def _site_roots() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where a fresh interpreter imports from: the library and ``site-packages``, and what ``.pth`` files name.
+
+    The latter are projects that were installed in place (``pip install --editable``).
+    """
+    libraries = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    libraries |= {path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")}
+    projects = set()
+    for root in libraries:
+        for pth in glob.glob(os.path.join(glob.escape(root), "*.pth")):
+            try:
+                with open(pth, encoding="utf-8") as file:
+                    lines = [line.strip() for line in file]
+            except (OSError, UnicodeDecodeError):  # not ours to judge: its modules travel by value
+                continue
+            projects |= {line for line in lines if os.path.isdir(line)}
+    return tuple(map(os.path.realpath, libraries)), tuple(map(os.path.realpath, projects))
+
+
+def _is_installed(name: str, file: str) -> bool:
+    """Whether a fresh interpreter of this installation finds the module.
+
+    A library's modules need not be called like their files (``os.path``, vendored packages): what imports the
+    library gives them their names. A project's folder also holds what is not installed, such as scripts.
+    """
+    if name.partition(".")[0] == "spoolpool" or _in_a_library(file):
+        return True
+    path = os.path.realpath(file)
+    inside = name.replace(".", os.sep)
+    return any(path.startswith(os.path.join(root, inside) + end) for root in _site_roots()[1] for end in (".", os.sep))
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_a_library(file: str) -> bool:
+    path = os.path.realpath(file)
+    return any(path.startswith(os.path.join(root, "")) for root in _site_roots()[0])
+
+
+def is_library(name: str) -> bool:
+    """Whether an imported module is the standard library's, of ``site-packages``, or spoolpool's.
+
+    What is installed in place (``pip install --editable``) is not: it changes under one's hands.
+    """
+    top = name.partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if top == "spoolpool":
+        return True
+    if isinstance(file, str):
+        return top not in ("__main__", "__mp_main__") and _in_a_library(file)
+    return top in sys.stdlib_module_names
+
+
+_seen: set[str] = set()
+"""Modules that were looked at; it mirrors cloudpickle's registry, which is one per process as well."""
+
+_local: set[str] = set()
+"""Those of them that are not installed, by the names that they give themselves."""
+
+
+def _register_local_modules() -> None:
+    """Tell cloudpickle about imported modules that are not installed, each once."""
+    new = sys.modules.keys() - _seen
+    if not new:
+        return
+    import cloudpickle
+
+    _seen.update(new)
+    for name in new:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if name in ("__main__", "__mp_main__") or not isinstance(file, str) or not isinstance(module, types.ModuleType):
+            continue
+        if module.__name__ in sys.modules and not _is_installed(module.__name__, file):
+            cloudpickle.register_pickle_by_value(module)
+            _local.add(module.__name__)

@@ -1,0 +1,116 @@
+"""What an outcome holds: a value, the values of several ranks, or an exception with where it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef, Reference
+from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError
+from spoolpool.format.envelope import Buffer, Envelope
+from spoolpool.format.headers import Failure, OutcomeHeader
+
+
+class DependencyValue(NamedTuple):
+    """The result of a task, for a call that has a reference to it among its arguments."""
+
+    session: str
+    task: str
+    ranks: int
+    """Ranks whose values are in it."""
+    payload: Buffer
+    buffers: Sequence[Buffer]
+
+
+class Objects(Protocol):
+    """Where a call finds the objects that it names: see :class:`spoolpool.protocol.objects.ObjectCache`."""
+
+    def content(self, name: str) -> Envelope:
+        """What is in an object."""
+
+    def fill(self, places: Mapping[str, Sequence[int]], buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """The buffers of a call, with those that stand in objects at their places."""
+
+
+class ReferenceResolver:
+    """What the references of one call refer to; each is unpickled when it is first asked for.
+
+    ``named`` are the objects that the call's header names.
+    """
+
+    def __init__(
+        self, needed: Iterable[DependencyValue], objects: Objects | None = None, named: Container[str] = frozenset()
+    ) -> None:
+        self._needed = {(each.session, each.task): each for each in needed}
+        self._objects = objects
+        self._named = named
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, reference: Reference | ObjectRef) -> Any:
+        """The value, or the part of it; raises :class:`DependencyFailed` where it cannot be had."""
+        return self._object(reference) if isinstance(reference, ObjectRef) else self._result(reference)
+
+    def _object(self, ref: ObjectRef) -> Any:
+        key = "", ref.name
+        if key not in self._values:
+            if self._objects is None or ref.name not in self._named:
+                raise BadTaskFile(f"The call refers to the object {ref.name}, which its header does not name.")
+            content = self._objects.content(ref.name)
+            self._values[key] = pickling.loads(content.payload, content.buffers)
+        return self._values[key]
+
+    def _result(self, reference: Reference) -> Any:
+        key = reference.session, reference.task
+        if key not in self._values:
+            if key not in self._needed:
+                raise BadTaskFile(f"The call refers to the result of {reference.task}, which its header does not name.")
+            self._values[key] = value_of_ranks(*self._needed[key][2:])
+        value = self._values[key]
+        for part in reference.keys:
+            try:
+                value = value[part]
+            except Exception as error:  # whatever its __getitem__ raises
+                raise DependencyFailed(
+                    f"The result of task {reference.task} ({type(value).__name__}) has no part [{part!r}]: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return value
+
+
+def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
+    """Attach where it happened to an exception that came back, as a cause."""
+    caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by another task's exception
+    if failure is not None and failure.traceback and not caused:
+        text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
+        error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
+    """The value that an outcome holds; raises the exception that it holds, with its remote traceback."""
+    if outcome.kind == "result":
+        return value_of_ranks(outcome.ranks, content.payload, content.buffers)
+    raise error_of(outcome, content)
+
+
+def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
+    """The value of one rank, or the list of the values of several."""
+    if ranks == 1:
+        return pickling.loads(payload, buffers)
+    values, used = [], 0
+    for each, count in pickling.loads(payload):
+        values.append(pickling.loads(each, buffers[used : used + count]))
+        used += count
+    return values
+
+
+def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
+    """The exception that an outcome holds, with its remote traceback; or the reason why it cannot be had."""
+    try:
+        error = pickling.loads(content.payload, content.buffers)
+    except SpoolpoolError as reason:
+        error = reason
+    if not isinstance(error, BaseException):
+        error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
+    return remote_error(error, outcome.failure)

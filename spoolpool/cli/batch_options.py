@@ -1,0 +1,72 @@
+"""The options of every command that submits batch jobs of workers."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoolpool import settings
+
+if TYPE_CHECKING:
+    from spoolpool.pool.batch_system import Job
+
+_OPTIONS = (
+    click.option("--slurm", "system", flag_value="slurm", default="slurm", help="Submit with sbatch (the default)."),
+    click.option("--flux", "system", flag_value="flux", help="Submit with flux batch."),
+    click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Whole nodes per job."),
+    click.option(
+        "--time", "walltime", default="1:00:00", show_default=True, help="Walltime, as the batch system writes it."
+    ),
+    click.option(
+        "--option", "directives", multiple=True, help="Option of the batch system: --option=--partition=long."
+    ),
+    click.option(
+        "--template", type=click.Path(exists=True, dir_okay=False), help="The site's own script, a string.Template."
+    ),
+    click.argument("arguments", metavar="[-- WORKER-OPTIONS]", nargs=-1, type=click.UNPROCESSED),
+)
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of which :func:`job` makes a job, and the SPOOL before the worker's options."""
+
+    @functools.wraps(function)
+    def command(directory: str, arguments: tuple[str, ...], **options: Any) -> Any:
+        if directory.startswith("-"):  # it stood behind "--": no spool was named
+            directory, arguments = os.environ.get(settings.ENV_SPOOL, ""), (directory, *arguments)
+            if not directory:
+                raise click.UsageError(f"Missing argument 'SPOOL', and {settings.ENV_SPOOL} is not set.")
+        return function(directory=directory, arguments=arguments, **options)
+
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Read options of spool-worker here, and not in a job that then ends at once; a wrong one is a usage error."""
+    from spoolpool.cli.worker import main
+
+    return main.make_context("spool-worker", ["SPOOL", *arguments]).params
+
+
+def job(spool: str, options: dict[str, Any]) -> Job:
+    """The job that a command line describes."""
+    from spoolpool.pool.batch_system import Job
+
+    worker_options(options["arguments"])
+    template = options["template"]
+    return Job(
+        system=options["system"],
+        spool=spool,
+        nodes=options["nodes"],
+        time=options["walltime"],
+        directives=options["directives"],
+        arguments=options["arguments"],
+        template=Path(template).read_text(encoding="utf-8") if template else "",
+    )

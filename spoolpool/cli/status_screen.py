@@ -1,0 +1,156 @@
+"""A status as lines of text, for a page of 80 columns or any other, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoolpool.cli.output import age, shown
+from spoolpool.monitor.census import PLACES
+
+if TYPE_CHECKING:
+    from spoolpool.monitor.status import Blocked, Group, Status
+    from spoolpool.protocol.progress import TaskProgress
+
+_PAGE = 80  # columns
+_LEFT = 9  # columns for the word that begins a line
+
+
+def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iterator[str]:
+    """The screen: what blocks comes first. At most so many groups are listed; those that work before the idle ones.
+
+    Without a width the tables have that of a page, and texts are not broken into lines.
+    """
+    for each in status.blocked:
+        yield from _wrapped("BLOCKED", _why(each, status), width, fg="red", bold=True)
+    for directory, reason in status.unseen.items():
+        yield from _wrapped("UNSEEN", f"{directory} cannot be listed ({reason}).", width, fg="yellow")
+    yield from _wrapped("Spool", status.spool, width)
+    yield from _wrapped("Tasks", ", ".join(f"{status.total(place)} {place}" for place in PLACES), width)
+    yield from _wrapped("Groups", _summary(status), width)
+    if status.rate is not None:
+        yield from _wrapped("Rate", _rate(status), width)
+    if status.counts:
+        yield ""
+        yield from _counts(status, width or _PAGE)
+    if status.groups:
+        yield ""
+        yield from _groups(status, width or _PAGE, groups)
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """The same for programs; the keys are documented in docs/cli.md, and stay."""
+    return {
+        "spool": status.spool,
+        "time": status.time,
+        "blocked": [{"what": each.what, "count": each.count, "why": each.why} for each in status.blocked],
+        "tasks": {place: status.total(place) for place in PLACES},
+        "counts": [
+            {"lane": row.lane, "user": row.user, **{place: getattr(row, place) for place in PLACES}}
+            for row in status.counts
+        ],
+        "groups": [
+            {
+                "worker": each.info.worker,
+                "host": each.info.process.host,
+                "job": each.info.job,
+                "user": each.info.user,
+                "ranks": each.info.ranks,
+                "threads": each.info.threads,
+                "gpus": each.info.gpus,
+                "queues": list(each.info.queues),
+                "tags": list(each.info.tags),
+                "python": each.info.python,
+                "started": each.info.started,
+                "task": each.task,
+                "name": each.name,
+                "seconds": each.seconds,
+                "fraction": each.progress.fraction if each.progress else None,
+                "text": each.progress.text if each.progress else "",
+            }
+            for each in status.groups
+        ],
+        "last_seen": status.last_seen,
+        "rate": status.rate,
+        "seconds_left": status.seconds_left,
+        "unseen": status.unseen,
+    }
+
+
+def _why(each: Blocked, status: Status) -> str:
+    tasks = f"{each.count} task{'s' * (each.count != 1)}"
+    seen = "" if status.last_seen is None else f" (none has been seen for {age(status.last_seen)})"
+    return f"{tasks} {'' if ' ' in each.what else 'of '}{each.what}: {each.why}{seen}."
+
+
+def _summary(status: Status) -> str:
+    if not status.groups:
+        return "none alive"
+    hosts = {each.info.process.host for each in status.groups}
+    jobs = {each.info.job for each in status.groups} - {""}
+    busy = sum(bool(each.task) for each in status.groups)
+    inside = f" in {len(jobs)} job{'s' * (len(jobs) != 1)}" if jobs else ""
+    where = f"on {len(hosts)} host{'s' * (len(hosts) != 1)}{inside}"
+    return f"{len(status.groups)} alive {where}: {busy} busy, {len(status.groups) - busy} idle"
+
+
+def _rate(status: Status) -> str:
+    assert status.rate is not None
+    per = next(
+        ((status.rate * length, unit) for unit, length in (("s", 1), ("min", 60)) if status.rate * length >= 2),
+        (status.rate * 3600, "h"),
+    )
+    left = "" if status.seconds_left is None else f"; done in about {age(status.seconds_left)}"
+    return f"{per[0]:.0f} tasks/{per[1]}{left}"
+
+
+def _counts(status: Status, width: int) -> Iterator[str]:
+    lane = max(12, width - 54)
+    head = f"{'LANE':<{lane}} {'USER':<8}" + "".join(f" {place.upper():>8}"[-9:] for place in PLACES)
+    yield click.style(head.rstrip(), bold=True)
+    for row in status.counts:
+        numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
+        yield shown(f"{_cut(row.lane or '(not looked at)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
+
+
+def _groups(status: Status, width: int, most: int) -> Iterator[str]:
+    name = max(12, width - 57)
+    yield click.style(
+        f"{'GROUP':<8} {'HOST':<12} {'JOB':<10} {'SHAPE':<10} {'RUNS':<{name}} {'TASK':<5} {'FOR':>6}", bold=True
+    )
+    chosen = sorted(status.groups, key=lambda each: not each.task)[:most]
+    for each in status.groups:
+        if each in chosen:
+            yield shown(_group(each, name))
+            if each.progress is not None:
+                yield shown(_cut(f"         {progress(each.progress)}", width))
+    if len(status.groups) > len(chosen):
+        yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
+
+
+def _group(each: Group, name: int) -> str:
+    info = each.info
+    shape = f"{info.ranks}x{info.threads}" + (f" {info.gpus} GPU" if info.gpus else "")
+    runs = each.name if each.task else "(idle)"
+    since = age(each.seconds) if each.task else ""
+    host = _cut(info.process.host.partition(".")[0], 12)
+    left = f"{info.worker[:8]} {host:<12} {_cut(info.job, 10):<10} {_cut(shape, 10):<10}"
+    return f"{left} {_cut(runs, name):<{name}} {each.task[-5:]:<5} {since:>6}".rstrip()
+
+
+def progress(told: TaskProgress) -> str:
+    """How far a task says it is."""
+    return " ".join(filter(None, ("" if told.fraction is None else f"{told.fraction:.0%}", told.text)))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _wrapped(word: str, text: str, width: int | None, **style: Any) -> Iterator[str]:
+    broken = [shown(text)] if width is None else wrap(shown(text), max(20, width - _LEFT), break_on_hyphens=False)
+    for number, line in enumerate(broken):
+        yield click.style(f"{word if number == 0 else '':<{_LEFT}}", **style) + line

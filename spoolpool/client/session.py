@@ -1,0 +1,333 @@
+"""One submitter's inbox: what puts tasks in, and what their futures ask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from spoolpool import settings
+from spoolpool.client.collector import Collector, set_aside
+from spoolpool.client.futures import TaskFuture, finish, wait
+from spoolpool.client.object_store import SessionObjects
+from spoolpool.client.pending import PendingTasks
+from spoolpool.client.references import CallReferences
+from spoolpool.client.retention import Held
+from spoolpool.context import assistance
+from spoolpool.errors import BrokenSpool, NotTrusted
+from spoolpool.format import envelope, headers
+from spoolpool.format.envelope import Buffer
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
+from spoolpool.format.names import CANCELLED, TaskFile, check_session, new_submitter_id, new_task_id, parse_task_file
+from spoolpool.monitor.graph import Node
+from spoolpool.monitor.inventory import SessionTask, find_session_tasks
+from spoolpool.protocol import cancel
+from spoolpool.protocol.buckets import BucketAllocator
+from spoolpool.protocol.quota import WaitingLimit
+from spoolpool.protocol.sessions import register, unregister
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.submit import submit_task
+from spoolpool.security.trust import Trust
+from spoolpool.system import accounts, files
+from spoolpool.system.processes import hostname
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One submitter's inbox of a spool. All methods may be called from any thread.
+
+    The thread that collects is started by the first submission, and ends when the session is closed and
+    nothing is pending any more.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        name: str,
+        *,
+        accept: Trust,
+        submitter: str = "",
+        wait_for_room: bool = False,
+        keeps: bool = False,
+    ) -> None:
+        self.spool = spool
+        self.name = check_session(name)
+        self._submitter = submitter or new_submitter_id()
+        self._buckets = BucketAllocator(spool, self._submitter, came_back=bool(submitter))
+        self._awaited = PendingTasks(spool, self.name, keeps_all=keeps)
+        self._collector = Collector(self._awaited, accept, end=self._end, fail=self.fail)
+        self.holdings = SessionObjects(spool, self.name)
+        self._closed = False
+        self._detached = False
+        self.may_be_left = False
+        """Whether the end of the process need not wait for what is pending."""
+        self._broken: BaseException | None = None
+        self._user = accounts.account_name(os.geteuid())
+        self._quota = None if spool.config.max_waiting is None else WaitingLimit(spool, spool.config.max_waiting)
+        self._wait_for_room = wait_for_room
+        spool.need_key()
+        spool.open_session(self.name)
+        register(spool, self.name, self._user, keeps=keeps)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether outcomes stay in the spool after they were delivered, for a later process of the same name."""
+        return self._awaited.retention.keeps_all
+
+    # -- submitting
+
+    def submit(
+        self,
+        payload: Buffer,
+        buffers: list[Buffer],
+        *,
+        lane: str,
+        name: str,
+        priority: int = settings.PRIORITY,
+        max_attempts: int | None = None,
+        init: str = "",
+        needs: CallReferences | None = None,
+        **asked: Any,
+    ) -> TaskFuture:
+        """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
+
+        ``asked`` are more fields of its header. ``needs`` are what was asked about the futures in it: it waits for
+        them, and where one has failed already, its future has too. Raises ``RuntimeError`` once the session is closed,
+        :class:`BrokenSpool` once it failed, and :class:`TooManyWaiting` where the spool bounds what may wait, unless
+        the session waits for room.
+        """
+        if self._quota is not None:
+            self._quota.take(self._open_still if self._wait_for_room else None)
+        task_id = needs.task if needs is not None else new_task_id(priority)
+        header = TaskHeader(
+            task=task_id,
+            session=self.name,
+            lane=lane,
+            bucket=self._buckets.next(lane, task_id),
+            name=name,
+            user=self._user,
+            host=hostname(),
+            submitted=time.time(),
+            max_attempts=max_attempts or self.spool.config.max_attempts,
+            init=init,
+            needs=needs.of_header() if needs is not None else {},
+            spool=self.spool.config.id,
+            **asked,
+        )
+        future = TaskFuture(self, header, here=True)
+        if needs is not None and needs.end(future):
+            return future
+        with self._awaited.lock:
+            self._open_still()
+            self._awaited.add(future, needs)
+            wake = self._collector.start()
+        try:
+            future.task_file = submit_task(self.spool, header, envelope.pack(headers.encode(header), payload, buffers))
+        except BaseException:
+            self._awaited.withdraw(task_id)
+            raise
+        # when it began: a worker may be done by now
+        self._awaited.note("submitted", future, name=name, t=header.submitted)
+        if header.needs and needs is not None:
+            needs.submitted(future)
+        if wake:
+            self._collector.wake()
+        return future
+
+    def _open_still(self) -> None:
+        with self._awaited.lock:
+            if self._broken is not None:
+                raise BrokenSpool(f"Nothing can be submitted: {self._broken}")
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+
+    # -- an earlier life
+
+    def futures(self) -> list[TaskFuture]:
+        """Futures of all tasks of this name that are in the spool, in the order of submission.
+
+        Where not all of the spool can be listed, as in somebody else's dropbox, those that wait or run are left out,
+        and the log tells.
+        """
+        entries, unlisted = find_session_tasks(self.spool, self.name)
+        for path, reason in unlisted.items():
+            log.warning("Tasks of the session %s in %s are not seen: %s.", self.name, path, reason)
+        return [self.take_up(entry) for entry in entries]
+
+    def take_up(self, entry: SessionTask) -> TaskFuture:
+        """The future of a task that was found in the spool: the one that this process has already, or a new one."""
+        with self._awaited.lock:
+            self._open_still()
+            future = self._awaited.known(entry.task_file.task)
+            if future is not None:
+                return future
+            future = TaskFuture(self, entry.header)
+            future.task_file = entry.task_file if entry.place == "done" else entry.task_file.claimed_by("")
+            if entry.place == "failed":
+                finish(future, error=set_aside(self.spool, entry.task_file))
+                return future
+            self._awaited.add(future)
+            wake = self._collector.start()
+        if wake:
+            self._collector.wake()
+        return future
+
+    # -- what a future asks
+
+    def cancel(self, future: TaskFuture) -> bool:
+        """Take a task back that nobody has claimed."""
+        if not cancel.cancel_task(self.spool, future.header, future.task_file):
+            return False
+        self._awaited.note("cancelled", future)
+        task_file = future.task_file.claimed_by(CANCELLED)
+        self._awaited.ended(future, task_file, "cancelled")
+        with contextlib.suppress(OSError, NotTrusted):  # the collector tries again
+            self._awaited.retention.settle(task_file)
+        return True
+
+    def interrupt(self, future: TaskFuture) -> None:
+        """Ask whoever runs the task to end it; its future is cancelled once that was done."""
+        self._awaited.mark(future.task)
+
+    def dependents(self, task: str) -> list[TaskFuture]:
+        """Futures of this process that wait for this task."""
+        return [needs.future for needs in self._awaited.retention.holders(task) if needs.future is not None]
+
+    def assists(self) -> bool:
+        """Whether the caller is a task of the same spool whose group can run others meanwhile."""
+        return assistance(self.spool.config.id) is not None
+
+    def assist(self) -> bool:
+        """In such a task: run one task of this session that waits; whether there was one."""
+        run_one = assistance(self.spool.config.id)
+        return run_one is not None and run_one(self._submitter)
+
+    def hold(self, task: str, needs: CallReferences) -> Held:
+        """Keep the outcome of a task in the spool for a call, if it is not gone."""
+        with self._awaited.lock:
+            future = self._awaited.get(task)
+            if future is not None:
+                self._awaited.graph.expect(future.header)
+            return self._awaited.retention.hold(task, needs, pending=future is not None)
+
+    def drop(self, task: str, needed_by: str) -> None:
+        """A call needs an outcome no longer."""
+        self._awaited.retention.drop(task, needed_by)
+
+    def nodes(self) -> list[Node]:
+        """The tasks that wait, and those that need others or are needed, for :mod:`spoolpool.monitor.graph`."""
+        return self._awaited.graph.nodes(future.header for future in self.pending())
+
+    def waits(self, future: TaskFuture) -> bool:
+        """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
+        header = future.header
+        # in this order: it goes from the one to the other
+        names = files.list_names(self.spool.layout.waiting) if header.held else []
+        names += files.list_names(self.spool.layout.bucket(header.lane, header.bucket))
+        listed = map(parse_task_file, names)
+        return any(task_file is not None and task_file.task == header.task for task_file in listed)
+
+    def waiting(self) -> int:
+        """How many tasks no worker has claimed yet."""
+        pending = {future.task: future.header for future in self.pending()}
+        where = {self.spool.layout.bucket(each.lane, each.bucket) for each in pending.values()}
+        if any(each.held for each in pending.values()):
+            where.add(self.spool.layout.waiting)
+        listed = {
+            task_file.task for at in where for task_file in map(parse_task_file, files.list_names(at)) if task_file
+        }
+        return len(listed & pending.keys())
+
+    def pending(self) -> list[TaskFuture]:
+        """Futures without an outcome, in the order of their submission."""
+        return self._awaited.futures()
+
+    # -- the end
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is pending; whether that is so."""
+        return self._awaited.wait(seconds)
+
+    def close(self) -> None:
+        """Let the thread end once nothing is pending; harmless when repeated."""
+        with self._awaited.lock:
+            self._closed = True
+            self._collector.stop()
+            started = self._collector.started
+        if not started:
+            self._end()
+
+    def detach(self) -> None:
+        """End without waiting: what is pending goes on, and its outcomes stay for whoever comes to the session."""
+        with self._awaited.lock:
+            self._awaited.forget()
+            self._detached = True
+        self.close()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the thread's end, after :meth:`close`."""
+        if self._collector.started and not self.collects_here():
+            if self.assists():  # else nobody might
+                wait(self.pending())
+            self._collector.join()
+
+    def collects_here(self) -> bool:
+        """Whether the caller is the thread that collects, as it is in a callback of a future."""
+        return self._collector.runs_here()
+
+    def on_outcome(self, call: Callable[[TaskHeader, TaskFile], None]) -> None:
+        """Have this called with a task and its claim when its outcome has come, in the thread that collects."""
+        self._collector.on_outcome = call
+
+    def on_result(self, call: Callable[[TaskHeader, OutcomeHeader, str, str], None]) -> None:
+        """Have this called with a result that is to be kept: see
+        :attr:`spoolpool.client.collector.Collector.on_result`."""
+        self._collector.on_result = call
+
+    def fail(self, reason: BaseException, lane: str | None = None) -> None:
+        """Nothing will come any more (of a lane; of any if None): every such future gets the reason.
+
+        Tasks that nobody has claimed are taken back, as far as that is possible, unless a later process may come for
+        them: nobody awaits them.
+        """
+        with self._awaited.lock:
+            if lane is None:
+                self._broken = reason
+            failed = self._awaited.forget(lane)
+        for future in failed:
+            with contextlib.suppress(OSError, NotTrusted):
+                if not self.keeps:
+                    self.cancel(future)
+            finish(future, error=reason)
+        self._detached |= self.keeps and bool(failed)
+        if lane is None:
+            self._collector.stop()
+        else:
+            self._collector.wake()
+
+    def after_fork(self) -> None:
+        """In a forked child: the futures are the parent's, and nothing here will ever fulfil them."""
+        pending = self._awaited.after_fork()  # first: it makes new locks
+        self._collector.close()
+        for future in pending:
+            future.after_fork()
+            finish(future, error=BrokenSpool("This future is the parent process's: ask for it there."))
+
+    def _end(self) -> None:
+        self._collector.close()
+        self._awaited.close()
+        if self._detached or self.keeps:  # its directories too: another process of this name may be at work
+            unregister(self.spool, self.name)
+        if not self._detached:
+            lost = self.keeps and self._awaited.lost  # and may be retried
+            if self._broken is None and not lost:  # else something may still run that needs them
+                self.holdings.close(lost=self._awaited.lost)
+            if not self.keeps:
+                self.spool.close_session(self.name)
+            self._buckets.remove()
+        self.spool.let_all_go()

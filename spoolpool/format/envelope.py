@@ -1,0 +1,179 @@
+"""The file format: prefix, header, pickle, out-of-band buffers, checksum.
+
+========  =====================================================================
+bytes     meaning
+========  =====================================================================
+8         magic
+2         format version
+2         number of out-of-band buffers
+4         length of the header
+8         length of the pickle
+8         length of the whole file
+8 each    lengths of the buffers
+..        header: JSON
+..        pickle, protocol 5
+..        buffers, each at the next multiple of 4096, so that it can be mapped
+16        xxh3-128 over everything before: finds torn files, proves nothing else
+40        in signed spools: the signature (see :mod:`spoolpool.security.signing`)
+========  =====================================================================
+
+All numbers are little-endian. Only the prefix and the header are needed to know everything about a
+task but its code and data.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import xxhash
+
+from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted, SpoolVersion
+from spoolpool.format.names import FORMAT
+from spoolpool.security import signing
+
+MAGIC = b"\x93SPOOL\r\n"
+PAGE = 4096
+_PREFIX = struct.Struct("<8sHHIQQ")
+_DIGEST = 16
+_SMALL = 1 << 16
+_HEADER_LIMIT = 1 << 20
+_MAP_FROM = 1 << 20  # smaller files are cheaper to read than to map
+
+Buffer = bytes | memoryview
+
+Check = Callable[[str, memoryview, bytes], None]
+"""Raises unless the signature (the last argument) of the file at a path with this content is right."""
+
+
+class Envelope(NamedTuple):
+    """What is in a file: the header's bytes, the pickle, and its buffers (views of the mapped file)."""
+
+    header: bytes
+    payload: Buffer
+    buffers: Sequence[Buffer]
+
+
+def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The parts of a file, to be written one after the other. No buffer is copied."""
+    if len(header) > _HEADER_LIMIT:
+        raise BadRequest(
+            f"A header would have {len(header)} bytes, and may have {_HEADER_LIMIT}: this call names too much, such as "
+            "more than 30 000 futures among its arguments. Join them in several steps."
+        )
+    lengths = [len(buffer) for buffer in buffers]
+    end = _PREFIX.size + 8 * len(lengths) + len(header) + len(payload)
+    total = end
+    for length in lengths:
+        total = -(-total // PAGE) * PAGE + length
+    total += _DIGEST
+    prefix = _PREFIX.pack(MAGIC, FORMAT, len(lengths), len(header), len(payload), total)
+    if end < _SMALL and not lengths:
+        whole = b"".join((prefix, header, payload))
+        return [whole, xxhash.xxh3_128_digest(whole)]
+    parts: list[Buffer] = [prefix + struct.pack(f"<{len(lengths)}Q", *lengths) + header, payload]
+    for buffer, length in zip(buffers, lengths, strict=True):
+        parts.append(bytes(-end % PAGE))
+        parts.append(buffer)
+        end += -end % PAGE + length
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    parts.append(digest.digest())
+    return parts
+
+
+def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
+    """Number of buffers, length of header and pickle, and of the file; checked against its real size."""
+    if len(data) < _PREFIX.size or data[:8] != MAGIC:
+        raise BadTaskFile(f"{path} does not begin like a file of spoolpool's: it is foreign or torn.")
+    _, version, count, header, payload, total = _PREFIX.unpack_from(data)
+    if version > FORMAT:
+        raise SpoolVersion(f"{path} has format {version}; this spoolpool reads up to {FORMAT}. Install a newer one.")
+    least = _PREFIX.size + 8 * count + header + payload + _DIGEST
+    if header > _HEADER_LIMIT or least > total or total != size:
+        raise BadTaskFile(f"{path} should have {total} bytes and has {size}: it is torn, or not written by spoolpool.")
+    return count, header, payload, total
+
+
+def _read_at(fd: int, size: int, position: int) -> bytes:
+    """So many bytes, or all up to the end of the file, in whatever pieces the filesystem gives them."""
+    data = os.pread(fd, size, position)
+    while len(data) < size and (more := os.pread(fd, size - len(data), position + len(data))):
+        data += more
+    return data
+
+
+def _read_private(fd: int, size: int, path: str) -> memoryview:
+    """So many bytes, or all up to the end, in pages of this process's own."""
+    try:
+        pages = memoryview(mmap.mmap(-1, size))
+    except (OSError, OverflowError) as error:
+        raise BadTaskFile(f"{path} has {size} bytes, for which there is no memory here ({error}).") from error
+    done = 0
+    while more := os.preadv(fd, [pages[done:]], done):
+        done += more
+    return pages[:done]
+
+
+def read(fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True) -> Envelope:
+    """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
+
+    The mapping is private: arrays in it can be written to and change no file; or, not ``writable``, they cannot be
+    written to, and all processes of this host share its memory. ``check`` is for files of signed
+    spools, which are never mapped: whoever may write the file could change it after its check. Raises
+    :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one, and what ``check`` raises.
+    """
+    whole: Buffer
+    whole = start = _read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
+    signed = signing.SIZE if check else 0
+    if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
+        raise NotTrusted(f"{path} is not signed, and this spool is. It was not unpickled, and left alone.")
+    count, header_length, payload_length, total = _sizes(start, size - signed, path)
+    if size >= _MAP_FROM and check:
+        whole = _read_private(fd, size, path)
+    elif size >= _MAP_FROM:
+        allowed = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
+    body = memoryview(whole)[: size - signed]
+    if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
+        raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
+    if check:
+        check(path, body, bytes(whole[size - signed :]))
+        count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # now it is believed
+    position = _PREFIX.size + 8 * count
+    if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:
+        end = position + header_length  # as most: nothing is to be aligned, and no view is needed
+        return Envelope(start[position:end], start[end:-_DIGEST], ())
+    header = bytes(body[position : position + header_length])
+    position += header_length
+    payload = body[position : position + payload_length]
+    position += payload_length
+    buffers: list[Buffer] = []
+    for length in struct.unpack_from(f"<{count}Q", body, _PREFIX.size):
+        position += -position % PAGE
+        if position + length > total - _DIGEST:
+            raise BadTaskFile(f"{path} names a buffer beyond its own end.")
+        # bytes are read-only and arrays from them too: only the small copy pays for being writable
+        piece = body[position : position + length]
+        copied = writable and size < _MAP_FROM
+        buffers.append(memoryview(bytearray(piece)) if copied else piece if writable else piece.toreadonly())
+        position += length
+    if position != total - _DIGEST:
+        raise BadTaskFile(f"{path} names lengths that do not add up to its own: it was not written by spoolpool.")
+    return Envelope(header, payload, buffers)
+
+
+def read_header(fd: int, size: int, path: str, check: Check | None = None) -> bytes:
+    """The header alone, without a look at the rest of the file but its length, unless there is a signature to check."""
+    if check:
+        return read(fd, size, path, check).header
+    start = _read_at(fd, min(size, _SMALL), 0)
+    count, length, _, _ = _sizes(start, size, path)
+    position = _PREFIX.size + 8 * count
+    if position + length > len(start):
+        return _read_at(fd, length, position)
+    return start[position : position + length]

@@ -1,0 +1,87 @@
+"""Paths of the files and directories of a spool. No I/O."""
+
+from __future__ import annotations
+
+from spoolpool.format.names import DependencyLink, OutputFile, TaskFile
+
+
+class Layout:
+    """Where everything lies below one spool directory."""
+
+    DIRECTORIES = (
+        "tmp",
+        "ready",
+        "waiting",
+        "claimed",
+        "outgoing",
+        "results",
+        "failed",
+        "cancel",
+        "objects",
+        "sessions",
+        "workers",
+        "journal",
+        "logs",
+    )
+    ON_DEMAND = ("jobs", "needs", "cache")
+    """Directories that are made by the first who needs them."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.config = f"{root}/spool.json"
+        self.tmp = f"{root}/tmp"
+        self.ready = f"{root}/ready"
+        self.waiting = f"{root}/waiting"
+        self.needs = f"{root}/needs"
+        self.claimed = f"{root}/claimed"
+        self.outgoing = f"{root}/outgoing"
+        self.results = f"{root}/results"
+        self.failed = f"{root}/failed"
+        self.cancel = f"{root}/cancel"
+        self.objects = f"{root}/objects"
+        self.cache = f"{root}/cache"
+        self.sessions = f"{root}/sessions"
+        self.workers = f"{root}/workers"
+        self.journal = f"{root}/journal"
+        self.logs = f"{root}/logs"
+        self.jobs = f"{root}/jobs"
+
+    def lane(self, lane: str) -> str:
+        """Directory of a lane's buckets."""
+        return f"{self.ready}/{lane}"
+
+    def bucket(self, lane: str, bucket: str) -> str:
+        """Directory of waiting tasks."""
+        return f"{self.ready}/{lane}/{bucket}"
+
+    def claimed_task(self, task_file: TaskFile) -> str:
+        """A task that runs."""
+        return f"{self.claimed}/{task_file.name}"
+
+    def outcome(self, session: str, task_file: TaskFile) -> str:
+        """An outcome: complete or not, committed or not."""
+        return f"{self.outgoing}/{session}/{task_file.name}"
+
+    def result(self, session: str, task_file: TaskFile) -> str:
+        """A task file after its commit: its outcome can be collected."""
+        return f"{self.results}/{session}/{task_file.name}"
+
+    def session(self, session: str) -> str:
+        """Says who submits under a session; its modification time is its sign of life, where there are beats."""
+        return f"{self.sessions}/{session}.json"
+
+    def log(self, log: OutputFile) -> str:
+        """Captured output of one rank."""
+        return f"{self.logs}/{log.name}"
+
+    def edge(self, session: str, edge: DependencyLink) -> str:
+        """Says, as long as it is there, that the outcome of a task of this session is needed."""
+        return f"{self.needs}/{session}/{edge.name}"
+
+    def object(self, name: str, user: int | None) -> str:
+        """An object; in shared spools each account has its own."""
+        return f"{self.objects}/{name}" if user is None else f"{self.objects}/{name}@{user}"
+
+    def worker(self, worker: str) -> str:
+        """Directory of one worker."""
+        return f"{self.workers}/{worker}"

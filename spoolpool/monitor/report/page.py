@@ -1,0 +1,231 @@
+"""The report as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from spoolpool.monitor.report.series import Distribution, Level
+from spoolpool.monitor.report.summary import Summary
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+<script type="application/json" id="data">{data}</script>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+_FUNCTIONS = 40  # rows of the table
+
+
+def page(summary: Summary) -> str:
+    """The whole page. Whatever comes from the spool is escaped in it."""
+    here = files("spoolpool.monitor.report")
+    return _PAGE.format(
+        title=f"Report of {html.escape(summary.spool)}",
+        style=here.joinpath("page.css").read_text(encoding="utf-8"),
+        body="\n".join(_body(summary)),
+        data=json.dumps(_data(summary), separators=(",", ":")).replace("<", "\\u003c"),
+        script=here.joinpath("page.js").read_text(encoding="utf-8"),
+    )
+
+
+# -- for the script
+
+
+def _data(summary: Summary) -> dict[str, Any]:
+    begin = summary.begin or summary.made
+    whole = Distribution()
+    for each in summary.durations.values():
+        whole.join(each)
+
+    def ms(moment: float) -> float:
+        return round((moment - begin) * 1000, 1)
+
+    rows = []
+    for worker, group in sorted(summary.groups.items(), key=lambda item: (item[1].host, item[1].begin)):
+        job = f", job {group.job}" if group.job else ""
+        bars = [
+            [
+                ms(bar.begin),
+                round((bar.end - bar.begin) * 1000, 1),
+                bar.name,
+                bar.count,
+                round(bar.busy * 1000, 1),
+                bar.failed,
+                bar.task,
+            ]
+            for bar in summary.bars.rows.get(worker, ())
+        ]
+        rows.append(
+            {
+                "label": f"{group.host} {worker[:4]}",
+                "about": f"{worker} on {group.host}{job}, {group.ranks} rank(s), {group.tasks} task(s)",
+                "from": ms(group.begin),
+                "to": ms(group.end),
+                "bars": bars,
+            }
+        )
+    return {
+        "begin": begin * 1000,
+        "end": max(summary.end, begin) * 1000,
+        "names": summary.names,
+        "rows": rows,
+        "levels": {"waiting": _level(summary.waiting, begin), "running": _level(summary.running, begin)},
+        "durations": whole.classes(),
+        "waits": summary.waits.classes(),
+    }
+
+
+def _level(level: Level, begin: float) -> dict[str, Any]:
+    first, values = level.values()
+    return {"begin": round((first - begin) * 1000, 1), "step": level.step * 1000, "values": values}
+
+
+# -- text
+
+
+def _body(summary: Summary) -> Iterable[str]:
+    yield f"<h1>{html.escape(summary.spool)}</h1>"
+    yield f"<p>{_span(summary)}</p>"
+    yield _figures(summary)
+    yield "<h2>Groups</h2>"
+    yield (
+        '<p class="key">Turn the wheel to zoom, drag to move, double-click for all. '
+        '<i style="background:var(--bar)"></i>runs a task <i style="background:var(--failed)"></i>how many failed '
+        '<i style="background:var(--there)"></i>idle</p>'
+    )
+    yield '<canvas id="rows"></canvas><p id="hint"></p>'
+    yield '<h2>Waiting and running</h2><canvas id="levels"></canvas>'
+    yield '<div class="pair"><section><h2>Durations</h2><canvas id="durations"></canvas></section>'
+    yield '<section><h2>Waiting times</h2><canvas id="waits"></canvas></section></div>'
+    yield "<h2>Functions</h2>"
+    yield _functions(summary)
+    yield "<h2>Hosts</h2>"
+    yield _hosts(summary)
+    yield "<h2>What a task costs beside its call</h2>"
+    yield _overhead(summary)
+    if summary.failures:
+        yield "<h2>Failures</h2>"
+        yield from _failures(summary)
+    if summary.recoveries:
+        yield f"<h2>Recoveries: {summary.recoveries}</h2>"
+        found = ((_moment(event.t), event.by, event.text) for event in reversed(summary.last_recoveries))
+        yield _table(("when", "by", "what was done"), found)
+
+
+def _span(summary: Summary) -> str:
+    made = f"made {_moment(summary.made)}"
+    if not summary.begin:
+        return f"Nothing has happened yet; {made}."
+    return f"{_moment(summary.begin)} to {_moment(summary.end)} ({_seconds(summary.end - summary.begin)}); {made}."
+
+
+def _figures(summary: Summary) -> str:
+    busy = sum(busy for _, _, busy, _ in summary.hosts().values())
+    there = sum(there for *_, there in summary.hosts().values())
+    figures = {
+        "tasks ended": summary.tasks,
+        "with an exception": summary.kinds["error"],
+        "cancelled": summary.kinds["cancelled"],
+        "tried again": summary.retried,
+        "brought back": summary.recoveries,
+        "waiting now": summary.waiting_now,
+        "groups": len(summary.groups),
+        "busy": f"{100 * busy / there:.0f} %" if there else "0 %",
+    }
+    boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures.items())
+    return f'<div class="figures">{boxes}</div>'
+
+
+def _functions(summary: Summary) -> str:
+    most = sorted(summary.durations.items(), key=lambda item: -item[1].total)
+    rows = [
+        (
+            summary.names[name],
+            each.count,
+            *map(_seconds, (each.total, each.mean, each.quantile(0.5), each.quantile(0.95), each.longest)),
+        )
+        for name, each in most[:_FUNCTIONS]
+    ]
+    left = f"<p>and {len(most) - _FUNCTIONS} more</p>" if len(most) > _FUNCTIONS else ""
+    return _table(("function", "attempts", "together", "mean", "median", "95 %", "longest"), rows, figures=True) + left
+
+
+def _hosts(summary: Summary) -> str:
+    rows = []
+    for host, (groups, tasks, busy, there) in summary.hosts().items():
+        share = min(1.0, busy / there) if there else 0.0
+        meter = _Markup(f'<meter value="{share:.3f}"></meter> {100 * share:.0f} %')
+        rows.append((host, groups, tasks, _seconds(busy), _seconds(there), meter))
+    return _table(("host", "groups", "attempts", "with a task", "there", "busy"), rows, figures=True)
+
+
+def _overhead(summary: Summary) -> str:
+    rows = [
+        (what, each.count, _seconds(each.mean), _seconds(each.quantile(0.5)), _seconds(each.quantile(0.95)))
+        for what, each in (
+            ("around the call: read, hand out, publish", summary.overhead),
+            ("between two tasks, where the next one waited", summary.pauses),
+        )
+    ]
+    return _table(("part", "tasks", "mean", "median", "95 %"), rows, figures=True)
+
+
+def _failures(summary: Summary) -> Iterable[str]:
+    often = summary.failures.most_common(_FUNCTIONS)
+    yield _table(("function", "exception", "times"), [(summary.names[name], kind, n) for (name, kind), n in often])
+    yield "<p>The last ones; <code>spool traceback</code> and <code>spool logs</code> tell more.</p>"
+    yield _table(
+        ("when", "task", "function", "exception", "host"),
+        [(_moment(each.t), each.task, each.name, each.type, each.host) for each in reversed(summary.last_failures)],
+    )
+
+
+class _Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: bool = False) -> str:
+    """A table; with ``figures`` all columns but the first are numbers."""
+
+    def line(tag: str, row: Sequence[object]) -> str:
+        texts = (each if isinstance(each, _Markup) else html.escape(str(each)) for each in row)
+        return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
+
+    kind = ' class="numbers"' if figures else ""
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table{kind}><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _seconds(seconds: float) -> str:
+    """A length of time with three digits."""
+    for unit, length, until in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0)):
+        if seconds < until:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"

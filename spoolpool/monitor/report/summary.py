@@ -1,0 +1,190 @@
+"""What the journals of a spool tell, read once and kept small, however many tasks there were."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from spoolpool.format.names import submitted_at
+from spoolpool.monitor.census import SpoolScanner
+from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
+from spoolpool.protocol import journal
+from spoolpool.protocol.journal import Event
+from spoolpool.protocol.spool import Spool
+
+_NAMES = 500  # functions that are told apart
+_KINDS = 500  # kinds of failures that are told apart, and one more for each function
+_LAST = 50  # failures and recoveries that are shown one by one
+_OTHERS = "(others)"
+
+
+@dataclass
+class Group:
+    """One worker group."""
+
+    host: str
+    job: str = ""
+    ranks: int = 1
+    begin: float = 0.0
+    """Seconds since the epoch, like all moments here."""
+    end: float = 0.0
+    tasks: int = 0
+    busy: float = 0.0
+    """Seconds in which it had a task."""
+    ended: float = 0.0
+    """When its last task so far was published."""
+
+
+@dataclass
+class Summary:
+    """What happened in a spool."""
+
+    spool: str
+    made: float
+    begin: float = 0.0
+    """Of the first thing that happened; 0 if nothing did."""
+    end: float = 0.0
+    tasks: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """How tasks ended: kinds of outcomes."""
+    dropped: int = 0
+    """Outcomes of workers that were thought dead."""
+    retried: int = 0
+    """Attempts that raised and were followed by another one."""
+    waiting_now: int = 0
+    names: list[str] = field(default_factory=list)
+    """Functions; the others refer to them by their place in here."""
+    durations: dict[int, Distribution] = field(default_factory=dict)
+    """Of the attempts that ended, by function."""
+    waits: Distribution = field(default_factory=Distribution)
+    """From the submission to the claim; the clocks of two hosts take part."""
+    overhead: Distribution = field(default_factory=Distribution)
+    """What a task costs its group beside its call, from the claim on."""
+    pauses: Distribution = field(default_factory=Distribution)
+    """Between two tasks of a group, where the second was waiting already."""
+    failures: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """By function and class of the exception."""
+    last_failures: list[Event] = field(default_factory=list)
+    recoveries: int = 0
+    last_recoveries: list[Event] = field(default_factory=list)
+    waiting: Level = field(default_factory=Level)
+    running: Level = field(default_factory=Level)
+    groups: dict[str, Group] = field(default_factory=dict)
+    bars: Bars = field(default_factory=Bars)
+
+    def hosts(self) -> dict[str, tuple[int, int, float, float]]:
+        """Of each host: groups, tasks, seconds in which its groups had a task, and seconds that they were there."""
+        found: dict[str, tuple[int, int, float, float]] = {}
+        for group in self.groups.values():
+            groups, tasks, busy, there = found.get(group.host, (0, 0, 0.0, 0.0))
+            there += group.end - group.begin
+            found[group.host] = groups + 1, tasks + group.tasks, busy + group.busy, there
+        return dict(sorted(found.items()))
+
+
+def summarize(spool: Spool) -> Summary:
+    """Read all journals of a spool once, and what waits now. Memory does not grow with the tasks."""
+    summary = Summary(spool.path, time.time())
+    reader = _Reader(summary)
+    for line in journal.lines(spool):
+        reader.take(line.event)
+    for standing in SpoolScanner(spool.path).tasks({"waiting"}):
+        summary.waiting_now += 1
+        summary.waiting.add(submitted_at(standing.task_file.task), max(summary.made, summary.end))
+    summary.last_failures = reader.failures.latest()
+    summary.last_recoveries = reader.recoveries.latest()
+    return summary
+
+
+class _Reader:
+    """Takes in one event after the other, in the order of their times."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+        self._ids: dict[str, int] = {}
+        self.failures = _Latest()
+        self.recoveries = _Latest()
+
+    def take(self, event: Event) -> None:
+        found = self._summary
+        found.begin = min(found.begin or event.t, event.started or event.t)
+        found.end = max(found.end, event.t)
+        if event.event == "recovered":
+            found.recoveries += 1
+            self.recoveries.add(event)
+        if event.event == "cancelled":
+            found.kinds["cancelled"] += 1
+        if event.event in ("worker started", "worker ended", "task", "raised"):
+            self._of_group(event)
+
+    def _of_group(self, event: Event) -> None:
+        group = self._summary.groups.get(event.by)
+        if group is None:
+            group = self._summary.groups[event.by] = Group(event.host, begin=event.started or event.t)
+        group.end = max(group.end, event.t)
+        if event.event == "worker started":
+            group.job, group.ranks = event.job, max(1, event.ranks)
+        elif event.started and event.event in ("task", "raised"):
+            self._attempt(event, group)
+
+    def _attempt(self, event: Event, group: Group) -> None:
+        found = self._summary
+        ended = event.ended or event.t
+        seconds = max(0.0, ended - event.started)
+        name = self._id(event.name)
+        raised = event.event == "raised"
+        failed = raised or event.kind in ("error", "lost")
+        group.tasks += 1
+        group.busy += seconds
+        found.running.add(event.started, ended)
+        found.bars.add(event.by, Bar(event.started, ended, name, event.task[-10:], failed=failed))
+        found.durations.setdefault(name, Distribution()).add(event.ran or seconds)
+        if event.ran:
+            found.overhead.add(seconds - event.ran)
+        if event.submitted:
+            found.waits.add(event.started - event.submitted)
+            found.waiting.add(event.submitted, event.started)
+            if 0 < event.submitted < group.ended <= event.started:
+                found.pauses.add(event.started - group.ended)
+        group.ended = ended
+        if failed:
+            kind = (name, event.type)
+            found.failures[kind if kind in found.failures or len(found.failures) < _KINDS else (name, _OTHERS)] += 1
+            self.failures.add(event)
+        if raised:
+            found.retried += 1
+        else:
+            found.tasks += 1
+            found.kinds[event.kind or "result"] += 1
+            found.dropped += not event.published
+
+    def _id(self, name: str) -> int:
+        """The place of a function's name; all those that come late share one."""
+        if name not in self._ids:
+            if len(self._ids) >= _NAMES:
+                name = _OTHERS
+            if name not in self._ids:
+                self._ids[name] = len(self._summary.names)
+                self._summary.names.append(name)
+        return self._ids[name]
+
+
+class _Latest:
+    """The last of some events, which come in no order."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Event]] = []
+        self._number = 0
+
+    def add(self, event: Event) -> None:
+        self._number += 1
+        entry = event.t, self._number, event
+        if len(self._heap) < _LAST:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+
+    def latest(self) -> list[Event]:
+        return [event for *_, event in sorted(self._heap)]

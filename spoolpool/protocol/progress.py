@@ -1,0 +1,89 @@
+"""How far a running task says it is: a small file in its worker's entry, written over in place."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+
+import msgspec
+
+from spoolpool.errors import SpoolpoolError
+from spoolpool.protocol.spool import Spool
+from spoolpool.system import files
+
+_EVERY = 0.5  # seconds between writes at least, however often a function tells
+_TEXT = 120  # characters
+_SIZE = 1024  # bytes of the file: always the same, so that nothing of a longer text is left
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task said last about itself. Its text may hold anything: escape it before a terminal sees it."""
+
+    task: str
+    """Task id; the worker may run another one by now."""
+    fraction: float | None
+    """From 0 to 1; None if it cannot say."""
+    text: str
+    """In its own words."""
+    told: float
+    """Seconds since the epoch, its host's clock."""
+
+
+class Progress:
+    """The progress of the tasks of one worker; for its rank 0. Never fails."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._fd = -1
+        self._last: TaskProgress | None = None
+        self._written = 0.0
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+
+    def tell(self, worker: str, task: str, fraction: float | None, text: str) -> None:
+        """Note how far a task is. What is told faster than it is written is skipped, but for the last."""
+        if fraction is not None:
+            fraction = None if math.isnan(fraction) else min(max(float(fraction), 0.0), 1.0)
+        text = str(text)[:_TEXT].encode(errors="replace").decode()
+        self._last = TaskProgress(task=task, fraction=fraction, text=text, told=time.time())
+        if self._timer is not None:
+            return
+        with self._lock:
+            left = self._written + _EVERY - time.monotonic()
+            if left <= 0:
+                self._write(worker)
+            elif self._timer is None:
+                self._timer = threading.Timer(left, self._later, (worker,))
+                self._timer.daemon = True
+                self._timer.start()
+
+    def over(self) -> None:
+        """The task has ended."""
+        self._last = None
+
+    def _later(self, worker: str) -> None:
+        with self._lock:
+            self._timer = None
+            self._write(worker)
+
+    def _write(self, worker: str) -> None:
+        last = self._last
+        if last is None:
+            return
+        self._written = time.monotonic()
+        data = msgspec.json.encode(last)
+        with contextlib.suppress(OSError, SpoolpoolError):  # nobody depends on it
+            if self._fd < 0:
+                spool = Spool(self._directory)
+                self._fd = files.open_edit(f"{spool.layout.worker(worker)}/progress", spool.rights.file)
+            files.write_at(self._fd, data.ljust(_SIZE), 0)
+
+
+def progress_of(spool: Spool, worker: str) -> TaskProgress | None:
+    """What the task of a worker said last about itself; None if it said nothing."""
+    try:
+        return msgspec.json.decode(files.read_small(f"{spool.layout.worker(worker)}/progress"), type=TaskProgress)
+    except (OSError, ValueError):  # not there, or half of it
+        return None

@@ -1,0 +1,42 @@
+"""Read the headers of task files."""
+
+from __future__ import annotations
+
+import os
+
+from spoolpool.errors import BadTaskFile
+from spoolpool.format.headers import TaskHeader, decode_task
+from spoolpool.format.names import TaskFile, parse_lane
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.signing import task_label
+from spoolpool.system import files
+from spoolpool.system.accounts import account_name
+
+
+def read_task(spool: Spool, path: str, task_file: TaskFile) -> TaskHeader:
+    """The header of the task file at a path; raises as :func:`read_owned_task`."""
+    return read_owned_task(spool, path, task_file)[0]
+
+
+def read_owned_task(spool: Spool, path: str, task_file: TaskFile) -> tuple[TaskHeader, int]:
+    """The header of the task file at a path, and the account that owns it.
+
+    Raises ``OSError`` as open(2), and :class:`SpoolpoolError` for what is no task.
+    """
+    fd = files.open_file(path)
+    try:
+        return read_opened_task(spool, fd, path, task_file)
+    finally:
+        files.close(fd)
+
+
+def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[TaskHeader, int]:
+    """As :func:`read_owned_task`, of a file that is open."""
+    status = os.fstat(fd)
+    header = decode_task(spool.read_header(fd, status.st_size, path, task_label(task_file.task)), path)
+    lane = parse_lane(header.lane)
+    if spool.shared and (lane is None or lane.user != status.st_uid):
+        raise BadTaskFile(
+            f"{path} belongs to {account_name(status.st_uid)}, and says that it is of lane {header.lane}."
+        )
+    return header, status.st_uid

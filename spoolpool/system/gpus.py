@@ -1,0 +1,68 @@
+"""The GPUs of this host where no batch system deals them out: which there are, and each rank's share of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
+
+_LOCAL_RANK = (
+    "MPI_LOCALRANKID",  # MPICH and Intel
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "PMI_RANK",  # other descendants of MPICH; on one host it is the same
+)
+_NVIDIA = re.compile(r"nvidia\d+")
+
+
+class Devices(NamedTuple):
+    """GPUs, and how a process is told which of them are its own."""
+
+    variable: str
+    """``CUDA_VISIBLE_DEVICES`` for NVIDIA's, ``ROCR_VISIBLE_DEVICES`` for AMD's."""
+    ids: tuple[str, ...]
+    """Numbers or UUIDs."""
+
+
+def find_gpus(environment: Mapping[str, str] = os.environ, root: str = "") -> Devices:
+    """The GPUs that this process may use: those that a variable names, else those that the kernel shows.
+
+    No tool of a vendor is run: what is there says nothing about whether it works.
+    """
+    for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if variable in environment:
+            named = (name.strip() for name in environment[variable].split(","))
+            return Devices(variable, tuple(name for name in named if name and name != "-1"))
+    if nvidia := [name for name in _names(f"{root}/dev") if _NVIDIA.fullmatch(name)]:
+        return Devices("CUDA_VISIBLE_DEVICES", tuple(map(str, range(len(nvidia)))))
+    nodes = f"{root}/sys/class/kfd/kfd/topology/nodes"
+    amd = [node for node in _names(nodes) if _text(f"{nodes}/{node}/gpu_id") not in ("", "0")]  # 0 is a CPU
+    return Devices("ROCR_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES", tuple(map(str, range(len(amd)))))
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:  # no such hardware
+        return []
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:  # hidden from us, as in a container
+        return ""
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The number of this process among those that one mpiexec started on this host."""
+    return next((int(environment[name]) for name in _LOCAL_RANK if environment.get(name, "").isdecimal()), 0)
+
+
+def take_share(variable: str, count: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Be the rank of a group that gets its ``count`` GPUs out of those that ``variable`` lists for the whole group."""
+    rank = local_rank(environment)
+    ids = environment[variable].split(",")
+    environment[variable] = ",".join(ids[rank * count : (rank + 1) * count])

@@ -1,0 +1,237 @@
+"""Names that task and result files may contain. They are part of the format (``docs/format.md``).
+
+A pickle names functions and classes by the path of their module. Besides the user's own modules, a file of a spool may
+name three kinds of paths: the public names of ``spoolpool``, the classes of ``spoolpool.errors``, and the names of
+this module. A name here is never renamed, moved or given other arguments while files of its format can be read; its
+implementation may change. A golden spool holds a file of each kind, and a test fails on any other path.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import msgspec
+
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import fill_module, join_parts, stored_object, substitute, task_result
+from spoolpool.calls.results import remote_error
+from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.context import current_task
+from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
+from spoolpool.format.headers import Failure
+from spoolpool.system.environment import without_mpi
+
+__all__ = [
+    "Command",
+    "PackResults",
+    "ask_shell",
+    "fill_module",
+    "join_parts",
+    "run_chunk",
+    "run_pack",
+    "run_program",
+    "start_shell",
+    "stored_object",
+    "substitute",
+    "task_result",
+]
+
+OUTPUT_LIMIT = 1 << 24
+"""Bytes of each output stream that the result of a command holds: the last ones. All output passes through the
+worker's own streams."""
+
+
+# -- calls that share a task
+
+
+def run_chunk(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run the calls of a chunk of ``map`` and return their values in order. The first exception ends the chunk."""
+    return [function(*args) for args in calls]
+
+
+class PackResults:
+    """Results of the calls of a pack. Taking out a result returns the call's value or raises its exception."""
+
+    def __init__(self, reports: list[tuple[bytes, list[bytes], dict[str, Any] | None]]) -> None:
+        self._reports = reports
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __getitem__(self, number: int) -> Any:
+        payload, buffers, failure = self._reports[number]
+        value = _loads(payload, buffers)
+        if failure is None:
+            return value
+        if not isinstance(value, BaseException):
+            raise BadTaskFile(f"A call of a pack should have raised an exception, and has {type(value).__name__}.")
+        raise remote_error(value, msgspec.convert(failure, Failure))
+
+
+def run_pack(calls: Sequence[tuple[bytes, list[bytes]]]) -> PackResults:
+    """Run the pickled calls of a pack, each independently of the others' exceptions."""
+    reports = []
+    for payload, buffers in calls:
+        result = _run(payload, buffers)
+        failure = None if result.failure is None else msgspec.to_builtins(result.failure)
+        reports.append((bytes(result.payload), [bytes(buffer) for buffer in result.buffers], failure))
+    return PackResults(reports)
+
+
+def _run(payload: bytes, buffers: list[bytes]) -> RankResult:
+    try:
+        function, args, kwargs = _loads(payload, buffers)
+        return RankResult(*pickling.dumps(function(*args, **kwargs)), None)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  an interrupt ends the whole pack
+        frames = error.__traceback__
+        return failure_report(error.with_traceback(frames and frames.tb_next), 0)
+
+
+def _loads(payload: bytes, buffers: list[bytes]) -> Any:
+    return pickling.loads(payload, [memoryview(bytearray(each)) for each in buffers])
+
+
+# -- commands and programs
+
+
+class Command:
+    """A command, with variables that are added to its environment; to call it runs it, on each rank.
+
+    It finds ``SPOOLPOOL_TASK``, ``SPOOLPOOL_RANK`` and ``SPOOLPOOL_SIZE`` in its environment, and nothing of the MPI of
+    its group, of which it is no rank.
+    """
+
+    def __init__(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
+        self._words = list(words)
+        self._variables = dict(variables)
+        # what a task is called
+        self.__module__ = ""
+        self.__qualname__ = shlex.join(words)
+
+    def __call__(self) -> subprocess.CompletedProcess[bytes]:
+        """Run it; its output is also the worker's.
+
+        Raises ``subprocess.CalledProcessError``, with the output, for an exit code that is not 0, and
+        :class:`BadRequest` where it cannot be started.
+        """
+        task = current_task()
+        told = {"SPOOLPOOL_TASK": task.id, "SPOOLPOOL_RANK": str(task.rank), "SPOOLPOOL_SIZE": str(task.size)}
+        try:
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**without_mpi(os.environ), **self._variables, **told},
+            )
+        except OSError as error:
+            raise BadRequest(
+                f"The command {self._words[0]!r} cannot be started in {os.getcwd()}: {error.strerror}. Name a program "
+                "that is there on the hosts of the workers."
+            ) from error
+        with process:
+            output, errors = _pass_on(process)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as shells tell of signals
+        if code:
+            raise subprocess.CalledProcessError(code, self._words, output, errors)
+        return subprocess.CompletedProcess(self._words, code, output, errors)
+
+
+def _pass_on(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Hand both streams on as they come, and keep the ends of them."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    targets = dict(zip(kept, (1, 2), strict=True))
+    with selectors.DefaultSelector() as selector:
+        for fd in kept:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fd)
+                    continue
+                os.write(targets[key.fd], data)
+                kept[key.fd] += data
+                del kept[key.fd][: max(0, len(kept[key.fd]) - OUTPUT_LIMIT)]
+    output, errors = kept.values()
+    return bytes(output), bytes(errors)
+
+
+def run_program(command: Sequence[str] | str, **options: Any) -> Any:
+    """Run a program with the options of ``subprocess.run`` and return its standard output."""
+    options.setdefault("check", True)
+    if not options.get("capture_output"):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.run(command, **options).stdout  # noqa: PLW1510  it is among the options
+
+
+class _Shell:
+    """Long-lived program of a session, in the worker."""
+
+    def __init__(self, command: list[str], cwd: str | None) -> None:
+        self._command = command
+        self._cwd = cwd
+        self._process = self._start()
+        self._over = False
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ask(self, text: str, lines: int | None, pattern: str | None) -> str:
+        """Write, then read to the end of the answer."""
+        if self._over:
+            self._process, self._over = self._start(), False
+        writer, reader = self._process.stdin, self._process.stdout
+        assert writer is not None
+        assert reader is not None
+        try:
+            writer.write(text if text.endswith("\n") else f"{text}\n")
+            writer.flush()
+        except BrokenPipeError:
+            raise self._ended("") from None
+        answer: list[str] = []
+        while lines is None or len(answer) < lines:
+            answer.append(self._line(reader, answer))
+            if pattern is not None and pattern in answer[-1]:
+                break
+        return "".join(answer)
+
+    def _line(self, reader: IO[str], answer: list[str]) -> str:
+        line = reader.readline()
+        if not line:
+            raise self._ended("".join(answer))
+        return line
+
+    def _ended(self, said: str) -> SpoolpoolError:
+        self._over = True
+        self._process.communicate()
+        return SpoolpoolError(
+            f"The program {self._command} ended with exit code {self._process.returncode} before its answer did. The "
+            f"next call starts it anew. It last said: {said!r}"
+        )
+
+
+def start_shell(command: list[str], cwd: str | None) -> dict[str, _Shell]:
+    """Start the program of a :class:`spoolpool.ShellExecutor`: the ``init_function`` of its session."""
+    return {"shell": _Shell(command, cwd)}
+
+
+def ask_shell(string_input: str, lines: int | None, pattern: str | None, *, shell: _Shell) -> str:
+    """Write lines to the program of the session and return its answer."""
+    return shell.ask(string_input, lines, pattern)

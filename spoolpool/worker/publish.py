@@ -1,0 +1,150 @@
+"""Outcomes as files, and their way into the spool where not rank 0 but another one must publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from spoolpool import settings
+from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.errors import DependencyFailed, SpoolFull, TaskCancelled
+from spoolpool.format import envelope, headers
+from spoolpool.format.envelope import Buffer
+from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
+from spoolpool.format.names import TaskFile
+from spoolpool.protocol.commit import Claim, commit, give_back, has_outcome, write_outcome
+from spoolpool.protocol.delay import delay_task
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.tasks import read_owned_task
+from spoolpool.system import files
+from spoolpool.system.backoff import Backoff
+from spoolpool.system.processes import hostname
+
+log = logging.getLogger(__name__)
+
+_CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
+
+
+def outcome_parts(
+    header: TaskHeader, task_file: TaskFile, report: RankResult, ranks: int, started: float
+) -> list[Buffer]:
+    """The file of an outcome."""
+    kind: Kind = "error" if report.failure else "result"
+    outcome = OutcomeHeader(
+        task=header.task,
+        kind=kind,
+        worker=task_file.worker,
+        host=hostname(),
+        attempt=task_file.attempt,
+        started=started,
+        ended=time.time(),
+        ranks=ranks,
+        failure=report.failure,
+    )
+    return envelope.pack(headers.encode(outcome), report.payload, report.buffers)
+
+
+def cancelled_parts(task_file: TaskFile) -> list[Buffer]:
+    """The file that says that a task was not run, since it was cancelled, or something that it needs."""
+    outcome = OutcomeHeader(task=task_file.task, kind="cancelled", worker=task_file.worker, host=hostname())
+    return envelope.pack(headers.encode(outcome), b"")
+
+
+def dependency_failure_report(error: DependencyFailed) -> RankResult:
+    """The report of a call that was not made; there is no traceback, so that the cause stays the other's exception."""
+    report = failure_report(error, 0)
+    assert report.failure is not None
+    return report._replace(failure=msgspec.structs.replace(report.failure, traceback=""))
+
+
+def cancellation_report(report: RankResult) -> bool:
+    """Whether a call ended since its task was cancelled while it ran."""
+    return report.failure is not None and report.failure.type == _CANCELLED
+
+
+def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResult], bool]:
+    """A function by which any rank or thread can publish the outcome of its group's task before it ends the group."""
+
+    def publish(header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
+        try:
+            if cancellation_report(report):
+                parts = cancelled_parts(task_file)
+            elif task_file.attempt <= header.retries:
+                delay_task(spool, task_file)
+                return True
+            else:
+                parts = outcome_parts(header, task_file, report, 1, 0.0)
+            owner = read_owned_task(spool, spool.layout.claimed_task(task_file), task_file)[1] if spool.shared else None
+            write_outcome(spool, header.session, task_file, parts, owner)
+        except FileExistsError:  # another failed rank was first
+            return False
+        commit(spool, header.session, task_file, owner)
+        return True
+
+    return publish
+
+
+class Publisher:
+    """Writes and commits the outcomes of one group of so many ranks."""
+
+    def __init__(self, spool: Spool, ranks: int) -> None:
+        self._spool = spool
+        self._ranks = ranks
+
+    def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
+        """Write and commit; whether that was ours to do.
+
+        Tries on while the disk is full, then publishes that instead of the result. Where the worker is to end
+        meanwhile, as ``stopping`` says, it gives the task back and raises :class:`SpoolFull`.
+        """
+        session = claim.header.session
+        backoff: Backoff | None = None
+        deadline = 0.0
+        while True:
+            try:
+                self._write(claim, parts)
+                break
+            except OSError as error:
+                log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
+                if backoff is None:
+                    backoff = Backoff(0.1, 5.0, 2.0)
+                    deadline = time.monotonic() + self._spool.config.lease
+                if time.monotonic() > deadline:
+                    reason = SpoolFull(
+                        f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."
+                    )
+                    parts = outcome_parts(claim.header, claim.task_file, failure_report(reason, 0), 1, started)
+                if stopping():
+                    give_back(self._spool, claim.header, claim.task_file)
+                    raise SpoolFull(
+                        f"Ended before the result of {claim.task_file.task} could be written ({error.strerror}): it "
+                        "waits again."
+                    ) from error
+                backoff.sleep()
+        return commit(self._spool, session, claim.task_file, claim.owner)
+
+    def _write(self, claim: Claim, parts: list[Buffer]) -> None:
+        """Make the file of an outcome, whatever lies in its place."""
+        session, task_file = claim.header.session, claim.task_file
+        try:
+            write_outcome(self._spool, session, task_file, parts, claim.owner)
+            return
+        except FileExistsError:
+            if self._ranks > 1:
+                self._await_abort()
+        # nobody else made it: a request was repeated, or this process made half of it and could not take it away
+        if not has_outcome(self._spool, session, task_file, claim.owner, os.geteuid()):
+            outgoing = self._spool.outgoing(session, claim.owner)
+            files.remove(f"{outgoing}/{task_file.name}")
+            write_outcome(self._spool, session, task_file, parts, claim.owner)
+
+    def _await_abort(self) -> None:
+        """Another rank may have published its exception; then it is about to end the group."""
+        backoff = Backoff(0.05, 1.0)
+        end = time.monotonic() + settings.GRACE
+        while time.monotonic() < end:
+            backoff.sleep()

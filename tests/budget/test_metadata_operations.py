@@ -1,0 +1,422 @@
+"""How many operations on metadata each step costs: the budget. One more, and a test here fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from benchmarks import costs, trace
+from benchmarks.contender import Job
+from benchmarks.contenders import spoolpool as contender
+from benchmarks.costs import Costs
+from spoolpool import settings
+from spoolpool.client.starvation import StarvationMonitor
+from spoolpool.format.names import TaskFile, new_worker_id, series_of
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.failure_detector import CROWD, FEW
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.registration import request_stop
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from spoolpool.system.processes import ProcessId
+from spoolpool.worker import loop
+from spoolpool.worker.loop import Worker, WorkerOptions
+from spoolpool.worker.serial_group import SerialGroup
+from tests.faults.disk import Disk
+from tests.support.fake_worker import (
+    LANE,
+    Clock,
+    Inbox,
+    SilentRegistration,
+    SilentWatch,
+    announce,
+    info_of,
+    unknown_process,
+)
+
+KINDS = {
+    "rename": "rename",
+    "unlink": "unlink",
+    "mkdir": "directory",
+    "rmdir": "directory",
+    "stat": "stat",
+    "lstat": "stat",
+    "listdir": "list",
+    "utime": "set",
+    "chmod": "set",
+}
+
+
+class Tally(Disk):
+    """Counts what is done to the disk by this process: operations on metadata, and the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+
+    def do(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kind = KINDS.get(name, "")
+        if name == "open":
+            kind = "create" if args[1] & os.O_CREAT else "list" if args[1] & os.O_DIRECTORY else "open"
+        if kind:
+            self.metadata[kind] += 1
+        else:
+            self.others[name] += 1
+        return super().do(name, call, *args, **kwargs)
+
+
+def counted(body: Callable[[], object]) -> Tally:
+    tally = Tally()
+    with tally.installed():
+        body()
+    return tally
+
+
+def each(once: Tally, more: Tally, times: int) -> tuple[Counter[str], Counter[str]]:
+    """What each of so many further repetitions cost: exactly the same, or the division has a rest."""
+    found = []
+    for before, after in ((once.metadata, more.metadata), (once.others, more.others)):
+        rest = Counter({kind: after[kind] - before[kind] for kind in before | after})
+        assert not any(count % times for count in rest.values()), rest
+        found.append(Counter({kind: count // times for kind, count in rest.items() if count}))
+    return found[0], found[1]
+
+
+def total(*steps: Costs) -> Counter[str]:
+    return sum(map(Counter, steps), Counter())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+@pytest.fixture
+def inbox(spool: Spool, clock: Clock) -> Inbox:
+    inbox = Inbox(spool, clock)
+    inbox.put(pow, 2, 3).cancel()  # the first one makes the bucket
+    inbox.look()  # and the first look asks what an earlier life has left
+    return inbox
+
+
+def work(spool: Spool, watch: SilentWatch, **terms: Any) -> Tally:
+    """Be a worker until the watch, or the terms, end it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Registration", SilentRegistration)
+        patch.setattr(loop, "DirectoryWatcher", lambda: watch)
+        return counted(Worker(spool, SerialGroup(), info_of(ProcessId.of(os.getpid())), WorkerOptions(**terms)).run)
+
+
+# -- a plain task
+
+
+def test_a_plain_task_costs_nine_operations_on_metadata_from_submit_to_collected() -> None:
+    assert total(*costs.TASK) == {"create": 2, "rename": 3, "open": 2, "unlink": 2}
+    assert costs.operations(*costs.TASK) == 9
+
+
+def test_submitting_a_task_makes_a_file_and_renames_it(inbox: Inbox) -> None:
+    few, many = (counted(lambda n=n: [inbox.put(pow, 2, 3) for _ in range(n)]) for n in (3, 13))
+    metadata, others = each(few, many, 10)
+    assert metadata == costs.SUBMIT
+    assert others == {"writev": 1, "close": 1}
+
+
+def test_a_worker_opens_a_task_renames_it_makes_the_outcome_and_renames_again(inbox: Inbox, clock: Clock) -> None:
+    tallies = []
+    for count in (3, 13):
+        for _ in range(count):
+            inbox.put(pow, 2, 3)
+        tallies.append(work(inbox.spool, SilentWatch(clock, 100), max_tasks=count))
+    metadata, others = each(*tallies, 10)
+    assert metadata == total(costs.CLAIM, costs.PUBLISH)
+    assert others == {"fstat": 1, "pread": 1, "writev": 1, "close": 2}
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token_unless_the_session_keeps_it(
+    spool: Spool, clock: Clock, keeps: bool
+) -> None:
+    inbox = Inbox(spool, clock, keeps=keeps)
+    inbox.put(pow, 2, 3).cancel()
+    inbox.look()  # the first one asks what an earlier life has left
+    tallies = []
+    for count in (3, 13):
+        futures = [inbox.put(pow, 2, 3) for _ in range(count)]
+        work(inbox.spool, SilentWatch(clock, 100), max_tasks=count)
+        tallies.append(counted(inbox.look))
+        assert [future.result(0) for future in futures] == [8] * count
+    metadata, others = each(*tallies, 10)
+    assert metadata == ({"open": 1} if keeps else costs.COLLECT)
+    assert others == {"fstat": 1, "pread": 1, "close": 1}
+
+
+class BusyWatch(SilentWatch):
+    """Whenever the worker waits, the submitter collects the last task and submits the next one."""
+
+    def __init__(self, clock: Clock, inbox: Inbox, tasks: int) -> None:
+        super().__init__(clock, 1000)
+        self._inbox = inbox
+        self._tasks = tasks
+
+    def wait(self, seconds: float) -> bool:
+        if not self._tasks:
+            return super().wait(seconds)
+        self._tasks -= 1
+        self._inbox.put(pow, 2, 3)
+        return True
+
+
+def test_a_task_for_which_a_worker_waited_costs_a_listing_that_finds_it_and_a_look_that_finds_no_other(
+    inbox: Inbox, clock: Clock
+) -> None:
+    few, many = (work(inbox.spool, BusyWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
+    metadata, _ = each(few, many, 10)
+    assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN, costs.LOOK)
+
+
+class PromptWatch(BusyWatch):
+    """The same, in the moment that the worker leaves it for that."""
+
+    def pause(self, seconds: float) -> bool:
+        return bool(seconds and self._tasks and self.wait(seconds))
+
+
+def test_a_task_that_comes_right_after_the_last_one_costs_a_listing_that_finds_it(inbox: Inbox, clock: Clock) -> None:
+    few, many = (work(inbox.spool, PromptWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
+    metadata, _ = each(few, many, 10)
+    assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN)
+
+
+class LastWatch(PromptWatch):
+    """The same; after the last task the submitter asks the worker to end, in the moment that it leaves the next one."""
+
+    def __init__(self, clock: Clock, inbox: Inbox, tasks: int) -> None:
+        super().__init__(clock, inbox, tasks)
+        self._spool = inbox.spool
+
+    def pause(self, seconds: float) -> bool:
+        if self._tasks or not seconds:
+            return super().pause(seconds)
+        [name] = files.list_names(self._spool.layout.workers)
+        request_stop(self._spool, name)
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        assert self._tasks, "it waits on, although it was asked to end"
+        return super().wait(seconds)
+
+
+def test_a_worker_that_is_asked_to_end_in_the_moment_after_a_task_ends(inbox: Inbox, clock: Clock) -> None:
+    work(inbox.spool, LastWatch(clock, inbox, 3))
+
+
+# -- nothing to do
+
+
+class IdleWatch(SilentWatch):
+    """Nothing comes, for so many seconds at each wait."""
+
+    def __init__(self, clock: Clock, waits: int, seconds: float = 1.0) -> None:
+        super().__init__(clock, waits)
+        self._seconds = seconds
+
+    def wait(self, seconds: float) -> bool:
+        self._clock.sleep(self._seconds)
+        self._left -= 1
+        return False
+
+
+def idle(spool: Spool, clock: Clock, waits: int, seconds: float = 1.0) -> Tally:
+    """A group's life in which it waits so many times."""
+    return work(spool, IdleWatch(clock, waits, seconds), max_time=(waits - 0.5) * seconds)
+
+
+def with_lease(spool: Spool, seconds: float) -> Spool:
+    """The spool as all see it that are given this object."""
+    spool.config = msgspec.structs.replace(spool.config, lease=seconds)
+    return spool
+
+
+NO_ROUND, NO_DEATH = 1e6, 1e3
+"""Leases so long that nobody recovers meanwhile, or that nobody is taken for dead."""
+
+
+@pytest.mark.parametrize("submitters", [1, 4])
+def test_an_idle_group_lists_lanes_buckets_and_its_own_entry_at_each_look(
+    spool: Spool, clock: Clock, submitters: int
+) -> None:
+    for number in range(submitters):
+        Inbox(spool, clock, f"inbox-{number}").put(pow, 2, 3).cancel()
+    with_lease(spool, NO_ROUND)
+    metadata, others = each(*(idle(spool, clock, waits) for waits in (4, 14)), 10)
+    assert metadata == total(costs.LOOK, costs.WANTED, *[costs.BUCKET] * (submitters - 1))
+    assert not others
+
+
+def test_a_look_for_outcomes_that_finds_none_is_one_listing(inbox: Inbox) -> None:
+    metadata, others = each(*(counted(lambda n=n: inbox.look(n)) for n in (3, 13)), 10)
+    assert metadata == costs.POLL
+    assert not others
+
+
+@pytest.mark.parametrize("groups", [0, 5])
+def test_an_idle_groups_round_costs_the_same_listings_and_a_look_at_each_group(
+    inbox: Inbox, clock: Clock, groups: int
+) -> None:
+    spool = with_lease(inbox.spool, NO_DEATH)
+    for _ in range(groups):
+        announce(spool, unknown_process())
+    twice, thrice = (idle(spool, clock, waits, NO_DEATH / 3) for waits in (2, 3))
+    look = total(costs.LOOK, costs.WANTED)
+    everybody = groups + 1  # itself included
+    metadata, _ = each(twice, thrice, 1)
+    assert metadata - look == total(costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK, costs.HELD, *[costs.WATCHED] * everybody)
+    first = counted(Recovery(spool).round).metadata
+    assert first == total(costs.CLAIMS_AND_GROUPS, *[costs.WATCHED, costs.MET] * groups)
+
+
+@pytest.mark.parametrize("groups", [FEW, 10 * FEW])
+def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_there_are_many(
+    spool: Spool, clock: Clock, groups: int
+) -> None:
+    with_lease(spool, NO_DEATH)
+    beats = [Path(spool.layout.worker(announce(spool, unknown_process())), "beat") for _ in range(groups)]
+    observer = Recovery(spool)
+    looks = []
+    for turn in range(200):
+        for beat in beats:
+            os.utime(beat, (turn, turn))
+        looks.append(counted(observer.round).metadata["open"])
+    assert max(looks[50:]) <= 2 * FEW  # beside the share, those that it sees for the first time
+    assert min(looks[-20:]) >= FEW or groups > CROWD  # who leaves rounds to others looks at nobody in them
+
+
+def test_idle_groups_look_less_often_where_there_are_thousands(
+    memory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = with_lease(Spool.create(memory / "spool", durability="none"), NO_DEATH)
+    waits: list[float] = []
+    monkeypatch.setattr(IdleWatch, "wait", lambda _self, seconds: waits.append(seconds) or clock.sleep(seconds))
+    for more, slowest in ((500, 2.0), (4500, 5.0)):
+        for _ in range(more):
+            os.mkdir(spool.layout.worker(new_worker_id()))
+        work(spool, IdleWatch(clock, 0), max_time=100.0)
+        assert slowest * 0.75 <= max(waits) <= slowest
+        waits.clear()
+
+
+def test_a_submitter_to_whom_nothing_comes_looks_at_one_group_that_serves_it_and_at_others_once_that_is_gone(
+    inbox: Inbox, clock: Clock
+) -> None:
+    spool = inbox.spool
+    groups = [announce(spool, unknown_process()) for _ in range(7)]
+    header = inbox.put(pow, 2, 3).header
+    service = StarvationMonitor(spool)
+    assert counted(lambda: service.check([header])).metadata["open"] >= len(groups)
+    assert counted(lambda: service.check([header])).metadata == costs.WATCHED
+    [serving] = service._serves.values()
+    for _ in range(5):  # it falls silent
+        clock.sleep(spool.config.lease / 3)
+        for number, group in enumerate(groups):
+            if group != serving.worker:
+                os.utime(f"{spool.layout.worker(group)}/beat", (clock.now + number, clock.now))
+        service.check([header])
+    [other] = service._serves.values()
+    assert other != serving
+    assert counted(lambda: service.check([header])).metadata == costs.WATCHED
+
+
+# -- many that wait
+
+
+def test_a_claim_costs_the_same_among_a_thousand_and_among_a_hundred_thousand(memory: Path, clock: Clock) -> None:
+    for waiting in (10**3, 10**5):
+        spool = Spool.create(memory / str(waiting), durability="none")
+        inbox = Inbox(spool, clock)
+        for _ in range(50):
+            inbox.put(pow, 2, 3)
+        fill(spool, waiting - 50)
+        claimer = Claimer(spool, new_worker_id(), lambda lane: lane.name == LANE, Trust())
+
+        def claim(count: int, pause: float = 0.0, claimer: Claimer = claimer) -> None:
+            for _ in range(count):
+                clock.sleep(pause)
+                claimed = claimer.next()
+                assert claimed is not None
+                claimed.release()
+
+        claim(1)
+        at_once, _ = each(counted(lambda: claim(2)), counted(lambda: claim(12)), 10)
+        assert at_once == costs.CLAIM
+        a_listing_each, _ = each(counted(lambda: claim(2, 1.1)), counted(lambda: claim(12, 1.1)), 10)
+        assert a_listing_each == total(costs.CLAIM, costs.LOOK)
+
+
+def fill(spool: Spool, count: int) -> None:
+    """Let so many more tasks wait, of the same submitter: names without content, behind those that were submitted."""
+    [bucket] = files.list_names(spool.layout.lane(LANE))
+    _, submitter = series_of(bucket)
+    for start in range(0, count, settings.BUCKET_SIZE):
+        directory = spool.layout.bucket(LANE, f"499-{1 << 54 | start:014x}-{submitter}")
+        os.mkdir(directory)
+        for number in range(start, min(count, start + settings.BUCKET_SIZE)):
+            name = TaskFile(f"499-{1 << 54 | number:014x}-{number:010x}", 1, 1).name
+            os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_WRONLY))
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, where a hundred thousand files are made in seconds; else a temporary one."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="spoolpool-test-", dir=shm) as path:
+        yield Path(path)
+
+
+# -- all of it, by real processes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace here")
+@pytest.mark.parametrize("variant", ["", "data"], ids=["embedded", "attached"])
+def test_the_processes_of_a_pool_make_no_other_system_calls_on_the_spool(memory: Path, variant: str) -> None:
+    place, traces = memory / "d", memory / "traces"
+    place.mkdir()
+    traces.mkdir()
+    calls = 20
+    job = Job(
+        measure="marked",
+        variant=variant,
+        directory=str(place),
+        answer=str(memory / "answer"),
+        harness=os.getpid(),
+        tasks=calls,
+        warm=5,
+        seconds=0.1,
+    )
+    command = [*trace.strace(f"{traces}/thread"), *contender.CONTENDER.command(sys.executable, job)]
+    root = Path(__file__).resolve().parents[2]
+    variables = {**os.environ, "TMPDIR": str(place), "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=variables, cwd=place, capture_output=True, text=True, timeout=300)
+    assert (memory / "answer").exists(), done.stderr
+    found = trace.between_marks(str(traces), str(place))
+    for work in ("awaited", "batch", "map"):
+        counts = trace.per_call(found, work, calls)
+        # how often is listed depends on how quick the machine is; and a round of recovery may fall into it
+        seen = {kind: round(counts[kind]) for kind in trace.KINDS if kind != "list"}
+        assert seen == {kind: total(*costs.TASK)[kind] for kind in seen}, work

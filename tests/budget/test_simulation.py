@@ -1,0 +1,75 @@
+"""The model of a metadata server's load: closed forms and events say the same, and the page says what they say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import costs
+from benchmarks.scaling import __main__ as simulate
+from benchmarks.scaling import model, simulation
+from benchmarks.scaling.model import Pool
+from benchmarks.scaling.servers import SERVERS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+SERVER = SERVERS["lustre-2.7"]
+COMMAND = "scripts/simulate"
+
+
+@pytest.mark.parametrize("groups", [300, 1000])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_events_agree_with_the_closed_forms(groups: int, seed: int) -> None:
+    for name, form, events in simulation.checks(SERVER, groups=groups, tasks=50 * groups, seed=seed):
+        within = 0.25 if "99 %" in name or "burst" in name else 0.12  # quantiles vary more
+        assert events == pytest.approx(form, rel=within), name
+
+
+def test_a_run_is_made_by_its_seed() -> None:
+    pool = Pool(groups=50, seconds=0.05)
+    runs = [simulation.work(pool, SERVER, 2000, seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_full_server_does_what_the_operations_of_a_task_leave_it() -> None:
+    most = 1 / SERVER.seconds(*costs.TASK)
+    crowd = Pool(groups=10_000, seconds=0.01, lease=1e9)
+    assert model.rate(crowd, SERVER) == pytest.approx(most, rel=0.1)
+    dearer = replace(SERVER, create=SERVER.create / 2)
+    assert model.rate(crowd, dearer) == pytest.approx(most / 2, rel=0.1)
+
+
+def test_the_load_of_idle_groups_does_not_grow_with_their_square() -> None:
+    hundred, ten_thousand = (model.operations(Pool(groups=groups)) for groups in (100, 10_000))
+    assert ten_thousand < 100 * hundred
+
+
+def test_a_longer_lease_lets_more_groups_into_the_same_server() -> None:
+    pool = Pool(groups=1, seconds=60)
+    short, long = (model.most_groups(replace(pool, lease=lease), SERVER, 0.5) for lease in (60, 300))
+    assert long > 1.5 * short
+    assert model.load(replace(pool, groups=short), SERVER) <= 0.5 < model.load(replace(pool, groups=short + 1), SERVER)
+
+
+def test_the_page_shows_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    assert simulate.main([]) == 0
+    printed = f"$ {COMMAND}\n{capsys.readouterr().out}"
+    printed = "\n".join(line.rstrip() for line in printed.splitlines())
+    page = PAGE.read_text(encoding="utf-8")
+    block = re.compile(r"(?<=^```text\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+    if request.config.getoption("--update-pages"):
+        PAGE.write_text(block.sub(lambda _: f"{printed}\n", page), encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
+    assert [shown.strip() for shown in block.findall(page)] == [printed]
+
+
+def test_every_figure_of_the_text_is_printed() -> None:
+    text, _, figures = PAGE.read_text(encoding="utf-8").partition("## All figures")
+    assert {"5 303", "29 000", "14 857", "20 785", "66 667", "6 666 667", "4.38", "1.14", "1.25", "1.83", "185"} <= set(
+        re.findall(r"\d+(?: \d{3})*(?:\.\d+)?", figures)
+    )
+    assert all(rounded in text for rounded in ("5300", "15 000 listings", "21 000", "67 000", "6.7 million", "1.83"))

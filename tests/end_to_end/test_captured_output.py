@@ -1,0 +1,151 @@
+"""What the page of the commands shows as their output is what they print.
+
+The ``console`` blocks of the page are run in their order: each line after ``$`` is a command of the shell, what follows
+is its output. Ids, times, hosts and the like vary and are masked. ``pytest tests/test_captures.py --update-pages``
+writes what is printed now into the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from spoolpool import settings
+from spoolpool.format.headers import Failure
+from spoolpool.format.names import new_task_id
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
+from spoolpool.system.accounts import account_name
+from spoolpool.system.processes import hostname
+from tests.conftest import Workers
+from tests.end_to_end.test_docs import DOCS, SPOOL
+from tests.support.fake_worker import LANE, announce, unknown_process
+from tests.support.task_files import put
+from tests.support.waiting import LIMIT, wait_until
+
+PAGE = DOCS / "cli.md"
+STAGED = "## spool status"
+"""From this heading on the spool is one in which much happens; before it, an empty one that a group serves."""
+
+_BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+
+_VARIES = (
+    (r"\d{3}-[0-9a-f]{14}-[0-9a-f]{10}", "TASK"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
+    (r"\b[0-9a-f]{16}\b", "WORKER"),
+    (r"\b[0-9a-f]{8,10}\b", "ID"),
+    (r"\b\d+ (?:s|min|h|d)\b", "AGE"),
+    (r"\b\d+ tasks/(?:s|min|h)", "RATE"),
+    (r"py3\.\d+", "PYTHON"),
+    (r" +", " "),
+)
+
+
+def masked(text: str) -> str:
+    for pattern, word in _VARIES:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "fit.py", line 12, in fit
+    raise ValueError("no convergence after 200 steps")
+ValueError: no convergence after 200 steps
+"""
+
+
+def stage(spool: Spool) -> None:
+    """A day in the life of three nodes."""
+    now = time.time()
+    for entry in os.listdir(spool.layout.journal):
+        os.unlink(f"{spool.layout.journal}/{entry}")
+    nodes = {
+        name: announce(
+            spool, msgspec.structs.replace(unknown_process(), host=name), ranks=ranks, job=job, queues=queues
+        )
+        for name, ranks, job, queues in (
+            ("node1", 4, "4711", ("default",)),
+            ("node2", 4, "4711", ("default", "night")),
+            ("node3", 1, "4712", ("default",)),
+        )
+    }
+    wide = LANE.replace(".r1", ".r4")
+    for lane, count, name in ((wide, 3, "model.relax"), (LANE.replace(".r1", ".r8"), 2, "md.run"), (LANE, 1, "fit")):
+        for _ in range(count):
+            put(spool, "waiting", lane=lane, name=name, ago=600, session="sweep-42")
+    relax: Any = {"lane": wide, "name": "model.relax", "session": "sweep-42"}
+    put(spool, "running", ago=620, end="00c3d2a1f7", worker=nodes["node1"], **relax)
+    put(spool, "done", ago=640, worker=nodes["node2"], **relax)
+    why = Failure(type="ValueError", message="no convergence after 200 steps", traceback=TRACEBACK, host="node3")
+    mine: Any = {"worker": nodes["node3"], "session": "fits", "failure": why}
+    fit = put(spool, "raised", name="fit", ago=660, end="0047b1e0d9", **mine)
+    put(spool, "failed", lane=wide, name="md.run", ago=5000, end="00aa15c0b2", worker=nodes["node2"], session="md")
+    lines: list[dict[str, Any]] = [
+        {"event": "task", "t": now - 250 + 12 * number, "task": new_task_id(), "lane": wide} for number in range(20)
+    ]
+    lines += [
+        {"event": "raised", "t": now - 12, "task": fit, "attempt": 1, "type": "ValueError"},
+        {"event": "task", "t": now, "started": now - 8, "ended": now, "task": fit, "attempt": 2, "kind": "error"},
+    ]
+    who = {"by": nodes["node3"], "host": "node3", "type": "ValueError"}
+    text = "".join(json.dumps({**who, **line}) + "\n" for line in lines)
+    Path(spool.layout.journal, f"{nodes['node3']}.jsonl").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def shown(tmp_path: Path, worker: Workers) -> tuple[str, str]:
+    """The page as it is, and as it would be with what the commands print now."""
+    path = tmp_path / "spool"
+    spool = Spool.create(path, durability="none", lease=3600.0)
+    serving = worker(spool)
+    staged = False
+    text = PAGE.read_text(encoding="utf-8")
+
+    def now(block: re.Match[str]) -> str:
+        nonlocal staged
+        if not staged and block.start() > text.index(f"\n{STAGED}\n"):
+            serving.terminate()
+            serving.wait(LIMIT)
+            wait_until(lambda: not workers.read_workers(spool), "the group has taken its entry away")
+            stage(spool)
+            staged = True
+        return "".join(_run(line[2:], path) for line in block[1].splitlines() if line.startswith("$ "))
+
+    return text, _BLOCK.sub(now, text)
+
+
+def _run(command: str, path: Path) -> str:
+    """A command of the page, and what it prints here, told as on the page."""
+    environment = {name: value for name, value in os.environ.items() if name not in (settings.ENV_SPOOL, "NO_COLOR")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command.replace(SPOOL, str(path))],
+        cwd=path.parent,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
+    said = done.stdout.replace(str(path), SPOOL).replace(str(path.parent), "/home/ada").replace(hostname(), "login1")
+    return f"$ {command}\n" + re.sub(rf"\b{account_name(os.geteuid())}\b", "ada", said)
+
+
+def test_what_the_page_shows_is_what_the_commands_print(shown: tuple[str, str], request: pytest.FixtureRequest) -> None:
+    before, now = shown
+    if request.config.getoption("--update-pages"):
+        PAGE.write_text(now, encoding="utf-8")
+        before = now
+    for old, new in zip(_BLOCK.findall(before), _BLOCK.findall(now), strict=True):
+        assert masked(old) == masked(new)
+    assert len(_BLOCK.findall(before)) > 8

@@ -1,0 +1,277 @@
+"""Accounts of the system, made for tests; and what they do to one spool, each with the rights of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import settings
+from spoolpool.calls import pickling
+from spoolpool.client.references import CallReferences
+from spoolpool.client.session import TaskFuture
+from spoolpool.format import envelope, headers
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import Lane, new_task_id
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.permissions import Mode
+from spoolpool.security.trust import Trust
+from spoolpool.system.processes import ProcessId
+from spoolpool.worker import loop
+from spoolpool.worker.loop import Worker, WorkerOptions
+from spoolpool.worker.serial_group import SerialGroup
+from tests.servers.base import wait_for
+from tests.support.fake_worker import Clock, Inbox, SilentRegistration, SilentWatch, announce, dead_process, info_of
+from tests.support.processes import in_fork
+
+
+@dataclass(frozen=True)
+class Person:
+    """An account, and the groups that its processes have."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    @contextlib.contextmanager
+    def acting(self, *, umask: int = 0o022) -> Iterator[None]:
+        """Let this process have the rights of the account, and no others, for a while."""
+        before, mask = (os.getgroups(), os.getegid(), os.geteuid()), os.umask(umask)
+        _become(self.groups, self.gid, self.uid)
+        try:
+            yield
+        finally:
+            _become(*before)
+            os.umask(mask)
+
+
+def in_account(person: Person, function: Callable[[], object], *, umask: int = 0o022) -> object:
+    """What a function returns, or its exception, in a process of the account's that can never be another's again."""
+
+    def act() -> object:
+        os.umask(umask)
+        os.setgroups(person.groups)
+        os.setresgid(person.gid, person.gid, person.gid)
+        os.setresuid(person.uid, person.uid, person.uid)
+        return function()
+
+    return in_fork(act)
+
+
+def _become(groups: Iterable[int], gid: int, uid: int) -> None:
+    os.seteuid(0)
+    os.setgroups(list(groups))
+    os.setegid(gid)
+    os.seteuid(uid)
+
+
+class People:
+    """Members of a project, a service account with a group of its own, and somebody from outside."""
+
+    project: str
+    alice: Person
+    bob: Person
+    mallory: Person
+    service: Person
+    outsider: Person
+
+    def __init__(self) -> None:
+        self._made: list[str] = []
+        mark = f"{os.getpid():x}"
+        self.project = f"project{mark}"
+        self._command("groupadd", self.project)
+        gid = _number("group", self.project)
+        for each in ("alice", "bob", "mallory", "service", "outsider"):
+            name = f"{each}{mark}"
+            more = () if each in ("service", "outsider") else ("--groups", self.project)
+            self._command("useradd", "--no-create-home", "--user-group", "--shell", "/bin/sh", *more, name)
+            self._made.append(name)
+            groups = (gid,) if more else ()
+            setattr(self, each, Person(name, _number("passwd", name), _number("group", name), groups))
+
+    @staticmethod
+    def _command(*argv: str) -> None:
+        # somebody else may change the accounts at this moment
+        done = lambda: subprocess.run(argv, capture_output=True).returncode == 0  # noqa: E731
+        wait_for(done, " ".join(argv), timeout=30)
+
+    def remove(self) -> None:
+        """Take all of them away."""
+        for name in self._made:
+            self._command("userdel", name)
+        self._command("groupdel", self.project)
+
+
+def _number(database: str, name: str) -> int:
+    line = subprocess.run(["getent", database, name], capture_output=True, text=True, check=True).stdout
+    return int(line.split(":")[2])
+
+
+def who(path: str) -> str:
+    """A task: leaves a file of the account that runs it, and returns its own name."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o644))
+    return "alice's own"
+
+
+def fail_at_first(path: str) -> str:
+    """A task that raises in its first attempt."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return "at last"
+    raise ValueError("not yet")
+
+
+class Canary:
+    """Foreign code: whoever unpickles it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = str(trace)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.makedirs, (self.trace, 0o777, True)
+
+
+class Scene:
+    """One spool with a submitter (alice), a worker (bob, who trusts her; in a dropbox the service) and mallory."""
+
+    def __init__(self, people: People, public: Path, mode: Mode, clock: Clock) -> None:
+        self.people = people
+        self.alice, self.mallory = people.alice, people.mallory
+        self.worker = people.service if mode == "dropbox" else people.bob
+        self.owner = people.service if mode == "dropbox" else people.alice
+        self.mode = mode
+        self.clock = clock
+        self.public = public
+        self.traces = public / "traces"
+        self.canary = self.traces / "canary"
+        self.traces.mkdir()
+        self.traces.chmod(0o1777)
+        self.path = self.make("spool")
+        with self.alice.acting():
+            self.inbox = Inbox(Spool(self.path), clock, "alices")
+            self.inbox._collector._accept = Trust([self.worker.uid])
+        self.lane = Lane("default", 1, 1, 0, settings.PYTHON, user=self.alice.uid).name
+
+    def make(self, name: str) -> Path:
+        """A new spool."""
+        home = self.public / f"of-{name}"
+        home.mkdir()
+        os.chown(home, self.owner.uid, self.owner.gid)
+        group = self.people.service.name if self.mode == "dropbox" else self.people.project
+        with self.owner.acting():
+            made = Spool.create(home / name, mode=self.mode, group=group, durability="none", lease=0.3, caches=0.5)
+        return Path(made.path)
+
+    # -- what people do
+
+    def submit(self, function: Any = who, *args: object, by: Person | None = None, **more: Any) -> TaskFuture:
+        """Let alice submit a task, which leaves a trace unless it is another."""
+        arguments = args or (str(self.traces / f"ran-{os.urandom(3).hex()}"),)
+        with (by or self.alice).acting():
+            return self.put(self.inbox, function, *arguments, **more)
+
+    @staticmethod
+    def put(inbox: Inbox, function: Any, *args: object, **more: Any) -> TaskFuture:
+        """Submit a call, into the lane of whoever acts."""
+        task_id = new_task_id(more.pop("priority", settings.PRIORITY))
+        needs = CallReferences(inbox.spool, task_id, inbox.holdings.take)
+        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
+        lane = Lane("default", 1, 1, 0, settings.PYTHON, user=os.geteuid()).name
+        return inbox.submit(payload, buffers, lane=lane, name="tested", needs=needs, objects=needs.objects, **more)
+
+    def file_of(self, future: TaskFuture) -> Path:
+        """Where a task waits."""
+        return self.path / "ready" / future.header.lane / future.header.bucket / future.task_file.name
+
+    def forge(self, header: TaskHeader, content: object) -> list[envelope.Buffer]:
+        """The bytes of a task file that says what the forger likes."""
+        payload, buffers = pickling.dumps(content)
+        return envelope.pack(headers.encode(header), payload, buffers)
+
+    def work(
+        self,
+        *trusted: Person,
+        by: Person | None = None,
+        umask: int = 0o022,
+        tasks: int | None = None,
+        seconds: float = 0.3,
+    ) -> None:
+        """Let a worker run what waits, until nothing more does, or until so many tasks are done."""
+        with (by or self.worker).acting(umask=umask), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "Registration", SilentRegistration)
+            patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(self.clock, 100))
+            trust = self.trust(*trusted)
+            info = info_of(
+                ProcessId.of(os.getpid()),
+                trust_users=tuple(trust.uids),
+                trust_groups=trust.groups,
+                trust_all=trust.everybody,
+            )
+            group = SerialGroup(objects=ObjectCache(Spool(self.path), trust))
+            Worker(
+                Spool(self.path), group, info, WorkerOptions(trust=trust, idle_timeout=seconds, max_tasks=tasks)
+            ).run()
+
+    def trust(self, *trusted: Person) -> Trust:
+        """Whom the worker trusts: alice, and those who are named; in a dropbox everybody."""
+        if self.mode == "dropbox":
+            return Trust(everybody=True)
+        return Trust([each.uid for each in (self.alice, *trusted)])
+
+    def claimer(self, *trusted: Person) -> tuple[Claimer, str]:
+        """The worker's side of claiming, by hand, and its id: of one that is provably dead. While the worker acts."""
+        trust, name = self.trust(*trusted), announce(Spool(self.path), dead_process())
+        serves = lambda lane: lane.user is None or trust.covers(lane.user)  # noqa: E731
+        return Claimer(Spool(self.path), name, serves, trust), name
+
+    def collect(self, *, rounds: int = 3) -> None:
+        """Let alice look for results."""
+        with self.alice.acting():
+            self.inbox.look(rounds)
+
+    # -- what holds
+
+    def is_well(self) -> None:
+        """A task of alice's goes round, and nobody else's code was run."""
+        future = self.submit()
+        self.work()
+        self.collect()
+        assert future.result(timeout=0) == "alice's own"
+        assert not self.canary.exists()
+
+    def runs(self) -> set[int]:
+        """Accounts that have run something."""
+        return {each.stat().st_uid for each in self.traces.iterdir()}
+
+    def left(self, directory: str) -> list[str]:
+        """Names in one of the spool's own directories."""
+        return sorted(os.listdir(self.path / directory))
+
+
+@contextlib.contextmanager
+def public_directory() -> Iterator[Path]:
+    """A directory of root's that every account can enter."""
+    path = Path(tempfile.mkdtemp(prefix="spoolpool-multiuser-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> str:
+    """All that was logged so far."""
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)

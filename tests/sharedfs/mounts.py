@@ -1,0 +1,275 @@
+"""A shared filesystem with a test's hands and worker groups on its clients.
+
+A spool goes by its name here: its path differs from client to client.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.servers import NFS, SSHFS, FileServer, MooseFS
+from tests.servers.base import MountedFileServer
+from tests.sharedfs.running import running
+from tests.sharedfs.tasks import marks
+from tests.support.waiting import wait_until
+
+PATIENCE = 240.0
+"""Seconds after which a test gives up: a program takes a second to start in a guest of User-Mode-Linux, or ten on a
+busy machine."""
+
+CLIENTS = ("A", "B", "C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One sort of shared filesystem, and what a test must know of it."""
+
+    name: str
+    start: Callable[[str], FileServer]
+    """Makes its server, not started yet, in a directory."""
+    lease: float
+    """Seconds: as short as its caches allow."""
+    locks: bool = True
+    """Whether a lock excludes other clients."""
+    late: str = ""
+    """Which way to look for a new name is spoilt by a cache, as the doctor calls it."""
+    network: bool = True
+    """Whether it has cables to cut and a server to restart."""
+
+
+def _nfs(directory: str, version: str) -> NFS:
+    """The clock of B is an hour ahead in everything that is tried."""
+    return NFS(directory, CLIENTS, version=version, lease=10, clocks={"B": 3600})
+
+
+KINDS = [
+    Kind(name="nfs-4.2", start=lambda at: _nfs(at, "4.2"), lease=3.0, late="looked up"),
+    Kind(name="nfs-3", start=lambda at: _nfs(at, "3"), lease=2.0, late="looked up"),
+    Kind(name="moosefs", start=lambda at: MooseFS(at, CLIENTS), lease=2.0),
+    Kind(name="moosefs-cached", start=lambda at: MooseFS(at, CLIENTS, caches=1.5), lease=2.5, late="looked up"),
+    Kind(
+        name="sshfs",
+        start=lambda at: SSHFS(at, CLIENTS, caches=5),
+        lease=6.0,
+        locks=False,
+        late="listed",
+        network=False,
+    ),
+]
+
+
+class Remote:
+    """A :class:`tests.sharedfs.mounted_client.Hand` on a client."""
+
+    def __init__(self, fs: FileServer, client: str, log: Path) -> None:
+        self._client = client
+        self._log = log
+        with log.open("ab") as file:
+            command = [sys.executable, "-m", "tests.sharedfs.mounted_client", fs.path(client)]
+            pipe = subprocess.PIPE
+            self._process = fs.popen(client, command, stdin=pipe, stdout=pipe, stderr=file)
+
+    def begin(self, name: str, *arguments: Any, **options: Any) -> None:
+        """Give an order, whose answer :meth:`end` waits for."""
+        assert self._process.stdin is not None
+        pickle.dump((name, arguments, options), self._process.stdin)
+        self._process.stdin.flush()
+
+    def end(self, patience: float = PATIENCE + 60) -> Any:
+        """The value that the order gave; raises what it raised."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], patience)
+        assert ready, f"{self._client} did not answer in {patience:g} s"
+        well, value = pickle.load(self._process.stdout)
+        if not well:
+            raise value
+        return value
+
+    def do(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Give an order and wait for its answer."""
+        self.begin(name, *arguments, **options)
+        return self.end()
+
+    def answered(self) -> bool:
+        """Whether the answer to an order is there."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
+    def said(self) -> str:
+        """What it has logged."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """End it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait(PATIENCE)
+
+
+class Command:
+    """A command of this package on a client; what it writes goes to a file of the machine."""
+
+    def __init__(self, fs: FileServer, client: str, log: Path, module: str, *arguments: str) -> None:
+        self.client = client
+        self.doomed = False
+        self._fs = fs
+        self._log = log
+        self._pid = log.with_suffix(".pid")
+        command = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(self._pid), sys.executable, "-m", module, *arguments]
+        with log.open("wb") as file:
+            null = subprocess.DEVNULL
+            self.process = fs.popen(client, command, stdin=null, stdout=file, stderr=file, start_new_session=True)
+
+    def said(self) -> str:
+        """What it has written."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def serves(self) -> bool:
+        """Whether it looks for tasks."""
+        return " serve " in self.said()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to the processes that it started: in a worker group, to the one that beats."""
+        name = number.name.removeprefix("SIG")
+        group = f"-{self._pid.read_text().strip()}"
+        self._fs.run(self.client, ["sh", "-c", 'kill -s "$0" -- "$1"', name, group], check=False, timeout=PATIENCE)
+
+    def kill(self) -> None:
+        """Let it die, with all that it started."""
+        self.doomed = True
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.process.wait(PATIENCE)
+
+
+class Place:
+    """A started filesystem: a submitter on A, groups wherever a test wants them."""
+
+    def __init__(self, kind: Kind, fs: FileServer) -> None:
+        self.kind = kind
+        self.fs = fs
+        self.marks = str(fs.directory / "marks")
+        Path(self.marks).mkdir()
+        self.hand = Remote(fs, "A", fs.directory / "log/hand.log")
+        self._groups: list[Command] = []
+        self._number = 0
+
+    def unused(self, what: str) -> str:
+        """A name that no other test has."""
+        self._number += 1
+        return f"{what}{self._number}"
+
+    def spool(self, **settings: Any) -> str:
+        """Make a spool with the shortest lease that makes sense here, unless told otherwise; its name."""
+        name = self.unused("s")
+        self.hand.do("make_spool", name, **{"lease": self.kind.lease, "caches": 5.0, **settings})
+        return name
+
+    def start(self, client: str, spool: str, *options: str) -> Command:
+        """Start a group, which may take its time to serve."""
+        group = self._run(client, "spoolpool.cli.worker", str(self.fs.path(client) / spool), *options)
+        self._groups.append(group)
+        return group
+
+    def command(self, client: str, name: str, directory: str, *options: str) -> Command:
+        """Start ``spool NAME DIRECTORY``."""
+        return self._run(client, "spoolpool.cli.spool", name, str(self.fs.path(client) / directory), *options)
+
+    def _run(self, client: str, module: str, *arguments: str) -> Command:
+        return Command(self.fs, client, self.fs.directory / "log" / self.unused("command-"), module, *arguments)
+
+    def serve(self, spool: str, *clients: str) -> list[Command]:
+        """Start a group on each of these clients; all serve."""
+        groups = [self.start(client, spool) for client in clients]
+        for group in groups:
+            self.await_service(group)
+        return groups
+
+    def await_service(self, group: Command) -> None:
+        """Wait until a group looks for tasks."""
+
+        def serves() -> bool:
+            assert group.process.poll() is None, group.said()
+            return group.serves()
+
+        wait_until(serves, f"a group on {group.client} serves", PATIENCE)
+
+    def result(self, number: int) -> Any:
+        """What became of a task."""
+        return self.hand.do("result", number, PATIENCE)
+
+    def runs(self, uid: str) -> list[str]:
+        """Hosts on which something was run, once for each run."""
+        return marks(self.marks, uid)
+
+    def await_run(self, uid: str) -> None:
+        """Wait until something runs."""
+        wait_until(lambda: self.runs(uid), f"{uid} runs", PATIENCE)
+
+    def allow(self, uid: str) -> None:
+        """Let a task end that lingers."""
+        Path(self.marks, f"{uid}-go.A.0").touch()
+
+    def await_clean(self, spool: str) -> None:
+        """Wait until nothing but who serves is left in a spool."""
+        found: list[str] = []
+
+        def clean() -> bool:
+            found[:] = self.hand.do("left_over", spool)
+            return not found
+
+        try:
+            wait_until(clean, "the spool is empty", PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; left over: {found}") from None
+
+    def all_runs(self) -> Counter[str]:
+        """How often everything was run."""
+        return Counter(name.split(".")[0] for name in os.listdir(self.marks))
+
+    def die(self, client: str) -> None:
+        """Let a node die: its power fails; or the process dies that mounts the filesystem, and its programs live on."""
+        if isinstance(self.fs, MountedFileServer):
+            self.fs.kill_mount(client)
+        else:
+            self.fs.kill(client)
+
+    def end_groups(self) -> None:
+        """End all groups in order; fails if one ended badly that nobody meant to."""
+        groups, self._groups = self._groups, []
+        for group in groups:
+            if group.process.poll() is None:
+                group.signal(signal.SIGTERM)
+        bad = []
+        for group in groups:
+            try:
+                code = group.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                group.process.kill()
+                code = f"never, until it was killed ({group.process.wait()})"
+            if code and not group.doomed:
+                bad.append(f"a group on {group.client} ended: {code}\n{group.said()}")
+            print(f"--- group on {group.client}\n{group.said()}")  # shown where a test failed
+        assert not bad, "\n".join(bad)
+
+
+@contextmanager
+def placed(kind: Kind) -> Iterator[Place]:
+    """Start a filesystem with a submitter on it; skips where it cannot run."""
+    with running(kind.name, kind.start) as server:
+        place = Place(kind, server)
+        try:
+            yield place
+        finally:
+            place.hand.stop()

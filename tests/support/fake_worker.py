@@ -1,0 +1,482 @@
+"""What tests of the protocol play with: a clock that they move, a worker and an inbox that do one thing at a time.
+
+Everything that decides is the package's own; what is left out are threads, waiting, and the process that beats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from spoolpool import settings
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef
+from spoolpool.calls.run import RankResult
+from spoolpool.client import collector, retention
+from spoolpool.client.futures import TaskFuture
+from spoolpool.client.references import CallReferences
+from spoolpool.client.session import Session
+from spoolpool.context import current_task
+from spoolpool.errors import WorkerLost
+from spoolpool.format import envelope
+from spoolpool.format import headers as records
+from spoolpool.format.config import Keep
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import (
+    CANCELLED,
+    Lane,
+    TaskFile,
+    bucket_name,
+    new_submitter_id,
+    new_task_id,
+    new_worker_id,
+    parse_task_file,
+    submitter_of,
+)
+from spoolpool.maintenance import garbage
+from spoolpool.protocol import claim, dependencies, heartbeat, listing, recovery, tasks
+from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.registration import Registration
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.security.signing import outcome_label
+from spoolpool.security.trust import Trust
+from spoolpool.system import backoff, files
+from spoolpool.system.processes import ProcessId
+from spoolpool.worker import loop, publish
+from spoolpool.worker.loop import Worker, WorkerOptions
+from spoolpool.worker.publish import outcome_parts
+from spoolpool.worker.serial_group import SerialGroup
+
+LANE = Lane("default", 1, 1, 0, settings.PYTHON).name
+
+
+class Clock:
+    """``time`` for the package's modules, where waiting takes no time and the test moves the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        """Seconds as the observers see them."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let them pass."""
+        self.now += seconds
+
+    @classmethod
+    def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
+        """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
+        clock = cls()
+        others = () if observers else (backoff, claim, dependencies, listing, publish, retention, loop)
+        for module in (recovery, heartbeat, collector, *others):
+            monkeypatch.setattr(module, "time", clock)
+        return clock
+
+
+class _Beat:
+    """The process that beats, as its worker sees it."""
+
+    def poll(self) -> None:
+        return None
+
+    def kill(self) -> None:
+        pass
+
+    def communicate(self) -> None:
+        pass
+
+
+class EndOfRounds(Exception):
+    """Whoever waits has waited often enough."""
+
+
+class SilentWatch:
+    """A watch that never sees anything; to wait on it takes no time, and only so many times."""
+
+    def __init__(self, clock: Clock, rounds: int) -> None:
+        self._clock = clock
+        self._left = rounds
+
+    def add(self, directory: str) -> None:
+        pass
+
+    def keep(self, directories: set[str]) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def pause(self, seconds: float) -> bool:
+        return False
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            raise EndOfRounds
+        self._clock.sleep(min(max(seconds, 0.2), 1.0))
+        return False
+
+
+class SilentRegistration(Registration):
+    """An entry without a process that beats: its sign of life is still."""
+
+    def _start(self) -> Any:
+        return _Beat()
+
+
+def leave_trace(path: str, needed: object = None) -> str:
+    """A task: leaves a line with its name for each run."""
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{current_task().id}\n")
+    return "value"
+
+
+def leave_trace_and_raise_at_first(path: str) -> str:
+    """A task that does not succeed before its second attempt."""
+    attempt = _trace_of_attempt(path)
+    if attempt == 1:
+        raise ValueError("not yet")
+    return "value"
+
+
+def leave_trace_and_be_fenced_at_first(path: str, root: str) -> str:
+    """A task in whose first attempt others take the worker for dead, and let the task wait again."""
+    if _trace_of_attempt(path) == 1:
+        name = current_task().id
+        [claimed] = Path(root, "claimed").glob(f"{name}.*")
+        [bucket] = Path(root, "ready", LANE).glob(f"{name[:18]}-*")  # it is the first of its bucket
+        task_file = parse_task_file(claimed.name)
+        assert task_file is not None
+        claimed.rename(bucket / task_file.requeued().name)
+    return "value"
+
+
+def _trace_of_attempt(path: str) -> int:
+    task = current_task()
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{task.id}:{task.attempt}\n")
+    return task.attempt
+
+
+def dead_process() -> ProcessId:
+    """A process of this host that is provably dead: it has this one's pid, and started at another time."""
+    return msgspec.structs.replace(ProcessId.of(os.getpid()), start="1")
+
+
+def unknown_process() -> ProcessId:
+    """A process of another host: nothing can be proven about it here."""
+    return msgspec.structs.replace(ProcessId.of(os.getpid()), boot="another", host="elsewhere")
+
+
+def info_of(process: ProcessId, worker_id: str = "", **more: Any) -> WorkerInfo:
+    """The entry of a serial group."""
+    return WorkerInfo(worker=worker_id or new_worker_id(), process=process, user="tester", **more)
+
+
+def announce(spool: Spool, process: ProcessId, **more: Any) -> str:
+    """Make a worker's entry as its worker does; returns its id."""
+    info = info_of(process, **more)
+    SilentRegistration(spool, info)
+    return info.worker
+
+
+def outcome_of(header: TaskHeader, task_file: TaskFile) -> list[envelope.Buffer]:
+    """A complete outcome: the bytes of its file."""
+    payload, buffers = pickling.dumps("value")
+    return outcome_parts(header, task_file, RankResult(payload, buffers, None), 1, 0.0)
+
+
+class Inbox(Session):
+    """A session without a thread: it looks when it is told to."""
+
+    def __init__(self, spool: Spool, clock: Clock, name: str = "inbox", *, keeps: bool = False) -> None:
+        super().__init__(spool, name, accept=Trust(), submitter=submitter_of(name) if keeps else "", keeps=keeps)
+        self._collector.close()
+        self._collector.start = lambda: False  # type: ignore[method-assign]
+        self._clock = clock
+        self.given: dict[str, TaskFuture] = {}
+
+    def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
+        """Submit a call."""
+        task_id = new_task_id(options.pop("priority", settings.PRIORITY))
+        needs = CallReferences(self.spool, task_id, self.holdings.take)
+        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
+        options["objects"] = needs.objects
+        future = self.submit(payload, buffers, lane=LANE, name="tested", needs=needs, **options)
+        self.given[future.task] = future
+        return future
+
+    def put_object(self, value: Any) -> ObjectRef:
+        """Store a value, as an executor does."""
+        return ObjectRef(self.spool.config.id, self.holdings.put(*pickling.dumps(value)), 0)
+
+    def expect(self, header: TaskHeader) -> TaskFuture:
+        """The future of a task, also of one that another incarnation of this session submitted."""
+        future = self._awaited.get(header.task)
+        if future is None:
+            future = self.given[header.task] = TaskFuture(self, header)
+            self._awaited.add(future)
+        return future
+
+    def forget(self, task: str | None = None) -> None:
+        """Await a task no more, or none."""
+        with self._awaited.lock:
+            for each in self.pending():
+                if task in (None, each.task):
+                    self._awaited._forget(each.task)
+
+    def look(self, rounds: int = 3) -> None:
+        """Do what the thread that collects does, for a few rounds."""
+        self._collector._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
+        with contextlib.suppress(EndOfRounds):
+            self._collector._loop()
+
+
+class Seen(NamedTuple):
+    """One look at a spool."""
+
+    ready: dict[str, TaskFile]
+    claimed: dict[str, TaskFile]
+    results: dict[str, TaskFile]
+    outgoing: dict[str, TaskFile]
+    failed: dict[str, TaskFile]
+
+
+class Stage:
+    """One spool, and those who work on it one after the other.
+
+    The diary is a file that all processes write to: what was submitted, what ran, what was delivered.
+    """
+
+    session = "inbox"
+    may_come: tuple[type[BaseException], ...] = (WorkerLost,)
+    """Exceptions that may be the outcome of a task."""
+
+    def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
+        self.clock = clock
+        self.diary = directory / "diary"
+        directory.mkdir()
+        self.effects = directory / "effects"
+        self.struck = directory / "struck"
+        self.effects.touch()
+        self.diary.touch()
+        self.spool = Spool.create(directory / "spool", durability="none", lease=0.3, caches=0.5, max_attempts=attempts)
+        self.published: dict[str, set[str]] = {}
+
+    def durability(self, durability: files.Durability) -> None:
+        """What everybody syncs from now on."""
+        self.spool.config = msgspec.structs.replace(self.spool.config, durability=durability)
+
+    # -- what people do, in this process or in a child that is about to end
+
+    def note(self, what: str, task: str) -> None:
+        """Write a line into the diary, past every fault."""
+        with self.diary.open("a") as file:
+            file.write(f"{what} {task}\n")
+
+    def inbox(self, *, keeps: bool = False) -> Inbox:
+        """A new incarnation of the submitter, perhaps one that keeps its outcomes."""
+        return Inbox(self.spool, self.clock, self.session, keeps=keeps)
+
+    def submit(
+        self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: object, **options: Any
+    ) -> TaskHeader:
+        """Submit a task that leaves a trace of each run."""
+        future = (inbox or self.inbox()).put(function, str(self.effects), *more, **options)
+        self.note("submitted", future.task)
+        return future.header
+
+    def work(self, *, tasks: int | None = None) -> None:
+        """Be a worker until nothing waits any more, or until so many tasks are done."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "Registration", SilentRegistration)
+            patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(self.clock, 100))
+            info = info_of(ProcessId.of(os.getpid()))
+            Worker(
+                self.spool,
+                SerialGroup(objects=ObjectCache(self.spool, Trust())),
+                info,
+                WorkerOptions(max_tasks=tasks, idle_timeout=0.3),
+            ).run()
+
+    def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
+        """Deliver what has come of these tasks."""
+        for header in headers:
+            inbox.expect(header).add_done_callback(self._delivered)
+        inbox.look()
+
+    def _delivered(self, future: Any) -> None:
+        if not future.cancelled():
+            error = future.exception()
+            good = isinstance(error, self.may_come) if error else future.result() == "value"
+            if not good:
+                self.note(f"surprise:{error!r}".replace(" ", "_"), future.header.task)
+        self.note("delivered", future.header.task)
+
+    # -- what holds, and what the others bring about
+
+    def story(self) -> str:
+        """What happened here."""
+        struck = self.struck.read_text() if self.struck.exists() else "no fault"
+        return f"{struck}\n{self.diary.read_text()}{self.seen()}"
+
+    def notes(self, what: str) -> Counter[str]:
+        """How often the diary says this about each task."""
+        lines = (line.split() for line in self.diary.read_text().splitlines())
+        return Counter(task for said, task in lines if said == what)
+
+    def runs(self) -> Counter[str]:
+        """How often the function of each task ran (of each attempt, where every one runs once)."""
+        return Counter(self.effects.read_text().split())
+
+    def seen(self) -> Seen:
+        """Every task file and every outcome, by its path below the spool."""
+        where = self.spool.layout
+        lanes = [where.lane(lane) for lane in files.list_names(where.ready)]
+        buckets = [f"{lane}/{bucket}" for lane in lanes for bucket in files.list_names(lane)]
+        return Seen(
+            ready=self._tokens(where.waiting, *buckets),
+            claimed=self._tokens(where.claimed),
+            results=self._tokens(f"{where.results}/{self.session}"),
+            outgoing=self._tokens(f"{where.outgoing}/{self.session}"),
+            failed=self._tokens(where.failed),
+        )
+
+    def _tokens(self, *directories: str) -> dict[str, TaskFile]:
+        found = {}
+        for directory in directories:
+            for name in files.list_names(directory):
+                task_file = parse_task_file(name)
+                assert task_file is not None, f"{name} in {directory}"
+                found[os.path.relpath(f"{directory}/{name}", self.spool.path)] = task_file
+        return found
+
+    def complete(self) -> set[str]:
+        """Tasks of which a complete outcome was written for a claim that stands."""
+        seen = self.seen()
+        claims = set(seen.claimed.values())
+        return {
+            task_file.task for task_file in seen.outgoing.values() if task_file in claims and self.outcome(task_file)
+        }
+
+    def places(self, seen: Seen | None = None) -> dict[str, list[str]]:
+        """Where the token of each task stands."""
+        seen = seen or self.seen()
+        found: dict[str, list[str]] = {}
+        for task_files in (seen.ready, seen.claimed, seen.results, seen.failed):
+            for path, task_file in task_files.items():
+                found.setdefault(task_file.task, []).append(path)
+        return found
+
+    def check(self, *, forgiven: frozenset[str] = frozenset()) -> None:
+        """Invariants 1 and 2, at any moment. ``forgiven``: their submitter ended while it took them out."""
+        seen = self.seen()
+        places = self.places(seen)
+        delivered = self.notes("delivered")
+        assert "surprise" not in self.diary.read_text()
+        for task, paths in places.items():
+            assert len(paths) == 1, f"{task} stands in {paths}"
+        for task in self.notes("submitted").keys() - delivered.keys() - forgiven:
+            assert task in places, f"{task} is lost"
+        for task_file in seen.results.values():
+            if task_file.worker != CANCELLED:
+                assert self.outcome(task_file) is not None, f"{task_file.name} is published without its outcome"
+            self.published.setdefault(task_file.task, set()).add(task_file.name)
+        for task, names in self.published.items():
+            assert len(names) == 1, f"{task} was published as {names}"
+
+    def outcome(self, task_file: TaskFile) -> records.OutcomeHeader | None:
+        """The outcome of a claim, if it is complete."""
+        path = self.spool.layout.outcome(self.session, task_file)
+        try:
+            fd = files.open_file(path)
+        except FileNotFoundError:
+            return None
+        try:
+            label = outcome_label(self.session, task_file.name)
+            return records.decode_outcome(self.spool.read(fd, files.size(fd), path, label).header, path)
+        except Exception:  # noqa: BLE001  whatever is wrong with it: it is not complete
+            return None
+        finally:
+            files.close(fd)
+
+    def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
+        """What the task files at these paths say."""
+        task_files = {path: parse_task_file(os.path.basename(path)) for path in paths}
+        return [
+            tasks.read_task(self.spool, f"{self.spool.path}/{path}", task_file)
+            for path, task_file in task_files.items()
+            if task_file
+        ]
+
+    def recover(self, observer: Recovery | None = None, *, rounds: int = 5) -> list[str]:
+        """Let an observer look, by default until it has seen everybody's silence for longer than a lease."""
+        observer = observer or Recovery(self.spool)
+        done = []
+        for _ in range(rounds):
+            done += observer.round()
+            self.clock.sleep(self.spool.config.lease)
+        return done
+
+    def settle(self, *, forgiven: frozenset[str] = frozenset()) -> None:
+        """Let the others recover, run and collect until nothing is left, then check that nothing is."""
+        self.check(forgiven=forgiven)
+        observer = Recovery(self.spool)
+        for _ in range(6):
+            seen = self.seen()
+            if seen.claimed or seen.outgoing:
+                self.recover(observer)
+                self.check(forgiven=forgiven)
+                seen = self.seen()
+            if seen.ready:
+                self.work()
+                self.check(forgiven=forgiven)
+                seen = self.seen()
+            if not seen.results:
+                break
+            self.collect(self.inbox(), self.headers(seen.results))
+            self.check(forgiven=forgiven)
+        self.leave_nothing()
+
+    def leave_nothing(self) -> None:
+        """Nothing is left over but unfinished writes in tmp/, which are the garbage collection's."""
+        inbox = self.inbox()
+        if self.seen().outgoing:
+            # while a session waits for something, it looks after what its earlier incarnations left
+            task = new_task_id()
+            bucket = bucket_name(task, new_submitter_id())
+            inbox.expect(TaskHeader(task=task, session=self.session, lane=LANE, bucket=bucket))
+            inbox.look(rounds=8)
+            inbox.forget()
+        if unfinished := files.list_names(self.spool.layout.tmp):
+            for name in unfinished:
+                os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
+            garbage.remove(self.spool, garbage.find_garbage(self.spool, Keep()))
+            assert files.list_names(self.spool.layout.tmp) == []
+            self.collect(inbox, self.headers(self.seen().results))  # what was kept for them
+            inbox.look(rounds=8)
+        inbox.close()
+        root = Path(self.spool.path)
+        left = [str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()]
+        allowed = ("spool.json", "failed/", "journal/", "workers/", "sessions/")
+        assert [path for path in left if not path.startswith(allowed)] == []

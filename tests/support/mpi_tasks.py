@@ -1,0 +1,199 @@
+"""Functions that tests submit to groups of several ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.tasks import OwnError, PickyError, lock, mark, wait_for
+
+
+def where() -> tuple[int, int, int]:
+    """Rank and size of the world as MPI has it, and the sum of the ranks that it reaches."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    return comm.Get_rank(), comm.Get_size(), comm.allreduce(comm.Get_rank())
+
+
+def where_in_the_group() -> tuple[int, int, int, bool]:
+    """The same of the group's own communicator, and whether that is what ``COMM_WORLD`` names."""
+    from mpi4py import MPI
+
+    from spoolpool import current_task
+
+    comm = current_task().comm
+    return comm.Get_rank(), comm.Get_size(), comm.allreduce(os.getpid()), comm is MPI.COMM_WORLD
+
+
+def meet(mine: str | Path, other: str | Path) -> tuple[int, tuple[int, ...]]:
+    """Wait for a task of another group while this one holds its own; the pids that the communicator joins."""
+    from spoolpool import current_task
+
+    comm = current_task().comm
+    if comm.rank == 0:
+        mark(mine)
+    wait_for(other)
+    return comm.size, tuple(comm.allgather(os.getpid()))
+
+
+def rank() -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_rank()
+
+
+def raises_on(who: tuple[int, ...], error: str = "") -> int:
+    """Raise on some ranks; the others return."""
+    mine = rank()
+    if mine in who:
+        if error == "picky":
+            raise PickyError(7, f"on {mine}")
+        raise OwnError(f"from rank {mine}")
+    return mine
+
+
+def lock_on(who: tuple[int, ...]) -> Any:
+    """Return what cannot be pickled on some ranks."""
+    return lock() if rank() in who else rank()
+
+
+def raises_while_others_wait(who: int, trace: str | Path) -> None:
+    """Raise on one rank while all others sit in a collective that it never joins."""
+    from mpi4py import MPI
+
+    mark(trace)
+    if rank() == who:
+        raise OwnError(f"from rank {who}")
+    MPI.COMM_WORLD.Barrier()
+
+
+def leaves_behind(what: str) -> str:
+    """Leave a message in ``COMM_WORLD`` that nobody receives."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    last = comm.size - 1
+    match what.split():
+        case ["gather", "raise"]:  # as a neighbour has it: the next task read the value of this one's last rank
+            if comm.rank == 0:
+                raise OwnError("before its gather")
+            comm.gather("stale")
+        case ["gather"]:
+            if comm.rank == last:
+                comm.gather("stale")
+        case ["bcast"]:
+            if comm.rank == 0:
+                comm.bcast("stale")
+        case ["isend", *more]:
+            if comm.rank == last:
+                comm.isend("stale", 0, tag=3)
+                comm.isend("stale", 0)
+            if more:
+                raise OwnError("on every rank")
+        case ["large", "isend"]:
+            if comm.rank == last:
+                comm.Isend(bytearray(10_000_000), 0)
+        case ["send", "to", "itself"]:
+            comm.isend("stale", comm.rank)
+        case ["receive"]:
+            # kept, as a library would: the memory must outlive the function
+            buffer = bytearray(4000)
+            sys.modules["kept"] = (buffer, comm.Irecv(buffer, MPI.ANY_SOURCE, MPI.ANY_TAG))  # type: ignore[assignment]
+    return "left"
+
+
+def exchange(value: Any) -> tuple[Any, ...]:
+    """Send a value in all ways of :func:`leaves_behind`, with the widest receives."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    gathered = comm.gather((value, comm.rank))
+    told = comm.bcast(value if comm.rank == 0 else None)
+    sent = comm.isend((value, comm.rank), (comm.rank + 1) % comm.size)
+    received = comm.recv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)
+    sent.wait()
+    return gathered, told, received
+
+
+def exchanged(value: Any, size: int) -> list[tuple[Any, ...]]:
+    """What :func:`exchange` returns."""
+    everybody = [(value, rank) for rank in range(size)]
+    return [(everybody if rank == 0 else None, value, (value, (rank - 1) % size)) for rank in range(size)]
+
+
+def ends(how: str, who: int, trace: str | Path) -> None:
+    """End one rank's process; the others wait for it in a collective."""
+    from mpi4py import MPI
+
+    if rank() == who:
+        mark(trace)
+        if how == "sys.exit":
+            sys.exit(3)
+        if how == "os._exit":
+            os._exit(3)
+        os.kill(os.getpid(), getattr(signal, how))
+    MPI.COMM_WORLD.Barrier()
+
+
+def scaled(array: Any, keep: list[Any]) -> Any:
+    """An array that depends on the rank; the argument can be written to."""
+    array += rank()
+    return {"array": array, "keep": keep}
+
+
+def preset(trace: str) -> dict[str, Any]:
+    """An ``init_function``'s work: it leaves a trace for each rank."""
+    mark(f"{trace}-{rank()}")
+    return {"seed": 100 + rank()}
+
+
+def use_preset(seed: int = 0) -> int:
+    return seed
+
+
+def nested() -> Any:
+    """Run a group of one's own from within a rank."""
+    from spoolpool import Executor
+
+    with Executor(max_workers=1, cores_per_worker=2) as executor:
+        return executor.submit(where).result()
+
+
+def group_pid() -> int:
+    from spoolpool import current_task
+
+    return os.getpid() if current_task().comm is not None else -1
+
+
+def echo(value: Any) -> tuple[Any, int]:
+    return value, rank()
+
+
+def only_rank_0_waits(trace: str | Path) -> None:
+    """Raise on all ranks but the first, which waits for them."""
+    from mpi4py import MPI
+
+    mark(trace)
+    if rank():
+        raise OwnError(f"from rank {rank()}")
+    MPI.COMM_WORLD.Barrier()
+
+
+def preset_that_fails_first(trace: str, who: int) -> dict[str, Any]:
+    """An ``init_function`` that fails on one rank when it is called for the first time."""
+    if rank() == who and not os.path.exists(trace):
+        mark(trace)
+        raise OwnError("no seed yet")
+    return {"seed": 100 + rank()}
+
+
+def close_fifos() -> None:
+    """As a function that makes a daemon of itself: close whatever is open."""
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        if os.path.islink(path) and "spoolpool-" in os.readlink(path):
+            os.close(int(name))

@@ -1,0 +1,114 @@
+"""The real processes that tests start and look for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.waiting import LIMIT
+
+
+def processes_of(text: str | os.PathLike[str]) -> list[int]:
+    """Pids of the processes that have this text on their command lines, as the workers of a spool its path."""
+    wanted = os.fsencode(text)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if wanted in command:
+                found.append(int(entry.name))
+    return found
+
+
+def kill_processes_of(text: str | os.PathLike[str]) -> list[int]:
+    """End these processes as the kernel does when memory is short; returns their pids."""
+    pids = processes_of(text)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # one of them was another's child, and ended with it
+            os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def start_script(path: Path, text: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:
+    """Start a Python program whose text is given; its output and its errors are pipes."""
+    path.write_text(text, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, str(path), *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_script(path: Path, text: str, *arguments: object, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python program whose text is given to its end; how it ended is for the test to judge."""
+    process = start_script(path, text, *arguments, **variables)
+    try:
+        output, errors = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        raise AssertionError(f"{path} did not end. It said: {output}{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def in_fork(function: Callable[[], object]) -> object:
+    """What a function returns in a forked child, or the exception that it raises there."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads run is what is tested
+        pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                value = function()
+            except BaseException as error:  # noqa: BLE001  the parent looks at it
+                value = error
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(value, pipe)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        value = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    return value
+
+
+_DIES = """\
+import os, sys, threading
+node = os.environ.get("FLUX_URI") or os.uname().nodename  # brokers of a test instance share a host
+if "--group-of" in sys.orig_argv and node.endswith({host!r}):
+    def die(when):
+        from spoolpool.system.backoff import Backoff
+        rhythm = Backoff(0.005, 0.01)
+        while not os.path.exists(when):
+            rhythm.sleep()
+        os.kill(os.getpid(), 9)
+    when = {when!r}.format(os.environ["SPOOLPOOL_WORKER"])
+    threading.Thread(target=die, args=(when,), daemon=True).start()
+"""
+
+
+def deadly(directory: Path, host: str, when: str = "/") -> dict[str, str]:
+    """Variables by which a supervisor's workers on a host, or of a Flux broker, are killed, once a path is there.
+
+    ``host`` is how its name or address ends. ``{}`` in the path is the worker's id. ``directory`` is made, for a
+    ``sitecustomize``.
+    """
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(_DIES.format(host=host, when=when), encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))}

@@ -1,0 +1,301 @@
+"""Short calls that were submitted one by one share a task, and nobody notices but by the time that it takes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, as_completed, current_task, wait
+from spoolpool.client.map import TARGET, Sizes
+from spoolpool.client.packing import BUSY, PackedFuture
+from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull, WorkerLost
+from spoolpool.monitor.census import scan
+from spoolpool.protocol.spool import Spool
+from tests.support import tasks
+from tests.support.processes import in_fork, run_script
+from tests.support.waiting import LIMIT, wait_until
+
+
+@pytest.fixture
+def executor(served: Spool) -> Iterator[Executor]:
+    with Executor(spool=served.path, pack=True) as attached:
+        yield attached
+
+
+def act(path: Path | None = None, value: Any = None, error: BaseException | None = None) -> Any:
+    """The call that is made again and again."""
+    if path is not None:
+        tasks.mark(path)
+    if error is not None:
+        raise error
+    return tasks.lock() if value == "lock" else value
+
+
+def packs_of(executor: Executor, function: Callable[..., Any], size: int) -> None:
+    """Let it be known of a function that so many of its calls are to share a task."""
+    assert executor._packer is not None
+    executor._packer._line(function).sizes = Sizes(size)
+
+
+class Blocked:
+    """The only group waits for a file, and so many tasks of :func:`act` wait that the next calls are gathered."""
+
+    def __init__(self, executor: Executor, end: Path) -> None:
+        self.executor = executor
+        self.end = end
+        packs_of(executor, act, 4)
+        executor.submit(tasks.mark_and_wait, f"{end}-started", end)
+        wait_until(lambda: os.path.exists(f"{end}-started"), "the group is busy")
+        self.alone = [executor.submit(act) for _ in range(BUSY)]
+        assert not any(isinstance(each, PackedFuture) for each in self.alone)
+
+    def waiting(self) -> int:
+        spool = self.executor._blueprint.attached
+        return len(list(scan(spool).ready)) - BUSY if spool else 0
+
+    def go(self) -> None:
+        self.end.touch()
+
+
+@pytest.fixture
+def blocked(executor: Executor, tmp_path: Path) -> Iterator[Blocked]:
+    found = Blocked(executor, tmp_path / "end")
+    yield found
+    found.go()
+
+
+def test_calls_share_a_task_and_each_has_what_came_of_it(blocked: Blocked) -> None:
+    submit = blocked.executor.submit
+    calls = [
+        submit(act, value=1),
+        submit(act, error=tasks.OwnError("mine")),
+        submit(act, value="lock"),
+        submit(act, value=[2]),
+    ]
+    assert all(isinstance(each, PackedFuture) for each in calls)
+    assert blocked.waiting() == 1
+    assert not any(each.running() or each.done() for each in calls)
+    blocked.go()
+    assert calls[0].result() == 1 and calls[3].result() == [2]
+    error = calls[1].exception()
+    assert isinstance(error, tasks.OwnError) and error.args == ("mine",)
+    assert isinstance(error.__cause__, RemoteTraceback) and "in act" in str(error.__cause__)
+    assert "spoolpool/pack.py" not in str(error.__cause__)
+    assert isinstance(calls[2].exception(), NotPicklable)
+
+
+def test_what_was_put_off_is_submitted_when_something_comes_back(blocked: Blocked) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(3)]
+    assert blocked.waiting() == 0
+    blocked.go()
+    # the standard library's wait asks nothing of a pack, as spoolpool's does
+    assert not futures.wait(calls, LIMIT).not_done
+    assert [each.result() for each in as_completed(calls)] and not wait(calls).not_done
+
+
+def test_who_waits_for_a_call_has_it_submitted(blocked: Blocked) -> None:
+    call = blocked.executor.submit(act, value=1)
+    assert blocked.waiting() == 0
+    with pytest.raises(TimeoutError):
+        call.result(timeout=0.01)
+    assert blocked.waiting() == 1
+    blocked.go()
+    assert call.result() == 1
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_call_that_was_taken_back_does_not_run_and_the_others_do_once(
+    blocked: Blocked, tmp_path: Path, count: int
+) -> None:
+    marks = [tmp_path / f"mark-{number}" for number in range(count)]
+    calls = [blocked.executor.submit(act, mark, number) for number, mark in enumerate(marks)]
+    assert blocked.waiting() == (count == 4)  # the pack is open, or it is a task that waits
+    assert calls[1].cancel() and calls[1].cancelled() and calls[1].cancel()
+    blocked.go()
+    assert [each.result() for each in calls if each is not calls[1]] == [n for n in range(count) if n != 1]
+    assert [len(mark.read_text().splitlines()) if mark.exists() else 0 for mark in marks] == [
+        int(number != 1) for number in range(count)
+    ]
+    assert not calls[0].cancel()
+
+
+def test_all_calls_of_a_pack_can_be_taken_back(blocked: Blocked) -> None:
+    for count in (4, 3):
+        calls = [blocked.executor.submit(act, value=number) for number in range(count)]
+        assert all(each.cancel() for each in calls)
+        assert blocked.waiting() == 0
+    last = blocked.executor.submit(act, value=7)
+    blocked.go()
+    assert last.result() == 7
+
+
+def test_a_task_that_is_cancelled_from_outside_cancels_its_calls(blocked: Blocked) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(4)]
+    assert blocked.executor._core is not None
+    (pack,) = [each for each in blocked.executor._core.session.pending() if each.header.name.endswith("x4")]
+    pack.cancel()
+    assert all(each.cancelled() for each in calls)
+    with pytest.raises(Exception, match=r"^$"):
+        calls[0].result()
+
+
+def test_a_call_that_needs_one_of_a_pack_gets_its_value(blocked: Blocked) -> None:
+    submit = blocked.executor.submit
+    one, bad, parts = submit(act, value=1), submit(act, error=tasks.OwnError("bad")), submit(act, value={"a": [5]})
+    sums, fails = submit(tasks.keywords, x=[one], y=parts["a"][0]), submit(tasks.keywords, x=bad)
+    assert not one.cancel()  # another needs it
+    blocked.go()
+    assert sums.result() == {"x": [1], "y": 5}
+    error = fails.exception()
+    assert isinstance(error, DependencyFailed) and isinstance(error.__cause__, tasks.OwnError)
+    assert submit(tasks.keywords, x=one).result() == {"x": 1}
+
+
+def test_calls_that_ask_for_other_things_do_not_share_a_task(blocked: Blocked, tmp_path: Path) -> None:
+    submit = blocked.executor.submit
+    alone = [
+        submit(act, resource_dict={"retries": 1}),
+        submit(act, resource_dict={"time_limit": 60}),
+        submit(act, value=bytes(100_000)),
+        submit(act, value=blocked.alone[0]),
+        submit(tasks.keywords),
+    ]
+    assert not any(isinstance(each, PackedFuture) for each in alone)
+    here = submit(act, value=1)
+    there = submit(act, value=2, resource_dict={"cwd": tmp_path})
+    urgent = submit(act, value=3, resource_dict={"priority": 5})
+    packs = {each.pack for each in (here, there, urgent) if isinstance(each, PackedFuture)}
+    assert len(packs) == 3
+    blocked.go()
+    assert [each.result() for each in (here, there, urgent)] == [1, 2, 3]
+
+
+def test_long_calls_have_a_task_each(executor: Executor) -> None:
+    executor.submit(tasks.work, 2 * TARGET).result()
+    calls = [executor.submit(tasks.work, 2 * TARGET) for _ in range(BUSY + 2)]
+    assert not any(isinstance(each, PackedFuture) for each in calls)
+
+
+def test_without_being_asked_nothing_is_packed(served: Spool) -> None:
+    with Executor(spool=served.path) as executor:
+        assert not any(isinstance(executor.submit(act), PackedFuture) for _ in range(50))
+
+
+def test_shutdown_submits_what_was_put_off(blocked: Blocked) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(3)]
+    blocked.executor.shutdown(wait=False)
+    assert blocked.waiting() == 1
+    blocked.go()
+    assert [each.result() for each in calls] == [0, 1, 2]
+    with pytest.raises(RuntimeError):
+        blocked.executor.submit(act)
+
+
+def test_shutdown_can_take_back_what_waits(blocked: Blocked) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(7)]
+    blocked.executor.shutdown(wait=False, cancel_futures=True)
+    blocked.go()
+    assert all(each.cancelled() for each in calls)
+
+
+PROGRAM = """\
+import sys
+from spoolpool import Executor
+from tests.unit.client.test_packing import act
+
+executor = Executor(spool=sys.argv[1], pack=True)
+executor.submit(act).result()
+calls = [executor.submit(act, sys.argv[2]) for _ in range(200)]
+"""
+
+
+def test_a_script_that_just_ends_has_all_its_calls_made(served: Spool, tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    done = run_script(tmp_path / "script.py", PROGRAM, served.path, tmp_path / "mark", PYTHONPATH=root)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "mark").read_text().splitlines()) == 200
+
+
+def test_a_pack_that_finds_no_room_tells_each_of_its_calls(blocked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(3)]
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise SpoolFull("no room")
+
+    assert blocked.executor._core is not None
+    monkeypatch.setattr(blocked.executor._core.session, "submit", full)
+    for call in calls:
+        with pytest.raises(SpoolFull):
+            call.result()
+    monkeypatch.undo()
+
+
+def test_a_call_that_ends_its_process_takes_its_pack_with_it(tmp_path: Path) -> None:
+    with Executor(max_workers=1, pack=True, resource_dict={"max_attempts": 1}) as executor:
+        packs_of(executor, die_or_not, 4)
+        executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
+        wait_until((tmp_path / "started").exists, "the group is busy")
+        alone = [executor.submit(die_or_not) for _ in range(BUSY)]
+        calls = [executor.submit(die_or_not, number == 1) for number in range(3)]
+        assert all(isinstance(each, PackedFuture) for each in calls)
+        (tmp_path / "end").touch()
+        assert all(isinstance(each.exception(), WorkerLost) for each in calls)
+        assert [each.result() for each in alone] == [None] * BUSY
+        assert executor.submit(die_or_not).result() is None
+
+
+def die_or_not(die: bool = False) -> None:
+    """A short call."""
+    if die:
+        os._exit(3)
+
+
+def many(count: int) -> int:
+    """A task that packs tasks of its own."""
+    with Executor(spool=current_task().spool, pack=True) as executor:
+        executor.submit(act).result()
+        return sum(each.result() for each in [executor.submit(act, value=number) for number in range(count)])
+
+
+def test_a_task_packs_tasks_of_its_own_though_its_group_is_the_only_one(executor: Executor) -> None:
+    assert executor.submit(many, 100).result() == sum(range(100))
+
+
+def test_in_a_forked_child_a_call_of_the_parents_does_not_wait_for_ever(blocked: Blocked) -> None:
+    call = blocked.executor.submit(act, value=1)
+    assert isinstance(call, PackedFuture)
+    assert isinstance(in_fork(call.result), BrokenSpool)
+    blocked.go()
+    assert call.result() == 1
+
+
+def test_whatever_threads_do_at_once_every_call_is_done_and_none_runs_twice(executor: Executor, tmp_path: Path) -> None:
+    packs_of(executor, act, 4)
+    chance = random.Random(7)
+    plan = [(number, chance.random()) for number in range(400)]
+    (tmp_path / "marks").mkdir()
+
+    def one(number: int, luck: float) -> Future[Any]:
+        call = executor.submit(act, tmp_path / "marks" / str(number), number)
+        if luck < 0.3:
+            call.cancel()
+        elif luck < 0.4:
+            assert call.result(60) == number
+        return call
+
+    with ThreadPoolExecutor(6) as threads:
+        calls = list(threads.map(lambda each: one(*each), plan))
+    executor.shutdown()
+    for (number, _), call in zip(plan, calls, strict=True):
+        mark = tmp_path / "marks" / str(number)
+        ran = len(mark.read_text().splitlines()) if mark.exists() else 0
+        assert call.done()
+        assert ran == (not call.cancelled()), number
+        assert call.cancelled() or call.result() == number

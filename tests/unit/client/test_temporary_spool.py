@@ -1,0 +1,59 @@
+"""Where the spool of an executor goes that was given none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from spoolpool import settings
+from spoolpool.client import temporary_spool
+from spoolpool.errors import BadRequest
+from spoolpool.protocol.spool import Spool
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, where no node has files of its own."""
+    monkeypatch.delenv(settings.ENV_SPOOL, raising=False)
+    monkeypatch.setattr(temporary_spool, "_NODES_OWN", ("/dev/shm",))
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parent_of(spool: Spool) -> str:
+    assert spool.config.temporary
+    return os.path.dirname(spool.path)
+
+
+def test_on_one_host_it_is_among_the_temporary_files(shared: Path) -> None:
+    assert parent_of(temporary_spool.create_temporary_spool(one_host=True, output=0)) == str(shared / "other")
+
+
+def test_on_several_nodes_it_is_below_the_current_directory_or_the_one_that_is_named(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(shared)
+    named = shared / "named"
+    named.mkdir()
+    monkeypatch.setenv(settings.ENV_SPOOL, "named")
+    assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(named)
+
+
+def test_it_is_made_beside_a_spool_that_is_named_and_not_in_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = Spool.create(shared / "spool", durability="none")
+    monkeypatch.setenv(settings.ENV_SPOOL, named.path)
+    assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(shared)
+
+
+def test_a_directory_of_which_each_node_has_its_own_is_refused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shared / "link").symlink_to(shared / "other")
+    monkeypatch.chdir("link")
+    with pytest.raises(BadRequest, match=r"each node has its own.*SPOOLPOOL_DIR"):
+        temporary_spool.create_temporary_spool(one_host=False, output=0)
+    assert os.listdir(shared / "other") == []

@@ -1,0 +1,731 @@
+"""``spool doctor`` tells what a filesystem can be trusted with: also where it cannot, and where nobody answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import msgspec
+import pytest
+
+from spoolpool import settings
+from spoolpool.cli.spool import main
+from spoolpool.errors import NotTrusted, SpoolpoolError, TaskTimeout
+from spoolpool.format.names import is_rendezvous, rendezvous_name
+from spoolpool.maintenance import doctor, doctor_peer
+from spoolpool.maintenance.check import check
+from spoolpool.maintenance.doctor import Answer, Doctor, describe, examine, recommend, verdict
+from spoolpool.maintenance.doctor_peer import Peer, Rendezvous, waiting_peer
+from spoolpool.protocol.spool import Spool
+from spoolpool.system import files, locks, mounts
+from spoolpool.system.mounts import find_mount
+from spoolpool.system.processes import ProcessId
+from spoolpool.system.watch import DirectoryWatcher
+from tests.support.fake_worker import dead_process
+from tests.support.waiting import LIMIT, wait_until
+
+TOKENS = 50
+"""Fewer files than usual, for faults that hit each of them."""
+
+ON_ONE_HOST = [
+    "filesystem",
+    "space",
+    "permissions",
+    "clock",
+    "rename",
+    "create",
+    "locks",
+    "lock of the dead",
+    "listed",
+    "looked up",
+    "gone",
+    "sign of life",
+    "inotify",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory on which nobody has worked yet."""
+    path = tmp_path / "place"
+    path.mkdir()
+    return path
+
+
+class Sides:
+    """A doctor, with a peer in a thread, so that both meet the same faults."""
+
+    def __init__(self, place: Path, patience: float) -> None:
+        self.meeting = Rendezvous.make(str(place), patience=LIMIT)
+        self.doctor = Doctor(self.meeting, patience=patience)
+        self._thread = threading.Thread(target=Peer(self.meeting).serve)
+        self._thread.start()
+
+    def end(self) -> None:
+        self.meeting.close()
+        self._thread.join(LIMIT)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def sides(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sides]]:
+    for module in (doctor, doctor_peer):
+        monkeypatch.setattr(module, "TOKENS", TOKENS)
+    made: list[Sides] = []
+
+    def make(patience: float = LIMIT) -> Sides:
+        made.append(Sides(place, patience))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+def run(*arguments: object) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
+
+
+def start_peer(place: Path | str) -> subprocess.Popen[str]:
+    """'spool doctor --peer' in a process of its own, as on another host."""
+    command = [sys.executable, "-m", "spoolpool.cli.spool", "doctor", str(place), "--peer"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Waiting for 'spool doctor'")
+    return process
+
+
+# --------------------------------------------------------------------------- where all is well
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the command says in JSON, of a directory on which nobody else works."""
+    place = tmp_path_factory.mktemp("told")
+    shown = run("doctor", place, "--json")
+    assert shown.exit_code == 0
+    assert list(place.iterdir()) == [], "nothing is left behind"
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+def test_between_two_processes_all_questions_are_answered(told: dict[str, Any]) -> None:
+    assert [each["question"] for each in told["answers"] if each["question"] != "quota"] == ON_ONE_HOST
+    assert {each["grade"] for each in told["answers"]} <= {"good", "note"}
+    assert all(each["text"] and "\n" not in each["text"] for each in told["answers"])
+
+
+def test_the_commands_json_has_stable_keys(told: dict[str, Any], tmp_path: Path) -> None:
+    assert told.keys() == {"across_hosts", "verdict", "answers", "settings"}
+    assert told["across_hosts"] is False
+    assert {frozenset(each) for each in told["answers"]} == {frozenset({"question", "grade", "text", "value"})}
+    values = {each["question"]: each["value"] for each in told["answers"]}
+    assert values["filesystem"].keys() == {"kind", "mount", "options", "local"}
+    assert values["rename"] == values["create"] == 0
+    assert values["locks"] == "yes"
+    best = told["settings"]
+    assert best.keys() == {"lease", "caches"}
+    assert run("init", tmp_path / "spool", "--lease", best["lease"], "--caches", best["caches"]).exit_code == 0
+
+
+def test_the_command_prints_a_verdict_and_the_settings_to_choose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Answer(question="gone", grade="note", text="a removed name is no longer found after 75.000 s", value=75.0)
+    monkeypatch.setattr(Doctor, "examine", lambda _: iter([slow]))
+    monkeypatch.setattr(doctor, "describe", lambda _: [])
+    shown = run("doctor", place)
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[:3] == [
+        "note  gone              a removed name is no longer found after 75.000 s.",
+        "Verdict: a spool can lie here; mind what is said about gone.",
+        "Settings: spool init --lease 60 --caches 225",
+    ]
+    assert "--peer" in shown.stdout.splitlines()[-1]
+
+
+def test_a_peer_is_found_through_the_spool(place: Path) -> None:
+    spool = Spool.create(place / "spool")
+    before = sorted(place.rglob("*"))
+    peer = start_peer(spool.path)
+    assert check(spool) == [], "it does not hinder a spool in use"
+    shown = run("doctor", spool.path, "--json")
+    _, said = peer.communicate(timeout=LIMIT)
+    assert (shown.exit_code, peer.returncode) == (0, 0)
+    assert json.loads(shown.stdout)["across_hosts"] is True
+    assert said.startswith("Did what was asked")
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.sharedfs
+def test_two_doctors_do_not_ask_the_same_peer(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    made.invite()
+    first = waiting_peer(str(place))
+    assert first is not None and first.path == made.path
+    assert waiting_peer(str(place)) is None
+
+
+def test_a_peer_that_another_doctor_started_for_itself_is_not_asked(place: Path, sides: Callable[..., Sides]) -> None:
+    both = sides()
+    assert both.doctor._clock().question == "clock"
+    assert waiting_peer(str(place)) is None
+
+
+# -------------------------------------------------------------------- where something is wrong
+
+
+def in_race(path: str) -> bool:
+    return "/race-" in path
+
+
+def test_renames_with_two_winners_are_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.move
+
+    def both_win(source: str, target: str, **options: object) -> None:
+        try:
+            real(source, target)
+        except FileNotFoundError:
+            if not in_race(source):
+                raise
+
+    monkeypatch.setattr(files, "move", both_win)
+    found = sides().doctor._renames()
+    assert (found.grade, found.value) == ("bad", TOKENS)
+    assert "Do not use this filesystem" in found.text
+
+
+def test_renames_without_a_winner_are_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.move
+
+    def lost(source: str, target: str, **options: object) -> None:
+        if in_race(source) and target.endswith(("0.doctor", "0.peer")):
+            os.unlink(source)
+            raise FileNotFoundError(2, "No such file or directory", source)
+        real(source, target)
+
+    monkeypatch.setattr(files, "move", lost)
+    found = sides().doctor._renames()
+    assert (found.grade, found.value) == ("bad", -TOKENS // 10)
+
+
+def test_renames_that_happen_and_answer_an_error_are_no_fault(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.move
+
+    def repeated(source: str, target: str, **options: object) -> None:
+        real(source, target)
+        if in_race(source):
+            raise FileNotFoundError(2, "No such file or directory", source)
+
+    monkeypatch.setattr(files, "move", repeated)
+    assert sides().doctor._renames().value == 0
+
+
+def test_a_loser_that_is_told_that_it_may_not_is_a_loser(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshfs says EPERM where others say EEXIST."""
+    real = files.create
+
+    def refused(path: str, *rest: object, **options: object) -> None:
+        try:
+            real(path, *rest, **options)  # type: ignore[arg-type]
+        except FileExistsError:
+            raise PermissionError(1, "Operation not permitted", path) from None
+
+    monkeypatch.setattr(files, "create", refused)
+    assert sides().doctor._creates().value == 0
+
+
+@pytest.mark.parametrize(
+    ("races", "grade"), [([(50, 0), (0, 50), (30, 20)], "good"), ([(50, 0), (50, 0), (50, 0), (30, 20)], "note")]
+)
+def test_sides_that_did_not_meet_try_again_and_say_so_in_the_end(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, races: list[tuple[int, int]], grade: str
+) -> None:
+    left = iter(races)
+    monkeypatch.setattr(Doctor, "_race_once", lambda *_: next(left))
+    found = sides().doctor._renames()
+    assert (found.grade, found.value) == (grade, 0)
+    assert ("never met" in found.text) == (grade == "note")
+
+
+def test_exclusive_creates_with_two_winners_are_found(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.create
+
+    def both_win(path: str, *rest: object, **options: object) -> None:
+        try:
+            real(path, *rest, **options)  # type: ignore[arg-type]
+        except FileExistsError:
+            if not in_race(path):
+                raise
+
+    monkeypatch.setattr(files, "create", both_win)
+    found = sides().doctor._creates()
+    assert (found.grade, found.value) == ("bad", TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("lock", "value", "text"),
+    [(locks.Lock.NONE, "none", "no locks"), (locks.Lock.TAKEN, "per host", "only its own host")],
+)
+def test_locks_that_exclude_nobody_are_found(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, lock: locks.Lock, value: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor, "try_lock", lambda _: lock)
+    (found,) = sides().doctor._locks()
+    assert (found.question, found.grade, found.value) == ("locks", "note", value)
+    assert text in found.text
+
+
+def test_a_lock_that_outlives_its_holder_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "try_lock", lambda _: locks.Lock.BUSY)
+    monkeypatch.setattr(doctor, "_LOCK_PATIENCE", 0.1)
+    held, dead = sides().doctor._locks()
+    assert (held.grade, held.value) == ("good", "yes")
+    assert (dead.question, dead.grade, dead.value) == ("lock of the dead", "note", None)
+    assert "10 leases" in dead.text
+
+
+def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.list_names
+    monkeypatch.setattr(files, "list_names", lambda directory: [] if "/listed-" in directory else real(directory))
+    found = sides(patience=0.3).doctor._names()
+    grades = {answer.question: answer.grade for answer in found}
+    assert grades == {"listed": "bad", "looked up": "good", "gone": "good"}
+
+
+@pytest.mark.parametrize(("which", "says", "question"), [("name", False, "looked up"), ("gone", True, "gone")])
+def test_a_look_up_that_stays_stale_is_found(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, which: str, says: bool, question: str
+) -> None:
+    real = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: says if f"/{which}-" in str(path) else real(path))
+    found = {answer.question: answer for answer in sides(patience=0.3).doctor._names()}
+    assert found.pop(question).grade == "bad"
+    assert {answer.grade for answer in found.values()} == {"good"}
+
+
+def test_a_delay_is_measured_and_noted(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sides().doctor._delay("listed", lambda: True, "a name is listed", bound=-1.0)
+    assert (found.grade, found.value) == ("note", 0.0)
+
+
+def test_a_sign_of_life_that_nobody_sees_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "mtime_ns", lambda _: 7)
+    found = sides(patience=0.3).doctor._signs_of_life()
+    assert (found.question, found.grade, found.value) == ("sign of life", "bad", None)
+
+
+def test_signs_of_life_in_whole_seconds_are_seen(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a second of its own: MooseFS keeps no fractions."""
+    real = files.mtime_ns
+    monkeypatch.setattr(files, "mtime_ns", lambda path: (real(path) or 0) // 10**9)
+    assert sides(patience=0.3).doctor._signs_of_life().grade == "good"
+
+
+def test_missing_inotify_is_a_note(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DirectoryWatcher, "wait", lambda *_: False)
+    found = sides().doctor._inotify()
+    assert (found.grade, found.value) == ("note", False)
+
+
+def test_what_is_bad_gives_the_verdict_and_the_exit_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = Answer(question="rename", grade="bad", text="two winners", value=3)
+    monkeypatch.setattr(Doctor, "examine", lambda _: iter([bad]))
+    shown = run("doctor", place)
+    assert shown.exit_code == 1
+    assert "bad   rename" in shown.stdout
+    assert "Verdict: do not put a spool here before this is mended: rename." in shown.stdout
+
+
+# ---------------------------------------------------------------------------- where nobody answers
+
+
+def test_a_peer_that_does_not_answer_gives_an_error_and_leaves_nothing(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    made.invite()
+    with pytest.raises(TaskTimeout, match=r"did not give its answer to 'clock' in 0.1 s.*start both again"):
+        examine(str(place), patience=0.1)
+    assert list(place.iterdir()) == [], "else the next doctor would ask it again"
+
+
+def test_a_peer_that_cannot_start_gives_an_error_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "start_peer", lambda _: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    with pytest.raises(TaskTimeout, match="has ended"):
+        examine(str(place), patience=1e9)
+    assert list(place.iterdir()) == []
+
+
+def test_a_peer_that_is_killed_in_the_middle_gives_an_error_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start, creates = doctor.start_peer, Doctor._creates
+
+    def remember(at: Rendezvous) -> subprocess.Popen[bytes]:
+        started.append(start(at))
+        return started[0]
+
+    def kill_before(self: Doctor) -> Answer:
+        started[0].kill()
+        started[0].wait()
+        return creates(self)
+
+    monkeypatch.setattr(doctor, "start_peer", remember)
+    monkeypatch.setattr(Doctor, "_creates", kill_before)
+    with pytest.raises(TaskTimeout, match="has ended"):
+        examine(str(place), patience=1e9)
+    assert list(place.iterdir()) == []
+
+
+def test_the_last_word_of_a_peer_that_ends_is_heard(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    words: list[str] = []
+
+    def leaves() -> bool:
+        if not words:
+            words.append("last")
+            made.post("answer-0000", {"word": "last"})
+        return False
+
+    made.present = leaves
+    assert made.hear("answer-0000", "a word") == {"word": "last"}
+
+
+def test_the_commands_message_is_clear_and_has_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rendezvous.make(str(place)).invite()
+    monkeypatch.setattr(doctor.examine, "__kwdefaults__", {"patience": 0.1})
+    shown = run("doctor", place)
+    assert shown.exit_code == TaskTimeout.exit_code
+    assert shown.stderr.startswith("spool doctor: The other side did not give")
+    assert "Traceback" not in shown.stderr
+
+
+def test_what_dead_processes_of_this_host_left_is_removed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Rendezvous.make(str(place))
+    left.invite()
+    os.unlink(f"{left.path}/maker")
+    left.post("maker", msgspec.to_builtins(dead_process()))
+    alive = Rendezvous.make(str(place))
+    alive.invite()
+    found = waiting_peer(str(place))
+    assert found is not None and found.path == alive.path
+    assert os.listdir(place) == [os.path.basename(alive.path)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_peer_that_is_ended_by_hand_is_not_found_afterwards(place: Path, number: signal.Signals) -> None:
+    peer = start_peer(place)
+    peer.send_signal(number)
+    peer.communicate(timeout=LIMIT)
+    assert waiting_peer(str(place)) is None
+    assert list(place.iterdir()) == []
+
+
+def test_a_peer_to_whom_nobody_comes_ends_and_leaves_nothing(place: Path) -> None:
+    assert Peer(Rendezvous.make(str(place)), patience=0.1).serve() == 0
+    assert list(place.iterdir()) == []
+
+
+def test_a_peer_ends_with_the_doctor_that_started_it(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    os.unlink(f"{made.path}/maker")
+    made.post("maker", msgspec.to_builtins(dead_process()))
+    assert Peer(made, patience=1e9).serve() == 0
+    assert list(place.iterdir()) == []
+
+
+def test_a_peer_whose_meeting_was_removed_ends(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    made.close()
+    assert Peer(made, patience=1e9).serve() == 0
+
+
+# -------------------------------------------------------------------------- who gives the orders
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"do": "make", "name": "../outside"},
+        {"do": "take", "name": "../precious"},
+        {"do": "take", "name": "/etc/passwd"},
+        {"do": "take", "name": "peer"},
+        {"do": "touch", "name": "name-1/../../precious"},
+        {"do": "hold", "name": "name-1/in/new/../../../../precious"},
+        {"do": "hold", "name": ["name-1"]},
+        {"do": "end_holder", "name": ""},
+        {"do": "__class__", "name": ""},
+        {"do": ["go"], "name": ""},
+        {"do": None},
+        {},
+    ],
+)
+def test_a_peer_does_nothing_outside_the_meeting_and_nothing_it_was_not_made_for(place: Path, order: object) -> None:
+    precious = place / "precious"
+    precious.write_text("precious")
+    before = precious.stat().st_mtime_ns
+    peer = Peer(Rendezvous.make(str(place)))
+    answer = peer._do(order)  # type: ignore[arg-type]
+    assert answer.keys() == {"error"}
+    assert [path.name for path in place.iterdir() if not is_rendezvous(path.name)] == ["precious"]
+    assert (precious.read_text(), precious.stat().st_mtime_ns) == ("precious", before)
+
+
+def test_what_the_other_side_could_not_do_is_told(sides: Callable[..., Sides]) -> None:
+    with pytest.raises(SpoolpoolError, match=r"could not do what was asked \(touch\): No such file"):
+        sides().doctor._ask("touch", "name-1")
+    with pytest.raises(SpoolpoolError, match="another version"):
+        sides().doctor._ask("sing")
+
+
+def test_a_meeting_in_which_others_may_write_is_refused(place: Path) -> None:
+    path = Rendezvous.make(str(place)).path
+    os.chmod(path, 0o777)
+    with pytest.raises(NotTrusted, match="others"):
+        Rendezvous(path)
+    Path(path, "peer").touch()
+    assert waiting_peer(str(place)) is None
+
+
+def test_a_link_to_a_meeting_is_refused(place: Path, tmp_path: Path) -> None:
+    made = Rendezvous.make(str(tmp_path))
+    made.invite()
+    link = place / rendezvous_name()
+    link.symlink_to(made.path)
+    with pytest.raises(NotTrusted):
+        Rendezvous(str(link))
+    assert waiting_peer(str(place)) is None
+
+
+@pytest.mark.multiuser
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory somebody else's")
+def test_a_meeting_of_another_account_is_refused_and_left_alone(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    made.invite()
+    os.chown(made.path, 12345, -1)
+    with pytest.raises(NotTrusted, match="12345"):
+        Rendezvous(made.path)
+    assert waiting_peer(str(place)) is None
+    assert os.path.exists(f"{made.path}/peer")
+
+
+# ------------------------------------------------------------------- what one look tells
+
+SAMPLES = [
+    "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro",
+    "30 22 0:25 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2,acdirmax=60,hard,local_lock=none",
+    "31 22 0:26 / /old rw,relatime shared:3 - nfs server:/old rw,vers=3,nolock,local_lock=all,addr=10.0.0.1",
+    "32 22 0:27 / /lustre rw - lustre 10.0.0.2@o2ib:/scratch rw,localflock,lazystatfs",
+    "33 22 0:28 / /with\\040a\\011few\\134odd\\012signs rw,noatime - xfs /dev/sdb1 rw",
+    "34 30 0:29 / /home/inner ro master:5 propagate_from:2 - btrfs /dev/sdc1 rw,space_cache",
+    "35 22 0:30 / /twice rw - ext4 /dev/sdd1 rw",
+    "36 22 0:31 / /twice rw - tmpfs tmpfs rw,size=1m",
+    "nonsense",
+    "",
+    "37 22 0:32 / /short rw - ext4",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "point", "kind"),
+    [
+        ("/", "/", "ext4"),
+        ("/somewhere/else", "/", "ext4"),
+        ("/home", "/home", "nfs4"),
+        ("/home/me/spool", "/home", "nfs4"),
+        ("/homes/me", "/", "ext4"),
+        ("/home/inner/x", "/home/inner", "btrfs"),
+        ("/old/x", "/old", "nfs"),
+        ("/lustre", "/lustre", "lustre"),
+        ("/with a\tfew\\odd\nsigns/x", "/with a\tfew\\odd\nsigns", "xfs"),
+        ("/twice", "/twice", "tmpfs"),
+        ("/short", "/", "ext4"),
+    ],
+)
+def test_the_mount_of_a_path_is_found(path: str, point: str, kind: str) -> None:
+    assert find_mount(SAMPLES, path)[:2] == (point, kind)
+
+
+@pytest.mark.parametrize(
+    ("path", "grade", "options"),
+    [
+        ("/home", "good", ["vers=4.2", "acdirmax=60", "local_lock=none"]),
+        ("/old", "note", ["vers=3", "nolock", "local_lock=all"]),
+        ("/lustre", "note", ["localflock"]),
+        ("/home/inner", "note", ["ro"]),
+        ("/", "good", []),
+    ],
+)
+def test_the_mount_options_that_matter_are_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, path: str, grade: str, options: list[str]
+) -> None:
+    monkeypatch.setattr(doctor, "mount_of", lambda _: find_mount(SAMPLES, path))
+    found = describe(str(place))[0]
+    assert (found.question, found.grade, found.value["options"]) == ("filesystem", grade, options)
+    assert all(option in found.text for option in options)
+
+
+def test_the_mount_of_this_machine_is_found(place: Path) -> None:
+    point, kind, options = mounts.mount_of(str(place))
+    assert os.path.ismount(point)
+    assert kind != "unknown"
+    assert options.startswith(("rw", "ro"))
+
+
+def test_where_the_system_says_nothing_of_mounts_the_rest_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError(2, "no")))
+    assert mounts.mount_of(str(place)) == ("/", "unknown", "")
+
+
+def test_quota_is_told_where_there_is_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "bin" / "quota"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho 'Filesystem blocks quota'\necho '/other  1 2'\necho '/home   10   20   30'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(doctor, "mount_of", lambda _: find_mount(SAMPLES, "/home"))
+    (found,) = [answer for answer in describe(str(place)) if answer.question == "quota"]
+    assert found.value == "/home 10 20 30"
+
+
+def test_a_quota_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*_: object, timeout: float, **__: object) -> None:
+        raise subprocess.TimeoutExpired("quota", timeout)
+
+    monkeypatch.setattr(mounts.shutil, "which", lambda _: "/usr/bin/quota")
+    monkeypatch.setattr(mounts.subprocess, "run", hangs)
+    assert mounts.quota("/home") == ""
+
+
+def test_other_directories_beside_a_spool_to_be_do_not_matter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "lost+found").mkdir()
+    monkeypatch.setattr(doctor.os, "access", lambda path, _: not str(path).endswith("lost+found"))
+    (found,) = [answer for answer in describe(str(place)) if answer.question == "permissions"]
+    assert found.grade == "good"
+
+
+def test_a_spools_directory_that_is_shut_is_bad(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool.create(place / "spool")
+    monkeypatch.setattr(doctor.os, "access", lambda path, _: not str(path).endswith("results"))
+    (found,) = [answer for answer in describe(spool.path) if answer.question == "permissions"]
+    assert (found.grade, found.value) == ("bad", ["results"])
+
+
+# ---------------------------------------------------------- read-only, nearly full, not there
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one MiB and 100 files."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=100", "tmpfs", path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small filesystem: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_nearly_full_filesystem_is_told_and_nothing_is_left(small: Path) -> None:
+    shown = run("doctor", small)
+    assert shown.exit_code == 1
+    lines = {line.split(maxsplit=2)[1]: line for line in shown.stdout.splitlines()}
+    assert lines["space"].startswith("note")
+    assert lines["files"].startswith("bad") and "No space left" in lines["files"]
+    assert lines["clock"].startswith("good"), "what was found before counts"
+    assert list(small.iterdir()) == []
+
+
+def test_a_read_only_filesystem_is_told_and_nothing_hangs(small: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    shown = run("doctor", small, "--json")
+    assert shown.exit_code == 1
+    grades = {answer["question"]: answer["grade"] for answer in json.loads(shown.stdout)["answers"]}
+    assert (grades["filesystem"], grades["permissions"], grades["files"]) == ("note", "bad", "bad")
+    peer = run("doctor", small, "--peer")
+    assert peer.exit_code == 1
+    assert "Read-only file system" in peer.stderr
+
+
+def test_a_directory_that_refuses_everything_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(files, "make_directory", refused)
+    across, answers = examine(str(place))
+    assert not across
+    assert [answer.grade for answer in answers if answer.question == "files"] == ["bad"]
+
+
+@pytest.mark.parametrize("options", [[], ["--peer"]])
+def test_a_directory_that_is_not_there_is_wrong_use(tmp_path: Path, options: list[str]) -> None:
+    shown = run("doctor", tmp_path / "nowhere", *options)
+    assert shown.exit_code == 2
+    assert "does not exist" in shown.stderr
+
+
+# ------------------------------------------------------------------------ settings and verdict
+
+
+def answers(kind: str = "nfs4", *, local: bool = False, **values: float | None) -> list[Answer]:
+    found = [Answer(question="filesystem", grade="good", text="", value={"kind": kind, "local": local})]
+    return found + [
+        Answer(question=question.replace("_", " "), grade="good" if value is not None else "bad", text="", value=value)
+        for question, value in values.items()
+    ]
+
+
+QUICK = {"listed": 0.001, "looked_up": 0.001, "gone": 0.001, "sign_of_life": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("found", "lease", "caches"),
+    [
+        (answers("ext4", local=True, **QUICK), 10, 1),
+        (answers("ext4", local=True), 10, 1),
+        (answers(**QUICK), settings.LEASE, settings.CACHE_SECONDS),
+        (answers(), settings.LEASE, settings.CACHE_SECONDS),
+        (answers(**{**QUICK, "looked_up": 30.0}), settings.LEASE, settings.CACHE_SECONDS),
+        (answers(**{**QUICK, "gone": 75.0}), settings.LEASE, 225),
+        (answers(**{**QUICK, "listed": 60.1}), settings.LEASE, 181),
+        (answers(**{**QUICK, "gone": None}), settings.LEASE, 3 * doctor_peer.PATIENCE),
+        (answers(**{**QUICK, "sign_of_life": 20.0}), 120, settings.CACHE_SECONDS),
+        (answers(**{**QUICK, "sign_of_life": None}), 6 * doctor_peer.PATIENCE, settings.CACHE_SECONDS),
+        (answers("ext4", local=True, **{**QUICK, "gone": 2.0, "sign_of_life": 3.0}), 18, 6),
+        ([], settings.LEASE, settings.CACHE_SECONDS),
+    ],
+)
+def test_the_settings_are_several_times_the_longest_delay(found: list[Answer], lease: float, caches: float) -> None:
+    best = recommend(found)
+    assert (best.lease, best.caches) == (lease, caches)
+
+
+def test_the_verdict_names_what_it_comes_from() -> None:
+    good = Answer(question="clock", grade="good", text="")
+    note = Answer(question="locks", grade="note", text="")
+    bad = Answer(question="rename", grade="bad", text="")
+    assert verdict([good]) == "a spool can lie here"
+    assert "locks" in verdict([good, note]) and "clock" not in verdict([good, note])
+    assert "rename" in verdict([good, note, bad]) and "do not" in verdict([good, note, bad])
+
+
+def test_a_meeting_knows_who_made_it(place: Path) -> None:
+    made = Rendezvous.make(str(place))
+    assert made.maker() == ProcessId.of(os.getpid())
+    wait_until(lambda: os.stat(made.path).st_mode & 0o777 == 0o700, "it is this account's alone")

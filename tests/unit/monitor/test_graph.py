@@ -1,0 +1,140 @@
+"""Which tasks need which, seen from the executor and from the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner
+
+from spoolpool import Executor, Spool
+from spoolpool.cli.spool import main
+from spoolpool.errors import BadRequest
+from spoolpool.monitor import graph
+from spoolpool.monitor.graph import Node
+from tests.support import tasks
+from tests.support.fake_worker import Clock, Stage
+
+
+def add(*values: int) -> int:
+    return sum(values)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """A diamond of four tasks, of which the first is done, and needed."""
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    inbox = stage.inbox()
+    first = inbox.put(add, 1)
+    middle = [inbox.put(add, first, number) for number in range(2)]
+    inbox.put(add, *middle)
+    stage.work(tasks=1)
+    return stage
+
+
+def shape(exported: dict) -> tuple[list[str], list[tuple[int, int]]]:
+    states = [node["state"] for node in exported["nodes"]]
+    return states, [(edge["source"], edge["target"]) for edge in exported["edges"]]
+
+
+def test_the_graph_is_read_from_the_disk(stage: Stage) -> None:
+    done = CliRunner().invoke(main, ["graph", stage.spool.path, "--json"])
+    assert done.exit_code == 0
+    exported = json.loads(done.output)
+    states, edges = shape(exported)
+    assert (states[0], states[3]) == ("done", "held")
+    assert edges == [(0, 1), (0, 2), (1, 3), (2, 3)]
+    assert {node["value"] for node in exported["nodes"]} == {"tested"}
+    other = CliRunner().invoke(main, ["graph", stage.spool.path, "--json", "--session", "x"])
+    assert shape(json.loads(other.output)) == ([], [])
+    text = CliRunner().invoke(main, ["graph", stage.spool.path]).output
+    assert text.startswith("digraph") and text.count("->") == 4
+    picture = CliRunner().invoke(main, ["graph", stage.spool.path, "--svg"]).output
+    assert ET.fromstring(picture).tag.endswith("svg")
+
+
+def test_what_was_collected_is_shown_as_gone(stage: Stage) -> None:
+    stage.work()
+    inbox = stage.inbox()
+    [first, *_] = sorted(stage.headers(stage.seen().results), key=lambda header: header.task)
+    last = stage.headers(stage.seen().results)
+    assert len(last) == 4
+    for path in Path(stage.spool.layout.results, "inbox").glob(f"{first.task}*"):
+        path.unlink()
+    states, edges = shape(graph.workflow(graph.read(stage.spool)))
+    assert states == ["gone", "done", "done", "done"]
+    assert len(edges) == 4
+    inbox.close()
+
+
+def test_an_executor_shows_its_tasks_and_exports_them(tmp_path: Path) -> None:
+    with Executor(max_workers=1) as exe:
+        gate = exe.submit(tasks.wait_for, tmp_path / "go", 2)
+        bad = exe.submit(tasks.fail, exe.submit(tasks.OwnError, gate))
+        last = exe.submit(add, bad)
+        exe.submit(add, 5)
+        exe.export_workflow(tmp_path / "before.json")
+        (tmp_path / "go").touch()
+        assert last.exception() is not None
+        text = exe.plot_dependency_graph(tmp_path / "graph.svg")
+        exe.export_workflow(tmp_path / "after.json")
+        exe.plot_dependency_graph(tmp_path / "graph.dot")
+    states, edges = shape(json.loads((tmp_path / "before.json").read_text()))
+    assert len(states) == 5
+    assert edges == [(0, 1), (1, 2), (2, 3)]
+    states, edges = shape(json.loads((tmp_path / "after.json").read_text()))
+    assert states[:4] == ["done", "done", "raised", "raised"]
+    assert edges == [(0, 1), (1, 2), (2, 3)]
+    assert (tmp_path / "graph.dot").read_text() == text
+    assert ET.parse(tmp_path / "graph.svg").getroot().tag.endswith("svg")
+
+
+def test_names_are_escaped() -> None:
+    node = Node("499-0660e5f20d1a76-e7819e56d5", "s", 'a"\\<b>&', "lane", "done", ())
+    assert r'label="a\"\\<b>&"' in graph.dot([node])
+    assert "a&quot;\\&lt;b&gt;&amp;" in graph._svg([node])
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a program called dot on PATH, alone."""
+
+    def put(text: str) -> None:
+        directory = tmp_path / "bin"
+        directory.mkdir()
+        if text:
+            (directory / "dot").write_text(f"#!/bin/sh\n{text}\n")
+            (directory / "dot").chmod(0o700)
+        monkeypatch.setenv("PATH", f"{directory}:/bin")
+        monkeypatch.setattr(shutil, "which", lambda name: str(directory / name) if text else None)
+
+    return put
+
+
+def test_other_forms_take_graphviz(program: Callable[[str], None], tmp_path: Path) -> None:
+    program("")
+    with pytest.raises(BadRequest, match="takes Graphviz"):
+        graph.draw([], tmp_path / "graph.pdf")
+    assert not (tmp_path / "graph.pdf").exists()
+    graph.draw([], tmp_path / "graph.svg")
+
+
+def test_graphviz_draws_where_it_is_installed(program: Callable[[str], None], tmp_path: Path) -> None:
+    program('echo "$1"; cat')
+    graph.draw([], tmp_path / "graph.pdf")
+    assert (tmp_path / "graph.pdf").read_text().startswith("-Tpdf\ndigraph")
+
+
+def test_what_graphviz_says_against_it_is_told(program: Callable[[str], None], tmp_path: Path) -> None:
+    program("echo no such form >&2; exit 1")
+    with pytest.raises(BadRequest, match="no such form"):
+        graph.draw([], tmp_path / "graph.xyz")
+
+
+def test_the_graph_of_an_empty_spool_is_empty(spool: Spool) -> None:
+    assert graph.read(spool) == []
+    assert ET.fromstring(graph.svg([])).tag.endswith("svg")

@@ -1,0 +1,368 @@
+"""The report tells what the journals say: in figures that stay small, in a page for a browser, in pictures."""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+
+from spoolpool import Executor, settings
+from spoolpool.cli.spool import main
+from spoolpool.errors import BadRequest
+from spoolpool.format.names import new_worker_id
+from spoolpool.monitor.report.page import page
+from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
+from spoolpool.monitor.report.summary import summarize
+from spoolpool.protocol.spool import Spool
+from tests.conftest import Workers
+from tests.support import browser, tasks
+from tests.support.browser import Browser
+
+BEGIN = 1_760_000_000.0
+
+
+def run(*arguments: object) -> click.testing.Result:
+    words = [str(each) for each in arguments]
+    return click.testing.CliRunner().invoke(main, words, prog_name="spool", env={settings.ENV_SPOOL: None})
+
+
+class Writer:
+    """The journal of a worker, as it would have written it."""
+
+    def __init__(self, spool: Spool, host: str = "node1", begin: float = BEGIN) -> None:
+        self.worker = new_worker_id()
+        self.now = begin
+        self._host = host
+        self._file = open(f"{spool.layout.journal}/{self.worker}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        self.write("worker started", job="4711", ranks=2)
+
+    def write(self, event: str, **fields: Any) -> None:
+        about = {"t": self.now, "event": event, "by": self.worker, "uid": 0, "host": self._host}
+        self._file.write(json.dumps({**about, **fields}) + "\n")
+
+    def task(self, seconds: float, *, waited: float = 1.0, name: str = "module.relax", **fields: Any) -> None:
+        started, self.now = self.now, self.now + seconds
+        task = f"499-{int(started * 1e6):014x}-{random.getrandbits(40):010x}"
+        times = {"submitted": started - waited, "started": started, "ended": self.now, "ran": seconds * 0.9}
+        self.write("task", **{"task": task, "name": name, "kind": "result", "published": True, **times, **fields})
+
+    def end(self) -> None:
+        self.write("worker ended")
+        self._file.close()
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+
+def test_an_average_over_time_is_right_however_far_the_times_reach() -> None:
+    level = Level(most=16, step=0.25)
+    intervals = [(BEGIN + 10 * n, BEGIN + 10 * n + 5) for n in range(100)] + [(BEGIN - 500, BEGIN + 900)]
+    for begin, end in intervals:
+        level.add(begin, end)
+    first, values = level.values()
+    assert len(values) <= 16
+    assert first <= BEGIN - 500 < first + level.step
+    assert sum(values) * level.step == pytest.approx(100 * 5 + 1400, rel=1e-3)
+    middle = int((BEGIN - 250 - first) // level.step)
+    assert values[middle] == pytest.approx(1.0)
+
+
+def test_short_intervals_count_as_much_as_they_last() -> None:
+    level = Level(step=1.0)
+    for n in range(100):
+        level.add(BEGIN + n / 100, BEGIN + n / 100 + 0.005)
+    assert level.values()[1] == [0.5]
+
+
+def test_an_average_of_nothing_is_nothing() -> None:
+    assert Level().values() == (0.0, [])
+    level = Level()
+    level.add(5.0, 5.0)
+    level.add(5.0, 4.0)
+    assert level.values()[1] == []
+
+
+def test_quantiles_are_true_to_a_tenth() -> None:
+    random.seed(1)
+    values = sorted(random.lognormvariate(0, 2) for _ in range(10_000))
+    distribution = Distribution()
+    for value in values:
+        distribution.add(value)
+    for share in (0.05, 0.5, 0.95):
+        assert distribution.quantile(share) == pytest.approx(values[int(share * len(values))], rel=0.12)
+    assert distribution.longest == values[-1]
+    assert distribution.mean == pytest.approx(sum(values) / len(values))
+    assert sum(count for _, count in distribution.classes()) == len(values)
+    assert (Distribution().quantile(0.5), Distribution().mean, Distribution().classes()) == (0.0, 0.0, [])
+
+
+def test_bars_become_few_and_lose_nothing() -> None:
+    bars = Bars(most=500)
+    for row in range(10):
+        for n in range(1000):
+            bars.add(str(row), Bar(BEGIN + n, BEGIN + n + 0.5 + (n == 7), n % 3, f"task{n}", failed=n == 500))
+    kept = [bar for row in bars.rows.values() for bar in row]
+    assert len(kept) <= 500
+    assert sum(bar.count for bar in kept) == 10_000
+    assert sum(bar.failed for bar in kept) == 10
+    assert sum(bar.busy for bar in kept) == pytest.approx(5010)
+    assert {bar.task for bar in (row[0] for row in bars.rows.values())} == {"task7"}, "the longest names a bar"
+
+
+def test_rows_of_one_bar_each_are_kept_as_they_are() -> None:
+    bars = Bars(most=10)
+    for row in range(100):
+        bars.add(str(row), Bar(BEGIN, BEGIN + 1, 0, "task", failed=False))
+    assert sum(len(row) for row in bars.rows.values()) == 100
+
+
+def test_journals_are_summed_up(spool: Spool) -> None:
+    first, second = Writer(spool), Writer(spool, host="node2", begin=BEGIN + 5)
+    first.task(4.0, name="module.relax")
+    first.task(1.0, name="module.fail", kind="error", type="ValueError")
+    first.write("raised", name="module.fail", type="OSError", started=first.now - 1, ended=first.now, task="t")
+    second.now += 5
+    second.task(10.0)
+    second.task(2.0, published=False)
+    second.write("recovered", text="499-1: worker died; attempt 2 of 3 waits")
+    first.end()
+    second.end()
+    Path(spool.layout.journal, f"{new_worker_id()}.jsonl").write_text('{"half of a li\n[]\n\x00\n{"t": "no"}\n')
+    found = summarize(spool)
+    assert (found.tasks, found.retried, found.recoveries, found.dropped) == (4, 1, 1, 1)
+    assert found.kinds == {"result": 3, "error": 1}
+    assert found.end - found.begin == 22
+    names = found.names
+    assert {names[name]: each.count for name, each in found.durations.items()} == {"module.relax": 3, "module.fail": 2}
+    assert {(names[name], kind): n for (name, kind), n in found.failures.items()} == {
+        ("module.fail", "ValueError"): 1,
+        ("module.fail", "OSError"): 1,
+    }
+    assert found.hosts() == {"node1": (1, 3, 6.0, 5.0), "node2": (1, 2, 12.0, 17.0)}
+    assert found.overhead.mean == pytest.approx(0.1 * 17 / 4)
+    assert (found.pauses.count, found.waits.count) == (2, 4)
+
+
+def test_a_spool_in_which_nothing_happened_has_a_report(spool: Spool, tmp_path: Path) -> None:
+    assert run("report", spool.path, "-o", tmp_path / "report.html").exit_code == 0
+    assert "Nothing has happened yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_real_work_is_reported(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    serving = worker(spool)
+    with Executor(spool=spool.path) as exe:
+        futures = [exe.submit(abs, -n) for n in range(20)] + [exe.submit(tasks.fail, tasks.OwnError("no"))]
+        futures.append(exe.submit(tasks.fail, OSError("no"), resource_dict={"retries": 1, "retry_delay": 0}))
+    assert sum(future.exception() is not None for future in futures) == 2
+    serving.terminate()
+    assert serving.wait(60) == 0
+    with Executor(spool=spool.path) as exe:
+        waiting = exe.submit(abs, 1)
+        found = summarize(spool)
+        assert waiting.cancel()
+    assert (found.tasks, found.retried, found.waiting_now) == (22, 1, 1)
+    assert found.kinds == {"result": 20, "error": 2}
+    assert found.overhead.count == 22
+    assert found.pauses.count > 10
+    [group] = found.groups.values()
+    assert (group.tasks, group.ranks) == (23, 1)
+    shown = run("report", spool.path, "-o", tmp_path / "report.html")
+    assert shown.stderr.endswith("report.html: 22 task(s) of 1 group(s).\n")
+
+
+PEAK = """
+import resource, sys
+from spoolpool.monitor.report.page import page
+from spoolpool.monitor.report.summary import summarize
+from spoolpool.protocol.spool import Spool
+summary = summarize(Spool(sys.argv[1]))
+text = page(summary)
+print(summary.tasks, len(text), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_and_page_do_not_grow_with_the_number_of_tasks(tmp_path: Path) -> None:
+    found = []
+    for count in (10_000, 50_000):
+        spool = Spool.create(tmp_path / str(count))
+        for _ in range(2):
+            writer = Writer(spool)
+            for n in range(count // 2):
+                writer.task(0.01 + (n % 7) / 100, name=f"function{n % 50}")
+            writer.end()
+        said = subprocess.run([sys.executable, "-c", PEAK, spool.path], capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        found.append([int(word) for word in said.stdout.split()])
+    assert [tasks_seen for tasks_seen, *_ in found] == [10_000, 50_000]
+    assert found[1][1] < 4_000_000
+    assert found[1][2] < found[0][2] + 25_000, "KiB of resident memory"
+
+
+def test_a_picture_is_drawn_of_each_kind(spool: Spool, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    writer = Writer(spool)
+    for n in range(50):
+        writer.task(1.0, name="module.$odd$" if n % 2 else "module.relax", kind="error" if n == 3 else "result")
+    writer.end()
+    png, svg = tmp_path / "report.png", tmp_path / "report.svg"
+    assert run("report", spool.path, "--png", png, "--svg", svg).exit_code == 0
+    assert png.read_bytes().startswith(b"\x89PNG\r\n")
+    assert "<svg" in svg.read_text(encoding="utf-8")
+
+
+def test_it_is_said_what_to_install_for_pictures(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shown = run("report", spool.path, "--png", tmp_path / "report.png")
+    assert shown.exit_code == BadRequest.exit_code
+    assert "spoolpool[report]" in shown.stderr
+
+
+def test_a_report_must_be_told_what_to_write(spool: Spool) -> None:
+    shown = run("report", spool.path)
+    assert shown.exit_code == BadRequest.exit_code
+    assert "-o report.html" in shown.stderr
+
+
+# ------------------------------------------------------------------------------------------- page
+
+HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about three groups, some of whose words would like to be code."""
+    directory = tmp_path_factory.mktemp("report")
+    spool = Spool.create(directory / "spool <b>")
+    random.seed(2)
+    for host in ("node1", "node1", HOSTILE):
+        writer = Writer(spool, host=host)
+        for n in range(200):
+            wrong = {"kind": "error", "type": HOSTILE} if n == 100 else {}
+            writer.task(1 + random.random(), waited=30, name=HOSTILE if n % 5 == 0 else "module.relax", **wrong)
+        writer.write("recovered", text=HOSTILE)
+        writer.end()
+    path = directory / "report.html"
+    path.write_text(page(summarize(spool)), encoding="utf-8")
+    return path
+
+
+def test_the_page_needs_nothing_else(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|//cdn|@import|url\(", text)
+    assert HOSTILE not in text
+    assert html.escape(HOSTILE) in text
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    reason = browser.missing()
+    if reason:
+        pytest.skip(reason)
+    found = Browser(tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def opened(chromium: Browser, report: Path) -> Browser:
+    chromium.open(report)
+    return chromium
+
+
+def canvas(opened: Browser, name: str) -> dict[str, float]:
+    """Where it is in the window, after scrolling there."""
+    return opened.run(
+        f"(() => {{ const c = document.getElementById('{name}'); c.scrollIntoView();"
+        " const b = c.getBoundingClientRect(); return {x: b.x, y: b.y, width: b.width, height: b.height}; })()"
+    )
+
+
+def view(opened: Browser) -> tuple[float, float]:
+    found = opened.run("({from: view.from, to: view.to})")
+    return found["from"], found["to"]
+
+
+def colours(opened: Browser, name: str) -> int:
+    """Different colours in a canvas: one if nothing is drawn."""
+    return opened.run(
+        f"(() => {{ const c = document.getElementById('{name}');"
+        " const all = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);"
+        " return new Set(all).size; })()"
+    )
+
+
+def test_the_page_loads_without_complaints_and_asks_for_nothing(opened: Browser, report: Path) -> None:
+    assert opened.complaints() == []
+    assert opened.requests() == [report.as_uri()]
+    assert opened.run("typeof hacked") == "undefined"
+    assert all(colours(opened, name) > 3 for name in ("rows", "levels", "durations", "waits"))
+    assert opened.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_wheel_zooms_to_where_the_pointer_is(opened: Browser) -> None:
+    where = canvas(opened, "rows")
+    x, y = where["x"] + 150 + (where["width"] - 150) * 0.25, where["y"] + 20
+    before = view(opened)
+    opened.mouse("mouseWheel", x, y, deltaX=0, deltaY=-200)
+    after = view(opened)
+    assert after[1] - after[0] < 0.6 * (before[1] - before[0])
+    at = [begin + 0.25 * (end - begin) for begin, end in (before, after)]
+    assert at[1] == pytest.approx(at[0], rel=0.02)
+    opened.mouse("mouseWheel", x, y, deltaX=0, deltaY=400)
+    assert view(opened)[1] - view(opened)[0] > after[1] - after[0]
+    for _ in range(60):
+        opened.mouse("mouseWheel", x, y, deltaX=0, deltaY=-250)
+    assert view(opened)[1] - view(opened)[0] == pytest.approx(1.0), "no nearer than a millisecond"
+    assert opened.complaints() == []
+
+
+def test_a_drag_moves_both_charts_and_a_double_click_shows_everything(opened: Browser) -> None:
+    whole = view(opened)
+    for name in ("rows", "levels"):
+        where = canvas(opened, name)
+        x, y = where["x"] + where["width"] / 2, where["y"] + 30
+        opened.mouse("mouseWheel", x, y, deltaX=0, deltaY=-250)
+        before = view(opened)
+        opened.mouse("mousePressed", x, y, button="left", buttons=1, clickCount=1)
+        opened.mouse("mouseMoved", x - 100, y, button="left", buttons=1)
+        opened.mouse("mouseReleased", x - 100, y, button="left", clickCount=1)
+        after = view(opened)
+        assert after[1] - after[0] == pytest.approx(before[1] - before[0])
+        assert after[0] - before[0] == pytest.approx(100 / (where["width"] - 150) * (before[1] - before[0]), rel=0.02)
+        for count in (1, 2):
+            opened.mouse("mousePressed", x, y, button="left", buttons=1, clickCount=count)
+            opened.mouse("mouseReleased", x, y, button="left", clickCount=count)
+        assert view(opened) == whole
+    assert opened.complaints() == []
+
+
+def test_the_pointer_asks_a_bar_what_it_is(opened: Browser) -> None:
+    where = canvas(opened, "rows")
+    y = where["y"] + 3 * 18 - 10  # the third row: another host's name sorts first
+    opened.mouse("mouseMoved", where["x"] + where["width"] / 2, y)
+    hint = opened.run("document.getElementById('hint').textContent")
+    assert re.search(r"^node1 [0-9a-f]{4}: (module\.relax|</script>.*) \([0-9a-f]{10}\), 1\.\d+ s", hint)
+    opened.mouse("mouseMoved", where["x"] + 20, y)
+    assert "on node1, job 4711, 2 rank(s), 200 task(s)" in opened.run("document.getElementById('hint').textContent")
+
+
+def test_many_bars_are_drawn_with_work_that_the_pixels_bound(opened: Browser) -> None:
+    """Of 100 000 bars as many boxes are drawn as there is room for."""
+    opened.run(
+        "(() => { const length = span / 2e5, rect = Path2D.prototype.rect; window.boxes = 0;"
+        " rows[0].bars = Array.from({length: 100000}, (_, n) => [2 * n * length, length, 0, 1, length, 0, 't']);"
+        " pack(rows[0]);"
+        " Path2D.prototype.rect = function (...all) { window.boxes++; rect.apply(this, all); };"
+        " drawRows(); })()"
+    )
+    assert 100 < opened.run("boxes") < 4000
+    assert opened.complaints() == []

@@ -1,0 +1,158 @@
+"""How observers share the watch: who is looked at how often, and that no death goes unnoticed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
+from spoolpool.protocol import workers
+from spoolpool.protocol.failure_detector import CROWD, FEW, LOOKS, SELDOM, Detector, sample_size, sampling_rate
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from tests.support.fake_worker import Clock, Stage, announce, dead_process, info_of, unknown_process
+
+
+class Watched:
+    """The signs of life of many workers, without files: they move at every look until their worker dies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, count: int) -> None:
+        self.workers = {new_worker_id() for _ in range(count)}
+        self.dead: dict[str, float] = {}
+        self.looks: Counter[str] = Counter()
+        self._clock = clock
+        infos = {worker: info_of(unknown_process(), worker) for worker in self.workers}
+        monkeypatch.setattr(workers, "read_worker", lambda _spool, worker: infos.get(worker))
+        monkeypatch.setattr(workers.files, "mtime_ns", self._stamp)
+
+    def _stamp(self, path: str) -> int:
+        worker = path.split("/")[-2]
+        self.looks[worker] += 1
+        return int(self.dead.get(worker, self._clock.now) * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, clock: Clock) -> Stage:
+    return Stage(tmp_path / "stage", clock)
+
+
+def rounds(observers: list[Detector], workers: Any, claims: Any = None) -> set[str]:
+    """A quarter of a lease: everybody is asked once; who was found dead."""
+    found: set[str] = set()
+    for observer in observers:
+        if observer.due():
+            found.update(observer.look(workers, claims or {}))
+    return found
+
+
+def test_few_workers_are_all_watched_by_everybody() -> None:
+    for count in range(1, FEW + 1):
+        for observers in range(1, count + 1):
+            assert sampling_rate(observers) == 1
+            assert sample_size(count, observers) == count
+
+
+@pytest.mark.parametrize("workers", [17, 100, 1000, 10_000, 100_000])
+@pytest.mark.parametrize("busy", [0.0, 0.9, 0.999])
+def test_all_looks_together_grow_with_the_workers_and_not_with_their_square(workers: int, busy: float) -> None:
+    observers = max(1, round(workers * (1 - busy)))
+    together = observers * sampling_rate(observers) * sample_size(workers, observers)
+    assert together >= min(LOOKS, observers) * workers
+    assert together <= max(LOOKS * workers + observers, FEW * CROWD, FEW * SELDOM * observers)
+
+
+def test_who_goes_round_is_told_by_the_claims_that_do_not_change(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch, clock, 400)
+    claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in list(watched.workers)[:390]}
+    observer = Detector(spool)
+    for _ in range(3):  # 390 are in the middle of long tasks: ten are left
+        clock.sleep(spool.config.lease / 4)
+        before = watched.looks.total()
+        assert observer.due()
+        observer.look(watched.workers, claims)
+        assert watched.looks.total() - before >= sample_size(400, 10)
+    for _ in range(20):  # short tasks: all of them go round
+        clock.sleep(spool.config.lease / 4)
+        claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in claims}
+        if observer.due():
+            before = watched.looks.total()
+            observer.look(watched.workers, claims)
+    assert watched.looks.total() - before <= 3 * FEW
+
+
+@pytest.mark.parametrize("count", [8, 64, 600])
+def test_the_dead_are_found_within_two_leases_by_observers_that_share_the_watch(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    random.seed(count)
+    watched = Watched(monkeypatch, clock, count)
+    observers = [Detector(spool) for _ in watched.workers]
+    quarter = spool.config.lease / 4
+    for _ in range(4):
+        assert not rounds(observers, watched.workers)
+        clock.sleep(quarter)
+    watched.looks.clear()
+    for _ in range(8):
+        assert not rounds(observers, watched.workers)
+        clock.sleep(quarter)
+    assert watched.looks.total() / 8 / count <= max(2 * FEW, 6 * LOOKS)  # each, in a quarter of a lease
+    doomed = random.sample(sorted(watched.workers), count // 8)
+    watched.dead = dict.fromkeys(doomed, clock.now)
+    left = set(doomed)
+    for turn in range(9):
+        found = rounds(observers, watched.workers)
+        assert found <= set(doomed)  # nobody who lives
+        assert turn >= 4 or not found  # and nobody before a lease of silence
+        left -= found
+        clock.sleep(quarter)
+    assert not left
+
+
+def test_one_observer_of_many_watches_all_when_the_others_are_gone(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random.seed(1)
+    watched = Watched(monkeypatch, clock, 600)
+    observer = Detector(spool)
+    rounds([observer], watched.workers)
+    survivors = set(sorted(watched.workers)[:10])
+    [dead] = set(sorted(survivors)[:1])
+    watched.dead = {dead: clock.now}
+    found: set[str] = set()
+    for _ in range(8 * 8):  # it learns of it at the next round that it takes, two leases on the average
+        clock.sleep(spool.config.lease / 4)
+        found |= rounds([observer], survivors)
+    assert found == {dead}
+
+
+def test_who_has_a_reason_looks_at_everybody_in_every_round(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch, clock, 600)
+    observer = Detector(spool, everybody=True)
+    for turn in range(1, 4):
+        assert observer.due()
+        observer.look(watched.workers, {})
+        assert set(watched.looks.values()) == {turn}
+
+
+def test_a_supervisor_of_many_groups_finds_the_one_that_died_at_once(stage: Stage) -> None:
+    for _ in range(3 * FEW):
+        announce(stage.spool, unknown_process())
+    header = stage.submit()
+    task_file = TaskFile(header.task, 1, 1).claimed_by(announce(stage.spool, dead_process()))
+    source = f"{stage.spool.layout.bucket(header.lane, header.bucket)}/{header.task}.000001.01"
+    os.rename(source, stage.spool.layout.claimed_task(task_file))
+    assert len(Recovery(stage.spool, everybody=True).round()) == 1

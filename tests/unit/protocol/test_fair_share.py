@@ -1,0 +1,376 @@
+"""Whose turn it is: nobody starves, queues get what they weigh, and the cost does not grow with the backlog."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spoolpool.format import envelope, headers
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import Lane, TaskFile, new_worker_id, parse_lane, series_of
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.fair_share import BucketInfo, FairShare
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.submit import submit_task
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from spoolpool.system.locks import Lock, try_lock
+from tests.support.fake_worker import Clock
+
+PYTHON = "3.11"
+
+
+def source(
+    number: int = 0, *, queue: str = "default", user: int | None = None, priority: int = 0, submitter: int = 0
+) -> BucketInfo:
+    lane = Lane(queue, 1, 1, 0, PYTHON, (), user)
+    bucket = f"{499 - priority:03d}-{number:014x}-{submitter:08x}"
+    return BucketInfo(bucket, lane.name, queue, user, *series_of(bucket))
+
+
+def claims(order: FairShare, waiting: dict[BucketInfo, int]) -> Iterator[BucketInfo]:
+    """Claim until nothing waits any more."""
+    order.start(waiting)
+    while (turn := order.first()) is not None:
+        if waiting[turn]:
+            waiting[turn] -= 1
+            order.served(turn)
+            yield turn
+        else:
+            order.drop(turn)
+
+
+SOURCES = st.builds(
+    source,
+    st.integers(0, 20),
+    queue=st.sampled_from(["fast", "slow"]),
+    user=st.sampled_from([None, 1, 2, 3]),
+    priority=st.sampled_from([0, 5]),
+    submitter=st.integers(0, 3),
+)
+BACKLOGS = st.dictionaries(SOURCES, st.integers(0, 6), max_size=12)
+"""Buckets may turn out to be empty."""
+WEIGHTS = st.sampled_from([{}, {"fast": 3}, {"fast": 2, "slow": 5}])
+
+
+@settings(max_examples=100, deadline=None)
+@given(BACKLOGS, WEIGHTS)
+def test_all_that_waits_is_claimed_the_most_urgent_first(
+    waiting: dict[BucketInfo, int], weights: dict[str, int]
+) -> None:
+    order = list(claims(FairShare(weights), dict(waiting)))
+    assert Counter(order) == Counter({each: count for each, count in waiting.items() if count})
+    for queue in {each.queue for each in waiting} if weights else {""}:
+        priorities = [each.priority for each in order if each.queue == queue or not weights]
+        assert priorities == sorted(priorities)
+
+
+@settings(max_examples=100, deadline=None)
+@given(BACKLOGS)
+def test_between_two_turns_of_one_everybody_else_who_waits_has_one(waiting: dict[BucketInfo, int]) -> None:
+    """Of users, and of the submitters of one user, at one priority."""
+    order = list(claims(FairShare(), dict(waiting)))
+    levels: list[Callable[[BucketInfo], object]] = [lambda each: each.user, lambda each: (each.user, each.submitter)]
+    for name in levels:
+        for first, last in _turns(order, name):
+            mine, rest = order[first], order[last:]
+            between = Counter(name(each) for each in order[first + 1 : last])
+            among = [each for each in rest if each.priority == mine.priority == order[last].priority]
+            if name is levels[1]:
+                among = [each for each in among if each.user == mine.user]
+            assert all(between[name(each)] >= 1 for each in among if name(each) != name(mine))
+
+
+def _turns(order: list[BucketInfo], name: Callable[[BucketInfo], object]) -> Iterator[tuple[int, int]]:
+    """Positions of two turns of one after the other."""
+    before: dict[object, int] = {}
+    for position, each in enumerate(order):
+        if name(each) in before:
+            yield before[name(each)], position
+        before[name(each)] = position
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=2), st.integers(1, 200))
+def test_queues_that_have_tasks_get_what_they_weigh_at_every_moment(weights: dict[str, int], count: int) -> None:
+    order = FairShare(weights)
+    # priorities order what is in a queue, and give it no greater share
+    waiting = {source(queue=queue, priority=ord(queue) - ord("a")): count for queue in weights}
+    had: Counter[str] = Counter()
+    for turn in itertools.islice(claims(order, waiting), count):
+        had[turn.queue] += 1
+        shares = [(had[queue] / weight, 1 / weight) for queue, weight in weights.items()]
+        for (one, step), (other, another) in itertools.combinations(shares, 2):
+            assert abs(one - other) <= step + another + 1e-9
+
+
+def test_a_queue_that_was_empty_saves_nothing_up() -> None:
+    order = FairShare({"fast": 1, "slow": 1})
+    assert len(list(claims(order, {source(queue="fast"): 100}))) == 100
+    waiting = {source(queue="fast"): 10, source(queue="slow"): 10}
+    assert [turn.queue for turn in itertools.islice(claims(order, waiting), 6)].count("slow") == 3
+
+
+def test_one_who_comes_later_is_served_next() -> None:
+    order = FairShare()
+    big, small = source(1, user=1), source(2, user=2)
+    assert len(list(itertools.islice(claims(order, {big: 1000}), 500))) == 500
+    assert [turn.user for turn in itertools.islice(claims(order, {big: 1000, small: 10}), 20)] == [2, 1] * 10
+
+
+def test_what_is_remembered_of_submitters_is_bounded() -> None:
+    order = FairShare()
+    for number in range(10_000):
+        assert list(claims(order, {source(submitter=number): 1}))
+    assert len(order._turn_of) < 5000
+
+
+# -- a worker and a spool
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+class Backlog:
+    """Waiting tasks of several submitters, and one worker that claims them."""
+
+    def __init__(self, spool: Spool, weights: dict[str, int] | None = None) -> None:
+        self.spool = spool
+        self._ids = itertools.count()
+        self.claimer = Claimer(spool, new_worker_id(), lambda _: True, Trust(), weights)
+
+    def put(self, count: int, submitter: int, *, bucket: int = 0, queue: str = "default") -> str:
+        """Put tasks into a bucket; the bucket's directory."""
+        lane = Lane(queue, 1, 1, 0, PYTHON).name
+        name = f"499-{bucket:014x}-{submitter:08x}"
+        for _ in range(count):
+            header = TaskHeader(
+                task=f"499-{next(self._ids):014x}-{submitter:010x}", session="inbox", lane=lane, bucket=name
+            )
+            submit_task(self.spool, header, envelope.pack(headers.encode(header), b""))
+        return self.spool.layout.bucket(lane, name)
+
+    def claim(self, count: int) -> list[TaskHeader]:
+        """Claim and finish so many tasks."""
+        found = []
+        for _ in range(count):
+            claim = self.claimer.next()
+            if claim is None:
+                break
+            files.remove(self.spool.layout.claimed_task(claim.task_file))
+            claim.release()
+            found.append(claim.header)
+        return found
+
+    def submitters(self, count: int) -> list[int]:
+        """Whose tasks the next ones are."""
+        return [int(header.bucket[-8:], 16) for header in self.claim(count)]
+
+
+@pytest.fixture
+def backlog(spool: Spool, clock: Clock) -> Backlog:
+    return Backlog(spool)
+
+
+class Listed:
+    """Counts the listings of directories."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[str] = []
+        names = files.list_names
+
+        def note(path: str) -> list[str]:
+            if "/ready" in path:
+                self.paths.append(path)
+            return names(path)
+
+        monkeypatch.setattr(files, "list_names", note)
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Listed:
+    return Listed(monkeypatch)
+
+
+def test_claims_go_round_the_submitters_of_a_private_spool(backlog: Backlog) -> None:
+    for bucket in range(5):
+        backlog.put(20, 1, bucket=bucket)
+    backlog.put(5, 2, bucket=7)
+    backlog.put(5, 3, bucket=8)
+    assert sorted(backlog.submitters(15)) == [1] * 5 + [2] * 5 + [3] * 5
+    assert backlog.submitters(10) == [1] * 10
+
+
+def test_a_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clock: Clock) -> None:
+    backlog = Backlog(spool, {"fast": 3})
+    backlog.put(40, 1, queue="slow")
+    backlog.put(40, 2, queue="fast", bucket=1)
+    lanes = [parse_lane(header.lane) for header in backlog.claim(40)]
+    assert Counter(lane.queue for lane in lanes if lane) == {"fast": 30, "slow": 10}
+    assert len(backlog.claim(100)) == 40  # and an empty queue keeps nobody waiting
+
+
+@pytest.mark.parametrize("buckets", [1, 50])
+def test_the_listings_of_a_claim_do_not_grow_with_the_backlog(backlog: Backlog, listed: Listed, buckets: int) -> None:
+    for bucket in range(buckets):
+        backlog.put(3, 1, bucket=bucket)
+    backlog.put(3, 2, bucket=buckets)
+    assert len(backlog.claim(4)) == 4
+    assert len(listed.paths) == 4  # the lanes, the buckets of one, and one bucket of each submitter
+
+
+def test_an_empty_look_costs_three_listings_and_a_claim_of_a_lonely_task_no_more(
+    backlog: Backlog, listed: Listed
+) -> None:
+    backlog.put(1, 1)
+    assert len(backlog.claim(1)) == 1
+    assert len(listed.paths) == 3
+    assert backlog.claim(1) == []
+    assert len(listed.paths) == 6
+
+
+def test_idle_submitters_cost_no_listing_for_each_claim(backlog: Backlog, listed: Listed, clock: Clock) -> None:
+    for submitter in range(20):
+        os.makedirs(backlog.put(0, submitter, bucket=submitter), exist_ok=True)
+    for round_ in range(5):
+        backlog.put(1, 99, bucket=99)
+        before = len(listed.paths)
+        assert len(backlog.claim(1)) == 1
+        assert len(listed.paths) - before == (23 if round_ == 0 else 1)
+    backlog.put(1, 3, bucket=3)
+    assert backlog.submitters(1) == [3]  # looked at all the same before it is said that nothing waits
+
+
+def test_a_task_in_a_bucket_that_was_empty_is_found_before_a_backlog_a_second_later(
+    backlog: Backlog, clock: Clock
+) -> None:
+    Path(backlog.put(0, 1)).mkdir(parents=True)
+    backlog.put(50, 2, bucket=2)
+    assert backlog.submitters(3) == [2, 2, 2]
+    backlog.put(1, 1)
+    assert backlog.submitters(1) == [2]  # the listing is used for a second
+    clock.sleep(1.1)
+    assert backlog.submitters(2) == [1, 2]
+
+
+def test_names_that_are_left_alone_do_not_keep_a_worker_from_the_tasks_of_others(
+    backlog: Backlog, listed: Listed, clock: Clock
+) -> None:
+    for bucket in range(10):
+        place = Path(backlog.put(0, 1, bucket=bucket))
+        place.mkdir(parents=True)
+        for number in range(3):
+            (place / TaskFile(f"499-{number:014x}-{bucket:010x}", 1, 1).name).symlink_to("/nowhere")
+    backlog.put(20, 2, bucket=20)
+    assert backlog.submitters(10) == [2] * 10
+    clock.sleep(1.1)
+    before = len(listed.paths)
+    assert backlog.submitters(10) == [2] * 10
+    assert len(listed.paths) - before == 3
+
+
+def test_an_empty_bucket_goes_once_its_submitter_has_a_later_one(backlog: Backlog, clock: Clock) -> None:
+    first = backlog.put(2, 1, bucket=1)
+    second = backlog.put(2, 1, bucket=2)
+    assert len(backlog.claim(4)) == 4 and backlog.claim(1) == []
+    assert not os.path.exists(first) and os.path.exists(second)
+
+
+def test_workers_on_the_same_listing_claim_every_task_once(spool: Spool, clock: Clock) -> None:
+    one, two = Backlog(spool), Backlog(spool)
+    for submitter in range(3):
+        one.put(20, submitter, bucket=submitter)
+    found: list[str] = []
+    while len(found) < 60:
+        found += [header.task for each in (one, two) for header in each.claim(3)]
+    assert len(set(found)) == 60
+
+
+def test_within_a_second_only_the_bucket_of_the_last_task_is_listed_anew(
+    backlog: Backlog, listed: Listed, clock: Clock
+) -> None:
+    backlog.put(2, 1, bucket=1)
+    assert backlog.submitters(2) == [1, 1]
+    before = len(listed.paths)
+    backlog.put(2, 1, bucket=1)
+    backlog.put(1, 2, bucket=2)
+    assert backlog.submitters(2) == [1, 1]
+    assert len(listed.paths) - before == 1
+    assert backlog.submitters(1) == [2]  # the look that finds the other one does not list the first again
+    assert len(listed.paths) - before == 1 + 1 + 3
+    backlog.put(1, 1, bucket=1)
+    clock.sleep(1.1)
+    assert backlog.submitters(1) == [1]
+
+
+def test_a_bucket_that_is_gone_when_it_is_listed_anew_is_no_error(backlog: Backlog, clock: Clock) -> None:
+    place = backlog.put(1, 1, bucket=1)
+    assert backlog.submitters(1) == [1]
+    os.rmdir(place)
+    assert backlog.claim(1) == [] and backlog.claim(1) == []
+    backlog.put(1, 1, bucket=2)
+    assert backlog.submitters(1) == [1]
+
+
+def test_a_crowd_wastes_little_on_what_others_have_taken(spool: Spool, clock: Clock) -> None:
+    random.seed(1)
+    crowd = [Backlog(spool) for _ in range(16)]
+    crowd[0].put(1600, 1)
+    tried = Counter({"open": 0})
+    opened = files.open_file
+
+    def count(path: str, **options: bool) -> int:
+        tried["open"] += "/ready/" in path
+        return opened(path, **options)
+
+    taken = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_file", count)
+        while taken < 1500:
+            taken += sum(len(each.claim(1)) for each in crowd)
+    assert tried["open"] - taken < 0.5 * taken
+
+
+def test_a_task_that_another_has_locked_is_opened_once_by_each_look(
+    backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = backlog.put(3, 1)
+    locked = [os.open(f"{place}/{name}", os.O_RDWR) for name in files.list_names(place)]
+    try:
+        assert all(try_lock(fd) is Lock.TAKEN for fd in locked)
+        opened = Counter[str]()
+        real = files.open_file
+
+        def count(path: str, **options: bool) -> int:
+            opened[path] += 1
+            return real(path, **options)
+
+        monkeypatch.setattr(files, "open_file", count)
+        assert backlog.claim(1) == []
+        assert sorted(opened.values()) == [1, 1, 1]
+    finally:
+        for fd in locked:
+            os.close(fd)
+    clock.sleep(1.1)
+    assert len(backlog.claim(4)) == 3
+
+
+def test_one_worker_alone_goes_by_the_names_again_after_a_crowd(spool: Spool, clock: Clock) -> None:
+    one, other = Backlog(spool), Backlog(spool)
+    one.put(300, 1)
+    while len(one.claim(1)) and len(other.claim(9)) == 9 and files.list_names(one.put(0, 1)):
+        pass
+    one.put(300, 1, bucket=1)
+    assert len(one.claim(100)) == 100
+    tasks = [header.task for header in one.claim(100)]
+    assert tasks == sorted(tasks)

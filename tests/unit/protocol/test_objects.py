@@ -1,0 +1,665 @@
+"""Objects by reference: stored once, mapped by every group, gone with the last session and task that use them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import pickle
+import signal
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spoolpool import Executor, Spool
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef
+from spoolpool.client.object_store import SessionObjects
+from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotTrusted, SpoolFull, SpoolpoolError
+from spoolpool.format.names import ObjectLease, is_object_id, new_worker_id, parse_lease, parse_task_file
+from spoolpool.launch.mpiexec import find_mpiexec
+from spoolpool.maintenance.check import check
+from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.protocol import commit, objects
+from spoolpool.protocol.objects import ObjectCache, acquire, object_id, put_object, read_object, remove_object
+from spoolpool.protocol.recovery import report_lost
+from spoolpool.security.signing import key_path, make_key
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from tests.conftest import Workers
+from tests.faults.disk import CRASHED, SPACE, Disk, Fault, at, in_child
+from tests.support.fake_worker import Clock, Stage, leave_trace
+from tests.support.processes import start_script
+from tests.support.waiting import LIMIT, wait_until
+
+DAY = 86400.0
+SIZE = 1 << 18
+"""Numbers in an array of 2 MiB: large enough to be mapped, and to be shared without being asked."""
+
+
+def paths(spool: Spool | str, *directories: str) -> list[str]:
+    root = Path(spool if isinstance(spool, str) else spool.path)
+    return sorted(
+        str(path.relative_to(root)) for each in directories for path in (root / each).rglob("*") if path.is_file()
+    )
+
+
+def total(array: np.ndarray[Any, Any], more: float = 0) -> float:
+    return float(array.sum()) + more
+
+
+def write_into(array: np.ndarray[Any, Any]) -> float:
+    array += 1
+    return float(array[0])
+
+
+def look(value: object) -> tuple[bool, bool]:
+    """Whether an array is writable and whether two that came by one reference are one."""
+    one, (two,), three = value["one"], value["list"], value["box"].inside  # type: ignore[index]
+    return one.flags.writeable, one is two is three
+
+
+def mapped(array: np.ndarray[Any, Any]) -> tuple[int, list[str]]:
+    """Who runs it, and where an object is mapped here: rights, device and inode."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ours = [words for words in lines if is_object_id(words[-1].rpartition("/objects/")[2])]
+    return os.getpid(), sorted({f"{rights} {device} {inode}" for _, rights, _, device, inode, *_ in ours})
+
+
+def change(value: dict[str, list[int]]) -> list[int]:
+    value["list"].append(len(value["list"]))
+    return value["list"]
+
+
+class Box:
+    def __init__(self, inside: object) -> None:
+        self.inside = inside
+
+
+@pytest.fixture
+def ones() -> np.ndarray[Any, Any]:
+    return np.ones(SIZE)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
+    """A spool that two groups serve."""
+    directory = tmp_path_factory.mktemp("served")
+    spool = Spool.create(directory / "spool", durability="none")
+    workers = Workers(directory)
+    workers(spool)
+    workers(spool)
+    yield spool
+    workers.stop()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+
+
+@pytest.fixture
+def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let so many days pass by the clock that dates the spool's files."""
+    real = Spool.server_time
+
+    def pass_by(days: float) -> None:
+        monkeypatch.setattr(Spool, "server_time", lambda spool: real(spool) + days * DAY)
+
+    return pass_by
+
+
+def collect_garbage(spool: Spool) -> list[str]:
+    found = find_garbage(spool)
+    remove(spool, found)
+    return [each.path for each in found]
+
+
+# -- put
+
+
+def test_a_hundred_tasks_use_an_array_that_was_written_once(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+    with Executor(spool=served.path) as executor:
+        ref = executor.put(ones)
+        assert executor.put(ones.copy()) == ref, "the same content is the same object"
+        futures = [executor.submit(total, ref, number) for number in range(100)]
+        assert paths(served, "objects") == [f"objects/{ref.name}"]
+        assert [future.result(LIMIT) for future in futures] == [SIZE + number for number in range(100)]
+    assert not paths(served, "objects", "needs", "tmp")
+
+
+def test_every_process_of_a_node_maps_the_same_memory_and_none_can_write_to_it(
+    served: Spool, ones: np.ndarray[Any, Any]
+) -> None:
+    with Executor(spool=served.path) as executor:
+        ref = executor.put(ones * 3)
+        seen: dict[int, list[str]] = {}
+
+        def both() -> bool:
+            seen.update([executor.submit(mapped, ref).result(LIMIT)])
+            return len(seen) == 2
+
+        wait_until(both, "both groups ran one")
+        one, two = seen.values()
+        assert one == two and len(one) == 1 and one[0].startswith("r--p ")
+        failed = executor.submit(write_into, ref).exception(LIMIT)
+        assert isinstance(failed, ValueError) and "read-only" in str(failed)
+
+
+def test_a_reference_may_stand_anywhere_and_is_one_value_in_a_call(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+    with Executor(spool=served.path) as executor:
+        ref = executor.put(ones)
+        value = {"one": ref, "list": [ref], "box": Box(ref)}
+        assert executor.submit(look, value).result(LIMIT) == (False, True)
+        assert executor.submit(total, array=ref, more=executor.submit(total, ref)).result(LIMIT) == 2 * SIZE
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec")
+def test_all_ranks_of_a_group_map_it(ones: np.ndarray[Any, Any]) -> None:
+    with Executor(max_workers=1, cores_per_worker=2) as executor:
+        ref = executor.put(ones)
+        (one, here), (two, there) = executor.submit(mapped, ref).result(LIMIT)  # type: ignore[misc]
+        assert one != two and here == there and len(here) == 1 and here[0].startswith("r--p ")
+        assert executor.submit(total, ref, 1).result(LIMIT) == [SIZE + 1] * 2  # type: ignore[comparison-overlap]
+        for _ in range(3):
+            assert executor.submit(write_into, ones).result(LIMIT) == [2.0, 2.0]  # type: ignore[comparison-overlap]
+
+
+def test_no_call_sees_what_another_one_did_to_a_list(served: Spool) -> None:
+    with Executor(spool=served.path) as executor:
+        ref = executor.put({"list": [0]})
+        assert [executor.submit(change, ref).result(LIMIT) for _ in range(4)] == [[0, 1]] * 4
+
+
+def test_another_session_uses_a_reference_and_keeps_what_it_refers_to(
+    served: Spool, ones: np.ndarray[Any, Any]
+) -> None:
+    second = Executor(spool=served.path)
+    with Executor(spool=served.path) as first:
+        ref = first.put(ones)
+        copy = pickle.loads(pickle.dumps(ref))
+        assert copy == ref
+        held = second.submit(total, copy)
+    assert held.result(LIMIT) == SIZE
+    assert second.submit(total, copy).result(LIMIT) == SIZE, "the first one has ended"
+    second.shutdown()
+    assert not paths(served, "objects", "needs")
+
+
+def test_what_cannot_be_had_is_refused_when_it_is_submitted(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+    with Executor(spool=served.path) as executor, Executor(max_workers=1) as other:
+        ref = executor.put(ones)
+        with pytest.raises(BadRequest, match="another spool"):
+            other.submit(total, ref)
+        gone = ObjectRef(ref.spool, "0" * 32, 1)
+        with pytest.raises(BadRequest, match=r"not in .* any more"):
+            executor.submit(total, gone)
+        with pytest.raises(BadRequest, match="a reference in what is to be put"):
+            executor.put([ref])
+        with pytest.raises(BadRequest, match="a future in what is to be put"):
+            executor.put([executor.submit(total, ref)])
+        assert len(paths(served, "needs")) == 1
+
+
+def test_an_array_is_not_copied_when_it_is_put(spool: Spool) -> None:
+    array = np.ones(4 << 20)
+    text = "x" * (16 << 20)
+    with Executor(spool=spool.path) as executor:
+        executor.put(np.ones(10))  # imports
+        # a text is pickled, which takes its bytes and some more while they grow; nothing is copied after that
+        for value, most in ((array, 0.1 * array.nbytes), (text, 1.6 * len(text))):
+            tracemalloc.start()
+            executor.put(value)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < most
+
+
+# -- what a rank keeps
+
+
+def test_a_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]) -> None:
+    names = [put_object(spool, *pickling.dumps(ones + number), "writer") for number in range(3)]
+    opened: Counter[str] = Counter()
+    real = files.open_file
+
+    def count(path: str, *, write: bool = False) -> int:
+        opened[os.path.basename(path)] += 1
+        return real(path, write=write)
+
+    monkeypatch.setattr(files, "open_file", count)
+    monkeypatch.setattr(objects, "_KEPT", 2)
+    cache = ObjectCache(spool, Trust())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        found = pickling.loads(*cache.content(names[0])[1:])
+        assert found[0] == 1 and not found.flags.writeable
+    assert opened == {names[0]: 1}
+    for name in names[1:]:
+        cache.content(name)
+    assert cache.content(names[2]) and opened[names[2]] == 1
+    assert len(os.listdir("/proc/self/fd")) == before + 2 * 2 + 1, "one is still mapped, since it is in use"
+    cache.content(names[0])
+    assert opened[names[0]] == 2, "the one that was not used for the longest goes first"
+    assert found.sum() == SIZE, "what a call still has stays good"
+
+
+def test_a_cache_that_hides_an_object_is_waited_for(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
+) -> None:
+    clock = Clock.installed(monkeypatch)
+    monkeypatch.setattr(objects, "time", clock)
+    name = put_object(spool, *pickling.dumps(ones), "writer")
+    path = Path(spool.layout.objects, name)
+    hidden = path.rename(path.with_name("hidden"))
+    monkeypatch.setattr(files, "refresh", lambda directory: hidden.rename(path))
+    assert ObjectCache(spool, Trust()).content(name)
+    monkeypatch.setattr(files, "refresh", lambda directory: None)
+    began = clock.now
+    with pytest.raises(DependencyFailed, match="Put it there again"):
+        ObjectCache(spool, Trust()).content("0" * 32)
+    assert clock.now - began > spool.config.caches
+
+
+def test_a_call_without_the_object_that_it_needs_fails_with_its_name(stage: Stage) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    header = stage.submit(inbox, leave_trace, ref)
+    Path(stage.spool.layout.objects, ref.name).unlink()
+    stage.work()
+    stage.may_come = (DependencyFailed,)
+    stage.collect(inbox, [header])
+    stage.check()
+    assert not stage.runs() and stage.notes("delivered") == {header.task: 1}
+
+
+# -- what is shared by itself
+
+
+def test_what_is_sent_again_is_stored_once_and_each_call_may_write_to_it(
+    served: Spool, ones: np.ndarray[Any, Any]
+) -> None:
+    with Executor(spool=served.path) as executor:
+        futures = [executor.submit(write_into, ones) for _ in range(4)]
+        assert [future.result(LIMIT) for future in futures] == [2.0] * 4
+        headers = [future.header.objects for future in futures]  # type: ignore[attr-defined]
+        (name,) = headers[1]
+        assert headers == [{}, *[{name: (0,)}] * 3]
+        assert paths(served, "objects") == [f"objects/{name}"]
+        ones[0] = 7  # what counts is the content
+        assert executor.submit(write_into, ones).result(LIMIT) == 8.0
+    assert not paths(served, "objects", "needs")
+
+
+def test_functions_and_arguments_that_are_no_arrays_are_shared_too(served: Spool) -> None:
+    table = {str(number): number for number in range(100_000)}
+
+    def with_table(key: str) -> int:
+        return table[key]
+
+    with Executor(spool=served.path) as executor:
+        by_closure = [executor.submit(with_table, str(number)) for number in range(3)]
+        as_argument = [executor.submit(dict.get, table, "7") for _ in range(3)]
+        in_chunks = executor.map(with_table, map(str, range(6)), chunksize=2)
+        assert [future.result(LIMIT) for future in by_closure] == [0, 1, 2]
+        assert [future.result(LIMIT) for future in as_argument] == [7, 7, 7]
+        assert list(in_chunks) == list(range(6))
+        assert len(paths(served, "objects")) == 2, "the function, and the table"
+
+
+def test_sharing_has_a_size_and_can_be_switched_off(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+    for least, shared in ((None, 0), (ones.nbytes + 1, 0), (ones.nbytes, 1)):
+        with Executor(spool=served.path, share_from=least) as executor:
+            futures = [executor.submit(total, ones, more=1) for _ in range(3)]
+            assert [future.result(LIMIT) for future in futures] == [SIZE + 1] * 3
+            assert len(paths(served, "objects")) == shared
+    with pytest.raises(BadRequest, match="share_from"):
+        Executor(spool=served.path, share_from=1)
+
+
+def test_several_buffers_of_one_call_find_their_places(served: Spool) -> None:
+    arrays = [np.full(SIZE, number) for number in range(4)]
+    with Executor(spool=served.path) as executor:
+        executor.submit(sum, arrays[1:3]).result(LIMIT)
+        future = executor.submit(np.concatenate, [arrays[0], arrays[1], np.arange(SIZE), arrays[2], arrays[1]])
+        assert sorted(future.header.objects.values()) == [(1,), (3,)] or sorted(  # type: ignore[attr-defined]
+            future.header.objects.values()  # type: ignore[attr-defined]
+        ) == [(1, 4), (3,)]
+        expected = np.concatenate([arrays[0], arrays[1], np.arange(SIZE), arrays[2], arrays[1]])
+        assert (future.result(LIMIT) == expected).all()
+
+
+# -- when it goes
+
+
+def test_a_submitter_that_is_killed_leaves_what_its_tasks_need_and_gc_takes_it_when_they_are_done(
+    tmp_path: Path, worker: Workers, after: Callable[[float], None]
+) -> None:
+    spool = Spool.create(tmp_path / "spool", durability="none")
+    script = """
+import signal
+import sys
+import numpy as np
+from spoolpool import Executor
+executor = Executor(spool=sys.argv[1], session="killed", init_function=dict)
+ref = executor.put(np.ones(1000_000))
+unused = executor.put("unused")
+for number in range(3):
+    executor.submit(np.sum, ref)
+print("there", flush=True)
+signal.pause()
+"""
+    process = start_script(tmp_path / "script.py", script, spool.path)
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    assert len(paths(spool, "objects")) == len(paths(spool, "needs")) == 3
+    after(40)
+    assert not [path for path in collect_garbage(spool) if path.startswith(("objects", "needs"))], "it lives"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    gone = collect_garbage(spool)
+    assert len([path for path in gone if path.startswith("objects/")]) == 1, "the unused one"
+    assert len(paths(spool, "objects")) == 2
+    after(0)
+    assert worker(spool, "--max-tasks", 3).wait(LIMIT) == 0
+    assert len(paths(spool, "results")) == 3
+    after(40)
+    collect_garbage(spool)
+    collect_garbage(spool)
+    assert not paths(spool, "objects", "needs", "results", "outgoing", "tmp", "ready")
+
+
+def test_an_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Callable[[float], None]) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    header = stage.submit(inbox, leave_trace, ref)
+    [ready] = paths(stage.spool, "ready")
+    task_file = parse_task_file(os.path.basename(ready))
+    assert task_file is not None
+    mine = task_file.claimed_by(new_worker_id())
+    Path(stage.spool.path, ready).rename(stage.spool.layout.claimed_task(mine))
+    report_lost(stage.spool, header, mine, "its workers died")
+    stage.collect(inbox, [header])
+    inbox._end()
+    assert paths(stage.spool, "failed") and paths(stage.spool, "objects") == [f"objects/{ref.name}"]
+    after(400)
+    collect_garbage(stage.spool)
+    assert paths(stage.spool, "objects")
+    after(0)
+    [failed] = paths(stage.spool, "failed")
+    commit.retry(stage.spool, os.path.basename(failed))
+    stage.work()
+    assert stage.runs() == {header.task: 1}
+    later = stage.inbox()
+    stage.collect(later, [header])
+    later._end()
+    after(2)
+    collect_garbage(stage.spool)
+    assert not paths(stage.spool, "objects", "needs", "results")
+
+
+def test_an_object_that_is_only_named_by_a_task_that_was_removed_goes(
+    stage: Stage, after: Callable[[float], None]
+) -> None:
+    inbox = stage.inbox()
+    stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    inbox._detached = True
+    inbox._end()
+    after(40)
+    assert not [path for path in collect_garbage(stage.spool) if path.startswith("objects")]
+    [ready] = paths(stage.spool, "ready")
+    Path(stage.spool.path, ready).unlink()  # as 'spool rm' does
+    collect_garbage(stage.spool)
+    assert not paths(stage.spool, "objects", "needs")
+
+
+def test_an_object_that_is_put_anew_while_it_is_collected_stays(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
+) -> None:
+    content = pickling.dumps("again")
+    put_object(spool, *content, "writer")
+    after(2)
+    [found] = [each for each in find_garbage(spool) if each.path.startswith("objects/")]
+    holdings = SessionObjects(spool, "inbox")
+    name = holdings.put(*content)
+    assert name == os.path.basename(found.path)
+    assert remove(spool, [found]) == 0
+    assert paths(spool, "objects") == [found.path] and not paths(spool, "tmp")
+    holdings.close(lost=False)
+    assert not paths(spool, "objects", "needs")
+
+
+def test_an_object_that_was_put_anew_since_it_was_listed_stays_although_a_cache_hides_who_holds_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
+) -> None:
+    content = pickling.dumps("again")
+    name = put_object(spool, *content, "writer")
+    after(2)
+    found = [each for each in find_garbage(spool) if each.path == f"objects/{name}"]
+    SessionObjects(spool, "inbox").put(*content)
+    monkeypatch.setattr(objects, "leases", lambda *_, **__: {})
+    assert remove(spool, found) == 0
+    assert paths(spool, "objects") == [f"objects/{name}"] and not paths(spool, "tmp")
+
+
+def test_gc_leaves_alone_what_is_no_file_under_the_name_of_an_object(
+    spool: Spool, tmp_path: Path, after: Callable[[float], None]
+) -> None:
+    where = Path(spool.layout.objects)
+    (where / ("0" * 32)).symlink_to(tmp_path)
+    (where / ("1" * 32)).mkdir()
+    os.mkfifo(where / ("2" * 32))
+    after(40)
+    assert not [path for path in collect_garbage(spool) if path.startswith("objects/")]
+    assert len(list(where.iterdir())) == 3
+
+
+class Between(Disk):
+    """A disk at one of whose operations somebody else does something as a whole."""
+
+    def __init__(self, number: int, body: Callable[[], object]) -> None:
+        super().__init__()
+        self._number = number
+        self._body: Callable[[], object] | None = body
+
+    def do(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.count + 1 == self._number and self._body is not None:
+            body, self._body = self._body, None
+            body()
+        return super().do(name, call, *args, **kwargs)
+
+    @property
+    def came(self) -> bool:
+        return self._body is None
+
+
+@pytest.mark.parametrize("first", ["put", "remove"])
+def test_at_whichever_operation_one_collects_and_another_puts_what_is_held_is_there(tmp_path: Path, first: str) -> None:
+    content = pickling.dumps("again")
+    for number in itertools.count(1):
+        spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
+        holdings = SessionObjects(spool, "inbox")
+        name = put_object(spool, *content, "writer")
+        both = {"put": lambda: holdings.put(*content), "remove": lambda: remove_object(spool, name)}  # noqa: B023
+        outer = both.pop(first)
+        (inner,) = both.values()
+        disk = Between(number, inner)
+        with disk.installed():
+            outer()
+        if not disk.came:
+            break
+        assert read_object(spool, name, Trust()), number
+        assert list(objects.leases(spool)) == [name] and not paths(spool, "tmp")
+    assert number > 3
+
+
+def test_two_lives_of_one_session_do_not_take_each_others_objects(spool: Spool) -> None:
+    one, two = SessionObjects(spool, "same"), SessionObjects(spool, "same")
+    name = one.put(*pickling.dumps("same"))
+    assert two.put(*pickling.dumps("same")) == name
+    one.close(lost=False)
+    assert paths(spool, "objects") == [f"objects/{name}"]
+    two.close(lost=False)
+    assert not paths(spool, "objects", "needs")
+
+
+def test_check_finds_nothing_in_a_spool_with_objects(stage: Stage) -> None:
+    inbox = stage.inbox()
+    stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    assert not check(stage.spool, deep=True)
+
+
+def test_a_signed_spool_signs_its_objects_and_takes_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    spool = Spool.create(tmp_path / "spool", durability="none", signed=True)
+    make_key(key_path(spool.config.id))
+    with Executor(max_workers=1, spool=spool.path, backend="local") as executor:
+        refs = [executor.put("small"), executor.put(ones)]
+        assert executor.submit(len, refs[0]).result(LIMIT) == 5
+        assert executor.submit(total, refs[1]).result(LIMIT) == SIZE
+        assert isinstance(executor.submit(write_into, refs[1]).exception(LIMIT), ValueError), "read, and read-only too"
+        assert [executor.submit(write_into, ones).result(LIMIT) for _ in range(3)] == [2.0] * 3
+        other = executor.put("other")
+        path = Path(spool.layout.objects, other.name)
+        path.write_bytes(path.read_bytes()[:-40])  # without its signature
+        refused = executor.submit(len, other).exception(LIMIT)
+        assert isinstance(refused, NotTrusted) and "not signed" in str(refused)
+
+
+# -- crashes and full disks
+
+
+def test_a_submitter_may_die_anywhere_and_leaves_nothing_that_gc_does_not_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
+) -> None:
+    clock = Clock.installed(monkeypatch)
+    ran = 0
+    for number in itertools.count(1):
+        stage = Stage(tmp_path / f"stage-{number}", clock)
+
+        def submit(stage: Stage = stage) -> None:
+            inbox = stage.inbox()
+            stage.submit(inbox, leave_trace, inbox.put_object(np.ones(SIZE)))
+
+        ended = in_child(Disk(at(number, Fault("before"))), submit)
+        after(0.5)
+        collect_garbage(stage.spool)
+        stage.work()
+        assert stage.runs().keys() >= stage.notes("submitted").keys(), "what a task needs was collected"
+        ran += len(stage.runs())
+        after(40)
+        collect_garbage(stage.spool)
+        collect_garbage(stage.spool)
+        assert not paths(stage.spool, "objects", "needs", "tmp", "results", "outgoing", "ready"), stage.story()
+        if ended != CRASHED:
+            assert ended == 0 and ran and number > 20
+            break
+
+
+def test_a_full_disk_leaves_nothing_of_an_object(tmp_path: Path) -> None:
+    content = pickling.dumps(np.ones(SIZE))
+    for number in itertools.count(1):
+        spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
+        holdings = SessionObjects(spool, "inbox")
+        disk = Disk(at(number, Fault("before", errno.ENOSPC)), only=SPACE - {"fsync"})
+        with disk.installed(), contextlib.suppress(SpoolFull):
+            holdings.put(*content)
+        if not disk.struck:
+            break
+        assert not paths(spool, "objects", "needs", "tmp"), disk.struck
+        assert paths(spool, "objects") == [] and holdings.put(*content), "room was made"
+    assert number > 3 and len(paths(spool, "objects")) == 1
+
+
+def test_an_object_that_was_removed_and_put_anew_is_opened_anew(spool: Spool, ones: np.ndarray[Any, Any]) -> None:
+    cache = ObjectCache(spool, Trust())
+    name = put_object(spool, *pickling.dumps(ones), "writer")
+    before = cache.content(name)
+    assert cache.content(name) is before
+    Path(spool.layout.objects, name).unlink()
+    put_object(spool, *pickling.dumps(ones), "writer")
+    assert cache.content(name) is not before
+
+
+# -- who is believed
+
+
+def test_an_object_that_does_not_hold_what_its_name_says_is_not_unpickled(spool: Spool) -> None:
+    good = put_object(spool, *pickling.dumps("good"), "writer")
+    bad = put_object(spool, *pickling.dumps("bad"), "writer")
+    Path(spool.layout.objects, bad).rename(Path(spool.layout.objects, good))
+    with pytest.raises(BadTaskFile, match="does not hold what its name says"):
+        read_object(spool, good, Trust())
+    with pytest.raises(BadTaskFile, match="does not hold"):
+        ObjectCache(spool, Trust()).content(good)
+
+
+def test_an_object_that_was_cut_short_is_made_anew(spool: Spool) -> None:
+    content = pickling.dumps("whole")
+    name = put_object(spool, *content, "writer")
+    path = Path(spool.layout.objects, name)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert put_object(spool, *content, "writer") == name
+    assert pickling.loads(*read_object(spool, name, Trust())[1:]) == "whole"
+
+
+def test_a_link_or_another_accounts_file_in_the_place_of_an_object_is_refused(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pickling.dumps("mine")
+    name = object_id(*content)
+    path = Path(spool.layout.objects, name)
+    os.link(Path(spool.layout.objects, put_object(spool, *pickling.dumps("else"), "writer")), path)
+    with pytest.raises(BadTaskFile, match="hard links"):
+        put_object(spool, *content, "writer")
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SpoolpoolError, match="put an object"):
+        put_object(spool, *content, "writer")
+    path.unlink()
+    put_object(spool, *content, "writer")
+    monkeypatch.setattr(Trust, "covers", lambda self, uid: False)
+    with pytest.raises(NotTrusted):
+        put_object(spool, *content, "writer")
+    with pytest.raises(NotTrusted):
+        ObjectCache(spool, Trust()).content(name)
+
+
+def test_a_call_gets_no_object_that_its_header_does_not_name(stage: Stage) -> None:
+    inbox = stage.inbox()
+    named, secret = inbox.put_object("named"), inbox.put_object("secret")
+    payload, buffers = pickling.dumps((leave_trace, (str(stage.effects), secret), {}))
+    lane = stage.submit(inbox).lane
+    future = inbox.submit(payload, buffers, lane=lane, name="forged", objects={named.name: ()})
+    stage.work()
+    inbox.look()
+    assert isinstance(future.exception(0), BadTaskFile) and "does not name" in str(future.exception(0))
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "0" * 31, f"{'0' * 32}@", f"{'0' * 32}/x"])
+def test_a_header_that_names_no_object_of_a_spools_is_refused(name: str) -> None:
+    from spoolpool.format import headers as records
+    from tests.unit.maintenance.test_garbage import new_header
+
+    data = records.encode(new_header("inbox"))[:-1] + f',"objects":{{"{name}":[]}}}}'.encode()
+    with pytest.raises(BadTaskFile, match="objects"):
+        records.decode_task(data, "path")
+
+
+def test_a_hold_that_was_forgotten_to_be_renewed_is_made_anew(spool: Spool) -> None:
+    mine = ObjectLease("0" * 32, "0" * 8)
+    acquire(spool, "inbox", mine)
+    path = Path(spool.layout.needs, "inbox", mine.name)
+    os.utime(path, (0, 0))
+    acquire(spool, "inbox", mine)
+    assert path.stat().st_mtime > 0
+    assert parse_lease(mine.name) == mine and parse_lease(mine.object) is None
+    assert not remove_object(spool, mine.object)

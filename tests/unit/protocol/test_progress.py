@@ -1,0 +1,294 @@
+"""How far things are: bars over futures, what a task says about itself, and how a notebook shows an executor."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, as_completed, current_task, wait
+from spoolpool.client import progress_bar
+from spoolpool.errors import BadRequest
+from spoolpool.protocol import progress, workers
+from spoolpool.protocol.progress import Progress, progress_of
+from spoolpool.protocol.spool import Spool
+from spoolpool.system.processes import ProcessId
+from tests.conftest import Workers
+from tests.support import tasks
+from tests.support.fake_worker import announce, dead_process
+from tests.support.waiting import LIMIT, wait_until
+
+TASK = "499-0660e5f20d1a76-e7819e56d5"
+
+
+def finished(*values: object) -> list[Future[Any]]:
+    found: list[Future[Any]] = [Future() for _ in values]
+    for future, value in zip(found, values, strict=True):
+        future.set_result(value)
+    return found
+
+
+class Drawn:
+    """A bar that keeps count."""
+
+    def __init__(self, total: int | None, label: str) -> None:
+        self.total = total
+        self.done = 0
+        self.closed = False
+        DRAWN.append(self)
+
+    def step(self, count: int = 1) -> None:
+        self.done += count
+
+    def close(self) -> None:
+        self.closed = True
+
+
+DRAWN: list[Drawn] = []
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
+    DRAWN.clear()
+    monkeypatch.setattr(progress_bar, "_TerminalBar", Drawn)
+    return DRAWN
+
+
+# ------------------------------------------------------------------------------------------- bars
+
+
+def test_a_bar_counts_what_completes(drawn: list[Drawn]) -> None:
+    futures = finished(1, 2, 3)
+    assert sum(future.result() for future in as_completed(iter(futures), progress=True)) == 6
+    [shown] = drawn
+    assert (shown.total, shown.done, shown.closed) == (3, 3, True)
+
+
+def test_a_bar_of_a_wait_counts_while_it_waits(drawn: list[Drawn]) -> None:
+    pending: Future[int] = Future()
+    futures = [*finished(1, 2), pending]
+
+    def finish_once_two_are_counted() -> None:
+        wait_until(lambda: drawn and drawn[0].done == 2, "two were counted")
+        pending.set_result(3)
+
+    thread = threading.Thread(target=finish_once_two_are_counted)
+    thread.start()
+    done, not_done = wait(futures, progress=True)
+    thread.join()
+    assert (done, not_done) == (set(futures), set())
+    assert (drawn[0].total, drawn[0].done, drawn[0].closed) == (3, 3, True)
+
+
+def test_without_a_bar_both_are_the_standard_librarys() -> None:
+    pending: Future[int] = Future()
+    futures = [*finished(1), pending]
+    done, not_done = wait(iter(futures), 0, FIRST_COMPLETED)
+    assert (done, not_done) == ({futures[0]}, {pending})
+    assert next(as_completed(futures)) is futures[0]
+    with pytest.raises(TimeoutError):
+        list(as_completed(futures, 0))
+    assert wait(futures, 0, return_when=ALL_COMPLETED).not_done == {pending}
+
+
+@pytest.mark.parametrize(("options", "total"), [({}, 6), ({"chunksize": 2}, 3), ({"buffersize": 2}, None)])
+def test_a_map_draws_how_many_tasks_are_done(drawn: list[Drawn], options: dict[str, int], total: int | None) -> None:
+    with Executor(max_workers=1, backend="local") as exe:
+        assert list(exe.map(abs, range(-6, 0), progress=True, **options)) == [6, 5, 4, 3, 2, 1]
+    [shown] = drawn
+    assert (shown.total, shown.done, shown.closed) == (total, total or 6, True)
+
+
+def test_a_terminal_shows_the_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from concurrent.futures import Future\n"
+        "from spoolpool import as_completed, wait\n"
+        "futures = [Future() for _ in range(3)]\n"
+        "for future in futures: future.set_result(1)\n"
+        "print(sum(future.result() for future in as_completed(futures, progress=True)))\n",
+        encoding="ascii",
+    )
+    near, far = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    on_terminal = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, stderr=far, env=env, timeout=LIMIT)
+    os.close(far)
+    shown = b""
+    try:
+        while piece := os.read(near, 65536):
+            shown += piece
+    except OSError:  # EIO: the far end is closed and everything was read
+        pass
+    os.close(near)
+    assert on_terminal.stdout == b"3\n"
+    assert b"3/3" in shown
+    piped = subprocess.run([sys.executable, script], capture_output=True, timeout=LIMIT)
+    assert (piped.stdout, piped.stderr) == (b"3\n", b"")
+
+
+def test_a_notebook_gets_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = pytest.importorskip("IPython.display")
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, what: Any) -> None:
+            shown.append(what.data)
+
+    def showing(what: Any, *, display_id: bool) -> Handle:
+        shown.append(what.data)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", showing)
+    monkeypatch.setattr(progress_bar, "_in_notebook", lambda: True)
+    with progress_bar.bar(2, "<b>") as drawn:
+        drawn.step()
+        drawn.step()
+    assert shown[0] == '&lt;b&gt; <progress value="0" max="2"></progress> 0/2'
+    assert shown[-1] == '&lt;b&gt; <progress value="2" max="2"></progress> 2/2'
+
+
+def test_a_program_that_is_no_notebook_is_not_taken_for_one() -> None:
+    pytest.importorskip("IPython")
+    assert not progress_bar._in_notebook()
+
+
+def test_without_rich_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(BadRequest, match=r"spoolpool\[progress\]"):
+        list(as_completed(finished(1), progress=True))
+
+
+def test_tqdm_and_rich_draw_over_futures_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    tqdm = pytest.importorskip("tqdm")
+    from rich.progress import track
+
+    with Executor(max_workers=1, backend="local") as exe:
+        futures = [exe.submit(abs, number) for number in (-1, -2, -3)]
+        assert sum(future.result() for future in tqdm.tqdm(as_completed(futures), total=len(futures))) == 6
+        assert sum(future.result() for future in track(as_completed(futures), total=len(futures))) == 6
+        assert sum(tqdm.tqdm(exe.map(abs, [-4, -5]), total=2)) == 9
+    assert "3/3" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- what a task tells
+
+
+def told(spool: Spool, worker: str) -> tuple[str, float | None, str]:
+    found = progress_of(spool, worker)
+    assert found is not None
+    return found.task, found.fraction, found.text
+
+
+def test_a_running_task_tells_how_far_it_is(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    worker(spool)
+    [info] = workers.read_workers(spool)
+    with Executor(spool=spool.path) as exe:
+        assert progress_of(spool, info.worker) is None
+        future = exe.submit(tasks.tell_and_wait, str(tmp_path / "end"))
+        found = wait_until(lambda: progress_of(spool, info.worker), "the task told")
+        assert (found.task, found.fraction, found.text) == (future.task, 0.4, "SCF step 12")
+        (tmp_path / "end").touch()
+    assert future.result() is None
+
+
+def test_of_what_is_told_in_a_hurry_the_last_is_seen_and_little_is_written(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = announce(spool, ProcessId.of(os.getpid()))
+    monkeypatch.setattr(progress, "_EVERY", 0.2)
+    written: list[bytes] = []
+    monkeypatch.setattr(
+        progress.files, "write_at", lambda fd, data, offset, write=progress.files.write_at: (
+            written.append(data), write(fd, data, offset)
+        )
+    )  # fmt: skip
+    telling = Progress(spool.path)
+    for step in range(10_000):
+        telling.tell(worker, TASK, step / 9_999, f"step {step}")
+    wait_until(lambda: told(spool, worker) == (TASK, 1.0, "step 9999"), "the last was written")
+    assert len(written) < 1000
+    assert {len(each) for each in written} == {1024}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text", "seen"),
+    [
+        (-1, "", (0.0, "")),
+        (2, "", (1.0, "")),
+        (float("nan"), "?", (None, "?")),
+        (None, "x" * 1000, (None, "x" * 120)),
+        (0.5, "\udc80\x1b" * 60, (0.5, "?\x1b" * 60)),
+    ],
+)
+def test_whatever_is_told_is_read_again(
+    spool: Spool, fraction: float | None, text: str, seen: tuple[float | None, str]
+) -> None:
+    worker = announce(spool, ProcessId.of(os.getpid()))
+    Progress(spool.path).tell(worker, TASK, fraction, text)
+    assert told(spool, worker)[1:] == seen
+
+
+def test_a_shorter_text_leaves_nothing_of_a_longer_one(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = announce(spool, ProcessId.of(os.getpid()))
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    telling = Progress(spool.path)
+    for text in ("a long text " * 8, "short"):
+        telling.tell(worker, TASK, 0.5, text)
+        assert told(spool, worker)[2] == text
+
+
+def test_the_progress_goes_with_its_workers_entry(spool: Spool) -> None:
+    worker = announce(spool, dead_process())
+    Progress(spool.path).tell(worker, TASK, 0.5, "")
+    assert progress_of(spool, worker) is not None
+    workers.remove_worker(spool, worker)
+    assert not os.path.exists(spool.layout.worker(worker))
+
+
+def test_what_is_no_progress_is_none(spool: Spool) -> None:
+    worker = announce(spool, ProcessId.of(os.getpid()))
+    for content in (b"", b"{", b'{"task": 1}', b"\x00" * 1024):
+        Path(spool.layout.worker(worker), "progress").write_bytes(content)
+        assert progress_of(spool, worker) is None
+
+
+@pytest.mark.mpi
+def test_ranks_other_than_the_first_tell_nothing(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    worker(spool, mpi_ranks=2)
+    [info] = workers.read_workers(spool)
+    with Executor(spool=spool.path, cores_per_worker=2) as exe:
+        future = exe.submit(tasks.tell_rank_and_wait, str(tmp_path / "end"))
+        found = wait_until(lambda: progress_of(spool, info.worker), "the task told")
+        assert found.text == "rank 0"
+        (tmp_path / "end").touch()
+        assert future.result() == [None, None]
+
+
+def test_outside_of_a_worker_telling_is_nothing_to_fail_for() -> None:
+    from spoolpool.context import CurrentTask, running
+
+    with running(CurrentTask(id=TASK, attempt=1, worker="0" * 16)):
+        current_task().progress(0.5, "alone")
+
+
+# ---------------------------------------------------------------------------------------- notebooks
+
+
+def test_a_notebook_shows_what_an_executor_is(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path / "<spool> & more")
+    with Executor(spool=spool.path) as exe:
+        future = exe.submit(abs, 1)
+        shown = exe._repr_html_()
+        assert "Executor, 1 tasks pending" in shown
+        assert "&lt;spool&gt; &amp; more" in shown
+        assert not re.search(r"<(?!/?(table|tr|th|td)>)|https?:", shown)
+        assert future.cancel()
+    assert "Executor, ended" in exe._repr_html_()

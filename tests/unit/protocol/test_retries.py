@@ -1,0 +1,637 @@
+"""What is tried again, how often, when, and by whom: after an exception, after a death, and when a person asks."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import msgspec
+import pytest
+
+from spoolpool import Executor, settings
+from spoolpool.cli.spool import main
+from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, WorkerLost
+from spoolpool.format import envelope
+from spoolpool.format import headers as records
+from spoolpool.format.config import Keep
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import (
+    TaskFile,
+    bucket_name,
+    is_bucket,
+    new_submitter_id,
+    new_task_id,
+    new_worker_id,
+    parse_task_file,
+)
+from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.monitor import census
+from spoolpool.protocol import commit, delay
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.delay import DelayedTasks, retry_delay
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from tests.conftest import Workers
+from tests.faults.disk import CRASHED, Disk, Fault, at, in_child
+from tests.support.fake_worker import LANE, Clock, Inbox, announce, dead_process
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The monotonic clock of whoever holds tasks back."""
+    moved = Clock()
+    monkeypatch.setattr(delay, "time", moved)
+    return moved
+
+
+def new_header(**more: Any) -> TaskHeader:
+    task = new_task_id()
+    fields = {"task": task, "session": "inbox", "lane": LANE, "bucket": bucket_name(task, new_submitter_id()), **more}
+    return TaskHeader(**fields)
+
+
+def write(path: str, header: TaskHeader) -> None:
+    files.create(path, envelope.pack(records.encode(header), b"x"))
+
+
+def hold(spool: Spool, *, attempt: int = 2, **more: Any) -> tuple[TaskHeader, TaskFile]:
+    """A task that is held back before an attempt."""
+    header = new_header(retries=5, **more)
+    task_file = TaskFile(header.task, attempt, attempt)
+    write(f"{spool.layout.waiting}/{task_file.name}", header)
+    return header, task_file
+
+
+def task_files(spool: Spool) -> dict[str, list[str]]:
+    """Where the tasks stand: the directories by the names of the tokens."""
+    seen = census.scan(spool)
+    found: dict[str, list[str]] = {}
+    for path in [*seen.ready, *seen.claimed, *seen.results, *seen.failed]:
+        found.setdefault(os.path.basename(path), []).append(path.split("/")[0])
+    return found
+
+
+def run(*arguments: object, **variables: str) -> click.testing.Result:
+    words = [str(each) for each in arguments]
+    return click.testing.CliRunner().invoke(main, words, prog_name="spool", env=variables)
+
+
+# ------------------------------------------------------------------------------- after an exception
+
+
+def fail_at_first(trace: str, failures: int) -> tuple[int, int]:
+    """Raise so many times, then return how often it was run and which attempt the last was."""
+    from spoolpool import current_task
+
+    with open(trace, "a", encoding="ascii") as file:
+        file.write("run\n")
+    with open(trace, encoding="ascii") as file:
+        runs = len(file.readlines())
+    if runs <= failures:
+        raise RuntimeError(f"run {runs}")
+    return runs, current_task().attempt
+
+
+def again(retries: int, seconds: float = 0.0) -> dict[str, Any]:
+    return {"retries": retries, "retry_delay": seconds}
+
+
+def test_exceptions_come_back_at_once_or_after_as_many_retries_as_were_asked_for(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    def submit(name: str, failures: int, wishes: dict[str, Any] | None) -> Future[tuple[int, int]]:
+        return executor.submit(fail_at_first, str(tmp_path / name), failures, resource_dict=wishes)
+
+    worker(spool)
+    with Executor(spool=spool.path) as executor:
+        unasked = submit("unasked", 1, None)
+        enough = submit("enough", 2, again(2))
+        short = submit("short", 9, again(2))
+        more = submit("more", 1, again(5))
+        assert str(unasked.exception()) == "run 1"
+        assert enough.result() == (3, 3)
+        assert str(short.exception()) == "run 3", "the last exception comes back"
+        assert more.result() == (2, 2)
+    with Executor(spool=spool.path, resource_dict=again(1)) as executor:
+        assert submit("default", 1, None).result() == (2, 2)
+        assert str(submit("otherwise", 1, {"retries": 0}).exception()) == "run 1"
+    assert (tmp_path / "unasked").read_text().count("run") == 1
+    assert (tmp_path / "short").read_text().count("run") == 3
+    assert task_files(spool) == {}
+    assert check(spool) == []
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"retries": -1},
+        {"retries": 91},
+        {"retries": 1.5},
+        {"retries": True},
+        {"retry_delay": -0.1},
+        {"retry_delay": float("nan")},
+        {"retry_delay": float("inf")},
+        {"retry_delay": "1"},
+        {"max_attempts": 0},
+        {"max_attempts": 100},
+    ],
+)
+def test_senseless_wishes_are_refused_by_name(spool: Spool, wishes: dict[str, Any]) -> None:
+    (name,) = wishes
+    with Executor(spool=spool.path) as executor, pytest.raises(BadRequest, match=name):
+        executor.submit(pow, 2, 2, resource_dict=wishes)
+
+
+# ----------------------------------------------------------------------------------- the delay
+
+
+def test_the_delay_doubles_up_to_five_minutes() -> None:
+    header = new_header(retries=90, retry_delay=1.5)
+    assert [retry_delay(header, attempt) for attempt in range(2, 12)] == [1.5, 3, 6, 12, 24, 48, 96, 192, 300, 300]
+    assert retry_delay(header, 99) == 300
+    assert retry_delay(new_header(retry_delay=1e308), 99) == 300
+    assert retry_delay(new_header(retry_delay=0.0), 99) == 0
+
+
+def test_a_task_goes_on_when_its_delay_has_passed_and_not_before(spool: Spool, clock: Clock) -> None:
+    releaser = DelayedTasks(spool)
+    assert releaser.due is None
+    for attempt, seconds in ((2, 10.0), (3, 20.0), (4, 40.0)):
+        header, task_file = hold(spool, attempt=attempt, retry_delay=10.0)
+        assert releaser.round() == 0
+        assert releaser.due == clock.now + seconds
+        clock.sleep(seconds - 0.1)
+        assert releaser.round() == 0
+        assert task_files(spool)[task_file.name] == ["waiting"]
+        clock.sleep(0.1)
+        assert releaser.round() == 1
+        assert releaser.due is None
+        assert files.list_names(spool.layout.bucket(header.lane, header.bucket)) == [task_file.name]
+
+
+def test_the_delay_is_measured_by_the_observers_own_clock_from_its_first_look(spool: Spool, clock: Clock) -> None:
+    _, task_file = hold(spool, retry_delay=10.0)
+    path = f"{spool.layout.waiting}/{task_file.name}"
+    first = DelayedTasks(spool)
+    first.round()
+    clock.sleep(5.0)
+    os.utime(path, (0, 0))
+    second = DelayedTasks(spool)
+    second.round()
+    assert (first.due, second.due) == (clock.now + 5.0, clock.now + 10.0)
+    os.utime(path, (4e9, 4e9))
+    clock.sleep(5.0)
+    assert second.round() == 0
+    assert first.round() == 1
+    assert second.round() == 0
+    assert second.due is None
+
+
+def test_a_task_that_another_one_released_is_forgotten(spool: Spool, clock: Clock) -> None:
+    header, task_file = hold(spool, retry_delay=10.0)
+    releaser = DelayedTasks(spool)
+    releaser.round()
+    spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
+    files.move(
+        f"{spool.layout.waiting}/{task_file.name}",
+        f"{spool.layout.bucket(header.lane, header.bucket)}/{task_file.name}",
+    )
+    releaser.round()
+    assert releaser.due is None
+
+
+# ------------------------------------------------------------------- a task in waiting/ survives
+
+
+def test_a_task_whose_worker_died_while_it_was_held_back_is_released_by_another(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    first = worker(spool)
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(fail_at_first, str(tmp_path / "trace"), 1, resource_dict=again(1, 1.0))
+        wait_until(lambda: files.list_names(spool.layout.waiting), "the task is held back")
+        worker.may_die(first)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        worker(spool, await_groups=0)
+        assert future.result() == (2, 2)
+
+
+def test_a_held_back_task_outlives_recovery_repair_and_the_collection_of_garbage(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool.create(tmp_path / "spool", durability="none", lease=0.2, caches=0.1)
+    _, task_file = hold(spool, retry_delay=10.0)
+    real = Spool.server_time
+    monkeypatch.setattr(Spool, "server_time", lambda each: real(each) + 1e9)
+    announce(spool, dead_process())
+    repair(spool, check(spool))
+    remove(spool, find_garbage(spool, Keep(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)))
+    spool.open_session("inbox")
+    spool.close_session("inbox")
+    assert files.list_names(spool.layout.waiting) == [task_file.name]
+    releaser = DelayedTasks(spool)
+    releaser.round()
+    clock.sleep(10.0)
+    assert releaser.round() == 1
+
+
+def release_all(spool: Spool, clock: Clock) -> None:
+    """What a worker does that comes by after a while, and again later."""
+    releaser = DelayedTasks(spool)
+    for _ in range(3):
+        releaser.round()
+        clock.sleep(100.0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_whoever_releases_may_die_at_any_file_operation(tmp_path: Path, clock: Clock, when: Any) -> None:
+    for number in itertools.count(1):
+        spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
+        held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
+        ended = in_child(Disk(at(number, Fault(when))), lambda spool=spool: release_all(spool, clock))
+        assert sorted(task_files(spool)) == sorted(held)
+        assert all(len(places) == 1 for places in task_files(spool).values())
+        release_all(spool, clock)
+        assert files.list_names(spool.layout.waiting) == []
+        assert sorted(task_files(spool)) == sorted(held)
+        if ended != CRASHED:
+            assert number > 10
+            break
+
+
+FAULTS = [
+    Fault("before", errno.EIO),
+    Fault("before", errno.ESTALE),
+    Fault("before", errno.EACCES),
+    Fault("before", errno.ENOENT),
+    Fault("after", errno.EIO),
+    Fault("after", errno.ENOENT),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.when}-{errno.errorcode[fault.error]}")
+def test_any_file_operation_of_a_release_may_fail_or_lie(tmp_path: Path, clock: Clock, fault: Fault) -> None:
+    for number in itertools.count(1):
+        spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
+        held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
+        disk = Disk(at(number, fault))
+        with disk.installed():
+            release_all(spool, clock)
+        assert {name: len(places) for name, places in task_files(spool).items()} == dict.fromkeys(held, 1)
+        release_all(spool, clock)
+        assert files.list_names(spool.layout.waiting) == []
+        if not disk.struck:
+            assert number > 10
+            break
+
+
+def test_many_may_release_at_once_and_each_task_goes_on_once(spool: Spool, clock: Clock) -> None:
+    held = [hold(spool, retry_delay=1.0)[1].name for _ in range(60)]
+    releasers = [DelayedTasks(spool) for _ in range(6)]
+    for releaser in releasers:
+        releaser.round()
+    clock.sleep(1.0)
+    start = threading.Barrier(len(releasers))
+
+    def release(releaser: DelayedTasks) -> None:
+        start.wait()
+        releaser.round()
+
+    threads = [threading.Thread(target=release, args=(releaser,)) for releaser in releasers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert files.list_names(spool.layout.waiting) == []
+    assert {name: len(places) for name, places in task_files(spool).items()} == dict.fromkeys(held, 1)
+
+
+def test_who_comes_too_late_makes_no_bucket_that_nobody_would_remove(spool: Spool) -> None:
+    header, task_file = hold(spool)
+    bucket = spool.layout.bucket(header.lane, header.bucket)
+    path = f"{spool.layout.waiting}/{task_file.name}"
+    assert commit.requeue_from(spool, path, header, task_file)
+    os.unlink(f"{bucket}/{task_file.name}")
+    os.rmdir(bucket)
+    assert not commit.requeue_from(spool, path, header, task_file)
+    assert not os.path.exists(bucket)
+
+
+def test_a_bucket_that_vanishes_while_it_is_made_harms_nobody(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that finds it empty removes it."""
+    real = os.mkdir
+
+    def removed_again(path: str, mode: int = 0o777) -> None:
+        real(path, mode)
+        if is_bucket(os.path.basename(path)):
+            os.rmdir(path)
+
+    header, task_file = hold(spool)
+    monkeypatch.setattr(files.os, "mkdir", removed_again)
+    path = f"{spool.layout.waiting}/{task_file.name}"
+    assert not commit.requeue_from(spool, path, header, task_file)
+    monkeypatch.undo()
+    assert commit.requeue_from(spool, path, header, task_file)
+
+
+# --------------------------------------------------------------------------- what is odd in waiting/
+
+
+def odd_things(spool: Spool, tmp_path: Path) -> None:
+    """Put what is no held-back task into waiting/."""
+    place = Path(spool.layout.waiting)
+    other = new_header()
+    write(str(tmp_path / "outside"), other)
+    (place / "junk").touch()
+    (place / TaskFile(new_task_id(), 2, 2).name).touch()
+    (place / TaskFile(new_task_id(), 2, 2).name).mkdir()
+    os.mkfifo(place / TaskFile(new_task_id(), 2, 2).name)
+    (place / TaskFile(other.task, 2, 2).name).symlink_to(tmp_path / "outside")
+    (place / TaskFile(new_task_id(), 2, 2).name).symlink_to("/dev/zero")
+    write(str(place / TaskFile(new_task_id(), 2, 2).name), other)
+    claimed = new_header()
+    write(str(place / TaskFile(claimed.task, 2, 2, new_worker_id()).name), claimed)
+    hostile = msgspec.json.encode({**msgspec.to_builtins(new_header()), "bucket": "../../../outside"})
+    files.create(str(place / TaskFile(new_task_id(), 2, 2).name), envelope.pack(hostile, b"x"))
+
+
+def test_what_is_odd_in_waiting_is_left_alone_and_hinders_nobody(spool: Spool, clock: Clock, tmp_path: Path) -> None:
+    odd_things(spool, tmp_path)
+    before = sorted(files.list_names(spool.layout.waiting))
+    header, task_file = hold(spool, retry_delay=1.0)
+    release_all(spool, clock)
+    assert sorted(files.list_names(spool.layout.waiting)) == before
+    assert files.list_names(spool.layout.bucket(header.lane, header.bucket)) == [task_file.name]
+    assert files.list_names(f"{spool.layout.ready}/{LANE}") == [header.bucket]
+    assert {each.kind for each in check(spool)} == {"unknown name", "unreadable"}
+
+
+def test_what_cannot_be_released_now_is_tried_again_later_and_not_at_once(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, refused_token = hold(spool, retry_delay=1.0)
+    _, task_file = hold(spool, retry_delay=1.0)
+    releaser = DelayedTasks(spool)
+    releaser.round()
+    clock.sleep(1.0)
+    real = files.move
+
+    def move(source: str, target: str, **options: Any) -> None:
+        if refused.task in source:
+            raise PermissionError(errno.EACCES, "Permission denied", source)
+        real(source, target, **options)
+
+    monkeypatch.setattr(files, "move", move)
+    assert releaser.round() == 1
+    assert files.list_names(spool.layout.waiting) == [refused_token.name]
+    assert releaser.due is not None and releaser.due > clock.now, "a worker waits that long: it must not spin"
+    monkeypatch.setattr(files, "move", real)
+    clock.now = releaser.due
+    assert releaser.round() == 1
+    assert sorted(task_files(spool)) == sorted([task_file.name, refused_token.name])
+
+
+def test_a_spool_that_cannot_be_listed_changes_nothing(
+    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(spool, retry_delay=1.0)
+    releaser = DelayedTasks(spool)
+    releaser.round()
+    due = releaser.due
+
+    def away(directory: str) -> list[str]:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", directory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "list_names", away)
+        assert releaser.round() == 0
+    assert releaser.due == due
+    clock.sleep(1.0)
+    assert releaser.round() == 1
+
+
+# ------------------------------------------------------------------------------- after a death
+
+
+def deaths(spool: Spool, inbox: Inbox, **options: Any) -> int:
+    """How many workers of a task can die until it is reported as lost."""
+    future = inbox.put(pow, 2, 2, **options)
+    for number in itertools.count(1):
+        dead = announce(spool, dead_process())
+        claimer = Claimer(spool, dead, lambda _: True, Trust())
+        mine = claimer.next()
+        assert mine is not None and mine.header.task == future.task
+        assert mine.task_file.attempt == number
+        mine.release()
+        Recovery(spool).round()
+        inbox.look()
+        if future.done():
+            assert isinstance(future.exception(), WorkerLost)
+            return number
+    raise AssertionError
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    """A session of a spool whose tasks may be claimed four times by workers that die."""
+    moved = Clock.installed(monkeypatch)
+    made = Inbox(Spool.create(tmp_path / "spool", durability="none", max_attempts=4), moved)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [({}, 4), ({"max_attempts": 1}, 1), ({"max_attempts": 2}, 2), ({"max_attempts": 6}, 6)],
+)
+def test_the_spool_says_how_often_workers_may_die_and_a_task_may_say_otherwise(
+    inbox: Inbox, options: dict[str, int], times: int
+) -> None:
+    assert deaths(inbox.spool, inbox, **options) == times
+    (name,) = files.list_names(inbox.spool.layout.failed)
+    assert parse_task_file(name) is not None
+
+
+def test_attempts_that_raised_and_that_died_are_counted_together(inbox: Inbox) -> None:
+    assert deaths(inbox.spool, inbox, max_attempts=2, retries=3) == 5
+
+
+def test_a_task_with_all_attempts_that_a_name_can_count_comes_to_an_end(inbox: Inbox) -> None:
+    assert deaths(inbox.spool, inbox, max_attempts=99, retries=90) == 99
+
+
+def test_without_a_wish_of_its_own_a_spool_has_the_default(tmp_path: Path) -> None:
+    assert Spool.create(tmp_path / "spool").config.max_attempts == settings.MAX_ATTEMPTS
+
+
+# ----------------------------------------------------------------------------- when a person asks
+
+
+def lose(spool: Spool, *, task: str = "", **more: Any) -> TaskFile:
+    """A task in failed/, as its submitter left it there."""
+    header = new_header(**more)
+    if task:
+        header = msgspec.structs.replace(header, task=task)
+    task_file = TaskFile(header.task, 3, 3, new_worker_id())
+    write(f"{spool.layout.failed}/{task_file.name}", header)
+    return task_file
+
+
+def die_once(trace: str) -> str:
+    """End the worker the first time."""
+    import os
+
+    if not os.path.exists(trace):
+        with open(trace, "w", encoding="ascii"):
+            pass
+        os._exit(3)
+    return "done"
+
+
+def test_a_lost_task_runs_again_when_it_is_retried(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    first = worker(spool)
+    worker.may_die(first)
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(die_once, str(tmp_path / "trace"), resource_dict={"max_attempts": 1})
+        session = executor.info["session"]
+        first.wait()
+        second = worker(spool, await_groups=0)
+        assert isinstance(future.exception(), WorkerLost)
+        assert "'spool retry' runs the task again" in str(future.exception())
+        task = future.task  # type: ignore[attr-defined]
+        wait_until(lambda: files.list_names(spool.layout.failed), "the task is kept")
+        shown = run("retry", spool.path, task)
+        assert (shown.exit_code, shown.output) == (0, f"{task} waits again.\n")
+        wait_until(lambda: files.list_names(f"{spool.layout.results}/{session}"), "it has an outcome")
+    (name,) = files.list_names(f"{spool.layout.results}/{session}")
+    task_file = parse_task_file(name)
+    assert task_file is not None and (task_file.task, task_file.attempt) == (task, 1), "with all its attempts"
+    path = spool.layout.outcome(session, task_file)
+    fd = files.open_file(path)
+    try:
+        assert records.decode_outcome(envelope.read_header(fd, files.size(fd), path), path).kind == "result"
+    finally:
+        files.close(fd)
+    assert second.poll() is None
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(0, 28), slice(-10, None), slice(-4, None)])
+def test_a_task_is_named_by_its_id_or_the_beginning_or_the_end_of_it(spool: Spool, part: slice) -> None:
+    tail = "0123456789"
+    wanted = lose(spool, task=f"499-0660e5f20d1a76-{tail}")
+    lose(spool, task="499-0660e5f20d1a77-9876543210")
+    shown = run("retry", spool.path, wanted.task[part])
+    assert (shown.exit_code, shown.output) == (0, f"{wanted.task} waits again.\n")
+    assert list(task_files(spool)) != [] and len(files.list_names(spool.layout.failed)) == 1
+    (path,) = census.scan(spool).ready
+    assert os.path.basename(path) == TaskFile(wanted.task, wanted.claim + 1, 1).name
+    assert os.path.isdir(f"{spool.layout.results}/inbox"), "its outcome can come into its session"
+
+
+def test_all_tasks_are_retried_with_all(spool: Spool) -> None:
+    lost = sorted(lose(spool).task for _ in range(5))
+    shown = run("retry", spool.path, "--all")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines() == [f"{task} waits again." for task in lost]
+    assert files.list_names(spool.layout.failed) == []
+    empty = run("retry", spool.path, "--all")
+    assert (empty.exit_code, empty.stdout) == (0, "")
+    assert "Nothing that fits" in empty.stderr
+
+
+def test_a_task_that_is_named_twice_is_retried_once(spool: Spool) -> None:
+    task_file = lose(spool)
+    shown = run("retry", spool.path, task_file.task, task_file.task, task_file.task[-6:])
+    assert (shown.exit_code, shown.output) == (0, f"{task_file.task} waits again.\n")
+
+
+def test_what_fits_no_task_or_several_is_refused_and_nothing_is_changed(spool: Spool) -> None:
+    for number in range(3):
+        lose(spool, task=f"499-0660e5f20d1a7{number}-0123456789")
+    for words, text in (
+        ([], "Name tasks or give a filter, or --all"),
+        (["--all", "499"], "Name tasks or give a filter, or --all"),
+        (["499-0660e5f20d1a7"], "fits 3 tasks"),
+        (["0123456789"], "fits 3 tasks"),
+        (["nothing"], "fits 0 tasks"),
+        ([""], "fits 0 tasks"),
+        (["499-0660e5f20d1a71", "nothing"], "fits 0 tasks"),
+    ):
+        shown = run("retry", spool.path, *words)
+        assert shown.exit_code == BadRequest.exit_code
+        assert text in shown.stderr
+        assert len(files.list_names(spool.layout.failed)) == 3
+
+
+@pytest.mark.parametrize("kind", ["torn", "empty", "FIFO", "directory", "link", "another task"])
+def test_what_cannot_be_retried_is_told_and_the_others_are_retried(spool: Spool, tmp_path: Path, kind: str) -> None:
+    bad, good = lose(spool), lose(spool)
+    path = Path(spool.layout.failed) / bad.name
+    data = path.read_bytes()
+    path.unlink()
+    if kind in ("torn", "empty"):
+        path.write_bytes(data[: 20 if kind == "torn" else 0])
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        (tmp_path / "aside").write_bytes(data)
+        path.symlink_to(tmp_path / "aside")
+    else:
+        write(str(path), new_header())
+    shown = run("retry", spool.path, "--all")
+    assert shown.exit_code == BadTaskFile.exit_code
+    assert bad.task in shown.stderr and "Traceback" not in shown.stderr
+    assert shown.stdout == f"{good.task} waits again.\n"
+    assert os.path.lexists(path)
+
+
+def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_file = lose(spool)
+    real = Spool.open_session
+
+    def meanwhile(each: Spool, session: str, owner: int | None = None) -> None:
+        real(each, session, owner)
+        (Path(spool.layout.failed) / task_file.name).unlink()
+
+    monkeypatch.setattr(Spool, "open_session", meanwhile)
+    with pytest.raises(BadTaskFile, match="somebody else has taken it"):
+        commit.retry(spool, task_file.name)
+    with pytest.raises(BadTaskFile, match="cannot be read"):
+        commit.retry(spool, task_file.name)
+    with pytest.raises(BadTaskFile, match="not the name of a task"):
+        commit.retry(spool, "junk")
+
+
+def test_unknown_names_in_failed_are_no_tasks(spool: Spool) -> None:
+    (Path(spool.layout.failed) / "junk").touch()
+    assert run("retry", spool.path, "--all").stdout == ""
+    assert "fits 0 tasks" in run("retry", spool.path, "junk").stderr
+    assert files.list_names(spool.layout.failed) == ["junk"]
+
+
+def test_the_environment_may_name_the_spool_of_a_retry(spool: Spool, tmp_path: Path) -> None:
+    first, second, third = lose(spool), lose(spool), lose(spool)
+    variables = {settings.ENV_SPOOL: spool.path}
+    assert run("retry", first.task, **variables).output == f"{first.task} waits again.\n"
+    assert run("retry", spool.path, second.task, SPOOLPOOL_DIR=str(tmp_path)).output == f"{second.task} waits again.\n"
+    assert run("retry", "--all", **variables).output == f"{third.task} waits again.\n"
+    assert run("retry", str(tmp_path / "nowhere"), first.task, **variables).exit_code == NotASpool.exit_code
+    assert run("retry", "nowhere", SPOOLPOOL_DIR="").exit_code == NotASpool.exit_code
+    missing = run("retry", SPOOLPOOL_DIR="")
+    assert missing.exit_code == 2
+    assert "SPOOL" in missing.stderr

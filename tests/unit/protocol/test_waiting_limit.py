@@ -1,0 +1,160 @@
+"""How many tasks of one user may wait: told or waited for, and hardly ever counted."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from spoolpool import Executor
+from spoolpool.errors import BadRequest, TooManyWaiting
+from spoolpool.format.names import Lane, TaskFile
+from spoolpool.protocol import quota
+from spoolpool.protocol.quota import WaitingLimit
+from spoolpool.protocol.spool import Spool
+from spoolpool.system import files
+from tests.conftest import Workers
+from tests.support.fake_worker import Clock
+from tests.support.waiting import LIMIT, wait_until
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.create(tmp_path / "spool", durability="none", max_waiting=10)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(quota, "time", clock)
+    return clock
+
+
+def fill(spool: Spool, count: int, *, user: int | None = None, bucket: int = 0) -> list[Path]:
+    """Files with the names of waiting tasks."""
+    lane = Lane("default", 1, 1, 0, "3.11", (), user).name
+    place = Path(spool.layout.bucket(lane, f"499-{bucket:014x}-{0:08x}"))
+    place.mkdir(parents=True, exist_ok=True)
+    begin = len(list(place.iterdir()))
+    made = [place / TaskFile(f"499-{number:014x}-{bucket:010x}", 1, 1).name for number in range(begin, begin + count)]
+    for path in made:
+        path.touch()
+    return made
+
+
+def take(limited: WaitingLimit) -> int:
+    """Take places until none is free; how many there were."""
+    count = 0
+    try:
+        while True:
+            limited.take()
+            count += 1
+    except TooManyWaiting:
+        return count
+
+
+def test_submit_past_the_bound_says_so_and_leaves_nothing(spool: Spool) -> None:
+    with Executor(spool=spool.path) as executor:
+        futures = [executor.submit(pow, i, 2) for i in range(10)]
+        with pytest.raises(TooManyWaiting, match=rf"{spool.path}.*10 tasks.*wait_for_room"):
+            executor.submit(pow, 2, 2)
+        assert len(executor) == 10 and not list(Path(spool.layout.tmp).iterdir())
+        assert all(future.cancel() for future in futures)
+        wait_until(lambda: _submitted(executor), "there is room again")
+
+
+def _submitted(executor: Executor) -> bool:
+    try:
+        return executor.submit(pow, 2, 2).cancel()
+    except TooManyWaiting:
+        return False
+
+
+def test_who_waits_for_room_gets_it_when_tasks_have_begun(spool: Spool, worker: Workers) -> None:
+    with Executor(spool=spool.path, wait_for_room=True) as executor, ThreadPoolExecutor(1) as thread:
+        early = [executor.submit(pow, i, 2) for i in range(10)]
+        late = thread.submit(lambda: list(executor.map(pow, range(30), [2] * 30)))
+        wait_until(lambda: len(executor) == 10, "the bound was reached")
+        worker(spool)
+        assert late.result(LIMIT) == [i**2 for i in range(30)]
+        assert [future.result(LIMIT) for future in early] == [i**2 for i in range(10)]
+
+
+def test_shutdown_ends_the_waiting_for_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Executor(spool=spool.path, wait_for_room=True)
+    waiting = [executor.submit(pow, 2, 2) for _ in range(10)]
+    waits = threading.Event()
+    count = WaitingLimit.count
+    monkeypatch.setattr(WaitingLimit, "count", lambda self: waits.set() or count(self))
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(executor.submit, pow, 2, 2)
+        assert waits.wait(LIMIT)
+        executor.shutdown(wait=False)
+        assert isinstance(late.exception(LIMIT), RuntimeError)
+    assert all(future.cancel() for future in waiting)
+
+
+def test_there_is_no_count_for_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    spool = Spool.create(tmp_path / "large", durability="none", max_waiting=10_000)
+    listed: list[str] = []
+    names = files.list_names
+    monkeypatch.setattr(files, "list_names", lambda path: listed.append(path) or names(path))
+    limited = WaitingLimit(spool, 10_000)
+    for _ in range(5000):
+        limited.take()
+    assert len(listed) == 1
+    limited.take()
+    assert len(listed) == 2
+
+
+def test_a_count_that_found_no_room_is_used_for_a_while(spool: Spool, clock: Clock) -> None:
+    limited = WaitingLimit(spool, 10)
+    waiting = fill(spool, 8)
+    assert take(limited) == 2
+    fill(spool, 2)
+    clock.sleep(0.1)
+    assert take(limited) == 0
+    waiting[0].unlink()
+    assert take(limited) == 0
+    clock.sleep(0.1)
+    assert take(limited) == 1
+
+
+def test_what_was_found_free_is_not_believed_for_ever(spool: Spool, clock: Clock) -> None:
+    limited = WaitingLimit(spool, 10)
+    limited.take()
+    fill(spool, 10)  # another submitter of the same user
+    clock.sleep(61.0)
+    assert take(limited) == 0
+
+
+def test_the_tasks_of_other_users_do_not_count(spool: Spool) -> None:
+    import os
+
+    fill(spool, 50, user=os.geteuid() + 1)
+    assert WaitingLimit(spool, 10).count() == 0
+    fill(spool, 3, user=os.geteuid())
+    assert WaitingLimit(spool, 10).count() == 3
+
+
+def test_no_more_is_counted_than_may_wait(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bucket in range(20):
+        fill(spool, 5, bucket=bucket)
+    listed: list[str] = []
+    names = files.list_names
+    monkeypatch.setattr(files, "list_names", lambda path: listed.append(path) or names(path))
+    assert WaitingLimit(spool, 10).count() == 10
+    assert len(listed) == 4
+
+
+def test_a_spool_without_a_bound_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WaitingLimit, "count", lambda _: pytest.fail("counted"))
+    with Executor(spool=Spool.create(tmp_path / "free").path) as executor:
+        assert executor.submit(pow, 2, 2).cancel()
+
+
+def test_a_bound_that_lets_nothing_in_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="at least 1"):
+        Spool.create(tmp_path / "spool", max_waiting=0)

@@ -1,0 +1,558 @@
+"""Signed spools: what has no good signature is not unpickled, not believed, and not lost."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from spoolpool import Executor
+from spoolpool.calls import pickling
+from spoolpool.cli.spool import main
+from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotTrusted
+from spoolpool.format import envelope, headers
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import TaskFile, bucket_name, new_submitter_id, new_task_id, new_worker_id, parse_task_file
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.commit import write_outcome
+from spoolpool.protocol.objects import put_object, read_object
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.submit import submit_task
+from spoolpool.security import signing
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from tests.conftest import Workers
+from tests.support import tasks
+from tests.support.fake_worker import LANE, Clock, Inbox, Stage, announce, dead_process, outcome_of
+from tests.support.processes import in_fork
+from tests.support.waiting import LIMIT, wait_until
+
+BIN = Path(sys.executable).parent
+
+
+class Trap:
+    """What must not be unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = str(trace)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.trace,)
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[Trap]:
+    trap = Trap(tmp_path / "sprung")
+    yield trap
+    assert not os.path.exists(trap.trace)
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The key file of everybody here."""
+    path = tmp_path / "key"
+    monkeypatch.setenv("SPOOLPOOL_KEY", str(path))
+    signing.make_key(str(path))
+    return path
+
+
+@pytest.fixture
+def spool(tmp_path: Path, key: Path) -> Spool:
+    return Spool.create(tmp_path / "spool", durability="none", signed=True)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock.installed(monkeypatch)
+    monkeypatch.setattr(signing, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def stage(tmp_path: Path, clock: Clock, key: Path) -> Stage:
+    """A stage whose spool is signed."""
+    stage = Stage(tmp_path / "stage", clock)
+    config = msgspec.structs.replace(stage.spool.config, signed=True)
+    Path(stage.spool.layout.config).write_bytes(msgspec.json.encode(config))
+    stage.spool = Spool(stage.spool.path)
+    return stage
+
+
+def claimer(spool: Spool) -> Claimer:
+    return Claimer(Spool(spool.path), new_worker_id(), lambda _: True, Trust())
+
+
+def put(spool: Spool, value: object) -> Path:
+    """Submit a task; its file."""
+    name = new_task_id()
+    header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
+    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), *pickling.dumps(value)))
+    return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
+
+
+def unsigned(path: Path) -> bytes:
+    return path.read_bytes()[: -signing.SIZE]
+
+
+def resigned(path: Path, trap: Trap, spool: Spool) -> None:
+    """Put a trap into a task file, with a fitting checksum, and the signature that it had."""
+    data = path.read_bytes()
+    header_length = int.from_bytes(data[12:16], "little")
+    payload, _ = pickling.dumps(trap)
+    forged = b"".join(map(bytes, envelope.pack(data[32 : 32 + header_length], payload)))
+    path.write_bytes(forged + data[-signing.SIZE :])
+
+
+# -- tasks
+
+
+def unsign(path: Path, trap: Trap, spool: Spool) -> None:
+    path.write_bytes(unsigned(path))
+
+
+def rename(path: Path, trap: Trap, spool: Spool) -> None:
+    path.rename(path.with_name(TaskFile(new_task_id(), 1, 1).name))
+
+
+def take_from_another_spool(path: Path, trap: Trap, spool: Spool) -> None:
+    other = Spool.create(f"{spool.path}-2", durability="none", signed=True)
+    alien = put(other, trap)
+    path.unlink()
+    alien.rename(path.with_name(alien.name))
+
+
+def sign_as_outcome(path: Path, trap: Trap, spool: Spool) -> None:
+    assert spool.signature is not None
+    data, task_file = unsigned(path), parse_task_file(path.name)
+    assert task_file is not None
+    path.write_bytes(data + spool.signature.sign(signing.outcome_label("inbox", task_file.name), [data]))
+
+
+def sign_with_another_key(path: Path, trap: Trap, spool: Spool) -> None:
+    data, task_file = unsigned(path), parse_task_file(path.name)
+    assert task_file is not None
+    other = signing.Signature(spool.config.id, os.urandom(32))
+    other.load()
+    path.write_bytes(data + other.sign(signing.task_label(task_file.task), [data]))
+
+
+@pytest.mark.parametrize(
+    ("forge", "word"),
+    [
+        (resigned, "signature"),
+        (unsign, "not signed"),
+        (rename, "another name"),
+        (take_from_another_spool, "another spool"),
+        (sign_as_outcome, "signature"),
+        (sign_with_another_key, "is signed with the key"),
+    ],
+)
+def test_a_forged_task_is_left_where_it_is_and_the_next_one_is_claimed(
+    forge: Callable[[Path, Trap, Spool], None], word: str, spool: Spool, trap: Trap
+) -> None:
+    path = put(spool, "what its owner sent")
+    forge(path, trap, spool)
+    [left] = path.parent.iterdir()
+    worker = claimer(spool)
+    assert worker.next() is None
+    assert word in worker.refused[str(left)]
+    assert left.exists() and os.listdir(spool.layout.claimed) == os.listdir(spool.layout.failed) == []
+    good = put(spool, 1)
+    claim = worker.next()
+    assert claim is not None and good.name.startswith(claim.task_file.task)
+    claim.release()
+
+
+def test_a_torn_task_is_set_aside_as_in_other_spools(spool: Spool, trap: Trap) -> None:
+    path = put(spool, "what its owner sent")
+    path.write_bytes(path.read_bytes()[:-60] + bytes(60))
+    assert claimer(spool).next() is None
+    assert os.listdir(spool.layout.failed)
+
+
+def test_a_header_is_not_believed_without_the_signature(spool: Spool, trap: Trap) -> None:
+    path = put(spool, "what its owner sent")
+    task_file = parse_task_file(path.name)
+    assert task_file is not None
+    resigned(path, trap, spool)
+    fd = files.open_file(str(path))
+    try:
+        with pytest.raises(NotTrusted):
+            spool.read_header(fd, files.size(fd), str(path), signing.task_label(task_file.task))
+    finally:
+        files.close(fd)
+
+
+def test_an_unsigned_spool_has_not_a_byte_more(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path / "spool", durability="none")
+    data = put(spool, 1).read_bytes()
+    assert int.from_bytes(data[24:32], "little") == len(data)
+    assert spool.signature is None
+
+
+# -- outcomes, recovery, objects
+
+
+def test_tasks_are_run_and_their_outcomes_delivered(stage: Stage) -> None:
+    inbox = stage.inbox()
+    headers = [stage.submit(inbox) for _ in range(3)]
+    stage.work()
+    stage.collect(inbox, headers)
+    assert len(stage.notes("delivered")) == len(stage.runs()) == 3
+    assert "surprise" not in stage.diary.read_text()
+
+
+def test_commands_read_what_is_signed_and_nothing_else(stage: Stage, trap: Trap) -> None:
+    task_id = stage.inbox().put(str, 1).task
+    assert json.loads(CliRunner().invoke(main, ["ls", "--json", stage.spool.path]).output)["name"] == "tested"
+    stage.work()
+    assert CliRunner().invoke(main, ["result", stage.spool.path, task_id]).output == "1\n"
+    [path] = Path(stage.spool.layout.outgoing, "inbox").iterdir()
+    resigned(path, trap, stage.spool)
+    refused = CliRunner().invoke(main, ["result", stage.spool.path, task_id])
+    assert refused.exit_code == NotTrusted.exit_code, refused.output
+
+
+def test_a_forged_outcome_is_not_unpickled_and_the_future_says_so(stage: Stage, trap: Trap) -> None:
+    inbox = stage.inbox()
+    future = inbox.put(str, 1)
+    stage.work()
+    [path] = Path(stage.spool.layout.outgoing, "inbox").iterdir()
+    resigned(path, trap, stage.spool)
+    inbox.look()
+    assert isinstance(future.exception(timeout=0), NotTrusted)
+    assert path.exists()
+
+
+def test_the_outcome_of_another_task_is_not_taken_for_this_ones(stage: Stage) -> None:
+    inbox = stage.inbox()
+    first, second = inbox.put(str, 1), inbox.put(str, 2)
+    stage.work()
+    one, two = sorted(Path(stage.spool.layout.outgoing, "inbox").iterdir())
+    one.write_bytes(two.read_bytes())
+    inbox.look()
+    assert isinstance(first.exception(timeout=0), NotTrusted)
+    assert second.result(timeout=0) == "2"
+
+
+@pytest.mark.parametrize("forge", [resigned, unsign])
+def test_a_recoverer_commits_no_outcome_without_a_good_signature_and_the_task_runs(
+    forge: Callable[[Path, Trap, Spool], None], stage: Stage, trap: Trap
+) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox)
+    claim = Claimer(stage.spool, announce(stage.spool, dead_process()), lambda _: True, Trust()).next()
+    assert claim is not None
+    write_outcome(stage.spool, header.session, claim.task_file, outcome_of(header, claim.task_file))
+    claim.release()
+    forge(Path(stage.spool.layout.outcome(header.session, claim.task_file)), trap, stage.spool)
+    stage.recover(rounds=1)
+    assert os.listdir(f"{stage.spool.layout.results}/inbox") == []
+    stage.work()
+    stage.collect(inbox, [header])
+    assert stage.notes("delivered")[header.task] == 1 and stage.runs()[header.task] == 1
+
+
+def test_a_recoverer_without_the_key_touches_nothing(stage: Stage, key: Path) -> None:
+    header = stage.submit()
+    claim = Claimer(stage.spool, announce(stage.spool, dead_process()), lambda _: True, Trust()).next()
+    assert claim is not None
+    write_outcome(stage.spool, header.session, claim.task_file, outcome_of(header, claim.task_file))
+    claim.release()
+    key.rename(key.with_name("away"))
+    before = stage.seen()
+    assert Recovery(Spool(stage.spool.path)).round() == []
+    assert stage.seen() == before
+    key.with_name("away").rename(key)
+    assert len(Recovery(Spool(stage.spool.path)).round()) == 1
+    assert len(stage.seen().results) == 1
+
+
+def test_an_object_of_another_name_is_not_unpickled(spool: Spool) -> None:
+    name = put_object(spool, b"pickle", [], "inbox")
+    assert bytes(read_object(spool, name, Trust()).payload) == b"pickle"
+    path = Path(spool.layout.objects, name)
+    forged = path.with_name("0" * 32)
+    forged.write_bytes(path.read_bytes())
+    with pytest.raises(NotTrusted):
+        read_object(spool, forged.name, Trust())
+
+
+# -- large files
+
+
+@pytest.fixture
+def large(spool: Spool) -> Path:
+    """A task file whose buffer begins at a page."""
+    name = new_task_id()
+    header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, "0" * 8))
+    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), b"pickle", [bytes(3 << 20)]))
+    return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
+
+
+def test_the_buffers_of_a_large_file_begin_at_pages_and_can_be_written_to(spool: Spool, large: Path) -> None:
+    claim = claimer(spool).next()
+    assert claim is not None
+    [buffer] = claim.content.buffers
+    assert isinstance(buffer, memoryview) and not buffer.readonly
+    assert ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % mmap.PAGESIZE == 0
+    claim.release()
+
+
+def test_what_was_checked_cannot_be_changed_afterwards(spool: Spool, large: Path) -> None:
+    claim = claimer(spool).next()
+    assert claim is not None
+    with open(spool.layout.claimed_task(claim.task_file), "r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"changed")
+    assert not any(claim.content.buffers[0])
+    claim.release()
+
+
+def test_signing_copies_no_buffer(spool: Spool) -> None:
+    parts = envelope.pack(b"{}", b"", [memoryview(bytearray(1 << 20))])
+    written: list[list[envelope.Buffer]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "create", lambda path, parts, **_: written.append(parts))
+        spool.write("path", "label", parts)
+    assert all(mine is theirs for mine, theirs in zip(parts, written[0], strict=False))
+    assert len(written[0]) == len(parts) + 1
+
+
+def test_a_file_for_which_there_is_no_memory_is_set_aside(spool: Spool, large: Path) -> None:
+    size = 1 << 43  # sparse: it takes no room on the disk
+    with large.open("r+b") as file:
+        data = file.read(32)
+        file.seek(0)
+        file.write(data[:24] + (size - signing.SIZE).to_bytes(8, "little"))
+        try:
+            file.truncate(size)
+        except OSError as error:
+            pytest.skip(f"no file of 8 TiB here: {error}")
+    fd = files.open_file(str(large))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mmap, "mmap", _no_memory)
+            with pytest.raises(BadTaskFile, match="no memory"):
+                spool.read(fd, size, str(large), "label")
+    finally:
+        files.close(fd)
+
+
+def _no_memory(*_: object) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
+# -- keys
+
+
+def test_a_key_that_is_not_there_is_told_at_once(spool: Spool, key: Path) -> None:
+    key.unlink()
+    for use in (lambda: Inbox(Spool(spool.path), Clock()), lambda: claimer(spool)):
+        with pytest.raises(NoKey, match=f"{key}.*spool key new"):
+            use()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o604, 0o700, 0o602])
+def test_a_key_that_others_may_read_or_write_is_refused(mode: int, spool: Spool, key: Path) -> None:
+    key.chmod(mode)
+    with pytest.raises(NoKey, match=f"mode {mode:04o}"):
+        claimer(spool)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
+def test_a_key_may_be_shared_with_a_group(mode: int, spool: Spool, key: Path) -> None:
+    key.chmod(mode)
+    claimer(spool)
+
+
+def test_a_key_file_that_is_a_link_or_is_damaged_is_refused(spool: Spool, key: Path, tmp_path: Path) -> None:
+    text = key.read_text()
+    for damaged in (text[:-3], "", text.replace(text[-10], "z" if text[-10] != "z" else "y"), text + "more\n"):
+        key.write_text(damaged)
+        with pytest.raises(NoKey, match="damaged"):
+            claimer(spool)
+    key.rename(tmp_path / "real")
+    key.symlink_to(tmp_path / "real")
+    with pytest.raises(NoKey, match="symbolic links"):
+        claimer(spool)
+
+
+@pytest.mark.multiuser
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another account")
+def test_a_key_of_another_account_is_refused_and_one_of_roots_is_not() -> None:
+    def read() -> object:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        return len(signing.read_keys(str(key)))
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # which every account can enter
+        os.chmod(place, 0o755)
+        key = Path(place, "key")
+        signing.make_key(str(key))
+        key.chmod(0o640)
+        os.chown(key, 0, 65534)
+        assert in_fork(read) == 1
+        os.chown(key, 65533, 65534)
+        error = in_fork(read)
+    assert isinstance(error, NoKey) and "belongs to uid 65533" in str(error)
+
+
+def test_without_a_name_the_configuration_directory_has_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPOOLPOOL_KEY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    spool = Spool.create(tmp_path / "spool", signed=True)
+    assert spool.signature is not None
+    assert spool.signature.path == f"{tmp_path}/config/spoolpool/keys/{spool.config.id}"
+    signing.make_key(spool.signature.path)
+    assert os.stat(spool.signature.path).st_mode & 0o777 == 0o600
+    put(spool, 1)
+
+
+# -- rotation
+
+
+def test_two_keys_are_valid_while_they_are_rotated(spool: Spool, key: Path) -> None:
+    worker = claimer(spool)
+    put(spool, 1)
+    signing.rotate_key(str(key))
+    put(Spool(spool.path), 2)
+    for _ in range(2):  # it reads the key file again when it meets a key that it does not know
+        claim = worker.next()
+        assert claim is not None
+        claim.release()
+    old = put(spool, 3)
+    signing.rotate_key(str(key), finish=True)
+    late = claimer(spool)
+    assert late.next() is None and "is signed with the key" in late.refused[str(old)]
+    assert old.exists()
+
+
+def test_a_running_process_signs_with_the_new_key_within_a_minute(spool: Spool, key: Path, clock: Clock) -> None:
+    put(spool, 1)
+    new, old = signing.rotate_key(str(key))
+    assert put(spool, 2).read_bytes()[-signing.SIZE :][:8].hex() == old.id
+    clock.sleep(60.0)
+    assert put(spool, 3).read_bytes()[-signing.SIZE :][:8].hex() == new.id
+    key.unlink()  # out of reach for a moment
+    clock.sleep(60.0)
+    assert put(spool, 4).read_bytes()[-signing.SIZE :][:8].hex() == new.id
+
+
+def test_a_task_whose_key_comes_later_is_claimed_then(spool: Spool, key: Path, clock: Clock) -> None:
+    before = key.read_bytes()
+    worker = claimer(spool)
+    signing.rotate_key(str(key))
+    path = put(Spool(spool.path), 1)
+    after = key.read_bytes()
+    key.write_bytes(before)
+    assert worker.next() is None and path.exists()
+    key.write_bytes(after)
+    clock.sleep(61.0)
+    claim = worker.next()
+    assert claim is not None
+    claim.release()
+
+
+def test_a_result_whose_key_comes_later_is_delivered_then(stage: Stage, key: Path) -> None:
+    inbox = stage.inbox()
+    future = inbox.put(str, 1)
+    before = key.read_bytes()
+    signing.rotate_key(str(key))
+    submitter, stage.spool = stage.spool, Spool(stage.spool.path)
+    assert submitter.signature is not None
+    stage.work()
+    after = key.read_bytes()
+    key.write_bytes(before)
+    inbox.look(rounds=1)
+    assert not future.done()
+    key.write_bytes(after)
+    inbox.look(rounds=1)
+    assert future.result(timeout=0) == "1"
+
+
+def test_a_rotated_key_file_keeps_its_mode_and_nobody_rotates_it_twice_at_once(key: Path) -> None:
+    key.chmod(0o640)
+    signing.rotate_key(str(key))
+    assert key.stat().st_mode & 0o777 == 0o640
+    Path(f"{key}.new").touch()
+    with pytest.raises(BadRequest, match=r"key\.new exists"):
+        signing.rotate_key(str(key))
+    with pytest.raises(BadRequest, match="rotate"):
+        signing.make_key(str(key))
+
+
+# -- the real thing
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    name, *rest = map(str, arguments)
+    return subprocess.run([BIN / name, *rest], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT)
+
+
+def test_by_hand_a_signed_spool_with_its_key(tmp_path: Path, worker: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "spool"
+    monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
+    assert command("spool", "init", path, "--signed", "--durability", "none").returncode == 0
+    refused = command("spool-worker", path)
+    assert refused.returncode == NoKey.exit_code == 18 and "spool key new" in refused.stderr
+    with pytest.raises(NoKey):
+        Executor(spool=path)
+    made = command("spool", "key", "new", path)
+    (line,) = (tmp_path / "key").read_text().splitlines()[1:]
+    identity, secret = line.split()
+    assert made.stdout.split() == [identity, "signs", str(tmp_path / "key")]
+    serving = worker(path)
+    with Executor(spool=path, init_function=tasks.make_presets) as executor:
+        assert executor.submit(pow, 2, 5).result(LIMIT) == 32
+        rotated = command("spool", "key", "rotate", path)
+        assert rotated.stdout.split()[1::3] == ["signs", "valid"] and rotated.stdout.split()[3] == identity
+        assert executor.submit(tasks.take_preset, 1).result(LIMIT)[0] == 1
+    with Executor(spool=path) as executor:
+        assert executor.submit(len, bytes(3 << 20)).result(LIMIT) == 3 << 20  # with the new key
+    assert command("spool", "key", "rotate", path, "--finish").stdout.count("\n") == 1
+    shown = command("spool", "key", "show", path)
+    assert identity not in shown.stdout and secret not in shown.stdout + rotated.stdout + made.stdout
+    assert command("spool", "check", path).returncode == 0
+    assert serving.poll() is None
+    assert command("spool", "key", "new", Spool.create(tmp_path / "plain").path).returncode == BadRequest.exit_code
+
+
+@pytest.mark.mpi
+def test_a_rank_that_has_no_key_file_publishes_with_what_rank_0_gave_it(
+    spool: Spool, key: Path, tmp_path: Path
+) -> None:
+    from spoolpool.launch.mpiexec import find_mpiexec
+    from spoolpool.protocol import workers
+    from tests.support import mpi_tasks
+
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        pytest.skip("no mpiexec")
+    run = [sys.executable, "-m", "spoolpool.cli.worker", spool.path, "--grace", "0.2"]
+    lonely = ["env", "-u", "SPOOLPOOL_KEY", f"XDG_CONFIG_HOME={tmp_path}"]
+    ranks = subprocess.Popen(
+        [mpiexec, "-n", "1", *run, ":", "-n", "1", *lonely, *run], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: workers.read_workers(spool), "the group announced itself")
+        with Executor(spool=spool.path, cores_per_worker=2) as executor:
+            error = executor.submit(mpi_tasks.raises_while_others_wait, 1, tmp_path / "trace").exception(LIMIT)
+        assert isinstance(error, tasks.OwnError)
+    finally:
+        ranks.terminate()
+        ranks.communicate(timeout=LIMIT)

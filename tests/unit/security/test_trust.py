@@ -1,0 +1,369 @@
+"""Whose files are read: what is not trusted is not opened further, not unpickled, not removed, but told."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spoolpool import settings
+from spoolpool.calls import pickling
+from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted
+from spoolpool.format import envelope, headers
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import (
+    Lane,
+    TaskFile,
+    bucket_name,
+    new_submitter_id,
+    new_task_id,
+    new_worker_id,
+    parse_task_file,
+)
+from spoolpool.protocol import workers
+from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.submit import submit_task
+from spoolpool.security.trust import Trust
+from spoolpool.system import accounts, files
+from spoolpool.system.accounts import account_name
+from tests.support.fake_worker import LANE, Clock, Inbox, Stage, announce, dead_process, info_of
+
+STRANGER = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
+
+
+class Trap:
+    """What must not be unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = str(trace)
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.mkdir, (self.trace,)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Trap:
+    return Trap(tmp_path / "sprung")
+
+
+@pytest.fixture
+def claimer(spool: Spool) -> Claimer:
+    return Claimer(spool, new_worker_id(), lambda _: True, Trust())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.installed(monkeypatch)
+
+
+def put(spool: Spool, trap: Trap) -> Path:
+    """Submit a task; its file."""
+    name = new_task_id()
+    header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
+    payload, buffers = pickling.dumps(trap)
+    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), payload, buffers))
+    return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
+
+
+def refuses(claimer: Claimer, path: Path, *words: str) -> None:
+    """It is told about, left as it is, and another task is found behind it."""
+    assert claimer.next() is None
+    assert all(word in claimer.refused[str(path)] for word in words), claimer.refused
+    assert claimer.next() is None
+
+
+def check(path: Path, trust: Trust) -> int:
+    fd = files.open_file(str(path))
+    try:
+        return trust.check(fd, str(path)).st_size
+    finally:
+        files.close(fd)
+
+
+def test_ones_own_file_is_trusted_and_its_size_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert check(tmp_path / "file", Trust()) == 5
+
+
+@as_root
+def test_anothers_file_is_trusted_only_if_that_account_was_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    with pytest.raises(NotTrusted, match=f"{path} belongs to {account_name(STRANGER)}"):
+        check(path, Trust())
+    assert check(path, Trust([STRANGER])) == 0
+    assert check(path, Trust([account_name(STRANGER)])) == 0
+
+
+@as_root
+def test_a_members_file_is_trusted_if_the_group_was_named_whether_it_is_his_primary_one_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    primary = grp.getgrgid(pwd.getpwuid(STRANGER).pw_gid).gr_name
+    assert check(path, Trust(groups=[primary])) == 0
+    with pytest.raises(NotTrusted):
+        check(path, Trust(groups=["daemon"]))
+    groups = os.getgrouplist
+    daemon = grp.getgrnam("daemon").gr_gid
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [*groups(name, gid), daemon])
+    accounts._groups_of.cache_clear()  # as after a minute
+    assert check(path, Trust(groups=["daemon"])) == 0
+
+
+def test_a_group_that_is_not_there_cannot_be_trusted() -> None:
+    with pytest.raises(BadRequest, match="no group 'nobodies-group'"):
+        Trust(groups=["nobodies-group"])
+
+
+def test_a_lane_of_an_account_that_no_group_trusts_is_told_with_its_name() -> None:
+    lane = Lane("default", 1, 1, 0, settings.PYTHON, user=0)
+    groups = [info_of(dead_process()), info_of(dead_process(), trust_users=(1, STRANGER))]
+    assert workers.why_unserved(lane.name, groups) == "no group trusts root (--trust-user, --trust-group)"
+    for more in (
+        {"trust_users": (0,)},
+        {"trust_groups": (grp.getgrgid(pwd.getpwuid(0).pw_gid).gr_name,)},
+        {"trust_all": True},
+    ):
+        assert workers.why_unserved(lane.name, [*groups, info_of(dead_process(), **more)]) is None
+
+
+def test_an_account_that_is_not_there_cannot_be_trusted() -> None:
+    with pytest.raises(BadRequest, match="no account 'nobody-of-that-name'"):
+        Trust(["nobody-of-that-name"])
+
+
+def test_an_account_without_a_name_has_its_number() -> None:
+    assert account_name(4_000_000_000) == "uid 4000000000"
+
+
+@as_root
+def test_a_task_of_a_stranger_is_left_alone_and_the_next_one_is_claimed(
+    spool: Spool, claimer: Claimer, trap: Trap
+) -> None:
+    path = put(spool, trap)
+    os.chown(path, STRANGER, STRANGER)
+    refuses(claimer, path, "not trusted")
+    assert path.exists()
+    mine = put(spool, trap)
+    claim = claimer.next()
+    assert claim is not None and claim.task_file.task == mine.name[: len(claim.task_file.task)]
+    claim.release()
+    assert not os.path.exists(trap.trace)
+
+
+@as_root
+def test_a_task_of_a_named_account_is_claimed(spool: Spool, trap: Trap) -> None:
+    os.chown(put(spool, trap), STRANGER, STRANGER)
+    claim = Claimer(spool, new_worker_id(), lambda _: True, Trust([STRANGER])).next()
+    assert claim is not None
+    claim.release()
+
+
+def test_a_symbolic_link_is_not_followed(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
+    path = put(spool, trap)
+    os.rename(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    refuses(claimer, path, "symbolic links")
+    assert path.is_symlink()
+
+
+def test_a_fifo_holds_nobody_up(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    os.mkfifo(path)
+    refuses(claimer, path, "not a regular file")
+    assert path.is_fifo()
+
+
+def test_a_socket_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    monkeypatch.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(path.name)
+        refuses(claimer, path, "cannot be opened")
+    assert path.is_socket()
+
+
+@as_root
+def test_a_device_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    try:
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
+    except PermissionError as error:
+        pytest.skip(f"no device can be made here: {error}")
+    refuses(claimer, path)
+
+
+def test_a_directory_with_the_name_of_a_task_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.unlink()
+    path.mkdir()
+    refuses(claimer, path, "cannot be opened")
+    assert path.is_dir()
+
+
+def test_a_file_with_a_second_name_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
+    path = put(spool, trap)
+    os.link(path, tmp_path / "second")
+    refuses(claimer, path, "2 names")
+    assert path.exists()
+
+
+def test_a_file_that_may_not_be_opened_is_left_alone(
+    spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(spool, trap)
+
+    def refuse(path: str, *, write: bool = False) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(files, "open_file", refuse)
+    refuses(claimer, path, "Permission denied")
+
+
+def test_a_torn_task_is_set_aside_and_the_next_one_is_claimed(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    torn, whole = put(spool, trap), put(spool, trap)
+    torn.write_bytes(torn.read_bytes()[:-1])
+    claim = claimer.next()
+    assert claim is not None and claim.task_file.task == parse_task_file(whole.name).task  # type: ignore[union-attr]
+    claim.release()
+    [kept] = os.listdir(spool.layout.failed)
+    assert kept.startswith(torn.name)
+    assert not os.listdir(spool.layout.ready + f"/{LANE}/{torn.parent.name}")
+
+
+@pytest.mark.parametrize(
+    "field", [{"session": "../../etc"}, {"lane": "../x"}, {"bucket": "../../../x"}, {"init": "/etc/passwd"}], ids=str
+)
+def test_a_header_with_a_hostile_name_leads_nowhere(
+    field: dict[str, str], spool: Spool, claimer: Claimer, trap: Trap
+) -> None:
+    path = put(spool, trap)
+    fd = files.open_file(str(path))
+    content = envelope.read(fd, files.size(fd), str(path))
+    files.close(fd)
+    import msgspec
+
+    header = msgspec.json.decode(content.header, type=TaskHeader)
+    hostile = msgspec.structs.replace(header, **field)
+    path.write_bytes(b"".join(bytes(part) for part in envelope.pack(headers.encode(hostile), content.payload)))
+    assert claimer.next() is None
+    [kept] = os.listdir(spool.layout.failed)
+    assert kept.startswith(path.name)
+
+
+def test_a_task_under_the_name_of_another_is_set_aside(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+    path = put(spool, trap)
+    path.rename(path.with_name(TaskFile(new_task_id(), 1, 1).name))
+    assert claimer.next() is None
+    assert len(os.listdir(spool.layout.failed)) == 1
+
+
+def test_foreign_names_in_a_spool_are_left_alone_and_stop_nothing(
+    spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path
+) -> None:
+    path = put(spool, trap)
+    foreign = [
+        Path(spool.layout.ready, "README"),
+        Path(spool.layout.ready, "other lane"),
+        Path(spool.layout.ready, LANE, "notes"),
+        path.parent / "core.1234",
+        path.parent / ".nfs0000000000000001",
+        Path(spool.layout.claimed, "junk"),
+        Path(spool.layout.workers, "junk"),
+    ]
+    for each in foreign:
+        each.touch()
+    Recovery(spool).round()
+    claim = claimer.next()
+    assert claim is not None
+    claim.release()
+    assert all(each.exists() for each in foreign)
+
+
+@pytest.mark.parametrize("kind", ["lane", "bucket"])
+def test_a_directory_that_cannot_be_listed_does_not_hide_the_tasks_in_others(
+    kind: str, spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(spool, trap)
+    if kind == "lane":
+        closed = Path(spool.layout.ready, "aaa.r1t1g0.py3.11")
+    else:
+        closed = path.parent.with_name("000-00000000000000-00000000")
+    closed.mkdir()
+    names = files.list_names
+
+    def refuse(directory: str) -> list[str]:
+        if directory == str(closed):
+            raise PermissionError(13, "Permission denied", directory)
+        return names(directory)
+
+    monkeypatch.setattr(files, "list_names", refuse)
+    claim = claimer.next()
+    assert claim is not None
+    claim.release()
+    with pytest.raises(PermissionError, match=str(closed)):  # with nothing else to do, it is told
+        claimer.next()
+
+
+@as_root
+@pytest.mark.parametrize("forge", ["owner", "fifo", "link"])
+def test_an_outcome_that_a_stranger_made_is_not_unpickled_and_the_future_says_so(
+    forge: str, tmp_path: Path, clock: Clock, trap: Trap
+) -> None:
+    stage = Stage(tmp_path / "stage", clock)
+    inbox = Inbox(stage.spool, clock)
+    future = inbox.put(str, 1)
+    stage.work()
+    [name] = os.listdir(f"{stage.spool.layout.outgoing}/inbox")
+    path = Path(stage.spool.layout.outgoing, "inbox", name)
+    if forge == "owner":
+        os.chown(path, STRANGER, STRANGER)
+    else:
+        path.rename(tmp_path / "moved")
+        os.mkfifo(path) if forge == "fifo" else path.symlink_to(tmp_path / "moved")
+    inbox.look(rounds=60)
+    assert isinstance(future.exception(timeout=0), NotTrusted if forge == "owner" else BadTaskFile)
+    assert os.path.lexists(path)
+
+
+@as_root
+def test_a_claim_that_a_stranger_put_there_is_not_taken_for_the_workers_own(
+    spool: Spool, trap: Trap, tmp_path: Path
+) -> None:
+    worker = new_worker_id()
+    claimer = Claimer(spool, worker, lambda _: True, Trust())
+    path = put(spool, trap)
+    task_file = parse_task_file(path.name)
+    assert task_file is not None
+    forged = Path(spool.layout.claimed_task(task_file.claimed_by(worker)))
+    path.rename(forged)
+    os.chown(forged, STRANGER, STRANGER)
+    assert claimer.forgotten() is None
+    assert "not trusted" in claimer.refused[str(forged)]
+    assert forged.exists()
+
+
+def test_recovery_reads_headers_and_unpickles_nothing(tmp_path: Path, clock: Clock, trap: Trap) -> None:
+    stage = Stage(tmp_path / "stage", clock)
+    path = put(stage.spool, trap)
+    task_file = parse_task_file(path.name)
+    assert task_file is not None
+    path.rename(stage.spool.layout.claimed_task(task_file.claimed_by(announce(stage.spool, dead_process()))))
+    assert stage.recover()
+    assert not os.path.exists(trap.trace)

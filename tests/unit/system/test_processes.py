@@ -1,0 +1,150 @@
+"""Which process is provably dead: the same boot and the same pid namespace, and it is not there any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from spoolpool.system import processes
+from spoolpool.system.processes import ProcessId
+from tests.support.waiting import LIMIT, wait_until
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until the test ends it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def state_of(pid: int) -> str:
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def test_a_process_that_runs_is_not_dead(process: subprocess.Popen[bytes]) -> None:
+    assert not ProcessId.of(process.pid).dead()
+    assert not ProcessId.of(os.getpid()).dead()
+
+
+def test_a_process_that_was_stopped_is_not_dead(process: subprocess.Popen[bytes]) -> None:
+    who = ProcessId.of(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state_of(process.pid) == "T", "it has stopped")
+    assert not who.dead()
+
+
+def test_a_process_that_ended_is_dead_before_and_after_its_parent_took_notice(
+    process: subprocess.Popen[bytes],
+) -> None:
+    who = ProcessId.of(process.pid)
+    process.kill()
+    wait_until(lambda: state_of(process.pid) == "Z", "it is a zombie")
+    assert who.dead()
+    process.wait(LIMIT)
+    assert who.dead()
+
+
+def test_another_process_with_the_same_pid_is_another_process(process: subprocess.Popen[bytes]) -> None:
+    earlier = msgspec.structs.replace(ProcessId.of(process.pid), start="12")
+    assert earlier.dead()
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"boot": "0b0e4b6c-0000-0000-0000-000000000000"},
+        {"namespace": "pid:[1]"},
+        {"boot": ""},
+        {"namespace": ""},
+        {"start": ""},
+    ],
+    ids=str,
+)
+def test_nothing_is_proven_about_a_process_of_another_boot_or_namespace_or_of_one_that_is_not_known(
+    elsewhere: dict[str, str], process: subprocess.Popen[bytes]
+) -> None:
+    who = ProcessId.of(process.pid)
+    process.kill()
+    process.wait(LIMIT)
+    assert who.dead()
+    assert not msgspec.structs.replace(who, **elsewhere).dead()
+
+
+def test_the_name_of_the_host_proves_nothing(process: subprocess.Popen[bytes]) -> None:
+    who = msgspec.structs.replace(ProcessId.of(process.pid), host="another")
+    assert not who.dead()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 2**62])
+def test_a_pid_that_nobody_can_have_is_not_dead_for_that(pid: int) -> None:
+    assert not msgspec.structs.replace(ProcessId.of(os.getpid()), pid=pid).dead()
+
+
+def test_nobody_is_dead_where_proc_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
+    monkeypatch.setattr(processes, "_read", lambda path: "")
+    assert not who.dead()
+
+
+def test_a_process_that_proc_hides_from_this_account_is_not_dead(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = ProcessId.of(process.pid)
+    read = processes._read
+    monkeypatch.setattr(processes, "_read", lambda path: "" if f"/{process.pid}/" in path else read(path))
+    assert not who.dead()
+    process.kill()
+    process.wait(LIMIT)
+    assert who.dead()
+
+
+HIDING = """\
+import encodings.ascii, os, sys
+import msgspec
+from spoolpool.system.processes import ProcessId
+os.setgid(65534), os.setuid(65534)
+others, gone = (msgspec.json.decode(text, type=ProcessId) for text in sys.argv[1:])
+assert not os.path.exists(f"/proc/{others.pid}/stat"), "proc does not hide it"
+print(others.dead(), gone.dead())
+"""
+
+
+@pytest.mark.multiuser
+def test_another_accounts_process_lives_where_proc_is_mounted_with_hidepid(process: subprocess.Popen[bytes]) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare, to mount another /proc")
+    gone = msgspec.structs.replace(ProcessId.of(os.getpid()), pid=2**22 + 1)
+    arguments = [msgspec.json.encode(who).decode() for who in (ProcessId.of(process.pid), gone)]
+    script = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", HIDING, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    if "mount:" in result.stderr:
+        pytest.skip(f"/proc cannot be mounted here: {result.stderr}")
+    assert result.stdout.split() == ["False", "True"], result.stderr
+
+
+PROVE = """\
+import sys
+import msgspec
+from spoolpool.system.processes import ProcessId
+print(msgspec.json.decode(sys.argv[1], type=ProcessId).dead())
+"""
+
+
+def test_a_process_in_another_pid_namespace_proves_nothing() -> None:
+    who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
+    assert who.dead()
+    command = ["unshare", "-f", "-p", "--mount-proc", sys.executable, "-c", PROVE, msgspec.json.encode(who).decode()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT) if shutil.which("unshare") else None
+    if result is None or "unshare:" in result.stderr:
+        pytest.skip("a pid namespace cannot be made here")
+    assert result.stdout.split() == ["False"], result.stderr

@@ -1,0 +1,181 @@
+"""Waiting for a change: what ends a wait, what does not, and that all of it works without inotify."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from watchdog.observers import inotify_c
+
+from spoolpool.system.watch import DirectoryWatcher
+from tests.support.waiting import LIMIT
+
+
+@pytest.fixture
+def watch() -> Iterator[DirectoryWatcher]:
+    watch = DirectoryWatcher()
+    yield watch
+    watch.close()
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[DirectoryWatcher]:
+    """A watch of a user who has used up the instances of inotify."""
+    monkeypatch.setattr(inotify_c, "inotify_init", lambda: -1)
+    watch = DirectoryWatcher()
+    yield watch
+    watch.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_name_that_comes_ends_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    watch.add(str(here))
+    (there / "file").touch()
+    os.rename(there / "file", here / "file")
+    assert watch.wait(LIMIT)
+    (here / "directory").mkdir()
+    assert watch.wait(LIMIT)
+
+
+def test_a_change_that_came_before_the_wait_ends_it_at_once(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    watch.add(str(tmp_path))
+    (tmp_path / "file").touch()
+    assert watch.wait(0)
+    assert not watch.wait(0)
+
+
+def test_a_name_that_goes_ends_nothing(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    watch.add(str(tmp_path))
+    (tmp_path / "file").unlink()
+    assert not watch.wait(0)
+
+
+def test_what_was_cleared_ends_nothing(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    watch.add(str(tmp_path))
+    for number in range(600):  # more events than one read takes
+        (tmp_path / f"{number:0200}").touch()
+    watch.wake()
+    watch.clear()
+    assert not watch.wait(0)
+
+
+def test_a_thread_that_wakes_it_ends_the_wait(watch: DirectoryWatcher) -> None:
+    thread = threading.Thread(target=watch.wake)
+    thread.start()
+    assert watch.wait(LIMIT)
+    thread.join()
+
+
+def test_a_signal_handler_that_wakes_it_ends_the_wait(watch: DirectoryWatcher) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: watch.wake())
+    try:
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        assert watch.wait(LIMIT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_waking_it_more_often_than_anybody_waits_blocks_nobody(watch: DirectoryWatcher) -> None:
+    for _ in range(100_000):
+        watch.wake()
+    assert watch.wait(LIMIT)
+
+
+def test_only_the_kept_directories_end_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    for directory in (one, two, three):
+        directory.mkdir()
+    watch.keep({str(one), str(two)})
+    watch.keep({str(two), str(three)})
+    watch.clear()
+    (one / "file").touch()
+    assert not watch.wait(0)
+    for directory in (two, three):
+        (directory / "file").touch()
+        assert watch.wait(LIMIT)
+
+
+def test_a_directory_that_is_removed_and_made_again_is_watched_again_once_it_was_missed(
+    watch: DirectoryWatcher, tmp_path: Path
+) -> None:
+    bucket = tmp_path / "bucket"
+    for _ in range(3):
+        bucket.mkdir()
+        watch.keep({str(tmp_path), str(bucket)})
+        watch.clear()
+        (bucket / "file").touch()
+        assert watch.wait(LIMIT)
+        (bucket / "file").unlink()
+        bucket.rmdir()
+        watch.keep({str(tmp_path)})
+
+
+def test_a_directory_that_is_not_there_is_no_error(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    watch.add(str(tmp_path / "missing"))
+    watch.keep({str(tmp_path / "gone"), str(tmp_path)})
+    (tmp_path / "file").touch()
+    assert watch.wait(LIMIT)
+
+
+def test_without_inotify_the_wait_ends_when_its_time_is_over_or_somebody_wakes_it(
+    blind: DirectoryWatcher, tmp_path: Path
+) -> None:
+    blind.add(str(tmp_path))
+    blind.keep({str(tmp_path)})
+    (tmp_path / "file").touch()
+    assert not blind.wait(0.001)
+    blind.wake()
+    assert blind.wait(LIMIT)
+    blind.clear()
+    assert not blind.wait(0)
+
+
+def test_inotify_begins_with_the_first_directory_and_never_after_the_end(tmp_path: Path) -> None:
+    watch = DirectoryWatcher()
+    assert watch._inotify < 0
+    watch.add(str(tmp_path))
+    assert watch._inotify >= 0
+    watch.close()
+    watch.add(str(tmp_path))
+    assert watch._inotify < 0
+    unused = DirectoryWatcher()
+    unused.close()
+    unused.add(str(tmp_path))
+    assert unused._inotify < 0
+
+
+def test_closing_gives_every_descriptor_back_and_may_be_repeated(tmp_path: Path) -> None:
+    before = descriptors()
+    for _ in range(20):
+        watch = DirectoryWatcher()
+        watch.add(str(tmp_path))
+        watch.close()
+        watch.close()
+        watch.wake()
+        watch.clear()
+    assert descriptors() == before
+
+
+def test_one_that_nobody_closed_gives_every_descriptor_back_when_it_is_dropped() -> None:
+    before = descriptors()
+    watch = DirectoryWatcher()
+    assert descriptors() > before
+    del watch
+    assert descriptors() == before
+
+
+def test_a_started_program_inherits_no_descriptor_of_it(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    watch.add(str(tmp_path))
+    fds = [watch._read, watch._write, watch._inotify]
+    assert not any(os.get_inheritable(fd) for fd in fds)

@@ -1,0 +1,547 @@
+"""Worker groups on real MPI ranks, more of them than there are cores."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, settings
+from spoolpool.client import options
+from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
+from spoolpool.launch.choice import Options, python_worker
+from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
+from spoolpool.resources import Shape
+from spoolpool.worker.loop import _LOOK_EVERY
+from tests.conftest import Workers
+from tests.support import mpi_tasks, tasks
+from tests.support.processes import processes_of
+from tests.support.waiting import LIMIT, wait_until
+
+pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+MPIEXEC = find_mpiexec() or ""
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not MPIEXEC, reason="there is no mpiexec")]
+
+Submit = Callable[..., Future[Any]]
+"""Submits a call to groups of so many ranks: ``submit(ranks, function, *arguments, **wishes)``."""
+
+
+@pytest.fixture
+def submit(spool: Spool) -> Iterator[Submit]:
+    with Executor(spool=spool.path) as attached:
+
+        def submit(ranks: int, function: Callable[..., Any], *arguments: Any, **wishes: Any) -> Future[Any]:
+            return attached.submit(function, *arguments, resource_dict={"cores": ranks, **wishes})
+
+        yield submit
+
+
+@pytest.fixture(params=["supervised", "by hand"])
+def start(request: pytest.FixtureRequest, spool: Spool, worker: Workers) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts one group of so many ranks, in both ways."""
+
+    def start(ranks: int, *options: object) -> subprocess.Popen[bytes]:
+        if request.param == "by hand":
+            return worker(spool, *options, mpi_ranks=ranks)
+        return worker(spool, "--launcher", "mpiexec", "--ranks", ranks, *options)
+
+    return start
+
+
+def no_process_is_left(spool: Spool) -> None:
+    wait_until(lambda: not processes_of(spool.path), f"no process of {spool.path} is left")
+
+
+def tasks_in(spool: Spool, where: str) -> int:
+    return sum(1 for path in (Path(spool.path) / where).rglob("*") if path.is_file())
+
+
+# -- results
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_result_is_the_list_of_the_ranks_values_in_rank_order(ranks, start, submit):
+    start(ranks)
+    total = sum(range(ranks))
+    assert submit(ranks, mpi_tasks.where).result(LIMIT) == [(rank, ranks, total) for rank in range(ranks)]
+    assert [len(values) for values in (submit(ranks, tasks.pid).result(LIMIT) for _ in range(20))] == [ranks] * 20
+
+
+def test_one_rank_gives_the_bare_value_without_mpi(spool, worker, submit):
+    worker(spool)
+    assert submit(1, tasks.rank_and_size).result(LIMIT) == (0, 1)
+
+
+def test_one_rank_of_a_split_world_gives_the_bare_value(spool, worker, submit):
+    worker(spool, "--ranks", 1, mpi_ranks=2, await_groups=2)
+    assert {submit(1, mpi_tasks.where).result(LIMIT) for _ in range(4)} == {(0, 1, 0)}
+
+
+def test_comm_world_is_the_group(start, submit):
+    start(2)
+    values = submit(2, mpi_tasks.where_in_the_group).result(LIMIT)
+    pids = sum(submit(2, tasks.pid).result(LIMIT))
+    assert values == [(0, 2, pids, True), (1, 2, pids, True)]
+
+
+def test_a_big_world_is_split_into_groups_that_work_at_the_same_time(spool, worker, submit, tmp_path):
+    worker(spool, "--ranks", 2, mpi_ranks=4, await_groups=2)
+    a, b = tmp_path / "a", tmp_path / "b"
+    one, other = submit(2, mpi_tasks.meet, a, b), submit(2, mpi_tasks.meet, b, a)
+    (size, pids), again = one.result(LIMIT)
+    (_, others), _ = other.result(LIMIT)
+    assert size == 2 and again == (size, pids) and len({*pids, *others}) == 4
+    assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
+
+
+def test_arrays_pass_through_a_group_and_can_be_written_to(start, submit):
+    numpy = pytest.importorskip("numpy")
+    start(2)
+    array, small = numpy.arange(300_000, dtype=float), numpy.ones(3)
+    values = submit(2, mpi_tasks.scaled, array, [small, "word"]).result(LIMIT)
+    for rank, value in enumerate(values):
+        assert numpy.array_equal(value["array"], array + rank)
+        assert numpy.array_equal(value["keep"][0], small) and value["keep"][1] == "word"
+
+
+def test_a_rank_can_run_groups_of_its_own(spool, worker, submit):
+    worker(spool, mpi_ranks=2)
+    inner = [(0, 2, 1), (1, 2, 1)]
+    assert submit(2, mpi_tasks.nested).result(LIMIT) == [inner, inner]
+
+
+# -- exceptions
+
+
+def on(*ways: tuple[str, Any]) -> pytest.MarkDecorator:
+    """In which way the group is started, and which ranks misbehave."""
+    return pytest.mark.parametrize(("start", "who"), ways, indirect=["start"], ids=[f"{a}: {b}" for a, b in ways])
+
+
+@on(
+    ("by hand", (0,)),
+    ("by hand", (3,)),
+    ("by hand", (1, 2)),
+    ("by hand", (0, 1, 2, 3)),
+    ("supervised", (0,)),
+    ("supervised", (3,)),
+)
+def test_an_exception_comes_back_with_rank_host_and_traceback_and_the_next_task_runs(who, start, submit):
+    start(4)
+    error = submit(4, mpi_tasks.raises_on, who).exception(LIMIT)
+    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who[0]}"
+    assert f"On rank {who[0]}, host {socket.gethostname()}" in str(error.__cause__)
+    assert "in raises_on" in str(error.__cause__)
+    assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
+
+
+def test_a_task_that_fails_alike_on_all_ranks_costs_no_new_group(start, submit):
+    start(2)
+    before = submit(2, tasks.pid).result(LIMIT)
+    assert type(submit(2, mpi_tasks.raises_on, (0, 1)).exception(LIMIT)).__name__ == "OwnError"
+    assert submit(2, tasks.pid).result(LIMIT) == before
+
+
+@on(("by hand", 0), ("by hand", 1), ("supervised", 1))
+def test_a_result_that_cannot_be_pickled_on_one_rank_is_an_error_of_that_task_alone(who, start, submit):
+    start(2)
+    error = submit(2, mpi_tasks.lock_on, (who,)).exception(LIMIT)
+    assert isinstance(error, NotPicklable) and f"from rank {who} on {socket.gethostname()}" in str(error)
+    assert submit(2, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 2)
+
+
+@on(("by hand", (0,)), ("by hand", (1,)), ("supervised", (0, 1)))
+def test_an_exception_that_cannot_travel_is_told_of(who, start, submit):
+    start(2)
+    error = submit(2, mpi_tasks.raises_on, who, "picky").exception(LIMIT)
+    assert isinstance(error, TaskFailed) and f"on {who[0]} (code 7)" in str(error)
+    assert "in raises_on" in str(error.__cause__)
+    assert submit(2, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 2)
+
+
+@pytest.mark.parametrize("who", [0, 3])
+def test_one_rank_that_raises_while_the_others_wait_ends_in_its_exception(who, spool, worker, submit, tmp_path):
+    worker(spool, "--launcher", "mpiexec", "--ranks", 4, "--grace", 0.5)
+    error = submit(4, mpi_tasks.raises_while_others_wait, who, tmp_path / "trace").exception(LIMIT)
+    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who}"
+    assert f"On rank {who}, host {socket.gethostname()}" in str(error.__cause__)
+    assert "in raises_while_others_wait" in str(error.__cause__)
+    assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
+    assert len((tmp_path / "trace").read_text().split()) == 4  # it ran once on each rank
+
+
+def test_two_ranks_that_raise_while_another_waits_give_one_outcome(spool, worker, submit, tmp_path):
+    worker(spool, "--launcher", "mpiexec", "--ranks", 3, "--grace", 0.5)
+    error = submit(3, mpi_tasks.only_rank_0_waits, tmp_path / "trace").exception(LIMIT)
+    assert re.fullmatch("from rank [12]", str(error))
+    assert submit(3, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 3)
+    assert len((tmp_path / "trace").read_text().split()) == 3
+
+
+# -- messages that are left behind
+
+LEFT = ["gather raise", "gather", "bcast", "isend", "isend raise", "large isend", "send to itself", "receive"]
+
+
+@pytest.mark.parametrize(("start", "ranks"), [("supervised", 2), ("by hand", 4)], indirect=["start"])
+@pytest.mark.parametrize("what", LEFT)
+def test_no_message_that_a_task_left_behind_reaches_the_next_one(what, ranks, start, submit):
+    # that a receive took what ends a task is found when the grace period is over
+    process = start(ranks, *(("--grace", 0.5) if what == "receive" else ()))
+    ended = submit(ranks, mpi_tasks.leaves_behind, what)
+    if "raise" in what:
+        assert type(ended.exception(LIMIT)).__name__ == "OwnError"
+    else:
+        assert ended.result(LIMIT) == ["left"] * ranks
+    for value in ("fresh", "fresher"):
+        assert submit(ranks, mpi_tasks.exchange, value).result(LIMIT) == mpi_tasks.exchanged(value, ranks)
+    process.terminate()
+    assert process.wait(LIMIT) == 0  # nothing that was left keeps MPI from its end
+
+
+def test_every_result_belongs_to_its_task_however_tasks_end(spool, worker, submit):
+    worker(spool, mpi_ranks=2)
+    dice = random.Random(2)
+    expected: list[tuple[str, Future[Any]]] = []
+    for number in range(40):
+        how = dice.choice(["", "", *LEFT[:-1], "raise"])
+        if how == "raise":
+            future = submit(2, mpi_tasks.raises_on, dice.choice([(0,), (1,), (0, 1)]))
+        elif how:
+            future = submit(2, mpi_tasks.leaves_behind, how)
+        else:
+            future = submit(2, mpi_tasks.exchange, number)
+        expected.append((how or str(number), future))
+    for how, future in expected:
+        if "raise" in how:
+            assert type(future.exception(LIMIT)).__name__ == "OwnError"
+        elif how in LEFT:
+            assert future.result(LIMIT) == ["left", "left"]
+        else:
+            assert future.result(LIMIT) == mpi_tasks.exchanged(int(how), 2)
+
+
+# -- the death of ranks
+
+
+@pytest.mark.parametrize(("how", "who"), [("os._exit", 0), ("SIGSEGV", 1), ("SIGKILL", 0), ("SIGKILL", 1)])
+def test_the_death_of_a_rank_ends_neither_the_supervisor_nor_other_groups(how, who, spool, worker, submit, tmp_path):
+    supervisor = worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--groups", 2, await_groups=2)
+    gate, trace = tmp_path / "gate", tmp_path / "trace"
+    long = submit(2, tasks.wait_for, gate, "long")
+    wait_until(lambda: not tasks_in(spool, "ready"), "the long task was claimed")
+    deadly = submit(2, mpi_tasks.ends, how, who, trace, max_attempts=2)
+    error = deadly.exception(LIMIT)
+    assert isinstance(error, WorkerLost) and "attempt 2" in str(error)
+    assert len(trace.read_text().split()) == 2  # it was tried again once
+    assert not long.done()
+    gate.touch()
+    assert long.result(LIMIT) == ["long", "long"]
+    assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
+    assert supervisor.poll() is None
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_sys_exit_on_one_rank_is_an_exception_of_the_task(who, spool, worker, submit, tmp_path):
+    worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--grace", 0.5)
+    error = submit(2, mpi_tasks.ends, "sys.exit", who, tmp_path / "trace").exception(LIMIT)
+    assert isinstance(error, SystemExit) and error.code == 3
+    assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
+
+
+def test_a_group_whose_mpiexec_is_killed_is_replaced_and_its_task_runs_again(spool, worker, submit, tmp_path):
+    worker(spool, "--launcher", "mpiexec", "--ranks", 2)
+    gate, trace = tmp_path / "gate", tmp_path / "trace"
+    future = submit(2, tasks.mark_and_wait, trace, gate, "done")
+    wait_until(lambda: trace.exists() and len(trace.read_text().split()) == 2, "both ranks run the task")
+    before = set(processes_of(spool.path))
+    launcher = next(pid for pid in before if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(os.fsencode(MPIEXEC)))
+    os.kill(launcher, signal.SIGKILL)
+    wait_until(lambda: len(trace.read_text().split()) == 4, "the task runs again")
+    gate.touch()
+    assert future.result(LIMIT) == ["done", "done"]
+
+
+def test_groups_end_after_their_supervisor_was_killed(spool, worker, submit, tmp_path):
+    supervisor = worker(spool, "--launcher", "mpiexec", "--ranks", 2)
+    gate, trace = tmp_path / "gate", tmp_path / "trace"
+    future = submit(2, tasks.mark_and_wait, trace, gate, "done")
+    wait_until(trace.exists, "the task runs")
+    worker.may_die(supervisor)
+    supervisor.kill()
+    gate.touch()
+    assert future.result(LIMIT) == ["done", "done"]
+    no_process_is_left(spool)
+
+
+# -- start and end
+
+
+def test_init_function_is_called_once_on_each_rank_of_a_group(spool, worker, tmp_path):
+    worker(spool, mpi_ranks=2)
+    trace = str(tmp_path / "init")
+    init = functools.partial(mpi_tasks.preset, trace)
+    with Executor(spool=spool.path, cores_per_worker=2, init_function=init) as attached:
+        futures = [attached.submit(mpi_tasks.use_preset) for _ in range(5)]
+        assert [future.result(LIMIT) for future in futures] == [[100, 101]] * 5
+        assert attached.submit(mpi_tasks.use_preset, 7).result(LIMIT) == [7, 7]
+    assert [len(Path(f"{trace}-{rank}").read_text().split()) for rank in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_init_function_that_failed_on_one_rank_is_called_again(who, spool, worker, tmp_path):
+    worker(spool, mpi_ranks=2)
+    init = functools.partial(mpi_tasks.preset_that_fails_first, str(tmp_path / "init"), who)
+    with Executor(spool=spool.path, cores_per_worker=2, init_function=init) as attached:
+        assert str(attached.submit(mpi_tasks.use_preset).exception(LIMIT)) == "no seed yet"
+        assert attached.submit(mpi_tasks.use_preset).result(LIMIT) == [100, 101]
+
+
+def run_worker(spool: Spool, *options: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [MPIEXEC, "-n", str(ranks)] if ranks else []
+    command += python_worker([spool.path, *map(str, options)])
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
+
+
+def test_a_world_of_another_size_than_was_asked_for_is_an_error_with_advice(spool):
+    two_of_three = run_worker(spool, "--group-of", 3, ranks=2)
+    assert two_of_three.returncode == LauncherError.exit_code
+    assert "MPI sees 2 ranks where 3 were started" in two_of_three.stderr
+    assert settings.ENV_MPIEXEC in two_of_three.stderr and "--mpi=" in two_of_three.stderr
+    singleton = run_worker(spool, "--group-of", 2)
+    assert "MPI sees 1 ranks where 2 were started" in singleton.stderr
+
+
+class TooFew(MpiexecLauncher):
+    """A launcher and an MPI that do not fit."""
+
+    def command(self, shape: Shape, arguments: Any, options: Options) -> list[str]:
+        return [MPIEXEC, "-n", "2", *python_worker(arguments)]
+
+
+def test_a_launcher_that_does_not_fit_breaks_the_executor_at_once_with_its_reason(monkeypatch):
+    monkeypatch.setattr(options, "choose", lambda name: TooFew(MPIEXEC))
+    with Executor(max_workers=1, cores_per_worker=3) as embedded:
+        error = embedded.submit(mpi_tasks.where).exception(LIMIT)
+        assert isinstance(error, BrokenSpool) and "MPI sees 2 ranks where 3 were started" in str(error)
+        with pytest.raises(BrokenSpool, match="2 ranks where 3"):
+            embedded.submit(mpi_tasks.where)
+
+
+def test_ranks_that_do_not_divide_into_groups_are_an_error(spool):
+    run = run_worker(spool, "--ranks", 2, ranks=3)
+    assert run.returncode == LauncherError.exit_code
+    assert "3 ranks cannot be split into groups of 2" in run.stderr
+
+
+def test_one_process_cannot_be_a_group_of_two(spool):
+    run = run_worker(spool, "--ranks", 2)
+    assert run.returncode != 0 and "mpiexec -n 2" in run.stderr
+
+
+def test_sigterm_lets_the_running_task_end_and_leaves_the_waiting_ones(start, spool, submit, tmp_path):
+    process = start(2)
+    gate, trace = tmp_path / "gate", tmp_path / "trace"
+    running = submit(2, tasks.mark_and_wait, trace, gate, "done")
+    waiting = submit(2, tasks.mark, tmp_path / "never")
+    wait_until(trace.exists, "the task runs")
+    process.terminate()
+    wait_until(lambda: asked_to_stop(spool, process), "the group was told")
+    told = time.monotonic()
+    wait_until(lambda: time.monotonic() > told + 2 * _LOOK_EVERY, "a look for the stop file is due")
+    gate.touch()
+    assert running.result(LIMIT) == ["done", "done"]
+    assert process.wait(LIMIT) == 0
+    no_process_is_left(spool)
+    assert not (tmp_path / "never").exists() and waiting.cancel()
+
+
+def asked_to_stop(spool: Spool, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the signal has reached the groups: as a file of the supervisor's, or in person."""
+    if list(Path(spool.path, "workers").glob("*/stop")):
+        return True
+    return bool(process.args[0] == MPIEXEC) and all(
+        signal_is_default(info.process.pid) for info in workers.read_workers(spool)
+    )
+
+
+def signal_is_default(pid: int) -> bool:
+    """Whether rank 0 has taken notice of a first SIGTERM: it then lets a second one end it."""
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    caught = int(re.findall("SigCgt:\t(.*)", text)[0], 16)
+    return not caught >> (signal.SIGTERM - 1) & 1
+
+
+def test_a_group_ends_after_so_many_tasks(spool, worker, submit):
+    process = worker(spool, "--max-tasks", 2, mpi_ranks=2)
+    futures = [submit(2, tasks.pid) for _ in range(3)]
+    assert [len(future.result(LIMIT)) for future in futures[:2]] == [2, 2]
+    assert process.wait(LIMIT) == 0
+    assert futures[2].cancel()
+    no_process_is_left(spool)
+
+
+def test_groups_of_a_supervisor_end_after_so_many_tasks_and_it_after_them(spool, worker, submit):
+    process = worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--max-tasks", 1)
+    assert len(submit(2, tasks.pid).result(LIMIT)) == 2
+    assert process.wait(LIMIT) == 0
+    no_process_is_left(spool)
+
+
+def test_an_idle_group_ends_after_its_timeout(start, spool):
+    process = start(2, "--idle-timeout", 0.3)
+    assert process.wait(LIMIT) == 0
+    no_process_is_left(spool)
+
+
+def cpu_seconds(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+
+
+def test_idle_ranks_do_not_spin(spool, worker, submit):
+    worker(spool, mpi_ranks=4)
+    pids = submit(4, tasks.pid).result(LIMIT)
+    before, start = [cpu_seconds(pid) for pid in pids], time.monotonic()
+    wait_until(lambda: time.monotonic() - start > 3, "the group was idle for a while")
+    share = sum(map(cpu_seconds, pids)) - sum(before)
+    # a rank that waits in MPI takes a whole core: two of them would have all of this machine's
+    assert share < 0.2 * (time.monotonic() - start)
+
+
+def test_nothing_is_left_in_the_temporary_directory(spool, worker, submit, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    worker(spool, mpi_ranks=2, TMPDIR=str(temporary))
+    assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
+    assert not [path for path in temporary.iterdir() if path.name.startswith("spoolpool")]
+
+
+# -- the group alone, without a spool
+
+PROGRAM = """
+import pickle, sys
+from mpi4py import MPI
+from spoolpool.calls import pickling
+from spoolpool.calls.results import value_of
+from spoolpool.format.envelope import Envelope
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
+from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
+from spoolpool.worker import mpi, mpi_group, mpi_messages
+from tests.support import mpi_tasks
+
+world = MPI.COMM_WORLD
+{patch}
+mine = mpi_group.MPIGroup(world, lambda *_: True, supervised={supervised}, grace=5)
+
+def ask(function, *arguments):
+    task_file = TaskFile(new_task_id(0), 1, 1).claimed_by(new_worker_id())
+    header = TaskHeader(task=task_file.task, session="s", lane="l", bucket="b")
+    report, ranks = mine.run(task_file, header, pickling.dumps((function, arguments, {{}})), None)
+    outcome = OutcomeHeader(task=task_file.task, kind="error" if report.failure else "result", worker="w", ranks=ranks,
+                            failure=report.failure)
+    return value_of(outcome, Envelope(b"", report.payload, report.buffers))
+
+if mine.rank:
+    mine.serve()
+else:
+{body}
+    mine.stop()
+    print("held")
+"""
+
+
+def run_program(tmp_path: Path, ranks: int, body: str, patch: str = "", supervised: bool = False) -> str:
+    """Run a group whose rank 0 does what ``body`` says; returns what was said."""
+    program = tmp_path / "program.py"
+    body = "".join(f"    {line}\n" for line in body.splitlines())
+    program.write_text(PROGRAM.format(patch=patch, body=body, supervised=supervised), encoding="utf-8")
+    root = Path(__file__).parents[3]
+    run = subprocess.run(
+        [MPIEXEC, "-n", str(ranks), sys.executable, str(program)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert run.returncode == 0 and "held" in run.stdout, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+SIZES = """
+for length in (0, 1, 3000, *range(3600, 4100, 7), 70_001, 300_000):
+    value = bytes(length)
+    assert ask(mpi_tasks.echo, value) == [(value, rank) for rank in range(mine.size)], length
+"""
+
+
+@pytest.mark.parametrize("piece", [1 << 30, 1000])
+def test_values_of_every_size_pass_whole_and_in_pieces(piece, tmp_path):
+    run_program(tmp_path, 3, SIZES, patch=f"mpi_messages.PIECE = {piece}")
+
+
+def test_arrays_beside_the_pickle_pass_in_pieces(tmp_path):
+    pytest.importorskip("numpy")
+    body = """
+import numpy
+arrays = [numpy.arange(n, dtype=float) for n in (5000, 1, 20_000)] * 300
+for rank, value in enumerate(ask(mpi_tasks.scaled, arrays[0].copy(), arrays)):
+    assert numpy.array_equal(value["array"], arrays[0] + rank)
+    assert all(numpy.array_equal(a, b) for a, b in zip(value["keep"], arrays, strict=True))
+"""
+    run_program(tmp_path, 2, body, patch="mpi_messages.PIECE = 1000")
+
+
+ALONE = "mpi.on_this_host = lambda comm: MPI.COMM_SELF.Dup()"
+TWO_HOSTS = "mpi.on_this_host = lambda comm: comm.Split(comm.rank // 2, comm.rank)"
+NO_FIFO = "import os, errno\ndef mkfifo(*_): raise OSError(errno.EPERM, 'no')\nos.mkfifo = mkfifo"
+
+
+@pytest.mark.parametrize("hosts", [ALONE, TWO_HOSTS, NO_FIFO], ids=["four hosts", "two hosts", "no fifos"])
+def test_ranks_that_nobody_can_wake_look_by_themselves(hosts, tmp_path):
+    body = """
+for number in range(20):
+    assert ask(mpi_tasks.exchange, number) == mpi_tasks.exchanged(number, 4)
+    try:
+        ask(mpi_tasks.raises_on, (number % 4,))
+        raise SystemExit("it should have raised")
+    except Exception as error:
+        assert str(error) == f"from rank {number % 4}"
+"""
+    run_program(tmp_path, 4, body, patch=hosts)
+
+
+def test_a_group_that_closed_all_descriptors_goes_on(tmp_path):
+    body = """
+assert ask(mpi_tasks.close_fifos) == [None, None]
+for number in range(20):
+    assert ask(mpi_tasks.exchange, number) == mpi_tasks.exchanged(number, 2)
+"""
+    run_program(tmp_path, 2, body)
+
+
+def test_a_group_without_a_supervisor_asks_for_a_new_one_when_mpi_has_no_more_communicators(tmp_path):
+    body = """
+for number in range(3):
+    assert not mine.tainted
+    try:
+        ask(mpi_tasks.raises_on, (1,))
+    except Exception:
+        pass
+assert mine.tainted
+"""
+    run_program(tmp_path, 2, body, patch="mpi_group._RENEWALS = 2")
