@@ -1,7 +1,7 @@
 """What the page of the commands shows as their output is what they print.
 
 The ``console`` blocks of the page are run in their order: each line after ``$`` is a command of the shell, what follows
-is its output. Ids, times, hosts and the like vary and are masked. ``pytest tests/test_captures.py --update-pages``
+is its output. Ids, times, hosts and the like vary and are masked. ``pytest tests/end_to_end/test_captured_output.py --update-pages``
 writes what is printed now into the page.
 """
 

@@ -1,4 +1,4 @@
-"""Make the golden spools of the present format: ``python tests/golden/make.py`` from the root of the repository.
+"""Make the golden spools of the present format: ``python tests/format/golden/make.py`` from the root of the repository.
 
 Those of a format, unsigned, signed and with objects, are made once, committed, and read for ever: run this only when
 ``layout.FORMAT`` has risen.
