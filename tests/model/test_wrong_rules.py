@@ -1,0 +1,282 @@
+"""The checker finds wrong rules: each protocol here breaks one rule, and breaks an invariant because of it.
+
+`pytest -s` prints the traces.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.checker import check
+from tests.model.config import Budget, Config
+from tests.model.operations import (
+    CANCELLED,
+    DONE,
+    LINK,
+    LOST,
+    NO,
+    PARTIAL,
+    RAISED,
+    TASK,
+    VALUE,
+    Body,
+    Choose,
+    Create,
+    Name,
+    Note,
+    Read,
+    Rename,
+    Unlink,
+    rule,
+)
+from tests.model.protocol import Protocol
+
+
+class CommitByUnlink(Protocol):
+    """Unlink the claim, then rename the outcome into results/. Recovery publishes each outcome that it finds."""
+
+    outcome_is_moved = True
+
+    @rule
+    def commit(self, mine: Name) -> Body:
+        outgoing = mine.to("outgoing")
+        if (yield Unlink(mine)) == DONE:
+            yield Rename(outgoing, mine.to("results"))
+        else:
+            yield Unlink(outgoing)
+        return None
+
+    @rule
+    def discard(self, outgoing: Name) -> Body:
+        if (yield Read(outgoing.to("claimed"))):
+            return None
+        complete = (yield Read(outgoing)) not in (NO, PARTIAL)
+        yield Rename(outgoing, outgoing.to("results")) if complete else Unlink(outgoing)
+        return None
+
+    @rule
+    def recover(self, claimed: Name, me: str) -> Body:
+        found = yield Read(claimed.to("outgoing"))
+        if found and found != PARTIAL:
+            return self.commit(claimed)
+        yield Rename(claimed, Name("ready", claimed.task, claimed.claim + 1, claimed.attempt + 1))
+        return None
+
+    @rule
+    def collect(self, published: Name) -> Body:
+        content = yield Read(published)
+        yield Note("delivered", published.task, content)
+        yield Unlink(published)
+        return None
+
+
+class ResultsBeforeClaimed(Protocol):
+    """Discard looks in the target of a commit before it looks in its source."""
+
+    rounds = 1
+
+    @rule
+    def discard(self, outgoing: Name) -> Body:
+        for place in ("results", "claimed"):
+            if (yield Read(outgoing.to(place))):
+                return None
+        yield Unlink(outgoing)
+        return None
+
+
+class OneRead(Protocol):
+    """Discard and collect believe the first read that finds no file."""
+
+    rounds = 1
+
+
+class RequeueUnderTheSameName(Protocol):
+    """Recovery does not raise the claim number (and counts attempts elsewhere)."""
+
+    @rule
+    def recover(self, claimed: Name, me: str) -> Body:
+        found = yield Read(claimed.to("outgoing"))
+        if found and found != PARTIAL:
+            yield Rename(claimed, claimed.to("results"))
+        else:
+            yield Rename(claimed, claimed.to("ready", ""))
+        return None
+
+
+class RecovererRunsItsClaims(Protocol):
+    """A recoverer resumes a forgotten claim in its name like a worker."""
+
+    @rule
+    def recover(self, claimed: Name, me: str) -> Body:
+        if claimed.holder == me:
+            return self.run(claimed)
+        yield Read(claimed)
+        return super().recover(claimed, me)
+
+
+class ResumeWithoutSecondRead(Protocol):
+    """A worker assumes that a forgotten claim without an outcome never ran."""
+
+    @rule
+    def self_check(self, mine: Name) -> Body:
+        if mine.place == "outgoing":
+            return self.discard(mine)
+        return self.commit(mine) if (yield Read(mine.to("outgoing"))) else self.run(mine)
+
+
+class OutcomeBeforeTaskFile(Protocol):
+    """The collector removes the outcome, then the task file."""
+
+    @rule
+    def collect(self, published: Name) -> Body:
+        content = yield Read(published.to("outgoing"))
+        if not content:
+            return None
+        yield Note("delivered", published.task, content)
+        yield Unlink(published.to("outgoing"))
+        yield Unlink(published)
+        return None
+
+
+class DependentsIgnored(Protocol):
+    """The collector removes each outcome that it has delivered, even if a task depends on it."""
+
+    def dependent_links(self, task: int) -> list[Name]:
+        return []
+
+
+class FailureNotPropagated(Protocol):
+    """A dependent runs when its dependency has ended, whatever the outcome."""
+
+    @rule
+    def run(self, mine: Name) -> Body:
+        if mine.attempt > self.config.attempts:
+            return self.write_outcome(mine, LOST)
+        if (yield Read(Name("cancel", mine.task))):
+            return self.write_outcome(mine, CANCELLED)
+        yield Note("run", mine.task)
+        return self.write_outcome(mine, RAISED if (yield Choose("raises")) else VALUE)
+
+
+class LinkAfterTaskFile(Protocol):
+    """A submitter creates the dependency links when the task is in the queue already."""
+
+    @rule
+    def enqueue(self, task: int) -> Body:
+        yield Note("begun", task)
+        yield Create(Name("tmp", task), TASK)
+        return self.rename_into_queue(task)
+
+    @rule
+    def rename_into_queue(self, task: int) -> Body:
+        yield Rename(Name("tmp", task), Name("waiting" if task > 1 else "ready", task, 1, 1))
+        for link in self.dependency_links(task):
+            yield Create(link, LINK)
+        yield Note("submitted", task)
+        return None
+
+
+class LostTaskWithoutLinks(Protocol):
+    """A task goes to failed/ without its links: the dependency is gone when the task is retried."""
+
+    @rule
+    def collect(self, published: Name) -> Body:
+        for link in self.dependency_links(published.task):
+            yield Unlink(link)
+        return super().collect(published)
+
+
+class NeverReady(Protocol):
+    """No participant moves a task from waiting/ to ready/."""
+
+    @rule
+    def make_ready(self, waiting: Name) -> Body:
+        yield Read(waiting)
+        return None
+
+
+WRONG: list[tuple[type[Protocol], Config, str, str]] = [
+    (
+        CommitByUnlink,
+        Config(budget=Budget(suspect=2)),
+        "ready/1.2.2 can run after its outcome was published",
+        "r1  rename outgoing/1.1.1.w1 results/1.1.1.w1: done",
+    ),
+    (
+        ResultsBeforeClaimed,
+        Config(budget=Budget(suspect=1)),
+        "results/1.1.1.w1 has lost its outcome",
+        "r1  unlink outgoing/1.1.1.w1: done",
+    ),
+    (
+        OneRead,
+        Config(budget=Budget(suspect=1, stale=1)),
+        "results/1.1.1.w1 is published without a complete outcome",
+        "w1  rename claimed/1.1.1.w1 results/1.1.1.w1: done",
+    ),
+    (
+        RequeueUnderTheSameName,
+        Config(workers=1, attempts=9, budget=Budget(suspect=2)),
+        "results/1.1.1.w1 is published without a complete outcome",
+        "w1  rename claimed/1.1.1.w1 results/1.1.1.w1: done",
+    ),
+    (
+        RecovererRunsItsClaims,
+        Config(attempts=1, budget=Budget(crash=1, enoent=1, stale=1)),
+        "task 1 runs more often than it has attempts",
+        "r1  read cancel/1: no",
+    ),
+    (
+        ResumeWithoutSecondRead,
+        Config(attempts=1, budget=Budget(suspect=1, error=1, stale=1)),
+        "task 1 runs more often than it has attempts",
+        "w1  read cancel/1: no",
+    ),
+    (
+        OutcomeBeforeTaskFile,
+        Config(),
+        "results/1.1.1.w1 has lost its outcome",
+        "s   unlink outgoing/1.1.1.w1: done",
+    ),
+    (
+        DependentsIgnored,
+        Config(tasks=2, chain=True),
+        "task 2 fails, although its dependency has a value",
+        "w2  rename claimed/2.1.1.w2 results/2.1.1.w2: done",
+    ),
+    (
+        LinkAfterTaskFile,
+        Config(tasks=2, chain=True, workers=1, budget=Budget(crash=1)),
+        "task 2 fails, although its dependency has a value",
+        "w1  rename claimed/2.1.1.w1 results/2.1.1.w1: done",
+    ),
+    (
+        FailureNotPropagated,
+        Config(tasks=2, chain=True, budget=Budget(raises=1)),
+        "task 2 runs without the value of task 1",
+        "w2  read cancel/2: no",
+    ),
+    (
+        LostTaskWithoutLinks,
+        Config(tasks=2, chain=True, workers=1, attempts=1, budget=Budget(crash=1, retry=1)),
+        "task 2 fails, although its dependency has a value",
+        "w2  rename claimed/2.3.1.w2 results/2.3.1.w2: done",
+    ),
+    (
+        NeverReady,
+        Config(retries=1, budget=Budget(raises=1)),
+        "no final state can be reached without further faults; left are claimed/1.1.1.w1 (task)",
+        "w1  choose raises: done",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "config", "violation", "last_step"), WRONG, ids=[case[0].__name__ for case in WRONG])
+def test_wrong_rule_is_found_with_a_trace(
+    wrong: type[Protocol], config: Config, violation: str, last_step: str
+) -> None:
+    report = check(wrong(config))
+    print(report)
+    assert violation in report.violation
+    assert report.trace[0] == "s   submits 1"
+    assert report.trace[-1] == last_step

@@ -1,0 +1,257 @@
+"""Transitions between states: participants that begin rules and execute operations, faults and choices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.model.config import Budget
+from tests.model.invariants import Invariants, Record, Records, outcome_of
+from tests.model.operations import (
+    DONE,
+    ERROR,
+    LOST,
+    NO,
+    Activity,
+    Choose,
+    Create,
+    Files,
+    Name,
+    Note,
+    Operation,
+    Read,
+    ReadOutcome,
+    Rename,
+    Unlink,
+    Write,
+    next_of,
+)
+from tests.model.protocol import Protocol
+
+
+class Participant(NamedTuple):
+    """A live participant and the activity that it executes, or None if it is idle.
+
+    Its name begins with its role: s, s2, ... submitter; w1, w2, ... worker; r1, r2, ... recoverer.
+    """
+
+    name: str
+    activity: Activity | None = None
+
+
+class Shared(NamedTuple):
+    """The part of a state that does not belong to one participant.
+
+    `live` are the names of the participants that live, sorted. `used` are all numbered names that were given so far,
+    sorted; a new participant gets a new one.
+    """
+
+    files: tuple[tuple[Name, str], ...]
+    records: Records
+    budget: Budget
+    live: tuple[str, ...]
+    used: tuple[str, ...]
+
+
+class State(NamedTuple):
+    """State of the spool and of all participants, in the order of their names. A participant that is absent is dead."""
+
+    shared: Shared
+    participants: tuple[Participant, ...]
+
+
+class Effect(NamedTuple):
+    """One way in which an operation can end: the answer, its price, and the files after it (None: unchanged)."""
+
+    answer: str
+    price: str = ""
+    files: Files | None = None
+    description: str = ""
+
+
+class Step(NamedTuple):
+    """A transition of one participant.
+
+    `after` is the participant after the step. After a crash it is empty, or holds the participant that replaces the
+    dead one, and stands in the same place in the order of names.
+    `violation` describes the invariant that the step breaks.
+    """
+
+    actor: str
+    action: Operation | str
+    effect: Effect
+    shared: Shared
+    after: tuple[Participant, ...]
+    violation: str = ""
+
+    def __str__(self) -> str:
+        if isinstance(self.action, str):
+            return f"{self.actor:3} {self.action}"
+        verb = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(self.action).__name__).lower()
+        words = " ".join(str(part) for part in self.action if not isinstance(part, bool))
+        answer = self.effect.description or self.effect.answer or "no"
+        return f"{self.actor:3} {verb} {words}: {answer}"
+
+
+class Transitions:
+    """All steps that are possible in a state.
+
+    A step of a participant depends on the shared part of the state and on the participant itself, never on the
+    activity of another one. The checker relies on this: it computes the steps of each such pair once.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.config = protocol.config
+        self.invariants = Invariants(protocol)
+
+    def start(self) -> State:
+        """Return the first state: an empty spool, and every participant idle."""
+        workers = [f"w{i + 1}" for i in range(self.config.workers)]
+        recoverers = [f"r{i + 1}" for i in range(self.config.recoverers)]
+        others = [f"s{i + 2}" for i in range(self.config.submitters - 1)]
+        used = (*recoverers, *others, *workers)
+        live = (*recoverers, "s", *others, *workers)
+        shared = Shared((), (Record(),) * self.config.tasks, self.config.budget, live, used)
+        return State(shared, tuple(Participant(name) for name in live))
+
+    def successors(self, state: State) -> Iterator[tuple[Step, State]]:
+        """Yield every step that is possible in a state, and the state after it."""
+        for place, participant in enumerate(state.participants):
+            before, behind = state.participants[:place], state.participants[place + 1 :]
+            for step in self.steps(state.shared, participant):
+                yield step, State(step.shared, (*before, *step.after, *behind))
+
+    def steps(self, shared: Shared, participant: Participant) -> Iterator[Step]:
+        """Yield every step that a participant can take."""
+        files = dict(shared.files)
+        name, activity = participant
+        if activity is None:
+            for price, words, begun in self.begin(shared, files, name):
+                yield self.step(shared, name, words, Effect("", price), begun)
+            return
+        operation = next_of(activity)
+        assert operation is not None
+        assert not isinstance(operation, Activity)
+        for effect in self.effects(operation, files, shared.budget):
+            yield self.step(shared, name, operation, effect, activity.answered(effect.answer))
+        if shared.budget.crash:
+            yield self.crash(shared, name)
+
+    def begin(self, shared: Shared, files: Files, me: str) -> Iterator[tuple[str, str, Activity]]:
+        """Yield every rule that an idle participant can begin, with its price and description."""
+        rules, budget = self.protocol, shared.budget
+        others = set(shared.live) - {me}
+        for name in files:
+            match me[0], name.place:
+                case "s", "results":
+                    yield "", f"collects {name}", rules.collect(name)
+                case "s", "tmp" if me == "s":
+                    yield "", f"cleans up {name}", rules.clean_up(name.task)
+                case "w", "ready":
+                    yield "", f"claims {name}", rules.claim(name, me)
+                case "w" | "s", "waiting":
+                    yield "", f"checks whether {name} is ready", rules.make_ready(name)
+                case "w", "claimed" | "outgoing" if name.holder == me:
+                    yield "", f"finds {name} in its name", rules.self_check(name)
+                case "r", "claimed" | "outgoing" if name.holder not in others or budget.suspect:
+                    claimed = name.place == "claimed"
+                    activity = rules.recover(name, me) if claimed else rules.discard(name)
+                    price = "suspect" if name.holder in others else ""
+                    suspicion = f"takes {name.holder} for dead, " if name.holder != me else ""
+                    yield price, f"{suspicion}recovers {name}", activity
+                case "r", "failed" | "results" if budget.retry and (
+                    name.place == "failed" or (self.config.keeps and files.get(name.to("outgoing")) == LOST)
+                ):
+                    yield "retry", f"is asked to retry {name}", rules.retry(name)
+        if me == "s":
+            yield from self.requests(shared, files)
+
+    def requests(self, shared: Shared, files: Files) -> Iterator[tuple[str, str, Activity]]:
+        """Yield the requests of the user: to submit the next task, or to cancel a task.
+
+        A chain ends at a delivered task: the value of a delivered task travels in the pickle of the next one.
+        """
+        records = shared.records
+        count = sum(record.submitted for record in records)
+        moot = self.config.chain and count > 0 and records[count - 1].delivered
+        if count < self.config.tasks and not records[count].begun and not moot:
+            yield "", f"submits {count + 1}", self.protocol.enqueue(count + 1)
+        for task, record in enumerate(records, 1):
+            if shared.budget.cancel and record.submitted and not record.delivered:
+                queued = [name for name in files if name.task == task and name.place in ("ready", "waiting")]
+                for source in queued or [Name("cancel", task)]:
+                    yield "cancel", f"cancels {task}", self.protocol.cancel(source)
+
+    def effects(self, operation: Operation, files: Files, budget: Budget) -> Iterator[Effect]:
+        """Yield every way in which an operation can end."""
+        match operation:
+            case Create(name, content):
+                yield Effect(DONE, files={**files, name: content})
+            case Write(name, content):
+                yield Effect(DONE, files={**files, name: content} if name in files else None)
+            case Read(name, own):
+                yield from self.read(files.get(name, NO), 0 if own else budget.stale)
+            case ReadOutcome(task):
+                yield from self.read(outcome_of(files, task), budget.stale)
+            case Choose(choice):
+                yield Effect(NO)
+                if getattr(budget, choice):
+                    yield Effect(DONE, choice)
+            case Rename(name) | Unlink(name) if name not in files:
+                yield Effect(NO)
+            case Rename(name) | Unlink(name):
+                after = {other: content for other, content in files.items() if other != name}
+                if isinstance(operation, Rename):
+                    after[operation.target] = files[name]
+                yield Effect(DONE, files=after)
+                if budget.enoent:
+                    yield Effect(NO, "enoent", after, "done, but answers ENOENT")
+                if budget.error:
+                    answer = NO if isinstance(operation, Rename) else ERROR
+                    yield Effect(answer, "error", description="not done, answers an error")
+
+    @staticmethod
+    def read(content: str, stale: int) -> Iterator[Effect]:
+        yield Effect(content)
+        if content and stale:
+            yield Effect(NO, "stale", description="no (stale)")
+
+    def step(self, shared: Shared, actor: str, action: Operation | str, effect: Effect, activity: Activity) -> Step:
+        """Return the step after which the participant stands before its next operation, or is idle."""
+        files, records, violation = shared.files, shared.records, ""
+        budget = shared.budget.spend(effect.price)
+        if effect.files is not None:
+            records, violation = self.invariants.after_operation(dict(files), records, action)
+            files = tuple(sorted(effect.files.items()))
+        now: Activity | None = activity
+        while now:
+            match next_of(now):
+                case Note() as note:
+                    records, broken = self.invariants.after_note(records, note)
+                    violation, now = violation or broken, now.answered(DONE)
+                case Choose(choice) if not getattr(budget, choice):
+                    now = now.answered(NO)
+                case Activity() | None as now:
+                    pass
+                case _:
+                    break
+        if effect.files is not None:
+            violation = violation or self.invariants.of_files(effect.files, records)
+        shared = shared._replace(files=files, records=records, budget=budget)
+        return Step(actor, action, effect, shared, (Participant(actor, now),), violation)
+
+    def crash(self, shared: Shared, actor: str) -> Step:
+        """Return the crash of a participant. A new one replaces a submitter, or the last one of its role."""
+        live, used, role = set(shared.live) - {actor}, shared.used, actor[0]
+        new: tuple[Participant, ...] = ()
+        if actor == "s":
+            new = (Participant("s"),)
+        elif not any(name[0] == role for name in live):
+            new = (Participant(f"{role}{sum(name[0] == role for name in used) + 1}"),)
+            used = tuple(sorted((*used, new[0].name)))
+        live.update(participant.name for participant in new)
+        budget = shared.budget.spend("crash")
+        shared = shared._replace(budget=budget, live=tuple(sorted(live)), used=used)
+        return Step(actor, "CRASHES", Effect("", "crash"), shared, new)
