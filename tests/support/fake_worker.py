@@ -18,6 +18,7 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.calls import pickling
+from spoolpool.calls.interruption import Interrupter
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
 from spoolpool.client import collector, retention
@@ -142,6 +143,13 @@ class SilentRegistration(Registration):
 
     def _start(self) -> Any:
         return _Beat()
+
+
+class _NoInterrupter(Interrupter):
+    """Interrupter without its thread, of which every staged worker would leave one behind."""
+
+    def watch(self, token: TaskFile, header: TaskHeader) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 def leave_trace(path: str, needed: object = None) -> str:
@@ -314,7 +322,7 @@ class Stage:
             info = info_of(ProcessId.of(os.getpid()))
             Worker(
                 self.spool,
-                SerialGroup(objects=ObjectCache(self.spool, Trust())),
+                SerialGroup(objects=ObjectCache(self.spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0)),
                 info,
                 WorkerOptions(max_tasks=tasks, idle_timeout=0.3),
             ).run()
