@@ -20,15 +20,18 @@ from tests.support.waiting import LIMIT, wait_until
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Let several processes share the tests: those of a file stay together, and those on one shared filesystem."""
+    """Spread tests over the processes one by one, except for tests that share a server."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             # not by xdist's own marks: xdist 3.8 writes them into an attribute that pytest 9.2 no longer has
             file, _, test = nodeid.partition("::")
-            parameters = test.partition("[")[2]
-            return parameters if file.startswith("tests/sharedfs/") and parameters else file
+            if file.startswith("tests/sharedfs/"):  # a server of each kind, named by the parameters
+                return test.partition("[")[2] or file
+            if file.startswith(("tests/slurm/", "tests/flux/")):
+                return file
+            return nodeid
 
     return Scheduling(config, log)
 
