@@ -24,7 +24,6 @@ from spoolpool.protocol.objects import (
 )
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
-from spoolpool.system.explanation import explained
 
 _AGAIN = 6 * 3600.0  # seconds after which an object that is still used is held anew, so that it does not look forgotten
 _SEEN = 1024  # contents of which it is remembered that they were sent once
@@ -109,7 +108,7 @@ class SessionObjects:
     def _hold(self, name: str) -> None:
         now = time.monotonic()
         if now - self._held.get(name, -_AGAIN) >= _AGAIN:
-            with explained(f"hold an object in {self._spool.path}"):
+            with files.translate_errors(f"hold an object in {self._spool.path}"):
                 acquire(self._spool, self._session, ObjectLease(name, self._life))
             self._held[name] = now
 

@@ -32,7 +32,6 @@ from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
-from spoolpool.system.explanation import explained
 from spoolpool.system.locks import Lock, try_lock
 from spoolpool.system.processes import ProcessId
 
@@ -74,7 +73,7 @@ class Autoscaler:
         Where the filesystem has no locks nobody can tell, and the log says so.
         """
         path = f"{self._spool.layout.jobs}/{AUTOSCALE_LOCK}"
-        with explained(f"scale the spool {self._spool.path}"):
+        with files.translate_errors(f"scale the spool {self._spool.path}"):
             self._spool.make_directories(self._spool.layout.jobs)
             with contextlib.suppress(FileExistsError):
                 self._spool.show(path, [])

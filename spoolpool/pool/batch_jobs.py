@@ -27,7 +27,6 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
-from spoolpool.system.explanation import explained
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
         session=session,
     )
     path = f"{spool.layout.jobs}/{record.name}.json"
-    with explained(f"record a batch job in {spool.path}"):
+    with files.translate_errors(f"record a batch job in {spool.path}"):
         spool.make_directories(spool.layout.jobs)
         data = [msgspec.json.encode(record)]
         files.create(path, data, mode=spool.rights.file, exact=spool.shared, durability=spool.config.durability)

@@ -12,7 +12,6 @@ from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
-from spoolpool.system.explanation import explained
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def withdraw_request(spool: Spool, task: str) -> None:
 
 def request(spool: Spool, task: str) -> None:
     """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""
-    with explained(f"cancel {task} in {spool.path}"), contextlib.suppress(FileExistsError):
+    with files.translate_errors(f"cancel {task} in {spool.path}"), contextlib.suppress(FileExistsError):
         files.create(f"{spool.layout.cancel}/{task}", [])
 
 

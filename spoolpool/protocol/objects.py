@@ -27,7 +27,6 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
-from spoolpool.system.explanation import explained
 
 _KEPT = 32
 """Objects that a rank keeps open, with two descriptors each: a mapping has its own."""
@@ -61,7 +60,7 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
     name = object_id(payload, buffers)
     target = spool.layout.object(name, spool.account)
     parts = envelope.pack(b"{}", payload, buffers)
-    with explained(f"put an object into {spool.path}"):
+    with files.translate_errors(f"put an object into {spool.path}"):
         if not _is_there(target, sum(map(len, parts))):
             source = f"{spool.layout.tmp}/{name}.{writer}"
             spool.write(source, object_label(name), parts)

@@ -15,7 +15,6 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import _LACKS, WorkerInfo, remove_worker
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
-from spoolpool.system.explanation import explained
 from spoolpool.system.processes import ProcessId
 
 
@@ -37,7 +36,7 @@ class Registration:
         self._directory = spool.layout.worker(info.worker)
         self._stop = f"{self._directory}/stop"
         self._interval = spool.config.lease / settings.BEATS_PER_LEASE
-        with explained(f"announce a worker group in {spool.path}"):
+        with files.translate_errors(f"announce a worker group in {spool.path}"):
             try:
                 spool.make_directories(self._directory)
                 spool.show(f"{self._directory}/beat", [])

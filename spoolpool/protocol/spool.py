@@ -23,7 +23,6 @@ from spoolpool.security.permissions import Mode
 from spoolpool.security.signing import Signature
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
-from spoolpool.system.explanation import explained
 
 _LEAST_OUTPUT = 4096
 
@@ -104,7 +103,7 @@ class Spool:
         if max_waiting is not None and max_waiting < 1:
             raise BadRequest(f"A spool in which {max_waiting} tasks may wait is of no use: at least 1 must.")
         permissions.check_parents(root, os.geteuid())
-        with explained(f"make the spool {root}"):
+        with files.translate_errors(f"make the spool {root}"):
             files.make_parents(root)
             made = files.make_directory(root)
             if found := files.list_names(root):
@@ -289,7 +288,7 @@ class Spool:
         Without ``owner``, of this account. In a shared spool nobody else can make them.
         """
         owner = self.account if owner is None else owner
-        with explained(f"open the session {session} of {self.path}"):
+        with files.translate_errors(f"open the session {session} of {self.path}"):
             for path in (f"{self.layout.results}/{session}", f"{self.layout.outgoing}/{session}"):
                 if not self.shared or owner == self.account:
                     self.make_directories(path)

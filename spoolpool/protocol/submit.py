@@ -13,7 +13,6 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
-from spoolpool.system.explanation import explained
 
 _TRIES = 8  # of an operation that fails for no reason that we know: about two seconds
 
@@ -30,7 +29,7 @@ def submit_task(spool: Spool, header: TaskHeader, parts: list[Buffer]) -> TaskFi
     """
     task_file = TaskFile(header.task, 1, 1)
     source = f"{spool.layout.tmp}/{header.task}"
-    with explained(f"submit a task to {spool.path}"):
+    with files.translate_errors(f"submit a task to {spool.path}"):
         spool.write(source, task_label(header.task), parts)
         if header.needs:
             try:
