@@ -85,5 +85,5 @@ the call, so that the peak of that is not known, and the result is made in the c
         Quantity(name="worker", unit="x", title="worker's peak memory, of the array's size"),
     ),
     entries=entries,
-    decision="0038-a-call-weighs-more-than-a-small-array.md",
+    decision="0038-cost-of-a-call-and-of-a-second-rank.md",
 )

@@ -51,5 +51,5 @@ one of a busy machine; in a cluster each has a core of its own, and the filesyst
         Quantity(name="wasted", unit="", title="operations per task that came to nothing"),
     ),
     entries=entries,
-    decision="0034-claimers-keep-apart-by-lots.md",
+    decision="0034-contention-filter.md",
 )

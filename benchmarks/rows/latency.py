@@ -78,5 +78,5 @@ each, since it takes equal calls for one.
         Quantity(name="CPU", unit="s", title="CPU time per call at once, all processes"),
     ),
     entries=entries,
-    decision="0038-a-call-weighs-more-than-a-small-array.md",
+    decision="0038-cost-of-a-call-and-of-a-second-rank.md",
 )

@@ -142,5 +142,5 @@ program that makes an executor of one worker and one call, until it has ended.
         Quantity(name="CPU", unit="s", title="CPU time"),
     ),
     entries=entries,
-    decision="0035-a-group-imports-late.md",
+    decision="0035-deferred-imports-of-a-group.md",
 )

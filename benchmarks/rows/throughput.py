@@ -131,5 +131,5 @@ nor the making of its tasks is counted. HyperQueue and executorlib's file mode s
         Quantity(name="CPU", unit="s", title="CPU time per call one by one, all processes"),
     ),
     entries=entries,
-    decision="0037-each-call-a-task-unless-packed.md",
+    decision="0037-one-task-per-call-unless-packed.md",
 )
