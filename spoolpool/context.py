@@ -15,10 +15,10 @@ from spoolpool.errors import SpoolpoolError
 class ProgressSink(Protocol):
     """Where it goes what a task tells about itself."""
 
-    def tell(self, worker: str, task: str, fraction: float | None, text: str) -> None:
+    def report(self, worker: str, task: str, fraction: float | None, text: str) -> None:
         """Note how far a task is."""
 
-    def over(self) -> None:
+    def finish(self) -> None:
         """The task has ended."""
 
 
@@ -59,7 +59,7 @@ class CurrentTask:
         Call it as often as you like: it is written down about twice a second. What ranks other than 0 say is not.
         """
         if self._progress is not None:
-            self._progress.tell(self.worker, self.id, fraction, text)
+            self._progress.report(self.worker, self.id, fraction, text)
 
     @property
     def scratch(self) -> str:
@@ -71,7 +71,7 @@ class CurrentTask:
     def clean(self) -> None:
         """Remove the scratch directory and forget the progress; done when the task ends."""
         if self._progress is not None:
-            self._progress.over()
+            self._progress.finish()
         while self._scratch:
             shutil.rmtree(self._scratch.pop(), ignore_errors=True)
 

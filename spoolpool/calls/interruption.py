@@ -68,7 +68,7 @@ class Interrupter:
         self._publish = publish
         self._grace = grace
         self._others: Sequence[ProcessId] = ()
-        self.struck = False
+        self.interrupted = False
         """Whether a call was ever interrupted."""
         self._call: _Call | None = None
         self._reason: BaseException = TaskCancelled()
@@ -124,7 +124,7 @@ class Interrupter:
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None:
-            self.struck = True
+            self.interrupted = True
             raise TaskCancelled
 
     def _watch(self) -> None:
@@ -179,10 +179,10 @@ class Interrupter:
         """Raise in the call; if it is still there after the grace period, end the process."""
         if isinstance(reason, TaskCancelled):
             for other in self._others:
-                if other.lives_here():
+                if other.is_alive_here():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(other.pid, _TOLD)
-        self._reason, self._target, self.struck = reason, call, True
+        self._reason, self._target, self.interrupted = reason, call, True
         signal.pthread_kill(threading.main_thread().ident or 0, _OWN)
         end = time.monotonic() + self._grace
         while self._call is call and time.monotonic() < end:

@@ -73,9 +73,9 @@ def _state(info: SessionInfo | None) -> str:
     """Whether somebody submits: ``ended`` without a word, ``alive`` or ``dead`` as seen on this host, or elsewhere."""
     if info is None:
         return "ended"
-    if info.process.lives_here():
+    if info.process.is_alive_here():
         return "alive"
-    return "dead" if info.process.dead() else f"on {info.process.host}"
+    return "dead" if info.process.is_provably_dead() else f"on {info.process.host}"
 
 
 def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:

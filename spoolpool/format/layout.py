@@ -74,9 +74,9 @@ class Layout:
         """Captured output of one rank."""
         return f"{self.logs}/{log.name}"
 
-    def edge(self, session: str, edge: DependencyLink) -> str:
+    def dependency_link(self, session: str, link: DependencyLink) -> str:
         """Says, as long as it is there, that the outcome of a task of this session is needed."""
-        return f"{self.needs}/{session}/{edge.name}"
+        return f"{self.needs}/{session}/{link.name}"
 
     def object(self, name: str, user: int | None) -> str:
         """An object; in shared spools each account has its own."""

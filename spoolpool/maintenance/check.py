@@ -139,7 +139,7 @@ def _workers(
     suspects = {}
     for worker, info in entries.items():
         silence = None if now is None else workers.seconds_since_heartbeat(spool, worker, now)
-        if info.process.dead():
+        if info.process.is_provably_dead():
             suspects[worker] = "is dead"
         elif silence is not None and silence > spool.config.lease:
             suspects[worker] = f"has given no sign of life for {silence:.0f} s"

@@ -194,7 +194,9 @@ class Peer:
 
     def _wanted(self) -> bool:
         self._maker = self._maker or self._meeting.maker()
-        return files.is_directory(self._meeting.path) and not (self._maker is not None and self._maker.dead())
+        return files.is_directory(self._meeting.path) and not (
+            self._maker is not None and self._maker.is_provably_dead()
+        )
 
     def _do(self, order: dict[str, Any]) -> dict[str, Any]:
         do, name = order.get("do"), order.get("name", "")
@@ -295,7 +297,7 @@ def waiting_peer(directory: str, *, patience: float = PATIENCE) -> Rendezvous | 
         with contextlib.suppress(NotTrusted, FileNotFoundError):  # somebody else's; or it ends at this moment
             meeting = Rendezvous(f"{where}/{name}", patience=patience)
             maker = meeting.maker()
-            if maker is not None and maker.dead():
+            if maker is not None and maker.is_provably_dead():
                 meeting.close()
             elif files.exists(f"{meeting.path}/peer"):
                 found.append(meeting)

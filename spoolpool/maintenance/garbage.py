@@ -223,9 +223,9 @@ def _is_over(spool: Spool, path: str, now: float, keep: Keep) -> bool:
     """Whether a session that said it uses an object does so no longer, as far as can be known."""
     session = path.split("/")[1]
     info = sessions.read_session(spool, session)
-    if info is not None and info.process.lives_here():
+    if info is not None and info.process.is_alive_here():
         return False
-    if info is not None and info.process.dead():
+    if info is not None and info.process.is_provably_dead():
         seconds = keep.sessions
     else:  # closed, or left to others; or nobody knows here, and it says so anew from time to time
         seconds = keep.results if files.exists(spool.layout.session(session)) else keep.unfinished
@@ -247,7 +247,7 @@ def _session(
     spool: Spool, now: float, keep: Keep, session: str, edges: _Edges, unused: set[str]
 ) -> Iterator[GarbageItem]:
     info = sessions.read_session(spool, session)
-    gone = info is not None and not info.keeps and info.process.dead()
+    gone = info is not None and not info.keeps and info.process.is_provably_dead()
     seconds = keep.sessions if gone else keep.results
     why = (
         f"its submitter is gone, and nothing came for {_days(seconds)}"

@@ -142,7 +142,7 @@ class StatusCollector:
         return [
             info
             for info in workers.read_workers(self.spool)
-            if not info.process.dead()
+            if not info.process.is_provably_dead()
             and (workers.seconds_since_heartbeat(self.spool, info.worker, now) or 0.0) <= lease
         ]
 

@@ -125,4 +125,4 @@ class Detector:
     def _provably_dead(self, worker: str) -> bool:
         """Whether the process of a worker of this host has ended: asked at no cost for the spool."""
         process = self._processes.get(worker)
-        return process is not None and process.dead()
+        return process is not None and process.is_provably_dead()

@@ -107,7 +107,7 @@ class Liveness:
 
     def alive(self, info: WorkerInfo) -> bool:
         """Whether a worker should be counted on: not provably dead, and not still for a lease."""
-        return not info.process.dead() and self.look(info.worker) < self._spool.config.lease
+        return not info.process.is_provably_dead() and self.look(info.worker) < self._spool.config.lease
 
     def knows(self, worker: str) -> bool:
         """Whether a worker was looked at before."""

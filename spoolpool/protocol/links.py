@@ -15,7 +15,7 @@ from spoolpool.system import files
 def add_link(spool: Spool, header: TaskHeader) -> None:
     """Say of everything that a task needs that it does; the files are empty, and only their names count."""
     for session, needed in header.needed():
-        path = spool.layout.edge(session, DependencyLink(needed, header.task))
+        path = spool.layout.dependency_link(session, DependencyLink(needed, header.task))
         directory, name = os.path.split(path)
         try:
             place = spool.held(directory)
@@ -35,7 +35,7 @@ def add_link(spool: Spool, header: TaskHeader) -> None:
 def remove_link(spool: Spool, header: TaskHeader) -> None:
     """A task has its outcome, or never came to be: what it needed is needed by it no longer."""
     for session, needed in header.needed():
-        path = spool.layout.edge(session, DependencyLink(needed, header.task))
+        path = spool.layout.dependency_link(session, DependencyLink(needed, header.task))
         directory, name = os.path.split(path)
         try:
             place = spool.held(directory)

@@ -42,7 +42,7 @@ class Progress:
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
-    def tell(self, worker: str, task: str, fraction: float | None, text: str) -> None:
+    def report(self, worker: str, task: str, fraction: float | None, text: str) -> None:
         """Note how far a task is. What is told faster than it is written is skipped, but for the last."""
         if fraction is not None:
             fraction = None if math.isnan(fraction) else min(max(float(fraction), 0.0), 1.0)
@@ -59,7 +59,7 @@ class Progress:
                 self._timer.daemon = True
                 self._timer.start()
 
-    def over(self) -> None:
+    def finish(self) -> None:
         """The task has ended."""
         self._last = None
 

@@ -29,7 +29,7 @@ def register(spool: Spool, session: str, user: str, *, keeps: bool = False) -> N
     path = spool.layout.session(session)
     with contextlib.suppress(OSError):  # another one is at it as well; or the disk is full, as its tasks will say
         before = read_session(spool, session) if keeps else None
-        if before is not None and not before.process.lives_here():
+        if before is not None and not before.process.is_alive_here():
             files.remove(path)
         files.create(path, [msgspec.json.encode(info)], mode=spool.rights.file, exact=spool.shared)
 
@@ -52,4 +52,4 @@ def read_session(spool: Spool, session: str) -> SessionInfo | None:
 def is_dead(spool: Spool, session: str) -> bool:
     """Whether a submitter is provably dead on this host; False if that cannot be known here."""
     info = read_session(spool, session)
-    return info is not None and info.process.dead()
+    return info is not None and info.process.is_provably_dead()

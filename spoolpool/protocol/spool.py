@@ -52,7 +52,7 @@ class Spool:
         """This process's account, as the names of its lanes have it."""
         self.sees_all = self.config.mode != "dropbox" or self.account == self.owner
         """Whether this account may list what is not its own; in a dropbox the owner alone may."""
-        self._anchors = DirectoryHandles(self.path)
+        self._handles = DirectoryHandles(self.path)
         permissions.check_parents(self.path, self.owner)
         permissions.check_tree(self.path, self.config.mode, status, (*Layout.DIRECTORIES, *Layout.ON_DEMAND))
 
@@ -222,17 +222,17 @@ class Spool:
 
     def held(self, path: str, owner: int | None = None) -> files.Place:
         """The directory of a lane, bucket, session or worker: see
-        :meth:`spoolpool.security.directories.DirectoryHandles.hold`."""
-        return self._anchors.hold(path, owner) if self.shared else path
+        :meth:`spoolpool.security.directories.DirectoryHandles.open`."""
+        return self._handles.open(path, owner) if self.shared else path
 
     def let_go(self, path: str) -> None:
         """Open a directory anew when it is needed next, since it may have been removed and made again."""
         if self.shared:
-            self._anchors.let_go(path)
+            self._handles.close(path)
 
     def let_all_go(self) -> None:
         """Give back what is held open, at the end of a use; what is used again is opened again."""
-        self._anchors.let_all_go()
+        self._handles.close_all()
 
     def bucket(self, lane: str, bucket: str) -> files.Place:
         """The directory of waiting tasks; that of its lane must belong to the account that the lane names."""

@@ -27,19 +27,19 @@ class DirectoryHandles:
         self._held: OrderedDict[str, files.Directory] = OrderedDict()
         self._lock = threading.Lock()
 
-    def hold(self, path: str, owner: int | None = None) -> files.Directory:
+    def open(self, path: str, owner: int | None = None) -> files.Directory:
         """Open a directory two or three levels below the spool, or use what was opened before.
 
         Raises :class:`NotTrusted` for a link or what is no directory, and where it does not belong to ``owner``;
         ``OSError`` as open(2). A directory that was removed, and made again, is still the old one until it is
-        :meth:`let_go`. Keep the object for as long as a path through it is used.
+        :meth:`close`. Keep the object for as long as a path through it is used.
         """
         with self._lock:
             found = self._held.get(path)
         if found is None:
             found = self._open(path)
         if owner is not None and found.owner != owner:
-            self.let_go(path)
+            self.close(path)
             raise NotTrusted(
                 f"{path} belongs to {account_name(found.owner)} and should be {account_name(owner)}'s: nothing "
                 f"in it was read, "
@@ -50,7 +50,7 @@ class DirectoryHandles:
     def _open(self, path: str) -> files.Directory:
         parent, _, name = path.rpartition("/")
         # nobody but the owner makes names in the spool's own directory: what stands there is not swapped
-        above: files.Place = parent if os.path.dirname(parent) == self._root else self.hold(parent)
+        above: files.Place = parent if os.path.dirname(parent) == self._root else self.open(parent)
         try:
             found = files.Directory(f"{above}/{name}")
         except OSError as error:
@@ -67,12 +67,12 @@ class DirectoryHandles:
                 self._held.popitem(last=False)  # whoever uses it just now still has it
         return found
 
-    def let_all_go(self) -> None:
+    def close_all(self) -> None:
         """Hold nothing any more."""
         with self._lock:
             self._held.clear()
 
-    def let_go(self, path: str) -> None:
+    def close(self, path: str) -> None:
         """Open this one anew when it is needed next."""
         with self._lock:
             self._held.pop(path, None)

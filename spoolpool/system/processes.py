@@ -90,11 +90,11 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
         same = self.boot == here.boot and self.namespace == here.namespace
         return bool(same and self.boot and self.namespace and self.start)
 
-    def lives_here(self) -> bool:
+    def is_alive_here(self) -> bool:
         """True only where it is certain that a signal to the pid reaches this very process."""
         return self.is_near() and _start_time(self.pid) == self.start
 
-    def dead(self) -> bool:
+    def is_provably_dead(self) -> bool:
         """True only where it is certain: same boot, same pid namespace, and no such process."""
         if not (self.is_near() and _here(os.getpid()).start):
             return False

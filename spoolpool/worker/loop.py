@@ -305,15 +305,15 @@ class Worker:
         owner = self._terms.owner
         self._look_due = time.monotonic() + _LOOK_EVERY
         try:
-            return not self._registration.told_to_stop() and (owner is None or not owner.dead())
+            return not self._registration.told_to_stop() and (owner is None or not owner.is_provably_dead())
         except OSError:  # the server is away for a moment
             return True
 
     def _leave(self) -> None:
         """Remove a spool that belonged to one executor, where that was killed and no other worker is left in it."""
         owner, spool = self._terms.owner, self._spool
-        abandoned = spool.config.temporary and owner is not None and owner.dead()
-        if abandoned and all(info.process.dead() for info in read_workers(spool)):
+        abandoned = spool.config.temporary and owner is not None and owner.is_provably_dead()
+        if abandoned and all(info.process.is_provably_dead() for info in read_workers(spool)):
             files.remove_tree(spool.path)
 
     def _housekeeping(self, busy_since: float | None = None) -> None:

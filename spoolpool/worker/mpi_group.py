@@ -159,7 +159,7 @@ class MPIGroup:
         failed = [0] if mine.failure else [rank for rank, vote in enumerate(votes, 1) if vote.what == _FAILED][:1]
         alike = all(vote.mark == self._mark(mine, header) for vote in votes)
         chosen = failed or range(self.size)
-        self.tainted = self.tainted or self._ends_by(alike) or (self._supervised and self._interrupter.struck)
+        self.tainted = self.tainted or self._ends_by(alike) or (self._supervised and self._interrupter.interrupted)
         self._verdict, self._told = _Verdict(chosen, alike), False
         if failed or not all(vote.inside for vote in votes):  # somebody needs it now
             self._judge()

@@ -43,7 +43,7 @@ class SerialGroup:
     @property
     def tainted(self) -> bool:
         """Whether a call was interrupted, and may have left something behind; then a supervisor replaces the group."""
-        return self._supervised and self._interrupter.struck
+        return self._supervised and self._interrupter.interrupted
 
     def knows(self, init: str) -> bool:
         """Whether this ``init_function`` was called here."""

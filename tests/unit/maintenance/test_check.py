@@ -780,7 +780,7 @@ def test_an_edge_without_a_task_is_reported_and_removed(tree: Tree) -> None:
     needed, _ = tree.put("ready")
     edge = DependencyLink(needed.name.partition(".")[0], new_task_id())
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
-    files.create(tree.spool.layout.edge("inbox", edge), [])
+    files.create(tree.spool.layout.dependency_link("inbox", edge), [])
     found = check(tree.spool, deep=False)
     assert kinds(found) == [("stale edge", f"needs/inbox/{edge.name}")]
     assert repair(tree.spool, found) == [f"removed needs/inbox/{edge.name}"]
@@ -791,7 +791,7 @@ def test_a_task_that_waits_for_what_is_not_there_is_reported_and_let_go(tree: Tr
     header = msgspec.structs.replace(tree.header(), needs={"inbox": (new_task_id(),)})
     path, task_file = tree.put("waiting", header=header)
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
-    files.create(tree.spool.layout.edge("inbox", DependencyLink(header.needs["inbox"][0], header.task)), [])
+    files.create(tree.spool.layout.dependency_link("inbox", DependencyLink(header.needs["inbox"][0], header.task)), [])
     found = check(tree.spool)
     assert kinds(found) == [("unmet need", tree.of(path))]
     assert repair(tree.spool, found) == [f"let {tree.of(path)} go"]

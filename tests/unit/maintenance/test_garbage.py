@@ -645,7 +645,7 @@ def test_an_unfinished_write_goes_after_its_edges_and_an_edge_without_a_task_goe
     needed, unfinished, nowhere = new_task_id(), new_task_id(), new_task_id()
     spool.make_directories(f"{spool.layout.needs}/inbox")
     for task in (unfinished, nowhere):
-        files.create(spool.layout.edge("inbox", DependencyLink(needed, task)), [])
+        files.create(spool.layout.dependency_link("inbox", DependencyLink(needed, task)), [])
     files.create(f"{spool.layout.tmp}/{unfinished}", [])
     assert [each for each in find_garbage(spool) if "needs/" in each.path] == []
     after(2)

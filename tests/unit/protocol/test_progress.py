@@ -212,7 +212,7 @@ def test_of_what_is_told_in_a_hurry_the_last_is_seen_and_little_is_written(
     )  # fmt: skip
     telling = Progress(spool.path)
     for step in range(10_000):
-        telling.tell(worker, TASK, step / 9_999, f"step {step}")
+        telling.report(worker, TASK, step / 9_999, f"step {step}")
     wait_until(lambda: told(spool, worker) == (TASK, 1.0, "step 9999"), "the last was written")
     assert len(written) < 1000
     assert {len(each) for each in written} == {1024}
@@ -232,7 +232,7 @@ def test_whatever_is_told_is_read_again(
     spool: Spool, fraction: float | None, text: str, seen: tuple[float | None, str]
 ) -> None:
     worker = announce(spool, ProcessId.of(os.getpid()))
-    Progress(spool.path).tell(worker, TASK, fraction, text)
+    Progress(spool.path).report(worker, TASK, fraction, text)
     assert told(spool, worker)[1:] == seen
 
 
@@ -241,13 +241,13 @@ def test_a_shorter_text_leaves_nothing_of_a_longer_one(spool: Spool, monkeypatch
     monkeypatch.setattr(progress, "_EVERY", 0.0)
     telling = Progress(spool.path)
     for text in ("a long text " * 8, "short"):
-        telling.tell(worker, TASK, 0.5, text)
+        telling.report(worker, TASK, 0.5, text)
         assert told(spool, worker)[2] == text
 
 
 def test_the_progress_goes_with_its_workers_entry(spool: Spool) -> None:
     worker = announce(spool, dead_process())
-    Progress(spool.path).tell(worker, TASK, 0.5, "")
+    Progress(spool.path).report(worker, TASK, 0.5, "")
     assert progress_of(spool, worker) is not None
     workers.remove_worker(spool, worker)
     assert not os.path.exists(spool.layout.worker(worker))

@@ -31,15 +31,15 @@ def state_of(pid: int) -> str:
 
 
 def test_a_process_that_runs_is_not_dead(process: subprocess.Popen[bytes]) -> None:
-    assert not ProcessId.of(process.pid).dead()
-    assert not ProcessId.of(os.getpid()).dead()
+    assert not ProcessId.of(process.pid).is_provably_dead()
+    assert not ProcessId.of(os.getpid()).is_provably_dead()
 
 
 def test_a_process_that_was_stopped_is_not_dead(process: subprocess.Popen[bytes]) -> None:
     who = ProcessId.of(process.pid)
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: state_of(process.pid) == "T", "it has stopped")
-    assert not who.dead()
+    assert not who.is_provably_dead()
 
 
 def test_a_process_that_ended_is_dead_before_and_after_its_parent_took_notice(
@@ -48,14 +48,14 @@ def test_a_process_that_ended_is_dead_before_and_after_its_parent_took_notice(
     who = ProcessId.of(process.pid)
     process.kill()
     wait_until(lambda: state_of(process.pid) == "Z", "it is a zombie")
-    assert who.dead()
+    assert who.is_provably_dead()
     process.wait(LIMIT)
-    assert who.dead()
+    assert who.is_provably_dead()
 
 
 def test_another_process_with_the_same_pid_is_another_process(process: subprocess.Popen[bytes]) -> None:
     earlier = msgspec.structs.replace(ProcessId.of(process.pid), start="12")
-    assert earlier.dead()
+    assert earlier.is_provably_dead()
 
 
 @pytest.mark.parametrize(
@@ -75,24 +75,24 @@ def test_nothing_is_proven_about_a_process_of_another_boot_or_namespace_or_of_on
     who = ProcessId.of(process.pid)
     process.kill()
     process.wait(LIMIT)
-    assert who.dead()
-    assert not msgspec.structs.replace(who, **elsewhere).dead()
+    assert who.is_provably_dead()
+    assert not msgspec.structs.replace(who, **elsewhere).is_provably_dead()
 
 
 def test_the_name_of_the_host_proves_nothing(process: subprocess.Popen[bytes]) -> None:
     who = msgspec.structs.replace(ProcessId.of(process.pid), host="another")
-    assert not who.dead()
+    assert not who.is_provably_dead()
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**62])
 def test_a_pid_that_nobody_can_have_is_not_dead_for_that(pid: int) -> None:
-    assert not msgspec.structs.replace(ProcessId.of(os.getpid()), pid=pid).dead()
+    assert not msgspec.structs.replace(ProcessId.of(os.getpid()), pid=pid).is_provably_dead()
 
 
 def test_nobody_is_dead_where_proc_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
     monkeypatch.setattr(processes, "_read", lambda path: "")
-    assert not who.dead()
+    assert not who.is_provably_dead()
 
 
 def test_a_process_that_proc_hides_from_this_account_is_not_dead(
@@ -101,10 +101,10 @@ def test_a_process_that_proc_hides_from_this_account_is_not_dead(
     who = ProcessId.of(process.pid)
     read = processes._read
     monkeypatch.setattr(processes, "_read", lambda path: "" if f"/{process.pid}/" in path else read(path))
-    assert not who.dead()
+    assert not who.is_provably_dead()
     process.kill()
     process.wait(LIMIT)
-    assert who.dead()
+    assert who.is_provably_dead()
 
 
 HIDING = """\
@@ -114,7 +114,7 @@ from spoolpool.system.processes import ProcessId
 os.setgid(65534), os.setuid(65534)
 others, gone = (msgspec.json.decode(text, type=ProcessId) for text in sys.argv[1:])
 assert not os.path.exists(f"/proc/{others.pid}/stat"), "proc does not hide it"
-print(others.dead(), gone.dead())
+print(others.is_provably_dead(), gone.is_provably_dead())
 """
 
 
@@ -136,13 +136,13 @@ PROVE = """\
 import sys
 import msgspec
 from spoolpool.system.processes import ProcessId
-print(msgspec.json.decode(sys.argv[1], type=ProcessId).dead())
+print(msgspec.json.decode(sys.argv[1], type=ProcessId).is_provably_dead())
 """
 
 
 def test_a_process_in_another_pid_namespace_proves_nothing() -> None:
     who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
-    assert who.dead()
+    assert who.is_provably_dead()
     command = ["unshare", "-f", "-p", "--mount-proc", sys.executable, "-c", PROVE, msgspec.json.encode(who).decode()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT) if shutil.which("unshare") else None
     if result is None or "unshare:" in result.stderr:
