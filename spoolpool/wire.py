@@ -8,6 +8,7 @@ implementation may change. A golden spool holds a file of each kind, and a test 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shlex
@@ -174,6 +175,9 @@ def run_program(command: Sequence[str] | str, **options: Any) -> Any:
     return subprocess.run(command, **options).stdout  # noqa: PLW1510  it is among the options
 
 
+_END_SECONDS = 5.0  # for a program that has closed its input or its output
+
+
 class _Shell:
     """Long-lived program of a session, in the worker."""
 
@@ -220,7 +224,16 @@ class _Shell:
 
     def _ended(self, said: str) -> SpoolpoolError:
         self._over = True
-        self._process.communicate()
+        # its output is not read to the end: a process that the program left behind may hold the pipe for as long as it
+        # runs; and the program itself may have closed its pipes and go on
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # the rest of the input: its reader is gone
+                pipe.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         return SpoolpoolError(
             f"The program {self._command} ended with exit code {self._process.returncode} before its answer did. The "
             f"next call starts it anew. It last said: {said!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from typing import Any
 
@@ -70,6 +69,7 @@ def autoscale(
     from spoolpool.pool.scaling_policy import ScalingPolicy
     from spoolpool.protocol.spool import Spool
     from spoolpool.security.trust import Trust
+    from spoolpool.system.stop_request import StopRequest
 
     spool = Spool(directory)
     terms = ScalingPolicy(max_jobs=max_jobs, tasks_per_job=tasks_per_job, patience=patience, cooldown=cooldown)
@@ -78,7 +78,7 @@ def autoscale(
     scaler = Autoscaler(
         spool, job(spool.path, options), terms, idle_timeout=idle_timeout, tags=given["tags"], trust=trust
     )
-    ending = threading.Event()
+    ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with scaler.alone():

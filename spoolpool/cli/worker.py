@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import click
@@ -147,6 +146,7 @@ def supervise(wishes: WorkerCommandOptions) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
     from spoolpool.launch.choice import Options, choose
     from spoolpool.pool.supervisor import Supervisor, SupervisorOptions
+    from spoolpool.system.stop_request import StopRequest
 
     launcher = choose(wishes.launcher or "auto")
     orders = SupervisorOptions(
@@ -165,7 +165,7 @@ def supervise(wishes: WorkerCommandOptions) -> None:
         drain=wishes.drain,
     )
     supervisor = Supervisor(open_spool(wishes.directory), launcher, orders, say)
-    stopping, hurry = threading.Event(), threading.Event()
+    stopping, hurry = StopRequest(), StopRequest()
     on_signals(stopping.set, hurry.set)
     supervisor.run(stopping, hurry)
 

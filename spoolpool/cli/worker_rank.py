@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import signal
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +171,7 @@ def _lead(spool: Spool, group: Group, wishes: WorkerCommandOptions, terms: Worke
     from spoolpool.protocol.workers import WorkerInfo
     from spoolpool.system.accounts import account_name
     from spoolpool.system.processes import ProcessId, hostname
+    from spoolpool.system.stop_request import StopRequest
     from spoolpool.worker.loop import Worker
 
     terms = replace(terms, trust=_trusted(spool, terms))
@@ -192,7 +192,7 @@ def _lead(spool: Spool, group: Group, wishes: WorkerCommandOptions, terms: Worke
         trust_groups=terms.trust.groups,
         trust_all=terms.trust.everybody,
     )
-    told = threading.Event()
+    told = StopRequest()
     on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
     leader = Worker(spool, group, info, terms)
     # alone on a host, a task may take as long as it needs

@@ -66,9 +66,10 @@ class FluxGroup:
             handle.reactor_run()
         except (OSError, LauncherError) as error:  # the instance ended, and its jobs with it
             log.warning("Flux job %s is not heard of any more: %s", self._id, error)
-        self._clean.set()
-        for descriptor in self._output.values():
-            os.close(descriptor)
+        finally:  # whatever ended this thread: without it the group would count as running for ever
+            self._clean.set()
+            for descriptor in self._output.values():
+                os.close(descriptor)
 
     def _note(self, future: Any) -> None:
         event = future.get_event()

@@ -21,6 +21,9 @@ from collections.abc import Sequence
 _LINE = 16384  # bytes after which a line is broken
 _MESSAGE = 1 << 20
 _END_SECONDS = 5.0
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
+"""Signals that a batch system sends to all processes of a job: they are for the supervisor. Without SIGPIPE, a failed
+write raises an error that :func:`_write` ignores."""
 
 
 class Relay:
@@ -38,7 +41,12 @@ class Relay:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:  # -IS: nothing but the standard library is needed, which saves time and memory
             command = [sys.executable, "-IS", __file__, self._form]
-            self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
+            # blocked, which a child inherits: else one that comes before the child ignores it would end it
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+            try:
+                self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def pipes(self, group: str, nodes: Sequence[str], label: str = "", rank: int | None = None) -> tuple[int, int]:
         """Descriptors for the standard output and error of a group, or of one rank of it; the caller closes them.
@@ -150,8 +158,8 @@ def _write(target: int, data: bytes) -> None:
 
 
 def _main(form: str) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)  # what the batch system tells a whole job is for the supervisor
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     orders = socket.socket(fileno=0)
     selector = selectors.DefaultSelector()
     selector.register(orders, selectors.EVENT_READ)

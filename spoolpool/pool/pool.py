@@ -19,11 +19,13 @@ from spoolpool.protocol import registration
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
+from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
+_START_SECONDS = 60.0  # for groups that are still starting at the end; longer than NFS hides a new name from a look-up
 
 
 class GroupPool:
@@ -164,7 +166,7 @@ class GroupPool:
         try:
             self._start(slot)
         except LauncherError as error:
-            slot.failed_starts += 1
+            slot.record_failed_start()
             self._judge(slot, str(error))
 
     def _failed(self, slot: Slot, code: int) -> None:
@@ -173,7 +175,7 @@ class GroupPool:
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
             slot.died(self._spool)
         else:
-            slot.failed_starts += 1
+            slot.record_failed_start()
         if code == settings.EXIT_START:
             self._drop(slot, reason or describe(code))
         else:
@@ -241,28 +243,39 @@ class GroupPool:
         """Let every group finish what it runs, and end it.
 
         A group that still runs after ``seconds`` (None: never), or once ``hurry`` says so, is ended, and what it
-        ran is given back. Returns the tasks that were.
+        ran is given back. Returns the tasks that were. A group that has not announced itself after a minute is ended in
+        any case: it has no entry in which it could be asked, and no task, and the wait for it would have no end.
         """
         with self._lock:
             slots, self._slots = self._slots, []
             for slot in slots:
                 self._ask(slot)
         backoff = Backoff(0.002, 0.1)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        begun = time.monotonic()
+        starting = {worker for worker in self._ending if self._has_no_entry(worker)}
         released: list[str] = []
         while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
-            if hurry() or (deadline is not None and time.monotonic() > deadline):
-                for worker in running:
-                    self._ending[worker].end()
-                for worker in running:
-                    released += self._recovery.give_back(worker)
-                break
-            for worker in running:
+            passed = time.monotonic() - begun
+            late: set[str] = set()
+            if hurry() or (seconds is not None and passed > seconds):
+                late = running
+            elif passed > _START_SECONDS:
+                late = {worker for worker in running & starting if self._has_no_entry(worker)}
+            for worker in late:
+                self._ending[worker].end()
+            for worker in late:
+                released += self._recovery.give_back(worker)
+                del self._ending[worker]
+            for worker in running - late:
                 # a group that was still starting has no entry yet in which it could be asked
                 registration.request_stop(self._spool, worker)
-            backoff.sleep()
+            if running != late:
+                backoff.sleep()
         self._ending.clear()
         return released
+
+    def _has_no_entry(self, worker: str) -> bool:
+        return files.is_missing(f"{self._spool.layout.worker(worker)}/info.json")
 
 
 def describe(code: int) -> str:

@@ -18,7 +18,7 @@ from spoolpool.system.backoff import Backoff
 _FAILED_STARTS = 3
 """Groups in a row that ended before they announced themselves: then it is no bad luck."""
 _DEATHS = 6
-"""Groups in a row that died before they had done anything; the pauses between them are 3 s by then."""
+"""Groups in a row that died before they had finished a task, announced or not; the pauses are 3 s by then."""
 _PROVEN = 60.0
 """Seconds after which a group that lives does well, whether or not it was given a task."""
 
@@ -39,6 +39,10 @@ class Slot:
     served: bool = False
     """Whether the group that stands here announced itself."""
     failed_starts: int = 0
+    """Groups in a row that ended before they announced themselves."""
+    failed_starts_since_success: int = 0
+    """Likewise, also where announced groups died between them. Without this count, a place where some groups die before
+    and some after the announcement would get many more groups than :data:`_DEATHS`, with pauses of 30 s."""
     deaths: int = 0
     """Groups in a row that died without having done anything; not those that died of a task that they held."""
     deaths_of_tasks: int = 0
@@ -64,8 +68,13 @@ class Slot:
 
     def did_well(self) -> None:
         """What went wrong before counts no more."""
-        self.failed_starts = self.deaths = self.deaths_of_tasks = 0
+        self.failed_starts = self.failed_starts_since_success = self.deaths = self.deaths_of_tasks = 0
         self.backoff.reset()
+
+    def record_failed_start(self) -> None:
+        """Count a group that could not be started, or ended before it announced itself."""
+        self.failed_starts += 1
+        self.failed_starts_since_success += 1
 
     def died(self, spool: Spool) -> None:
         """The group that had announced itself died: whose fault is it?"""
@@ -89,7 +98,7 @@ class Slot:
         That groups die of tasks says something about this place only where groups in other places do not: a task that
         kills its workers must not cost anybody a node.
         """
-        deaths = self.deaths + (self.deaths_of_tasks if others_thrive else 0)
+        deaths = self.deaths + self.failed_starts_since_success + (self.deaths_of_tasks if others_thrive else 0)
         return self.failed_starts >= _FAILED_STARTS or deaths >= _DEATHS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from spoolpool.pool.pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.stop_request import StopRequest
 
 _MARGIN = 5.0  # seconds for what comes after the last task
 
@@ -63,7 +63,7 @@ class Supervisor:
         self._say = say
         self._where = f"through {launcher.name} for {spool.path}"
 
-    def run(self, stopping: threading.Event, hurry: threading.Event) -> None:
+    def run(self, stopping: StopRequest, hurry: StopRequest) -> None:
         """Look after the groups until ``stopping``, until the time is up, or until all ended by themselves.
 
         ``hurry`` gives back what still runs. At the end it raises :class:`BadNode` where a node was given up, and
@@ -89,7 +89,7 @@ class Supervisor:
         if pool.broken:
             raise LauncherError(" ".join(pool.broken.values()))
 
-    def _watch(self, stopping: threading.Event) -> None:
+    def _watch(self, stopping: StopRequest) -> None:
         backoff = Backoff(0.02, 0.5)
         while not stopping.is_set() and self._pool.count():
             if self._pool.step():

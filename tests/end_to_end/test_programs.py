@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import ShellExecutor, SubprocessExecutor
+from spoolpool import ShellExecutor, SubprocessExecutor, wire
 from spoolpool.errors import BadRequest, SpoolpoolError, WorkerLost
-from tests.support.processes import kill_processes_of, processes_of
+from tests.support.processes import is_running, kill_processes_of, processes_of
 from tests.support.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
 # Reads lines; "sum 1 2 3" is answered by the numbers, one a line, and their sum; other words do what they say.
 CALCULATOR = """
-import os, sys
+import os, signal, subprocess, sys
 for line in sys.stdin:
     word, *numbers = line.split()
     if word == "sum":
@@ -34,6 +34,16 @@ for line in sys.stdin:
         print(os.getpid())
     elif word == "complain":
         print("oh no", file=sys.stderr)
+    elif word == "leave":
+        child = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+        print(os.getpid())
+        print(child.pid)
+        sys.exit(4)
+    elif word == "close":
+        print(os.getpid(), flush=True)
+        os.close(1)
+        os.close(2)
+        signal.pause()
     elif word == "exit":
         print("bye")
         sys.exit(int(numbers[0]))
@@ -166,6 +176,35 @@ def test_a_program_that_ended_between_two_calls_is_not_replaced_in_silence(calcu
         with pytest.raises(SpoolpoolError, match="exit code 0"):  # what it knew is gone: somebody must be told
             shell.submit("sum 1", lines_to_read=2).result()
         assert shell.submit("sum 1", lines_to_read=2).result() == "1\nsum: 1\n"
+
+
+def test_a_child_that_holds_the_output_of_an_ended_program_does_not_block_the_next_call(
+    calculator: list[str],
+) -> None:
+    with ShellExecutor(calculator) as shell:
+        program, child = map(int, shell.submit("leave", lines_to_read=2).result().split())
+        try:
+            wait_until(lambda: not is_running(program), "the program has ended")
+            error = shell.submit("sum 1", lines_to_read=2).exception(LIMIT)
+            assert isinstance(error, SpoolpoolError) and "exit code 4" in str(error)
+            assert is_running(child)
+            assert shell.submit("sum 1", lines_to_read=2).result(LIMIT) == "1\nsum: 1\n"
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_program_that_closes_its_output_and_goes_on_is_ended(
+    calculator: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_END_SECONDS", 0.1)
+    shell = wire._Shell(calculator, None)
+    program = int(shell.ask("close", 1, None))
+    with pytest.raises(SpoolpoolError, match="exit code -9"):
+        shell.ask("sum 1", 2, None)
+    assert not is_running(program)
+    assert shell.ask("sum 1", 2, None) == "1\nsum: 1\n"
+    shell._process.kill()
+    shell._process.communicate()
 
 
 def test_the_program_comes_back_with_its_worker(calculator: list[str]) -> None:

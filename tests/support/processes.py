@@ -31,6 +31,15 @@ def processes_of(text: str | os.PathLike[str]) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process exists that has not ended; a zombie has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
 def kill_processes_of(text: str | os.PathLike[str]) -> list[int]:
     """End these processes as the kernel does when memory is short; returns their pids."""
     pids = processes_of(text)
@@ -89,26 +98,27 @@ def in_fork(function: Callable[[], object]) -> object:
 
 
 _DIES = """\
-import os, sys, threading
+import os, sys, threading, time
 node = os.environ.get("FLUX_URI") or os.uname().nodename  # brokers of a test instance share a host
 if "--group-of" in sys.orig_argv and node.endswith({host!r}):
-    def die(when):
-        from spoolpool.system.backoff import Backoff
-        rhythm = Backoff(0.005, 0.01)
-        while not os.path.exists(when):
-            rhythm.sleep()
+    path = {path!r}.format(os.environ["SPOOLPOOL_WORKER"])
+    def die():
+        while path and not os.path.exists(path):
+            time.sleep(0.005)  # no import of the package beside the main thread, which imports it now
         os.kill(os.getpid(), 9)
-    when = {when!r}.format(os.environ["SPOOLPOOL_WORKER"])
-    threading.Thread(target=die, args=(when,), daemon=True).start()
+    if path:
+        threading.Thread(target=die, daemon=True).start()
+    else:
+        die()
 """
 
 
-def deadly(directory: Path, host: str, when: str = "/") -> dict[str, str]:
-    """Variables by which a supervisor's workers on a host, or of a Flux broker, are killed, once a path is there.
+def deadly(directory: Path, host: str, path: str = "") -> dict[str, str]:
+    """Return variables by which the workers of a supervisor are killed on a host, or under a Flux broker.
 
-    ``host`` is how its name or address ends. ``{}`` in the path is the worker's id. ``directory`` is made, for a
-    ``sitecustomize``.
+    ``host`` is the end of its name or address. A worker is killed once ``path`` exists, where ``{}`` is the worker's
+    id; without a path before it has imported anything. ``directory`` is made, for a ``sitecustomize``.
     """
     directory.mkdir()
-    (directory / "sitecustomize.py").write_text(_DIES.format(host=host, when=when), encoding="utf-8")
+    (directory / "sitecustomize.py").write_text(_DIES.format(host=host, path=path), encoding="utf-8")
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch import choice
+from spoolpool.launch import choice, flux
 from spoolpool.launch.choice import Options, choose, environment, python_worker
 from spoolpool.launch.local import LocalLauncher
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec, flavour
 from spoolpool.resources import Shape
+from tests.support.waiting import wait_until
 
 WORKER = python_worker(["spool", "--group-of", "2"])
 TWO = Shape(ranks=2)
@@ -166,3 +168,21 @@ def test_libraries_start_as_many_threads_as_the_group_has_and_a_user_has_the_las
         settings.NUMBER_OF_THREADS, "3"
     ) | {"MKL_NUM_THREADS": "1"}
     assert found["NEW"] == "yes"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [OSError("the broker is gone"), RuntimeError("not known to these bindings")])
+def test_a_flux_job_whose_events_cannot_be_followed_counts_as_ended(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def watch(handle: object, job: int) -> None:
+        raise error
+
+    job = types.SimpleNamespace(
+        submit=lambda *_, **__: 17, event_watch_async=watch, output_event_watch_async=lambda *_: None
+    )
+    monkeypatch.setattr(flux, "_connect", object)
+    monkeypatch.setitem(sys.modules, "flux", types.SimpleNamespace(job=job))
+    monkeypatch.setitem(sys.modules, "flux.job", job)
+    group = flux.FluxGroup(None, 16, (1, 2))
+    assert wait_until(group.poll, "the supervisor hears of its end") == 1

@@ -189,6 +189,22 @@ def test_a_relay_that_was_killed_is_replaced(capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == "[01234567 a] still here\n"
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_relay_survives_the_signals_of_a_job_also_while_it_starts(
+    capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    relay = Relay()
+    os.kill(relay._process.pid, getattr(signal, name))
+    pipes = relay.pipes("0123456789abcdef", ["a"])
+    os.write(pipes[0], b"forwarded\n")
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    assert relay._process.poll() == 0
+    assert capfd.readouterr().out == "[01234567 a] forwarded\n"
+    assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 # ------------------------------------------------------------------------------ groups that die
 
 

@@ -1,0 +1,35 @@
+"""Request to stop, made by a signal handler while the main thread waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+from queue import Empty, SimpleQueue
+
+
+class StopRequest:
+    """Flag that a signal handler may set at any moment, and that ends a wait.
+
+    ``threading.Event`` cannot do that: its lock is not reentrant. A handler that interrupts the main thread inside
+    ``Event.wait`` would wait in ``Event.set`` for the lock that the interrupted frame holds, for ever.
+    ``SimpleQueue.put`` is documented as reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._queue: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Request the stop; harmless when repeated."""
+        self._is_set = True
+        self._queue.put(None)
+
+    def is_set(self) -> bool:
+        """Return whether the stop was requested."""
+        return self._is_set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the stop is requested, at most ``seconds``; return whether it was."""
+        if not self._is_set:  # a request after this check leaves an item in the queue, which ends the wait
+            with contextlib.suppress(Empty):
+                self._queue.get(timeout=seconds)
+        return self._is_set

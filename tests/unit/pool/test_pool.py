@@ -1,0 +1,129 @@
+"""The pool of worker groups, with processes that only a test ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from spoolpool import settings
+from spoolpool.launch.allocation import Allocation
+from spoolpool.launch.choice import Options
+from spoolpool.pool import pool as pools
+from spoolpool.pool import slot
+from spoolpool.pool.pool import GroupPool
+from spoolpool.protocol.spool import Spool
+from spoolpool.resources import Shape
+from tests.support.fake_worker import Clock
+
+ONE = Shape(ranks=1)
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Process of a group; ``code`` is its exit code as soon as there is one."""
+
+    worker: str
+    code: Callable[[], int | None] = lambda: None
+    ended: bool = False
+
+    def poll(self) -> int | None:
+        return -15 if self.ended else self.code()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@dataclass
+class Groups:
+    """Launcher that starts nothing; ``begin`` sees each group at its start."""
+
+    begin: Callable[[Group], None] = lambda _: None
+    started: list[Group] = field(default_factory=list)
+    name: str = "nothing"
+
+    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
+        return []
+
+    def start(self, shape: Shape, arguments: Sequence[str], options: Options, variables: Mapping[str, str]) -> Group:
+        group = Group(worker=variables[settings.ENV_WORKER])
+        self.started.append(group)
+        self.begin(group)
+        return group
+
+    def allocation(self) -> Allocation:
+        raise AssertionError("it is not asked for")
+
+    def seconds_left(self) -> float | None:
+        return None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock.installed(monkeypatch)
+    for module in (pools, slot):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def announce(spool: Spool, group: Group) -> None:
+    """Make the entry of a group; the rest of its content is not read here."""
+    directory = spool.layout.worker(group.worker)
+    os.mkdir(directory)
+    with open(f"{directory}/info.json", "x", encoding="ascii"):
+        pass
+
+
+def is_asked(spool: Spool, group: Group) -> bool:
+    return os.path.exists(f"{spool.layout.worker(group.worker)}/stop")
+
+
+def test_stop_waits_for_groups_that_work_and_ends_those_that_never_announced_themselves(
+    spool: Spool, clock: Clock
+) -> None:
+    groups = Groups()
+    pool = GroupPool(spool, groups, options=Options())
+    pool.resize(ONE, 3)
+    works, starts, _hangs = groups.started
+    begun = clock.now
+    announce(spool, works)
+    works.code = lambda: 0 if is_asked(spool, works) and clock.now > begun + 1000 else None
+
+    def start_late() -> int | None:
+        if clock.now > begun + 30 and not os.path.exists(spool.layout.worker(starts.worker)):
+            announce(spool, starts)
+        return 0 if is_asked(spool, starts) and clock.now > begun + 500 else None
+
+    starts.code = start_late
+    assert pool.stop(None) == []
+    assert [group.ended for group in groups.started] == [False, False, True]
+    assert clock.now > begun + 1000
+
+
+@pytest.mark.parametrize(
+    ("announces", "deaths"),
+    [
+        ("no", 3),
+        ("yes", 6),
+        ("every second time", 6),
+    ],
+)
+def test_a_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_announcement(
+    spool: Spool, clock: Clock, announces: str, deaths: int
+) -> None:
+    def begin(group: Group) -> None:
+        if announces == "yes" or (announces != "no" and len(groups.started) % 2 == 0):
+            announce(spool, group)
+        group.code = lambda: -9
+
+    groups = Groups(begin)
+    pool = GroupPool(spool, groups, options=Options())
+    pool.resize(ONE, 1)
+    while pool.count():
+        pool.step()
+        clock.now += 1.0
+    assert len(groups.started) == deaths
+    assert "signal SIGKILL" in pool.broken[ONE]
+    assert bool(pool.served) == (announces != "no")
