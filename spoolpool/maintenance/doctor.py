@@ -32,7 +32,7 @@ from spoolpool.maintenance.doctor_peer import (
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.locks import Lock, try_lock
-from spoolpool.system.mounts import mount_of, quota
+from spoolpool.system.mounts import LOCAL, mount_of, quota
 from spoolpool.system.watch import DirectoryWatcher
 
 Grade = Literal["good", "note", "bad"]
@@ -46,7 +46,6 @@ _OPTIONS_THAT_MATTER = (
     "localflock", "vers", "nfsvers", "sync", "ro",
 )  # fmt: skip
 _OPTIONS_OF_NOTE = frozenset({"nolock", "local_lock=all", "local_lock=flock", "localflock", "noflock", "soft", "ro"})
-_NO_NETWORK = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +300,7 @@ def describe(directory: str) -> list[Answer]:
             question="filesystem",
             grade="note" if _OPTIONS_OF_NOTE.intersection(chosen) else "good",
             text=f"{kind} mounted on {point}" + (f" with {','.join(chosen)}" if chosen else ""),
-            value={"kind": kind, "mount": point, "options": chosen, "local": kind in _NO_NETWORK},
+            value={"kind": kind, "mount": point, "options": chosen, "local": kind in LOCAL},
         )
     ]
     space = os.statvfs(directory)

@@ -9,12 +9,13 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
+LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
+"""Kinds of filesystems that one host alone mounts."""
 
 
 def local(path: str) -> bool:
     """Whether only this host uses the filesystem that holds ``path``, so that everybody sees a write at once."""
-    return mount_of(path)[1] in _LOCAL
+    return mount_of(path)[1] in LOCAL
 
 
 def mount_of(path: str) -> tuple[str, str, str]:

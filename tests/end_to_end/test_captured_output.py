@@ -123,6 +123,13 @@ def shown(tmp_path: Path, worker: Workers) -> tuple[str, str]:
     return text, _BLOCK.sub(now, text)
 
 
+def test_commands_of_the_page_name_tasks_by_all_ten_digits() -> None:
+    """Ids of the other tasks are random: one of them can end in the same few digits."""
+    commands = [line for block in _BLOCK.findall(PAGE.read_text(encoding="utf-8")) for line in block.splitlines()]
+    abbreviated = re.compile(r"(?<!\S)[0-9a-f]{2,9}(?!\S)")
+    assert [line for line in commands if line.startswith("$ ") and abbreviated.search(line)] == []
+
+
 def _run(command: str, path: Path) -> str:
     """A command of the page, and what it prints here, told as on the page."""
     environment = {name: value for name, value in os.environ.items() if name not in (settings.ENV_SPOOL, "NO_COLOR")}

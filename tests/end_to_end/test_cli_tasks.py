@@ -95,8 +95,8 @@ def test_tasks_are_chosen_by_what_they_are(spool: Spool) -> None:
         (["--queue", "default", "--name", "relax"], {named}),
     ):
         assert set(ids(spool.path, *words)) == wanted, words
-    assert ids(spool.path, named[-6:], "--name", "relax") == [named]
-    assert run("ls", spool.path, named[-6:], "--name", "other").exit_code == BadRequest.exit_code
+    assert ids(spool.path, named[-10:], "--name", "relax") == [named]
+    assert run("ls", spool.path, named[-10:], "--name", "other").exit_code == BadRequest.exit_code
 
 
 def test_a_length_of_time_is_a_number_with_a_unit(spool: Spool) -> None:

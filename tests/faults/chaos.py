@@ -28,7 +28,8 @@ from spoolpool import Executor, Spool, current_task
 from spoolpool.errors import SpoolFull, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.names import CANCELLED, TaskFile
-from spoolpool.maintenance.check import census, check, repair
+from spoolpool.maintenance.check import check, repair
+from spoolpool.monitor.census import scan
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
@@ -208,7 +209,7 @@ class Chaos:
                 self.counts["submitters that hang"] += 1
                 return
         # tasks of submitters that were killed go on
-        while any((census(self.spool).ready, census(self.spool).claimed)) and time.monotonic() < deadline:
+        while any((scan(self.spool).ready, scan(self.spool).claimed)) and time.monotonic() < deadline:
             self._replace(0)
             backoff.sleep()
         workers = [p for name, p in self.processes.items() if name.startswith("worker")]
@@ -230,7 +231,7 @@ class Chaos:
                     else:
                         delivered[note[2]] += 1
                         outcomes[note[2]] = (note[3], note[4])
-        seen = census(self.spool)
+        seen = scan(self.spool)
         uncollected = {task_file.task: session for session, task_file in seen.results.values()}
         outgoing = {task_file.name for _, task_file in seen.outgoing.values()}
         committed = {task_file.name for _, task_file in seen.results.values()}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
-from spoolpool.maintenance.check import census
+from spoolpool.monitor.census import scan
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_system import Listed
 from spoolpool.protocol import sessions, workers
@@ -94,7 +94,7 @@ def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(l
         wait_until((tmp_path / "started").exists, "the task runs", PATIENCE)
         spool(login, "workers", "stop", login.spool.path, job, "--wait=1")
         assert login.state(job) == "CANCELLED"
-        wait_until(lambda: census(login.spool).ready, "the task waits again", PATIENCE)
+        wait_until(lambda: scan(login.spool).ready, "the task waits again", PATIENCE)
         (tmp_path / "may_end").touch()
         start(login, "--", "--groups", "1")
         assert future.result(PATIENCE) == "done"

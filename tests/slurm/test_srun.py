@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor
-from spoolpool.maintenance.check import census
+from spoolpool.monitor.census import scan
 from spoolpool.protocol import workers
 from spoolpool.system.backoff import Backoff
 from tests.servers import slurm as server
@@ -133,7 +133,7 @@ def test_a_cancelled_job_gives_its_running_task_back_at_no_cost_in_attempts(site
         site.slurm.run(["scancel", "--signal=TERM", "--batch", first])
         wait_until(lambda: site.ended(first), "the job ended", PATIENCE)
         assert "was given back" in site.log()
-        seen = census(site.spool)
+        seen = scan(site.spool)
         assert [task_file.attempt for task_file in seen.ready.values()] == [1]
         Path(may_end).touch()
         site.sbatch(command, "--nodes=1", "--ntasks=1")
