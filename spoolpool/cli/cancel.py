@@ -42,7 +42,7 @@ def cancel(selection: Selection, yes: bool) -> None:
 
 def _take_back(sight: TaskView) -> bool:
     """Whether nobody had claimed the task, and now nobody will."""
-    header, standing = sight.header, sight.standing
+    header, standing = sight.header, sight.location
     if standing.place == "running" or header is None:
         return False
     sight.spool.open_session(header.session)  # where the token goes; it may have been closed as empty

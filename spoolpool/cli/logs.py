@@ -111,7 +111,7 @@ def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: C
 def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]:
     """Show what comes until the task is over; returns the claims that were seen."""
     from spoolpool.format.names import parse_task_file
-    from spoolpool.monitor.census import SpoolScanner
+    from spoolpool.monitor.scan import SpoolScanner
     from spoolpool.monitor.logs import OutputFollower
     from spoolpool.protocol import workers
     from spoolpool.system import files
@@ -128,8 +128,8 @@ def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]
         for task_file in claimed:
             following.add(task_file)
         for task_file in set(following.running()) - claimed:
-            following.over(task_file)
-        for printed in following.look():
+            following.finish(task_file)
+        for printed in following.poll():
             if rank not in (None, printed.rank):
                 continue
             task_file = printed.task_file

@@ -61,11 +61,11 @@ def _row(task: str, state: str, since: str, user: str, lane: str, session: str, 
 
 def record(sight: TaskView) -> dict[str, Any]:
     """A task as JSON; the keys are documented in docs/cli.md."""
-    task_file, header, outcome = sight.standing.task_file, sight.header, sight.outcome
+    task_file, header, outcome = sight.location.task_file, sight.header, sight.outcome
     return {
         "task": sight.id,
         "state": sight.state,
-        "path": sight.standing.path,
+        "path": sight.location.path,
         "lane": sight.lane,
         "session": sight.session,
         "name": sight.name,

@@ -52,12 +52,12 @@ def read_value(sight: TaskView, trusted: tuple[str, ...]) -> Any:
     from spoolpool.security.trust import Trust
     from spoolpool.system import files
 
-    path = sight.spool.layout.outcome(sight.session, sight.standing.task_file)
+    path = sight.spool.layout.outcome(sight.session, sight.location.task_file)
     if sight.state == "cancelled":
         raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")
     fd = files.open_file(path)
     try:
-        label = outcome_label(sight.session, sight.standing.task_file.name)
+        label = outcome_label(sight.session, sight.location.task_file.name)
         content = sight.spool.read(fd, Trust(trusted).check(fd, path).st_size, path, label)
     finally:
         files.close(fd)

@@ -27,8 +27,8 @@ def retry(selection: Selection) -> None:
     chosen = selection.chosen()
     for sight in chosen:
         try:
-            session = sight.session if sight.standing.place == "done" else ""
-            click.echo(f"{run_again(selection.spool, sight.standing.task_file.name, session)} waits again.")
+            session = sight.session if sight.location.place == "done" else ""
+            click.echo(f"{run_again(selection.spool, sight.location.task_file.name, session)} waits again.")
             selection.note("retried", sight)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)

@@ -50,7 +50,7 @@ def rm(selection: Selection, yes: bool) -> None:
 
 def needed_by(sight: TaskView) -> str:
     """A task that needs the result of this one; empty if none does."""
-    if sight.standing.place != "done":
+    if sight.location.place != "done":
         return ""
     edges = map(parse_link, files.list_names(f"{sight.spool.layout.needs}/{sight.session}"))
     return next((edge.needed_by for edge in edges if edge is not None and edge.task == sight.id), "")
@@ -58,14 +58,14 @@ def needed_by(sight: TaskView) -> str:
 
 def remove(sight: TaskView) -> bool:
     """Take a task away for good, as whoever collects it; False if somebody else did."""
-    spool, task_file, header = sight.spool, sight.standing.task_file, sight.header
+    spool, task_file, header = sight.spool, sight.location.task_file, sight.header
     if header is not None:
         links.remove_link(spool, header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
-    parent, _, name = sight.standing.path.rpartition("/")
+    parent, _, name = sight.location.path.rpartition("/")
     place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
     removed = files.remove(f"{place}/{name}")
-    if removed and sight.standing.place == "done" and task_file.worker != CANCELLED:
+    if removed and sight.location.place == "done" and task_file.worker != CANCELLED:
         outgoing = spool.held(f"{spool.layout.outgoing}/{sight.session}")
         files.remove(f"{outgoing}/{task_file.name}")
     return removed

@@ -47,7 +47,7 @@ def show(selection: Selection, as_json: bool) -> None:
 
 
 def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
-    task_file, header, outcome = sight.standing.task_file, sight.header, sight.outcome
+    task_file, header, outcome = sight.location.task_file, sight.header, sight.outcome
     since = f", since {when(sight.since)}" if sight.since else ""
     yield "Task", sight.id
     yield "State", f"{sight.state}{since}{', to be cancelled' if _is_marked(sight) else ''}"
@@ -62,7 +62,7 @@ def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
         yield from _asked(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
-    yield "File", f"{sight.spool.path}/{sight.standing.path}"
+    yield "File", f"{sight.spool.path}/{sight.location.path}"
     if outcome is not None:
         yield "Outcome", sight.spool.layout.outcome(sight.session, task_file)
         if failure := outcome.failure:
@@ -73,7 +73,7 @@ def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
 def _is_marked(sight: TaskView) -> bool:
     from spoolpool.system import files
 
-    return sight.standing.place in ("held", "waiting", "running") and files.exists(
+    return sight.location.place in ("held", "waiting", "running") and files.exists(
         f"{sight.spool.layout.cancel}/{sight.id}"
     )
 
@@ -99,8 +99,8 @@ def _said(sight: TaskView) -> Iterator[tuple[str, str]]:
     from spoolpool.cli.status_screen import progress
     from spoolpool.protocol.progress import progress_of
 
-    worker = sight.standing.task_file.worker
-    told = progress_of(sight.spool, worker) if sight.standing.place == "running" else None
+    worker = sight.location.task_file.worker
+    told = progress_of(sight.spool, worker) if sight.location.place == "running" else None
     if told is not None and told.task == sight.id:
         yield "Progress", f"{progress(told)} ({when(told.told)})"
     if worker and worker != CANCELLED:

@@ -51,15 +51,15 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
     observer = StatusCollector(Spool(directory))
     if as_json:
         backoff = Backoff(interval, interval)
-        click.echo(json.dumps(document(observer.look()), indent=None if watch else 1))
+        click.echo(json.dumps(document(observer.collect()), indent=None if watch else 1))
         while watch:
             backoff.sleep()
-            click.echo(json.dumps(document(observer.look())))
+            click.echo(json.dumps(document(observer.collect())))
     elif watch:
         _live(observer, interval)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in lines(observer.look(), width=width):
+        for line in lines(observer.collect(), width=width):
             click.echo(line)
 
 
@@ -85,7 +85,7 @@ def _live(observer: StatusCollector, interval: float) -> None:
     with _keys() as pressed:
         while True:
             size = shutil.get_terminal_size()
-            page = [plain(line) for line in lines(observer.look(), width=size.columns, groups=size.lines)]
+            page = [plain(line) for line in lines(observer.collect(), width=size.columns, groups=size.lines)]
             if len(page) > size.lines - 1:
                 page = [*page[: size.lines - 2], "..."]
             # cursor home; each line ends with "clear to its end", the last with "clear below"

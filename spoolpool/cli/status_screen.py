@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool.cli.output import age, shown
-from spoolpool.monitor.census import PLACES
+from spoolpool.monitor.scan import PLACES
 
 if TYPE_CHECKING:
     from spoolpool.monitor.status import Blocked, Group, Status

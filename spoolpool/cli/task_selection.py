@@ -49,7 +49,7 @@ class Selection:
     """The tasks of a spool that the words and options of a command name; ``states`` are those that it can be about."""
 
     def __init__(self, words: tuple[str, ...], states: Collection[State], everything: bool, query: Query) -> None:
-        from spoolpool.monitor.census import SpoolScanner
+        from spoolpool.monitor.scan import SpoolScanner
         from spoolpool.protocol.spool import Spool
 
         directory, self._words = spool_and_tasks(words)
@@ -111,7 +111,7 @@ def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 
 def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Directories for the spool, then the ids of its tasks."""
-    from spoolpool.monitor.census import SpoolScanner
+    from spoolpool.monitor.scan import SpoolScanner
 
     words = tuple(ctx.params.get("words") or ())
     if os.sep in incomplete or (not words and settings.ENV_SPOOL not in os.environ):

@@ -32,7 +32,7 @@ def traceback(selection: Selection) -> None:
         click.echo(shown(f"{sight.id}  {sight.name or sight.problem}"))
         if failure is None:
             click.echo(
-                f"It is kept as {sight.spool.path}/{sight.standing.path}; 'spool show' tells what is known of it."
+                f"It is kept as {sight.spool.path}/{sight.location.path}; 'spool show' tells what is known of it."
             )
             continue
         click.echo(shown(f"{failure.type} on rank {failure.rank}, host {failure.host}"))

@@ -41,7 +41,7 @@ def wait(selection: Selection, timeout: float | None) -> None:
     end = None if timeout is None else time.monotonic() + timeout
     with _bar(waiter.total) as bar:
         while True:
-            if came := waiter.look():
+            if came := waiter.poll():
                 if bar is not None:
                     bar.update(came)
                 backoff.reset()

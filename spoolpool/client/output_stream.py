@@ -84,7 +84,7 @@ class OutputStream:
         if task_file not in self._headers:  # it ran between two looks
             self._headers[task_file] = header
             self._following.add(task_file)
-        self._following.over(task_file)
+        self._following.finish(task_file)
         self._over.add(task_file)
 
     def _look(self, pending: dict[str, TaskHeader]) -> bool:
@@ -102,9 +102,9 @@ class OutputStream:
             self._headers[task_file] = pending[task_file.task]
             self._following.add(task_file)
         for task_file in set(self._following.running()) - claimed:
-            self._following.over(task_file)
+            self._following.finish(task_file)
         new = False
-        for printed in self._following.look():
+        for printed in self._following.poll():
             self._print(printed)
             new = True
         for task_file in [task_file for task_file in self._over if task_file not in self._following]:

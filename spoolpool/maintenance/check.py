@@ -16,7 +16,7 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
 from spoolpool.maintenance import garbage
-from spoolpool.monitor.census import Census, scan
+from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers
 from spoolpool.protocol.commit import requeue_from
 from spoolpool.protocol.delay import make_ready
@@ -109,7 +109,7 @@ def _by_name(spool: Spool) -> list[Finding]:
     return found
 
 
-def _places(seen: Census) -> dict[str, set[str]]:
+def _places(seen: Snapshot) -> dict[str, set[str]]:
     places: dict[str, set[str]] = {}
     for path, task_file in [*seen.ready.items(), *seen.claimed.items(), *seen.failed.items()]:
         places.setdefault(task_file.task, set()).add(path)
@@ -118,7 +118,7 @@ def _places(seen: Census) -> dict[str, set[str]]:
     return places
 
 
-def _two_tokens(first: Census, second: Census) -> list[Finding]:
+def _two_tokens(first: Snapshot, second: Snapshot) -> list[Finding]:
     before, now = _places(first), _places(second)
     return [
         Finding(
@@ -133,7 +133,7 @@ def _two_tokens(first: Census, second: Census) -> list[Finding]:
 
 
 def _workers(
-    spool: Spool, entries: dict[str, WorkerInfo], now: float | None, first: Census, second: Census
+    spool: Spool, entries: dict[str, WorkerInfo], now: float | None, first: Snapshot, second: Snapshot
 ) -> list[Finding]:
     """Workers that are dead or give no sign of life, and what they hold."""
     suspects = {}
@@ -160,7 +160,7 @@ def _workers(
     return found
 
 
-def _outcomes(first: Census, second: Census) -> list[Finding]:
+def _outcomes(first: Snapshot, second: Snapshot) -> list[Finding]:
     found = []
     held = {task_file.name for task_file in [*first.claimed.values(), *second.claimed.values()]}
     committed = {task_file.name for _, task_file in [*first.results.values(), *second.results.values()]}
@@ -179,7 +179,7 @@ def _outcomes(first: Census, second: Census) -> list[Finding]:
     return found
 
 
-def _marks(first: Census, second: Census) -> list[Finding]:
+def _marks(first: Snapshot, second: Snapshot) -> list[Finding]:
     alive = _places(first).keys() | _places(second).keys()
     return [
         Finding(
@@ -193,7 +193,7 @@ def _marks(first: Census, second: Census) -> list[Finding]:
     ]
 
 
-def _needs(first: Census, second: Census) -> list[Finding]:
+def _needs(first: Snapshot, second: Snapshot) -> list[Finding]:
     """Edges of tasks that are not there any more, and tasks that wait for some that are not."""
     alive = _places(first).keys() | _places(second).keys()
     coming = first.unfinished | second.unfinished

@@ -28,7 +28,7 @@ def read_attempts(sight: TaskView) -> list[AttemptRecord]:
     """All that is known, in the order in which it ended; what died with its worker's last second is missing."""
     events = journal.about(sight.spool, [sight.id])
     found = [_episode(event) for event in events]
-    outcome, task_file = sight.outcome, sight.standing.task_file
+    outcome, task_file = sight.outcome, sight.location.task_file
     if outcome is not None and not any(event.event == "task" and event.by == outcome.worker for event in events):
         found.append(
             AttemptRecord(
@@ -40,7 +40,7 @@ def read_attempts(sight: TaskView) -> list[AttemptRecord]:
                 what=_ending(outcome.kind, outcome.failure.type if outcome.failure else ""),
             )
         )
-    if sight.standing.place == "running":
+    if sight.location.place == "running":
         info = workers.read_worker(sight.spool, task_file.worker)
         host = info.process.host if info else ""
         found.append(

@@ -18,7 +18,7 @@ from spoolpool.format.names import (
     submitted_at,
     submitter_of,
 )
-from spoolpool.monitor.census import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task

@@ -14,7 +14,7 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.format import output
 from spoolpool.format.names import OutputFile, TaskFile, is_worker_id, parse_output_file
 from spoolpool.format.output import MARK, NOTE, OutputHeader
-from spoolpool.monitor.census import SpoolScanner
+from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol import journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
@@ -266,7 +266,7 @@ class OutputFollower:
         """Follow a claim; harmless when repeated."""
         self._claims.setdefault(task_file, _Followed())
 
-    def over(self, task_file: TaskFile) -> None:
+    def finish(self, task_file: TaskFile) -> None:
         """The claim has ended: follow it until everything of it has come."""
         followed = self._claims.get(task_file)
         if followed is not None and followed.over_since is None:
@@ -282,7 +282,7 @@ class OutputFollower:
     def __contains__(self, task_file: TaskFile) -> bool:
         return task_file in self._claims
 
-    def look(self) -> Iterator[Printed]:
+    def poll(self) -> Iterator[Printed]:
         """What came since the last look."""
         if not self._claims:
             return

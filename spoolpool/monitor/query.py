@@ -13,7 +13,7 @@ from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
-from spoolpool.monitor.census import PLACES, Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label, task_label
 from spoolpool.system import accounts, files
@@ -53,12 +53,12 @@ class TaskView:
 
     def __init__(self, spool: Spool, standing: TaskLocation) -> None:
         self.spool = spool
-        self.standing = standing
+        self.location = standing
 
     @property
     def id(self) -> str:
         """Task id."""
-        return self.standing.task_file.task
+        return self.location.task_file.task
 
     @property
     def submitted(self) -> float:
@@ -67,7 +67,7 @@ class TaskView:
 
     @functools.cached_property
     def _content(self) -> _Content:
-        path = f"{self.spool.path}/{self.standing.path}"
+        path = f"{self.spool.path}/{self.location.path}"
         owner, since = "", 0.0
         try:
             with files.reading(path) as (fd, status):
@@ -111,12 +111,12 @@ class TaskView:
     @functools.cached_property
     def outcome(self) -> OutcomeHeader | None:
         """How a task that is done ended; None for others, and where the outcome cannot be read (yet)."""
-        if self.standing.place != "done" or self.standing.task_file.worker == CANCELLED:
+        if self.location.place != "done" or self.location.task_file.worker == CANCELLED:
             return None
-        path = self.spool.layout.outcome(self.session, self.standing.task_file)
+        path = self.spool.layout.outcome(self.session, self.location.task_file)
         try:
             with files.reading(path) as (fd, status):
-                label = outcome_label(self.session, self.standing.task_file.name)
+                label = outcome_label(self.session, self.location.task_file.name)
                 return headers.decode_outcome(self.spool.read_header(fd, status.st_size, path, label), path)
         except (OSError, ValueError, SpoolpoolError):
             return None
@@ -124,19 +124,19 @@ class TaskView:
     @property
     def state(self) -> State:
         """What the task is doing; reads the outcome's header of one that is done."""
-        if self.standing.task_file.worker == CANCELLED:
+        if self.location.task_file.worker == CANCELLED:
             return "cancelled"
-        return _ENDS[self.outcome.kind] if self.outcome else self.standing.place
+        return _ENDS[self.outcome.kind] if self.outcome else self.location.place
 
     @property
     def lane(self) -> str:
         """Name of its lane; empty where that cannot be had."""
-        return self.standing.lane or (self.header.lane if self.header else "")
+        return self.location.lane or (self.header.lane if self.header else "")
 
     @property
     def session(self) -> str:
         """Its session; empty where that cannot be had."""
-        return self.standing.session or (self.header.session if self.header else "")
+        return self.location.session or (self.header.session if self.header else "")
 
     @property
     def name(self) -> str:

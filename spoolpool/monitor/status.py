@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
-from spoolpool.monitor.census import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.progress import TaskProgress, progress_of
@@ -96,7 +96,7 @@ class StatusCollector:
     _lanes: dict[str, tuple[str, str]] = field(default_factory=dict)
     _opened: int = 0
 
-    def look(self) -> Status:
+    def collect(self) -> Status:
         """Count everything."""
         walk = SpoolScanner(self.spool.path)
         now = self._now()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from spoolpool.format.names import parse_task_file
-from spoolpool.monitor.census import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
@@ -33,7 +33,7 @@ class Waiter:
         self._ends: dict[str, str] = {}
         self.pending: dict[str, TaskView] = {}
         for sight in sights:
-            if sight.standing.place in _ENDED:
+            if sight.location.place in _ENDED:
                 self._ends[sight.id] = sight.state
             else:
                 self.pending[sight.id] = sight
@@ -47,7 +47,7 @@ class Waiter:
         self._service_due = 0.0
         self._told: set[str] = set()
 
-    def look(self) -> int:
+    def poll(self) -> int:
         """Look once; returns how many have ended since the last look."""
         before = len(self._ends)
         for session in self._sessions:

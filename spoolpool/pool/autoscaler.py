@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import AUTOSCALE_LOCK, Lane, parse_lane
-from spoolpool.monitor.census import waiting_tasks
+from spoolpool.monitor.scan import waiting_tasks
 from spoolpool.pool import batch_jobs, batch_system
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job

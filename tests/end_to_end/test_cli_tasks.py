@@ -23,7 +23,7 @@ from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted, TaskFailed, TaskTimeout
 from spoolpool.format.names import CANCELLED, Lane, TaskFile, is_task_id, new_task_id, new_worker_id
 from spoolpool.monitor import query
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.monitor.query import Query
 from spoolpool.protocol import cancel, journal
 from spoolpool.protocol.journal import Journal
@@ -132,7 +132,7 @@ def test_a_task_that_moves_while_it_is_looked_for_is_listed_once(spool: Spool) -
     task = put(spool, "waiting")
     found = query.select(spool, Query())
     first = next(found)
-    files.move(f"{spool.path}/{first.standing.path}", f"{spool.layout.failed}/{first.standing.task_file.name}")
+    files.move(f"{spool.path}/{first.location.path}", f"{spool.layout.failed}/{first.location.task_file.name}")
     assert [first.id, *(sight.id for sight in found)] == [task]
     assert first.gone and first.header is None
 
@@ -281,7 +281,7 @@ def test_tasks_that_are_held_back_or_run_can_be_cancelled(spool: Spool) -> None:
 def test_a_task_that_was_released_meanwhile_is_taken_back_where_it_is(spool: Spool) -> None:
     task = put(spool, "held")
     (sight,) = query.select(spool, Query())
-    header, task_file = sight.header, sight.standing.task_file
+    header, task_file = sight.header, sight.location.task_file
     assert header is not None
     spool.open_session(header.session)
     bucket = spool.layout.bucket(header.lane, header.bucket)
@@ -319,8 +319,8 @@ def test_a_result_that_another_task_waits_for_is_not_removed(spool: Spool) -> No
         executor.detach()
     needed, needing = first.task, second.task  # type: ignore[attr-defined]
     (sight,) = query.named(spool, [needed], Query())
-    target = f"{spool.layout.results}/chain/{sight.standing.task_file.claimed_by(new_worker_id()).name}"
-    files.move(f"{spool.path}/{sight.standing.path}", target)
+    target = f"{spool.layout.results}/chain/{sight.location.task_file.claimed_by(new_worker_id()).name}"
+    files.move(f"{spool.path}/{sight.location.path}", target)
     shown = run("rm", "--yes", "--all", spool.path)
     assert shown.exit_code == 1
     assert f"{needed} stays: task {needing} waits" in shown.stderr

@@ -29,7 +29,7 @@ from spoolpool.errors import SpoolFull, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.maintenance.check import check, repair
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 

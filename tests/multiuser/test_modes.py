@@ -192,7 +192,7 @@ def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Sc
         group.work()
         assert not group.runs()
         with group.alice.acting():
-            found = StatusCollector(Spool(group.path)).look()
+            found = StatusCollector(Spool(group.path)).collect()
         [blocked] = found.blocked
         assert blocked.what.endswith(f"@{group.mallory.uid}") and blocked.count == 1
         assert f"no group trusts {group.mallory.name}" in blocked.why

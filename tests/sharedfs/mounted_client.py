@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from spoolpool import Executor, Spool
 from spoolpool.maintenance.check import check, repair
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.protocol import workers
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_system import Listed
 from spoolpool.protocol import sessions, workers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.protocol import workers
 from spoolpool.system.backoff import Backoff
 from tests.servers import slurm as server

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from spoolpool.format.names import submitted_at
-from spoolpool.monitor.census import SpoolScanner
+from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event

@@ -381,7 +381,7 @@ def test_a_status_opens_no_task_that_waits_and_no_more_than_some_of_the_others(
     monkeypatch.setattr("spoolpool.monitor.status._HEADERS", 2)
     observer = StatusCollector(Spool(spool.path))
     monkeypatch.setattr(files, "open_file", counted)
-    first, second = observer.look(), observer.look()
+    first, second = observer.collect(), observer.collect()
     assert first.total("failed") == second.total("failed") == 5
     assert {row.lane: row.failed for row in first.counts} == {LANE: 2, "": 3}
     assert {row.lane: row.failed for row in second.counts} == {LANE: 4, "": 1}

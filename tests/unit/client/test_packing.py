@@ -16,7 +16,7 @@ from spoolpool import Executor, as_completed, current_task, wait
 from spoolpool.client.map import TARGET, Sizes
 from spoolpool.client.packing import BUSY, PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull, WorkerLost
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.protocol.spool import Spool
 from tests.support import tasks
 from tests.support.processes import in_fork, run_script

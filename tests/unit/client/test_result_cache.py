@@ -24,7 +24,7 @@ from spoolpool.client.result_cache import Cache, Entry, cache_of, key_of, open_c
 from spoolpool.errors import BadRequest
 from spoolpool.format.config import Keep
 from spoolpool.maintenance import garbage
-from spoolpool.monitor.census import scan
+from spoolpool.monitor.scan import scan
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import make_key
 from spoolpool.security.trust import Trust

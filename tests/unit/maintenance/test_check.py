@@ -28,7 +28,7 @@ from spoolpool.format.names import (
     new_worker_id,
 )
 from spoolpool.maintenance.check import Finding, check, repair
-from spoolpool.monitor import census
+from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import delay, heartbeat, workers
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
@@ -382,7 +382,7 @@ def test_what_is_no_file_in_the_hands_of_a_dead_worker_stops_no_repair(tree: Tre
     repair(tree.spool, check(tree.spool))
     assert os.path.lexists(path)
     assert not good.exists()
-    assert task_file.requeued().name in {each.name for each in census.scan(tree.spool).ready.values()}
+    assert task_file.requeued().name in {each.name for each in scan(tree.spool).ready.values()}
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, wanted: Callable[[str], bool]) -> None:
@@ -465,7 +465,7 @@ def test_a_dead_worker_and_its_claim_are_reported_and_brought_back(tree: Tree) -
     assert kinds(found) == [("dead claim", tree.of(path)), ("dead worker", f"workers/{dead}")]
     (line,) = repair(tree.spool, found)
     assert task_file.task in line
-    assert [each.name for each in census.scan(tree.spool).ready.values()] == [task_file.requeued().name]
+    assert [each.name for each in scan(tree.spool).ready.values()] == [task_file.requeued().name]
     assert check(tree.spool) == []
 
 
@@ -476,7 +476,7 @@ def test_a_claim_of_an_unknown_worker_is_brought_back_after_a_lease(tree: Tree) 
     assert repair(tree.spool, found, seconds=0) == []
     assert path.exists(), "nobody was watched for a lease"
     repair(tree.spool, found)
-    assert [each.name for each in census.scan(tree.spool).ready.values()] == [task_file.requeued().name]
+    assert [each.name for each in scan(tree.spool).ready.values()] == [task_file.requeued().name]
     assert check(tree.spool) == []
 
 
@@ -576,7 +576,7 @@ def test_a_committed_task_without_its_outcome_is_reported_and_runs_again(tree: T
     assert repair(tree.spool, found, seconds=0) == []
     assert path.exists(), "the outcome may only be late"
     assert repair(tree.spool, found) == [f"{tree.of(path)} waits again"]
-    assert [each.name for each in census.scan(tree.spool).ready.values()] == [task_file.released().name]
+    assert [each.name for each in scan(tree.spool).ready.values()] == [task_file.released().name]
     assert check(tree.spool) == []
 
 
@@ -621,10 +621,10 @@ def test_a_collector_between_its_two_removals_is_not_reported(tree: Tree, monkey
     _, task_file = tree.put("results", new_worker_id())
     outcome = Path(tree.spool.layout.outcome("inbox", task_file))
     Path(tree.spool.layout.result("inbox", task_file)).unlink()
-    real = census.scan
+    real = scan
     looks = []
 
-    def later(spool: Spool) -> census.Census:
+    def later(spool: Spool) -> Snapshot:
         looks.append(1)
         if len(looks) == 3:
             outcome.unlink()

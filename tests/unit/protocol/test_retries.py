@@ -34,7 +34,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import find_garbage, remove
-from spoolpool.monitor import census
+from spoolpool.monitor.scan import scan
 from spoolpool.protocol import commit, delay
 from spoolpool.protocol.claim import Claimer
 from spoolpool.protocol.delay import DelayedTasks, retry_delay
@@ -76,7 +76,7 @@ def hold(spool: Spool, *, attempt: int = 2, **more: Any) -> tuple[TaskHeader, Ta
 
 def task_files(spool: Spool) -> dict[str, list[str]]:
     """Where the tasks stand: the directories by the names of the tokens."""
-    seen = census.scan(spool)
+    seen = scan(spool)
     found: dict[str, list[str]] = {}
     for path in [*seen.ready, *seen.claimed, *seen.results, *seen.failed]:
         found.setdefault(os.path.basename(path), []).append(path.split("/")[0])
@@ -536,7 +536,7 @@ def test_a_task_is_named_by_its_id_or_the_beginning_or_the_end_of_it(spool: Spoo
     shown = run("retry", spool.path, wanted.task[part])
     assert (shown.exit_code, shown.output) == (0, f"{wanted.task} waits again.\n")
     assert list(task_files(spool)) != [] and len(files.list_names(spool.layout.failed)) == 1
-    (path,) = census.scan(spool).ready
+    (path,) = scan(spool).ready
     assert os.path.basename(path) == TaskFile(wanted.task, wanted.claim + 1, 1).name
     assert os.path.isdir(f"{spool.layout.results}/inbox"), "its outcome can come into its session"
 

@@ -147,11 +147,11 @@ def test_a_task_that_another_one_waits_for_in_its_process_has_an_output_of_its_o
         os.write(1, b"and again\n")
     for task_file in (outer, inner):
         late.add(task_file)
-        late.over(task_file)
-    watching.over(outer)
+        late.finish(task_file)
+    watching.finish(outer)
     assert seen + follow(watching) == printed(spool, outer.task) == b"outer\nouter again\nand again\n"
     assert printed(spool, inner.task) == b"inner\n"
-    assert sorted({(each.task_file, each.data) for each in late.look() if each.data}) == sorted(
+    assert sorted({(each.task_file, each.data) for each in late.poll() if each.data}) == sorted(
         [(outer, b"outer\n"), (outer, b"outer again\n"), (outer, b"and again\n"), (inner, b"inner\n")]
     )
 
@@ -298,7 +298,7 @@ def test_a_task_that_closes_all_descriptors_ends_neither_itself_nor_the_next_one
 
 
 def follow(following: OutputFollower) -> bytes:
-    return b"".join(each.data for each in following.look())
+    return b"".join(each.data for each in following.poll())
 
 
 def test_an_output_is_read_as_it_comes(spool: Spool, captured: Capture) -> None:
@@ -311,8 +311,8 @@ def test_an_output_is_read_as_it_comes(spool: Spool, captured: Capture) -> None:
             assert follow(following) == text
             assert follow(following) == b""
         os.write(1, b"last")
-    following.over(task_file)
-    assert [(each.task_file, each.rank, each.data) for each in following.look()] == [
+    following.finish(task_file)
+    assert [(each.task_file, each.rank, each.data) for each in following.poll()] == [
         (task_file, 0, b"last"),
         (task_file, 0, b""),
     ]
@@ -332,8 +332,8 @@ def test_a_follower_misses_nothing_of_many_short_tasks_and_takes_nothing_of_othe
             for each in task_files[number - 4 : number + 1]:
                 if number % 2:
                     following.add(each)
-                    following.over(each)
-            found = {each.task_file: each.data for each in following.look() if each.data}
+                    following.finish(each)
+            found = {each.task_file: each.data for each in following.poll() if each.data}
             asked = task_files[number - 4 : number + 1] if number % 2 else []
             assert found == {each: each.task.encode() for each in asked if task_files.index(each) % 3}
 
@@ -353,7 +353,7 @@ def test_a_follower_reads_on_behind_what_was_cut_out(spool: Spool, captured: Cap
         os.write(1, whole[seen:])
         captured._look()
         found += follow(following)
-    following.over(task_file)
+    following.finish(task_file)
     found += follow(following)
     *parts, after = re.split(rb"\n\[\.\.\. \d{15} bytes were cut out here \.\.\.\]\n", found)
     before = b"".join(parts)
@@ -370,7 +370,7 @@ def test_a_follower_goes_on_in_the_next_file(spool: Spool, captured: Capture) ->
         with captured.of(task_file):
             os.write(1, b"y" * LIMIT)
         following.add(task_file)
-        following.over(task_file)
+        following.finish(task_file)
         assert follow(following) == b"y" * LIMIT
     assert max(filter(None, map(parse_output_file, files.list_names(spool.layout.logs)))).part > 1
 

@@ -131,7 +131,7 @@ class SpoolScanner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Census:
+class Snapshot:
     """Every token of a spool by the place in which it stands, seen in one pass; keys are paths below the spool."""
 
     ready: dict[str, TaskFile]
@@ -158,7 +158,7 @@ class Census:
         return not (self.missing or self.unlisted or set(Layout.DIRECTORIES).intersection(self.unknown))
 
 
-def scan(spool: Spool) -> Census:
+def scan(spool: Spool) -> Snapshot:
     """List the whole tree once.
 
     An outcome is looked for first, then its token in the order in which it moves, so that one that moves
@@ -181,7 +181,7 @@ def scan(spool: Spool) -> Census:
     walk.good("journal", writer_of)
     walk.good("logs", parse_output_file)
     walk.good("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
-    return Census(
+    return Snapshot(
         ready={each.path: each.task_file for each in (*found["held"], *found["waiting"])},
         claimed={each.path: each.task_file for each in found["running"]},
         results={each.path: (each.session, each.task_file) for each in found["done"]},
