@@ -1,7 +1,6 @@
-"""Names and paths of a spool, and nothing else: no disk is touched here.
+"""Names of files and directories in a spool: each is made by one function and read by one pattern. No I/O.
 
-Every name on disk is made by one function in this module and read by the regular expression beside
-it. What does not parse is not ours, and is left alone. ``docs/format.md`` describes the tree.
+A name that does not parse does not belong to spoolpool and is left alone. ``docs/format.md`` describes the tree.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from spoolpool import settings
@@ -21,55 +20,76 @@ FORMAT = 1
 """Version of the tree and of the file format."""
 
 NAME_LIMIT = 254
-"""Bytes of a lane's name: less than what every filesystem takes for one name (255)."""
+"""Limit in bytes of a lane's name; every filesystem takes names of 255 bytes."""
 
 AUTOSCALE_LOCK = "autoscale.lock"
-"""In ``jobs/``: whoever holds its lock scales the spool."""
+"""File in ``jobs/``; the process that holds its lock scales the spool."""
 
 CANCELLED = "cancelled"
-"""Stands in the place of a worker in the name of a task that was cancelled before anybody claimed it."""
+"""Replaces the worker id in the name of a task that was cancelled before a worker claimed it."""
 
-# ASCII: \d would take the digits of every script, which are not the ones that are written
-_ID = r"\d{3}-[0-9a-f]{14}-[0-9a-f]{10}"
-_TASK = rf"(?P<task>{_ID})"
-_TOKEN = re.compile(
-    _TASK + r"\.(?P<claim>\d{6})\.(?P<attempt>\d{2})(?:\.(?P<worker>[0-9a-f]{16}|cancelled))?", re.ASCII
-)
-_TASK_ID = re.compile(_TASK, re.ASCII)
-_EDGE = re.compile(rf"({_ID})\.({_ID})", re.ASCII)
-_WORKER = re.compile(r"[0-9a-f]{16}")
-_BUCKET = re.compile(r"(?P<priority>\d{3})-(?P<time>[0-9a-f]{14})-(?P<submitter>[0-9a-f]{8})", re.ASCII)
+# re.ASCII: without it \d matches the digits of every script
+_TASK = r"\d{3}-[0-9a-f]{14}-[0-9a-f]{10}"
+_WORKER = r"[0-9a-f]{16}"
+_QUEUE = r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
+_TAG = r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,63}"
+_SESSION = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_ACCOUNT = r"0|[1-9]\d{0,9}"
+_OBJECT = r"[0-9a-f]{32}"
+_OBJECT_FILE = rf"{_OBJECT}(?:@(?:{_ACCOUNT}))?"
+_CACHE_KEY = r"[0-9a-f]{64}"
+_UNFINISHED = rf"spool\.json|{_TASK}|{_WORKER}\.info|{_OBJECT}\.{_SESSION}|{_CACHE_KEY}\.{_WORKER}"
+_TASK_FILE = re.compile(rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII)
+_LINK = re.compile(rf"({_TASK})\.({_TASK})", re.ASCII)
+_LEASE = re.compile(rf"({_OBJECT_FILE})\.([0-9a-f]{{8}})", re.ASCII)
 _LANE = re.compile(
-    r"(?P<queue>[A-Za-z0-9][A-Za-z0-9_-]{0,31})"
-    r"\.r(?P<ranks>[1-9]\d{0,6})t(?P<threads>[1-9]\d{0,3})g(?P<gpus>0|[1-9]\d{0,2})"
-    r"\.py(?P<python>\d\.\d{1,2})"
-    r"(?P<tags>(?:\+[A-Za-z0-9][A-Za-z0-9_.=-]{0,63})*)"
-    r"(?:@(?P<user>0|[1-9]\d{0,9}))?",
+    rf"({_QUEUE})\.r([1-9]\d{{0,6}})t([1-9]\d{{0,3}})g(0|[1-9]\d{{0,2}})"
+    rf"\.py(\d\.\d{{1,2}})((?:\+{_TAG})*)(?:@({_ACCOUNT}))?",
     re.ASCII,
 )
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,63}")
-_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-_OBJECT = re.compile(r"[0-9a-f]{32}")
-_OBJECT_FILE = re.compile(rf"{_OBJECT.pattern}(?:@(?:0|[1-9]\d{{0,9}}))?", re.ASCII)
-_CACHE_KEY = re.compile(r"[0-9a-f]{64}")
-_HOLD = re.compile(rf"({_OBJECT_FILE.pattern})\.([0-9a-f]{{8}})", re.ASCII)
-_UNFINISHED = re.compile(
-    rf"spool\.json|{_TASK}|{_WORKER.pattern}\.info|{_OBJECT.pattern}\.{_SESSION.pattern}|{_CACHE_KEY.pattern}\.{_WORKER.pattern}",
-    re.ASCII,
-)
-_PART = re.compile(r"[0-9a-f]{2}")
-_ACCOUNT = re.compile(r"0|[1-9][0-9]{0,9}")
-_MEETING = re.compile(r"spoolpool-doctor-[0-9a-f]{8}")
-_JOB_FILE = re.compile(r"(?P<job>spool-worker-[0-9a-f]{16})\.(?P<what>json|out)")
-_LOG = re.compile(r"(?P<worker>[0-9a-f]{16})\.(?P<rank>0|[1-9]\d{0,6})(?:\.(?P<part>[1-9]\d{0,8}))?", re.ASCII)
+_JOB_FILE = re.compile(r"(spool-worker-[0-9a-f]{16})\.(json|out)")
+_OUTPUT_FILE = re.compile(rf"({_WORKER})\.(0|[1-9]\d{{0,6}})(?:\.([1-9]\d{{0,8}}))?", re.ASCII)
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Return a function that tells whether a whole text matches a pattern."""
+    match = re.compile(pattern, re.ASCII).fullmatch
+    return lambda text: match(text) is not None
+
+
+is_task_id = _matcher(_TASK)
+"""Return whether a text is a task id (:func:`new_task_id`)."""
+is_worker_id = _matcher(_WORKER)
+"""Return whether a text is a worker id (:func:`new_worker_id`)."""
+is_bucket = _matcher(r"\d{3}-[0-9a-f]{14}-[0-9a-f]{8}")
+"""Return whether a text is the name of a bucket (:func:`bucket_name`)."""
+is_session = _matcher(_SESSION)
+"""Return whether a text can name the directories of a session."""
+is_object_id = _matcher(_OBJECT)
+"""Return whether a text is an object id: the 128-bit hash of the content, in hex."""
+is_object_file = _matcher(_OBJECT_FILE)
+"""Return whether a text is the name of an object's file (:meth:`spoolpool.format.layout.Layout.object`)."""
+is_cache_key = _matcher(_CACHE_KEY)
+"""Return whether a text is the key of a cached result: the 256-bit hash of its call, in hex."""
+is_cache_part = _matcher(r"[0-9a-f]{2}")
+"""Return whether a text names a directory of cached results: the first two digits of their keys."""
+is_account = _matcher(_ACCOUNT)
+"""Return whether a text is the number of an account."""
+is_unfinished = _matcher(_UNFINISHED)
+"""Return whether a name can occur in ``tmp/``: an unfinished spool.json, task, worker entry, object, cached result."""
+is_rendezvous = _matcher(r"spoolpool-doctor-[0-9a-f]{8}")
+"""Return whether a text is a directory of ``spool doctor`` (:func:`rendezvous_name`)."""
+is_job_file = _matcher(_JOB_FILE.pattern)
+"""Return whether a name is the record of a batch job or its output."""
+_is_queue = _matcher(_QUEUE)
+_is_tag = _matcher(_TAG)
 
 
 class TaskFile(NamedTuple):
-    """The name of a task file: which task, which claim of it, which attempt, and whose it is.
+    """Name of a task file: task, claim number, attempt, and the worker that holds the claim.
 
-    ``claim`` rises at every requeue, take-over and give-back, so that no name is ever made twice and a
-    late or repeated request finds no source. ``attempt`` rises only when a worker died.
+    ``claim`` rises at every requeue, take-over and release, so that no name is ever made twice and a late or repeated
+    request finds no source. ``attempt`` rises only when a worker died.
     """
 
     task: str
@@ -79,36 +99,36 @@ class TaskFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return _task_file_name(self)
 
     def claimed_by(self, worker: str) -> TaskFile:
-        """This claim in the hands of a worker (or of :data:`CANCELLED`)."""
+        """Return the name of this claim when it belongs to a worker (or to :data:`CANCELLED`)."""
         return TaskFile(self.task, self.claim, self.attempt, worker)
 
     def released(self) -> TaskFile:
-        """Waiting again, at no cost in attempts."""
+        """Return the name after the worker gave the task back: it is queued again, with the same attempt."""
         return TaskFile(self.task, self.claim + 1, self.attempt)
 
     def requeued(self) -> TaskFile:
-        """Waiting again after a worker died."""
+        """Return the name after the worker died: it is queued again, with the next attempt."""
         return TaskFile(self.task, self.claim + 1, min(self.attempt + 1, 99))
 
     def reassigned_to(self, worker: str) -> TaskFile:
-        """In the hands of a recoverer."""
+        """Return the name after a recoverer took the claim over."""
         return TaskFile(self.task, self.claim + 1, self.attempt, worker)
 
 
 @functools.lru_cache(maxsize=64)
 def _task_file_name(task_file: TaskFile) -> str:
-    """Remembered, since each of the two sides needs it about ten times for one task."""
+    """Cached: each side needs the name about ten times for one task."""
     stem = f"{task_file.task}.{task_file.claim:06d}.{task_file.attempt:02d}"
     return f"{stem}.{task_file.worker}" if task_file.worker else stem
 
 
 def parse_task_file(name: str) -> TaskFile | None:
-    """Read what :attr:`Token.name` made; None if it did not."""
-    match = _TOKEN.fullmatch(name)
+    """Parse :attr:`TaskFile.name`; None for any other name."""
+    match = _TASK_FILE.fullmatch(name)
     if match is None:
         return None
     task, claim, attempt, worker = match.groups()
@@ -116,99 +136,85 @@ def parse_task_file(name: str) -> TaskFile | None:
 
 
 def new_task_id(priority: int = settings.PRIORITY) -> str:
-    """A new task's id: sorts by priority (greater first), then by time, and is unique.
+    """Return a new, unique task id. Ids sort by priority (greater first), then by time.
 
-    ``time`` is this host's clock in microseconds: it orders, and nothing else is concluded from it.
+    The time is this host's clock in microseconds. It is used for the order and for nothing else.
     """
     if not -499 <= priority <= 499:
         raise BadRequest(f"The priority of a task is {priority}; it must lie between -499 and 499.")
     return f"{499 - priority:03d}-{time.time_ns() // 1000:014x}-{os.urandom(5).hex()}"
 
 
-def is_task_id(text: str) -> bool:
-    """Whether this is a whole task id."""
-    return _TASK_ID.fullmatch(text) is not None
-
-
 def submitted_at(task: str) -> float:
-    """When a task was submitted, as its id says: seconds since the epoch, by the submitting host's clock."""
+    """Return the time of submission that a task id contains: seconds since the epoch, the submitting host's clock."""
     return int(task[4:18], 16) / 1e6
 
 
 class DependencyLink(NamedTuple):
-    """The name of a file in ``needs/SESSION/``: a task of that session, and one that needs its outcome."""
+    """Name of a file in ``needs/SESSION/``: a task of that session, and a task that needs its outcome."""
 
     task: str
     needed_by: str
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return f"{self.task}.{self.needed_by}"
 
 
 def parse_link(name: str) -> DependencyLink | None:
-    """Read what :attr:`Edge.name` made; None if it did not."""
-    match = _EDGE.fullmatch(name)
-    return None if match is None else DependencyLink(*match.groups())
+    """Parse :attr:`DependencyLink.name`; None for any other name."""
+    match = _LINK.fullmatch(name)
+    return match and DependencyLink(*match.groups())
 
 
 class ObjectLease(NamedTuple):
-    """The name of a file in ``needs/SESSION/``: an object's file, and the life of the session that uses it."""
+    """Name of a file in ``needs/SESSION/``: an object's file, and the run of the session that uses the object."""
 
     object: str
-    life: str
+    run: str
+    """Random; a named session has several runs, one after another."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return f"{self.object}.{self.life}"
+        """Name of the file."""
+        return f"{self.object}.{self.run}"
 
 
 def parse_lease(name: str) -> ObjectLease | None:
-    """Read what :attr:`Hold.name` made; None if it did not."""
-    match = _HOLD.fullmatch(name)
-    return None if match is None else ObjectLease(*match.groups())
+    """Parse :attr:`ObjectLease.name`; None for any other name."""
+    match = _LEASE.fullmatch(name)
+    return match and ObjectLease(*match.groups())
 
 
 def new_worker_id() -> str:
-    """One incarnation of a worker: never used again."""
+    """Return the id of a new worker group; ids are never reused."""
     return os.urandom(8).hex()
 
 
-def is_worker_id(text: str) -> bool:
-    """Whether :func:`new_worker_id` could have made it."""
-    return _WORKER.fullmatch(text) is not None
-
-
 def new_submitter_id() -> str:
-    """Part of the names of the buckets that one submitter fills."""
+    """Return a random submitter id, which ends the names of the buckets that one submitter fills."""
     return os.urandom(4).hex()
 
 
 def submitter_of(session: str) -> str:
-    """The same for all processes that submit to a named session, one after the other."""
+    """Return the submitter id of a named session: the same for all processes that open it, one after another."""
     return f"{zlib.crc32(session.encode()):08x}"
 
 
 def bucket_name(task: str, submitter: str) -> str:
-    """The bucket that begins with this task: buckets sort as their first tasks do."""
+    """Return the name of the bucket whose first task is ``task``: buckets sort like their first tasks."""
     return f"{task[:18]}-{submitter}"
 
 
-def is_bucket(text: str) -> bool:
-    """Whether :func:`bucket_name` could have made it."""
-    return _BUCKET.fullmatch(text) is not None
-
-
 def series_of(bucket: str) -> tuple[str, str]:
-    """The buckets that one submitter fills, one after the other, with tasks of one priority."""
+    """Return priority and submitter id of a bucket; a submitter fills the buckets of a series one after another."""
     priority, _, submitter = bucket.split("-")
     return priority, submitter
 
 
 class Lane(NamedTuple):
-    """What tasks ask for: those that ask for the same thing wait together."""
+    """Requirements of tasks; tasks with equal requirements share a directory."""
 
     queue: str
     ranks: int
@@ -216,31 +222,31 @@ class Lane(NamedTuple):
     gpus: int
     python: str
     tags: tuple[str, ...] = ()
-    """What a group must be tagged with; sorted, each once."""
+    """Tags that a group must have; sorted, without duplicates."""
     user: int | None = None
-    """Account whose tasks they are, as whoever made the directory says; None in private spools."""
+    """Account of the tasks, as claimed by the process that made the directory; None in private spools."""
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """Name of the directory."""
         return _lane_name(self)
 
 
 @functools.lru_cache(maxsize=256)
 def _lane_name(lane: Lane) -> str:
     shape = f"{lane.queue}.r{lane.ranks}t{lane.threads}g{lane.gpus}.py{lane.python}"
-    by = "" if lane.user is None else f"@{lane.user}"
-    return "+".join((shape, *lane.tags)) + by
+    user = "" if lane.user is None else f"@{lane.user}"
+    return "+".join((shape, *lane.tags)) + user
 
 
 @functools.lru_cache(maxsize=256)
 def parse_lane(name: str) -> Lane | None:
-    """Read what :attr:`Lane.name` made; None if it did not."""
+    """Parse :attr:`Lane.name`; None for any other name."""
     match = _LANE.fullmatch(name)
     if match is None or len(name) > NAME_LIMIT:
         return None
-    queue, ranks, threads, gpus, python, tagged, user = match.groups()
-    tags = tuple(tagged.split("+")[1:])
+    queue, ranks, threads, gpus, python, joined, user = match.groups()
+    tags = tuple(joined.split("+")[1:])
     if tags != tuple(sorted(set(tags))):
         return None
     return Lane(queue, int(ranks), int(threads), int(gpus), python, tags, None if user is None else int(user))
@@ -248,137 +254,85 @@ def parse_lane(name: str) -> Lane | None:
 
 @functools.lru_cache(maxsize=256)
 def check_lane(lane: Lane) -> Lane:
-    """Return a lane, or raise :class:`BadRequest` where its tags are none, or too many for a directory's name."""
+    """Return a lane; raise :class:`BadRequest` where a tag is invalid or the directory's name would be too long."""
     check_tags(lane.tags)
     if len(lane.name) > NAME_LIMIT:
         raise BadRequest(
-            f"The queue and the tags of a task make a name of {len(lane.name)} bytes ({lane.name}); a directory's may "
-            f"have {NAME_LIMIT}. Ask for fewer tags, or for one that stands for several."
+            f"Queue and tags of a task make a directory name of {len(lane.name)} bytes ({lane.name}); the limit is "
+            f"{NAME_LIMIT}. Ask for fewer tags, or define one tag that stands for several."
         )
     return lane
 
 
-def is_session(text: str) -> bool:
-    """Whether it can name a session's directories."""
-    return _SESSION.fullmatch(text) is not None
-
-
 def check_session(name: str) -> str:
-    """Return a session's name, or raise :class:`BadRequest` where it cannot name a directory."""
-    if not is_session(name):
-        raise BadRequest(
-            f"A session cannot be called {name!r}: use up to 64 letters, digits, '_', '-' and '.', "
-            "and begin with a letter or digit."
-        )
-    return name
+    """Return a session's name; raise :class:`BadRequest` where it cannot name a directory."""
+    return _checked("session", name, is_session, "up to 64 letters, digits, '_', '-' and '.'")
 
 
 def check_queue(name: str) -> str:
-    """Return a queue's name, or raise :class:`BadRequest` where it cannot be part of a directory's."""
-    if _QUEUE.fullmatch(name) is None:
-        raise BadRequest(
-            f"A queue cannot be called {name!r}: use up to 32 letters, digits, '_' and '-', "
-            "and begin with a letter or digit."
-        )
-    return name
+    """Return a queue's name; raise :class:`BadRequest` where it cannot be part of a directory's name."""
+    return _checked("queue", name, _is_queue, "up to 32 letters, digits, '_' and '-'")
 
 
 def check_tags(names: Iterable[str]) -> tuple[str, ...]:
-    """Return tags as a lane has them, or raise :class:`BadRequest` where one cannot be part of a directory's name."""
-    tags = tuple(sorted(set(names)))
-    for name in tags:
-        if _TAG.fullmatch(name) is None:
-            raise BadRequest(
-                f"A tag cannot be called {name!r}: use up to 64 letters, digits, '_', '.', '-' and '=', "
-                "and begin with a letter or digit."
-            )
-    return tags
+    """Return tags sorted and without duplicates; raise :class:`BadRequest` where one cannot be part of a name."""
+    rule = "up to 64 letters, digits, '_', '.', '-' and '='"
+    return tuple(_checked("tag", name, _is_tag, rule) for name in sorted(set(names)))
 
 
-def is_object_id(text: str) -> bool:
-    """Whether it names an object: the 128-bit hash of what is in it, in hex."""
-    return _OBJECT.fullmatch(text) is not None
-
-
-def is_object_file(text: str) -> bool:
-    """Whether :meth:`Layout.object` could have made it."""
-    return _OBJECT_FILE.fullmatch(text) is not None
-
-
-def is_cache_key(text: str) -> bool:
-    """Whether it names a kept result: the 256-bit hash of its call, in hex."""
-    return _CACHE_KEY.fullmatch(text) is not None
-
-
-def is_cache_part(text: str) -> bool:
-    """Whether it is a directory of kept results: the first two digits of their keys."""
-    return _PART.fullmatch(text) is not None
-
-
-def is_account(text: str) -> bool:
-    """Whether it is the number of an account."""
-    return _ACCOUNT.fullmatch(text) is not None
-
-
-def is_unfinished(text: str) -> bool:
-    """Whether it can stand in ``tmp/`` while something is written: spool.json, a task, a worker's entry, an object."""
-    return _UNFINISHED.fullmatch(text) is not None
+def _checked(kind: str, name: str, good: Callable[[str], bool], rule: str) -> str:
+    if not good(name):
+        raise BadRequest(f"A {kind} cannot be called {name!r}: use {rule}, and begin with a letter or digit.")
+    return name
 
 
 def rendezvous_name() -> str:
-    """A new directory in which the two sides of ``spool doctor`` talk."""
+    """Return the name of a new directory in which the two sides of ``spool doctor`` communicate."""
     return f"spoolpool-doctor-{os.urandom(4).hex()}"
 
 
-def is_rendezvous(text: str) -> bool:
-    """Whether :func:`meeting_name` could have made it."""
-    return _MEETING.fullmatch(text) is not None
+def session_of(name: str) -> str | None:
+    """Return the session of a file in ``sessions/``; None for any other name."""
+    return _stem(name, ".json")
 
 
-def session_of(text: str) -> str | None:
-    """The session of a file in ``sessions/``; None if it is none."""
-    name = text.removesuffix(".json")
-    return name if name != text and is_session(name) else None
+def writer_of(name: str) -> str | None:
+    """Return the writer of a journal; None for any other name."""
+    return _stem(name, ".jsonl")
 
 
-def writer_of(text: str) -> str | None:
-    """The writer of a journal; None if it is none."""
-    name = text.removesuffix(".jsonl")
-    return name if name != text and is_session(name) else None
+def _stem(name: str, suffix: str) -> str | None:
+    stem = name.removesuffix(suffix)
+    return stem if stem != name and is_session(stem) else None
 
 
 def new_job_name() -> str:
-    """The name of a new batch job: it is found again by it."""
+    """Return the name of a new batch job, by which the batch system finds it again."""
     return f"spool-worker-{os.urandom(8).hex()}"
 
 
-def job_of(text: str) -> str | None:
-    """The job of a record in ``jobs/``; None if it is none."""
-    match = _JOB_FILE.fullmatch(text)
-    return match["job"] if match and match["what"] == "json" else None
-
-
-def is_job_file(text: str) -> bool:
-    """Whether it is the record of a batch job, or what one printed."""
-    return _JOB_FILE.fullmatch(text) is not None
+def job_of(name: str) -> str | None:
+    """Return the job of a record in ``jobs/``; None for any other name."""
+    match = _JOB_FILE.fullmatch(name)
+    return match[1] if match and match[2] == "json" else None
 
 
 class OutputFile(NamedTuple):
-    """A file of captured output: what one rank of a worker group printed, in the order of its tasks."""
+    """Name of a file of captured output: one rank of a worker group, with its tasks in order."""
 
     worker: str
     rank: int
     part: int = 0
-    """Rises when the file before grew too large."""
+    """Rises when the previous file grew too large."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         stem = f"{self.worker}.{self.rank}"
         return f"{stem}.{self.part}" if self.part else stem
 
 
 def parse_output_file(name: str) -> OutputFile | None:
-    """Read what :attr:`Log.name` made; None if it did not."""
-    match = _LOG.fullmatch(name)
-    return match and OutputFile(match["worker"], int(match["rank"]), int(match["part"] or 0))
+    """Parse :attr:`OutputFile.name`; None for any other name."""
+    match = _OUTPUT_FILE.fullmatch(name)
+    return match and OutputFile(match[1], int(match[2]), int(match[3] or 0))

@@ -156,7 +156,7 @@ def test_a_lane_whose_name_is_too_long_for_a_directory_is_refused_with_its_lengt
     lane = Lane("q" * 32, 9_999_999, 9999, 999, "3.11", tuple(f"{number}{'t' * 60}" for number in range(3)))
     assert parse_lane(check_lane(lane).name) == lane
     longer = lane._replace(tags=(*lane.tags, "x" * 12))
-    with pytest.raises(BadRequest, match=rf"make a name of {len(longer.name)} bytes.*fewer tags"):
+    with pytest.raises(BadRequest, match=rf"make a directory name of {len(longer.name)} bytes.*fewer tags"):
         check_lane(longer)
     assert parse_lane(longer.name) is None
 
