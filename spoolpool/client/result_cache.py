@@ -27,7 +27,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.calls.results import value_of_ranks
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
-from spoolpool.format import envelope
+from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import is_account, is_cache_key, is_cache_part
 from spoolpool.protocol.spool import Spool
@@ -58,6 +58,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long the call took."""
     ranks: int = 1
     """Ranks whose return values it holds."""
+
+
+_decoder = msgspec.json.Decoder(Entry)
 
 
 class Kept(NamedTuple):
@@ -100,7 +103,7 @@ class Cache:
                 if status.st_uid != uid:
                     raise NotTrusted(f"{path} belongs to {account_name(status.st_uid)}. It was not read.")
                 content = envelope.read(fd, status.st_size, path, self._check(key))
-                entry = _decode(content.header, path)
+                entry = headers.decode(_decoder, content.header, path)
                 if entry.key != key:
                     raise BadTaskFile(f"{path} says that it is the result of another call.")
                 value = value_of_ranks(entry.ranks, content.payload, content.buffers)
@@ -163,12 +166,13 @@ class Cache:
             content = envelope.read(fd, status.st_size, kept.path, self._check(kept.entry.key))
         finally:
             files.close(fd)
-        return value_of_ranks(_decode(content.header, kept.path).ranks, content.payload, content.buffers)
+        ranks = headers.decode(_decoder, content.header, kept.path).ranks
+        return value_of_ranks(ranks, content.payload, content.buffers)
 
     def _kept(self, key: str, path: str) -> Kept:
         with files.reading(path) as (fd, status):
             header = envelope.read_header(fd, status.st_size, path, self._check(key))
-            return Kept(_decode(header, path), path, status.st_uid, status.st_size, status.st_mtime)
+            return Kept(headers.decode(_decoder, header, path), path, status.st_uid, status.st_size, status.st_mtime)
 
     def _path(self, uid: int, key: str) -> str:
         return f"{self.directory}/{uid}/{key[:2]}/{key}"
@@ -251,13 +255,6 @@ def _names(directory: str) -> list[str]:
     with contextlib.suppress(PermissionError):
         return files.list_names(directory)
     return []
-
-
-def _decode(header: bytes, path: str) -> Entry:
-    try:
-        return msgspec.json.decode(header, type=Entry)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadTaskFile(f"The header of {path} cannot be read: {error}. It is no kept result.") from None
 
 
 get_cache_data.__module__ = "spoolpool"

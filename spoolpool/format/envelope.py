@@ -34,6 +34,7 @@ import xxhash
 from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted, SpoolVersion
 from spoolpool.format.names import FORMAT
 from spoolpool.security import signing
+from spoolpool.system import files
 
 MAGIC = b"\x93SPOOL\r\n"
 PAGE = 4096
@@ -99,14 +100,6 @@ def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
     return count, header, payload, total
 
 
-def _read_at(fd: int, size: int, position: int) -> bytes:
-    """So many bytes, or all up to the end of the file, in whatever pieces the filesystem gives them."""
-    data = os.pread(fd, size, position)
-    while len(data) < size and (more := os.pread(fd, size - len(data), position + len(data))):
-        data += more
-    return data
-
-
 def _read_private(fd: int, size: int, path: str) -> memoryview:
     """So many bytes, or all up to the end, in pages of this process's own."""
     try:
@@ -128,7 +121,7 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one, and what ``check`` raises.
     """
     whole: Buffer
-    whole = start = _read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
+    whole = start = files.read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
     signed = signing.SIZE if check else 0
     if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
         raise NotTrusted(f"{path} is not signed, and this spool is. It was not unpickled, and left alone.")
@@ -171,9 +164,9 @@ def read_header(fd: int, size: int, path: str, check: Check | None = None) -> by
     """The header alone, without a look at the rest of the file but its length, unless there is a signature to check."""
     if check:
         return read(fd, size, path, check).header
-    start = _read_at(fd, min(size, _SMALL), 0)
+    start = files.read_at(fd, min(size, _SMALL), 0)
     count, length, _, _ = _sizes(start, size, path)
     position = _PREFIX.size + 8 * count
     if position + length > len(start):
-        return _read_at(fd, length, position)
+        return files.read_at(fd, length, position)
     return start[position : position + length]

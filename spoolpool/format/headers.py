@@ -128,7 +128,7 @@ _encoder = msgspec.json.Encoder()
 _task_decoder = msgspec.json.Decoder(TaskHeader)
 _outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
 
-Header = TypeVar("Header", TaskHeader, OutcomeHeader)
+Header = TypeVar("Header")
 
 
 def attempts(header: TaskHeader) -> int:
@@ -144,7 +144,8 @@ def encode(header: TaskHeader | OutcomeHeader) -> bytes:
     return _encoder.encode(header)
 
 
-def _decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:
+def decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:
+    """Decode the header of the file at ``path``; raise :class:`BadTaskFile` where it is no such header."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -156,7 +157,7 @@ def _decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> He
 
 def decode_task(data: bytes, path: str) -> TaskHeader:
     """Read a task's header, with every name in it checked before it can become part of a path."""
-    header = _decode(_task_decoder, data, path)
+    header = decode(_task_decoder, data, path)
     if not (header.init or header.objects or header.cache or header.needs) and (
         is_task_id(header.task) and is_session(header.session) and parse_lane(header.lane) and is_bucket(header.bucket)
     ):  # as most
@@ -182,4 +183,4 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
 
 def decode_outcome(data: bytes, path: str) -> OutcomeHeader:
     """Read an outcome's header."""
-    return _decode(_outcome_decoder, data, path)
+    return decode(_outcome_decoder, data, path)

@@ -388,12 +388,11 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def read_at(fd: int, length: int, offset: int) -> bytes:
-    """The bytes at ``offset``; fewer where the file ends."""
-    parts = []
-    while length > 0 and (part := os.pread(fd, length, offset)):
-        parts.append(part)
-        offset, length = offset + len(part), length - len(part)
-    return b"".join(parts)
+    """Return the bytes at ``offset``, in whatever pieces the filesystem gives them; fewer where the file ends."""
+    data = os.pread(fd, max(length, 0), offset)  # also for no bytes: ESPIPE tells a FIFO from an empty file
+    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def end_of(fd: int) -> int:

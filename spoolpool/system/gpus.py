@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
+from spoolpool.system.processes import read_proc
+
 _LOCAL_RANK = (
     "MPI_LOCALRANKID",  # MPICH and Intel
     "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -37,7 +39,7 @@ def find_gpus(environment: Mapping[str, str] = os.environ, root: str = "") -> De
     if nvidia := [name for name in _names(f"{root}/dev") if _NVIDIA.fullmatch(name)]:
         return Devices("CUDA_VISIBLE_DEVICES", tuple(map(str, range(len(nvidia)))))
     nodes = f"{root}/sys/class/kfd/kfd/topology/nodes"
-    amd = [node for node in _names(nodes) if _text(f"{nodes}/{node}/gpu_id") not in ("", "0")]  # 0 is a CPU
+    amd = [node for node in _names(nodes) if read_proc(f"{nodes}/{node}/gpu_id") not in ("", "0")]  # 0 is a CPU
     return Devices("ROCR_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES", tuple(map(str, range(len(amd)))))
 
 
@@ -46,14 +48,6 @@ def _names(directory: str) -> list[str]:
         return os.listdir(directory)
     except OSError:  # no such hardware
         return []
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
-    except OSError:  # hidden from us, as in a container
-        return ""
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:

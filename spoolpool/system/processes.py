@@ -18,17 +18,18 @@ def hostname() -> str:
     return os.uname().nodename
 
 
-def _read(path: str) -> str:
+def read_proc(path: str) -> str:
+    """Return the text of a file of ``/proc`` or ``/sys``; empty where there is none, or where it is hidden."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()
-    except OSError:  # not Linux, or /proc is hidden: then nobody can be proven dead by it
+    except OSError:  # not Linux, or hidden, as in a container: then no process can be proven dead
         return ""
 
 
 def _start_time(pid: int) -> str | None:
     """Start time of a process, "" if it is a zombie; None where none is seen."""
-    text = _read(f"/proc/{pid}/stat")
+    text = read_proc(f"/proc/{pid}/stat")
     if not text:
         return None
     # the second field, the program's name, may hold spaces and parentheses: count from the last one
@@ -80,7 +81,7 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
             host=hostname(),
             pid=pid,
             start=_start_time(pid) or "",
-            boot=_read("/proc/sys/kernel/random/boot_id"),
+            boot=read_proc("/proc/sys/kernel/random/boot_id"),
             namespace=namespace,
         )
 

@@ -91,7 +91,7 @@ def test_a_pid_that_nobody_can_have_is_not_dead_for_that(pid: int) -> None:
 
 def test_nobody_is_dead_where_proc_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
-    monkeypatch.setattr(processes, "_read", lambda path: "")
+    monkeypatch.setattr(processes, "read_proc", lambda path: "")
     assert not who.is_provably_dead()
 
 
@@ -99,8 +99,8 @@ def test_a_process_that_proc_hides_from_this_account_is_not_dead(
     process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = ProcessId.of(process.pid)
-    read = processes._read
-    monkeypatch.setattr(processes, "_read", lambda path: "" if f"/{process.pid}/" in path else read(path))
+    read = processes.read_proc
+    monkeypatch.setattr(processes, "read_proc", lambda path: "" if f"/{process.pid}/" in path else read(path))
     assert not who.is_provably_dead()
     process.kill()
     process.wait(LIMIT)
