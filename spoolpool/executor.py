@@ -388,11 +388,11 @@ class Executor(futures.Executor):
     # -- the graph
 
     def plot_dependency_graph(self, filename: str | os.PathLike[str] | None = None) -> str:
-        """Which tasks need which, as text for Graphviz; drawn into a file if one is named.
+        """Return the dependency graph of the tasks as text for Graphviz, and write it to a file if one is named.
 
-        Its name says the form: ``.dot`` is the text, ``.svg`` works everywhere, others take Graphviz (``dot`` on
-        ``PATH``; else :class:`BadRequest`). Shown are the tasks that wait, and of those that are done the ones that
-        need others or are needed.
+        The suffix of the file name is the form: ``.dot`` (the same text), ``.mmd`` (Mermaid), or a picture such as
+        ``.svg``, for which Graphviz must be installed (``dot`` on ``PATH``; else :class:`BadRequest`). The graph has
+        the unfinished tasks, and the finished ones that have dependencies or dependents.
         """
         nodes = self._nodes()
         if filename is not None:
@@ -400,7 +400,7 @@ class Executor(futures.Executor):
         return graph.dot(nodes)
 
     def export_workflow(self, filename: str | os.PathLike[str]) -> None:
-        """Write the same graph as JSON; ``docs/workflows.md`` describes it."""
+        """Write the same graph as JSON; ``docs/workflows.md`` describes the format."""
         graph.export(self._nodes(), filename)
 
     def _nodes(self) -> list[graph.Node]:

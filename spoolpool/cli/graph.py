@@ -8,30 +8,32 @@ from typing import Literal
 import click
 
 from spoolpool import settings
+from spoolpool.cli.output import explained
 
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--session", default="", help="The tasks of this session alone.")
-@click.option("--dot", "form", flag_value="dot", default=True, help="A text for Graphviz; so if nothing is said.")
-@click.option("--svg", "form", flag_value="svg", help="A picture.")
+@click.option("--dot", "form", flag_value="dot", default=True, help="Text for Graphviz (the default).")
+@click.option("--mermaid", "form", flag_value="mmd", help="Text for Mermaid.")
+@click.option("--svg", "form", flag_value="svg", help="Picture, drawn by Graphviz.")
 @click.option("--json", "form", flag_value="json", help="JSON, as Executor.export_workflow writes it.")
-def graph(directory: str, session: str, form: Literal["dot", "svg", "json"]) -> None:
-    """Show which tasks in SPOOL need which, on standard output.
+@explained
+def graph(directory: str, session: str, form: Literal["dot", "mmd", "svg", "json"]) -> None:
+    """Print the dependency graph of the tasks in SPOOL.
 
     \b
+      spool graph SPOOL --mermaid > graph.mmd
       spool graph SPOOL --svg > graph.svg
       spool graph SPOOL | dot -Tpdf > graph.pdf
 
-    Tasks whose outcomes were collected are not in the spool any more.
+    Tasks with collected outcomes are no longer in the spool.
     """
     from spoolpool.monitor import graph as graphs
     from spoolpool.protocol.spool import Spool
 
     nodes = graphs.read(Spool(directory), session)
-    text = {
-        "dot": lambda: graphs.dot(nodes),
-        "svg": lambda: graphs.svg(nodes),
-        "json": lambda: json.dumps(graphs.workflow(nodes), indent=1),
-    }[form]()
-    click.echo(text.rstrip("\n"))
+    if form == "json":
+        click.echo(json.dumps(graphs.workflow(nodes), indent=1))
+    else:
+        click.echo(graphs.render(nodes, form), nl=False)

@@ -111,8 +111,8 @@ def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: C
 def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]:
     """Show what comes until the task is over; returns the claims that were seen."""
     from spoolpool.format.names import parse_task_file
-    from spoolpool.monitor.scan import SpoolScanner
     from spoolpool.monitor.logs import OutputFollower
+    from spoolpool.monitor.scan import SpoolScanner
     from spoolpool.protocol import workers
     from spoolpool.system import files
     from spoolpool.system.backoff import Backoff

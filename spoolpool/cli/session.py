@@ -37,8 +37,8 @@ def session() -> None:
 @explained
 def ls(directory: str, as_json: bool) -> None:
     """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
-    from spoolpool.monitor.scan import PLACES, SpoolScanner
     from spoolpool.monitor.inventory import sessions
+    from spoolpool.monitor.scan import PLACES, SpoolScanner
     from spoolpool.protocol.sessions import read_session
     from spoolpool.protocol.spool import Spool
     from spoolpool.system import accounts, files

@@ -107,7 +107,7 @@ class PendingTasks:
         self.lost = self.lost or kind == "lost"
         self.retention.delivered(task_file, kind, future.header, here=future.here)
         self.over(future)
-        self.graph.ended(future.task, kind)  # after that nobody says any more that it is expected
+        self.graph.finish(future.task, kind)  # after that nobody says any more that it is expected
 
     def over(self, future: TaskFuture) -> None:
         """Nothing is awaited of a task any more; what waits for it may go."""

@@ -18,8 +18,8 @@ from spoolpool.format.names import (
     submitted_at,
     submitter_of,
 )
-from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
 from spoolpool.system import files

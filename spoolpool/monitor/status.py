@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
-from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.progress import TaskProgress, progress_of
 from spoolpool.protocol.spool import Spool

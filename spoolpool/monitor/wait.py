@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 
 from spoolpool.format.names import parse_task_file
-from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool

@@ -1,8 +1,8 @@
-"""What the page of the commands shows as their output is what they print.
+"""Check that the console blocks of docs/cli.md show the output that the commands print.
 
-The ``console`` blocks of the page are run in their order: each line after ``$`` is a command of the shell, what follows
-is its output. Ids, times, hosts and the like vary and are masked. ``pytest tests/end_to_end/test_captured_output.py --update-pages``
-writes what is printed now into the page.
+The ``console`` blocks of the page are run in their order: each line after ``$`` is a command of the shell, the lines
+below it are its output. Ids, times, hosts and the like vary and are masked. To write the present output into the page:
+``pytest tests/end_to_end/test_captured_output.py --update-pages``.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from spoolpool.format.names import submitted_at
-from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
+from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool

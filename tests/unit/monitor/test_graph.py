@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 from click.testing import CliRunner
@@ -53,8 +52,8 @@ def test_the_graph_is_read_from_the_disk(stage: Stage) -> None:
     assert shape(json.loads(other.output)) == ([], [])
     text = CliRunner().invoke(main, ["graph", stage.spool.path]).output
     assert text.startswith("digraph") and text.count("->") == 4
-    picture = CliRunner().invoke(main, ["graph", stage.spool.path, "--svg"]).output
-    assert ET.fromstring(picture).tag.endswith("svg")
+    text = CliRunner().invoke(main, ["graph", stage.spool.path, "--mermaid"]).output
+    assert text.startswith("flowchart") and text.count("-->") == 4 and text.count("]:::done") == 1
 
 
 def test_what_was_collected_is_shown_as_gone(stage: Stage) -> None:
@@ -80,7 +79,7 @@ def test_an_executor_shows_its_tasks_and_exports_them(tmp_path: Path) -> None:
         exe.export_workflow(tmp_path / "before.json")
         (tmp_path / "go").touch()
         assert last.exception() is not None
-        text = exe.plot_dependency_graph(tmp_path / "graph.svg")
+        text = exe.plot_dependency_graph(tmp_path / "graph.mmd")
         exe.export_workflow(tmp_path / "after.json")
         exe.plot_dependency_graph(tmp_path / "graph.dot")
     states, edges = shape(json.loads((tmp_path / "before.json").read_text()))
@@ -90,13 +89,13 @@ def test_an_executor_shows_its_tasks_and_exports_them(tmp_path: Path) -> None:
     assert states[:4] == ["done", "done", "raised", "raised"]
     assert edges == [(0, 1), (1, 2), (2, 3)]
     assert (tmp_path / "graph.dot").read_text() == text
-    assert ET.parse(tmp_path / "graph.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "graph.mmd").read_text().count("-->") == text.count("->") == 3
 
 
 def test_names_are_escaped() -> None:
     node = Node("499-0660e5f20d1a76-e7819e56d5", "s", 'a"\\<b>&', "lane", "done", ())
     assert r'label="a\"\\<b>&"' in graph.dot([node])
-    assert "a&quot;\\&lt;b&gt;&amp;" in graph._svg([node])
+    assert '["a#34;#92;#60;b#62;#38;"]' in graph.mermaid([node])
 
 
 @pytest.fixture
@@ -115,21 +114,27 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return put
 
 
-def test_other_forms_take_graphviz(program: Callable[[str], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_pictures_without_graphviz_are_refused_with_the_text_forms(
+    program: Callable[[str], None], tmp_path: Path, spool: Spool, form: str
+) -> None:
     program("")
-    with pytest.raises(BadRequest, match="takes Graphviz"):
-        graph.draw([], tmp_path / "graph.pdf")
-    assert not (tmp_path / "graph.pdf").exists()
-    graph.draw([], tmp_path / "graph.svg")
+    with pytest.raises(BadRequest, match=r"Graphviz is not installed.*\.dot.*\.mmd"):
+        graph.draw([], tmp_path / f"graph.{form}")
+    assert not (tmp_path / f"graph.{form}").exists()
+    shown = CliRunner().invoke(main, ["graph", spool.path, "--svg"])
+    assert (shown.exit_code, shown.stdout) == (BadRequest.exit_code, "")
+    assert "Graphviz is not installed" in shown.stderr
 
 
-def test_graphviz_draws_where_it_is_installed(program: Callable[[str], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_installed_graphviz_draws_pictures(program: Callable[[str], None], tmp_path: Path, form: str) -> None:
     program('echo "$1"; cat')
-    graph.draw([], tmp_path / "graph.pdf")
-    assert (tmp_path / "graph.pdf").read_text().startswith("-Tpdf\ndigraph")
+    graph.draw([], tmp_path / f"graph.{form}")
+    assert (tmp_path / f"graph.{form}").read_text().startswith(f"-T{form}\ndigraph")
 
 
-def test_what_graphviz_says_against_it_is_told(program: Callable[[str], None], tmp_path: Path) -> None:
+def test_errors_of_graphviz_are_reported(program: Callable[[str], None], tmp_path: Path) -> None:
     program("echo no such form >&2; exit 1")
     with pytest.raises(BadRequest, match="no such form"):
         graph.draw([], tmp_path / "graph.xyz")
@@ -137,4 +142,4 @@ def test_what_graphviz_says_against_it_is_told(program: Callable[[str], None], t
 
 def test_the_graph_of_an_empty_spool_is_empty(spool: Spool) -> None:
     assert graph.read(spool) == []
-    assert ET.fromstring(graph.svg([])).tag.endswith("svg")
+    assert graph.dot([]).count("n0") == graph.mermaid([]).count("n0") == 0
