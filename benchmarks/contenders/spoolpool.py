@@ -90,7 +90,7 @@ class _Taker:
 
     def __init__(self, directory: str) -> None:
         from spoolpool.format.names import new_worker_id
-        from spoolpool.protocol.claim import Claimer
+        from spoolpool.protocol.claimer import Claimer
         from spoolpool.protocol.spool import Spool
         from spoolpool.security.trust import Trust
         from spoolpool.system import files
@@ -121,7 +121,7 @@ class _Taker:
         if seconds:
             time.sleep(seconds)
         self._remove(self._spool.layout.claimed_task(claim.task_file))
-        claim.release()
+        claim.close()
         return True
 
 

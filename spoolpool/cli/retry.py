@@ -21,14 +21,14 @@ def retry(selection: Selection) -> None:
 
     The outcomes go to the sessions that submitted the tasks.
     """
-    from spoolpool.protocol.commit import retry as run_again
+    from spoolpool.protocol.retry import retry_task
 
     failures: list[SpoolpoolError] = []
     chosen = selection.chosen()
     for sight in chosen:
         try:
             session = sight.session if sight.location.place == "done" else ""
-            click.echo(f"{run_again(selection.spool, sight.location.task_file.name, session)} waits again.")
+            click.echo(f"{retry_task(selection.spool, sight.location.task_file.name, session)} waits again.")
             selection.note("retried", sight)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)

@@ -18,11 +18,10 @@ from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
 from spoolpool.maintenance import garbage
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers
-from spoolpool.protocol.commit import requeue_from
 from spoolpool.protocol.delay import make_ready
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_task
+from spoolpool.protocol.tasks import move_to_bucket, read_task
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.signing import outcome_label, task_label
 from spoolpool.security.trust import Trust
@@ -351,7 +350,7 @@ class _Patience:
                 self._spool.layout.worker(task_file.worker)
             ):
                 del self._bare[path]
-                if requeue_from(
+                if move_to_bucket(
                     self._spool,
                     f"{root}/{path}",
                     read_task(self._spool, f"{root}/{path}", task_file),

@@ -264,7 +264,7 @@ class GroupPool:
             for worker in late:
                 self._ending[worker].end()
             for worker in late:
-                released += self._recovery.give_back(worker)
+                released += self._recovery.release(worker)
                 del self._ending[worker]
             for worker in running - late:
                 # a group that was still starting has no entry yet in which it could be asked

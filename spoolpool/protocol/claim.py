@@ -1,308 +1,220 @@
-"""Finding and claiming tasks: what a worker does between two of them.
+"""A claimed task, and the steps that end its claim. ``docs/protocol.md`` has the rules with their reasons.
 
-``docs/protocol.md`` has the rules with their reasons; :mod:`spoolpool.protocol.listing` says where tasks wait, and
-:mod:`spoolpool.protocol.commit` what is done with one that was claimed.
+A task file is a token that is only ever renamed; the directory in which it stands is the state of the task. So each
+step of a claim is one rename of its task file, out of ``claimed/``.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
 import os
 import time
-from collections.abc import Callable, Container, Mapping
+from types import TracebackType
 
-from spoolpool.errors import BadTaskFile, NoKey, NotTrusted, SpoolpoolError
-from spoolpool.format.envelope import Envelope
-from spoolpool.format.headers import TaskHeader, decode_task
-from spoolpool.format.names import Lane, TaskFile, parse_lane, parse_task_file
-from spoolpool.protocol.commit import Claim
-from spoolpool.protocol.fair_share import BucketInfo
-from spoolpool.protocol.listing import ReadyListing
+from spoolpool.calls import pickling
+from spoolpool.errors import NoKey, SpoolDenied, SpoolpoolError, WorkerLost
+from spoolpool.format import envelope, headers
+from spoolpool.format.envelope import Buffer, Envelope
+from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
+from spoolpool.format.names import TaskFile
 from spoolpool.protocol.spool import Spool
-from spoolpool.security.signing import task_label
-from spoolpool.security.trust import Trust
+from spoolpool.protocol.tasks import move_to_bucket
+from spoolpool.security.signing import outcome_label
 from spoolpool.system import files
-from spoolpool.system.accounts import account_name
-from spoolpool.system.locks import Lock, try_lock
+from spoolpool.system.backoff import Backoff
+from spoolpool.system.processes import hostname
 
 log = logging.getLogger(__name__)
 
-_AGAIN = 60.0  # seconds after which a file is looked at again whose key was not here
-_USELESS, _PATIENCE = 64, 4096  # files of one bucket, after which the others are looked at first; twice as many next
-_MISSED = 3  # names in a row that others had taken, after one more of which the other buckets are looked at first
-_BUSY = 1000  # files whose locks were taken, of which those that were found so long ago are forgotten
 
-_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+class Claim:
+    """The exclusive right to run one task and to publish its outcome.
 
+    A worker's own claim has the content of the task and holds a lock on its file until the commit: the lock is a
+    witness, for recoverers on other hosts, that the worker lives. As a context manager it closes that lock. A
+    recoverer builds the claim of a dead worker without content and lock, and ends it by the same methods.
 
-class Claimer:
-    """Finds tasks that a worker may run and claims them, in order, at a cost that the backlog does not change.
-
-    ``serves`` says which lanes are this group's, ``weights`` how much of it each queue gets (see
-    :mod:`spoolpool.protocol.fair_share`); ``submitter`` restricts it to the tasks of one. Contention is met by going
-    on to another
-    candidate, never by waiting.
+    ``owner`` is the account of the task file. In a shared spool the directories of the session must belong to it, so
+    that :meth:`write_outcome`, :meth:`has_outcome` and :meth:`commit` need it there.
     """
 
     def __init__(
         self,
         spool: Spool,
-        worker: str,
-        serves: Callable[[Lane], bool],
-        trust: Trust,
-        weights: Mapping[str, int] | None = None,
-        submitter: str = "",
+        header: TaskHeader,
+        task_file: TaskFile,
+        owner: int | None = None,
+        *,
+        content: Envelope | None = None,
+        lock: int = -1,
     ) -> None:
         self._spool = spool
-        self._lease = spool.config.lease
-        self._worker = worker
-        self._serves = serves
-        self._trust = trust
-        spool.need_key()
-        self._listing = ReadyListing(spool, serves, self._refuse, weights, submitter)
-        self._refused: dict[str, str] = {}
-        self._keyless: dict[str, float] = {}
-        self._useless = 0  # files that came to nothing
-        self._patience = _USELESS
-        self._busy: dict[str, float] = {}
+        self.header = header
+        self.task_file = task_file
+        self._owner = owner
+        self._content = content
+        self._lock = lock
 
     @property
-    def refused(self) -> dict[str, str]:
-        """Paths that were left alone, with the reasons."""
-        return self._refused
+    def owner(self) -> int:
+        """Account to which the task file belongs."""
+        assert self._owner is not None
+        return self._owner
 
     @property
-    def supplied(self) -> bool:
-        """Whether :meth:`next` will try names that it has listed already, before it lists."""
-        return self._listing.supplied
+    def content(self) -> Envelope:
+        """The call, of a claim made by :class:`spoolpool.protocol.claimer.Claimer`."""
+        assert self._content is not None
+        return self._content
 
-    def directories(self) -> set[str]:
-        """Where new tasks for this worker may appear, as :meth:`next` saw it when it found none."""
-        return self._listing.directories()
+    def __enter__(self) -> None:
+        pass
 
-    def next(self) -> Claim | None:
-        """Claim the next task, or return None where none is waiting that can be had."""
-        if self._listing.fresh:
-            claim = self._claim_listed()
-            if claim is None and self._listing.look_again():
-                claim = self._claim_listed()
-            if claim is not None:
-                return claim
-        self._listing.look()
-        claim = self._claim_listed()
-        if claim is None and self._listing.look_closer():
-            claim = self._claim_listed()
-        if claim is None and self._listing.unlisted is not None:
-            raise self._listing.unlisted
-        return claim
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def _claim_listed(self) -> Claim | None:
-        while (turn := self._listing.turn()) is not None:
-            source, names = turn
-            claim = self._claim_from(source, names)
-            if claim is not None:
-                self._listing.served(source)
-                return claim
-        return None
+    def close(self) -> None:
+        """Close the lock; harmless when repeated. The claim itself stays as it is."""
+        if self._lock >= 0:
+            files.close(self._lock)
+            self._lock = -1
 
-    def _claim_from(self, source: BucketInfo, names: list[str]) -> Claim | None:
-        bucket = self._spool.layout.bucket(source.lane, source.bucket)
-        place = self._listing.place(source)
-        hopeless = True
-        missed: set[str] = set()
-        most = self._useless + self._patience
-        while names:
-            if self._useless > most:  # junk: have a look at the other buckets before the rest of it
-                self._patience = min(_PATIENCE, 2 * self._patience)
-                self._listing.cut(source)
-                return None
-            name = names.pop()
-            if name in missed:  # it is listed anew, and was in somebody's hands a moment ago
-                continue
-            task_file = parse_task_file(name)
-            if task_file is None or task_file.worker:
-                continue
-            path = f"{bucket}/{name}"
-            claim = self._claim(path, f"{place}/{name}", task_file, source.user)
-            if claim is not None:
-                self._patience = _USELESS
-                return claim
-            if path in self._refused:
-                continue
-            hopeless = False
-            missed.add(name)
-            names = self._listing.missed(source, name)
-            if len(missed) > _MISSED or self._listing.crowded(source):
-                self._listing.cut(source)
-        if hopeless:
-            self._listing.hopeless(source)
-        return None
+    def exists(self) -> bool:
+        """Return whether the task file stands in ``claimed/``; it does not after the end of the claim, or if fenced."""
+        return files.exists(self._spool.layout.claimed_task(self.task_file))
 
-    def _claim(self, path: str, way: str, task_file: TaskFile, user: int | None) -> Claim | None:
-        """Claim the task at a path, to which ``way`` leads through a directory that nobody can swap."""
-        if path in self._refused and time.monotonic() < self._keyless.get(path, math.inf):
-            return None
+    def write_outcome(self, parts: list[Buffer]) -> None:
+        """Create the outcome file. Its name belongs to this claim alone, so that it is written in place.
+
+        Raises ``FileExistsError`` if another rank of the group has written it, and ``OSError`` otherwise; then nothing
+        is left of it.
+        """
+        spool, session, name = self._spool, self.header.session, self.task_file.name
+        label = outcome_label(session, name)
         try:
-            # a lock on NFS needs it open for writing, which nobody may do to another's file
-            fd = files.open_file(way, write=user == self._spool.account)
+            spool.write(f"{spool.outgoing(session, self._owner)}/{name}", label, parts, spool.rights.outcome)
+        except FileNotFoundError:  # the session was closed, or never opened
+            self._restore_directory(f"{spool.layout.outgoing}/{session}")
+            spool.write(f"{spool.outgoing(session, self._owner)}/{name}", label, parts, spool.rights.outcome)
+
+    def has_outcome(self, writer: int | None = None) -> bool:
+        """Return whether the outcome file is complete, so that only the commit is missing.
+
+        In a shared spool it must belong to ``writer``, the account of the claim's worker; another account may have put
+        a file there. In a signed spool its signature must be valid; raises :class:`NoKey` if that cannot be checked.
+        """
+        spool, session, task_file = self._spool, self.header.session, self.task_file
+        path = spool.layout.outcome(session, task_file)
+        try:
+            fd = files.open_file(f"{spool.outgoing(session, self._owner)}/{task_file.name}")
         except OSError as error:
-            if error.errno in _REFUSED:
-                self._refuse(path, f"{path} cannot be opened ({error.strerror}). It was left alone.")
-            elif error.errno not in files.GONE:  # GONE: another worker was first
-                raise
-            return None
-        try:
-            claim = self._take(fd, path, way, task_file, user)
-        except (NotTrusted, BadTaskFile) as error:
-            self._refuse(path, str(error))
-            if isinstance(error, NoKey):  # it may be on its way to this host
-                self._keyless[path] = time.monotonic() + _AGAIN
-            claim = None
-        except BaseException:
-            files.close(fd)
+            if error.errno in files.GONE:
+                return False
             raise
-        if claim is None:
-            files.close(fd)
-        return claim
-
-    def _take(self, fd: int, path: str, way: str, task_file: TaskFile, user: int | None) -> Claim | None:
-        status = self._trust.check(fd, path)
-        if user is not None and status.st_uid != user:
-            raise NotTrusted(
-                f"{path} belongs to {account_name(status.st_uid)}, and waits among the tasks of "
-                f"{account_name(user)}. It was not "
-                "read."
-            )
-        if not self._free(fd, task_file):
-            return None
-        content = self._signed(fd, status.st_size, path, task_file)
-        mine = task_file.claimed_by(self._worker)
-        target = self._spool.layout.claimed_task(mine)
         try:
-            files.move(way, target, durability=self._spool.config.durability)
-        except OSError as error:
-            # a repeated request answers ENOENT for a rename that happened: the target is ours alone
-            if not files.exists(target):
-                if error.errno in files.GONE:
-                    return None
-                if self._spool.shared and error.errno in files.DENIED:  # its directory lets nobody take what is in it
-                    raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error
-                raise
-        return self._read(fd, status, mine, target, content)
-
-    def _signed(self, fd: int, size: int, path: str, task_file: TaskFile) -> Envelope | None:
-        """The content of a file in a signed spool, read before the claim: without a good signature it is left alone."""
-        if self._spool.signature is None:
-            return None
-        try:
-            return self._spool.read(fd, size, path, task_label(task_file.task))
-        except NotTrusted:
+            if spool.shared and os.fstat(fd).st_uid != writer:
+                log.warning("%s is not of the worker %s: it was left alone.", path, task_file.worker)
+                return False
+            spool.read(fd, files.size(fd), path, outcome_label(session, task_file.name))
+        except NoKey:
             raise
-        except SpoolpoolError:  # torn: whoever claims it sets it aside
-            return None
+        except SpoolpoolError:  # its worker died while writing, or it was forged
+            return False
+        finally:
+            files.close(fd)
+        return True
 
-    def _free(self, fd: int, task_file: TaskFile) -> bool:
-        """Take the lock; whether the task may be had.
+    def commit(self) -> bool:
+        """Publish the outcome: one rename decides.
 
-        It may not while another worker claims it, or a recoverer has it in hand, which takes a moment. A lock that
-        stays taken for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a
-        day on MooseFS): then it goes without. The rename decides; what is missing is the witness of this worker's
-        life.
+        Returns False if the claim was lost: a recoverer took this worker for dead. Then the outcome must not be
+        published; see :meth:`spoolpool.protocol.recovery.Recovery.discard`.
         """
-        now = time.monotonic()
-        if try_lock(fd) is not Lock.BUSY:
-            self._busy.pop(task_file.name, None)
-            return True
-        if len(self._busy) > _BUSY:
-            self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
-        return now - self._busy.setdefault(task_file.name, now) > self._lease
-
-    def _read(
-        self, fd: int, status: os.stat_result, task_file: TaskFile, path: str, content: Envelope | None = None
-    ) -> Claim | None:
-        try:
-            if content is None:
-                content = self._spool.read(fd, status.st_size, path, task_label(task_file.task))
-            header = decode_task(content.header, path)
-            lane = parse_lane(header.lane)
-            if header.task != task_file.task or lane is None or not self._serves(lane):
-                raise BadTaskFile(
-                    f"{path} says that it is task {header.task} of lane {header.lane}: not what it waited as."
-                )
-            self._check_origin(header, lane, status.st_uid, path)
-        except SpoolpoolError as error:
-            self.set_aside(task_file, str(error))
-            return None
-        return Claim(task_file, header, content, fd, status.st_uid)
-
-    def _check_origin(self, header: TaskHeader, lane: Lane, owner: int, path: str) -> None:
-        """Raise :class:`BadTaskFile` or :class:`NotTrusted` for a task that was brought here from elsewhere, or again.
-
-        In a shared spool it must be of the lane of its owner, and of a session that is open and his: else it could put
-        a result into another's inbox, and an old file could be made to run once more.
-        """
-        spool = self._spool
-        if header.spool != spool.config.id and (header.spool or spool.shared):
-            raise BadTaskFile(f"{path} was made for the spool {header.spool!r}; this one is {spool.config.id!r}.")
-        if not spool.shared:
-            return
-        if lane.user != owner:
-            raise NotTrusted(f"{path} belongs to {account_name(owner)}, and says that it is of lane {header.lane}.")
-        if not spool.has_session(header.session, owner):
-            raise BadTaskFile(
-                f"{path} is for the session {header.session} of {account_name(owner)}, which is not open (any "
-                f"more): its "
-                "submitter has ended, or somebody put an old task back."
-            )
-
-    def forgotten(self, known: Container[TaskFile] = ()) -> Claim | None:
-        """A claim in this worker's name that it does not know of: none of those on which it works.
-
-        So it is after a rename that happened although the answer, and the look after it, said no.
-        """
-        for task_file in map(parse_task_file, files.list_names(self._spool.layout.claimed)):
-            if task_file is None or task_file.worker != self._worker or task_file in known:
-                continue
-            path = self._spool.layout.claimed_task(task_file)
-            if path in self._refused:
-                continue
+        spool, session, name = self._spool, self.header.session, self.task_file.name
+        source = spool.layout.claimed_task(self.task_file)
+        target = spool.layout.result(session, self.task_file)
+        backoff: Backoff | None = None
+        denied = 0
+        while True:
             try:
-                fd = self._spool.open_for_lock(path)
+                target = f"{spool.results(session, self._owner)}/{name}"
+                files.move(source, target, durability=spool.config.durability)
+                return True
             except OSError as error:
-                if error.errno in files.GONE:  # a recoverer thought this worker dead
-                    continue
-                raise
-            try:
-                status = self._trust.check(fd, path)
-                claim = self._read(fd, status, task_file, path) if self._free(fd, task_file) else None
-            except (NotTrusted, BadTaskFile) as error:
-                self._refuse(path, str(error))
-                claim = None
-            except BaseException:
-                files.close(fd)
-                raise
-            if claim is not None:
-                return claim
-            files.close(fd)
-        return None
+                # the order of the two checks matters: the task file moves from source to target, never back
+                if not files.exists(source):
+                    return files.exists(target)
+                if error.errno in files.GONE:
+                    self._restore_directory(f"{spool.layout.results}/{session}")
+                denied += error.errno in files.DENIED or (spool.shared and error.errno in files.GONE)
+                if denied > 5:
+                    raise SpoolDenied(
+                        f"Cannot publish the outcome of {self.task_file.task}: "
+                        f"{spool.layout.result(session, self.task_file)} is refused "
+                        f"({error.strerror}). The owner of the session must let workers write there."
+                    ) from error
+                backoff = backoff or Backoff(0.005, 5.0, 2.0)
+                backoff.sleep()
 
-    def set_aside(self, task_file: TaskFile, reason: str) -> None:
-        """Keep a claimed task that nothing can be done with in ``failed/``."""
-        target = f"{self._spool.layout.failed}/{task_file.name}"
-        self._useless += 1
-        log.warning("%s It is kept as %s.", reason, target)
-        try:
-            files.move(self._spool.layout.claimed_task(task_file), target)
-        except OSError as error:  # it stays claimed; recovery will meet it again
-            log.warning("Cannot set aside %s: %s", task_file.name, error)
+    def _restore_directory(self, path: str) -> None:
+        """Make a missing directory of the session again; in a shared spool only its owner can do that."""
+        if self._spool.shared:
+            self._spool.let_go(path)
+        else:
+            self._spool.make_directories(path)
 
-    def _refuse(self, path: str, reason: str) -> None:
-        self._useless += 1
-        if path not in self._refused:
-            log.warning("%s", reason)
-        if len(self._refused) > 100_000:  # somebody floods the spool with junk: better to look twice than to grow
-            self._refused.clear()
-            self._keyless.clear()
-        self._refused[path] = reason
+    def report_lost(self, message: str) -> None:
+        """Publish the outcome :class:`WorkerLost`."""
+        payload, buffers = pickling.dumps(WorkerLost(message))
+        outcome = OutcomeHeader(
+            task=self.task_file.task,
+            kind="lost",
+            worker=self.task_file.worker,
+            host=hostname(),
+            attempt=self.task_file.attempt,
+            ended=time.time(),
+            failure=Failure(type="spoolpool.errors.WorkerLost", message=message),
+        )
+        self.write_outcome(envelope.pack(headers.encode(outcome), payload, buffers))
+        self.commit()
+
+    def release(self) -> None:
+        """Return the task to its bucket; it costs no attempt."""
+        self._move_to_bucket(self.task_file.released())
+
+    def requeue(self) -> None:
+        """Return the task of a dead worker to its bucket; it costs an attempt."""
+        self._move_to_bucket(self.task_file.requeued())
+
+    def _move_to_bucket(self, ready: TaskFile) -> None:
+        move_to_bucket(self._spool, self._spool.layout.claimed_task(self.task_file), self.header, ready)
+
+    def delay(self) -> None:
+        """Move a task that raised to ``waiting/``; it costs an attempt.
+
+        An error is left to recovery: the claim, if it still exists, is this worker's.
+        """
+        waiting = self._spool.layout.waiting
+        files.move(self._spool.layout.claimed_task(self.task_file), f"{waiting}/{self.task_file.requeued().name}")
+
+    def reassign(self, worker: str) -> Claim:
+        """Take the task over from a dead worker, for ``worker``; return the new claim."""
+        mine = self.task_file.reassigned_to(worker)
+        files.move(self._spool.layout.claimed_task(self.task_file), self._spool.layout.claimed_task(mine))
+        return Claim(self._spool, self.header, mine, self._owner)
+
+    def set_aside(self, reason: str) -> None:
+        """Keep the task in ``failed/``, because nothing can be done with it."""
+        set_aside(self._spool, self.task_file, reason)
+
+
+def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> None:
+    """Move a claimed task file to ``failed/``; its header may be unreadable."""
+    target = f"{spool.layout.failed}/{task_file.name}"
+    log.warning("%s It is kept as %s.", reason, target)
+    try:
+        files.move(spool.layout.claimed_task(task_file), target)
+    except OSError as error:  # it stays claimed; recovery will meet it again
+        log.warning("Cannot set aside %s: %s", task_file.name, error)

@@ -30,14 +30,6 @@ def retry_delay(header: TaskHeader, attempt: int) -> float:
     return min(_LONGEST, header.retry_delay * 2.0 ** max(0, attempt - 2))
 
 
-def delay_task(spool: Spool, task_file: TaskFile) -> None:
-    """Put a claimed task that raised into ``waiting/``; it costs an attempt.
-
-    An error is left to recovery: the claim, if it still stands, is this worker's.
-    """
-    files.move(spool.layout.claimed_task(task_file), f"{spool.layout.waiting}/{task_file.requeued().name}")
-
-
 def make_ready(spool: Spool, header: TaskHeader, task_file: TaskFile) -> bool:
     """Let a task from ``waiting/`` go on; whether this call did it.
 

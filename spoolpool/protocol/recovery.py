@@ -10,19 +10,16 @@ import logging
 import time
 from collections.abc import Container
 
-from spoolpool.calls import pickling
-from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError, WorkerLost
-from spoolpool.format import envelope, headers
-from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
+from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
+from spoolpool.format import headers
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
 from spoolpool.protocol import workers
-from spoolpool.protocol.commit import commit, give_back, has_outcome, requeue, write_outcome
+from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failure_detector import Detector
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_opened_task, read_owned_task
 from spoolpool.system import files
 from spoolpool.system.locks import Lock, try_lock
-from spoolpool.system.processes import hostname
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +89,7 @@ class Recovery:
                 claims.setdefault(task_file.worker, []).append(task_file)
         return claims
 
-    def give_back(self, worker: str) -> list[str]:
+    def release(self, worker: str) -> list[str]:
         """Let wait again what a worker held whose processes the caller has ended: it costs no attempt.
 
         For supervisors alone: only who ended a worker can know that its death says nothing about its task.
@@ -101,18 +98,19 @@ class Recovery:
         for task_file in self._claims().get(worker, []):
             try:
                 header, owner = read_owned_task(self._spool, self._spool.layout.claimed_task(task_file), task_file)
-                if self._has_outcome(header, owner, task_file):
-                    commit(self._spool, header.session, task_file, owner)
+                claim = Claim(self._spool, header, task_file, owner)
+                if self._has_outcome(claim):
+                    claim.commit()
                 else:
-                    give_back(self._spool, header, task_file)
+                    claim.release()
                     done.append(task_file.task)
             except (OSError, SpoolpoolError) as error:  # recovery will meet it again
                 log.info("Cannot give back %s now: %s", task_file.name, error)
         return done
 
-    def _has_outcome(self, header: TaskHeader, owner: int, task_file: TaskFile) -> bool:
-        writer = files.owner(self._spool.layout.worker(task_file.worker)) if self._spool.shared else None
-        return has_outcome(self._spool, header.session, task_file, owner, writer)
+    def _has_outcome(self, claim: Claim) -> bool:
+        writer = files.owner(self._spool.layout.worker(claim.task_file.worker)) if self._spool.shared else None
+        return claim.has_outcome(writer)
 
     def _recover(self, task_file: TaskFile, gone: bool) -> str | None:
         path = self._spool.layout.claimed_task(task_file)
@@ -130,23 +128,23 @@ class Recovery:
             except BadTaskFile as error:  # lost its content with the node's power
                 files.move(path, f"{self._spool.layout.failed}/{task_file.name}")
                 return f"{task_file.task}: set aside in failed/. {error}"
-            return self._bring_back(task_file, header, owner)
+            return self._bring_back(Claim(self._spool, header, task_file, owner))
         finally:
             files.close(fd)
 
-    def _bring_back(self, task_file: TaskFile, header: TaskHeader, owner: int) -> str | None:
-        if self._has_outcome(header, owner, task_file):
-            commit(self._spool, header.session, task_file, owner)
+    def _bring_back(self, claim: Claim) -> str:
+        task_file = claim.task_file
+        if self._has_outcome(claim):
+            claim.commit()
             return (
                 f"{task_file.task}: the outcome of worker {task_file.worker}, who died before its commit, was committed"
             )
-        if task_file.attempt < headers.attempts(header):
-            requeue(self._spool, header, task_file)
-            which = f"attempt {task_file.attempt + 1} of {headers.attempts(header)}"
+        attempts = headers.attempts(claim.header)
+        if task_file.attempt < attempts:
+            claim.requeue()
+            which = f"attempt {task_file.attempt + 1} of {attempts}"
             return f"{task_file.task}: worker {task_file.worker} died; {which} waits"
-        mine = task_file.reassigned_to(self._me)
-        files.move(self._spool.layout.claimed_task(task_file), self._spool.layout.claimed_task(mine))
-        report_lost(self._spool, header, mine, self._obituary(task_file), owner)
+        claim.reassign(self._me).report_lost(self._obituary(task_file))
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
         return f"{task_file.task}: {died}; reported as lost"
 
@@ -225,19 +223,3 @@ class Recovery:
             for task_file in task_files:
                 if task_file.name not in needed:
                     self.discard(session, task_file)
-
-
-def report_lost(spool: Spool, header: TaskHeader, task_file: TaskFile, message: str, owner: int | None = None) -> None:
-    """Publish that a task of ``owner``'s was lost with its workers; ``token`` must be in the caller's hands."""
-    payload, buffers = pickling.dumps(WorkerLost(message))
-    outcome = OutcomeHeader(
-        task=task_file.task,
-        kind="lost",
-        worker=task_file.worker,
-        host=hostname(),
-        attempt=task_file.attempt,
-        ended=time.time(),
-        failure=Failure(type="spoolpool.errors.WorkerLost", message=message),
-    )
-    write_outcome(spool, header.session, task_file, envelope.pack(headers.encode(outcome), payload, buffers), owner)
-    commit(spool, header.session, task_file, owner)

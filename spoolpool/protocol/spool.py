@@ -221,8 +221,10 @@ class Spool:
     # -- directories that others could swap
 
     def held(self, path: str, owner: int | None = None) -> files.Place:
-        """The directory of a lane, bucket, session or worker: see
-        :meth:`spoolpool.security.directories.DirectoryHandles.open`."""
+        """Return the directory of a lane, bucket, session or worker; held open in a shared spool.
+
+        As :meth:`spoolpool.security.directories.DirectoryHandles.open`.
+        """
         return self._handles.open(path, owner) if self.shared else path
 
     def let_go(self, path: str) -> None:

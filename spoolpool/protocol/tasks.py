@@ -1,4 +1,4 @@
-"""Read the headers of task files."""
+"""Task files: read their headers, move them to their buckets."""
 
 from __future__ import annotations
 
@@ -40,3 +40,25 @@ def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> t
             f"{path} belongs to {account_name(status.st_uid)}, and says that it is of lane {header.lane}."
         )
     return header, status.st_uid
+
+
+def move_to_bucket(spool: Spool, source: str, header: TaskHeader, ready: TaskFile) -> bool:
+    """Rename a task file to its bucket, under a claim number that was never used.
+
+    Returns whether it stands there now, as far as can be seen. If it does not, another process moved the task file,
+    which is just as good, or the bucket is removed as often as it is made; the next round sees the true state.
+    """
+    path = spool.layout.bucket(header.lane, header.bucket)
+    for last in (False, True):
+        try:
+            bucket = spool.bucket(header.lane, header.bucket)
+            files.move(source, f"{bucket}/{ready.name}")
+            return True
+        except OSError as error:
+            # the bucket was removed as empty, or the task file was moved: then nobody would remove a new bucket
+            if error.errno not in files.GONE:
+                raise
+            if last or not files.exists(source):
+                break
+            spool.make_directories(path)
+    return files.exists(f"{path}/{ready.name}")

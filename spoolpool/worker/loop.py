@@ -24,13 +24,13 @@ from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
 from spoolpool.format.names import Lane, TaskFile
 from spoolpool.protocol.cancel import CancelRequests
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import Claim, commit, give_back, has_outcome
-from spoolpool.protocol.delay import DelayedTasks, delay_task
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.delay import DelayedTasks
 from spoolpool.protocol.dependencies import Dependencies, OutcomeIndex
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.objects import read_object
-from spoolpool.protocol.recovery import Recovery, report_lost
+from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, read_workers
@@ -61,8 +61,7 @@ _LONG = 0.02  # seconds of a task after which that look costs nothing beside it
 
 
 class Group(Protocol):
-    """What a worker needs of its group: see :mod:`spoolpool.worker.serial_group` and
-    :mod:`spoolpool.worker.mpi_group`."""
+    """Ranks that run one call: :mod:`spoolpool.worker.serial_group` or :mod:`spoolpool.worker.mpi_group`."""
 
     size: int
 
@@ -166,7 +165,7 @@ class Worker:
     def after_fork(self) -> None:
         """In a forked child: it would hold the lock of the claim, and so witness for a worker that is dead."""
         for claim in self._claims:
-            claim.release()
+            claim.close()
 
     def stop(self, within: float | None = None) -> None:
         """End after the task that runs; from any thread or signal handler.
@@ -186,7 +185,7 @@ class Worker:
         claims = list(self._claims)
         for claim in claims:
             try:
-                give_back(self._spool, claim.header, claim.task_file)
+                claim.release()
                 log.warning("%s was given back: it did not end in time.", claim.task_file.task)
             except (OSError, SpoolpoolError) as error:  # then it is a dead worker's
                 log.warning("Cannot give back %s: %s", claim.task_file.task, error)
@@ -354,14 +353,12 @@ class Worker:
         self._unsure = claim is not None  # there may be more
         if claim is None:
             return
-        try:
-            if has_outcome(self._spool, claim.header.session, claim.task_file, claim.owner, os.geteuid()):
-                commit(self._spool, claim.header.session, claim.task_file, claim.owner)
-            elif files.exists(self._spool.layout.claimed_task(claim.task_file)):
+        with claim:
+            if claim.has_outcome(os.geteuid()):
+                claim.commit()
+            elif claim.exists():
                 # only now: before the look for the outcome, a recoverer might have committed it since
                 self._work(claim)
-        finally:
-            claim.release()
 
     def _work(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
@@ -370,9 +367,7 @@ class Worker:
         started = time.time()
         try:
             if task_file.attempt > headers.attempts(header):
-                report_lost(
-                    self._spool, header, task_file, f"Task {task_file.task} has used up its attempts.", claim.owner
-                )
+                claim.report_lost(f"Task {task_file.task} has used up its attempts.")
                 return
             found = (
                 ClaimOutcome(cancelled_parts(task_file))
@@ -407,9 +402,9 @@ class Worker:
                 )
                 self._recovery.discard(header.session, task_file)
         except (SpoolDenied, NotTrusted) as error:  # nobody may write where its results go: no reason to end
-            self._claimer.set_aside(task_file, str(error))
+            claim.set_aside(str(error))
         finally:
-            claim.release()
+            claim.close()
             self._claims.remove(claim)
 
     def _outcome(self, claim: Claim, started: float) -> ClaimOutcome | None:
@@ -442,8 +437,8 @@ class Worker:
     def _goes_on(self, claim: Claim) -> bool:
         """Whether to wait on for what a claimed task needs: it is given back where this worker is to end."""
         if self._stopping:
-            give_back(self._spool, claim.header, claim.task_file)
-        return not self._stopping and files.exists(self._spool.layout.claimed_task(claim.task_file))
+            claim.release()
+        return not self._stopping and claim.exists()
 
     def _assist(self, submitter: str) -> bool:
         """Run one of the tasks of a task that waits for them, in its thread: no other group may be free for them."""
@@ -481,10 +476,10 @@ class Worker:
             ended=time.time(),
         )
         try:
-            delay_task(self._spool, task_file)
+            claim.delay()
         except OSError as error:  # fenced, or a passing fault: whoever finds the claim goes on with it
             log.info("Cannot hold back %s: %s", task_file.task, error)
-            if files.exists(self._spool.layout.claimed_task(task_file)):
+            if claim.exists():
                 return False
         self._release()
         return True

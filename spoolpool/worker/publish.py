@@ -16,8 +16,7 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
-from spoolpool.protocol.commit import Claim, commit, give_back, has_outcome, write_outcome
-from spoolpool.protocol.delay import delay_task
+from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
 from spoolpool.system import files
@@ -74,15 +73,16 @@ def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResul
             if cancellation_report(report):
                 parts = cancelled_parts(task_file)
             elif task_file.attempt <= header.retries:
-                delay_task(spool, task_file)
+                Claim(spool, header, task_file).delay()
                 return True
             else:
                 parts = outcome_parts(header, task_file, report, 1, 0.0)
             owner = read_owned_task(spool, spool.layout.claimed_task(task_file), task_file)[1] if spool.shared else None
-            write_outcome(spool, header.session, task_file, parts, owner)
+            claim = Claim(spool, header, task_file, owner)
+            claim.write_outcome(parts)
         except FileExistsError:  # another failed rank was first
             return False
-        commit(spool, header.session, task_file, owner)
+        claim.commit()
         return True
 
     return publish
@@ -101,7 +101,6 @@ class Publisher:
         Tries on while the disk is full, then publishes that instead of the result. Where the worker is to end
         meanwhile, as ``stopping`` says, it gives the task back and raises :class:`SpoolFull`.
         """
-        session = claim.header.session
         backoff: Backoff | None = None
         deadline = 0.0
         while True:
@@ -119,28 +118,27 @@ class Publisher:
                     )
                     parts = outcome_parts(claim.header, claim.task_file, failure_report(reason, 0), 1, started)
                 if stopping():
-                    give_back(self._spool, claim.header, claim.task_file)
+                    claim.release()
                     raise SpoolFull(
                         f"Ended before the result of {claim.task_file.task} could be written ({error.strerror}): it "
                         "waits again."
                     ) from error
                 backoff.sleep()
-        return commit(self._spool, session, claim.task_file, claim.owner)
+        return claim.commit()
 
     def _write(self, claim: Claim, parts: list[Buffer]) -> None:
         """Make the file of an outcome, whatever lies in its place."""
-        session, task_file = claim.header.session, claim.task_file
         try:
-            write_outcome(self._spool, session, task_file, parts, claim.owner)
+            claim.write_outcome(parts)
             return
         except FileExistsError:
             if self._ranks > 1:
                 self._await_abort()
         # nobody else made it: a request was repeated, or this process made half of it and could not take it away
-        if not has_outcome(self._spool, session, task_file, claim.owner, os.geteuid()):
-            outgoing = self._spool.outgoing(session, claim.owner)
-            files.remove(f"{outgoing}/{task_file.name}")
-            write_outcome(self._spool, session, task_file, parts, claim.owner)
+        if not claim.has_outcome(os.geteuid()):
+            outgoing = self._spool.outgoing(claim.header.session, claim.owner)
+            files.remove(f"{outgoing}/{claim.task_file.name}")
+            claim.write_outcome(parts)
 
     def _await_abort(self) -> None:
         """Another rank may have published its exception; then it is about to end the group."""

@@ -22,7 +22,7 @@ from benchmarks.costs import Costs
 from spoolpool import settings
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.format.names import TaskFile, new_worker_id, series_of
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failure_detector import CROWD, FEW
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import request_stop
@@ -356,7 +356,7 @@ def test_a_claim_costs_the_same_among_a_thousand_and_among_a_hundred_thousand(me
                 clock.sleep(pause)
                 claimed = claimer.next()
                 assert claimed is not None
-                claimed.release()
+                claimed.close()
 
         claim(1)
         at_once, _ = each(counted(lambda: claim(2)), counted(lambda: claim(12)), 10)

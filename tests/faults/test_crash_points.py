@@ -23,8 +23,9 @@ from spoolpool.errors import DependencyFailed, SpoolDenied, SpoolFull, Spoolpool
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id
 from spoolpool.protocol.cancel import cancel_task
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import commit, give_back, retry, write_outcome
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.retry import retry_task
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
 from tests.faults.disk import CHANGES, CRASHED, LOOKS, OPERATIONS, SPACE, Disk, Fault, at, during, in_child
@@ -133,7 +134,7 @@ def retry_kept(stage: Stage) -> Body:
     abandon(stage, header, dead_process())
     stage.recover()
     [task_file] = stage.seen().results.values()
-    return lambda: retry(stage.spool, task_file.name, stage.session)
+    return lambda: retry_task(stage.spool, task_file.name, stage.session)
 
 
 def cancel(stage: Stage) -> Body:
@@ -149,14 +150,12 @@ def cancel(stage: Stage) -> Body:
 
 def give_back_claim(stage: Stage) -> Body:
     """A worker that may not go on, and lets its task wait again."""
-    header = stage.submit()
+    stage.submit()
 
     def body() -> None:
         claim = Claimer(stage.spool, announce(stage.spool, ProcessId.of(os.getpid())), lambda _: True, Trust()).next()
         if claim is not None:
-            try:
-                give_back(stage.spool, header, claim.task_file)
-            finally:
+            with claim:
                 claim.release()
 
     return body
@@ -167,10 +166,10 @@ def recover_outcomes(stage: Stage) -> Body:
     headers = [stage.submit(max_attempts=2) for _ in range(3)]
     task_files = [abandon(stage, header, dead_process()) for header in headers]
     whole = b"".join(outcome_of(headers[0], task_files[0]))
-    write_outcome(stage.spool, stage.session, task_files[0], [whole])
-    write_outcome(stage.spool, stage.session, task_files[1], [whole[: len(whole) // 2]])
+    Claim(stage.spool, headers[0], task_files[0]).write_outcome([whole])
+    Claim(stage.spool, headers[1], task_files[1]).write_outcome([whole[: len(whole) // 2]])
     nobodys = TaskFile(new_task_id(), 1, 1, task_files[2].worker)
-    write_outcome(stage.spool, stage.session, nobodys, [whole])
+    Claim(stage.spool, headers[2], nobodys).write_outcome([whole])
     return lambda: stage.recover(rounds=3)
 
 
@@ -498,7 +497,8 @@ def test_a_commit_that_was_done_but_answers_that_it_was_not_is_a_commit(scratch:
     stage = Stage(scratch / "stage", clock)
     header = stage.submit()
     task_file = abandon(stage, header, unknown_process())
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    claim = Claim(stage.spool, header, task_file)
+    claim.write_outcome(outcome_of(header, task_file))
     with Disk(at(1, Fault("after", errno.ENOENT)), only=frozenset({"rename"})).installed():
-        assert commit(stage.spool, stage.session, task_file)
+        assert claim.commit()
     assert list(stage.seen().results.values()) == [task_file]

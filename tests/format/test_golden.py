@@ -15,8 +15,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, new_worker_id
 from spoolpool.maintenance.check import check
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import commit, write_outcome
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.objects import ObjectCache, leases
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import signing
@@ -66,9 +65,9 @@ def test_its_waiting_task_is_claimed_and_run_and_its_outcomes_are_collected(
     assert (claim.header.name, claim.header.user, claim.header.max_attempts) == ("pow", "golden", 3)
     function, args, kwargs = pickling.loads(claim.content.payload, claim.content.buffers)
     assert function(*args, **kwargs) == 32
-    write_outcome(spool, "golden", claim.task_file, outcome_of(claim.header, claim.task_file))
-    assert commit(spool, "golden", claim.task_file)
-    claim.release()
+    claim.write_outcome(outcome_of(claim.header, claim.task_file))
+    assert claim.commit()
+    claim.close()
 
     waiting = inbox.expect(claim.header)
     done = inbox.expect(TaskHeader(task=DONE, session="golden", lane=claim.header.lane, bucket=claim.header.bucket))
@@ -91,7 +90,7 @@ def test_a_task_of_a_golden_spool_finds_its_objects(name: str, tmp_path: Path) -
     values = ReferenceResolver((), found, claim.header.objects)
     function, args, _ = pickling.loads(claim.content.payload, buffers, values)
     assert function(*args) == DATA + b"+put"
-    claim.release()
+    claim.close()
     assert sorted(leases(spool)) == sorted(claim.header.objects)
 
 

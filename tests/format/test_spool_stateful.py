@@ -20,9 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.protocol import cancel
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import Claim, commit, give_back, retry, write_outcome
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.retry import retry_task
 from spoolpool.security.trust import Trust
 from tests.support.fake_worker import (
     Clock,
@@ -122,7 +123,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def try_again(self, choice: int) -> None:
         failed = self.having("failed")
         task = failed[choice % len(failed)]
-        assert retry(self.spool, task.task_file.name) == task.header.task
+        assert retry_task(self.spool, task.task_file.name) == task.header.task
         task.place, task.outcome = "ready", ""
         task.task_file = TaskFile(task.header.task, task.task_file.claim + 1, 1)
         self.inbox.expect(task.header)
@@ -163,9 +164,9 @@ class SpoolMachine(RuleBasedStateMachine):
         person, task, mine = self.chosen(choice)
         if not (mine and task.written):
             self.write(person)
-        task_file = self.release(person)
-        done_for_it = task.place == "results" and task.task_file == task_file
-        assert commit(self.spool, self.inbox.name, task_file) is (mine or done_for_it)
+        claim = self.release(person)
+        done_for_it = task.place == "results" and task.task_file == claim.task_file
+        assert claim.commit() is (mine or done_for_it)
         if mine:
             task.place, task.outcome, task.written = "results", "value", ""
 
@@ -181,7 +182,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def give_back(self, choice: int) -> None:
         person, task, mine = self.chosen(choice)
-        give_back(self.spool, task.header, self.release(person))
+        self.release(person).release()
         if mine:
             task.place, task.written = "ready", ""
             task.task_file = TaskFile(task.header.task, task.task_file.claim + 1, task.task_file.attempt)
@@ -191,7 +192,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def crash(self, choice: int, how: str) -> None:
         person = self.people.pop(choice % len(self.people))
         if person.claim is not None:
-            person.claim.release()
+            person.claim.close()
         shutil.rmtree(self.spool.layout.worker(person.name), ignore_errors=True)
         if how == "killed":
             announce(self.spool, dead_process(), worker_id=person.name)
@@ -205,7 +206,7 @@ class SpoolMachine(RuleBasedStateMachine):
             return  # a lock that is lost does not come back
         person.state = state
         if state == "silent" and person.claim is not None:
-            person.claim.release()
+            person.claim.close()
 
     # -- recoverers
 
@@ -215,7 +216,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Somebody recovers what a live worker holds that is neither heard nor seen: it will come back, and be late."""
         person, _, _ = self.chosen(choice)
         assert person.claim is not None
-        person.claim.release()
+        person.claim.close()
         person.state = "silent"
         self.recover()
 
@@ -263,22 +264,16 @@ class SpoolMachine(RuleBasedStateMachine):
         task = self.tasks[person.claim.task_file.task]
         return person, task, task.place == "claimed" and task.task_file == person.claim.task_file
 
-    def release(self, person: Person) -> TaskFile:
+    def release(self, person: Person) -> Claim:
         assert person.claim is not None
-        task_file = person.claim.task_file
-        person.claim.release()
-        person.claim = None
-        return task_file
+        claim, person.claim = person.claim, None
+        claim.close()
+        return claim
 
     def write(self, person: Person) -> None:
         assert person.claim is not None
         try:
-            write_outcome(
-                self.spool,
-                self.inbox.name,
-                person.claim.task_file,
-                outcome_of(person.claim.header, person.claim.task_file),
-            )
+            person.claim.write_outcome(outcome_of(person.claim.header, person.claim.task_file))
         except FileExistsError:  # it was fenced after it had written it
             assert self.stage.outcome(person.claim.task_file) is not None
 
@@ -323,7 +318,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Let all of it come to its end: everything is delivered, nothing is left."""
         for person in self.people:
             if person.claim is not None:
-                person.claim.release()
+                person.claim.close()
             shutil.rmtree(self.spool.layout.worker(person.name), ignore_errors=True)
         self.people = []
         for _ in range(2):

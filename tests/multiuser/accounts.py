@@ -22,7 +22,7 @@ from spoolpool.client.session import TaskFuture
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane, new_task_id
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.permissions import Mode

@@ -19,6 +19,7 @@ from spoolpool.client.session import TaskFuture
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.format import envelope
 from spoolpool.format.config import Keep
+from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import (
@@ -31,11 +32,12 @@ from spoolpool.format.names import (
     parse_lane,
 )
 from spoolpool.maintenance import check, garbage
-from spoolpool.protocol import claim, commit
+from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+from spoolpool.system.locks import try_lock
 from tests.multiuser.accounts import Canary, People, Scene, messages
 from tests.support.fake_worker import Inbox, outcome_of
 
@@ -179,7 +181,7 @@ def test_an_outcome_that_another_made_in_a_workers_name_is_not_committed_for_it(
         claimer, _ = group.claimer()
         taken = claimer.next()
         assert taken is not None
-        taken.release()
+        taken.close()
     with group.mallory.acting():
         content = outcome_of(taken.header, taken.task_file)
         files.create(str(group.path / "outgoing" / "alices" / taken.task_file.name), content, mode=0o644)
@@ -193,18 +195,20 @@ def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
     group: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     future = group.submit()
-    real = commit.write_outcome
+    real = Claim.write_outcome
     planted = []
 
-    def with_forgery(spool: Spool, session: str, task_file: TaskFile, *more: object) -> None:
+    def with_forgery(claim: Claim, parts: list[Buffer]) -> None:
         if not planted:
             with group.mallory.acting():
-                planted.append(task_file.name)
+                planted.append(claim.task_file.name)
                 content = group.forge(future.header, Canary(group.canary))
-                files.create(str(group.path / "outgoing" / session / task_file.name), content, mode=0o644)
-        real(spool, session, task_file, *more)  # type: ignore[arg-type]
+                files.create(
+                    str(group.path / "outgoing" / claim.header.session / claim.task_file.name), content, mode=0o644
+                )
+        real(claim, parts)
 
-    monkeypatch.setattr("spoolpool.worker.publish.write_outcome", with_forgery)
+    monkeypatch.setattr(Claim, "write_outcome", with_forgery)
     group.work()
     group.collect()
     assert planted and future.result(timeout=0) == "alice's own"
@@ -248,10 +252,9 @@ def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplo
         claimer, _ = group.claimer()
         taken = claimer.next()  # this worker has the directories of the session open from now on
         assert taken is not None and taken.header.task == first.task
-        spool = Spool(group.path)
-        commit.write_outcome(spool, "alices", taken.task_file, outcome_of(taken.header, taken.task_file), taken.owner)
-        commit.commit(spool, "alices", taken.task_file, taken.owner)
-        taken.release()
+        taken.write_outcome(outcome_of(taken.header, taken.task_file))
+        taken.commit()
+        taken.close()
     group.collect()
     with group.alice.acting():
         group.inbox.close()
@@ -301,15 +304,14 @@ def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, m
     forged = group.path / "tmp" / new_task_id()
     with group.mallory.acting():
         files.create(str(forged), group.forge(future.header, Canary(group.canary)), mode=0o640)
-    real = claim.try_lock
 
     def swap(fd: int) -> object:
         if forged.exists():
             with group.mallory.acting():
                 forged.rename(path)
-        return real(fd)
+        return try_lock(fd)
 
-    monkeypatch.setattr(claim, "try_lock", swap)
+    monkeypatch.setattr("spoolpool.protocol.claimer.try_lock", swap)
     group.work()
     assert not forged.exists() and not group.canary.exists()
     group.collect()

@@ -115,7 +115,7 @@ def test_the_task_of_a_worker_that_died_runs_again(scene: Scene, caplog: pytest.
         claimer, name = scene.claimer()
         claimed = claimer.next()
         assert claimed is not None
-        claimed.release()
+        claimed.close()
     scene.clock.sleep(10)
     scene.work()
     scene.clock.sleep(10)
@@ -216,7 +216,7 @@ def test_claims_go_round_users_however_many_submitters_they_have(scene: Scene) -
         assert set(Counter(claim.header.session for claim in rest if claim).values()) == {3}
         for claim in (*claims, *rest):
             assert claim is not None
-            claim.release()
+            claim.close()
 
 
 def test_members_of_a_group_can_be_trusted_together(group: Scene) -> None:

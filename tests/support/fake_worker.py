@@ -43,7 +43,7 @@ from spoolpool.format.names import (
     submitter_of,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.protocol import claim, dependencies, heartbeat, listing, recovery, tasks
+from spoolpool.protocol import claimer, dependencies, heartbeat, listing, recovery, tasks
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import Registration
@@ -82,7 +82,7 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
         clock = cls()
-        others = () if observers else (backoff, claim, dependencies, listing, publish, retention, loop)
+        others = () if observers else (backoff, claimer, dependencies, listing, publish, retention, loop)
         for module in (recovery, heartbeat, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock

@@ -17,7 +17,7 @@ from spoolpool.calls.pickling import ObjectRef
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import FORMAT, ObjectLease, TaskFile
-from spoolpool.protocol.commit import commit, write_outcome
+from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import submit_task
@@ -84,8 +84,9 @@ def make(directory: Path, *, signed: bool = False) -> None:
     value = pickle.dumps([42, pickle.PickleBuffer(DATA)], protocol=5, buffer_callback=buffers.append)
     outcome = OutcomeHeader(task=DONE, kind="result", worker=WORKER, host="golden", started=1.0, ended=2.0)
     parts = envelope.pack(headers.encode(outcome), value, [buffer.raw() for buffer in buffers])
-    write_outcome(spool, "golden", task_file, parts)
-    commit(spool, "golden", task_file)
+    claim = Claim(spool, header(DONE), task_file)
+    claim.write_outcome(parts)
+    claim.commit()
 
 
 if __name__ == "__main__":

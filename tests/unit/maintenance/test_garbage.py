@@ -36,10 +36,10 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import GarbageItem, find_garbage, remove
-from spoolpool.protocol import commit
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.journal import Journal
-from spoolpool.protocol.recovery import report_lost
+from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
@@ -100,7 +100,7 @@ def lost(spool: Spool, session: str = "inbox") -> TaskFile:
     task_file = TaskFile(header.task, 3, 3, new_worker_id())
     spool.open_session(session)
     files.create(spool.layout.claimed_task(task_file), envelope.pack(records.encode(header), b"x"))
-    report_lost(spool, header, task_file, "it died")
+    Claim(spool, header, task_file).report_lost("it died")
     return task_file
 
 
@@ -256,7 +256,7 @@ def test_a_task_that_was_lost_with_its_workers_is_kept_as_a_collector_would(
     assert f"kept as failed/{task_file.name}" in found[0].why
     remove(spool, found)
     assert tree(spool) == {"spool.json", f"failed/{task_file.name}"}
-    assert commit.retry(spool, task_file.name) == task_file.task
+    assert retry_task(spool, task_file.name) == task_file.task
 
 
 @pytest.mark.parametrize("make", [lambda spool: put(spool, "results", new_worker_id()), lost], ids=["result", "lost"])
@@ -319,7 +319,7 @@ def test_a_dead_submitters_tasks_that_still_run_are_collected_in_the_end(
     remove(spool, find_garbage(spool))
     assert {running, f"outgoing/dead/{name}"} <= tree(spool)
     assert "sessions/dead.json" in tree(spool), "else nobody would know that the submitter is gone"
-    assert commit.commit(spool, "dead", task_file)
+    assert Claim(spool, header, task_file).commit()
     after(2.2)
     remove(spool, find_garbage(spool))
     assert tree(spool) == {"spool.json"}

@@ -288,7 +288,7 @@ def test_a_new_life_of_a_session_leaves_what_is_needed(stage: Stage) -> None:
 
 
 def test_a_task_that_is_lost_keeps_what_it_needs_and_its_retry_works(stage: Stage) -> None:
-    from spoolpool.protocol.commit import retry
+    from spoolpool.protocol.retry import retry_task
 
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
@@ -310,7 +310,7 @@ def test_a_task_that_is_lost_keeps_what_it_needs_and_its_retry_works(stage: Stag
     assert isinstance(error.__cause__, WorkerLost)
     [kept] = os.listdir(stage.spool.layout.failed)
     assert [edge.split(".") for edge in os.listdir(f"{stage.spool.layout.needs}/inbox")] == [[first.task, second.task]]
-    retry(stage.spool, kept)
+    retry_task(stage.spool, kept)
     stage.work()
     later = stage.inbox()
     again = later.expect(second.header)

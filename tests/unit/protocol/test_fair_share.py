@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane, TaskFile, new_worker_id, parse_lane, series_of
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.fair_share import BucketInfo, FairShare
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import submit_task
@@ -168,7 +168,7 @@ class Backlog:
             if claim is None:
                 break
             files.remove(self.spool.layout.claimed_task(claim.task_file))
-            claim.release()
+            claim.close()
             found.append(claim.header)
         return found
 

@@ -26,9 +26,10 @@ from spoolpool.format.names import ObjectLease, is_object_id, new_worker_id, par
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
-from spoolpool.protocol import commit, objects
+from spoolpool.protocol import objects
+from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import ObjectCache, acquire, object_id, put_object, read_object, remove_object
-from spoolpool.protocol.recovery import report_lost
+from spoolpool.protocol.retry import retry_task
 from spoolpool.security.signing import key_path, make_key
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -384,7 +385,7 @@ def test_an_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Calla
     assert task_file is not None
     mine = task_file.claimed_by(new_worker_id())
     Path(stage.spool.path, ready).rename(stage.spool.layout.claimed_task(mine))
-    report_lost(stage.spool, header, mine, "its workers died")
+    Claim(stage.spool, header, mine).report_lost("its workers died")
     stage.collect(inbox, [header])
     inbox._end()
     assert paths(stage.spool, "failed") and paths(stage.spool, "objects") == [f"objects/{ref.name}"]
@@ -393,7 +394,7 @@ def test_an_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Calla
     assert paths(stage.spool, "objects")
     after(0)
     [failed] = paths(stage.spool, "failed")
-    commit.retry(stage.spool, os.path.basename(failed))
+    retry_task(stage.spool, os.path.basename(failed))
     stage.work()
     assert stage.runs() == {header.task: 1}
     later = stage.inbox()

@@ -20,10 +20,11 @@ from spoolpool.errors import WorkerLost
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, parse_task_file
 from spoolpool.protocol import recovery, workers
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import commit, has_outcome, requeue, retry, write_outcome
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -189,7 +190,7 @@ def paused(stage: Stage) -> Iterator[TaskFile]:
     claim = Claimer(stage.spool, announce(stage.spool, unknown_process()), lambda _: True, Trust()).next()
     assert claim is not None
     yield claim.task_file
-    claim.release()
+    claim.close()
 
 
 def test_a_paused_worker_that_holds_its_lock_keeps_its_claim(stage: Stage, paused: TaskFile) -> None:
@@ -228,7 +229,7 @@ def test_where_there_are_no_locks_the_lease_alone_decides(
 
 def test_a_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process())
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     [line] = Recovery(stage.spool).round()
     assert "was committed" in line
     assert list(stage.seen().results.values()) == [task_file]
@@ -241,8 +242,9 @@ def test_a_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage
 def test_a_torn_outcome_counts_for_nothing_and_its_task_runs_again(stage: Stage, share: float) -> None:
     header, task_file = claimed(stage, dead_process())
     whole = b"".join(bytes(part) for part in outcome_of(header, task_file))
-    write_outcome(stage.spool, stage.session, task_file, [whole[: int(share * len(whole))]])
-    assert not has_outcome(stage.spool, stage.session, task_file)
+    claim = Claim(stage.spool, header, task_file)
+    claim.write_outcome([whole[: int(share * len(whole))]])
+    assert not claim.has_outcome()
     stage.recover()
     assert list(stage.seen().ready.values()) == [task_file.requeued()]
     stage.settle()
@@ -279,7 +281,7 @@ def test_a_lost_task_is_kept_whole_and_can_be_tried_again(stage: Stage) -> None:
     stage.collect(inbox, [header])
     [path] = stage.seen().failed
     assert Path(stage.spool.path, path).read_bytes() == content
-    assert retry(stage.spool, os.path.basename(path)) == header.task
+    assert retry_task(stage.spool, os.path.basename(path)) == header.task
     stage.work()
     again = inbox.expect(header)
     inbox.look()
@@ -315,13 +317,14 @@ def test_one_claim_that_cannot_be_recovered_now_does_not_keep_the_others(
     observer = Recovery(stage.spool)
     failed: list[object] = []
 
-    def once(*arguments: object) -> None:
+    def once(claim: Claim) -> None:
         if not failed:
-            failed.append(arguments)
+            failed.append(claim)
             raise OSError(5, "Input/output error")
-        requeue(*arguments)  # type: ignore[arg-type]
+        requeue(claim)
 
-    monkeypatch.setattr(recovery, "requeue", once)
+    requeue = Claim.requeue
+    monkeypatch.setattr(Claim, "requeue", once)
     assert len(observer.round()) == 1
     assert len(stage.seen().claimed) == 1
     assert len(observer.round()) == 1
@@ -357,8 +360,9 @@ def test_a_late_worker_does_not_publish_and_its_outcome_goes(stage: Stage) -> No
     observer = Recovery(stage.spool)
     watch(stage, observer, 1.5)
     assert stage.seen().ready
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
-    assert commit(stage.spool, stage.session, task_file) is False
+    claim = Claim(stage.spool, header, task_file)
+    claim.write_outcome(outcome_of(header, task_file))
+    assert claim.commit() is False
     assert not stage.seen().results
     observer.discard(stage.session, task_file)
     watch(stage, observer, 4)
@@ -369,7 +373,7 @@ def test_a_late_worker_does_not_publish_and_its_outcome_goes(stage: Stage) -> No
 
 def test_an_outcome_without_a_purpose_goes_at_the_second_look_later_than_caches_last(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process())
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     os.unlink(stage.spool.layout.claimed_task(task_file))
     observer = Recovery(stage.spool)
     observer.discard(stage.session, task_file)
@@ -384,7 +388,7 @@ def test_an_outcome_without_a_purpose_goes_at_the_second_look_later_than_caches_
 @pytest.mark.parametrize("place", ["claimed", "results"])
 def test_an_outcome_whose_token_is_seen_at_the_second_look_stays(stage: Stage, place: str) -> None:
     header, task_file = claimed(stage, unknown_process())
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     where = {
         "claimed": stage.spool.layout.claimed_task(task_file),
         "results": stage.spool.layout.result(stage.session, task_file),
@@ -406,14 +410,14 @@ def test_claimed_is_looked_into_before_the_results_since_the_token_moves_that_wa
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header, task_file = claimed(stage, unknown_process())
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     there, looks = files.exists, []
 
     def look(path: str) -> bool:
         found = there(path)
         looks.append(os.path.relpath(path, stage.spool.path).split("/")[0])
         if len(looks) == 1:  # it is committed between the two looks
-            commit(stage.spool, stage.session, task_file)
+            Claim(stage.spool, header, task_file).commit()
         return found
 
     with monkeypatch.context() as patch:
@@ -425,11 +429,11 @@ def test_claimed_is_looked_into_before_the_results_since_the_token_moves_that_wa
 
 def test_a_session_finds_what_nobody_will_collect_in_its_outgoing(stage: Stage) -> None:
     header, task_file = claimed(stage, ProcessId.of(os.getpid()))  # its worker lives and knows nothing of it
-    write_outcome(stage.spool, stage.session, task_file, outcome_of(header, task_file))
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     os.rename(stage.spool.layout.claimed_task(task_file), f"{stage.diary}-collected")
     other = TaskFile(new_task_id(), 1, 1, task_file.worker)
     Path(stage.spool.layout.claimed_task(other)).touch()
-    write_outcome(stage.spool, stage.session, other, outcome_of(header, other))
+    Claim(stage.spool, header, other).write_outcome(outcome_of(header, other))
     observer = Recovery(stage.spool)
     for _ in range(3):
         observer.sweep(stage.session)
@@ -447,7 +451,7 @@ def test_a_worker_takes_up_a_claim_in_its_name_that_it_forgot(stage: Stage) -> N
     )
     found = Claimer(stage.spool, worker, lambda _: True, Trust()).forgotten()
     assert found is not None and found.task_file == task_file
-    found.release()
+    found.close()
 
 
 # -- real processes

@@ -35,11 +35,13 @@ from spoolpool.format.names import (
 from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.monitor.scan import scan
-from spoolpool.protocol import commit, delay
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol import delay
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.delay import DelayedTasks, retry_delay
 from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from tests.conftest import Workers
@@ -323,10 +325,10 @@ def test_who_comes_too_late_makes_no_bucket_that_nobody_would_remove(spool: Spoo
     header, task_file = hold(spool)
     bucket = spool.layout.bucket(header.lane, header.bucket)
     path = f"{spool.layout.waiting}/{task_file.name}"
-    assert commit.requeue_from(spool, path, header, task_file)
+    assert move_to_bucket(spool, path, header, task_file)
     os.unlink(f"{bucket}/{task_file.name}")
     os.rmdir(bucket)
-    assert not commit.requeue_from(spool, path, header, task_file)
+    assert not move_to_bucket(spool, path, header, task_file)
     assert not os.path.exists(bucket)
 
 
@@ -342,9 +344,9 @@ def test_a_bucket_that_vanishes_while_it_is_made_harms_nobody(spool: Spool, monk
     header, task_file = hold(spool)
     monkeypatch.setattr(files.os, "mkdir", removed_again)
     path = f"{spool.layout.waiting}/{task_file.name}"
-    assert not commit.requeue_from(spool, path, header, task_file)
+    assert not move_to_bucket(spool, path, header, task_file)
     monkeypatch.undo()
-    assert commit.requeue_from(spool, path, header, task_file)
+    assert move_to_bucket(spool, path, header, task_file)
 
 
 # --------------------------------------------------------------------------- what is odd in waiting/
@@ -435,7 +437,7 @@ def deaths(spool: Spool, inbox: Inbox, **options: Any) -> int:
         mine = claimer.next()
         assert mine is not None and mine.header.task == future.task
         assert mine.task_file.attempt == number
-        mine.release()
+        mine.close()
         Recovery(spool).round()
         inbox.look()
         if future.done():
@@ -610,11 +612,11 @@ def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monke
 
     monkeypatch.setattr(Spool, "open_session", meanwhile)
     with pytest.raises(BadTaskFile, match="somebody else has taken it"):
-        commit.retry(spool, task_file.name)
+        retry_task(spool, task_file.name)
     with pytest.raises(BadTaskFile, match="cannot be read"):
-        commit.retry(spool, task_file.name)
+        retry_task(spool, task_file.name)
     with pytest.raises(BadTaskFile, match="not the name of a task"):
-        commit.retry(spool, "junk")
+        retry_task(spool, "junk")
 
 
 def test_unknown_names_in_failed_are_no_tasks(spool: Spool) -> None:

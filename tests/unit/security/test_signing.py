@@ -23,8 +23,7 @@ from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotTrusted
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, bucket_name, new_submitter_id, new_task_id, new_worker_id, parse_task_file
-from spoolpool.protocol.claim import Claimer
-from spoolpool.protocol.commit import write_outcome
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.objects import put_object, read_object
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
@@ -171,7 +170,7 @@ def test_a_forged_task_is_left_where_it_is_and_the_next_one_is_claimed(
     good = put(spool, 1)
     claim = worker.next()
     assert claim is not None and good.name.startswith(claim.task_file.task)
-    claim.release()
+    claim.close()
 
 
 def test_a_torn_task_is_set_aside_as_in_other_spools(spool: Spool, trap: Trap) -> None:
@@ -254,8 +253,8 @@ def test_a_recoverer_commits_no_outcome_without_a_good_signature_and_the_task_ru
     header = stage.submit(inbox)
     claim = Claimer(stage.spool, announce(stage.spool, dead_process()), lambda _: True, Trust()).next()
     assert claim is not None
-    write_outcome(stage.spool, header.session, claim.task_file, outcome_of(header, claim.task_file))
-    claim.release()
+    claim.write_outcome(outcome_of(header, claim.task_file))
+    claim.close()
     forge(Path(stage.spool.layout.outcome(header.session, claim.task_file)), trap, stage.spool)
     stage.recover(rounds=1)
     assert os.listdir(f"{stage.spool.layout.results}/inbox") == []
@@ -268,8 +267,8 @@ def test_a_recoverer_without_the_key_touches_nothing(stage: Stage, key: Path) ->
     header = stage.submit()
     claim = Claimer(stage.spool, announce(stage.spool, dead_process()), lambda _: True, Trust()).next()
     assert claim is not None
-    write_outcome(stage.spool, header.session, claim.task_file, outcome_of(header, claim.task_file))
-    claim.release()
+    claim.write_outcome(outcome_of(header, claim.task_file))
+    claim.close()
     key.rename(key.with_name("away"))
     before = stage.seen()
     assert Recovery(Spool(stage.spool.path)).round() == []
@@ -307,7 +306,7 @@ def test_the_buffers_of_a_large_file_begin_at_pages_and_can_be_written_to(spool:
     [buffer] = claim.content.buffers
     assert isinstance(buffer, memoryview) and not buffer.readonly
     assert ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % mmap.PAGESIZE == 0
-    claim.release()
+    claim.close()
 
 
 def test_what_was_checked_cannot_be_changed_afterwards(spool: Spool, large: Path) -> None:
@@ -317,7 +316,7 @@ def test_what_was_checked_cannot_be_changed_afterwards(spool: Spool, large: Path
         file.seek(2 << 20)
         file.write(b"changed")
     assert not any(claim.content.buffers[0])
-    claim.release()
+    claim.close()
 
 
 def test_signing_copies_no_buffer(spool: Spool) -> None:
@@ -434,7 +433,7 @@ def test_two_keys_are_valid_while_they_are_rotated(spool: Spool, key: Path) -> N
     for _ in range(2):  # it reads the key file again when it meets a key that it does not know
         claim = worker.next()
         assert claim is not None
-        claim.release()
+        claim.close()
     old = put(spool, 3)
     signing.rotate_key(str(key), finish=True)
     late = claimer(spool)
@@ -465,7 +464,7 @@ def test_a_task_whose_key_comes_later_is_claimed_then(spool: Spool, key: Path, c
     clock.sleep(61.0)
     claim = worker.next()
     assert claim is not None
-    claim.release()
+    claim.close()
 
 
 def test_a_result_whose_key_comes_later_is_delivered_then(stage: Stage, key: Path) -> None:

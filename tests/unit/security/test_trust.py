@@ -26,7 +26,7 @@ from spoolpool.format.names import (
     parse_task_file,
 )
 from spoolpool.protocol import workers
-from spoolpool.protocol.claim import Claimer
+from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import submit_task
@@ -160,7 +160,7 @@ def test_a_task_of_a_stranger_is_left_alone_and_the_next_one_is_claimed(
     mine = put(spool, trap)
     claim = claimer.next()
     assert claim is not None and claim.task_file.task == mine.name[: len(claim.task_file.task)]
-    claim.release()
+    claim.close()
     assert not os.path.exists(trap.trace)
 
 
@@ -169,7 +169,7 @@ def test_a_task_of_a_named_account_is_claimed(spool: Spool, trap: Trap) -> None:
     os.chown(put(spool, trap), STRANGER, STRANGER)
     claim = Claimer(spool, new_worker_id(), lambda _: True, Trust([STRANGER])).next()
     assert claim is not None
-    claim.release()
+    claim.close()
 
 
 def test_a_symbolic_link_is_not_followed(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_torn_task_is_set_aside_and_the_next_one_is_claimed(spool: Spool, clai
     torn.write_bytes(torn.read_bytes()[:-1])
     claim = claimer.next()
     assert claim is not None and claim.task_file.task == parse_task_file(whole.name).task  # type: ignore[union-attr]
-    claim.release()
+    claim.close()
     [kept] = os.listdir(spool.layout.failed)
     assert kept.startswith(torn.name)
     assert not os.listdir(spool.layout.ready + f"/{LANE}/{torn.parent.name}")
@@ -292,7 +292,7 @@ def test_foreign_names_in_a_spool_are_left_alone_and_stop_nothing(
     Recovery(spool).round()
     claim = claimer.next()
     assert claim is not None
-    claim.release()
+    claim.close()
     assert all(each.exists() for each in foreign)
 
 
@@ -316,7 +316,7 @@ def test_a_directory_that_cannot_be_listed_does_not_hide_the_tasks_in_others(
     monkeypatch.setattr(files, "list_names", refuse)
     claim = claimer.next()
     assert claim is not None
-    claim.release()
+    claim.close()
     with pytest.raises(PermissionError, match=str(closed)):  # with nothing else to do, it is told
         claimer.next()
 

@@ -1,0 +1,35 @@
+"""Retry a task that is kept in ``failed/``, or that was lost with its workers."""
+
+from __future__ import annotations
+
+from spoolpool.errors import BadTaskFile
+from spoolpool.format.names import TaskFile, parse_task_file
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.tasks import move_to_bucket, read_owned_task
+from spoolpool.system import files
+
+
+def retry_task(spool: Spool, name: str, session: str = "") -> str:
+    """Return a task from ``failed/`` to its bucket, with all its attempts; return its id.
+
+    With a ``session``: a task that was lost with its workers and whose outcome is still there; that is removed.
+    Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name.
+    """
+    parent = f"{spool.layout.results}/{session}" if session else spool.layout.failed
+    path = f"{parent}/{name}"
+    task_file = parse_task_file(name)
+    if task_file is None:
+        raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
+    try:
+        source = f"{spool.held(parent) if session else parent}/{name}"
+        header, owner = read_owned_task(spool, source, task_file)
+    except OSError as error:
+        raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
+    if header.task != task_file.task:
+        raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
+    spool.open_session(header.session, owner)
+    if not move_to_bucket(spool, source, header, TaskFile(task_file.task, task_file.claim + 1, 1)):
+        raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
+    if session:  # if it were left, nobody would know to whom it belonged
+        files.remove(f"{spool.outgoing(session, owner)}/{name}")
+    return task_file.task
