@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import age, explained, say, shown
+from spoolpool.cli.output import explained, say, shown
 from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from spoolpool.client.result_cache import Kept
@@ -85,8 +86,8 @@ def ls(chosen: list[Kept], named: bool, long: bool, as_json: bool) -> None:
         name = row["function"] + (f"({row['arguments']})" if long else "")
         name += f"  [{row['cache_key']}]" if row["cache_key"] else ""
         key = row["key"] if long else row["key"][:10]
-        used = age(time.time() - row["used"])
-        click.echo(shown(_row(key, used, age(row["seconds"]), str(row["size"]), row["user"], name)))
+        used = format_duration(time.time() - row["used"])
+        click.echo(shown(_row(key, used, format_duration(row["seconds"]), str(row["size"]), row["user"], name)))
 
 
 def _row(key: str, used: str, took: str, size: str, user: str, name: str) -> str:

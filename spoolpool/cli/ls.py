@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoolpool.cli.output import age, shown
+from spoolpool.cli.output import shown
 from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from spoolpool.monitor.query import TaskView
@@ -46,7 +47,7 @@ def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | 
         elif as_json:
             click.echo(json.dumps(record(sight)))
         else:
-            since = age(time.time() - sight.submitted)
+            since = format_duration(time.time() - sight.submitted)
             name = sight.name or f"({sight.problem})"
             row = _row(sight.id, sight.state, since, sight.owner, sight.lane, sight.session, name, long=long)
             click.echo(shown(row))

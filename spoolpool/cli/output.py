@@ -39,14 +39,6 @@ def shown_lines(text: str) -> str:
     return "\n".join(map(shown, text.splitlines()))
 
 
-def age(seconds: float) -> str:
-    """A length of time for people, in at most five characters."""
-    for unit, length, until in (("s", 1, 100), ("min", 60, 6000), ("h", 3600, 172800)):
-        if seconds < until:
-            return f"{max(0, seconds) // length:.0f} {unit}"
-    return f"{seconds // 86400:.0f} d"
-
-
 def when(seconds: float) -> str:
     """A moment for people, in the local time zone; empty for none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""

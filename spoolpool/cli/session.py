@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import age, explained, say, shown
+from spoolpool.cli.output import explained, say, shown
 from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
 from spoolpool.cli.task_selection import Selection, confirm
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from spoolpool.monitor.query import TaskView
@@ -60,7 +61,7 @@ def ls(directory: str, as_json: bool) -> None:
         if titled:
             click.echo(click.style(_row("SESSION", "USER", "SUBMITTER", "LAST", *map(str.upper, PLACES)), bold=True))
             titled = False
-        since = age(time.time() - found.last) if found.last else "-"
+        since = format_duration(time.time() - found.last) if found.last else "-"
         row = _row(name, user, _state(info), since, *map(str, counts.values()))
         click.echo(shown(row))
     for path, reason in walk.unlisted.items():

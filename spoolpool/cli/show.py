@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoolpool.cli.output import age, shown, when
+from spoolpool.cli.output import shown, when
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.format.names import CANCELLED
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
         yield "Name", header.name
         yield "Lane", header.lane
         yield "Session", header.session
-        ago = age(time.time() - header.submitted)
+        ago = format_duration(time.time() - header.submitted)
         yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {sight.owner}"
         yield from _asked(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"

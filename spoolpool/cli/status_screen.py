@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoolpool.cli.output import age, shown
+from spoolpool.cli.output import shown
 from spoolpool.monitor.scan import PLACES
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from spoolpool.monitor.status import Blocked, Group, Status
@@ -82,7 +83,7 @@ def as_json(status: Status) -> dict[str, Any]:
 
 def _why(each: Blocked, status: Status) -> str:
     tasks = f"{each.count} task{'s' * (each.count != 1)}"
-    seen = "" if status.last_seen is None else f" (none has been seen for {age(status.last_seen)})"
+    seen = "" if status.last_seen is None else f" (none has been seen for {format_duration(status.last_seen)})"
     return f"{tasks} {'' if ' ' in each.what else 'of '}{each.what}: {each.why}{seen}."
 
 
@@ -103,7 +104,7 @@ def _rate(status: Status) -> str:
         ((status.rate * length, unit) for unit, length in (("s", 1), ("min", 60)) if status.rate * length >= 2),
         (status.rate * 3600, "h"),
     )
-    left = "" if status.seconds_left is None else f"; done in about {age(status.seconds_left)}"
+    left = "" if status.seconds_left is None else f"; done in about {format_duration(status.seconds_left)}"
     return f"{per[0]:.0f} tasks/{per[1]}{left}"
 
 
@@ -135,7 +136,7 @@ def _group(each: Group, name: int) -> str:
     info = each.info
     shape = f"{info.ranks}x{info.threads}" + (f" {info.gpus} GPU" if info.gpus else "")
     runs = each.name if each.task else "(idle)"
-    since = age(each.seconds) if each.task else ""
+    since = format_duration(each.seconds) if each.task else ""
     host = _cut(info.process.host.partition(".")[0], 12)
     left = f"{info.worker[:8]} {host:<12} {_cut(info.job, 10):<10} {_cut(shape, 10):<10}"
     return f"{left} {_cut(runs, name):<{name}} {each.task[-5:]:<5} {since:>6}".rstrip()

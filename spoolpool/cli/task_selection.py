@@ -15,8 +15,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from spoolpool import settings
-from spoolpool.cli.output import age, explained, say, shown
+from spoolpool.cli.output import explained, say, shown
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.system.text import format_duration
 
 if TYPE_CHECKING:
     from spoolpool.monitor.query import Query, State, TaskView
@@ -174,7 +175,7 @@ def confirm(doing: str, sights: list[TaskView], yes: bool) -> None:
     if not sys.stdin.isatty():
         raise BadRequest(f"Would {doing} {len(sights)} task(s). Nobody can be asked here: add --yes if that is meant.")
     for sight in sights[:_SHOWN]:
-        say(shown(f"  {sight.id}  {sight.state}  {age(time.time() - sight.submitted)}  {sight.name}"))
+        say(shown(f"  {sight.id}  {sight.state}  {format_duration(time.time() - sight.submitted)}  {sight.name}"))
     if len(sights) > _SHOWN:
         say(f"  and {len(sights) - _SHOWN} more")
     which = "this task" if len(sights) == 1 else f"these {len(sights)} tasks"

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
 from spoolpool.format import headers
@@ -39,6 +40,10 @@ from spoolpool.protocol.objects import leases, named_by_tasks, remove_object
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label
 from spoolpool.system import files
+from spoolpool.system.text import format_duration
+
+
+_duration = partial(format_duration, precise=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ class _Edges:
         if old:
             for _ in range(2):  # a task moves while it is looked for
                 old -= _tasks(self._spool)
-        why = f"its task is gone, and it is older than {_days(keep.unfinished)}"
+        why = f"its task is gone, and it is older than {_duration(keep.unfinished)}"
         return [GarbageItem(path=path, why=why) for task in sorted(old) for path in self._of[task]]
 
 
@@ -189,7 +194,7 @@ def _buckets(spool: Spool, now: float, keep: Keep) -> Iterator[GarbageItem]:
         for bucket in filter(is_bucket, files.list_names(where.lane(lane))):
             path = where.bucket(lane, bucket)
             if files.is_directory(path) and _age(path, now) > keep.unfinished and not files.list_names(path):
-                yield GarbageItem(path=f"ready/{lane}/{bucket}", why=f"empty for {_days(keep.unfinished)}")
+                yield GarbageItem(path=f"ready/{lane}/{bucket}", why=f"empty for {_duration(keep.unfinished)}")
 
 
 def _objects(spool: Spool, now: float, keep: Keep) -> Iterator[GarbageItem]:
@@ -209,7 +214,7 @@ def _objects(spool: Spool, now: float, keep: Keep) -> Iterator[GarbageItem]:
         for _ in range(2):  # a task moves while it is looked for
             for name in named_by_tasks(spool, _places(spool)):
                 stale.pop(name, None)
-    why = f"nobody uses it, and it is older than {_days(keep.unfinished)}"
+    why = f"nobody uses it, and it is older than {_duration(keep.unfinished)}"
     for name, over in sorted(stale.items()):
         yield from (GarbageItem(path=path, why="of an object that nobody uses") for path in sorted(over))
         with contextlib.suppress(OSError):  # there was a hold alone
@@ -250,9 +255,9 @@ def _session(
     gone = info is not None and not info.keeps and info.process.is_provably_dead()
     seconds = keep.sessions if gone else keep.results
     why = (
-        f"its submitter is gone, and nothing came for {_days(seconds)}"
+        f"its submitter is gone, and nothing came for {_duration(seconds)}"
         if gone
-        else f"not collected for {_days(seconds)}"
+        else f"not collected for {_duration(seconds)}"
     )
     inbox, outbox, needs = f"results/{session}", f"outgoing/{session}", f"needs/{session}"
     listed: list[GarbageItem] = []
@@ -327,7 +332,7 @@ def _old_files(
         with contextlib.suppress(OSError):  # it went meanwhile
             status = os.lstat(f"{spool.path}/{path}")
             if stat.S_ISREG(status.st_mode) and now - status.st_mtime > seconds:
-                yield GarbageItem(path=path, why=f"{what} older than {_days(seconds)}")
+                yield GarbageItem(path=path, why=f"{what} older than {_duration(seconds)}")
 
 
 def _age(path: str, now: float) -> float:
@@ -337,7 +342,3 @@ def _age(path: str, now: float) -> float:
     except OSError:
         return -1.0
     return now - max(status.st_mtime, status.st_ctime)
-
-
-def _days(seconds: float) -> str:
-    return f"{seconds / 86400:g} d" if seconds >= 86400 else f"{seconds:g} s"

@@ -8,6 +8,7 @@ from typing import Any
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.report.series import Distribution, Level
 from spoolpool.monitor.report.summary import Summary
+from spoolpool.system.text import duration_unit
 
 _BAR, _FAILED, _WAIT = "#3b78b8", "#c8402f", "#d08a1d"
 _FUNCTIONS = 12
@@ -24,7 +25,7 @@ def save(summary: Summary, path: str, kind: str) -> None:
     figure = figures.Figure(figsize=(10, 8), layout="constrained")
     panels = figure.subplot_mosaic([["groups", "groups"], ["levels", "levels"], ["functions", "waits"]])
     begin = summary.begin
-    scale, unit = _unit(summary.end - begin)
+    unit, scale = duration_unit(max(summary.end - begin, 1.0))
     _groups(panels["groups"], summary, begin, scale)
     _level(panels["levels"], summary.running, "running", _BAR, begin, scale)
     _level(panels["levels"].twinx(), summary.waiting, "waiting", _WAIT, begin, scale)
@@ -34,13 +35,6 @@ def save(summary: Summary, path: str, kind: str) -> None:
     _functions(panels["functions"], summary)
     _classes(panels["waits"], summary.waits, "waiting time (s)")
     figure.savefig(path, format=kind, dpi=150, metadata=None if kind == "png" else {"Date": None})
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    for length, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds > 3 * length:
-            return length, unit
-    return 1.0, "s"
 
 
 def _groups(panel: Any, summary: Summary, begin: float, scale: float) -> None:

@@ -6,11 +6,13 @@ import html
 import json
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
 from spoolpool.monitor.report.series import Distribution, Level
 from spoolpool.monitor.report.summary import Summary
+from spoolpool.system.text import format_duration
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -35,6 +37,8 @@ _PAGE = """\
 """
 
 _FUNCTIONS = 40  # rows of the table
+
+_seconds = partial(format_duration, precise=True)
 
 
 def page(summary: Summary) -> str:
@@ -221,11 +225,3 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: b
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _seconds(seconds: float) -> str:
-    """A length of time with three digits."""
-    for unit, length, until in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0)):
-        if seconds < until:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
