@@ -7,19 +7,12 @@ import tempfile
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from spoolpool.errors import SpoolpoolError
 
-
-class ProgressSink(Protocol):
-    """Where it goes what a task tells about itself."""
-
-    def report(self, worker: str, task: str, fraction: float | None, text: str) -> None:
-        """Note how far a task is."""
-
-    def finish(self) -> None:
-        """The task has ended."""
+if TYPE_CHECKING:
+    from spoolpool.protocol.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +38,7 @@ class CurrentTask:
     ends: float | None = None
     """End of the group's job in seconds since the epoch, if it is known."""
     _scratch: list[str] = field(default_factory=list)
-    _progress: ProgressSink | None = None
+    _progress: Progress | None = None
 
     def remaining(self) -> float | None:
         """Seconds until the group's job ends; None if there is no end or it is not known."""

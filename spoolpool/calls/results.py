@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.objects import ObjectCache
 
 
 class DependencyValue(NamedTuple):
@@ -23,16 +26,6 @@ class DependencyValue(NamedTuple):
     buffers: Sequence[Buffer]
 
 
-class Objects(Protocol):
-    """Where a call finds the objects that it names: see :class:`spoolpool.protocol.objects.ObjectCache`."""
-
-    def content(self, name: str) -> Envelope:
-        """What is in an object."""
-
-    def fill(self, places: Mapping[str, Sequence[int]], buffers: Sequence[Buffer]) -> Sequence[Buffer]:
-        """The buffers of a call, with those that stand in objects at their places."""
-
-
 class ReferenceResolver:
     """What the references of one call refer to; each is unpickled when it is first asked for.
 
@@ -40,7 +33,7 @@ class ReferenceResolver:
     """
 
     def __init__(
-        self, needed: Iterable[DependencyValue], objects: Objects | None = None, named: Container[str] = frozenset()
+        self, needed: Iterable[DependencyValue], objects: ObjectCache | None = None, named: Container[str] = frozenset()
     ) -> None:
         self._needed = {(each.session, each.task): each for each in needed}
         self._objects = objects

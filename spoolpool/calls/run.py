@@ -11,16 +11,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls import pickling
-from spoolpool.calls.results import DependencyValue, Objects, ReferenceResolver
+from spoolpool.calls.results import DependencyValue, ReferenceResolver
 from spoolpool.context import CurrentTask, running
 from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
 from spoolpool.system import files
 from spoolpool.system.processes import hostname
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.objects import ObjectCache
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +113,7 @@ def run_call(
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
     presets: InitializerCache,
     needed: Sequence[DependencyValue] = (),
-    objects: Objects | None = None,
+    objects: ObjectCache | None = None,
     guard: AbstractContextManager[None] | None = None,
 ) -> RankResult:
     """Unpickle and make the call; never raises, whatever the function does short of ending the process.

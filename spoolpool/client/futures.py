@@ -17,12 +17,14 @@ from concurrent.futures import (
     InvalidStateError,
 )
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING, DoneAndNotDoneFutures
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
-from spoolpool.protocol.spool import Spool
 from spoolpool.system.backoff import Backoff
+
+if TYPE_CHECKING:
+    from spoolpool.client.session import Session
 
 T = TypeVar("T")
 
@@ -31,32 +33,10 @@ log = logging.getLogger(__name__)
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.1
 
 
-class SessionProtocol(Protocol):
-    """What a future needs of its session: see :mod:`spoolpool.session`."""
-
-    name: str
-    spool: Spool
-
-    def cancel(self, future: TaskFuture) -> bool:
-        """Take a task back that nobody has claimed."""
-
-    def waits(self, future: TaskFuture) -> bool:
-        """Whether no worker has claimed the task yet."""
-
-    def dependents(self, task: str) -> list[TaskFuture]:
-        """Futures of this process that wait for this task."""
-
-    def assists(self) -> bool:
-        """Whether :meth:`assist` can run anything where it is called."""
-
-    def assist(self) -> bool:
-        """In a task: run one task of this session that waits; whether there was one."""
-
-
 class TaskFuture(Future[Any]):
     """The standard library's future, of a task in a spool: it can be cancelled until a worker claims it."""
 
-    def __init__(self, session: SessionProtocol, header: TaskHeader, *, here: bool = False) -> None:
+    def __init__(self, session: Session, header: TaskHeader, *, here: bool = False) -> None:
         super().__init__()
         self._session = session
         self.header = header
@@ -73,7 +53,7 @@ class TaskFuture(Future[Any]):
         return self.header.task
 
     @property
-    def inbox(self) -> SessionProtocol:
+    def inbox(self) -> Session:
         """The session that awaits the task."""
         return self._session
 
@@ -226,7 +206,7 @@ def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
 # -- waiting
 
 
-def _inboxes(waited_for: Iterable[Future[Any]]) -> list[SessionProtocol]:
+def _inboxes(waited_for: Iterable[Future[Any]]) -> list[Session]:
     """Sessions of these futures whose tasks the caller, being a task itself, can run while it waits."""
     wholes = {each for future in waited_for for each in (future.of if isinstance(future, DerivedFuture) else (future,))}
     found = {id(each.inbox): each.inbox for each in wholes if isinstance(each, TaskFuture)}

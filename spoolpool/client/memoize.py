@@ -15,11 +15,11 @@ import reprlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spoolpool.calls import pickling
 from spoolpool.calls.fingerprint import fingerprint
-from spoolpool.client.futures import PartFuture, SessionProtocol, TaskFuture, finish
+from spoolpool.client.futures import PartFuture, TaskFuture, finish
 from spoolpool.client.result_cache import Cache, Entry, key_of
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
@@ -28,6 +28,9 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+
+if TYPE_CHECKING:
+    from spoolpool.client.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class Memoizer:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         wishes: Resources,
-        session: SessionProtocol,
+        session: Session,
     ) -> tuple[str, TaskFuture | None]:
         """The key of a call, and a finished future if its result was kept; then no task is needed.
 

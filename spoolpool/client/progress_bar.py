@@ -11,24 +11,17 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
 from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from spoolpool.errors import BadRequest
 
 T = TypeVar("T")
 Some = TypeVar("Some", bound=Collection[Future[Any]])
 
+ProgressBar: TypeAlias = "_TerminalBar | _NotebookBar"
+"""Bar that any thread may advance."""
+
 _EVERY = 0.1  # seconds between two drawings in a notebook
-
-
-class ProgressBar(Protocol):
-    """Something that is drawn, from any thread."""
-
-    def step(self, count: int = 1) -> None:
-        """So many more are done."""
-
-    def close(self) -> None:
-        """Draw it for the last time."""
 
 
 @contextlib.contextmanager

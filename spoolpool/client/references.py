@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.client.futures import PartFuture, TaskFuture, finish
@@ -18,17 +18,8 @@ from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
 from spoolpool.protocol.delay import make_ready
 from spoolpool.protocol.spool import Spool
 
-
-class Holder(Protocol):
-    """What needs need of a session."""
-
-    spool: Spool
-
-    def hold(self, task: str, needs: CallReferences) -> Literal["pending", "there", "gone"]:
-        """Keep the outcome of a task in the spool for a call, if it is not gone."""
-
-    def drop(self, task: str, needed_by: str) -> None:
-        """Let it go."""
+if TYPE_CHECKING:
+    from spoolpool.client.session import Session
 
 
 class CallReferences:
@@ -42,7 +33,7 @@ class CallReferences:
         """Objects that it names, as a task's header has them."""
         self.task = task
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, str], tuple[Holder, TaskFuture]] = {}
+        self._held: dict[tuple[str, str], tuple[Session, TaskFuture]] = {}
         self._pending: set[tuple[str, str]] = set()
         self._ended_badly: Future[Any] | None = None
         self.future: TaskFuture | None = None

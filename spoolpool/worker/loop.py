@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool import settings
 from spoolpool.calls.results import DependencyValue
@@ -21,8 +21,8 @@ from spoolpool.context import assisting
 from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.envelope import Buffer
-from spoolpool.format.headers import Failure, TaskHeader
-from spoolpool.format.names import Lane, TaskFile
+from spoolpool.format.headers import Failure
+from spoolpool.format.names import Lane
 from spoolpool.protocol.cancel import CancelRequests
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
@@ -48,6 +48,12 @@ from spoolpool.worker.publish import (
     outcome_parts,
 )
 
+if TYPE_CHECKING:
+    from spoolpool.worker.mpi_group import MPIGroup
+    from spoolpool.worker.serial_group import SerialGroup
+
+    Group = MPIGroup | SerialGroup
+
 log = logging.getLogger(__name__)
 
 Init = tuple[Buffer, Sequence[Buffer]]
@@ -58,32 +64,6 @@ _BREATH = 0.001  # seconds after a task in which the next one may announce itsel
 _FIRST_VAIN, _LAST_VAIN = 0.001, 0.008  # seconds of rest for who was woken and came too late, each time in a row
 _LOOK_EVERY = 0.5  # seconds after which also a busy worker looks whether it is still wanted
 _LONG = 0.02  # seconds of a task after which that look costs nothing beside it
-
-
-class Group(Protocol):
-    """Ranks that run one call: :mod:`spoolpool.worker.serial_group` or :mod:`spoolpool.worker.mpi_group`."""
-
-    size: int
-
-    @property
-    def tainted(self) -> bool:
-        """Whether the group is to be replaced."""
-
-    def run(
-        self,
-        task_file: TaskFile,
-        header: TaskHeader,
-        content: Init,
-        init: Init | None,
-        needed: Sequence[DependencyValue] = (),
-    ) -> tuple[RankResult, int]:
-        """Run a call on all ranks; the outcome, and how many ranks' values are in it."""
-
-    def knows(self, init: str) -> bool:
-        """Whether this ``init_function`` was called in the group."""
-
-    def settle(self, *, idle: bool) -> None:
-        """Get ready for the next task, once the outcome of the last one is published; ``idle``: none is waiting."""
 
 
 class ClaimOutcome(NamedTuple):

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from spoolpool import settings
 from spoolpool.calls import run
 from spoolpool.calls.interruption import Interrupter, Publish
-from spoolpool.calls.results import DependencyValue, Objects
+from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult
-from spoolpool.context import CurrentTask, ProgressSink
+from spoolpool.context import CurrentTask
 from spoolpool.errors import LauncherError
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import TaskHeader
@@ -45,6 +45,8 @@ from spoolpool.worker.mpi_messages import Content, Head
 from spoolpool.worker.rank_wakeup import Wakeup
 
 if TYPE_CHECKING:
+    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.progress import Progress
     from spoolpool.worker.mpi import Comm, Request
 
 _RUN, _STOP, _RENEW, _SEND, _DROP, _DONE, _FAILED, _READY = range(1, 9)
@@ -95,9 +97,9 @@ class MPIGroup:
         ends: float | None = None,
         interrupter: Interrupter | None = None,
         capture: Capture | None = None,
-        progress: ProgressSink | None = None,
+        progress: Progress | None = None,
         spool: str = "",
-        objects: Objects | None = None,
+        objects: ObjectCache | None = None,
     ) -> None:
         self._objects = objects
         self.size = comm.Get_size()
@@ -142,7 +144,10 @@ class MPIGroup:
         init: Content | None,
         needed: Sequence[DependencyValue] = (),
     ) -> tuple[RankResult, int]:
-        """Run a call on all ranks; returns the joined values, or the exception of the lowest failed rank."""
+        """Run a call on all ranks.
+
+        Return the joined values, or the exception of the lowest failed rank, and the number of values in it.
+        """
         self._get_ready()
         self._serial += 1
         about = task_file, header, [(each.session, each.task, each.ranks) for each in needed]

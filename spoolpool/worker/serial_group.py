@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from spoolpool.calls import run
 from spoolpool.calls.interruption import Interrupter
-from spoolpool.calls.results import DependencyValue, Objects
+from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult
-from spoolpool.context import CurrentTask, ProgressSink
+from spoolpool.context import CurrentTask
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.worker.capture import Capture
 from spoolpool.worker.mpi_messages import Content
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.progress import Progress
 
 
 class SerialGroup:
@@ -28,8 +33,8 @@ class SerialGroup:
         supervised: bool = False,
         interrupter: Interrupter | None = None,
         capture: Capture | None = None,
-        progress: ProgressSink | None = None,
-        objects: Objects | None = None,
+        progress: Progress | None = None,
+        objects: ObjectCache | None = None,
     ) -> None:
         self._objects = objects
         self._ends = ends
