@@ -105,17 +105,14 @@ class DependencyFailed(SpoolpoolError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the cause, and the remote traceback that is the cause's cause."""
         cause = self.__cause__
-        return _caused, (type(self), self.args, cause, None if cause is None else cause.__cause__)
+        return type(self), self.args, (cause, None if cause is None else cause.__cause__)
 
-
-def _caused(
-    kind: type[SpoolpoolError], args: tuple[object, ...], cause: BaseException | None, before: BaseException | None
-) -> SpoolpoolError:
-    error = kind(*args)
-    if cause is not None:
-        cause.__cause__ = before
-    error.__cause__ = cause
-    return error
+    def __setstate__(self, state: tuple[BaseException | None, BaseException | None]) -> None:  # type: ignore[override]
+        """Restore both causes."""
+        cause, before = state
+        if cause is not None:
+            cause.__cause__ = before
+        self.__cause__ = cause
 
 
 class NobodyServes(SpoolpoolError):

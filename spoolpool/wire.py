@@ -1,9 +1,10 @@
-"""Names that task and result files may contain. They are part of the format (``docs/format.md``).
+"""Functions and classes that task and result files may name. They are part of the format (``docs/format.md``).
 
-A pickle names functions and classes by the path of their module. Besides the user's own modules, a file of a spool may
-name three kinds of paths: the public names of ``spoolpool``, the classes of ``spoolpool.errors``, and the names of
-this module. A name here is never renamed, moved or given other arguments while files of its format can be read; its
-implementation may change. A golden spool holds a file of each kind, and a test fails on any other path.
+A pickle names functions and classes by the path of their module. Besides the modules of the user and of libraries, a
+file of a spool names the public names of ``spoolpool``, the classes of ``spoolpool.errors``, and the names in
+:data:`__all__` of this module. While files of its format can be read, a name here is not renamed or moved, and its
+arguments change only by additions with a default; its implementation may change. Golden spools hold files of each kind,
+and a test fails on any other path.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import IO, Any
 import msgspec
 
 from spoolpool.calls import pickling
-from spoolpool.calls.pickling import fill_module, join_parts, stored_object, substitute, task_result
+from spoolpool.calls.pickling import (
+    fill_module,
+    import_optional,
+    join_parts,
+    stored_object,
+    substitute,
+    task_result,
+)
 from spoolpool.calls.results import remote_error
 from spoolpool.calls.run import RankResult, failure_report
 from spoolpool.context import current_task
@@ -32,6 +40,7 @@ __all__ = [
     "PackResults",
     "ask_shell",
     "fill_module",
+    "import_optional",
     "join_parts",
     "run_chunk",
     "run_pack",
@@ -43,8 +52,9 @@ __all__ = [
 ]
 
 OUTPUT_LIMIT = 1 << 24
-"""Bytes of each output stream that the result of a command holds: the last ones. All output passes through the
-worker's own streams."""
+"""Bytes of each output stream that the result of a command keeps: the last ones. The worker's own streams get all."""
+
+_SHELL_GRACE = 5.0  # seconds in which a program ends after it has closed its input or its output
 
 
 # -- calls that share a task
@@ -56,10 +66,17 @@ def run_chunk(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
 
 
 class PackResults:
-    """Results of the calls of a pack. Taking out a result returns the call's value or raises its exception."""
+    """Results of the calls of a pack. Indexing returns the value of a call or raises its exception.
+
+    ``reports`` has for each call the pickle of its value or exception, the buffers of that pickle, and for an exception
+    the fields of :class:`~spoolpool.format.headers.Failure`.
+    """
 
     def __init__(self, reports: list[tuple[bytes, list[bytes], dict[str, Any] | None]]) -> None:
         self._reports = reports
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackResults, (self._reports,)
 
     def __len__(self) -> int:
         return len(self._reports)
@@ -70,12 +87,12 @@ class PackResults:
         if failure is None:
             return value
         if not isinstance(value, BaseException):
-            raise BadTaskFile(f"A call of a pack should have raised an exception, and has {type(value).__name__}.")
+            raise BadTaskFile(f"Call {number} of a pack should hold an exception and holds {type(value).__name__}.")
         raise remote_error(value, msgspec.convert(failure, Failure))
 
 
 def run_pack(calls: Sequence[tuple[bytes, list[bytes]]]) -> PackResults:
-    """Run the pickled calls of a pack, each independently of the others' exceptions."""
+    """Run the pickled calls of a pack; an exception of one does not affect the others."""
     reports = []
     for payload, buffers in calls:
         result = _run(payload, buffers)
@@ -101,24 +118,27 @@ def _loads(payload: bytes, buffers: list[bytes]) -> Any:
 
 
 class Command:
-    """A command, with variables that are added to its environment; to call it runs it, on each rank.
+    """Callable that runs a command on each rank, with variables added to its environment.
 
-    It finds ``SPOOLPOOL_TASK``, ``SPOOLPOOL_RANK`` and ``SPOOLPOOL_SIZE`` in its environment, and nothing of the MPI of
-    its group, of which it is no rank.
+    The command gets ``SPOOLPOOL_TASK``, ``SPOOLPOOL_RANK`` and ``SPOOLPOOL_SIZE``. The variables of its group's MPI are
+    removed: the command is no rank of it.
     """
 
     def __init__(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
         self._words = list(words)
         self._variables = dict(variables)
-        # what a task is called
+        # the name of its task
         self.__module__ = ""
         self.__qualname__ = shlex.join(words)
 
-    def __call__(self) -> subprocess.CompletedProcess[bytes]:
-        """Run it; its output is also the worker's.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Command, (self._words, self._variables)
 
-        Raises ``subprocess.CalledProcessError``, with the output, for an exit code that is not 0, and
-        :class:`BadRequest` where it cannot be started.
+    def __call__(self) -> subprocess.CompletedProcess[bytes]:
+        """Run the command. The worker's own streams get its output too.
+
+        Raises ``subprocess.CalledProcessError``, with the output, for an exit code other than 0, and
+        :class:`BadRequest` where the command cannot be started.
         """
         task = current_task()
         told = {"SPOOLPOOL_TASK": task.id, "SPOOLPOOL_RANK": str(task.rank), "SPOOLPOOL_SIZE": str(task.size)}
@@ -133,18 +153,18 @@ class Command:
         except OSError as error:
             raise BadRequest(
                 f"The command {self._words[0]!r} cannot be started in {os.getcwd()}: {error.strerror}. Name a program "
-                "that is there on the hosts of the workers."
+                "that exists on the hosts of the workers."
             ) from error
         with process:
-            output, errors = _pass_on(process)
-        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as shells tell of signals
+            output, errors = _forward(process)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as shells report signals
         if code:
             raise subprocess.CalledProcessError(code, self._words, output, errors)
         return subprocess.CompletedProcess(self._words, code, output, errors)
 
 
-def _pass_on(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Hand both streams on as they come, and keep the ends of them."""
+def _forward(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Forward both output streams as they come; return the last bytes of each."""
     assert process.stdout is not None
     assert process.stderr is not None
     kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
@@ -175,17 +195,14 @@ def run_program(command: Sequence[str] | str, **options: Any) -> Any:
     return subprocess.run(command, **options).stdout  # noqa: PLW1510  it is among the options
 
 
-_END_SECONDS = 5.0  # for a program that has closed its input or its output
-
-
 class _Shell:
-    """Long-lived program of a session, in the worker."""
+    """Interactive program of a session, in the worker."""
 
     def __init__(self, command: list[str], cwd: str | None) -> None:
         self._command = command
         self._cwd = cwd
         self._process = self._start()
-        self._over = False
+        self._ended = False
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -198,9 +215,9 @@ class _Shell:
         )
 
     def ask(self, text: str, lines: int | None, pattern: str | None) -> str:
-        """Write, then read to the end of the answer."""
-        if self._over:
-            self._process, self._over = self._start(), False
+        """Write a text and read the answer: a number of lines, or up to the first line with the pattern."""
+        if self._ended:
+            self._process, self._ended = self._start(), False
         writer, reader = self._process.stdin, self._process.stdout
         assert writer is not None
         assert reader is not None
@@ -208,7 +225,7 @@ class _Shell:
             writer.write(text if text.endswith("\n") else f"{text}\n")
             writer.flush()
         except BrokenPipeError:
-            raise self._ended("") from None
+            raise self._end("") from None
         answer: list[str] = []
         while lines is None or len(answer) < lines:
             answer.append(self._line(reader, answer))
@@ -219,29 +236,29 @@ class _Shell:
     def _line(self, reader: IO[str], answer: list[str]) -> str:
         line = reader.readline()
         if not line:
-            raise self._ended("".join(answer))
+            raise self._end("".join(answer))
         return line
 
-    def _ended(self, said: str) -> SpoolpoolError:
-        self._over = True
+    def _end(self, output: str) -> SpoolpoolError:
+        self._ended = True
         # its output is not read to the end: a process that the program left behind may hold the pipe for as long as it
         # runs; and the program itself may have closed its pipes and go on
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):  # the rest of the input: its reader is gone
                 pipe.close()  # type: ignore[union-attr]
         try:
-            self._process.wait(_END_SECONDS)
+            self._process.wait(_SHELL_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         return SpoolpoolError(
-            f"The program {self._command} ended with exit code {self._process.returncode} before its answer did. The "
-            f"next call starts it anew. It last said: {said!r}"
+            f"The program {self._command} ended with exit code {self._process.returncode} before its answer was "
+            f"complete. The next call starts it again. Its last output: {output!r}"
         )
 
 
 def start_shell(command: list[str], cwd: str | None) -> dict[str, _Shell]:
-    """Start the program of a :class:`spoolpool.ShellExecutor`: the ``init_function`` of its session."""
+    """Start the program of a :class:`spoolpool.ShellExecutor`; this is the ``init_function`` of its session."""
     return {"shell": _Shell(command, cwd)}
 
 

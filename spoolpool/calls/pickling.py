@@ -160,7 +160,11 @@ def _pickler() -> Callable[..., Any]:
                 return self._in_place_of(value)
             if isinstance(value, ObjectRef) and self.refer is not None:
                 self.refer(value)
-            if not isinstance(value, types.ModuleType) or value.__name__ not in _local:
+            if not isinstance(value, types.ModuleType):
+                return super().reducer_override(value)
+            if value.__name__.startswith("spoolpool."):
+                return import_optional, (value.__name__,)
+            if value.__name__ not in _local:
                 return super().reducer_override(value)
             # cloudpickle makes and fills a module in one step, and runs into endless recursion
             state = {key: each for key, each in vars(value).items() if key not in _OF_THE_IMPORT}
@@ -180,6 +184,18 @@ def fill_module(module: types.ModuleType, state: dict[str, object]) -> None:
     vars(module).update(state)
 
 
+def import_optional(name: str) -> types.ModuleType | None:
+    """Import a module of spoolpool that a pickle names; None where this version has none of that name.
+
+    cloudpickle records each imported submodule whose name occurs in a function's code. So ``"{}".format(...)`` in a
+    function that uses ``spoolpool`` records ``spoolpool.format``, which need not exist in a later version.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
 class _Apart:
     """A large part of a call that was pickled by itself, so that it is the same bytes in every call that has it."""
 
@@ -195,7 +211,7 @@ def join_parts(payload: Buffer, *buffers: Buffer) -> object:
     return pickle.loads(payload, buffers=buffers)
 
 
-for _function in (task_result, stored_object, substitute, fill_module, join_parts):
+for _function in (task_result, stored_object, substitute, fill_module, import_optional, join_parts):
     _function.__module__ = "spoolpool.wire"  # files name them; spoolpool.wire lists them as part of the format
 
 

@@ -196,7 +196,7 @@ def test_a_child_that_holds_the_output_of_an_ended_program_does_not_block_the_ne
 def test_a_program_that_closes_its_output_and_goes_on_is_ended(
     calculator: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(wire, "_SHELL_GRACE", 0.1)
     shell = wire._Shell(calculator, None)
     program = int(shell.ask("close", 1, None))
     with pytest.raises(SpoolpoolError, match="exit code -9"):
