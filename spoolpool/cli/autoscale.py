@@ -11,6 +11,12 @@ import click
 from spoolpool import settings
 from spoolpool.cli.batch_options import job, job_options, worker_options
 from spoolpool.cli.output import explained, say, shown
+from spoolpool.errors import LauncherError
+from spoolpool.pool.autoscaler import Autoscaler
+from spoolpool.pool.scaling_policy import ScalingPolicy
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from spoolpool.system.stop_request import StopRequest
 
 
 @click.command()
@@ -64,13 +70,6 @@ def autoscale(
     Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks ask for. One process
     at a time scales a spool. Prints what it does, and why.
     """
-    from spoolpool.errors import LauncherError
-    from spoolpool.pool.autoscaler import Autoscaler
-    from spoolpool.pool.scaling_policy import ScalingPolicy
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.security.trust import Trust
-    from spoolpool.system.stop_request import StopRequest
-
     spool = Spool(directory)
     terms = ScalingPolicy(max_jobs=max_jobs, tasks_per_job=tasks_per_job, patience=patience, cooldown=cooldown)
     given = worker_options(options["arguments"])

@@ -6,14 +6,13 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spoolpool import settings
-
-if TYPE_CHECKING:
-    from spoolpool.pool.batch_system import Job
+from spoolpool.cli.worker import main
+from spoolpool.pool.batch_system import Job
 
 _OPTIONS = (
     click.option("--slurm", "system", flag_value="slurm", default="slurm", help="Submit with sbatch (the default)."),
@@ -50,15 +49,11 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:
     """Read options of spool-worker here, and not in a job that then ends at once; a wrong one is a usage error."""
-    from spoolpool.cli.worker import main
-
     return main.make_context("spool-worker", ["SPOOL", *arguments]).params
 
 
 def job(spool: str, options: dict[str, Any]) -> Job:
     """The job that a command line describes."""
-    from spoolpool.pool.batch_system import Job
-
     worker_options(options["arguments"])
     template = options["template"]
     return Job(

@@ -8,18 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.cli.task_selection import Duration
+from spoolpool.client.result_cache import Kept, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from spoolpool.system.accounts import account_name
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from spoolpool.client.result_cache import Kept
 
 _SHOWN = 10  # results that a question names
 
@@ -37,9 +38,6 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(
         where: str | None, keys: tuple[str, ...], name: str | None, user: str | None, unused: float | None, **more: Any
     ) -> None:
-        from spoolpool.client.result_cache import open_cache
-        from spoolpool.security.trust import Trust
-        from spoolpool.system.accounts import account_name
 
         now = time.time()
         chosen = [
@@ -74,8 +72,6 @@ def ls(chosen: list[Kept], named: bool, long: bool, as_json: bool) -> None:
       spool cache ls SPOOL --name 'relax*'
       spool cache ls SPOOL --unused 30d --json
     """
-    from spoolpool.client.result_cache import record
-
     if sys.stdout.isatty() and not as_json and chosen:
         click.echo(click.style(_row("KEY", "USED", "TOOK", "BYTES", "USER", "NAME"), bold=True))
     for each in chosen:
@@ -107,8 +103,6 @@ def rm(chosen: list[Kept], named: bool, everything: bool, yes: bool) -> None:
 
     The calls run again when they are made again. Who reads a result just now is not disturbed.
     """
-    from spoolpool.system import files
-
     if named == everything:
         raise BadRequest("Say which results to remove by --key, --name, --user or --unused, or say --all.")
     if chosen and not yes:

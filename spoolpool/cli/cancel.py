@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from spoolpool.cli.output import say
 from spoolpool.cli.task_selection import Selection, confirm, selects
+from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.cancel import cancel_task, request
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import TaskView
 
 
 @click.command()

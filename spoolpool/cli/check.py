@@ -10,6 +10,8 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, shown
+from spoolpool.maintenance import check as checking
+from spoolpool.protocol.spool import Spool
 
 
 @click.command()
@@ -25,9 +27,6 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     where workers died, and as long as caches last (two minutes) where outcomes lie about or are missing: the
     protocol asks for the patience.
     """
-    from spoolpool.maintenance import check as checking
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     found = checking.check(spool, deep=not quick)
     done = checking.repair(spool, found) if repair else []

@@ -11,6 +11,8 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, say, shown
+from spoolpool.maintenance import doctor as practice
+from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
 
 
 @click.command()
@@ -28,9 +30,6 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
 
     The exit code is 1 if something is bad. The settings to choose are printed, and are in --json.
     """
-    from spoolpool.maintenance import doctor as practice
-    from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
-
     directory = os.path.abspath(directory)
     if peer:
         meeting = Rendezvous.make(directory)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, say
+from spoolpool.maintenance import check, garbage
+from spoolpool.protocol.spool import Spool
+from spoolpool.system import files
 
 _DAYS = click.FloatRange(min=0)
 
@@ -27,12 +31,6 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     that wait, run or failed are never removed. Outcomes that lost their task, since whoever collected them died
     in the middle of it, go as in 'spool check --repair', with its patience.
     """
-    import msgspec
-
-    from spoolpool.maintenance import check, garbage
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.system import files
-
     spool = Spool(directory)
     given = {name: value * 86400 for name, value in days.items() if value is not None}
     orphans = [each for each in check.check(spool, deep=False) if each.kind == "orphan outcome"]

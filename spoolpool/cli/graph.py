@@ -9,6 +9,8 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained
+from spoolpool.monitor import graph as graphs
+from spoolpool.protocol.spool import Spool
 
 
 @click.command()
@@ -29,9 +31,6 @@ def graph(directory: str, session: str, form: Literal["dot", "mmd", "svg", "json
 
     Tasks with collected outcomes are no longer in the spool.
     """
-    from spoolpool.monitor import graph as graphs
-    from spoolpool.protocol.spool import Spool
-
     nodes = graphs.read(Spool(directory), session)
     if form == "json":
         click.echo(json.dumps(graphs.workflow(nodes), indent=1))

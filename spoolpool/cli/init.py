@@ -8,6 +8,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained
+from spoolpool.protocol.spool import Spool
 
 
 @click.command()
@@ -66,8 +67,6 @@ def init(directory: str, mode: str, group: str | None, durability: str, output: 
       spool init /shared/me/spool                              only you can use it
       spool init /shared/project/spool --mode group --group project
     """
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool.create(
         directory,
         mode=mode,  # type: ignore[arg-type]  # click lets nothing else through

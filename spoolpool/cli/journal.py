@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import pwd
 import sys
 import time
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 import click
 
@@ -14,9 +15,9 @@ from spoolpool import settings
 from spoolpool.cli.output import explained, shown, when
 from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest
-
-if TYPE_CHECKING:
-    from spoolpool.protocol.journal import Line
+from spoolpool.protocol.journal import Line, lines
+from spoolpool.protocol.spool import Spool
+from spoolpool.system.accounts import account_name
 
 _TOLD = frozenset({"t", "event", "by", "uid", "host", "task"})
 """What a line says in its columns."""
@@ -29,8 +30,6 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Seconds since the epoch; a date is in the local time zone."""
-        from datetime import datetime
-
         try:
             return datetime.fromisoformat(str(value)).astimezone().timestamp()
         except ValueError:
@@ -55,9 +54,6 @@ def journal(
     The account is that of the journal's file. A line that says that it is another's is marked with an exclamation
     mark. Clocks of hosts differ, so that the order between hosts is about right.
     """
-    from spoolpool.protocol.journal import lines
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     owner = None if user is None else _uid(user)
     out = sys.stdout.buffer
@@ -74,8 +70,6 @@ def journal(
 
 def _uid(user: str) -> int:
     """The number of an account, which may have none any more."""
-    import pwd
-
     try:
         return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
@@ -86,7 +80,6 @@ def _uid(user: str) -> int:
 
 @functools.cache
 def _account(uid: int) -> str:
-    from spoolpool.system.accounts import account_name
 
     return account_name(uid)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained, shown
 from spoolpool.errors import BadRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from spoolpool.security.signing import Key
+from spoolpool.protocol.spool import Spool
+from spoolpool.security import signing
+from spoolpool.security.signing import Key, make_key, read_keys
 
 
 @click.group()
@@ -23,8 +21,6 @@ def key() -> None:
 
 def _path(directory: str) -> str:
     """The key file of a spool, which must be a signed one."""
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     if spool.signature is None:
         raise BadRequest(f"The spool {spool.path} is not signed: 'spool init --signed' makes one that is.")
@@ -44,8 +40,6 @@ def new(directory: str) -> None:
 
     Everybody who submits or works needs a copy: in SPOOLPOOL_KEY, or in the configuration directory.
     """
-    from spoolpool.security.signing import make_key
-
     path = _path(directory)
     _tell(path, [make_key(path)])
 
@@ -59,8 +53,6 @@ def rotate(directory: str, finish: bool) -> None:
 
     Processes that run take the new one up within a minute.
     """
-    from spoolpool.security import signing
-
     path = _path(directory)
     _tell(path, signing.rotate_key(path, finish=finish))
 
@@ -70,7 +62,5 @@ def rotate(directory: str, finish: bool) -> None:
 @explained
 def show(directory: str) -> None:
     """Print the ids of the keys of SPOOL that are here, and where; never the keys."""
-    from spoolpool.security.signing import read_keys
-
     path = _path(directory)
     _tell(path, read_keys(path))

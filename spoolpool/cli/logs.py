@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import click
 
 from spoolpool.cli.output import explained, say, when
 from spoolpool.cli.task_selection import complete, spool_and_tasks
 from spoolpool.errors import BadRequest
-
-if TYPE_CHECKING:
-    from spoolpool.format.names import TaskFile
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.security.trust import Trust
+from spoolpool.format.names import TaskFile, is_task_id, parse_task_file
+from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
+from spoolpool.monitor.query import Query, named
+from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+from spoolpool.system.backoff import Backoff
 
 
 @click.command()
@@ -35,9 +38,6 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
     Of several ranks each line begins with the number of its rank. What stands above each attempt goes to standard
     error. A terminal gets text in which nothing does more than colour it.
     """
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.security.trust import Trust
-
     directory, tasks = spool_and_tasks(words)
     if not tasks:
         raise BadRequest("Name a task: 'spool ls' shows which there are.")
@@ -50,10 +50,6 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
 
 def _task(spool: Spool, trust: Trust, word: str) -> str:
     """A task's id; also of one that was collected long ago, as long as its output is kept."""
-    from spoolpool.format.names import is_task_id
-    from spoolpool.monitor.logs import tasks_like
-    from spoolpool.monitor.query import Query, named
-
     if is_task_id(word):
         return word
     try:
@@ -69,7 +65,6 @@ class _Printer:
     """Writes the output of one claim: as it is to a file or pipe, safe to a terminal."""
 
     def __init__(self, task_file: TaskFile, worker: str, started: float, *, numbered: bool) -> None:
-        from spoolpool.monitor.logs import Lines
 
         self._lines: dict[int, Lines] = {}
         self._new = Lines
@@ -79,8 +74,6 @@ class _Printer:
 
     def write(self, rank: int, data: bytes) -> None:
         """Something that a rank printed; empty: no more of it comes."""
-        from spoolpool.monitor.logs import for_terminal
-
         if not self._numbered and not self._safe:
             click.echo(data, nl=False)
             return
@@ -91,8 +84,6 @@ class _Printer:
 
 def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: Collection[int]) -> bool:
     """Show what is kept, but for some claims; whether there is something."""
-    from spoolpool.monitor.logs import outputs, read
-
     found = [each for each in outputs(spool, task, trust) if each.mark.task_file.claim not in without]
     several = {each.mark.task_file.claim for each in found if each.log.rank and rank is None}
     found = [each for each in found if rank in (None, each.log.rank)]
@@ -110,13 +101,6 @@ def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: C
 
 def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]:
     """Show what comes until the task is over; returns the claims that were seen."""
-    from spoolpool.format.names import parse_task_file
-    from spoolpool.monitor.logs import OutputFollower
-    from spoolpool.monitor.scan import SpoolScanner
-    from spoolpool.protocol import workers
-    from spoolpool.system import files
-    from spoolpool.system.backoff import Backoff
-
     following, backoff = OutputFollower(spool, trust), Backoff(0.02, 1.0)
     printers: dict[TaskFile, _Printer] = {}
     while True:

@@ -6,16 +6,14 @@ import json
 import sys
 import time
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spoolpool.cli.output import shown
 from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.monitor.query import TaskView
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import TaskView
 
 
 @click.command()

@@ -9,6 +9,10 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import explained, say
 from spoolpool.errors import BadRequest
+from spoolpool.monitor.report import figure
+from spoolpool.monitor.report.page import page
+from spoolpool.monitor.report.summary import summarize
+from spoolpool.protocol.spool import Spool
 
 _FILE = click.Path(dir_okay=False)
 
@@ -28,11 +32,6 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
 
     It is made from the journals, which 'spool gc' keeps for a year.
     """
-    from spoolpool.monitor.report import figure
-    from spoolpool.monitor.report.page import page
-    from spoolpool.monitor.report.summary import summarize
-    from spoolpool.protocol.spool import Spool
-
     if not (output or png or svg):
         raise BadRequest("Say what to write: -o report.html, --png FILE or --svg FILE.")
     summary = summarize(Spool(directory))

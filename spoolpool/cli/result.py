@@ -7,16 +7,19 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from spoolpool.calls.results import value_of
 from spoolpool.cli.output import say, shown_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import TaskView
+from spoolpool.format import headers
+from spoolpool.monitor.query import TaskView
+from spoolpool.security.signing import outcome_label
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
 
 
 @click.command()
@@ -46,12 +49,6 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
 
 def read_value(sight: TaskView, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
-    from spoolpool.calls.results import value_of
-    from spoolpool.format import headers
-    from spoolpool.security.signing import outcome_label
-    from spoolpool.security.trust import Trust
-    from spoolpool.system import files
-
     path = sight.spool.layout.outcome(sight.session, sight.location.task_file)
     if sight.state == "cancelled":
         raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")

@@ -7,6 +7,7 @@ import click
 from spoolpool.cli.output import say
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import SpoolpoolError
+from spoolpool.protocol.retry import retry_task
 
 
 @click.command()
@@ -21,8 +22,6 @@ def retry(selection: Selection) -> None:
 
     The outcomes go to the sessions that submitted the tasks.
     """
-    from spoolpool.protocol.retry import retry_task
-
     failures: list[SpoolpoolError] = []
     chosen = selection.chosen()
     for sight in chosen:

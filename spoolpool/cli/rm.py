@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +10,9 @@ from spoolpool.cli.output import say
 from spoolpool.cli.task_selection import Selection, confirm, selects
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import CANCELLED, parse_link
+from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import links
 from spoolpool.system import files
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import TaskView
 
 
 @click.command()

@@ -7,7 +7,7 @@ import json
 import reprlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,12 +17,14 @@ from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
 from spoolpool.cli.task_selection import Selection, confirm
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.format.names import check_session
+from spoolpool.monitor.inventory import sessions
+from spoolpool.monitor.query import Query, TaskView, select
+from spoolpool.monitor.scan import PLACES, SpoolScanner
+from spoolpool.protocol.sessions import SessionInfo, read_session
+from spoolpool.protocol.spool import Spool
+from spoolpool.system import accounts, files
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import TaskView
-    from spoolpool.protocol.sessions import SessionInfo
-    from spoolpool.protocol.spool import Spool
 
 _ENDED = ("done", "raised", "lost", "cancelled", "failed")
 
@@ -38,12 +40,6 @@ def session() -> None:
 @explained
 def ls(directory: str, as_json: bool) -> None:
     """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
-    from spoolpool.monitor.inventory import sessions
-    from spoolpool.monitor.scan import PLACES, SpoolScanner
-    from spoolpool.protocol.sessions import read_session
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.system import accounts, files
-
     spool = Spool(directory)
     walk = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
@@ -97,8 +93,6 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
     Values are cut to fit a line; 'spool result' and --json have all of them. Reading a value can run code: so results
     are read of your own account's workers alone, and of those that you name.
     """
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     failures = 0
     for sight in _tasks(spool, name):
@@ -136,9 +130,6 @@ def rm(directory: str, name: str, yes: bool) -> None:
 
     Nothing is removed while tasks of it wait or run: 'spool cancel SPOOL --session SESSION' takes those back.
     """
-    from spoolpool.monitor.query import Query
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     sights = _tasks(spool, name)
     busy = sum(sight.state not in _ENDED for sight in sights)
@@ -164,10 +155,6 @@ def rm(directory: str, name: str, yes: bool) -> None:
 
 def _tasks(spool: Spool, name: str) -> list[TaskView]:
     """All tasks of a session, in the order of submission; raises :class:`BadRequest` where there is no such session."""
-    from spoolpool.format.names import check_session
-    from spoolpool.monitor.query import Query, select
-    from spoolpool.system import files
-
     check_session(name)
     sights = sorted(select(spool, Query(session=name)), key=lambda sight: sight.id.partition("-")[2])
     if not sights and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import click
 
+from spoolpool.cli.ls import record
 from spoolpool.cli.output import shown, when
+from spoolpool.cli.status_screen import progress
 from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED
+from spoolpool.monitor.history import AttemptRecord, read_attempts
+from spoolpool.monitor.query import TaskView
+from spoolpool.protocol.progress import progress_of
+from spoolpool.system import files
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from spoolpool.format.headers import TaskHeader
-    from spoolpool.monitor.history import AttemptRecord
-    from spoolpool.monitor.query import TaskView
 
 
 @click.command()
@@ -31,11 +32,6 @@ def show(selection: Selection, as_json: bool) -> None:
       spool show SPOOL e7819e56d5
       spool show SPOOL --state running --name relax
     """
-    import dataclasses
-
-    from spoolpool.cli.ls import record
-    from spoolpool.monitor.history import read_attempts
-
     for number, sight in enumerate(selection.chosen()):
         history = read_attempts(sight)
         if as_json:
@@ -72,7 +68,6 @@ def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
 
 
 def _is_marked(sight: TaskView) -> bool:
-    from spoolpool.system import files
 
     return sight.location.place in ("held", "waiting", "running") and files.exists(
         f"{sight.spool.layout.cancel}/{sight.id}"
@@ -97,9 +92,6 @@ def _asked(header: TaskHeader) -> Iterator[tuple[str, str]]:
 
 def _said(sight: TaskView) -> Iterator[tuple[str, str]]:
     """How far a task says it is, and where to read what it printed."""
-    from spoolpool.cli.status_screen import progress
-    from spoolpool.protocol.progress import progress_of
-
     worker = sight.location.task_file.worker
     told = progress_of(sight.spool, worker) if sight.location.place == "running" else None
     if told is not None and told.task == sight.id:

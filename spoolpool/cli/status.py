@@ -7,19 +7,21 @@ import os
 import select
 import shutil
 import sys
+import termios
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
 from spoolpool import settings
 from spoolpool.cli.output import explained
+from spoolpool.cli.status_screen import as_json as document
+from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
+from spoolpool.monitor.status import StatusCollector
+from spoolpool.protocol.spool import Spool
 from spoolpool.system.backoff import Backoff
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.status import StatusCollector
 
 _argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 _interval = click.option(
@@ -43,11 +45,6 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 
     Names are listed and a few headers read; to look costs nothing that grows with what is in the tasks.
     """
-    from spoolpool.cli.status_screen import as_json as document
-    from spoolpool.cli.status_screen import lines
-    from spoolpool.monitor.status import StatusCollector
-    from spoolpool.protocol.spool import Spool
-
     observer = StatusCollector(Spool(directory))
     if as_json:
         backoff = Backoff(interval, interval)
@@ -69,16 +66,11 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @explained
 def top(directory: str, interval: float) -> None:
     """Show SPOOL as 'spool status' does, again and again, until q or Ctrl-C."""
-    from spoolpool.monitor.status import StatusCollector
-    from spoolpool.protocol.spool import Spool
-
     _live(StatusCollector(Spool(directory)), interval)
 
 
 def _live(observer: StatusCollector, interval: float) -> None:
     """Repaint the terminal from the top at every look: only what changed is seen to change."""
-    from spoolpool.cli.status_screen import lines
-
     if not sys.stdout.isatty():
         raise BadRequest("There is no terminal to show it on: use 'spool status' for one look, or --json.")
     plain = click.unstyle if click.get_current_context().color is False else str
@@ -97,8 +89,6 @@ def _live(observer: StatusCollector, interval: float) -> None:
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
     """A screen of its own, and a function that waits so long for a key ("" if none came)."""
-    import termios
-    import tty
 
     def pressed(seconds: float) -> str:
         ready = select.select([sys.stdin] if terminal else [], [], [], seconds)[0]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spoolpool.cli.output import shown
 from spoolpool.monitor.scan import PLACES
+from spoolpool.monitor.status import Blocked, Group, Status
+from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.status import Blocked, Group, Status
-    from spoolpool.protocol.progress import TaskProgress
 
 _PAGE = 80  # columns
 _LEFT = 9  # columns for the word that begins a line

@@ -17,6 +17,8 @@ from spoolpool import settings
 from spoolpool.cli.output import explained, say
 from spoolpool.cli.result import display
 from spoolpool.errors import BadRequest
+from spoolpool.executor import Executor
+from spoolpool.wire import Command
 
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
@@ -133,8 +135,6 @@ def run(
 
     With --wait its output is printed, and its exit code is this one's. If that is not 0, the task has failed.
     """
-    from spoolpool.wire import Command
-
     split = [each.partition("=") for each in variables]
     missing = [name for name, given, _ in split if not given and name not in os.environ]
     if missing:
@@ -153,7 +153,6 @@ def _submit(
     session: str | None,
     wait: bool,
 ) -> None:
-    from spoolpool.executor import Executor
 
     if not directory:
         raise click.UsageError("Missing option '--spool', and SPOOLPOOL_DIR is not set.")

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,12 +17,11 @@ from click.shell_completion import CompletionItem
 from spoolpool import settings
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.monitor.query import Query, State, TaskView, named, select
+from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.protocol.journal import Journal, submitters_journal
+from spoolpool.protocol.spool import Spool
 from spoolpool.system.text import format_duration
-
-if TYPE_CHECKING:
-    from spoolpool.monitor.query import Query, State, TaskView
-    from spoolpool.protocol.journal import Journal
-    from spoolpool.protocol.spool import Spool
 
 _FILTERS = ("states", "lane", "queue", "user", "session", "name", "older_than")
 _STATES = ("held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed")
@@ -50,8 +49,6 @@ class Selection:
     """The tasks of a spool that the words and options of a command name; ``states`` are those that it can be about."""
 
     def __init__(self, words: tuple[str, ...], states: Collection[State], everything: bool, query: Query) -> None:
-        from spoolpool.monitor.scan import SpoolScanner
-        from spoolpool.protocol.spool import Spool
 
         directory, self._words = spool_and_tasks(words)
         self.spool: Spool = Spool(directory)
@@ -62,8 +59,6 @@ class Selection:
 
     def each(self) -> Iterator[TaskView]:
         """The tasks as they are met, which may be all; says in the end what could not be seen."""
-        from spoolpool.monitor.query import named, select
-
         if self._words:
             yield from named(self.spool, self._words, self._query, self._walk)
         else:
@@ -78,7 +73,6 @@ class Selection:
 
     @functools.cached_property
     def _journal(self) -> Journal:
-        from spoolpool.protocol.journal import Journal, submitters_journal
 
         return Journal(self.spool, submitters_journal(), "spool")
 
@@ -112,8 +106,6 @@ def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 
 def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Directories for the spool, then the ids of its tasks."""
-    from spoolpool.monitor.scan import SpoolScanner
-
     words = tuple(ctx.params.get("words") or ())
     if os.sep in incomplete or (not words and settings.ENV_SPOOL not in os.environ):
         return [CompletionItem(incomplete, type="dir")]
@@ -137,7 +129,6 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
         @explained
         @functools.wraps(function)
         def run(words: tuple[str, ...], **options: Any) -> None:
-            from spoolpool.monitor.query import Query
 
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
             selection = Selection(words, states, options.pop("everything", False), query)

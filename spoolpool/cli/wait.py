@@ -14,6 +14,7 @@ import click
 from spoolpool.cli.output import say, shown
 from spoolpool.cli.task_selection import Duration, Selection, selects
 from spoolpool.errors import TaskTimeout
+from spoolpool.monitor.wait import Waiter
 from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ def wait(selection: Selection, timeout: float | None) -> None:
 
     The exit code is 0 if all of them returned, 1 if one raised, was lost or cancelled, and 17 when the time was up.
     """
-    from spoolpool.monitor.wait import Waiter
-
     waiter = Waiter(selection.spool, list(selection.each()))
     log.info("Waiting for %d of %d task(s)", len(waiter.pending), waiter.total)
     backoff = Backoff(0.01, 2.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,10 +10,14 @@ from spoolpool import settings
 from spoolpool.cli.batch_options import job, job_options
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.errors import BadRequest
-
-if TYPE_CHECKING:
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.format.names import new_job_name
+from spoolpool.pool import batch_jobs
+from spoolpool.pool.batch_jobs import look, output_of, submit
+from spoolpool.protocol.heartbeat import Liveness
+from spoolpool.protocol.registration import request_stop
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.protocol.workers import read_workers as entries
 
 
 @click.group()
@@ -32,10 +36,6 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 
     Example: spool workers start /shared/spool --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
     """
-    from spoolpool.format.names import new_job_name
-    from spoolpool.pool.batch_jobs import output_of, submit
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     submitted = job(spool.path, options)
     if dry_run:
@@ -51,11 +51,6 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 @explained
 def ls(directory: str) -> None:
     """List the worker groups of SPOOL: id, host, job, shape, and what they are; then its batch jobs."""
-    from spoolpool.pool.batch_jobs import look
-    from spoolpool.protocol.heartbeat import Liveness
-    from spoolpool.protocol.spool import Spool
-    from spoolpool.protocol.workers import read_workers as entries
-
     spool = Spool(directory)
     liveness = Liveness(spool)
     for info in sorted(entries(spool), key=lambda info: info.started):
@@ -73,7 +68,6 @@ def ls(directory: str) -> None:
 
 
 def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
-    from spoolpool.protocol.workers import read_workers as entries
 
     found = entries(spool)
     if everything == bool(named):
@@ -94,9 +88,6 @@ def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[Work
 @explained
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     """Let groups end after the task that they run. A supervisor ends with its last group."""
-    from spoolpool.protocol.registration import request_stop
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     for info in _chosen(spool, named, everything):
         request_stop(spool, info.worker)
@@ -122,10 +113,6 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     Jobs that wait are cancelled. The groups of those that run are asked to end after their tasks; after --wait their
     jobs are cancelled as well. No job is touched that was not submitted for this spool by your account.
     """
-    from spoolpool.pool import batch_jobs
-    from spoolpool.protocol.registration import request_stop
-    from spoolpool.protocol.spool import Spool
-
     spool = Spool(directory)
     going = [job for job in batch_jobs.look(spool) if job.listed is not None]
     if everything == bool(named):

@@ -22,7 +22,6 @@ from spoolpool.cli import task_selection
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted, TaskFailed, TaskTimeout
 from spoolpool.format.names import CANCELLED, Lane, TaskFile, is_task_id, new_task_id, new_worker_id
-from spoolpool.monitor import query
 from spoolpool.monitor.query import Query
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import cancel, journal
@@ -582,7 +581,7 @@ def test_what_nobody_had_thought_of_ends_in_one_line_too(spool: Spool, monkeypat
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by\nzero")
 
-    monkeypatch.setattr(query, "select", broken)
+    monkeypatch.setattr(task_selection, "select", broken)
     shown = run("ls", spool.path)
     assert shown.exit_code == settings.EXIT_UNEXPECTED
     (line,) = shown.stderr.splitlines()
