@@ -22,6 +22,7 @@ from spoolpool.cli import task_selection
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted, TaskFailed, TaskTimeout
 from spoolpool.format.names import CANCELLED, Lane, TaskFile, is_task_id, new_task_id, new_worker_id
+from spoolpool.monitor import query
 from spoolpool.monitor.query import Query
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import cancel, journal
