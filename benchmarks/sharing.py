@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from spoolpool import Executor
+from spoolpool import Executor, Submission
 from spoolpool.calls import pickling
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -42,8 +42,8 @@ def main() -> None:
     tempfile.tempdir = sys.argv[1] if len(sys.argv) > 1 else None
     print("   KiB  calls  the same  different")
     with (
-        Executor(max_workers=1, share_from=None) as off,
-        Executor(max_workers=1, share_from=pickling.OUT_OF_BAND) as on,
+        Executor(max_workers=1, submission=Submission(share_from=None)) as off,
+        Executor(max_workers=1, submission=Submission(share_from=pickling.OUT_OF_BAND)) as on,
     ):
         for kib in _KIB:
             calls = max(4, min(60, _BYTES // (kib << 10)))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spoolpool.client.futures import get_item_from_future, split_future
     from spoolpool.client.result_cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
+    from spoolpool.options import Flux, FluxBatch, Mpiexec, Sbatch, Session, Srun, Submission
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.protocol.spool import Spool
 
@@ -25,12 +26,19 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Executor": "spoolpool.executor",
+    "Flux": "spoolpool.options",
+    "FluxBatch": "spoolpool.options",
     "FluxExecutor": "spoolpool.executor",
     "MPIExecutor": "spoolpool.executor",
+    "Mpiexec": "spoolpool.options",
     "ObjectRef": "spoolpool.calls.pickling",
-    "SlurmExecutor": "spoolpool.executor",
+    "Sbatch": "spoolpool.options",
+    "Session": "spoolpool.options",
     "ShellExecutor": "spoolpool.programs",
+    "SlurmExecutor": "spoolpool.executor",
     "Spool": "spoolpool.protocol.spool",
+    "Srun": "spoolpool.options",
+    "Submission": "spoolpool.options",
     "SubprocessExecutor": "spoolpool.programs",
     "get_cache_data": "spoolpool.client.result_cache",
     "get_item_from_future": "spoolpool.client.futures",
@@ -40,12 +48,19 @@ _WHERE = {
 __all__ = [
     "CurrentTask",
     "Executor",
+    "Flux",
+    "FluxBatch",
     "FluxExecutor",
     "MPIExecutor",
+    "Mpiexec",
     "ObjectRef",
+    "Sbatch",
+    "Session",
     "ShellExecutor",
     "SlurmExecutor",
     "Spool",
+    "Srun",
+    "Submission",
     "SubprocessExecutor",
     "as_completed",
     "current_task",

@@ -1,4 +1,4 @@
-"""The executor: ``concurrent.futures``' interface over a spool.
+"""The executor: the interface of ``concurrent.futures`` over a spool.
 
 ::
 
@@ -6,16 +6,14 @@
          |                                                        ^
     pickle -> Session.submit -> ready/ ... worker ... results/ -> collecting thread
 
-An *embedded* executor has a spool of its own, in a temporary directory, and worker groups on this host that
-work for it alone. An *attached* one puts its tasks into a spool whose groups run elsewhere.
+An *embedded* executor has its own spool in a temporary directory, and worker groups that work for it alone. An
+*attached* executor puts its tasks into a spool whose worker groups run elsewhere.
 """
 
 from __future__ import annotations
 
-import contextlib
 import html
 import os
-import sys
 import threading
 import time
 import weakref
@@ -24,23 +22,24 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.batched import batched
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.map import iterate_values
 from spoolpool.client.options import ExecutorOptions
-from spoolpool.client.packing import PackKey
+from spoolpool.client.packing import Packer, PackKey
 from spoolpool.client.references import CallReferences
 from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadRequest
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import new_task_id
+from spoolpool.launch.allocation import usable_cores
 from spoolpool.monitor import graph
-from spoolpool.pool.batch_pool import BatchOptions
+from spoolpool.options import Backend, Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
+from spoolpool.system import fork
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,59 +49,46 @@ T = TypeVar("T")
 
 
 class Executor(futures.Executor):
-    """Runs functions in worker groups: serial, threaded, with GPUs, or on the ranks of MPI.
+    """Executor of functions in worker groups: serial, threaded, with GPUs, or on MPI ranks.
 
     Args:
-        max_workers: Worker groups to run on this host. Without it, an embedded executor fills the cores that
-            this process may use, and an attached one starts none.
-        cores_per_worker: MPI ranks of a group. A function that runs on N > 1 ranks returns the list of their
-            values in rank order; on one rank, its value.
+        max_workers: Worker groups on this host, or in each batch job. By default an embedded executor fills the cores
+            that this process may use, an attached one starts none, and a batch job is filled.
+        cores_per_worker: MPI ranks of a group. A function on N > 1 ranks returns the list of the ranks' values in rank
+            order; on one rank, its value.
         threads_per_core: Threads per rank.
         gpus_per_worker: GPUs per rank.
-        oversubscribe: Let mpiexec start more ranks than there are cores.
-        init_function: Called once per group (on each rank); returns a dict of values for parameters by name,
-            which calls that do not give them get.
-        cwd: Working directory of the calls; made if missing.
-        backend: How groups are started: ``"mpiexec"``, ``"local"`` (groups of one rank only), ``"srun"`` (steps of
-            the Slurm job around), ``"flux"`` (jobs of the Flux instance around), or ``"auto"``, the default: Flux,
-            else srun, else mpiexec, else local. ``"sbatch"`` and ``"flux-batch"`` submit batch jobs of groups, which
-            end with the executor; ``max_workers`` then is the number of groups in each.
-        spool: Directory of a spool to attach to. Without it, the executor is embedded.
+        oversubscribe: Let mpiexec and srun start more ranks than there are cores.
+        init_function: Function called once per group, on each rank; returns a dict from parameter names to values,
+            for calls that do not pass these parameters.
+        cwd: Working directory of the calls; created if missing.
+        backend: Way to start worker groups: a name, or an object with options. ``"local"`` starts groups of one rank,
+            ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, ``"srun"`` (:class:`~spoolpool.Srun`) steps
+            of the surrounding Slurm job, ``"flux"`` (:class:`~spoolpool.Flux`) jobs of the surrounding Flux instance.
+            ``"auto"``, the default, is Flux, else srun, else mpiexec, else local. ``"sbatch"``
+            (:class:`~spoolpool.Sbatch`) and ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`) submit batch jobs of
+            groups, which end with the executor.
+        spool: Directory of the spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
-        trust: Accounts (names or numbers) besides one's own whose results are unpickled. A pickle is a
-            program: it runs as you. In a dropbox its owner's are as well.
-        queue: Queue of the spool to which tasks go.
-        session: Name of the session into which the results come. In a spool to which it is attached they stay there,
-            after they were delivered too, and a later executor of this name has them: see :meth:`futures`. Without
-            it, a name that nobody else has.
-        resume: Where the session has had a call before, with the same function, arguments and resources, give the
-            future of that task instead of a new one. A call that failed is made again.
-        detach: Leave the tasks to the spool when the executor is shut down, or the process ends: see :meth:`detach`.
-        stream_output: Print what the tasks print, as it comes, each line with the name of its task. Else what
-            is printed in an embedded executor's groups goes where this process's own output goes, and what is
-            printed in a spool's is kept there: see ``spool logs``.
-        nodes: Whole nodes of a batch job.
-        time: Its walltime, as the batch system writes it.
-        directives: Further options of the batch system, such as ``"--partition=long"``.
-        min_jobs: Batch jobs to submit at once, and again when they end; with 0 the first task brings the first job.
-        max_jobs: Batch jobs that may wait or run at once, where many tasks wait or such of other shapes;
-            ``min_jobs`` (or 1) unless given.
-        pack: Let calls share a task while more of them wait than groups can take, if they are short; each has its own
-            future all the same. A call then may be not in the spool yet when ``submit`` returns.
-        cache: Keep the results of calls, and give them at once where the same call is made again: in the spool's cache
-            (an embedded executor's: in ``~/.cache/spoolpool``), or in the one below a directory, or of a spool.
-        wait_for_room: Where the spool bounds how many tasks of one user may wait, let ``submit`` wait until another
-            one may, instead of raising :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting.
-        share_from: Bytes from which a function, an argument or an array in one is stored once, like what is
-            :meth:`put`, when it is sent for the second time; None: never.
+        trust: Accounts (names or numbers), besides one's own, whose results are unpickled. A pickle is a program: it
+            runs as you. The owner of a dropbox is trusted as well.
+        session: Name of the session that receives the results, or a :class:`~spoolpool.Session`. In a named session
+            results stay after their delivery, and a later executor of this name has them: see :meth:`futures`. Needs
+            ``spool``. By default the session has a random name and ends with the executor.
+        cache: Keep the results of calls, and return them at once if the same call is made again: in the spool's cache
+            (in ``~/.cache/spoolpool`` for an embedded executor), or in the cache below a directory, or of a spool.
+        stream_output: Print the output of the tasks as it comes, each line with the name of its task. By default the
+            output of an embedded executor's groups goes to this process's own output, and that of an attached one's
+            is kept in the spool: see ``spool logs``.
+        submission: Rules by which calls become tasks, such as their queue: a :class:`~spoolpool.Submission`.
 
-    Raises :class:`spoolpool.errors.SpoolpoolError` with what was found and what to do.
+    Raises :class:`spoolpool.errors.SpoolpoolError` with the cause and the remedy.
     """
 
     __module__ = "spoolpool"
 
     default_backend = "auto"
-    """What ``backend`` is if nobody says."""
+    """Name of the backend if none is given."""
 
     def __init__(
         self,
@@ -113,73 +99,45 @@ class Executor(futures.Executor):
         oversubscribe: bool = False,
         init_function: Callable[[], dict[str, Any]] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        backend: str | None = None,
+        backend: str | Backend | None = None,
         *,
         spool: str | os.PathLike[str] | None = None,
         resource_dict: Mapping[str, Any] | None = None,
         trust: Iterable[str | int] = (),
-        queue: str = "default",
-        session: str | None = None,
-        resume: bool = False,
-        detach: bool = False,
-        stream_output: bool = False,
-        nodes: int = 1,
-        time: str = "1:00:00",
-        directives: Iterable[str] = (),
-        min_jobs: int = 1,
-        max_jobs: int | None = None,
-        wait_for_room: bool = False,
+        session: str | Session | None = None,
         cache: bool | str | os.PathLike[str] = False,
-        pack: bool = False,
-        share_from: int | None = settings.SHARE_FROM,
+        stream_output: bool = False,
+        submission: Submission = Submission(),  # noqa: B008  frozen
     ) -> None:
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
             given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
-        self._defaults = Resources().updated({**given, **(resource_dict or {})})
-        if share_from is not None and share_from < pickling.OUT_OF_BAND:
-            raise BadRequest(f"share_from is {share_from}; it must be {pickling.OUT_OF_BAND} or more, or None.")
-        self._share_from = share_from or sys.maxsize
-        self._blueprint = ExecutorOptions(
-            defaults=self._defaults,
-            queue=queue,
-            backend=backend or self.default_backend,
-            attached=None if spool is None else Spool(spool),
+        self._options = options = ExecutorOptions(
+            defaults=Resources().updated({**given, **(resource_dict or {})}),
+            backend=backend_of(self.default_backend if backend is None else backend),
+            spool=None if spool is None else Spool(spool),
             max_workers=max_workers,
             oversubscribe=oversubscribe,
-            batch=BatchOptions(
-                nodes=nodes,
-                time=time,
-                directives=tuple(directives),
-                min_jobs=min_jobs,
-                max_jobs=max(1, min_jobs) if max_jobs is None else max_jobs,
-                arguments=() if max_workers is None else ("--groups", str(max_workers)),
-                memory=self._defaults.memory,
-            ),
-            session=session,
-            resume=resume,
-            detach=detach,
+            session=Session(session) if isinstance(session, str) else session,
+            submission=submission,
             trust=tuple(trust),
             init_function=init_function,
-            stream=stream_output,
+            stream_output=stream_output,
             cache=cache,
-            pack=pack,
-            wait_for_room=wait_for_room,
         )
-        self._shape = self._blueprint.shape
-        self._max_workers = max_workers or max(1, _usable_cores() // self._shape.cores)
+        self._max_workers = max_workers or max(1, usable_cores() // options.shape.cores)
         self._lock = threading.RLock()
         self._shut = False
-        self._core: ExecutorRuntime | None = None
+        self._runtime: ExecutorRuntime | None = None
         self._open()
-        _live.add(self)
+        fork.call_in_child(self, Executor.after_fork)
 
     def _open(self) -> None:
         self._pid = os.getpid()
-        self._core = core = self._blueprint.open(self._max_workers)
-        self._packer = self._blueprint.packer(core)
-        # an executor that nobody refers to any more lets its groups end once its tasks are done
-        self._finalizer = weakref.finalize(self, core.close)
+        self._runtime = runtime = ExecutorRuntime.open(self._options, self._max_workers)
+        self._packer = Packer(runtime) if runtime.may_pack else None
+        # the groups of an executor without references end once its tasks are done
+        self._finalizer = weakref.finalize(self, runtime.close)
         self._finalizer.atexit = False
 
     # -- the interface of concurrent.futures
@@ -189,79 +147,81 @@ class Executor(futures.Executor):
     ) -> Future[T]:
         """Put a call into the spool and return its future.
 
-        Futures anywhere among the arguments are waited for, and the call gets their values; if one fails or is
-        cancelled, this one does too, without a run. ``resource_dict`` says what this call needs, over the executor's
-        defaults; an unknown key is an error that lists the known ones. When this returns, the task is in the spool.
+        The call waits for futures anywhere among its arguments and gets their values; if one of them fails or is
+        cancelled, so does the call, without being run. ``resource_dict`` overrides the executor's defaults for this
+        call; an unknown key is an error that lists the known ones. The task is in the spool when ``submit`` returns.
         Raises :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
         :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.TooManyWaiting`,
-        :class:`~spoolpool.errors.BrokenSpool` where no group of the shape can
-        be started, and ``RuntimeError`` after :meth:`shutdown`.
+        :class:`~spoolpool.errors.BrokenSpool` if no worker group of the shape can be started, and ``RuntimeError``
+        after :meth:`shutdown`.
         """
-        wishes = self._defaults if not resource_dict else self._defaults.updated(resource_dict)
+        options = self._options
+        resources = options.defaults.updated(resource_dict) if resource_dict else options.defaults
         with self._lock:
-            core = self._usable()
+            runtime = self._require_runtime()
         key = ""
-        if core.resumption is not None:
-            key = core.resumption.key(fn, args, kwargs, wishes)
-            if (earlier := core.resumption.take_up(key)) is not None:
+        if runtime.replay is not None:
+            key = runtime.replay.key(fn, args, kwargs, resources)
+            if (earlier := runtime.replay.take_up(key)) is not None:
                 return earlier
-        cached, kept = ("", None) if core.memo is None else core.memo.look(fn, args, kwargs, wishes, core.session)
-        if kept is not None:
-            return kept
-        needs = CallReferences(core.spool, new_task_id(wishes.priority), core.session.holdings.take)
+        cache_key, cached = "", None
+        if runtime.memo is not None:
+            cache_key, cached = runtime.memo.look(fn, args, kwargs, resources, runtime.session)
+        if cached is not None:
+            return cached
+        references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.holdings.take)
         try:
-            payload, buffers = pickling.dumps_call(fn, args, kwargs, needs.refer, self._share_from)
-            keys = {"cache": cached, "key": key}
-            if self._packer is None or cached:
-                return self._submit(core, needs, fn, payload, buffers, wishes, keys)
-            shape = PackKey(self._blueprint.lane(wishes).name, pickling.label(fn), wishes)
-            packed = self._packer.take(fn, payload, buffers, needs, shape)
-            if packed is None:
-                alone = self._submit(core, needs, fn, payload, buffers, wishes, keys)
-                self._packer.sent(fn, alone)
-            return packed or alone
+            payload, buffers = pickling.dumps_call(fn, args, kwargs, references.refer, options.submission.least_shared)
+            keys = {"cache": cache_key, "key": key}
+            if self._packer is None or cache_key:
+                return self._submit(runtime, references, fn, payload, buffers, resources, keys)
+            pack_key = PackKey(options.lane(resources).name, pickling.label(fn), resources)
+            packed = self._packer.take(fn, payload, buffers, references, pack_key)
+            if packed is not None:
+                return packed
+            future = self._submit(runtime, references, fn, payload, buffers, resources, keys)
+            self._packer.sent(fn, future)
+            return future
         except BaseException:
-            needs.drop()
+            references.drop()
             raise
 
     def _submit(
         self,
-        core: ExecutorRuntime,
-        needs: CallReferences,
+        runtime: ExecutorRuntime,
+        references: CallReferences,
         fn: Callable[..., T],
         payload: Buffer,
         buffers: list[Buffer],
-        wishes: Resources,
+        resources: Resources,
         keys: dict[str, Any],
     ) -> Future[T]:
-        shape = wishes.shape
         with self._lock:
-            core.prepare(shape)
-        buffers, shared = core.session.holdings.share(buffers, self._share_from)
-        lane = self._blueprint.lane(wishes)
-        future = core.session.submit(
+            runtime.prepare(resources.shape)
+        buffers, shared = runtime.session.holdings.share(buffers, self._options.submission.least_shared)
+        future = runtime.session.submit(
             payload,
             buffers,
-            lane=lane.name,
+            lane=self._options.lane(resources).name,
             name=pickling.label(fn),
-            max_attempts=wishes.max_attempts,
-            init=core.init,
-            needs=needs,
-            objects={**needs.objects, **shared},
+            max_attempts=resources.max_attempts,
+            init=runtime.init,
+            needs=references,
+            objects={**references.objects, **shared},
             **keys,
-            **wishes.of_header(core.spool.server_time),
+            **resources.of_header(runtime.spool.server_time),
         )
-        if core.stream is not None:
-            core.stream.submitted()
+        if runtime.stream is not None:
+            runtime.stream.submitted()
         return future
 
     def asubmit(
         self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> asyncio.Future[T]:
-        """:meth:`submit` for coroutines: ``value = await executor.asubmit(fn, x)``.
+        """Do as :meth:`submit`, for coroutines: ``value = await executor.asubmit(fn, x)``.
 
-        The task is in the spool when this returns, awaited or not. To cancel the awaiting coroutine is to cancel the
-        task. Raises what :meth:`submit` does, and ``RuntimeError`` where no event loop runs.
+        The task is in the spool when this returns, awaited or not. Cancelling the awaiting coroutine cancels the
+        task. Raises the errors of :meth:`submit`, and ``RuntimeError`` if no event loop runs.
         """
         import asyncio
 
@@ -269,29 +229,29 @@ class Executor(futures.Executor):
         return asyncio.wrap_future(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop=loop)
 
     def put(self, value: object) -> ObjectRef:
-        """Store a value in the spool, once; returns a reference, which is an argument like the value itself.
+        """Store a value in the spool once; returns a reference that stands for the value as an argument.
 
-        Groups map it and share its memory on each node; NumPy arrays of 32 KiB or more are read-only there. The same
-        content is stored once. It stays until this session ends, and no task needs it. Raises
+        Worker groups map it into memory and share it on each node; NumPy arrays of 32 KiB or more are read-only
+        there. Equal content is stored once. It stays until this session ends and no task needs it. Raises
         :class:`~spoolpool.errors.NotPicklable`, :class:`~spoolpool.errors.SpoolFull`, and ``RuntimeError`` after
         :meth:`shutdown`.
         """
         with self._lock:
-            core = self._usable()
-        return core.put(value)
+            runtime = self._require_runtime()
+        return runtime.put(value)
 
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
-        """Take a task back, as ``future.cancel()`` does; one that runs already only if ``running`` says so.
+        """Cancel a task as ``future.cancel()`` does; with ``running`` also one that already runs.
 
-        Then its function is interrupted on all ranks within some seconds, as by Ctrl-C
-        (:class:`~spoolpool.errors.TaskCancelled`), and its group is replaced; the future is cancelled when that was
-        done. False where the task is over, or runs and may go on.
+        The function of a running task is interrupted on all ranks within some seconds, as by Ctrl-C
+        (:class:`~spoolpool.errors.TaskCancelled`), and its group is replaced; then the future is cancelled. Returns
+        False if the task is over, or runs and ``running`` is not set.
         """
         if future.cancel():
             return True
         if not running or future.done() or not isinstance(future, TaskFuture):
             return False
-        self._usable().session.interrupt(future)
+        self._require_runtime().session.interrupt(future)
         return True
 
     def map(
@@ -303,13 +263,13 @@ class Executor(futures.Executor):
         buffersize: int | None = None,
         progress: bool = False,
     ) -> Iterator[T]:
-        """The values of ``fn`` over the iterables, in order, as ``concurrent.futures`` has it.
+        """Return the values of ``fn`` over the iterables, in order, as in ``concurrent.futures``.
 
-        ``chunksize`` calls are packed into one task: worth it for calls of less than a few milliseconds. With
-        ``"auto"`` it follows the times that tasks take, so that one of short calls takes about a tenth of a second;
-        then only the first few calls are submitted at once, and the others while values are asked for.
-        ``buffersize`` bounds how many tasks are submitted ahead of the one whose value is awaited. With
-        ``progress`` a bar shows how many tasks are done.
+        ``chunksize`` calls share a task, which pays off for calls of less than a few milliseconds. With ``"auto"`` it
+        is adapted to the measured times, so that a task of short calls takes about a tenth of a second; then only the
+        first few calls are submitted at once, and the others while the values are fetched. ``buffersize`` is the
+        largest number of tasks submitted ahead of the value being waited for. With ``progress`` a bar shows the number
+        of finished tasks.
         """
         if chunksize != "auto" and chunksize < 1:
             raise BadRequest(f"chunksize is {chunksize!r}; it must be at least 1, or 'auto'.")
@@ -321,67 +281,66 @@ class Executor(futures.Executor):
             zip(*iterables, strict=False),
             chunksize=chunksize,
             buffersize=buffersize,
-            ranks=self._shape.ranks,
+            ranks=self._options.shape.ranks,
             end=None if timeout is None else time.monotonic() + timeout,
             progress=progress,
         )
 
     def batched(self, futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
-        """Futures of lists of ``n`` values each, in the order in which these futures are done.
+        """Return futures of lists of ``n`` values each, in the order in which the given futures are done.
 
         See :func:`spoolpool.client.batched.batched`.
         """
         return batched(futures, n)
 
     def futures(self) -> list[Future[Any]]:
-        """Futures of all tasks of the session, in the order of submission: also of processes that have ended or died.
+        """Return futures of all tasks of the session, in the order of submission, also of earlier processes.
 
-        Those that are done get their outcomes again, the others when they have them. What a worker had to set aside
-        has :class:`~spoolpool.errors.BadTaskFile`. For a session with a name in a spool (:class:`BadRequest`).
+        Finished tasks deliver their outcomes again, the others when they finish. A task that a worker had to set
+        aside has :class:`~spoolpool.errors.BadTaskFile`. Raises :class:`BadRequest` for an unnamed session.
         """
-        if not self._blueprint.keeps:
-            raise BadRequest("Only a session with a name, in a spool, has futures to come back to: give session=.")
+        if self._options.session is None:
+            raise BadRequest("futures() requires a named session of an existing spool: pass spool= and session=.")
         with self._lock:
-            core = self._usable()
-        futures: list[Future[Any]] = [*core.session.futures()]
-        if core.stream is not None:
-            core.stream.submitted()
+            runtime = self._require_runtime()
+        futures: list[Future[Any]] = [*runtime.session.futures()]
+        if runtime.stream is not None:
+            runtime.stream.submitted()
         return futures
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, detach: bool | None = None) -> None:
-        """Take no more calls; ``wait`` until the pending ones are done, or take back those that wait.
+        """Accept no more calls, and ``wait`` for the pending ones or cancel those that are not running.
 
-        Without ``wait``, an embedded executor's groups go on until its tasks are done and end then; tasks of a session
-        with a name, in a spool whose groups run elsewhere, are left there when the process ends. ``detach`` leaves
-        them there at once (None: as the executor was made). In a callback of a future it never waits: the thread
-        that calls it is among those it would wait for.
+        Without ``wait``, an embedded executor's groups end once its tasks are done; in a named session of a spool
+        whose groups run elsewhere, the tasks are left there when the process ends. ``detach`` leaves them there at
+        once (None: as the :class:`~spoolpool.Session` says). In a callback of a future this never waits, since the
+        thread that runs the callback is one of those it would wait for.
         """
-        leave = self._blueprint.detach if detach is None else detach
+        options = self._options
         if detach:
-            self._blueprint.check_detachable()
+            options.check_detachable()
         with self._lock:
             self._shut = True
-            core = self._core
-        if core is None or os.getpid() != self._pid:
+            runtime = self._runtime
+        if runtime is None or os.getpid() != self._pid:
             return
-        if core.before_end is not None:
-            core.before_end()
+        runtime.flush()
         if cancel_futures:
-            for future in core.session.pending():
+            for future in runtime.session.pending():
                 future.cancel()
-        if leave:
-            core.session.detach()
-        elif not wait and self._blueprint.keeps and core.pool is None and core.jobs is None:
-            core.session.may_be_left = True
-        core.close()
+        if detach or (detach is None and options.session is not None and options.session.detach):
+            runtime.session.detach()
+        elif not wait and options.session is not None and runtime.pool is None and runtime.jobs is None:
+            runtime.session.may_be_left = True
+        runtime.close()
         if wait:
-            core.join()
+            runtime.join()
 
     def detach(self) -> None:
-        """Take no more calls and wait for none: they go on, and their results stay in the session.
+        """Accept no more calls and wait for none: the tasks go on, and their results stay in the session.
 
-        For an attached executor whose groups run elsewhere (:class:`BadRequest`). Its pending futures get no outcome
-        any more; :meth:`futures` of a later executor of the same session gives new ones.
+        Only for an attached executor whose groups run elsewhere (:class:`BadRequest`). Its pending futures get no
+        outcome; :meth:`futures` of a later executor of the same session returns new ones.
         """
         self.shutdown(detach=True)
 
@@ -404,14 +363,13 @@ class Executor(futures.Executor):
         graph.export(self._nodes(), filename)
 
     def _nodes(self) -> list[graph.Node]:
-        core = self._core if self._shut and self._core is not None else self._usable()
-        return core.session.nodes()
+        return self._last_runtime().session.nodes()
 
-    # -- the surface of pympipool
+    # -- the interface of pympipool
 
     @property
     def max_workers(self) -> int:
-        """Worker groups of this executor; set it to grow or shrink while it runs."""
+        """Number of worker groups of this executor; assign to it to add or end groups while it runs."""
         return self._max_workers
 
     @max_workers.setter
@@ -419,68 +377,77 @@ class Executor(futures.Executor):
         if count < 1:
             raise BadRequest(f"max_workers is {count}; an executor needs at least 1 worker group.")
         with self._lock:
-            core = self._usable()
-            if core.pool is None:
+            runtime = self._require_runtime()
+            if runtime.pool is None:
                 raise BadRequest(
-                    "This executor has no worker groups of its own on this host: start more with spool-worker, or give "
-                    "max_workers (or max_jobs, for batch jobs) when it is made."
+                    "Cannot change max_workers: this executor started no worker groups on this host. Start groups with "
+                    "spool-worker, or create the executor with max_workers= (or, for batch jobs, Sbatch(max_jobs=))."
                 )
             self._max_workers = count
-            core.cores = count * self._shape.cores
-            core.pool.resize(self._shape, count)
+            shape = self._options.shape
+            runtime.cores = count * shape.cores
+            runtime.pool.resize(shape, count)
 
     @property
     def info(self) -> dict[str, Any]:
-        """What this executor is: sizes, spool, session, launcher."""
-        core = self._core if self._shut and self._core is not None else self._usable()
+        """Sizes, spool, session and backend of this executor."""
+        runtime, options = self._last_runtime(), self._options
         return {
-            "max_workers": self._max_workers if core.pool is not None else None,
-            "cores": self._shape.ranks,
-            "threads_per_core": self._shape.threads,
-            "gpus_per_core": self._shape.gpus,
-            "backend": self._blueprint.backend,
-            "spool": core.spool.path,
-            "session": core.session.name,
-            "queue": self._blueprint.queue,
+            "max_workers": self._max_workers if runtime.pool is not None else None,
+            "cores": options.shape.ranks,
+            "threads_per_core": options.shape.threads,
+            "gpus_per_core": options.shape.gpus,
+            "backend": options.backend.name,
+            "spool": runtime.spool.path,
+            "session": runtime.session.name,
+            "queue": options.submission.queue,
         }
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it: what it is, and how many tasks have no outcome yet. Asks nothing of the spool."""
-        core = self._core
-        state = "ended" if self._shut or core is None else f"{len(core.session.pending())} tasks pending"
-        rows = {"": f"{type(self).__name__}, {state}", **(self.info if core is not None else {})}
+        """Return the table that a notebook shows: :attr:`info` and the number of unfinished tasks. Asks no file."""
+        runtime = self._runtime
+        state = "ended" if self._shut or runtime is None else f"{len(runtime.session.pending())} tasks pending"
+        rows = {"": f"{type(self).__name__}, {state}", **(self.info if runtime is not None else {})}
         lines = (
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()
         )
         return f"<table>{''.join(lines)}</table>"
 
     def __len__(self) -> int:
-        """Tasks of this executor that no worker has claimed yet."""
-        return self._core.session.waiting() if self._core is not None and os.getpid() == self._pid else 0
+        """Number of tasks of this executor that no worker has claimed yet."""
+        return self._runtime.session.waiting() if self._runtime is not None and os.getpid() == self._pid else 0
 
     def __bool__(self) -> bool:
         return True
 
     def after_fork(self) -> None:
-        """In a forked child: the threads, groups and pending futures are the parent's. ``submit`` makes new ones."""
+        """Fail the pending futures in a forked child: they, the threads and the groups are the parent's.
+
+        The next ``submit`` opens a session and groups of the child's own.
+        """
         self._lock = threading.RLock()
-        if self._core is not None:
-            self._core.session.after_fork()
+        if self._runtime is not None:
+            self._runtime.session.after_fork()
 
     # -- inside
 
-    def _usable(self) -> ExecutorRuntime:
+    def _require_runtime(self) -> ExecutorRuntime:
+        """Return the runtime of this process. Raises ``RuntimeError`` after :meth:`shutdown`."""
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if os.getpid() != self._pid:  # a forked child: the threads and groups are the parent's
+        if os.getpid() != self._pid:  # in a forked child the runtime is the parent's
             self._finalizer.detach()
             self._open()
-        assert self._core is not None
-        return self._core
+        assert self._runtime is not None
+        return self._runtime
+
+    def _last_runtime(self) -> ExecutorRuntime:
+        """Return the runtime, also after :meth:`shutdown`."""
+        return self._runtime if self._shut and self._runtime is not None else self._require_runtime()
 
 
 class MPIExecutor(Executor):
-    """An executor whose groups are started by mpiexec; takes the arguments of :class:`Executor`."""
+    """Executor whose worker groups are started by mpiexec; takes the arguments of :class:`Executor`."""
 
     __module__ = "spoolpool"
 
@@ -488,7 +455,7 @@ class MPIExecutor(Executor):
 
 
 class SlurmExecutor(Executor):
-    """An executor whose groups are steps of the Slurm job around; takes the arguments of :class:`Executor`."""
+    """Executor whose worker groups are steps of the surrounding Slurm job; takes the arguments of :class:`Executor`."""
 
     __module__ = "spoolpool"
 
@@ -496,26 +463,11 @@ class SlurmExecutor(Executor):
 
 
 class FluxExecutor(Executor):
-    """An executor whose groups are jobs of the Flux instance around; takes the arguments of :class:`Executor`."""
+    """Executor whose worker groups are jobs of the surrounding Flux instance.
+
+    Takes the arguments of :class:`Executor`.
+    """
 
     __module__ = "spoolpool"
 
     default_backend = "flux"
-
-
-def _usable_cores() -> int:
-    with contextlib.suppress(AttributeError):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-_live: weakref.WeakSet[Executor] = weakref.WeakSet()
-"""Executors of this process: a forked child must reach all of them."""
-
-
-def _after_fork() -> None:
-    for executor in list(_live):
-        executor.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -27,13 +27,13 @@ PACKED = "packed"
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
     """As a user has it."""
-    from spoolpool import Executor
+    from spoolpool import Executor, Submission
 
     if job.variant == SERVED:
         with Executor(cores_per_worker=job.ranks, spool=f"{job.directory}/{SERVED}") as submitter:
             yield submitter
     elif job.variant == PACKED:
-        with Executor(max_workers=job.workers, pack=True) as packing:
+        with Executor(max_workers=job.workers, submission=Submission(pack=True)) as packing:
             yield packing
     elif job.variant:
         with _attached(job) as attached:

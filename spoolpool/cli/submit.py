@@ -18,6 +18,7 @@ from spoolpool.cli.output import explained, say
 from spoolpool.cli.result import display
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
+from spoolpool.options import Submission
 from spoolpool.wire import Command
 
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -153,11 +154,10 @@ def _submit(
     session: str | None,
     wait: bool,
 ) -> None:
-
     if not directory:
         raise click.UsageError("Missing option '--spool', and SPOOLPOOL_DIR is not set.")
     name = session or (None if wait else f"cli-{os.geteuid()}")
-    executor = Executor(spool=directory, resource_dict=wishes, queue=queue, session=name)
+    executor = Executor(spool=directory, resource_dict=wishes, session=name, submission=Submission(queue=queue))
     try:
         future = executor.submit(function, *args, **kwargs)
         if not wait:

@@ -45,8 +45,10 @@ class SessionObjects:
         self._seen: OrderedDict[str, None] = OrderedDict()
 
     def put(self, payload: Buffer, buffers: Sequence[Buffer]) -> str:
-        """Store an object and hold it; returns the name of its file. Raises as
-        :func:`spoolpool.protocol.objects.put_object`."""
+        """Store an object and hold it; returns the name of its file.
+
+        Raises as :func:`spoolpool.protocol.objects.put_object`.
+        """
         name = object_file(self._spool, object_id(payload, buffers))
         with self._lock:
             known = name in self._held

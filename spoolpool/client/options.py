@@ -1,175 +1,81 @@
-"""What an executor was asked for, checked, and the core that is made from it."""
+"""Record of an executor's arguments: checked once, and opened anew in a forked child."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spoolpool import settings
-from spoolpool.client import temporary_spool
-from spoolpool.client.packing import Packer
-from spoolpool.client.resume import SessionReplay
-from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadRequest
-from spoolpool.format.names import Lane, check_lane, check_queue, check_session, check_tags, submitter_of
-from spoolpool.launch.choice import Launcher, Options, choose
-from spoolpool.pool.batch_pool import BACKENDS, BatchOptions, BatchPool
-from spoolpool.pool.pool import GroupPool
+from spoolpool.format.names import Lane, check_lane, check_tags
+from spoolpool.options import Backend, BatchBackend, Session, Submission
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
-from spoolpool.security.trust import Trust
-from spoolpool.system import files
-
-if TYPE_CHECKING:
-    from spoolpool.client.memoize import Memoizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions:
-    """The arguments of :class:`~spoolpool.executor.Executor`, as far as they outlive it: a forked child opens anew.
-
-    Raises :class:`BadRequest` for what does not go together.
-    """
+    """Arguments of :class:`spoolpool.Executor`. Raises :class:`BadRequest` for contradictory ones."""
 
     defaults: Resources
-    queue: str
-    backend: str
-    attached: Spool | None
-    """The spool that was named; an executor without one has its own."""
+    """Resources of a call that asks for none; their shape is that of the executor's worker groups."""
+    backend: Backend
+    """Way to start worker groups."""
+    spool: Spool | None
+    """Spool to attach to; None for an embedded executor."""
     max_workers: int | None
+    """Worker groups on this host, or in each batch job; None: as many as fit, and none for an attached executor."""
     oversubscribe: bool
-    batch: BatchOptions
-    session: str | None
-    resume: bool
-    detach: bool
+    """Whether mpiexec and srun may start more ranks than there are cores."""
+    session: Session | None
+    """Named session; None for a session that ends with the executor."""
+    submission: Submission
+    """Rules by which calls become tasks."""
     trust: tuple[str | int, ...]
+    """Accounts whose results are unpickled, besides one's own."""
     init_function: Callable[[], dict[str, Any]] | None
-    stream: bool
+    """Function called once per worker group, on each rank."""
+    stream_output: bool
+    """Whether the output of tasks is printed in this process."""
     cache: bool | str | os.PathLike[str]
-    pack: bool
-    wait_for_room: bool
+    """Whether results are cached, or the cache's directory."""
 
     def __post_init__(self) -> None:
-        check_queue(self.queue)
         check_tags(self.defaults.lane_tags)
-        if self.session is not None:
-            check_session(self.session)
         if self.max_workers is not None and self.max_workers < 1:
             raise BadRequest(f"max_workers is {self.max_workers}; an executor needs at least 1 worker group.")
-        if self.stream and self.attached is not None and not self.attached.config.output:
-            raise BadRequest(f"The spool {self.attached.path} keeps no output: there is nothing to stream.")
-        if self.resume and not self.keeps:
-            raise BadRequest("Only a session with a name, in a spool, can be resumed: give spool= and session=.")
-        if self.detach:
+        if self.stream_output and self.spool is not None and not self.spool.config.output:
+            raise BadRequest(f"stream_output: the spool {self.spool.path} keeps no output that could be printed.")
+        if self.session is not None and self.spool is None:
+            raise BadRequest(
+                f"The session {self.session.name!r} would end with the executor's own spool: give spool= as well."
+            )
+        if self.session is not None and self.session.detach:
             self.check_detachable()
 
     @property
     def shape(self) -> Shape:
-        """Of the groups that the executor has from the beginning."""
+        """Shape of the executor's worker groups."""
         return self.defaults.shape
 
     @property
-    def keeps(self) -> bool:
-        """Whether what comes of its tasks stays in the spool."""
-        return self.session is not None and self.attached is not None
-
-    @property
     def runs_groups(self) -> bool:
-        """Whether it starts groups itself, and not in batch jobs."""
-        return self.backend not in BACKENDS and (self.attached is None or self.max_workers is not None)
+        """Whether the executor starts worker groups itself, not in batch jobs."""
+        return not isinstance(self.backend, BatchBackend) and (self.spool is None or self.max_workers is not None)
 
     def check_detachable(self) -> None:
-        """Raise :class:`BadRequest` where its tasks could not go on without it."""
-        if self.attached is None or self.runs_groups or self.backend in BACKENDS:
+        """Raise :class:`BadRequest` if the executor's tasks could not go on without it."""
+        if self.spool is None or self.runs_groups or isinstance(self.backend, BatchBackend):
             raise BadRequest(
-                "Only an executor that is attached to a spool, and runs no groups, can leave its tasks to it."
+                "Only an executor that is attached to a spool and starts no worker groups can leave its tasks to the "
+                "spool: give spool=, and neither max_workers= nor a backend of batch jobs."
             )
 
-    def lane(self, wishes: Resources) -> Lane:
-        """Where tasks with these wishes wait."""
-        shape = wishes.shape
-        user = None if self.attached is None else self.attached.account
-        return check_lane(
-            Lane(self.queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, wishes.lane_tags, user)
-        )
-
-    def open(self, groups: int) -> ExecutorRuntime:
-        """The session in its spool, with so many groups at work; nothing is left where one of it cannot be had."""
-        launcher = choose(self.backend) if self.runs_groups else None
-        spool = self.attached
-        if spool is None:
-            here = launcher is not None and launcher.name in ("mpiexec", "local")
-            spool = temporary_spool.create_temporary_spool(one_host=here, output=settings.OUTPUT if self.stream else 0)
-        core: ExecutorRuntime | None = None
-        try:
-            core = self._core(spool, launcher, groups)
-            if self.init_function is not None:
-                core.init = core.put(self.init_function).name.partition("@")[0]
-            if self.cache:
-                core.remember(self._memo(core))
-            core.session.may_be_left = self.detach
-            if self.resume:
-                core.resumption = SessionReplay(core.session, self.init_function)
-            if core.pool is not None:
-                core.pool.resize(self.shape, groups)
-            if core.jobs is not None:
-                core.jobs.start()
-        except BaseException:
-            if core is not None:
-                core.close()
-                core.join()
-            elif self.attached is None:
-                files.remove_tree(spool.path)
-            raise
-        return core
-
-    def packer(self, core: ExecutorRuntime) -> Packer | None:
-        """What lets calls share a task, if they may.
-
-        Not where the number of waiting tasks is bounded, since what is put off might find no room; nor in a session
-        with a name, whose tasks are for other processes too, which know nothing of packs.
-        """
-        if not self.pack or core.spool.config.max_waiting is not None or self.session is not None:
-            return None
-        packer = Packer(core)
-        core.put_off(packer.flush)
-        return packer
-
-    def _core(self, spool: Spool, launcher: Launcher | None, groups: int) -> ExecutorRuntime:
-        name = self.session or os.urandom(8).hex()
-        pool = None
-        if launcher is not None:
-            arguments = ["--queue", self.queue] if self.attached is not None else []
-            arguments += [f"--tag={tag}" for tag in self.defaults.tags]
-            options = Options(oversubscribe=self.oversubscribe, memory=self.defaults.memory)
-            pool = GroupPool(spool, launcher, arguments=arguments, options=options)
-        jobs = None
-        if self.backend in BACKENDS:
-            jobs = BatchPool(spool, name, BACKENDS[self.backend], self.batch, home=self.lane(self.defaults))
-        # what is dropped for a service to run, that service answers
-        served_by = (spool.owner,) if spool.config.mode == "dropbox" else ()
-        return ExecutorRuntime(
-            spool,
-            name,
-            Trust((*self.trust, *served_by)),
-            pool,
-            jobs,
-            cores=groups * self.shape.cores,
-            temporary=self.attached is None,
-            stream=self.stream,
-            submitter=submitter_of(name) if self.session else "",
-            wait_for_room=self.wait_for_room,
-            keeps=self.keeps,
-        )
-
-    def _memo(self, core: ExecutorRuntime) -> Memoizer:
-        from spoolpool.client.memoize import Memoizer
-        from spoolpool.client.result_cache import cache_of, open_cache
-
-        if self.cache is True and self.attached is not None:
-            cache = cache_of(core.spool, core.accept)
-        else:
-            cache = open_cache(None if self.cache is True else self.cache or None, core.accept)
-        return Memoizer(cache, core.spool, core.accept, self.init_function)
+    def lane(self, resources: Resources) -> Lane:
+        """Return the lane of a task with these resources."""
+        shape = resources.shape
+        user = None if self.spool is None else self.spool.account
+        queue, tags = self.submission.queue, resources.lane_tags
+        return check_lane(Lane(queue, shape.ranks, shape.threads, shape.gpus, settings.PYTHON, tags, user))

@@ -123,6 +123,7 @@ class Packer:
         self._lock = threading.RLock()
         self._dissolved = threading.Condition(self._lock)
         self._lines: dict[object, FunctionStats] = {}
+        core.flush_with(self.flush)
 
     def take(
         self,

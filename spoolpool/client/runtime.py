@@ -1,4 +1,4 @@
-"""What an executor has at work, and leaves behind when it is dropped: its session, its groups, and who watches them."""
+"""Background resources of an executor: session, worker groups and threads; they outlive it until its tasks are done."""
 
 from __future__ import annotations
 
@@ -13,78 +13,137 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
+from spoolpool.client import temporary_spool
+from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.resume import SessionReplay
 from spoolpool.client.session import Session
 from spoolpool.errors import BadRequest, BrokenSpool
-from spoolpool.format.names import parse_lane
+from spoolpool.format.names import parse_lane, submitter_of
+from spoolpool.launch.choice import Launcher, Options, choose
+from spoolpool.options import BatchBackend
 from spoolpool.pool.batch_pool import BatchPool
 from spoolpool.pool.pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, fork
 from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
     from spoolpool.client.memoize import Memoizer
     from spoolpool.client.output_stream import OutputStream
 
-_SPARE_SECONDS = 30.0  # after which a group of a shape that one call asked for ends
+_SPARE_SECONDS = 30.0  # idle time after which a group ends whose shape was requested by one call only
 
 
 class ExecutorRuntime:
-    """The session, the pool and the thread that watches it, until the last task is done.
+    """Session, worker groups and the thread that supervises them, until the last task is done.
 
-    It does not refer to the executor, so that one that nobody holds is collected.
+    It does not refer to the executor, so that an executor without references is garbage-collected.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        name: str,
-        accept: Trust,
-        pool: GroupPool | None,
-        jobs: BatchPool | None,
-        *,
-        cores: int,
-        temporary: bool,
-        stream: bool = False,
-        submitter: str = "",
-        wait_for_room: bool = False,
-        keeps: bool = False,
-    ) -> None:
+    def __init__(self, options: ExecutorOptions, spool: Spool, launcher: Launcher | None, groups: int) -> None:
+        """Use :meth:`open`."""
+        session = options.session
+        name = os.urandom(8).hex() if session is None else session.name
+        # a dropbox's tasks are run, and their results written, by its owner
+        owners = (spool.owner,) if spool.config.mode == "dropbox" else ()
+        self.options = options
         self.spool = spool
-        self.pool = pool
-        self.jobs = jobs
+        self.accept = Trust((*options.trust, *owners))
+        self.cores = groups * options.shape.cores
+        self.pool = None if launcher is None else _start_pool(options, spool, launcher)
+        self.jobs: BatchPool | None = None
+        if isinstance(options.backend, BatchBackend):
+            self.jobs = BatchPool(
+                spool,
+                name,
+                options.backend,
+                home=options.lane(options.defaults),
+                groups=options.max_workers,
+                memory=options.defaults.memory,
+            )
         self.init = ""
         """Object id of the ``init_function``."""
-        self.cores = cores
-        self._temporary = temporary
-        self._pid = os.getpid()
-        self.accept = accept
-        self.session = Session(
-            spool, name, accept=accept, submitter=submitter, wait_for_room=wait_for_room, keeps=keeps
-        )
-        self._closed = False
-        self._awake: SimpleQueue[None] = SimpleQueue()  # its put may be called while garbage is collected
-        self._thread: threading.Thread | None = None
         self.stream: OutputStream | None = None
         self.memo: Memoizer | None = None
-        self.resumption: SessionReplay | None = None
-        self.before_end: Callable[[], None] | None = None
-        """Called before no more calls are taken, to submit what was put off."""
-        _at_work.add(self.session)
-        if stream:
+        self.replay: SessionReplay | None = None
+        self.flush: Callable[[], None] = _nothing
+        """Submits the calls that are gathered but not yet in the spool."""
+        self.session = Session(
+            spool,
+            name,
+            accept=self.accept,
+            submitter="" if session is None else submitter_of(name),
+            wait_for_room=options.submission.wait_for_room,
+            keeps=session is not None,
+        )
+        self._pid = os.getpid()
+        self._closed = False
+        self._awake: SimpleQueue[None] = SimpleQueue()  # unlike a Queue's, its put may run in a garbage collection
+        self._thread: threading.Thread | None = None
+        _close_at_exit(self.session)
+        if options.stream_output:
             from spoolpool.client.output_stream import OutputStream
 
-            self.stream = OutputStream(self.session, accept)
-            _at_work.add(self)
-        if pool is not None or jobs is not None:
+            self.stream = OutputStream(self.session, self.accept)
+            _close_at_exit(self)
+        if self.pool is not None or self.jobs is not None:
             self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
-            _at_work.add(self)
+            _close_at_exit(self)
             self._thread.start()
+
+    @classmethod
+    def open(cls, options: ExecutorOptions, groups: int) -> ExecutorRuntime:
+        """Open the session and start this many worker groups; a failure leaves nothing behind."""
+        launcher = choose(options.backend.name) if options.runs_groups else None
+        spool = options.spool
+        if spool is None:
+            one_host = launcher is not None and launcher.name in ("mpiexec", "local")
+            output = settings.OUTPUT if options.stream_output else 0
+            spool = temporary_spool.create_temporary_spool(one_host=one_host, output=output)
+        runtime: ExecutorRuntime | None = None
+        try:
+            runtime = cls(options, spool, launcher, groups)
+            runtime._start(groups)
+        except BaseException:
+            if runtime is not None:
+                runtime.close()
+                runtime.join()
+            elif options.spool is None:
+                files.remove_tree(spool.path)
+            raise
+        return runtime
+
+    def _start(self, groups: int) -> None:
+        options = self.options
+        if options.init_function is not None:
+            self.init = self.put(options.init_function).name.partition("@")[0]
+        if options.cache:
+            self.memo = self._memoizer()
+            self.session.on_result(self.memo.keep)
+        if options.session is not None:
+            self.session.may_be_left = options.session.detach
+            if options.session.resume:
+                self.replay = SessionReplay(self.session, options.init_function)
+        if self.pool is not None:
+            self.pool.resize(options.shape, groups)
+        if self.jobs is not None:
+            self.jobs.start()
+
+    def _memoizer(self) -> Memoizer:
+        from spoolpool.client.memoize import Memoizer
+        from spoolpool.client.result_cache import cache_of, open_cache
+
+        options = self.options
+        if options.cache is True and options.spool is not None:
+            cache = cache_of(self.spool, self.accept)
+        else:
+            cache = open_cache(None if options.cache is True else options.cache or None, self.accept)
+        return Memoizer(cache, self.spool, self.accept, options.init_function)
 
     def _watch(self) -> None:
         """Look after the groups until the executor is closed and its tasks are done."""
@@ -109,7 +168,7 @@ class ExecutorRuntime:
             if self.stream is not None:
                 self.stream.close()
                 self.stream.join()
-            if self._temporary:
+            if self.options.spool is None:
                 files.remove_tree(self.spool.path)
 
     def _look_after(self) -> bool:
@@ -153,21 +212,25 @@ class ExecutorRuntime:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
             self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
 
-    def put_off(self, submit: Callable[[], None]) -> None:
-        """Some calls are submitted later than they come; ``submit`` is called when it is time for all of them."""
-        self.before_end = submit
-        _at_work.add(self)
+    @property
+    def may_pack(self) -> bool:
+        """Whether calls may share a task.
 
-    def remember(self, memo: Memoizer) -> None:
-        """Look there for the results of calls, and keep there what comes."""
-        self.memo = memo
-        self.session.on_result(memo.keep)
+        Not with a limit of waiting tasks, since gathered calls might find no room; nor in a named session, whose tasks
+        are also for other processes, which know nothing of packs.
+        """
+        submission, limit = self.options.submission, self.spool.config.max_waiting
+        return submission.pack and limit is None and self.options.session is None
+
+    def flush_with(self, flush: Callable[[], None]) -> None:
+        """Have gathered calls submitted by ``flush`` before the session is closed."""
+        self.flush = flush
+        _close_at_exit(self)
 
     def close(self) -> None:
         """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
         if os.getpid() == self._pid:
-            if self.before_end is not None:
-                self.before_end()
+            self.flush()
             self.session.close()  # first: what was submitted before is awaited, and nothing comes after
             self._closed = True
             self._awake.put(None)
@@ -198,12 +261,27 @@ def _shape(lane: str) -> Shape:
     return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
 
 
+def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher) -> GroupPool:
+    arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
+    launch = Options(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
+    return GroupPool(spool, launcher, arguments=arguments, options=launch)
+
+
+def _nothing() -> None:
+    """Flush nothing."""
+
+
 _at_work: weakref.WeakSet[ExecutorRuntime | Session] = weakref.WeakSet()
-"""What has threads in this process, which keep it alive also where its executor is gone: the exit waits for them."""
+"""Objects whose threads keep them alive when their executor is gone; the exit of the process waits for them."""
+
+
+def _close_at_exit(each: ExecutorRuntime | Session) -> None:
+    _at_work.add(each)
+    fork.call_in_child(each, _at_work.discard)
 
 
 def _at_exit() -> None:
-    working = sorted(_at_work, key=lambda each: isinstance(each, Session))  # a core submits what was put off
+    working = sorted(_at_work, key=lambda each: isinstance(each, Session))  # a runtime first flushes into its session
     for each in working:
         if isinstance(each, Session) and each.may_be_left:
             each.detach()
@@ -214,4 +292,3 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_at_work.clear)

@@ -170,9 +170,13 @@ def find(environment: Mapping[str, str] = os.environ) -> Allocation:
 
 def this_host(environment: Mapping[str, str] = os.environ) -> Allocation:
     """What this process may use of its host."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = len(find_gpus(environment).ids)
-    return Allocation(kind="none", nodes=(hostname(),), cores=(usable,), gpus=(gpus,))
+    return Allocation(kind="none", nodes=(hostname(),), cores=(usable_cores(),), gpus=(gpus,))
+
+
+def usable_cores() -> int:
+    """Return the number of cores of this host that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import math
 import time
-from dataclasses import dataclass
 
-from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane
+from spoolpool.options import BatchBackend
 from spoolpool.pool import batch_jobs, batch_system
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_jobs import SpoolJob
@@ -24,41 +24,11 @@ from spoolpool.system.packages import is_requirement
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, batch_system.System] = {"sbatch": "slurm", "flux-batch": "flux"}
-"""Backends of an executor whose groups come in batch jobs."""
-
 _IDLE_TIMEOUT = 300.0  # seconds; of jobs beyond the ones that are always wanted
 _FAILED_JOBS = 3
 _COOLDOWN = 5.0
 _STOP_SECONDS = 30.0
 _TAIL = 2000  # bytes of what a job printed last
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """What the batch jobs of an executor are like."""
-
-    nodes: int = 1
-    """Whole nodes per job."""
-    time: str = "1:00:00"
-    """Walltime, as the batch system writes it."""
-    directives: tuple[str, ...] = ()
-    """Further options of the batch system, such as ``--partition=long``."""
-    min_jobs: int = 1
-    """Jobs that are submitted at once, and again when they end."""
-    max_jobs: int = 1
-    """Jobs that may wait or run at once, for more tasks and for tasks of other shapes."""
-    arguments: tuple[str, ...] = ()
-    """Options of ``spool-worker``."""
-    memory: int = 0
-    """Bytes of memory per rank of a group; the batch system's own choice if 0."""
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1 or not 0 <= self.min_jobs <= self.max_jobs or not self.max_jobs:
-            raise BadRequest(
-                f"Batch jobs need at least 1 node (not {self.nodes}), and 0 <= min_jobs <= max_jobs with a max_jobs of "
-                f"at least 1 (not {self.min_jobs} and {self.max_jobs})."
-            )
 
 
 class BatchPool:
@@ -71,32 +41,33 @@ class BatchPool:
         self,
         spool: Spool,
         session: str,
-        system: batch_system.System,
-        options: BatchOptions,
+        options: BatchBackend,
         *,
         home: Lane,
+        groups: int | None,
+        memory: int,
     ) -> None:
+        """``groups``: worker groups in each job, as many as fit if None; ``memory``: bytes per rank, or 0."""
         self._spool = spool
         self._session = session
-        self._options = options
         self.broken = ""
         """Why no more jobs are submitted."""
         tags = tuple(tag for tag in home.tags if not is_requirement(tag))  # packages are there, or are not
-        memory = per_core(options.memory, home.threads) if options.memory else ""
+        arguments = [] if groups is None else ["--groups", str(groups)]
+        directives = list(options.directives)
+        if memory and options.system == "slurm":  # Flux has no memory option; a later directive, the user's, wins
+            directives.insert(0, f"--mem-per-cpu={per_core(memory, home.threads)}")
+        if memory:
+            arguments.append(f"--memory={memory}")
         job = batch_system.Job(
-            system=system,
+            system=options.system,
             spool=spool.path,
             nodes=options.nodes,
             time=options.time,
-            # Flux knows no memory; what the user says comes later, and so counts more
-            directives=((f"--mem-per-cpu={memory}",) if memory and system == "slurm" else ()) + options.directives,
-            arguments=(
-                *options.arguments,
-                *([f"--memory={options.memory}"] if memory else ()),
-                *(f"--tag={t}" for t in tags),
-            ),
+            directives=tuple(directives),
+            arguments=(*arguments, *(f"--tag={tag}" for tag in tags)),
         )
-        terms = ScalingPolicy(min_jobs=options.min_jobs, max_jobs=options.max_jobs, home=home.name, cooldown=_COOLDOWN)
+        terms = ScalingPolicy(min_jobs=options.min_jobs, max_jobs=options.job_limit, home=home.name, cooldown=_COOLDOWN)
         self.job = job
         """What its batch jobs are like."""
         self._scaler = Autoscaler(spool, job, terms, idle_timeout=_IDLE_TIMEOUT, session=session, tags=tags)

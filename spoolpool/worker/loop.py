@@ -7,7 +7,6 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, read_workers
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, fork
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.packages import is_requirement, lacks
 from spoolpool.system.processes import ProcessId
@@ -131,7 +130,7 @@ class Worker:
         self._look_due = 0.0
         self._round_due = 0.0
         self._round_every = spool.config.lease / 4
-        _live.add(self)
+        fork.call_in_child(self, Worker.after_fork)
 
     def _serves(self, lane: Lane) -> bool:
         """Whether this group runs tasks of a lane; of packages that it lacks it tells in its entry."""
@@ -483,15 +482,3 @@ class Worker:
         finally:
             if len(self._claims) == 1:
                 self._assistants.clear()
-
-
-_live: weakref.WeakSet[Worker] = weakref.WeakSet()
-"""Workers of this process."""
-
-
-def _after_fork() -> None:
-    for worker in list(_live):
-        worker.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

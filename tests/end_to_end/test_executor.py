@@ -527,7 +527,7 @@ def test_an_executor_in_a_cycle_can_be_collected_by_any_thread() -> None:
     executor = Executor(max_workers=1)
     where = directory_of(executor)
     executor.submit(pow, 2, 2).result()
-    core = executor._core
+    core = executor._runtime
     assert core is not None
     executor.me = executor  # type: ignore[attr-defined]
     del executor
@@ -802,7 +802,7 @@ def test_a_launcher_that_is_not_there_is_told_at_once_and_nothing_stays(
     monkeypatch.setenv("SPOOLPOOL_MPIEXEC", "/nowhere/mpiexec")
     with pytest.raises(LauncherError, match="mpiexec"):
         Executor(cores_per_worker=2, backend="mpiexec")
-    with pytest.raises(BadRequest, match="no launcher 'carrier pigeon'"):
+    with pytest.raises(BadRequest, match="no backend 'carrier pigeon'"):
         Executor(backend="carrier pigeon")
     assert list(tmp_path.iterdir()) == []
     wait_until(lambda: threading.active_count() <= threads, "no thread of theirs is left")
@@ -984,8 +984,8 @@ def test_tasks_that_end_their_processes_do_not_make_those_that_follow_wait_ever_
 ) -> None:
     for _ in range(5):
         single.submit(tasks.die, "SIGKILL", tmp_path / "trace", resource_dict={"max_attempts": 1}).exception(LIMIT)
-    assert single._core is not None and single._core.pool is not None
-    (slot,) = single._core.pool._slots
+    assert single._runtime is not None and single._runtime.pool is not None
+    (slot,) = single._runtime.pool._slots
     assert slot.backoff._next <= slot.backoff.first * slot.backoff.factor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, as_completed, current_task, wait
+from spoolpool import Executor, Spool, Submission, as_completed, current_task, wait
 from spoolpool.maintenance.check import check
 from tests.conftest import Workers
 from tests.support import tasks
@@ -62,7 +62,7 @@ def leave_unawaited(path: str) -> str:
 
 def too_soon() -> str:
     """A wait with a limit, for what cannot be had."""
-    with Executor(spool=current_task().spool, queue="nobody") as inner:
+    with Executor(spool=current_task().spool, submission=Submission(queue="nobody")) as inner:
         future = inner.submit(abs, -1)
         try:
             future.result(timeout=0.2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool
+from spoolpool import Executor, Spool, Submission
 from spoolpool.client.futures import TaskFuture
 from spoolpool.errors import BadRequest, LauncherError, NotPicklable
 from spoolpool.format.names import parse_lane
@@ -79,7 +79,7 @@ def test_info_tells_what_an_executor_is(tmp_path: Path, monkeypatch: pytest.Monk
         "queue": "default",
     }
     Spool.create(tmp_path / "spool")
-    with Executor(spool=tmp_path / "spool", queue="gpu") as attached:
+    with Executor(spool=tmp_path / "spool", submission=Submission(queue="gpu")) as attached:
         assert attached.info["max_workers"] is None
         assert attached.info["spool"] == str(tmp_path / "spool")
         assert attached.info["queue"] == "gpu"
@@ -93,7 +93,6 @@ def test_info_tells_what_an_executor_is(tmp_path: Path, monkeypatch: pytest.Monk
         {"cores_per_worker": 0},
         {"threads_per_core": 0},
         {"gpus_per_worker": -1},
-        {"queue": "../up"},
         {"resource_dict": {"cores": 1.5}},
         {"resource_dict": {"colour": "red"}},
         {"cwd": 3},

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Spool, settings
+from spoolpool import Executor, Spool, Submission, settings
 from spoolpool.client import starvation
 from spoolpool.errors import BadRequest, BadTaskFile, BrokenSpool, NotASpool, SpoolDenied, SpoolFull, SpoolVersion
 from spoolpool.format.names import Lane, parse_task_file
@@ -199,7 +199,7 @@ def start_session_that_collects_nothing(spool: Spool) -> str:
 
     def submit() -> str:
         executor = Executor(spool=spool.path)
-        core = executor._core
+        core = executor._runtime
         assert core is not None
         core.session._collector.start = lambda: False  # type: ignore[method-assign]
         executor.submit(pow, 2, 2)
@@ -284,7 +284,7 @@ def test_who_waits_lets_everybody_list_anew_what_his_task_passes_through(
         ({"resource_dict": {"threads_per_core": 3}}, "3 threads per rank wanted, groups have 1"),
         ({"resource_dict": {"gpus_per_core": 1}}, "1 GPUs per rank wanted, groups have 0"),
         ({"resource_dict": {"tags": ["b", "a"]}}, "tag a, b wanted, groups have no tags"),
-        ({"queue": "night"}, "queue 'night' wanted, groups serve 'default'"),
+        ({"submission": Submission(queue="night")}, "queue 'night' wanted, groups serve 'default'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

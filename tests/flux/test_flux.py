@@ -57,7 +57,7 @@ def run(flux: dict[str, str], directory: Path, body: str, executor: str = "Execu
 
 def test_an_executor_in_an_instance_runs_groups_as_its_jobs_and_their_ranks_find_each_other(flux, tmp_path):
     body = """with Executor(max_workers=2, cores_per_worker=2, threads_per_core=2) as exe:
-    print([future.result() for future in [exe.submit(where, n) for n in range(3)]], exe._core.pool._launcher.name)"""
+    print([future.result() for future in [exe.submit(where, n) for n in range(3)]], exe._runtime.pool._launcher.name)"""
     expected = [[(n, 2, 0, "2"), (n, 2, 1, "2")] for n in range(3)]
     assert run(flux, tmp_path, body) == f"{expected} flux"
 

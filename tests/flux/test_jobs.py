@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, settings
+from spoolpool import Executor, FluxBatch, settings
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.pool import batch_jobs
 from spoolpool.protocol import registration, workers
@@ -73,7 +73,7 @@ def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -
 
 
 def test_an_executor_has_batch_jobs_for_its_lifetime(instance: Spool) -> None:
-    with Executor(spool=instance.path, backend="flux-batch", time="10m", max_workers=1) as executor:
+    with Executor(spool=instance.path, backend=FluxBatch(time="10m"), max_workers=1) as executor:
         assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"], "an instance of the job's own"
         assert len(states()) == 1
     assert states() == {}
@@ -81,7 +81,7 @@ def test_an_executor_has_batch_jobs_for_its_lifetime(instance: Spool) -> None:
 
 def test_a_job_that_is_refused_is_told(instance: Spool) -> None:
     with pytest.raises(Exception, match="Cannot submit a batch job: flux batch says"):
-        Executor(spool=instance.path, backend="flux-batch", directives=["--nonsense"])
+        Executor(spool=instance.path, backend=FluxBatch(directives=["--nonsense"]))
     assert states() == {}
 
 

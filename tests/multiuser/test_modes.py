@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor
+from spoolpool import Executor, Session
 from spoolpool.calls import pickling
 from spoolpool.client.result_cache import Entry, cache_of
 from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
@@ -159,7 +159,7 @@ def test_kept_results_are_shared_by_a_group_and_taken_from_who_is_trusted(scene:
 def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     def back(resume: bool = False) -> Executor:
         trusted = [scene.worker.uid]
-        return Executor(spool=scene.path, session="sweep", detach=True, resume=resume, trust=trusted)
+        return Executor(spool=scene.path, session=Session("sweep", detach=True, resume=resume), trust=trusted)
 
     with scene.alice.acting(), back() as exe:
         first = exe.submit(pow, 2, 3)

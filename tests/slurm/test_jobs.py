@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, settings
+from spoolpool import Executor, Sbatch, settings
 from spoolpool.monitor.scan import scan
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_system import Listed
@@ -128,7 +128,7 @@ def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
 
 def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: Site, monkeypatch: Any) -> None:
     monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
-    with Executor(backend="sbatch", max_workers=1, min_jobs=2, max_jobs=3, time="10") as executor:
+    with Executor(max_workers=1, backend=Sbatch(min_jobs=2, max_jobs=3, time="10")) as executor:
         path = Path(executor.info["spool"])
         assert path.parent == login.directory
         seen: set[str] = set()
@@ -147,9 +147,8 @@ def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: S
 
 
 def test_with_no_job_at_first_the_first_task_brings_one_and_a_task_of_another_shape_another(login: Site) -> None:
-    with Executor(
-        spool=login.spool.path, backend="sbatch", max_workers=1, min_jobs=0, max_jobs=2, time="10"
-    ) as executor:
+    jobs = Sbatch(min_jobs=0, max_jobs=2, time="10")
+    with Executor(spool=login.spool.path, max_workers=1, backend=jobs) as executor:
         assert states(login) == {}
         assert executor.submit(where).result(PATIENCE) in ("n1", "n2")
         assert len(states(login)) == 1
@@ -161,10 +160,11 @@ def test_with_no_job_at_first_the_first_task_brings_one_and_a_task_of_another_sh
 
 KILLED = """\
 import os, sys, time
-from spoolpool import Executor
+from spoolpool import Executor, Sbatch
 from tests.slurm.test_jobs import until
 
-with Executor(backend="sbatch", max_workers=1, min_jobs=3, time="10", spool=(sys.argv[3:] or [None])[0]) as executor:
+jobs = Sbatch(min_jobs=3, time="10")
+with Executor(max_workers=1, backend=jobs, spool=(sys.argv[3:] or [None])[0]) as executor:
     print(executor.info["spool"], flush=True)
     executor.submit(until, sys.argv[1], sys.argv[2]).result()
     time.sleep(600)
@@ -216,18 +216,19 @@ def test_the_jobs_of_an_executor_that_vanished_with_its_host_end_by_themselves(l
 def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkeypatch: Any) -> None:
     monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
     with pytest.raises(Exception, match="invalid partition"):
-        Executor(backend="sbatch", directives=["--partition=nonsense"])
+        Executor(backend=Sbatch(directives=["--partition=nonsense"]))
     assert list(login.directory.glob("spoolpool-*")) == []
     assert batch_jobs.records(login.spool) == []
 
 
 UNSEEN = """\
 import sys
-from spoolpool import Executor
+from spoolpool import Executor, Sbatch
 from spoolpool.pool import batch_pool
 
 batch_pool._COOLDOWN = 0.1
-with Executor(backend=sys.argv[1], max_workers=1, time="10") as executor:
+backend = Sbatch(time="10") if sys.argv[1] == "sbatch" else sys.argv[1]
+with Executor(max_workers=1, backend=backend) as executor:
     try:
         executor.submit(print).result()
     except Exception as error:

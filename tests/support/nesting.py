@@ -18,7 +18,7 @@ def inner() -> Any:
     """What an executor makes of a function for two ranks, and one for a single rank."""
     with Executor(max_workers=1, cores_per_worker=2) as executor:
         one = executor.submit(pow, 2, 3, resource_dict={"cores": 1})
-        return executor.submit(size).result()[1], one.result(), executor._core.pool._launcher.name  # type: ignore[union-attr]
+        return executor.submit(size).result()[1], one.result(), executor._runtime.pool._launcher.name  # type: ignore[union-attr]
 
 
 def inner_on_first_rank() -> Any:
@@ -40,7 +40,7 @@ def main(what: str, backend: str = "auto") -> None:
             print(*found)
     else:
         with Executor(max_workers=1, backend=backend) as executor:
-            print(*executor.submit(inner).result(), "in", executor._core.pool._launcher.name)  # type: ignore[union-attr]
+            print(*executor.submit(inner).result(), "in", executor._runtime.pool._launcher.name)  # type: ignore[union-attr]
             found, _ = executor.submit(inner_on_first_rank, resource_dict={"cores": 2}).result()
             print(*found, "in a group of 2")
 

@@ -276,7 +276,7 @@ def test_the_status_of_a_busy_spool(spool: Spool, worker: Workers, tmp_path: Pat
         values = [future.result() for future in others]
         (name,) = files.list_names(spool.layout.waiting)
         files.move(f"{spool.layout.waiting}/{name}", f"{spool.layout.failed}/{name}")
-        executor._core.session.fail(RuntimeError("not awaited"))  # type: ignore[union-attr]
+        executor._runtime.session.fail(RuntimeError("not awaited"))  # type: ignore[union-attr]
     assert values == [0, 1, 4] and held.done()
     assert found["tasks"] == {"held": 1, "waiting": 3, "running": 1, "done": 0, "failed": 1}
     assert found["counts"] == [{"lane": LANE, "user": account_name(os.geteuid()), **found["tasks"]}]

@@ -88,7 +88,7 @@ def test_where_nobody_serves_nothing_more_is_submitted_than_the_first_few(
         with pytest.raises(TimeoutError):
             next(values)
         assert len(submitted) == 8
-        assert executor._core is not None and executor._core.session.pending() == []  # taken back
+        assert executor._runtime is not None and executor._runtime.session.pending() == []  # taken back
         assert files.list_names(spool.layout.claimed) == []
 
 

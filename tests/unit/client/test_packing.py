@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, as_completed, current_task, wait
+from spoolpool import Executor, Submission, as_completed, current_task, wait
 from spoolpool.client.map import TARGET, Sizes
 from spoolpool.client.packing import BUSY, PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull, WorkerLost
@@ -25,7 +25,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 @pytest.fixture
 def executor(served: Spool) -> Iterator[Executor]:
-    with Executor(spool=served.path, pack=True) as attached:
+    with Executor(spool=served.path, submission=Submission(pack=True)) as attached:
         yield attached
 
 
@@ -57,7 +57,7 @@ class Blocked:
         assert not any(isinstance(each, PackedFuture) for each in self.alone)
 
     def waiting(self) -> int:
-        spool = self.executor._blueprint.attached
+        spool = self.executor._options.spool
         return len(list(scan(spool).ready)) - BUSY if spool else 0
 
     def go(self) -> None:
@@ -138,8 +138,8 @@ def test_all_calls_of_a_pack_can_be_taken_back(blocked: Blocked) -> None:
 
 def test_a_task_that_is_cancelled_from_outside_cancels_its_calls(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(4)]
-    assert blocked.executor._core is not None
-    (pack,) = [each for each in blocked.executor._core.session.pending() if each.header.name.endswith("x4")]
+    assert blocked.executor._runtime is not None
+    (pack,) = [each for each in blocked.executor._runtime.session.pending() if each.header.name.endswith("x4")]
     pack.cancel()
     assert all(each.cancelled() for each in calls)
     with pytest.raises(Exception, match=r"^$"):
@@ -207,10 +207,10 @@ def test_shutdown_can_take_back_what_waits(blocked: Blocked) -> None:
 
 PROGRAM = """\
 import sys
-from spoolpool import Executor
+from spoolpool import Executor, Submission
 from tests.unit.client.test_packing import act
 
-executor = Executor(spool=sys.argv[1], pack=True)
+executor = Executor(spool=sys.argv[1], submission=Submission(pack=True))
 executor.submit(act).result()
 calls = [executor.submit(act, sys.argv[2]) for _ in range(200)]
 """
@@ -229,8 +229,8 @@ def test_a_pack_that_finds_no_room_tells_each_of_its_calls(blocked: Blocked, mon
     def full(*_: Any, **__: Any) -> Any:
         raise SpoolFull("no room")
 
-    assert blocked.executor._core is not None
-    monkeypatch.setattr(blocked.executor._core.session, "submit", full)
+    assert blocked.executor._runtime is not None
+    monkeypatch.setattr(blocked.executor._runtime.session, "submit", full)
     for call in calls:
         with pytest.raises(SpoolFull):
             call.result()
@@ -238,7 +238,7 @@ def test_a_pack_that_finds_no_room_tells_each_of_its_calls(blocked: Blocked, mon
 
 
 def test_a_call_that_ends_its_process_takes_its_pack_with_it(tmp_path: Path) -> None:
-    with Executor(max_workers=1, pack=True, resource_dict={"max_attempts": 1}) as executor:
+    with Executor(max_workers=1, submission=Submission(pack=True), resource_dict={"max_attempts": 1}) as executor:
         packs_of(executor, die_or_not, 4)
         executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
         wait_until((tmp_path / "started").exists, "the group is busy")
@@ -259,7 +259,7 @@ def die_or_not(die: bool = False) -> None:
 
 def many(count: int) -> int:
     """A task that packs tasks of its own."""
-    with Executor(spool=current_task().spool, pack=True) as executor:
+    with Executor(spool=current_task().spool, submission=Submission(pack=True)) as executor:
         executor.submit(act).result()
         return sum(each.result() for each in [executor.submit(act, value=number) for number in range(count)])
 

@@ -14,7 +14,7 @@ from typing import Any
 import click.testing
 import pytest
 
-from spoolpool import Executor, Spool
+from spoolpool import Executor, FluxBatch, Sbatch, Spool
 from spoolpool.cli.spool import main
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.errors import BadRequest
@@ -24,7 +24,7 @@ from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.choice import Options
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.launch.srun import SrunLauncher
-from spoolpool.pool.batch_pool import BatchOptions, BatchPool
+from spoolpool.pool.batch_pool import BatchPool
 from spoolpool.protocol import delay
 from spoolpool.protocol.delay import DelayedTasks
 from spoolpool.resources import Resources, Shape
@@ -235,7 +235,7 @@ def test_no_groups_are_started_for_a_call_before_its_time() -> None:
     with Executor(max_workers=1) as executor:
         asked = {"threads_per_core": 2, "not_before": 1000}
         later = executor.submit(pow, 2, 3, resource_dict=asked)
-        core = executor._core
+        core = executor._runtime
         assert core is not None and core.pool is not None
         core.pool.resize(Shape(threads=2), 0)
         made: list[Shape] = []
@@ -269,11 +269,11 @@ def test_srun_and_sbatch_are_told_of_memory(monkeypatch: pytest.MonkeyPatch, spo
     assert "--mem-per-cpu=1025M" in launcher.command(shape, [], Options(memory=(4 << 30) + 1, nodes=("n1",)))
     assert "--mem=0" in launcher.command(shape, [], Options(nodes=("n1",)))
     home = Lane("default", 1, 4, 0, "3.11")
-    options = BatchOptions(memory=4 << 30, directives=("--partition=long",))
-    script = BatchPool(spool, "session", "slurm", options, home=home).job.script("name", "out")
+    wanted: dict[str, Any] = {"home": home, "groups": None, "memory": 4 << 30}
+    script = BatchPool(spool, "session", Sbatch(directives=["--partition=long"]), **wanted).job.script("name", "out")
     assert script.index("#SBATCH --mem-per-cpu=1024M\n") < script.index("#SBATCH --partition=long\n")
     assert f"--memory={4 << 30}" in script
-    script = BatchPool(spool, "session", "flux", options, home=home).job.script("name", "out")
+    script = BatchPool(spool, "session", FluxBatch(), **wanted).job.script("name", "out")
     assert "mem-per-cpu" not in script
 
 

@@ -230,7 +230,7 @@ def test_what_is_done_to_a_result_does_not_change_the_kept_one(executor: Executo
         value = executor.submit(np.arange, count).result()
         assert value[:3].tolist() == [0, 1, 2] and len(value) == count
         value[:] = 0  # it may be a view of the file that is being copied
-    with Executor(spool=executor.info["spool"], cache=executor._blueprint.cache) as other:
+    with Executor(spool=executor.info["spool"], cache=executor._options.cache) as other:
         assert other.submit(np.arange, count).result()[:3].tolist() == [0, 1, 2]
 
 

@@ -15,7 +15,7 @@ import click.testing
 import msgspec
 import pytest
 
-from spoolpool import Executor
+from spoolpool import Executor, Sbatch, Session
 from spoolpool.cli.spool import main
 from spoolpool.client.futures import wait
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, WorkerLost
@@ -34,7 +34,7 @@ from tests.support.waiting import LIMIT
 
 SCRIPT = """
 import os, signal, sys, time
-from spoolpool import Executor
+from spoolpool import Executor, Session
 from spoolpool.client.futures import wait
 
 def leave_trace(effects, n):
@@ -48,7 +48,7 @@ def total(*parts):
     return sum(parts)
 
 spool, effects, how = sys.argv[1:]
-exe = Executor(spool=spool, session="sweep-42", resume=True)
+exe = Executor(spool=spool, session=Session("sweep-42", resume=True))
 futures = [exe.submit(leave_trace, effects, n) for n in range(4)]
 futures.append(exe.submit(total, *futures[:3]))
 futures.append(exe.submit(leave_trace, effects, 9, resource_dict={"cores": 3}))
@@ -121,7 +121,7 @@ def test_a_script_that_is_run_again_submits_nothing_again_but_what_failed(
     third = run_script(tmp_path / "script.py", SCRIPT, spool.path, effects, "")
     assert third.stdout.splitlines()[1] == "[0, 1, 4, ValueError('three'), 5]", third
     assert effects_of(effects) == [*runs, 3]
-    with Executor(spool=spool.path, session="sweep-42", detach=True) as exe:
+    with Executor(spool=spool.path, session=Session("sweep-42", detach=True)) as exe:
         found = [future.header.name for future in exe.futures()]
     assert found.count("total") == 1
     assert len(found) == 6 + len(runs) + 1 - 4
@@ -135,9 +135,9 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path / "stage", Clock.installed(monkeypatch, observers=True))
 
 
-def come(spool: Spool, **options: Any) -> Executor:
+def come(spool: Spool, *, resume: bool = False, **options: Any) -> Executor:
     """An executor of the session, whose end waits for nothing."""
-    return Executor(spool=spool.path, session="inbox", detach=True, **options)
+    return Executor(spool=spool.path, session=Session("inbox", resume=resume, detach=True), **options)
 
 
 def test_the_futures_of_a_session_come_in_the_order_of_submission_wherever_their_tasks_are(stage: Stage) -> None:
@@ -245,7 +245,7 @@ def test_who_opens_a_session_says_so_in_the_place_of_who_does_not_live_here(
 
 
 def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: Stage) -> None:
-    with come(stage.spool) as exe, Executor(spool=stage.spool.path, session="another", detach=True) as other:
+    with come(stage.spool) as exe, Executor(spool=stage.spool.path, session=Session("another", detach=True)) as other:
         mine = exe.submit(pow, 2, 2)
         theirs = [other.submit(pow, 2, n) for n in range(3)]
         other.submit(pow, theirs[0], 2)
@@ -259,16 +259,11 @@ def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: S
 def test_only_a_session_with_a_name_in_a_spool_can_be_come_back_to(spool: Spool) -> None:
     with Executor(spool=spool.path) as exe, pytest.raises(BadRequest, match="session="):
         exe.futures()
-    for options in ({"spool": spool.path}, {"session": "s", "backend": "local"}):
-        with pytest.raises(BadRequest, match="give spool= and session="):
-            Executor(resume=True, **options)  # type: ignore[arg-type]
-    for options in (
-        {"backend": "local"},
-        {"spool": spool.path, "backend": "sbatch"},
-        {"spool": spool.path, "max_workers": 1},
-    ):
+    with pytest.raises(BadRequest, match="give spool= as well"):
+        Executor(session=Session("s", resume=True), backend="local")
+    for options in ({"backend": "sbatch"}, {"backend": Sbatch(nodes=2)}, {"max_workers": 1}):
         with pytest.raises(BadRequest, match="can leave its tasks"):
-            Executor(detach=True, **options)  # type: ignore[arg-type]
+            Executor(spool=spool.path, session=Session("s", detach=True), **options)  # type: ignore[arg-type]
     assert [path for path in Path(spool.path).rglob("*") if path.is_file()] == [Path(spool.layout.config)]
 
 
@@ -282,8 +277,8 @@ def test_a_script_that_leaves_its_tasks_does_not_wait_for_them(spool: Spool, tmp
     detach = ending in ("__exit__(None, None, None)", "info")
     script = f"""
 import sys
-from spoolpool import Executor
-exe = Executor(spool=sys.argv[1], session="inbox", detach={detach})
+from spoolpool import Executor, Session
+exe = Executor(spool=sys.argv[1], session=Session("inbox", detach={detach}))
 exe.submit(pow, 2, 3)
 exe.{ending}
 """
@@ -465,7 +460,7 @@ def test_the_commands_list_a_session_print_its_results_and_remove_it(stage: Stag
 
 def test_a_session_that_another_one_needs_stays_as_far_as_it_is_needed(stage: Stage) -> None:
     path = stage.spool.path
-    with come(stage.spool) as exe, Executor(spool=path, session="other", detach=True) as other:
+    with come(stage.spool) as exe, Executor(spool=path, session=Session("other", detach=True)) as other:
         needed = exe.submit(pow, 2, 3)
         exe.submit(pow, 2, 4)
         other.submit(square, needed, resource_dict={"cores": 2})

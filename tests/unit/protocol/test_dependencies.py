@@ -134,7 +134,7 @@ class TestOneGroup:
     def test_a_future_that_is_done_travels_by_value_and_one_that_is_held_by_reference(
         self, one: Executor, tmp_path: Path
     ) -> None:
-        core = one._core
+        core = one._runtime
         assert core is not None
         done = one.submit(same, "x" * 1000)
         done.result()

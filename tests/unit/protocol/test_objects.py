@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spoolpool import Executor, Spool
+from spoolpool import Executor, Spool, Submission
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.object_store import SessionObjects
@@ -317,12 +317,12 @@ def test_functions_and_arguments_that_are_no_arrays_are_shared_too(served: Spool
 
 def test_sharing_has_a_size_and_can_be_switched_off(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     for least, shared in ((None, 0), (ones.nbytes + 1, 0), (ones.nbytes, 1)):
-        with Executor(spool=served.path, share_from=least) as executor:
+        with Executor(spool=served.path, submission=Submission(share_from=least)) as executor:
             futures = [executor.submit(total, ones, more=1) for _ in range(3)]
             assert [future.result(LIMIT) for future in futures] == [SIZE + 1] * 3
             assert len(paths(served, "objects")) == shared
     with pytest.raises(BadRequest, match="share_from"):
-        Executor(spool=served.path, share_from=1)
+        Submission(share_from=1)
 
 
 def test_several_buffers_of_one_call_find_their_places(served: Spool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor
+from spoolpool import Executor, Submission
 from spoolpool.errors import BadRequest, TooManyWaiting
 from spoolpool.format.names import Lane, TaskFile
 from spoolpool.protocol import quota
@@ -73,7 +73,10 @@ def _submitted(executor: Executor) -> bool:
 
 
 def test_who_waits_for_room_gets_it_when_tasks_have_begun(spool: Spool, worker: Workers) -> None:
-    with Executor(spool=spool.path, wait_for_room=True) as executor, ThreadPoolExecutor(1) as thread:
+    with (
+        Executor(spool=spool.path, submission=Submission(wait_for_room=True)) as executor,
+        ThreadPoolExecutor(1) as thread,
+    ):
         early = [executor.submit(pow, i, 2) for i in range(10)]
         late = thread.submit(lambda: list(executor.map(pow, range(30), [2] * 30)))
         wait_until(lambda: len(executor) == 10, "the bound was reached")
@@ -83,7 +86,7 @@ def test_who_waits_for_room_gets_it_when_tasks_have_begun(spool: Spool, worker: 
 
 
 def test_shutdown_ends_the_waiting_for_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = Executor(spool=spool.path, wait_for_room=True)
+    executor = Executor(spool=spool.path, submission=Submission(wait_for_room=True))
     waiting = [executor.submit(pow, 2, 2) for _ in range(10)]
     waits = threading.Event()
     count = WaitingLimit.count

@@ -1,0 +1,206 @@
+"""Option objects of :class:`spoolpool.Executor`: backends, sessions and the submission of calls.
+
+They are frozen, so that several executors may share one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from spoolpool import settings
+from spoolpool.calls.pickling import OUT_OF_BAND
+from spoolpool.errors import BadRequest
+from spoolpool.format.names import check_queue, check_session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Way to start worker groups. The fields of a launcher's backend are fields of its launch options."""
+
+    name: ClassVar[str]
+    """Text that ``backend=`` takes for this backend with its defaults."""
+
+
+class Auto(Backend):
+    """Flux in a batch script of a Flux instance, srun in one of a Slurm job, else mpiexec, else local."""
+
+    name = "auto"
+
+
+class Local(Backend):
+    """Plain processes on this host, for groups of one rank."""
+
+    name = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mpiexec(Backend):
+    """Worker groups started by mpiexec; as a name, ``backend="mpiexec"``."""
+
+    __module__ = "spoolpool"
+    name = "mpiexec"
+
+    extra: Sequence[str] = ()
+    """Further arguments of mpiexec, such as ``["-genv", "NAME", "value"]``. A group of one rank needs no mpiexec."""
+
+    def __post_init__(self) -> None:
+        _keep_as_tuple(self, "extra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Srun(Backend):
+    """Worker groups as steps of the surrounding Slurm job; as a name, ``backend="srun"``."""
+
+    __module__ = "spoolpool"
+    name = "srun"
+
+    extra: Sequence[str] = ()
+    """Further arguments of srun, such as ``["--cpu-bind=cores"]``."""
+
+    def __post_init__(self) -> None:
+        _keep_as_tuple(self, "extra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flux(Backend):
+    """Worker groups as jobs of the surrounding Flux instance; as a name, ``backend="flux"``."""
+
+    __module__ = "spoolpool"
+    name = "flux"
+
+    extra: Sequence[str] = ()
+    """Shell options of the jobs, as ``NAME`` or ``NAME=VALUE``."""
+    urgency: int = 16
+    """Urgency of the jobs within the instance, from 0 to 31."""
+
+    def __post_init__(self) -> None:
+        _keep_as_tuple(self, "extra")
+        if not 0 <= self.urgency <= 31:
+            raise BadRequest(f"Flux(urgency={self.urgency}) is not a number from 0 to 31.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBackend(Backend):
+    """Worker groups in batch jobs that end with their executor."""
+
+    system: ClassVar[Literal["slurm", "flux"]]
+    """Batch system."""
+
+    nodes: int = 1
+    """Whole nodes of each job."""
+    time: str = "1:00:00"
+    """Walltime of each job, as the batch system writes it."""
+    directives: Sequence[str] = ()
+    """Further options of the batch system, such as ``["--partition=long"]``."""
+    min_jobs: int = 1
+    """Jobs submitted at once, and again when they end; with 0 the first task brings the first job."""
+    max_jobs: int | None = None
+    """Limit of the jobs that wait or run at once, for many tasks or other shapes of tasks; None: ``min_jobs``, or 1."""
+
+    def __post_init__(self) -> None:
+        _keep_as_tuple(self, "directives")
+        if self.nodes < 1 or not 0 <= self.min_jobs <= self.job_limit or not self.job_limit:
+            raise BadRequest(
+                f"Batch jobs need at least 1 node (not {self.nodes}), and 0 <= min_jobs <= max_jobs with a max_jobs of "
+                f"at least 1 (not {self.min_jobs} and {self.job_limit})."
+            )
+
+    @property
+    def job_limit(self) -> int:
+        """``max_jobs``, or its default."""
+        return max(1, self.min_jobs) if self.max_jobs is None else self.max_jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sbatch(BatchBackend):
+    """Worker groups in batch jobs of Slurm; as a name, ``backend="sbatch"``."""
+
+    __module__ = "spoolpool"
+    name = "sbatch"
+    system = "slurm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxBatch(BatchBackend):
+    """Worker groups in batch jobs of Flux; as a name, ``backend="flux-batch"``."""
+
+    __module__ = "spoolpool"
+    name = "flux-batch"
+    system = "flux"
+
+
+_BACKENDS = {each.name: each for each in (Auto, Local, Mpiexec, Srun, Flux, Sbatch, FluxBatch)}
+
+
+def backend_of(backend: str | Backend) -> Backend:
+    """Return a backend, or the one of this name with its defaults. Raises :class:`BadRequest`."""
+    if isinstance(backend, Backend):
+        return backend
+    if backend not in _BACKENDS:
+        raise BadRequest(
+            f"There is no backend {backend!r}: give one of the names {', '.join(_BACKENDS)}, or an object such as "
+            "spoolpool.Sbatch(nodes=2)."
+        )
+    return _BACKENDS[backend]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Named session of a spool: results stay in it after their delivery, for a later executor of this name.
+
+    ``session="a name"`` is the session of this name with the defaults.
+    """
+
+    __module__ = "spoolpool"
+
+    name: str = field(kw_only=False)
+    """Name of the session."""
+    resume: bool = False
+    """Give a call that the session has had before, with the same function, arguments and resources, the future of that
+    task instead of a new task. A call that failed is made again."""
+    detach: bool = False
+    """Leave the tasks to the spool when the executor is shut down or the process ends: see
+    :meth:`spoolpool.Executor.detach`. Requires that the worker groups run elsewhere."""
+
+    def __post_init__(self) -> None:
+        check_session(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Rules by which calls become tasks."""
+
+    __module__ = "spoolpool"
+
+    queue: str = "default"
+    """Queue of the spool to which tasks go."""
+    pack: bool = False
+    """Let short calls share a task while more of them wait than groups can take; each call keeps a future of its own. A
+    call then may not be in the spool yet when ``submit`` returns."""
+    share_from: int | None = settings.SHARE_FROM
+    """Size in bytes from which a function, an argument or an array in one is stored once, as by
+    :meth:`spoolpool.Executor.put`, when it is sent for the second time; None: never."""
+    wait_for_room: bool = False
+    """In a spool with a limit of waiting tasks per user, let ``submit`` wait for room instead of raising
+    :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting."""
+
+    def __post_init__(self) -> None:
+        check_queue(self.queue)
+        if self.share_from is not None and self.share_from < OUT_OF_BAND:
+            raise BadRequest(f"share_from is {self.share_from}; it must be {OUT_OF_BAND} or more, or None.")
+
+    @property
+    def least_shared(self) -> int:
+        """``share_from`` as a number."""
+        return sys.maxsize if self.share_from is None else self.share_from
+
+
+def _keep_as_tuple(options: object, name: str) -> None:
+    """Freeze a sequence of texts. Raises :class:`BadRequest` for a single text, of which each letter would be one."""
+    given = getattr(options, name)
+    if isinstance(given, str):
+        raise BadRequest(f"{type(options).__name__}({name}={given!r}) must be a list of texts, not one text.")
+    object.__setattr__(options, name, tuple(given))
