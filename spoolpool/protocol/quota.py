@@ -47,7 +47,7 @@ class WaitingLimit:
             if go_on is None:
                 raise TooManyWaiting(
                     f"Cannot submit to {self._spool.path}: {self.limit} tasks of this user wait there, as many as "
-                    "may. Wait until some have begun (an Executor does with Submission(wait_for_room=True)), or cancel some."
+                    "may. Wait until some have begun (as Submission(wait_for_room=True) does), or cancel some."
                 )
             go_on()
             backoff.sleep()
