@@ -15,11 +15,9 @@ from spoolpool.calls.results import value_of
 from spoolpool.cli.output import say, shown_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
-from spoolpool.format import headers
 from spoolpool.monitor.query import TaskView
-from spoolpool.security.signing import outcome_label
+from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
 
 
 @click.command()
@@ -49,16 +47,9 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
 
 def read_value(sight: TaskView, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
-    path = sight.spool.layout.outcome(sight.session, sight.location.task_file)
     if sight.state == "cancelled":
         raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")
-    fd = files.open_file(path)
-    try:
-        label = outcome_label(sight.session, sight.location.task_file.name)
-        content = sight.spool.read(fd, Trust(trusted).check(fd, path).st_size, path, label)
-    finally:
-        files.close(fd)
-    return value_of(headers.decode_outcome(content.header, path), content)
+    return value_of(*read_outcome(sight.spool, sight.session, sight.location.task_file, Trust(trusted)))
 
 
 def display(call: Callable[[], Any], *, as_json: bool = False) -> int:

@@ -13,10 +13,10 @@ from spoolpool.client.futures import TaskFuture, finish
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.starvation import Refresher, StarvationMonitor
 from spoolpool.errors import BadTaskFile, BrokenSpool, DependencyFailed, NoKey, NotASpool, NotTrusted, SpoolVersion
-from spoolpool.format import headers
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, parse_task_file
 from spoolpool.protocol import cancel
+from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
@@ -240,9 +240,8 @@ class Collector:
         if task_file.worker == CANCELLED:
             return self._collect_cancelled(future, task_file)
         if future is not None:
-            path = f"{self._spool.layout.outgoing}/{self._session}/{name}"
             try:
-                kind = self._deliver(future, task_file, path)
+                kind = self._deliver(future, task_file)
                 if future.task_file != task_file:  # else it came in an earlier life
                     self._awaited.note("collected", future, kind=kind)
             except (OSError, BadTaskFile, SpoolVersion, NotTrusted) as error:
@@ -252,6 +251,7 @@ class Collector:
                 if decided or time.monotonic() - first > max(self._spool.config.lease, 5.0):
                     self._left_alone.add(name)
                     if isinstance(error, OSError):
+                        path = self._spool.layout.outcome(self._session, task_file)
                         error = BadTaskFile(f"The outcome {path} cannot be read: {error.strerror}. It was left there.")
                     finish(future, error=error)
                     self._awaited.over(future)
@@ -277,18 +277,9 @@ class Collector:
             self._awaited.retention.delivered(task_file, "cancelled", header, here=False)
         return self._awaited.retention.settle(task_file)
 
-    def _deliver(self, future: TaskFuture, task_file: TaskFile, path: str) -> Kind:
-        name = task_file.name
-        way = f"{self._spool.outgoing(self._session, self._spool.account)}/{name}"
-        fd = files.open_file(way)
-        try:
-            label = outcome_label(self._session, name)
-            content = self._spool.read(fd, self._accept.check(fd, path).st_size, path, label)
-        finally:
-            files.close(fd)
-        outcome = headers.decode_outcome(content.header, path)
-        if outcome.task != future.task:
-            raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
+    def _deliver(self, future: TaskFuture, task_file: TaskFile) -> Kind:
+        outgoing = self._spool.outgoing(self._session, self._spool.account)
+        outcome, content = read_outcome(self._spool, self._session, task_file, self._accept, outgoing)
         if self.on_outcome is not None and future.task_file != task_file:
             self.on_outcome(future.header, task_file)
         future.seconds = outcome.ended - outcome.started
@@ -304,7 +295,8 @@ class Collector:
             finish(future, error=error.with_traceback(None))
         else:
             if self.on_result is not None and future.header.cache:
-                self.on_result(future.header, outcome, way, label)
+                name = task_file.name
+                self.on_result(future.header, outcome, f"{outgoing}/{name}", outcome_label(self._session, name))
             finish(future, value=value)
         self._awaited.ended(future, task_file, outcome.kind)
         return outcome.kind

@@ -20,12 +20,10 @@ from spoolpool.calls.fingerprint import fingerprint
 from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.session import Session
 from spoolpool.errors import SpoolDenied, SpoolpoolError
-from spoolpool.format import headers
 from spoolpool.format.names import CANCELLED
 from spoolpool.monitor.inventory import SessionTask, find_session_tasks
+from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.resources import Resources
-from spoolpool.security.signing import outcome_label
-from spoolpool.system import files
 
 
 class SessionReplay:
@@ -82,14 +80,9 @@ class SessionReplay:
         if entry.task_file.worker == CANCELLED:
             return False
         spool, session = self._session.spool, self._session.name
-        path = spool.layout.outcome(session, entry.task_file)
         try:
-            fd = files.open_file(f"{spool.outgoing(session, spool.account)}/{entry.task_file.name}")
-            try:
-                data = spool.read_header(fd, files.size(fd), path, outcome_label(session, entry.task_file.name))
-            finally:
-                files.close(fd)
-            return headers.decode_outcome(data, path).kind == "result"
+            outgoing = spool.outgoing(session, spool.account)
+            return read_outcome_header(spool, session, entry.task_file, outgoing).kind == "result"
         except (OSError, SpoolpoolError):
             return False
 

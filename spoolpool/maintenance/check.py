@@ -19,11 +19,12 @@ from spoolpool.maintenance import garbage
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers
 from spoolpool.protocol.delay import make_ready
+from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_task
 from spoolpool.protocol.workers import WorkerInfo
-from spoolpool.security.signing import outcome_label, task_label
+from spoolpool.security.signing import task_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
@@ -254,20 +255,17 @@ def _by_content(spool: Spool) -> list[Finding]:
 def _unreadable(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outcome: bool) -> str | None:
     whole = f"{spool.path}/{path}"
     try:
-        fd = files.open_file(whole)
+        if outcome:
+            read_outcome(spool, path.split("/")[1], task_file, trust)
+            return None
+        with files.reading(whole, trust.check) as (fd, status):
+            content = spool.read(fd, status.st_size, whole, task_label(task_file.task))
+        header = headers.decode_task(content.header, whole)
     except OSError as error:
-        return None if error.errno in files.GONE else f"it cannot be opened ({error.strerror}); it is left alone"
-    try:
-        label = outcome_label(path.split("/")[1], task_file.name) if outcome else task_label(task_file.task)
-        content = spool.read(fd, trust.check(fd, whole).st_size, whole, label)
-        header = (headers.decode_outcome if outcome else headers.decode_task)(content.header, whole)
-        if header.task != task_file.task:
-            return f"it says that it is of task {header.task}; it is left alone"
-    except (SpoolpoolError, OSError, ValueError) as error:
+        return None if error.errno in files.GONE else f"it cannot be read ({error.strerror}); it is left alone"
+    except (SpoolpoolError, ValueError) as error:
         return f"{str(error).rstrip('.')}. It is left alone"
-    finally:
-        files.close(fd)
-    return None
+    return None if header.task == task_file.task else f"it says that it is of task {header.task}; it is left alone"
 
 
 def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) -> list[str]:

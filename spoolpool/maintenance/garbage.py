@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
-from spoolpool.format import headers
 from spoolpool.format.config import Keep
 from spoolpool.format.names import (
     CANCELLED,
@@ -37,11 +36,10 @@ from spoolpool.format.names import (
 )
 from spoolpool.protocol import sessions
 from spoolpool.protocol.objects import leases, named_by_tasks, remove_object
+from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
-from spoolpool.security.signing import outcome_label
 from spoolpool.system import files
 from spoolpool.system.text import format_duration
-
 
 _duration = partial(format_duration, precise=True)
 
@@ -310,14 +308,8 @@ def _outcome(
 
 def _is_lost(spool: Spool, session: str, task_file: TaskFile) -> bool:
     """Whether the outcome is that the task was lost with its workers: then it is kept, as a collector would."""
-    path = spool.layout.outcome(session, task_file)
     try:
-        fd = files.open_file(path)
-        try:
-            data = spool.read_header(fd, files.size(fd), path, outcome_label(session, task_file.name))
-            return headers.decode_outcome(data, path).kind == "lost"
-        finally:
-            files.close(fd)
+        return read_outcome_header(spool, session, task_file).kind == "lost"
     except NoKey:
         raise
     except (OSError, SpoolpoolError):

@@ -14,8 +14,9 @@ from spoolpool.format import headers
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
 from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
+from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
-from spoolpool.security.signing import outcome_label, task_label
+from spoolpool.security.signing import task_label
 from spoolpool.system import accounts, files
 
 State = Literal["held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed"]
@@ -113,12 +114,9 @@ class TaskView:
         """How a task that is done ended; None for others, and where the outcome cannot be read (yet)."""
         if self.location.place != "done" or self.location.task_file.worker == CANCELLED:
             return None
-        path = self.spool.layout.outcome(self.session, self.location.task_file)
         try:
-            with files.reading(path) as (fd, status):
-                label = outcome_label(self.session, self.location.task_file.name)
-                return headers.decode_outcome(self.spool.read_header(fd, status.st_size, path, label), path)
-        except (OSError, ValueError, SpoolpoolError):
+            return read_outcome_header(self.spool, self.session, self.location.task_file)
+        except (OSError, SpoolpoolError):
             return None
 
     @property

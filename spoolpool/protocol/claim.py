@@ -7,16 +7,16 @@ step of a claim is one rename of its task file, out of ``claimed/``.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from types import TracebackType
 
 from spoolpool.calls import pickling
-from spoolpool.errors import NoKey, SpoolDenied, SpoolpoolError, WorkerLost
+from spoolpool.errors import SpoolDenied, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
+from spoolpool.protocol import outcomes
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import outcome_label
@@ -54,6 +54,8 @@ class Claim:
         self._owner = owner
         self._content = content
         self._lock = lock
+        self._name = task_file.name
+        self._path = f"{spool.layout.claimed}/{self._name}"
 
     @property
     def owner(self) -> int:
@@ -83,7 +85,7 @@ class Claim:
 
     def exists(self) -> bool:
         """Return whether the task file stands in ``claimed/``; it does not after the end of the claim, or if fenced."""
-        return files.exists(self._spool.layout.claimed_task(self.task_file))
+        return files.exists(self._path)
 
     def write_outcome(self, parts: list[Buffer]) -> None:
         """Create the outcome file. Its name belongs to this claim alone, so that it is written in place.
@@ -91,7 +93,7 @@ class Claim:
         Raises ``FileExistsError`` if another rank of the group has written it, and ``OSError`` otherwise; then nothing
         is left of it.
         """
-        spool, session, name = self._spool, self.header.session, self.task_file.name
+        spool, session, name = self._spool, self.header.session, self._name
         label = outcome_label(session, name)
         try:
             spool.write(f"{spool.outgoing(session, self._owner)}/{name}", label, parts, spool.rights.outcome)
@@ -102,29 +104,9 @@ class Claim:
     def has_outcome(self, writer: int | None = None) -> bool:
         """Return whether the outcome file is complete, so that only the commit is missing.
 
-        In a shared spool it must belong to ``writer``, the account of the claim's worker; another account may have put
-        a file there. In a signed spool its signature must be valid; raises :class:`NoKey` if that cannot be checked.
+        As :func:`spoolpool.protocol.outcomes.is_complete`.
         """
-        spool, session, task_file = self._spool, self.header.session, self.task_file
-        path = spool.layout.outcome(session, task_file)
-        try:
-            fd = files.open_file(f"{spool.outgoing(session, self._owner)}/{task_file.name}")
-        except OSError as error:
-            if error.errno in files.GONE:
-                return False
-            raise
-        try:
-            if spool.shared and os.fstat(fd).st_uid != writer:
-                log.warning("%s is not of the worker %s: it was left alone.", path, task_file.worker)
-                return False
-            spool.read(fd, files.size(fd), path, outcome_label(session, task_file.name))
-        except NoKey:
-            raise
-        except SpoolpoolError:  # its worker died while writing, or it was forged
-            return False
-        finally:
-            files.close(fd)
-        return True
+        return outcomes.is_complete(self._spool, self.header.session, self.task_file, self._owner, writer)
 
     def commit(self) -> bool:
         """Publish the outcome: one rename decides.
@@ -132,14 +114,13 @@ class Claim:
         Returns False if the claim was lost: a recoverer took this worker for dead. Then the outcome must not be
         published; see :meth:`spoolpool.protocol.recovery.Recovery.discard`.
         """
-        spool, session, name = self._spool, self.header.session, self.task_file.name
-        source = spool.layout.claimed_task(self.task_file)
-        target = spool.layout.result(session, self.task_file)
+        spool, session, source = self._spool, self.header.session, self._path
+        target = path = f"{spool.layout.results}/{session}/{self._name}"
         backoff: Backoff | None = None
         denied = 0
         while True:
             try:
-                target = f"{spool.results(session, self._owner)}/{name}"
+                target = f"{spool.results(session, self._owner)}/{self._name}"
                 files.move(source, target, durability=spool.config.durability)
                 return True
             except OSError as error:
@@ -152,8 +133,7 @@ class Claim:
                 if denied > 5:
                     raise SpoolDenied(
                         f"Cannot publish the outcome of {self.task_file.task}: "
-                        f"{spool.layout.result(session, self.task_file)} is refused "
-                        f"({error.strerror}). The owner of the session must let workers write there."
+                        f"{path} is refused ({error.strerror}). The owner of the session must let workers write there."
                     ) from error
                 backoff = backoff or Backoff(0.005, 5.0, 2.0)
                 backoff.sleep()
@@ -189,20 +169,19 @@ class Claim:
         self._move_to_bucket(self.task_file.requeued())
 
     def _move_to_bucket(self, ready: TaskFile) -> None:
-        move_to_bucket(self._spool, self._spool.layout.claimed_task(self.task_file), self.header, ready)
+        move_to_bucket(self._spool, self._path, self.header, ready)
 
     def delay(self) -> None:
         """Move a task that raised to ``waiting/``; it costs an attempt.
 
         An error is left to recovery: the claim, if it still exists, is this worker's.
         """
-        waiting = self._spool.layout.waiting
-        files.move(self._spool.layout.claimed_task(self.task_file), f"{waiting}/{self.task_file.requeued().name}")
+        files.move(self._path, f"{self._spool.layout.waiting}/{self.task_file.requeued().name}")
 
     def reassign(self, worker: str) -> Claim:
         """Take the task over from a dead worker, for ``worker``; return the new claim."""
         mine = self.task_file.reassigned_to(worker)
-        files.move(self._spool.layout.claimed_task(self.task_file), self._spool.layout.claimed_task(mine))
+        files.move(self._path, self._spool.layout.claimed_task(mine))
         return Claim(self._spool, self.header, mine, self._owner)
 
     def set_aside(self, reason: str) -> None:

@@ -12,12 +12,11 @@ from concurrent.futures import CancelledError
 
 from spoolpool.calls.results import DependencyValue, error_of
 from spoolpool.errors import BadTaskFile, DependencyFailed, NotTrusted, SpoolVersion
-from spoolpool.format import headers
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
+from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.spool import Spool
-from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
@@ -97,31 +96,19 @@ class Dependencies:
             raise NotEnded(f"the outcome of task {name} is not in {self._spool.layout.results}/{session} any more.")
         if task_file.worker == CANCELLED:
             raise CancelledError
-        path = self._spool.layout.outcome(session, task_file)
         try:
-            outcome, content = self._open(session, task_file, path)
+            outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+            outcome, content = read_outcome(self._spool, session, task_file, self._trust, outgoing)
         except (NotTrusted, SpoolVersion) as error:
             raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}of an outcome: {error}") from error
         except (OSError, BadTaskFile):
             self._ended.forget(session, name)
             raise
-        if outcome.task != name:
-            raise BadTaskFile(f"{path} says that it is the outcome of {outcome.task}.")
         if outcome.kind == "cancelled":
             raise CancelledError
         if outcome.kind != "result":
             raise _failed(header, outcome, content)
         return DependencyValue(session, name, outcome.ranks, content.payload, content.buffers)
-
-    def _open(self, session: str, task_file: TaskFile, path: str) -> tuple[OutcomeHeader, Envelope]:
-        outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
-        fd = files.open_file(f"{outgoing}/{task_file.name}")
-        try:
-            label = outcome_label(session, task_file.name)
-            content = self._spool.read(fd, self._trust.check(fd, path).st_size, path, label)
-        finally:
-            files.close(fd)
-        return headers.decode_outcome(content.header, path), content
 
 
 def _failed(header: TaskHeader, outcome: OutcomeHeader, content: Envelope) -> DependencyFailed:

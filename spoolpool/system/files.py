@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
@@ -338,17 +338,27 @@ def mtime_ns(path: str) -> int | None:
         os.close(fd)
 
 
+def regular_status(fd: int, path: str) -> os.stat_result:
+    """Return the status of an opened file; ``ValueError`` if it is not a regular file."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    return status
+
+
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[tuple[int, os.stat_result]]:
-    """An opened regular file, with its status. ``OSError`` as open(2), ``ValueError`` if it is none."""
+def reading(
+    path: str, check: Callable[[int, str], os.stat_result] | None = regular_status, shown: str = ""
+) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file, return its descriptor and its status, close it at the end. ``OSError`` as open(2).
+
+    ``check`` returns the status, or refuses the file; it is given ``shown`` where that is the path that people know.
+    """
     fd = open_file(path)
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        yield fd, status
+        yield fd, check(fd, shown or path) if check else os.fstat(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def read_small(path: str, limit: int = 1 << 20) -> bytes:

@@ -45,11 +45,11 @@ from spoolpool.format.names import (
 from spoolpool.maintenance import garbage
 from spoolpool.protocol import claimer, dependencies, heartbeat, listing, recovery, tasks
 from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
-from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import backoff, files
 from spoolpool.system.processes import ProcessId
@@ -415,18 +415,10 @@ class Stage:
 
     def outcome(self, task_file: TaskFile) -> records.OutcomeHeader | None:
         """The outcome of a claim, if it is complete."""
-        path = self.spool.layout.outcome(self.session, task_file)
         try:
-            fd = files.open_file(path)
-        except FileNotFoundError:
-            return None
-        try:
-            label = outcome_label(self.session, task_file.name)
-            return records.decode_outcome(self.spool.read(fd, files.size(fd), path, label).header, path)
+            return read_outcome(self.spool, self.session, task_file, Trust())[0]
         except Exception:  # noqa: BLE001  whatever is wrong with it: it is not complete
             return None
-        finally:
-            files.close(fd)
 
     def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
         """What the task files at these paths say."""

@@ -1,0 +1,75 @@
+"""Read outcome files."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from spoolpool.errors import BadTaskFile, NoKey, SpoolpoolError
+from spoolpool.format.envelope import Envelope
+from spoolpool.format.headers import OutcomeHeader, decode_outcome
+from spoolpool.format.names import TaskFile
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.signing import outcome_label
+from spoolpool.security.trust import Trust
+from spoolpool.system import files
+
+log = logging.getLogger(__name__)
+
+
+def read_outcome(
+    spool: Spool, session: str, task_file: TaskFile, trust: Trust, directory: files.Place | None = None
+) -> tuple[OutcomeHeader, Envelope]:
+    """Return the header and the content of an outcome whose owner is trusted.
+
+    ``directory`` is that of the session in ``outgoing/``, where it is held open. Raises ``OSError`` as open(2),
+    :class:`NotTrusted`, and :class:`BadTaskFile` for a file that is torn or belongs to another task.
+    """
+    path = spool.layout.outcome(session, task_file)
+    way = path if directory is None else f"{directory}/{task_file.name}"
+    with files.reading(way, trust.check, path) as (fd, status):
+        content = spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
+    header = decode_outcome(content.header, path)
+    if header.task != task_file.task:
+        raise BadTaskFile(f"{path} says that it is the outcome of {header.task}.")
+    return header, content
+
+
+def read_outcome_header(
+    spool: Spool, session: str, task_file: TaskFile, directory: files.Place | None = None
+) -> OutcomeHeader:
+    """Return the header of an outcome, whoever its owner is; nothing is unpickled."""
+    path = spool.layout.outcome(session, task_file)
+    way = path if directory is None else f"{directory}/{task_file.name}"
+    with files.reading(way, None, path) as (fd, status):
+        return decode_outcome(spool.read_header(fd, status.st_size, path, outcome_label(session, task_file.name)), path)
+
+
+def is_complete(
+    spool: Spool, session: str, task_file: TaskFile, owner: int | None = None, writer: int | None = None
+) -> bool:
+    """Return whether an outcome was written to its end. ``owner`` is that of the session, in a shared spool.
+
+    In a shared spool it must belong to ``writer``, the account of the claim's worker; another account may have put
+    a file there. In a signed spool its signature must be valid; raises :class:`NoKey` if that cannot be checked.
+    """
+    path = spool.layout.outcome(session, task_file)
+    try:
+        fd = files.open_file(f"{spool.outgoing(session, owner)}/{task_file.name}")
+    except OSError as error:
+        if error.errno in files.GONE:
+            return False
+        raise
+    try:
+        status = os.fstat(fd)
+        if spool.shared and status.st_uid != writer:
+            log.warning("%s is not of the worker %s: it was left alone.", path, task_file.worker)
+            return False
+        spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
+    except NoKey:
+        raise
+    except SpoolpoolError:  # its worker died while writing, or it was forged
+        return False
+    finally:
+        files.close(fd)
+    return True
