@@ -32,7 +32,7 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     done = checking.repair(spool, found) if repair else []
     left = checking.check(spool, deep=not quick) if repair else found
     if as_json:
-        findings = [dataclasses.asdict(each) for each in left]
+        findings = [{**dataclasses.asdict(each), "repairable": each.repairable} for each in left]
         click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))
     else:
         for line in done:

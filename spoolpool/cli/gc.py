@@ -43,7 +43,7 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     if dry_run:
         for path, why in [
             *((each.path, "an outcome without a task") for each in orphans),
-            *((each.path, each.why) for each in found),
+            *((each.path, each.reason) for each in found),
         ]:
             click.echo(f"{path}  ({why})")
     count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found))

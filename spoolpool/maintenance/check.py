@@ -1,7 +1,7 @@
-"""Is this spool consistent? A look at every name, while the spool is in use; and careful repairs.
+"""Check a spool for inconsistencies while it is in use, and repair it as far as that is safe.
 
-What is not understood is reported and never touched; links are not followed. A task moves while it is looked
-for, so whatever seems wrong is looked at several times.
+Unknown things are reported and never touched, and symbolic links are not followed. Tasks move during a scan, so that
+a finding counts only if several scans agree on it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,228 +32,200 @@ from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-_MORE_LOOKS = 3
+_REPETITIONS = 3
 
 Kind = Literal[
     "missing",
     "unknown name",
     "unreadable",
     "unfinished",
-    "two tokens",
+    "duplicate task",
     "dead claim",
     "orphan outcome",
     "no outcome",
-    "stale mark",
-    "stale edge",
-    "unmet need",
+    "stale request",
+    "stale link",
+    "no dependency",
     "dead worker",
 ]
 
+_REPORTED_ONLY = frozenset[Kind](("unknown name", "unreadable", "duplicate task"))
+_REMOVABLE = frozenset[Kind](("unfinished", "stale request", "stale link"))
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One inconsistency."""
 
     kind: Kind
-    """Which sort of thing."""
     path: str
-    """Where, below the spool's directory."""
+    """Relative to the spool's directory."""
     text: str
-    """What it is, and what is done about it."""
-    mends: bool
-    """Whether :func:`repair` does something about it."""
+    """Description, with the action of :func:`repair`."""
+
+    @property
+    def repairable(self) -> bool:
+        """Whether :func:`repair` does something about it."""
+        return self.kind not in _REPORTED_ONLY
 
 
 def check(spool: Spool, *, deep: bool = True) -> list[Finding]:
-    """What is wrong with a spool. ``deep`` reads every file and compares its checksum."""
-    found = _by_name(spool)
+    """Return the inconsistencies of a spool. ``deep`` also reads every file and compares its checksum."""
+    found = _check_names(spool)
     backoff = Backoff(0.05, 0.5, 2.0)
-    for _ in range(_MORE_LOOKS):
-        if not found:  # else somebody may be in the middle of something: what passes is nothing
+    for _ in range(_REPETITIONS):
+        if not found:
             break
-        backoff.sleep()
-        again = {(each.kind, each.path) for each in _by_name(spool)}
+        backoff.sleep()  # another process may be between two steps: such a finding does not come back
+        again = {(each.kind, each.path) for each in _check_names(spool)}
         found = [each for each in found if (each.kind, each.path) in again]
-    return found + _by_content(spool) if deep else found
+    return [*found, *_check_contents(spool)] if deep else found
 
 
-def _by_name(spool: Spool) -> list[Finding]:
+# -- names
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    """Result of two successive scans."""
+
+    spool: Spool
+    both: Snapshot
+    """Names that both scans found."""
+    either: Snapshot
+    """Names that at least one scan found."""
+    workers: dict[str, WorkerInfo]
+    """Entries of workers, read between the scans: a worker has its entry before its first and after its last claim."""
+    now: float | None
+    """Time of the file server; None where the spool cannot be written to."""
+
+
+def _check_names(spool: Spool) -> list[Finding]:
     first = scan(spool)
-    # in between: who claims something has its entry before, and keeps it until the claim is gone
     entries = {info.worker: info for info in workers.read_workers(spool)}
     second = scan(spool)
-    now = _server_time(spool)
-    found = [
-        Finding(kind="missing", path=path, text="every spool has this directory; repair makes it", mends=True)
-        for path in second.missing
-    ]
-    found += [
-        Finding(kind="unreadable", path=path, text=f"this directory cannot be listed ({reason})", mends=False)
-        for path, reason in second.unlisted.items()
-    ]
-    found += [
-        Finding(kind="unknown name", path=path, text="this is not a spool's; it is left alone", mends=False)
-        for path in second.unknown
-        if path in first.unknown
-    ]
-    found += _two_tokens(first, second)
-    found += _workers(spool, entries, now, first, second)
-    if first.complete and second.complete:
-        found += _outcomes(first, second)
-        found += _marks(first, second)
-        found += _needs(first, second)
-    if now is not None:
-        found += [
-            Finding(kind="unfinished", path=each.path, text=f"{each.why}; repair removes it", mends=True)
-            for each in garbage.unfinished(spool, now, spool.config.keep)
-        ]
-    return found
-
-
-def _places(seen: Snapshot) -> dict[str, set[str]]:
-    places: dict[str, set[str]] = {}
-    for path, task_file in [*seen.ready.items(), *seen.claimed.items(), *seen.failed.items()]:
-        places.setdefault(task_file.task, set()).add(path)
-    for path, (_, task_file) in seen.results.items():
-        places.setdefault(task_file.task, set()).add(path)
-    return places
-
-
-def _two_tokens(first: Snapshot, second: Snapshot) -> list[Finding]:
-    before, now = _places(first), _places(second)
-    return [
-        Finding(
-            kind="two tokens",
-            path=min(paths),
-            text=f"task {name} stands in {len(paths)} places: {', '.join(sorted(paths))}. Please report this",
-            mends=False,
-        )
-        for name, paths in now.items()
-        if len(paths) > 1 and before.get(name) == paths
-    ]
-
-
-def _workers(
-    spool: Spool, entries: dict[str, WorkerInfo], now: float | None, first: Snapshot, second: Snapshot
-) -> list[Finding]:
-    """Workers that are dead or give no sign of life, and what they hold."""
-    suspects = {}
-    for worker, info in entries.items():
-        silence = None if now is None else workers.seconds_since_heartbeat(spool, worker, now)
-        if info.process.is_provably_dead():
-            suspects[worker] = "is dead"
-        elif silence is not None and silence > spool.config.lease:
-            suspects[worker] = f"has given no sign of life for {silence:.0f} s"
-    found = [
-        Finding(
-            kind="dead worker",
-            path=f"workers/{worker}",
-            text=f"this worker {what}; once it is sure, repair brings back what it held and removes its entry",
-            mends=True,
-        )
-        for worker, what in sorted(suspects.items())
-    ]
-    for path, task_file in second.claimed.items():
-        what = suspects.get(task_file.worker) or ("" if task_file.worker in entries else "is not known")
-        if path in first.claimed and what:
-            text = f"worker {task_file.worker}, who claims it, {what}; once it is sure, repair brings it back"
-            found.append(Finding(kind="dead claim", path=path, text=text, mends=True))
-    return found
-
-
-def _outcomes(first: Snapshot, second: Snapshot) -> list[Finding]:
-    found = []
-    held = {task_file.name for task_file in [*first.claimed.values(), *second.claimed.values()]}
-    committed = {task_file.name for _, task_file in [*first.results.values(), *second.results.values()]}
-    for path, (_, task_file) in second.outgoing.items():
-        if path in first.outgoing and task_file.name not in held | committed:
-            text = "an outcome that nobody will publish or collect; repair removes it after a second look"
-            found.append(Finding(kind="orphan outcome", path=path, text=text, mends=True))
-    outcomes = {task_file.name for _, task_file in [*first.outgoing.values(), *second.outgoing.values()]}
-    for path, (_, task_file) in second.results.items():
-        if path in first.results and task_file.worker != CANCELLED and task_file.name not in outcomes:
-            text = (
-                "committed, but its outcome is not there (lost with the power?); repair lets it run again after a "
-                "second look, once its worker is gone"
-            )
-            found.append(Finding(kind="no outcome", path=path, text=text, mends=True))
-    return found
-
-
-def _marks(first: Snapshot, second: Snapshot) -> list[Finding]:
-    alive = _places(first).keys() | _places(second).keys()
-    return [
-        Finding(
-            kind="stale mark",
-            path=f"cancel/{name}",
-            text="its task is not there any more; repair removes it",
-            mends=True,
-        )
-        for name in second.marks
-        if name in first.marks and name not in alive
-    ]
-
-
-def _needs(first: Snapshot, second: Snapshot) -> list[Finding]:
-    """Edges of tasks that are not there any more, and tasks that wait for some that are not."""
-    alive = _places(first).keys() | _places(second).keys()
-    coming = first.unfinished | second.unfinished
-    edges = {path: edge for path, edge in second.needs.items() if path in first.needs}
-    found = [
-        Finding(
-            kind="stale edge",
-            path=path,
-            text=f"task {edge.needed_by}, for which an outcome is kept, is not there any more; repair removes this",
-            mends=True,
-        )
-        for path, edge in edges.items()
-        if edge.needed_by not in alive | coming
-    ]
-    held = {
-        task_file.task: path
-        for path, task_file in second.ready.items()
-        if path in first.ready and path[:8] == "waiting/"
-    }
-    unmet = {edge.needed_by: edge.task for edge in edges.values() if edge.task not in alive and edge.needed_by in held}
-    return found + [
-        Finding(
-            kind="unmet need",
-            path=held[name],
-            text=f"it waits for task {needed}, which is not there any more; repair lets it go, so that it fails",
-            mends=True,
-        )
-        for name, needed in unmet.items()
-    ]
+    seen = _Evidence(spool=spool, both=first & second, either=first | second, workers=entries, now=_server_time(spool))
+    rules = [_directories, _unknown_names, _duplicate_tasks, _dead_workers, _unfinished_writes]
+    if seen.either.complete:  # else a name that was not seen may be in a directory that was not listed
+        rules += [_outcomes, _stale_requests, _dependencies]
+    return [finding for rule in rules for finding in rule(seen)]
 
 
 def _server_time(spool: Spool) -> float | None:
     try:
         return spool.server_time()
-    except OSError:  # read-only: then no age is known
+    except OSError:  # mounted read-only, say
         return None
 
 
-def _by_content(spool: Spool) -> list[Finding]:
+def _directories(seen: _Evidence) -> Iterator[Finding]:
+    for path in sorted(seen.both.missing):
+        yield Finding("missing", path, "every spool has this directory; repair makes it")
+    for path, reason in seen.both.unlisted.items():
+        yield Finding("unreadable", path, f"this directory cannot be listed ({reason})")
+
+
+def _unknown_names(seen: _Evidence) -> Iterator[Finding]:
+    for path in sorted(seen.both.unknown):
+        yield Finding("unknown name", path, "no file of a spool has this name; it is left alone")
+
+
+def _duplicate_tasks(seen: _Evidence) -> Iterator[Finding]:
+    paths: dict[str, list[str]] = {}
+    for path, task_file in sorted(seen.both.tasks.items()):
+        paths.setdefault(task_file.task, []).append(path)
+    for task, places in paths.items():
+        if len(places) > 1:
+            text = f"task {task} has {len(places)} files: {', '.join(places)}. Please report this"
+            yield Finding("duplicate task", places[0], text)
+
+
+def _dead_workers(seen: _Evidence) -> Iterator[Finding]:
+    """Find dead and silent workers, and the claims of those and of unknown workers."""
+    suspects = {}
+    for worker, info in seen.workers.items():
+        silence = None if seen.now is None else workers.seconds_since_heartbeat(seen.spool, worker, seen.now)
+        if info.process.is_provably_dead():
+            suspects[worker] = "is dead"
+        elif silence is not None and silence > seen.spool.config.lease:
+            suspects[worker] = f"has had no heartbeat for {silence:.0f} s"
+    for worker, state in sorted(suspects.items()):
+        text = f"this worker {state}; once its death is certain, repair requeues its tasks and removes its entry"
+        yield Finding("dead worker", f"workers/{worker}", text)
+    for path, task_file in seen.both.claimed.items():
+        state = suspects.get(task_file.worker) or ("" if task_file.worker in seen.workers else "has no entry")
+        if state:
+            text = f"its worker {task_file.worker} {state}; once its death is certain, repair requeues the task"
+            yield Finding("dead claim", path, text)
+
+
+def _unfinished_writes(seen: _Evidence) -> Iterator[Finding]:
+    if seen.now is not None:
+        for each in garbage.unfinished_writes(seen.spool, seen.now):
+            yield Finding("unfinished", each.path, f"{each.reason}; repair removes it")
+
+
+def _outcomes(seen: _Evidence) -> Iterator[Finding]:
+    """Find outcomes without a task, and committed tasks without an outcome."""
+    needed = {task_file.name for task_file in (*seen.either.claimed.values(), *seen.either.results.values())}
+    for path, task_file in seen.both.outgoing.items():
+        if task_file.name not in needed:
+            text = "no task will publish or collect this outcome; repair checks again after a delay and removes it"
+            yield Finding("orphan outcome", path, text)
+    outcomes = {task_file.name for task_file in seen.either.outgoing.values()}
+    for path, task_file in seen.both.results.items():
+        if task_file.worker != CANCELLED and task_file.name not in outcomes:
+            text = (
+                "this task is committed, but its outcome is missing (possibly after a loss of power); repair checks "
+                "again after a delay and requeues the task, once its worker is gone"
+            )
+            yield Finding("no outcome", path, text)
+
+
+def _stale_requests(seen: _Evidence) -> Iterator[Finding]:
+    tasks = _task_ids(seen.either)
+    for task in sorted(seen.both.cancel_requests - tasks):
+        yield Finding("stale request", f"cancel/{task}", "the task to be cancelled does not exist; repair removes this")
+
+
+def _dependencies(seen: _Evidence) -> Iterator[Finding]:
+    """Find dependency links of missing tasks, and delayed tasks with a missing dependency."""
+    tasks = _task_ids(seen.either)
+    delayed = {task_file.task: path for path, task_file in seen.both.ready.items() if path.startswith("waiting/")}
+    for path, link in seen.both.links.items():
+        if link.needed_by not in tasks | seen.either.unfinished:
+            text = (
+                f"this link keeps an outcome for task {link.needed_by}, which does not exist; repair removes the link"
+            )
+            yield Finding("stale link", path, text)
+    missing = {link.needed_by: link.task for link in seen.both.links.values() if link.task not in tasks}
+    for task, dependency in missing.items():
+        if task in delayed:
+            text = f"its dependency {dependency} does not exist; repair makes the task ready, so that it fails"
+            yield Finding("no dependency", delayed[task], text)
+
+
+def _task_ids(seen: Snapshot) -> set[str]:
+    return {task_file.task for task_file in seen.tasks.values()}
+
+
+# -- contents
+
+
+def _check_contents(spool: Spool) -> Iterator[Finding]:
     spool.need_key()
     seen = scan(spool)
-    tasks = {
-        **seen.ready,
-        **seen.claimed,
-        **{path: task_file for path, (_, task_file) in seen.results.items()},
-        **seen.failed,
-    }
-    committed = {task_file.name for _, task_file in seen.results.values()}
-    outcomes = {path: task_file for path, (_, task_file) in seen.outgoing.items() if task_file.name in committed}
+    committed = {task_file.name for task_file in seen.results.values()}
+    outcomes = {path: task_file for path, task_file in seen.outgoing.items() if task_file.name in committed}
     trust = Trust((os.lstat(spool.path).st_uid,))
-    found = []
-    for path, task_file in [*tasks.items(), *outcomes.items()]:
-        reason = _unreadable(spool, path, task_file, trust, outcome=path in outcomes)
-        if reason:
-            found.append(Finding(kind="unreadable", path=path, text=reason, mends=False))
-    return found
+    for path, task_file in [*seen.tasks.items(), *outcomes.items()]:
+        problem = _problem(spool, path, task_file, trust, outcome=path in outcomes)
+        if problem:
+            yield Finding("unreadable", path, problem)
 
 
-def _unreadable(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outcome: bool) -> str | None:
+def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outcome: bool) -> str | None:
+    """Describe the problem of a file; None if it has none, or is gone."""
     whole = f"{spool.path}/{path}"
     try:
         if outcome:
@@ -265,74 +238,76 @@ def _unreadable(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, o
         return None if error.errno in files.GONE else f"it cannot be read ({error.strerror}); it is left alone"
     except (SpoolpoolError, ValueError) as error:
         return f"{str(error).rstrip('.')}. It is left alone"
-    return None if header.task == task_file.task else f"it says that it is of task {header.task}; it is left alone"
+    return None if header.task == task_file.task else f"its header names another task ({header.task}); it is left alone"
+
+
+# -- repair
 
 
 def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) -> list[str]:
-    """Do what can be done about the findings; returns a line for each thing that was done.
+    """Repair the findings; return a line of text for each action.
 
-    Takes as long as the protocol asks for: a worker is watched for a lease before it counts as dead, and what
-    hangs on an outcome that is not needed, or not there, is looked for twice, longer apart than caches last.
-    ``seconds`` bounds that, and leaves the rest for another time. What fails is logged, and left as well.
+    A repair may take some time: a worker is observed for a lease before it counts as dead, and an orphan or missing
+    outcome is looked for twice, further apart than the lifetime of client caches. ``seconds`` limits that time; the
+    rest is left for another call. A failed repair is logged and left as well.
     """
     done: list[str] = []
     for finding in found:
         try:
-            done += _mend_at_once(spool, finding)
+            done += _repair_at_once(spool, finding)
         except (OSError, SpoolpoolError) as error:
-            log.warning("Cannot mend %s: %s", finding.path, error)
-    patient = _Patience(spool, found, done)
-    end = time.monotonic() + (patient.seconds if seconds is None else min(patient.seconds, seconds))
+            log.warning("Cannot repair %s: %s", finding.path, error)
+    pending = _DelayedRepairs(spool, found, done)
+    end = time.monotonic() + (pending.seconds if seconds is None else min(pending.seconds, seconds))
     backoff = Backoff(0.05, max(0.05, spool.config.lease / 4))
-    while patient.left():
+    while pending:
         try:
-            patient.look()
-        except (OSError, SpoolpoolError) as error:  # the server is away for a moment, or something is in the way
-            log.warning("A repair was put off: %s", error)
+            pending.proceed()
+        except (OSError, SpoolpoolError) as error:  # the file server does not answer, or an unknown file is in the way
+            log.warning("A repair was postponed: %s", error)
         if time.monotonic() > end:
             break
-        if patient.left():
+        if pending:
             backoff.sleep()
     return done
 
 
-def _mend_at_once(spool: Spool, finding: Finding) -> list[str]:
+def _repair_at_once(spool: Spool, finding: Finding) -> list[str]:
     path = f"{spool.path}/{finding.path}"
     if finding.kind == "missing":
         spool.make_directories(path)
         return [f"made {finding.path}"]
-    if finding.kind in ("stale mark", "stale edge", "unfinished") and files.remove(path):
+    if finding.kind in _REMOVABLE and files.remove(path):
         return [f"removed {finding.path}"]
-    if finding.kind == "unmet need":
-        task_file = _token(finding.path)
+    if finding.kind == "no dependency":
+        task_file = _task_file(finding.path)
         if make_ready(spool, read_task(spool, path, task_file), task_file):
-            return [f"let {finding.path} go"]
+            return [f"made {finding.path} ready"]
     return []
 
 
-class _Patience:
-    """The repairs that take a second look."""
+class _DelayedRepairs:
+    """Repairs that need a second observation after a delay. False once none is left."""
 
     def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
         self._spool = spool
         self._done = done
         self._recovery = Recovery(spool, everybody=True)
         self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
-        self._orphans = {each.path: _token(each.path) for each in found if each.kind == "orphan outcome"}
-        self._bare = {each.path: _token(each.path) for each in found if each.kind == "no outcome"}
+        self._orphans = {each.path: _task_file(each.path) for each in found if each.kind == "orphan outcome"}
+        self._incomplete = {each.path: _task_file(each.path) for each in found if each.kind == "no outcome"}
         self._caches = max(spool.config.lease, spool.config.caches)
         self._begin = time.monotonic()
         self.seconds = max(
             spool.config.lease * 1.5 if self._dead else 0.0,
-            self._caches * 1.1 if self._orphans or self._bare else 0.0,
+            self._caches * 1.1 if self._orphans or self._incomplete else 0.0,
         )
 
-    def left(self) -> bool:
-        """Whether something is still to be done."""
-        return bool(self._dead or self._orphans or self._bare)
+    def __bool__(self) -> bool:
+        return bool(self._dead or self._orphans or self._incomplete)
 
-    def look(self) -> None:
-        """Do what can be done by now."""
+    def proceed(self) -> None:
+        """Do the repairs that are possible by now."""
         root = self._spool.path
         self._done += self._recovery.round()
         self._dead = {path for path in self._dead if os.path.lexists(f"{root}/{path}")}
@@ -341,23 +316,19 @@ class _Patience:
             if not os.path.lexists(f"{root}/{path}"):
                 self._done.append(f"removed {path}")
                 del self._orphans[path]
-        for path, task_file in list(self._bare.items()):
-            if files.exists(self._spool.layout.outcome(path.split("/")[1], task_file)):
-                del self._bare[path]  # it came later
+        for path, task_file in list(self._incomplete.items()):
+            if files.exists(self._spool.layout.outcome(path.split("/")[1], task_file)):  # it was only late
+                del self._incomplete[path]
             elif time.monotonic() - self._begin >= self._caches and not files.exists(
                 self._spool.layout.worker(task_file.worker)
             ):
-                del self._bare[path]
-                if move_to_bucket(
-                    self._spool,
-                    f"{root}/{path}",
-                    read_task(self._spool, f"{root}/{path}", task_file),
-                    task_file.released(),
-                ):
-                    self._done.append(f"{path} waits again")
+                del self._incomplete[path]
+                header = read_task(self._spool, f"{root}/{path}", task_file)
+                if move_to_bucket(self._spool, f"{root}/{path}", header, task_file.released()):
+                    self._done.append(f"requeued {path}")
 
 
-def _token(path: str) -> TaskFile:
+def _task_file(path: str) -> TaskFile:
     task_file = parse_task_file(os.path.basename(path))
-    assert task_file is not None  # the census read it
+    assert task_file is not None  # the scan parsed this name
     return task_file

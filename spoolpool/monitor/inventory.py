@@ -88,7 +88,7 @@ def find_session_tasks(spool: Spool, session: str) -> Inventory:
 def sessions(spool: Spool, walk: SpoolScanner) -> dict[str, Standings]:
     """All sessions that are there, with what they have; of what waits, one header of each bucket is read."""
     names = {session_of(name) for name in files.list_names(spool.layout.sessions)}
-    names |= {path.rpartition("/")[2] for path in walk.good("results", is_session)}
+    names |= {path.rpartition("/")[2] for path in walk.valid_paths("results", is_session)}
     found = {name: Standings(Counter(), 0.0) for name in filter(None, names)}
     of_bucket: dict[str, str] = {}
     for standing in walk.tasks():
@@ -110,8 +110,8 @@ def _walk(walk: SpoolScanner, session: str) -> Iterator[TaskLocation]:
     """In the order in which tasks move."""
     submitter = submitter_of(session)
     yield from walk.task_files("held", "waiting", claimed=False)
-    for lane in walk.good("ready", parse_lane):
-        for bucket in walk.good(lane, is_bucket):
+    for lane in walk.valid_paths("ready", parse_lane):
+        for bucket in walk.valid_paths(lane, is_bucket):
             if series_of(bucket.rpartition("/")[2])[1] == submitter:
                 yield from walk.task_files("waiting", bucket, claimed=False)
     yield from walk.task_files("running", "claimed", claimed=True)

@@ -1,15 +1,12 @@
-"""Where everything stands in a spool: one look at every name, while the spool is in use.
-
-No file is opened, and no link is followed.
-"""
+"""Scan of the names in a spool while it is in use. No file is opened, and no symbolic link is followed."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import (
@@ -37,41 +34,41 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
 Place = Literal["held", "waiting", "running", "done", "failed"]
-"""Where the file of a task is: ``waiting/``, ``ready/``, ``claimed/``, ``results/`` or ``failed/``."""
+"""Directory of a task's file: ``waiting/``, ``ready/``, ``claimed/``, ``results/`` or ``failed/``."""
 
 PLACES: tuple[Place, ...] = ("held", "waiting", "running", "done", "failed")
 """All places, in the order in which a task moves through them."""
 
 _REMOVED = (".nfs", ".fuse_hidden")
-"""How NFS and FUSE call a removed file as long as somebody has it open: an array that is mapped, say."""
+"""Prefixes of the names that NFS and FUSE give to a removed file while a process has it open (a mapped array, say)."""
 
 
 class TaskLocation(NamedTuple):
-    """The file of a task, where it was seen."""
+    """Location of a task's file at the time of the scan."""
 
     place: Place
     directory: str
-    """Below the spool's."""
+    """Relative to the spool's directory."""
     task_file: TaskFile
 
     @property
     def path(self) -> str:
-        """Below the spool's directory."""
+        """Path of the file relative to the spool's directory."""
         return f"{self.directory}/{self.task_file.name}"
 
     @property
     def lane(self) -> str:
-        """Of a task that waits in one; else its header has to say it."""
+        """Lane of a waiting task; empty for others, whose header names it."""
         return self.directory.split("/")[1] if self.place == "waiting" else ""
 
     @property
     def session(self) -> str:
-        """Of a task that is done; else its header has to say it."""
+        """Session of a finished task; empty for others, whose header names it."""
         return self.directory.split("/")[1] if self.place == "done" else ""
 
 
 class SpoolScanner:
-    """Lists directories below a spool, and notes what does not belong there or could not be listed."""
+    """Lists directories of a spool; records unknown names and directories that cannot be listed."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -79,26 +76,26 @@ class SpoolScanner:
         self.unlisted: dict[str, str] = {}
 
     def tasks(self, places: Collection[Place] = PLACES) -> Iterator[TaskLocation]:
-        """The files of all tasks, one after the other, and so in bounded memory.
+        """Yield the location of every task, in bounded memory.
 
-        The places come in the order in which a task moves, so that one that moves meanwhile is not missed. It
-        may be seen twice.
+        The places are listed in the order in which a task moves, so a task that moves meanwhile is not missed; it may
+        be yielded twice.
         """
         if "held" in places:
             yield from self.task_files("held", "waiting", claimed=False)
         if "waiting" in places:
-            for lane in self.good("ready", parse_lane):
-                for bucket in self.good(lane, is_bucket):
+            for lane in self.valid_paths("ready", parse_lane):
+                for bucket in self.valid_paths(lane, is_bucket):
                     yield from self.task_files("waiting", bucket, claimed=False)
         if "running" in places:
             yield from self.task_files("running", "claimed", claimed=True)
         if "done" in places:
-            yield from self.of_sessions("results")
+            yield from self.session_files("results")
         if "failed" in places:
             yield from self.task_files("failed", "failed", claimed=None)
 
     def names(self, directory: str) -> list[str]:
-        """What is in a directory; none where it is gone, is a link, or cannot be listed, which is noted."""
+        """Return the names in a directory; none if it is gone, is a symbolic link, or cannot be listed (recorded)."""
         path = f"{self.root}/{directory}"
         try:
             if files.is_directory(path):
@@ -109,14 +106,14 @@ class SpoolScanner:
             self.unlisted[directory] = error.strerror or str(error)
         return []
 
-    def good(self, directory: str, good: Callable[[str], object]) -> list[str]:
-        """Paths of what has a good name."""
+    def valid_paths(self, directory: str, valid: Callable[[str], object]) -> list[str]:
+        """Return the paths of the valid names in a directory; record the others as unknown."""
         names = self.names(directory)
-        self.unknown += [f"{directory}/{name}" for name in names if not good(name)]
-        return [f"{directory}/{name}" for name in names if good(name)]
+        self.unknown += [f"{directory}/{name}" for name in names if not valid(name)]
+        return [f"{directory}/{name}" for name in names if valid(name)]
 
     def task_files(self, place: Place, directory: str, *, claimed: bool | None) -> Iterator[TaskLocation]:
-        """The task files in a directory; with or without a worker in the name (None: either)."""
+        """Yield the task files in a directory: with a worker in the name, without one, or either (None)."""
         for name in self.names(directory):
             task_file = parse_task_file(name)
             if task_file is not None and claimed in (None, bool(task_file.worker)):
@@ -124,90 +121,109 @@ class SpoolScanner:
             else:
                 self.unknown.append(f"{directory}/{name}")
 
-    def of_sessions(self, directory: str) -> Iterator[TaskLocation]:
-        """The files of ``results/`` or ``outgoing/``, of all sessions."""
-        for path in self.good(directory, is_session):
+    def session_files(self, directory: str) -> Iterator[TaskLocation]:
+        """Yield the files of all sessions in ``results/`` or ``outgoing/``."""
+        for path in self.valid_paths(directory, is_session):
             yield from self.task_files("done", path, claimed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Every token of a spool by the place in which it stands, seen in one pass; keys are paths below the spool."""
+    """Names in a spool, from one pass over the whole tree. All paths are relative to the spool's directory."""
 
     ready: dict[str, TaskFile]
-    """Those in ``waiting/`` too."""
+    """Waiting tasks by path; delayed ones, in ``waiting/``, too."""
     claimed: dict[str, TaskFile]
-    results: dict[str, tuple[str, TaskFile]]
-    outgoing: dict[str, tuple[str, TaskFile]]
+    results: dict[str, TaskFile]
+    outgoing: dict[str, TaskFile]
+    """Outcomes, each named as the task file that it belongs to."""
     failed: dict[str, TaskFile]
-    needs: dict[str, DependencyLink]
+    links: dict[str, DependencyLink]
     unfinished: set[str]
-    """What is being written in ``tmp/``, by name."""
-    marks: list[str]
-    """Tasks that are to be cancelled."""
-    unknown: list[str]
-    """What has no name of a spool's, or is no directory where one should be."""
-    missing: list[str]
-    """Directories that every spool has."""
+    """Names of the files that are being written in ``tmp/``."""
+    cancel_requests: set[str]
+    """Ids of the tasks to be cancelled."""
+    unknown: set[str]
+    """Paths without a valid name, and other things in the place of a directory."""
+    missing: set[str]
+    """Directories that every spool has, and this one does not."""
     unlisted: dict[str, str]
-    """Directories that could not be listed, with the reasons: nothing in them was seen."""
+    """Directories that could not be listed, with the reasons: their content is not in the snapshot."""
+
+    @property
+    def tasks(self) -> dict[str, TaskFile]:
+        """All task files by path."""
+        return {**self.ready, **self.claimed, **self.results, **self.failed}
 
     @property
     def complete(self) -> bool:
-        """Whether all was seen, so that what was not seen is not there."""
-        return not (self.missing or self.unlisted or set(Layout.DIRECTORIES).intersection(self.unknown))
+        """Whether every directory was listed, so that a name that is not in the snapshot did not exist."""
+        return not (self.missing or self.unlisted or self.unknown.intersection(Layout.DIRECTORIES))
+
+    def __and__(self, other: Snapshot) -> Snapshot:
+        """Return the names that are in both snapshots."""
+
+        def both(one: Any, two: Any) -> Any:
+            return one & two if isinstance(one, set) else {path: each for path, each in one.items() if path in two}
+
+        return Snapshot(
+            **{each.name: both(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)}
+        )
+
+    def __or__(self, other: Snapshot) -> Snapshot:
+        """Return the names that are in either snapshot."""
+        return Snapshot(**{each.name: getattr(self, each.name) | getattr(other, each.name) for each in fields(self)})
 
 
 def scan(spool: Spool) -> Snapshot:
     """List the whole tree once.
 
-    An outcome is looked for first, then its token in the order in which it moves, so that one that moves
-    meanwhile is seen in one place at least.
+    The outcomes are listed before the tasks, and the tasks in the order in which they move, so that a task that moves
+    meanwhile is seen in at least one place. Links are listed first: a submitter makes them before the dependent task.
     """
-    walk = SpoolScanner(spool.path)
-    top = walk.names(".")
+    scanner = SpoolScanner(spool.path)
+    top = scanner.names(".")
     known = {*Layout.DIRECTORIES, *Layout.ON_DEMAND, "spool.json"}
-    needs = dict(_edges(walk))
-    unfinished = {path.partition("/")[2] for path in walk.good("tmp", _may_be_in_tmp)}
-    marks = [path.partition("/")[2] for path in walk.good("cancel", is_task_id)]
-    outgoing = {each.path: (each.session, each.task_file) for each in walk.of_sessions("outgoing")}
-    found: dict[Place, list[TaskLocation]] = {place: [] for place in PLACES}
-    for each in walk.tasks():
-        found[each.place].append(each)
-    for worker in walk.good("workers", is_worker_id):
-        walk.good(worker, workers.ENTRY_FILES.__contains__)
-    walk.good("objects", is_object_file)
-    walk.good("sessions", session_of)
-    walk.good("journal", writer_of)
-    walk.good("logs", parse_output_file)
-    walk.good("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
+    links = dict(_links(scanner))
+    unfinished = {path.partition("/")[2] for path in scanner.valid_paths("tmp", _may_be_in_tmp)}
+    requests = {path.partition("/")[2] for path in scanner.valid_paths("cancel", is_task_id)}
+    outgoing = {each.path: each.task_file for each in scanner.session_files("outgoing")}
+    found: dict[Place, dict[str, TaskFile]] = {place: {} for place in PLACES}
+    for each in scanner.tasks():
+        found[each.place][each.path] = each.task_file
+    for worker in scanner.valid_paths("workers", is_worker_id):
+        scanner.valid_paths(worker, workers.ENTRY_FILES.__contains__)
+    scanner.valid_paths("objects", is_object_file)
+    scanner.valid_paths("sessions", session_of)
+    scanner.valid_paths("journal", writer_of)
+    scanner.valid_paths("logs", parse_output_file)
+    scanner.valid_paths("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
     return Snapshot(
-        ready={each.path: each.task_file for each in (*found["held"], *found["waiting"])},
-        claimed={each.path: each.task_file for each in found["running"]},
-        results={each.path: (each.session, each.task_file) for each in found["done"]},
+        ready=found["held"] | found["waiting"],
+        claimed=found["running"],
+        results=found["done"],
         outgoing=outgoing,
-        failed={each.path: each.task_file for each in found["failed"]},
-        needs=needs,
+        failed=found["failed"],
+        links=links,
         unfinished=unfinished,
-        marks=marks,
-        unknown=walk.unknown + [name for name in top if name not in known],
-        missing=[name for name in Layout.DIRECTORIES if name not in top],
-        unlisted=walk.unlisted,
+        cancel_requests=requests,
+        unknown={*scanner.unknown, *(name for name in top if name not in known)},
+        missing={name for name in Layout.DIRECTORIES if name not in top},
+        unlisted=scanner.unlisted,
     )
 
 
 def waiting_tasks(spool: Spool) -> Counter[str]:
-    """How many tasks wait in each lane that has some."""
-    return Counter(standing.lane for standing in SpoolScanner(spool.path).tasks({"waiting"}))
+    """Return the number of waiting tasks by lane."""
+    return Counter(location.lane for location in SpoolScanner(spool.path).tasks({"waiting"}))
 
 
-def _edges(walk: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
-    """What is needed, by path; listed before the tasks: an edge goes before the one that needs it."""
-    for directory in walk.good("needs", is_session):
-        for path in walk.good(directory, lambda name: parse_link(name) or parse_lease(name)):
-            edge = parse_link(path.rpartition("/")[2])
-            if edge is not None:
-                yield path, edge
+def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
+    for directory in scanner.valid_paths("needs", is_session):
+        for path in scanner.valid_paths(directory, lambda name: parse_link(name) or parse_lease(name)):
+            link = parse_link(path.rpartition("/")[2])
+            if link is not None:
+                yield path, link
 
 
 def _may_be_in_tmp(name: str) -> bool:

@@ -259,7 +259,7 @@ def test_a_task_that_waits_is_taken_back_and_its_future_sees_it(spool: Spool) ->
         shown = run("cancel", "--yes", spool.path, future.task)  # type: ignore[attr-defined]
         assert (shown.exit_code, shown.stdout) == (0, f"{future.task} was taken back.\n")  # type: ignore[attr-defined]
         wait_until(future.cancelled, "the future knows")
-    assert not any((scan(spool).ready, scan(spool).results, scan(spool).marks))
+    assert not any((scan(spool).ready, scan(spool).results, scan(spool).cancel_requests))
 
 
 def test_tasks_that_are_held_back_or_run_can_be_cancelled(spool: Spool) -> None:
@@ -272,9 +272,9 @@ def test_tasks_that_are_held_back_or_run_can_be_cancelled(spool: Spool) -> None:
         f"{running} is to be cancelled.",
     }
     seen = scan(spool)
-    assert {task_file.task for _, task_file in seen.results.values()} == {held, waiting}
-    assert all(task_file.worker == CANCELLED for _, task_file in seen.results.values())
-    assert (seen.ready, seen.marks) == ({}, [running])
+    assert {task_file.task for task_file in seen.results.values()} == {held, waiting}
+    assert all(task_file.worker == CANCELLED for task_file in seen.results.values())
+    assert (seen.ready, seen.cancel_requests) == ({}, {running})
     assert run("cancel", "--yes", spool.path, running).exit_code == 0, "a mark may be there already"
 
 

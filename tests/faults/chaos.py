@@ -232,9 +232,9 @@ class Chaos:
                         delivered[note[2]] += 1
                         outcomes[note[2]] = (note[3], note[4])
         seen = scan(self.spool)
-        uncollected = {task_file.task: session for session, task_file in seen.results.values()}
-        outgoing = {task_file.name for _, task_file in seen.outgoing.values()}
-        committed = {task_file.name for _, task_file in seen.results.values()}
+        uncollected = {task_file.task: path.split("/")[1] for path, task_file in seen.results.items()}
+        outgoing = {task_file.name for task_file in seen.outgoing.values()}
+        committed = {task_file.name for task_file in seen.results.values()}
         kept = {task_file.task for task_file in seen.failed.values()}
         runs = Counter(self.effects.read_text().split())
         twice = 0
@@ -259,7 +259,7 @@ class Chaos:
             "submitters that hang": self.counts["submitters that hang"],
         }
         result["unreadable"] = sum(
-            not self._complete(session, task_file) for session, task_file in seen.results.values()
+            not self._complete(path.split("/")[1], task_file) for path, task_file in seen.results.items()
         )
         return result
 

@@ -51,7 +51,7 @@ def spool(tmp_path: Path) -> Spool:
 @pytest.fixture
 def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing moves in the spool: one more look is enough."""
-    monkeypatch.setattr("spoolpool.maintenance.check._MORE_LOOKS", 1)
+    monkeypatch.setattr("spoolpool.maintenance.check._REPETITIONS", 1)
 
 
 class Tree:
@@ -214,7 +214,7 @@ def test_unknown_names_are_reported_wherever_they_are_and_never_touched(tree: Tr
     before = tree.everything()
     found = check(tree.spool)
     assert kinds(found) == sorted(("unknown name", name) for name in names)
-    assert not any(each.mends for each in found)
+    assert not any(each.repairable for each in found)
     assert repair(tree.spool, found) == []
     assert tree.everything() == before
     assert run("check", "--repair", tree.spool.path).exit_code == 1
@@ -289,7 +289,7 @@ def test_a_torn_file_is_reported_and_left_alone(tree: Tree, place: str, beating:
     for torn in (b"", whole[:20], whole[:-1], whole[:40] + b"?" + whole[41:], whole + b"x", bytes(len(whole))):
         path.write_bytes(torn)
         (found,) = check(tree.spool)
-        assert (found.kind, found.path, found.mends) == ("unreadable", tree.of(path), False)
+        assert (found.kind, found.path, found.repairable) == ("unreadable", tree.of(path), False)
         assert check(tree.spool, deep=False) == []
     repair(tree.spool, [found])
     assert path.read_bytes() == torn
@@ -366,7 +366,7 @@ def test_what_is_no_file_is_reported_and_neither_hangs_nor_is_followed(
     before = tree.everything()
     found = check(tree.spool)
     assert kinds(found) == [("unreadable", tree.of(path))]
-    assert not found[0].mends
+    assert not found[0].repairable
     assert repair(tree.spool, found) == []
     assert tree.everything() == before
 
@@ -449,7 +449,7 @@ def test_a_task_in_two_places_is_reported_and_left_alone(tree: Tree, one: str, o
         tree.put(place, holder(tree, place), header=header)
     before = tree.everything()
     (found,) = check(tree.spool)
-    assert (found.kind, found.mends) == ("two tokens", False)
+    assert (found.kind, found.repairable) == ("duplicate task", False)
     assert one in found.text and other in found.text
     repair(tree.spool, [found])
     assert tree.everything() == before
@@ -575,7 +575,7 @@ def test_a_committed_task_without_its_outcome_is_reported_and_runs_again(tree: T
     assert kinds(found) == [("no outcome", tree.of(path))]
     assert repair(tree.spool, found, seconds=0) == []
     assert path.exists(), "the outcome may only be late"
-    assert repair(tree.spool, found) == [f"{tree.of(path)} waits again"]
+    assert repair(tree.spool, found) == [f"requeued {tree.of(path)}"]
     assert [each.name for each in scan(tree.spool).ready.values()] == [task_file.released().name]
     assert check(tree.spool) == []
 
@@ -646,7 +646,7 @@ def test_a_mark_is_stale_once_its_task_is_nowhere(tree: Tree, beating: None) -> 
     for task in [*marked, stale]:
         (tree.root / "cancel" / task).touch()
     found = check(tree.spool)
-    assert kinds(found) == [("stale mark", f"cancel/{stale}")]
+    assert kinds(found) == [("stale request", f"cancel/{stale}")]
     assert repair(tree.spool, found) == [f"removed cancel/{stale}"]
     assert sorted(files.list_names(tree.spool.layout.cancel)) == sorted(marked)
     assert check(tree.spool) == []
@@ -657,7 +657,7 @@ def test_what_cannot_be_mended_hinders_nothing_else(tree: Tree) -> None:
     (tree.root / "cancel" / wrong / "inner").mkdir(parents=True)
     (tree.root / "cancel" / right).touch()
     assert repair(tree.spool, check(tree.spool)) == [f"removed cancel/{right}"]
-    assert kinds(check(tree.spool)) == [("stale mark", f"cancel/{wrong}")]
+    assert kinds(check(tree.spool)) == [("stale request", f"cancel/{wrong}")]
     assert (tree.root / "cancel" / wrong / "inner").is_dir()
 
 
@@ -742,7 +742,7 @@ def test_the_commands_json_has_stable_keys(tree: Tree) -> None:
     (tree.root / "junk").touch()
     told = json.loads(run("check", "--json", tree.spool.path).output)
     assert told.keys() == {"spool", "findings", "done"}
-    assert [finding.keys() for finding in told["findings"]] == [{"kind", "path", "text", "mends"}]
+    assert [finding.keys() for finding in told["findings"]] == [{"kind", "path", "text", "repairable"}]
 
 
 def test_the_command_repairs_says_what_it_did_and_what_is_left(tree: Tree) -> None:
@@ -782,7 +782,7 @@ def test_an_edge_without_a_task_is_reported_and_removed(tree: Tree) -> None:
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
     files.create(tree.spool.layout.dependency_link("inbox", edge), [])
     found = check(tree.spool, deep=False)
-    assert kinds(found) == [("stale edge", f"needs/inbox/{edge.name}")]
+    assert kinds(found) == [("stale link", f"needs/inbox/{edge.name}")]
     assert repair(tree.spool, found) == [f"removed needs/inbox/{edge.name}"]
     assert check(tree.spool, deep=False) == []
 
@@ -793,8 +793,8 @@ def test_a_task_that_waits_for_what_is_not_there_is_reported_and_let_go(tree: Tr
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
     files.create(tree.spool.layout.dependency_link("inbox", DependencyLink(header.needs["inbox"][0], header.task)), [])
     found = check(tree.spool)
-    assert kinds(found) == [("unmet need", tree.of(path))]
-    assert repair(tree.spool, found) == [f"let {tree.of(path)} go"]
+    assert kinds(found) == [("no dependency", tree.of(path))]
+    assert repair(tree.spool, found) == [f"made {tree.of(path)} ready"]
     assert tree.path("ready", header, task_file).exists()
 
 

@@ -191,7 +191,7 @@ def test_outcomes_go_with_their_age_and_not_before(spool: Spool, after: Callable
     outcome = path.replace("results", "outgoing")
     found = find_garbage(spool)
     assert {path, outcome, cancelled} <= set(paths(found))
-    assert "30 d" in found[0].why
+    assert "30 d" in found[0].reason
     remove(spool, found)
     assert tree(spool) == {"spool.json"}
 
@@ -253,7 +253,7 @@ def test_a_task_that_was_lost_with_its_workers_is_kept_as_a_collector_would(
     task_file = lost(spool)
     after(31)
     found = find_garbage(spool)
-    assert f"kept as failed/{task_file.name}" in found[0].why
+    assert f"kept as failed/{task_file.name}" in found[0].reason
     remove(spool, found)
     assert tree(spool) == {"spool.json", f"failed/{task_file.name}"}
     assert retry_task(spool, task_file.name) == task_file.task
@@ -298,7 +298,7 @@ def test_what_a_dead_submitter_left_goes_sooner(spool: Spool, after: Callable[[f
     found = find_garbage(spool)
     assert len(found) == 5
     assert all(each.path.split("/")[1].startswith("dead") for each in found)
-    assert all("its submitter is gone" in each.why for each in found)
+    assert all("its submitter is dead" in each.reason for each in found)
     assert remove(spool, found) == 5
     assert not any("dead" in path for path in os.listdir(spool.layout.results) + os.listdir(spool.layout.outgoing))
     assert sorted(os.listdir(spool.layout.sessions)) == ["alive.json", "far.json"]
@@ -576,7 +576,7 @@ def test_the_policy_stands_in_the_spool(spool: Spool) -> None:
     task = new_task_id()
     (Path(spool.path) / "tmp" / task).touch()
     age(spool, f"tmp/{task}", 100 / DAY)
-    assert [each.why for each in find_garbage(spool)] == ["an unfinished write older than 60 s"]
+    assert [each.reason for each in find_garbage(spool)] == ["an unfinished write older than 60 s"]
 
 
 def test_a_policy_of_an_earlier_version_is_read(spool: Spool) -> None:
