@@ -169,7 +169,7 @@ class Executor(futures.Executor):
             cache_key, cached = runtime.memo.look(fn, args, kwargs, resources, runtime.session)
         if cached is not None:
             return cached
-        references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.holdings.take)
+        references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.objects.acquire)
         try:
             payload, buffers = pickling.dumps_call(fn, args, kwargs, references.refer, options.submission.least_shared)
             keys = {"cache": cache_key, "key": key}
@@ -198,7 +198,7 @@ class Executor(futures.Executor):
     ) -> Future[T]:
         with self._lock:
             runtime.prepare(resources.shape)
-        buffers, shared = runtime.session.holdings.share(buffers, self._options.submission.least_shared)
+        buffers, shared = runtime.session.objects.share(buffers, self._options.submission.least_shared)
         future = runtime.session.submit(
             payload,
             buffers,

@@ -135,7 +135,7 @@ class Collector:
             try:
                 if self._collect_listed(late):
                     backoff.reset()
-                    service.served()
+                    service.reset()
                     check_due = time.monotonic() + _FIRST_CHECK
                     refresher.reset()
                     continue
@@ -146,7 +146,7 @@ class Collector:
                     self._look_for_failed()
                     headers = [future.header for future in self._awaited.futures()]
                     service.check(headers)
-                    refresher.look(headers)
+                    refresher.refresh_if_due(headers)
                 if not idle and now > round_due:
                     round_due = now + self._spool.config.lease / 4
                     for line in recovery.round():

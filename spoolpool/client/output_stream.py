@@ -1,4 +1,4 @@
-"""Prints what a session's tasks print, as it comes, where their submitter is."""
+"""Printer of the output of a session's tasks in the submitter's process, as it comes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class OutputStream:
-    """Follows a session's tasks in a thread, and prints whole lines, each with the name of its task.
+    """Thread that follows a session's tasks and prints whole lines, each with the name of its task.
 
-    It goes to what ``sys.stdout`` is at that moment, a notebook's too. The lines of one rank keep their order.
+    It prints to the current ``sys.stdout``, also a notebook's. The lines of one rank keep their order.
     """
 
     def __init__(self, session: Session, trust: Trust) -> None:
         self._session = session
-        self._following = OutputFollower(session.spool, trust)
-        self._ended: SimpleQueue[tuple[TaskHeader, TaskFile] | None] = SimpleQueue()
+        self._follower = OutputFollower(session.spool, trust)
+        self._wake_ups: SimpleQueue[tuple[TaskHeader, TaskFile] | None] = SimpleQueue()  # with a finished task, if any
         self._headers: dict[TaskFile, TaskHeader] = {}
-        self._over: set[TaskFile] = set()
+        self._finished: set[TaskFile] = set()
         self._lines: dict[tuple[TaskFile, int], Lines] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"spoolpool-output-{session.name}", daemon=True)
@@ -40,20 +40,20 @@ class OutputStream:
         self._thread.start()
 
     def submitted(self) -> None:
-        """There is something to wait for."""
-        self._ended.put(None)
+        """Wake the thread after a submission."""
+        self._wake_ups.put(None)
 
     def ended(self, header: TaskHeader, task_file: TaskFile) -> None:
-        """A task's outcome has come, before its future has it."""
-        self._ended.put((header, task_file))
+        """Wake the thread with a task whose outcome has come; to be called before its future is done."""
+        self._wake_ups.put((header, task_file))
 
     def close(self) -> None:
-        """End once nothing is pending and everything was printed; harmless when repeated."""
+        """End once nothing is pending and all output is printed; may be repeated."""
         self._closed = True
-        self._ended.put(None)
+        self._wake_ups.put(None)
 
     def join(self) -> None:
-        """Wait for that, after :meth:`close`."""
+        """Wait for the end of the thread, after :meth:`close`."""
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -62,55 +62,56 @@ class OutputStream:
         while True:
             pending = {future.task: future.header for future in self._session.pending()}
             try:
-                new = self._look(pending)
-            except OSError as error:  # the server is away for a moment
-                log.info("What tasks print is looked for later: %s", error)
-                new = False
-            except (SpoolpoolError, ValueError) as error:  # somebody else's logs; or standard output was closed
-                log.warning("What tasks print is not shown any more: %s", error)
+                printed = self._print_new(pending)
+            except OSError as error:  # the file server is unreachable for a moment
+                log.info("Cannot read the output of the tasks now; trying again: %s", error)
+                printed = False
+            except (SpoolpoolError, ValueError) as error:  # another account's logs, or a closed standard output
+                log.warning("The output of the tasks is no longer printed: %s", error)
                 return
-            idle = not pending and not len(self._following)
-            if self._closed and idle and self._ended.empty():
+            idle = not pending and not len(self._follower)
+            if self._closed and idle and self._wake_ups.empty():
                 return
-            if new:
+            if printed:
                 backoff.reset()
             with contextlib.suppress(queue.Empty):
-                self._take(self._ended.get(timeout=None if idle else backoff.next()))
+                self._finish(self._wake_ups.get(timeout=None if idle else backoff.next()))
 
-    def _take(self, ended: tuple[TaskHeader, TaskFile] | None) -> None:
+    def _finish(self, ended: tuple[TaskHeader, TaskFile] | None) -> None:
+        """Follow a finished task to the end of its output."""
         if ended is None:
             return
         header, task_file = ended
-        if task_file not in self._headers:  # it ran between two looks
+        if task_file not in self._headers:  # it was claimed and ended between two listings
             self._headers[task_file] = header
-            self._following.add(task_file)
-        self._following.finish(task_file)
-        self._over.add(task_file)
+            self._follower.add(task_file)
+        self._follower.finish(task_file)
+        self._finished.add(task_file)
 
-    def _look(self, pending: dict[str, TaskHeader]) -> bool:
-        """Print what is new; whether something was."""
+    def _print_new(self, pending: dict[str, TaskHeader]) -> bool:
+        """Print new output; returns whether there was any."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._take(self._ended.get_nowait())
-        where = self._session.spool.layout
+                self._finish(self._wake_ups.get_nowait())
+        names = files.list_names(self._session.spool.layout.claimed) if pending else ()
         claimed = {
             task_file
-            for task_file in map(parse_task_file, files.list_names(where.claimed) if pending else ())
+            for task_file in map(parse_task_file, names)
             if task_file is not None and task_file.task in pending
         }
         for task_file in claimed - self._headers.keys():
             self._headers[task_file] = pending[task_file.task]
-            self._following.add(task_file)
-        for task_file in set(self._following.running()) - claimed:
-            self._following.finish(task_file)
-        new = False
-        for printed in self._following.poll():
+            self._follower.add(task_file)
+        for task_file in set(self._follower.running()) - claimed:
+            self._follower.finish(task_file)
+        any_output = False
+        for printed in self._follower.poll():
             self._print(printed)
-            new = True
-        for task_file in [task_file for task_file in self._over if task_file not in self._following]:
-            self._over.discard(task_file)
+            any_output = True
+        for task_file in [task_file for task_file in self._finished if task_file not in self._follower]:
+            self._finished.discard(task_file)
             del self._headers[task_file]
-        return new
+        return any_output
 
     def _print(self, printed: Printed) -> None:
         header = self._headers[printed.task_file]

@@ -146,19 +146,19 @@ class ExecutorRuntime:
         return Memoizer(cache, self.spool, self.accept, options.init_function)
 
     def _watch(self) -> None:
-        """Look after the groups until the executor is closed and its tasks are done."""
+        """Supervise the worker groups until the executor is closed and its tasks are done."""
         backoff = Backoff(0.01, 0.5)
         try:
             while not (self._closed and self.session.wait(0)):
-                if self._look_after():
+                if self._supervise():
                     backoff.reset()
                 if self._closed:
                     self.session.wait(backoff.next())
                 else:
                     with contextlib.suppress(queue.Empty):
                         self._awake.get(timeout=backoff.next())
-        except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait in silence
-            self.session.fail(BrokenSpool(f"The thread that looks after the groups ended: {error}"))
+        except BaseException as error:  # noqa: BLE001  after any error the futures must fail instead of waiting forever
+            self.session.fail(BrokenSpool(f"The thread that supervises the worker groups ended: {error}"))
         finally:
             if self.pool is not None:
                 self.pool.stop()
@@ -171,9 +171,9 @@ class ExecutorRuntime:
             if self.options.spool is None:
                 files.remove_tree(self.spool.path)
 
-    def _look_after(self) -> bool:
-        """Look after the groups once; whether something happened."""
-        # for what is not to start yet no groups need wait; of those that do, any sees when it is time
+    def _supervise(self) -> bool:
+        """Check the groups and batch jobs once; returns whether a group's state changed."""
+        # a task that must not start yet needs no group: one that is alive at that time claims it
         now = time.time()
         lanes = {future.header.lane for future in self.session.pending() if future.header.not_before <= now}
         if self.jobs is not None:
@@ -182,32 +182,32 @@ class ExecutorRuntime:
                 self.session.fail(BrokenSpool(self.jobs.broken))
         if self.pool is None:
             return False
-        happened = self.pool.step()
+        changed = self.pool.step()
         for lane in lanes:
             shape = _shape(lane)
             if reason := self.pool.broken.get(shape):
                 self.session.fail(BrokenSpool(reason), lane)
-            else:  # a group that ended as idle may have missed the task that came at that moment
-                self._make_room(shape)
-        return happened
+            else:  # race: a group may have ended as idle at the moment the task came
+                self._start_spare_groups(shape)
+        return changed
 
     def put(self, value: object) -> ObjectRef:
-        """Store a value as an object that the session holds."""
-        payload, buffers = pickling.dumps(value, _refuse)
-        name = self.session.holdings.put(payload, buffers)
+        """Store a value as an object, leased by the session."""
+        payload, buffers = pickling.dumps(value, _refuse_reference)
+        name = self.session.objects.put(payload, buffers)
         return ObjectRef(self.spool.config.id, name, len(payload) + sum(map(len, buffers)))
 
     def prepare(self, shape: Shape) -> None:
-        """Have groups for a call; raises :class:`BrokenSpool` where none of its shape can be started."""
+        """Start groups for a call if none has its shape. Raises :class:`BrokenSpool` if none can be started."""
         if self.jobs is not None and self.jobs.broken:
-            raise BrokenSpool(f"Nothing can be submitted: {self.jobs.broken}")
+            raise BrokenSpool(f"Cannot submit: {self.jobs.broken}")
         if self.pool is not None:
             if reason := self.pool.broken.get(shape):
-                raise BrokenSpool(f"Nothing can be submitted: {reason}")
-            self._make_room(shape)
+                raise BrokenSpool(f"Cannot submit: {reason}")
+            self._start_spare_groups(shape)
 
-    def _make_room(self, shape: Shape) -> None:
-        """Have groups of a shape that a call asks for, as many as the executor's cores hold; they end when idle."""
+    def _start_spare_groups(self, shape: Shape) -> None:
+        """Start groups of a shape requested by a call, as many as the executor's cores hold; they end when idle."""
         if self.pool is not None and self.pool.count(shape) == 0:
             arguments = ["--idle-timeout", str(_SPARE_SECONDS)]
             self.pool.resize(shape, max(1, self.cores // shape.cores), arguments=arguments)
@@ -223,22 +223,22 @@ class ExecutorRuntime:
         return submission.pack and limit is None and self.options.session is None
 
     def flush_with(self, flush: Callable[[], None]) -> None:
-        """Have gathered calls submitted by ``flush`` before the session is closed."""
+        """Set the function that submits gathered calls; it is called before the session is closed."""
         self.flush = flush
         _close_at_exit(self)
 
     def close(self) -> None:
-        """Let everything end once nothing is pending; harmless when repeated, and in a forked child."""
+        """End all resources once nothing is pending. May be repeated; does nothing in a forked child."""
         if os.getpid() == self._pid:
             self.flush()
-            self.session.close()  # first: what was submitted before is awaited, and nothing comes after
+            self.session.close()  # first: earlier submissions are awaited, and none follows
             self._closed = True
             self._awake.put(None)
             if self.stream is not None:
                 self.stream.close()
 
     def join(self) -> None:
-        """Wait until everything ended, after :meth:`close`; not in a callback, for which the threads wait."""
+        """Wait for the end of the threads, after :meth:`close`; returns at once in one of them, as in a callback."""
         if self.session.collects_here() or self._thread is threading.current_thread():
             return
         self.session.join()
@@ -250,14 +250,14 @@ class ExecutorRuntime:
             self.memo.close()
 
 
-def _refuse(reference: object) -> object:
-    what = "a reference" if isinstance(reference, ObjectRef) else "a future"
-    raise BadRequest(f"There is {what} in what is to be put: give it to the call as an argument of its own.")
+def _refuse_reference(reference: object) -> object:
+    kind = "a reference" if isinstance(reference, ObjectRef) else "a future"
+    raise BadRequest(f"put() was given a value that contains {kind}: pass that to the call as a separate argument.")
 
 
 def _shape(lane: str) -> Shape:
     wanted = parse_lane(lane)
-    assert wanted is not None  # this process made it
+    assert wanted is not None  # this process composed the name
     return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
 
 

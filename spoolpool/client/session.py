@@ -60,7 +60,7 @@ class Session:
         self._buckets = BucketAllocator(spool, self._submitter, came_back=bool(submitter))
         self._awaited = PendingTasks(spool, self.name, keeps_all=keeps)
         self._collector = Collector(self._awaited, accept, end=self._end, fail=self.fail)
-        self.holdings = SessionObjects(spool, self.name)
+        self.objects = SessionObjects(spool, self.name)
         self._closed = False
         self._detached = False
         self.may_be_left = False
@@ -326,7 +326,7 @@ class Session:
         if not self._detached:
             lost = self.keeps and self._awaited.lost  # and may be retried
             if self._broken is None and not lost:  # else something may still run that needs them
-                self.holdings.close(lost=self._awaited.lost)
+                self.objects.close(lost=self._awaited.lost)
             if not self.keeps:
                 self.spool.close_session(self.name)
             self._buckets.remove()

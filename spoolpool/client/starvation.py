@@ -1,4 +1,4 @@
-"""What a submitter sees to while nothing comes: that somebody serves it, and that no listing hides its tasks."""
+"""Measures of a submitter while no outcome comes: a warning if no group serves its tasks, and refreshed listings."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger("spoolpool.session")
 
-_TELL_EVERY = 600.0
-_FIRST_REFRESH, _LAST_REFRESH = 5.0, 600.0
+_WARNING_SECONDS = 600.0  # between two warnings about one lane
+_FIRST_REFRESH, _LAST_REFRESH = 5.0, 600.0  # seconds between two refreshes, growing
 
 
 class StarvationMonitor:
-    """Tells a submitter, once in a while, that nobody can run what it waits for, and why."""
+    """Logger of warnings that no living worker group can run the tasks of a lane, with the reason."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._liveness = heartbeat.Liveness(spool)
-        self._told: dict[str, float] = {}
-        self._serves: dict[str, WorkerInfo] = {}  # a group that can run the tasks of a lane
+        self._warned: dict[str, float] = {}  # by lane: monotonic time of the last warning
+        self._serves: dict[str, WorkerInfo] = {}  # by lane: a group that can run its tasks
 
-    def served(self) -> None:
-        """Something came: forget what was told."""
-        self._told.clear()
+    def reset(self) -> None:
+        """Forget the warnings, after an outcome has come."""
+        self._warned.clear()
 
     def check(self, awaited: Sequence[TaskHeader]) -> None:
-        """Look who lives and compare with what is wanted."""
-        now = time.time()  # a hint for people: this host's clock will do
+        """Warn about each lane of these tasks that no living group serves."""
+        now = time.time()  # a warning tolerates the error of this host's clock
         wanted = {header.lane for header in awaited if header.not_before <= now}
-        if all(time.monotonic() - self._told.get(lane, -_TELL_EVERY) < _TELL_EVERY for lane in wanted):
+        if all(time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) < _WARNING_SECONDS for lane in wanted):
             return
-        unserved = {lane for lane in wanted if not self._served_still(lane)}
+        unserved = {lane for lane in wanted if not self._is_still_served(lane)}
         if not unserved:
             return
         alive = [info for info in workers.read_workers(self._spool) if self._liveness.alive(info)]
@@ -46,43 +46,43 @@ class StarvationMonitor:
             reason = workers.why_unserved(lane, alive)
             if reason is None:
                 self._serves[lane] = next(info for info in alive if workers.why_unserved(lane, [info]) is None)
-            elif time.monotonic() - self._told.get(lane, -_TELL_EVERY) >= _TELL_EVERY:
-                self._told[lane] = time.monotonic()
+            elif time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) >= _WARNING_SECONDS:
+                self._warned[lane] = time.monotonic()
                 count = sum(1 for header in awaited if header.lane == lane)
                 log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)
 
-    def _served_still(self, lane: str) -> bool:
-        """Whether the group that was found the last time lives: then nobody looks at thousands of others."""
+    def _is_still_served(self, lane: str) -> bool:
+        """Whether the group found the last time lives; this saves a look at the entries of thousands of groups."""
         info = self._serves.get(lane)
         return info is not None and self._liveness.alive(info)
 
 
 class Refresher:
-    """Lets everybody, this submitter included, list anew where a task that it waits for may be hidden from them.
+    """Refreshes, with growing intervals, the directories in which a stale listing may hide a task or its outcome.
 
-    Seldom, and the longer nothing comes the more so. :func:`spoolpool.system.files.refresh` says what hides a name.
+    A stale listing may be this host's or another one's: see :func:`spoolpool.system.files.refresh`.
     """
 
     def __init__(self, spool: Spool, session: str) -> None:
-        self._where = spool.layout
+        self._layout = spool.layout
         self._inbox = f"{spool.layout.results}/{session}"
         self._backoff = Backoff(_FIRST_REFRESH, _LAST_REFRESH, 2.0)
         self._due: float | None = None
 
     def reset(self) -> None:
-        """Something came."""
+        """Start anew with short intervals, after an outcome has come."""
         self._backoff.reset()
         self._due = None
 
-    def look(self, awaited: Sequence[TaskHeader]) -> None:
-        """Nothing came: refresh what these tasks pass through, if it is time."""
+    def refresh_if_due(self, awaited: Sequence[TaskHeader]) -> None:
+        """Refresh the directories through which these tasks pass, if the interval is over."""
         now = time.monotonic()
         if self._due is not None and now < self._due:
             return
-        if self._due is not None:  # else the wait has only begun
-            where = self._where
+        if self._due is not None:  # None: the wait has just begun
+            layout = self._layout
             buckets = {(header.lane, header.bucket) for header in awaited}
-            ways = {path for lane, bucket in buckets for path in (where.lane(lane), where.bucket(lane, bucket))}
-            for directory in (where.ready, *ways, where.waiting, where.claimed, self._inbox):
+            paths = {path for lane, bucket in buckets for path in (layout.lane(lane), layout.bucket(lane, bucket))}
+            for directory in (layout.ready, *paths, layout.waiting, layout.claimed, self._inbox):
                 files.refresh(directory)
         self._due = now + self._backoff.next()

@@ -1,4 +1,4 @@
-"""The spool of one executor that was given none: where it is made. It goes with its executor."""
+"""Temporary spool of an embedded executor, removed together with the executor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
-_NODES_OWN = ("/tmp", "/var/tmp", "/dev/shm")
+_NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")
+"""Directories that each node has for itself."""
 
 
 def create_temporary_spool(*, one_host: bool, output: int) -> Spool:
-    """Make it: below the directory for temporary files if ``one_host`` has all groups, else where all nodes see it.
+    """Create a spool below the directory for temporary files, or, for groups on several hosts, in a shared directory.
 
-    That is below ``SPOOLPOOL_DIR`` (beside it, if it is a spool), or below the current directory; raises
-    :class:`BadRequest` where this is a directory that each node has for itself.
+    The shared directory is ``SPOOLPOOL_DIR`` (if that is a spool, its parent), or else the current directory. Raises
+    :class:`BadRequest` if the current directory is local to each node.
     """
-    path = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=None if one_host else _shared()))
+    path = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=None if one_host else _shared_directory()))
     try:
         caches = 1.0 if one_host else settings.CACHE_SECONDS
         return Spool.create(path, durability="none", caches=caches, output=output, temporary=True)
@@ -28,16 +29,16 @@ def create_temporary_spool(*, one_host: bool, output: int) -> Spool:
         raise
 
 
-def _shared() -> str:
+def _shared_directory() -> str:
     named = os.environ.get(settings.ENV_SPOOL)
     if named:
         named = os.path.abspath(named)
         return os.path.dirname(named) if os.path.lexists(f"{named}/spool.json") else named
     here = os.path.realpath(os.getcwd())
-    for directory in (*_NODES_OWN, tempfile.gettempdir()):
+    for directory in (*_NODE_LOCAL, tempfile.gettempdir()):
         if os.path.commonpath([here, os.path.realpath(directory)]) == os.path.realpath(directory):
             raise BadRequest(
-                f"This executor needs a spool that all nodes see, and {here} is below {directory}, of which each node "
-                f"has its own. Start in a shared directory, set {settings.ENV_SPOOL} to one, or give spool=."
+                f"Cannot create the executor's spool in {here}: all nodes must see it, but each node has its own "
+                f"{directory}. Start in a shared directory, set {settings.ENV_SPOOL} to one, or pass spool=."
             )
     return here

@@ -187,7 +187,7 @@ class Scene:
     def put(inbox: Inbox, function: Any, *args: object, **more: Any) -> TaskFuture:
         """Submit a call, into the lane of whoever acts."""
         task_id = new_task_id(more.pop("priority", settings.PRIORITY))
-        needs = CallReferences(inbox.spool, task_id, inbox.holdings.take)
+        needs = CallReferences(inbox.spool, task_id, inbox.objects.acquire)
         payload, buffers = pickling.dumps((function, args, {}), needs.refer)
         lane = Lane("default", 1, 1, 0, settings.PYTHON, user=os.geteuid()).name
         return inbox.submit(payload, buffers, lane=lane, name="tested", needs=needs, objects=needs.objects, **more)

@@ -227,7 +227,7 @@ class Inbox(Session):
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
         task_id = new_task_id(options.pop("priority", settings.PRIORITY))
-        needs = CallReferences(self.spool, task_id, self.holdings.take)
+        needs = CallReferences(self.spool, task_id, self.objects.acquire)
         payload, buffers = pickling.dumps((function, args, {}), needs.refer)
         options["objects"] = needs.objects
         future = self.submit(payload, buffers, lane=LANE, name="tested", needs=needs, **options)
@@ -236,7 +236,7 @@ class Inbox(Session):
 
     def put_object(self, value: Any) -> ObjectRef:
         """Store a value, as an executor does."""
-        return ObjectRef(self.spool.config.id, self.holdings.put(*pickling.dumps(value)), 0)
+        return ObjectRef(self.spool.config.id, self.objects.put(*pickling.dumps(value)), 0)
 
     def expect(self, header: TaskHeader) -> TaskFuture:
         """The future of a task, also of one that another incarnation of this session submitted."""

@@ -239,8 +239,8 @@ def test_no_groups_are_started_for_a_call_before_its_time() -> None:
         assert core is not None and core.pool is not None
         core.pool.resize(Shape(threads=2), 0)
         made: list[Shape] = []
-        core._make_room = made.append  # type: ignore[method-assign]
-        core._look_after()
+        core._start_spare_groups = made.append  # type: ignore[method-assign]
+        core._supervise()
         assert made == []
         assert later.cancel()
 

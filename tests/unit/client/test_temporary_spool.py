@@ -18,7 +18,7 @@ from spoolpool.protocol.spool import Spool
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, where no node has files of its own."""
     monkeypatch.delenv(settings.ENV_SPOOL, raising=False)
-    monkeypatch.setattr(temporary_spool, "_NODES_OWN", ("/dev/shm",))
+    monkeypatch.setattr(temporary_spool, "_NODE_LOCAL", ("/dev/shm",))
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(other))

@@ -168,7 +168,9 @@ def after(state: State, terms: ScalingPolicy) -> State:
 
 
 @given(STATES, TERMS)
-def test_jobs_stay_within_the_bound_running_ones_are_kept_and_a_third_look_changes_nothing(state: State, terms: ScalingPolicy):
+def test_jobs_stay_within_the_bound_running_ones_are_kept_and_a_third_look_changes_nothing(
+    state: State, terms: ScalingPolicy
+):
     decisions = decide(state, terms)
     there = {each.name: each for each in state.jobs if each.state != "over"}
     cancelled = [each.job for each in decisions if each.do == "cancel"]

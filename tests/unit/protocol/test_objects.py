@@ -200,11 +200,11 @@ def test_what_cannot_be_had_is_refused_when_it_is_submitted(served: Spool, ones:
         with pytest.raises(BadRequest, match="another spool"):
             other.submit(total, ref)
         gone = ObjectRef(ref.spool, "0" * 32, 1)
-        with pytest.raises(BadRequest, match=r"not in .* any more"):
+        with pytest.raises(BadRequest, match=r"was removed from"):
             executor.submit(total, gone)
-        with pytest.raises(BadRequest, match="a reference in what is to be put"):
+        with pytest.raises(BadRequest, match="contains a reference"):
             executor.put([ref])
-        with pytest.raises(BadRequest, match="a future in what is to be put"):
+        with pytest.raises(BadRequest, match="contains a future"):
             executor.put([executor.submit(total, ref)])
         assert len(paths(served, "needs")) == 1
 
