@@ -137,22 +137,23 @@ def main(**options: Any) -> None:
 
 def in_batch_script() -> bool:
     """Whether this process is the script of a Slurm job or a Flux batch job, and no rank of anything."""
-    from spoolpool.launch.allocation import find, in_step
+    from spoolpool.launch.allocation import find_allocation, in_step
 
-    return find().kind != "none" and not in_step() and ranks_started() == 1
+    return find_allocation().system != "none" and not in_step() and ranks_started() == 1
 
 
 def supervise(wishes: WorkerCommandOptions) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
-    from spoolpool.launch.choice import Options, choose
+    from spoolpool.launch.launcher import LaunchOptions
+    from spoolpool.launch.selection import select_launcher
     from spoolpool.pool.supervisor import Supervisor, SupervisorOptions
     from spoolpool.system.stop_request import StopRequest
 
-    launcher = choose(wishes.launcher or "auto")
+    launcher = select_launcher(wishes.launcher or "auto")
     orders = SupervisorOptions(
         wishes=wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
         arguments=wishes.for_groups(),
-        options=Options(
+        options=LaunchOptions(
             oversubscribe=wishes.oversubscribe,
             cwd=wishes.cwd,
             extra=wishes.launcher_options,

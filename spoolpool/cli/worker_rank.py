@@ -42,7 +42,7 @@ def open_spool(directory: str) -> Spool:
 
 def work(wishes: WorkerCommandOptions) -> int:
     """Be a rank of a group; returns the exit code."""
-    from spoolpool.launch.output_relay import take_over
+    from spoolpool.launch.output_relay import redirect_output
     from spoolpool.protocol.registration import decode_owner
     from spoolpool.security.trust import Trust
     from spoolpool.system.gpus import local_rank, take_share
@@ -51,7 +51,7 @@ def work(wishes: WorkerCommandOptions) -> int:
     launched = wishes.group_of is not None
     pipes, devices = [os.environ.pop(name, "") for name in (settings.ENV_OUTPUT, settings.ENV_DEVICES)]
     if launched and pipes:
-        take_over(pipes, local_rank())
+        redirect_output(pipes, local_rank())
     if launched and devices:
         take_share(devices, wishes.gpus)
     size = wishes.group_of or ranks_started()
@@ -167,7 +167,7 @@ def _lead(spool: Spool, group: Group, wishes: WorkerCommandOptions, terms: Worke
     """Be rank 0 of a group."""
     from dataclasses import replace
 
-    from spoolpool.launch.allocation import find
+    from spoolpool.launch.allocation import find_allocation
     from spoolpool.protocol.workers import WorkerInfo
     from spoolpool.system.accounts import account_name
     from spoolpool.system.processes import ProcessId, hostname
@@ -196,7 +196,7 @@ def _lead(spool: Spool, group: Group, wishes: WorkerCommandOptions, terms: Worke
     on_signals(told.set)  # a signal that comes while the worker announces itself must not leave its entry behind
     leader = Worker(spool, group, info, terms)
     # alone on a host, a task may take as long as it needs
-    stop = functools.partial(leader.stop, None if find().kind == "none" else wishes.drain)
+    stop = functools.partial(leader.stop, None if find_allocation().system == "none" else wishes.drain)
     on_signals(stop)
     if told.is_set():
         stop()

@@ -22,7 +22,8 @@ from spoolpool.client.resume import SessionReplay
 from spoolpool.client.session import Session
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
-from spoolpool.launch.choice import Launcher, Options, choose
+from spoolpool.launch.launcher import Launcher, LaunchOptions
+from spoolpool.launch.selection import select_launcher
 from spoolpool.options import BatchBackend
 from spoolpool.pool.batch_pool import BatchPool
 from spoolpool.pool.pool import GroupPool
@@ -99,7 +100,7 @@ class ExecutorRuntime:
     @classmethod
     def open(cls, options: ExecutorOptions, groups: int) -> ExecutorRuntime:
         """Open the session and start this many worker groups; a failure leaves nothing behind."""
-        launcher = choose(options.backend.name) if options.runs_groups else None
+        launcher = select_launcher(options.backend.name) if options.runs_groups else None
         spool = options.spool
         if spool is None:
             one_host = launcher is not None and launcher.name in ("mpiexec", "local")
@@ -263,7 +264,7 @@ def _shape(lane: str) -> Shape:
 
 def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher) -> GroupPool:
     arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
-    launch = Options(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
+    launch = LaunchOptions(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
     return GroupPool(spool, launcher, arguments=arguments, options=launch)
 
 

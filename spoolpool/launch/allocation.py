@@ -1,4 +1,4 @@
-"""What a batch system has given to the job that this process runs in: cores, GPUs, and the time that is left."""
+"""Cores, GPUs and time that a batch system has given to the job of this process, and placement of groups in them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from spoolpool.resources import Shape
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
-Kind = Literal["slurm", "flux", "none"]
-
 _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
 _BRACKETS = re.compile(r"(\[[^\]]*\])")
-_LEFT = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
+_DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The job around this process, or ``none``: then the whole host is ours."""
+    """Resources of the job around this process; without a job (``none``), those of this host."""
 
-    kind: Kind
+    system: Literal["slurm", "flux", "none"]
     """Batch system."""
     job: str = ""
-    """Its id of the job."""
+    """Id of the job."""
     nodes: tuple[str, ...]
     """Names of the nodes."""
     cores: tuple[int, ...]
@@ -40,138 +38,138 @@ class Allocation:
     """GPUs of each node."""
 
     @property
-    def words(self) -> str:
-        """It in words, for messages."""
-        where = "host" if self.kind == "none" else "job"
-        nodes = f" on {len(self.nodes)} node(s)" if self.kind != "none" else ""
-        return f"this {where}, which has {sum(self.cores)} core(s) and {sum(self.gpus)} GPU(s){nodes}"
+    def description(self) -> str:
+        """Phrase for messages: kind and size."""
+        kind = "host" if self.system == "none" else "job"
+        nodes = f" on {len(self.nodes)} node(s)" if self.system != "none" else ""
+        return f"this {kind}, which has {sum(self.cores)} core(s) and {sum(self.gpus)} GPU(s){nodes}"
 
-    def room(self, cores: int = 0) -> Room:
-        """All of it, to be dealt out; with so many times its cores as it takes for a number of them."""
-        times = max(1, -(-cores // max(1, sum(self.cores))))
-        whole = self.kind == "flux"
-        return Room(self.nodes, [times * each for each in self.cores], self.gpus, whole_nodes=whole)
+    def capacity(self, cores: int = 0) -> Capacity:
+        """Return the capacity of all nodes; multiply their cores until there are at least ``cores``."""
+        factor = max(1, -(-cores // max(1, sum(self.cores))))
+        counts = [factor * count for count in self.cores]
+        return Capacity(self.nodes, counts, self.gpus, whole_nodes=self.system == "flux")
 
     def check(self, shape: Shape) -> None:
-        """Raises :class:`LauncherError` where not even one group of a shape fits."""
-        if self.room().take(shape) is None:
+        """Raise :class:`LauncherError` unless one group of a shape fits."""
+        if self.capacity().reserve(shape) is None:
             raise LauncherError(
-                f"A group of {shape} does not fit into {self.words}. Ask for a larger job, or smaller groups."
+                f"A group of {shape} does not fit into {self.description}. Ask for a larger job, or smaller groups."
             )
 
 
 def plan(
-    allocation: Allocation, wishes: Sequence[tuple[Shape, int | None]], *, oversubscribe: bool = False
-) -> tuple[list[tuple[Shape, int]], Room]:
-    """How many groups of each shape run side by side, in the order in which they are to be placed, and the room for it.
+    allocation: Allocation, requests: Sequence[tuple[Shape, int | None]], *, oversubscribe: bool = False
+) -> tuple[list[tuple[Shape, int]], Capacity]:
+    """Return the number of simultaneous groups of each shape, in placement order, and the capacity for them.
 
-    A shape without a number gets what is left, in the order of the wishes. On a host that no batch system looks after,
-    and with ``oversubscribe``, there are as many cores as the numbers ask for. Raises :class:`LauncherError` where a
-    shape gets no place, or fewer than its number.
+    A shape without a number gets the rest, in the order of the requests. On a host without a batch system, and with
+    ``oversubscribe``, there are as many cores as the numbers request. Raises :class:`LauncherError` if a shape gets no
+    group, or fewer than its number.
     """
-    asked = sum(shape.cores * count for shape, count in wishes if count is not None)
-    cores = asked if oversubscribe or allocation.kind == "none" else 0
-    # what is hard to place comes first; the sort keeps the order of those without a number
-    order = sorted(wishes, key=lambda wish: (wish[1] is None, *([0, 0] if wish[1] is None else wish[0].burden())))
-    room = allocation.room(cores)
+    requested = sum(shape.cores * count for shape, count in requests if count is not None)
+    cores = requested if oversubscribe or allocation.system == "none" else 0
+    # the hardest to place come first; the sort keeps the order of shapes without a number
+    order = sorted(requests, key=lambda each: (each[1] is None, *([0, 0] if each[1] is None else each[0].burden())))
+    capacity = allocation.capacity(cores)
     planned: list[tuple[Shape, int]] = []
     for shape, count in order:
-        found = 0
-        while found != count and room.take(shape) is not None:
-            found += 1
-        if found < (count or 1):
+        placed = 0
+        while placed != count and capacity.reserve(shape) is not None:
+            placed += 1
+        if placed < (count or 1):
             beside = "".join(f", beside {number} of {other}" for other, number in planned)
             raise LauncherError(
-                f"{count or 1} group(s) of {shape} cannot be placed in {allocation.words}{beside}: there is room for "
-                f"{found}. Ask for a larger job, or for smaller or fewer groups."
+                f"{count or 1} group(s) of {shape} cannot be placed in {allocation.description}{beside}: there is room "
+                f"for {placed}. Ask for a larger job, or for smaller or fewer groups."
             )
-        planned.append((shape, found))
-    return planned, allocation.room(cores)
+        planned.append((shape, placed))
+    return planned, allocation.capacity(cores)
 
 
-class Room:
-    """What is free on some nodes while groups are placed there."""
+class Capacity:
+    """Free cores and GPUs of nodes, reserved and released by groups."""
 
     def __init__(
         self, nodes: Sequence[str], cores: Sequence[int], gpus: Sequence[int], *, whole_nodes: bool = False
     ) -> None:
-        """``whole_nodes``: a group that spans several has them to itself, since its ranks may go anywhere on them."""
-        self._all = {node: (count, devices) for node, count, devices in zip(nodes, cores, gpus, strict=True)}
-        self._free = dict(self._all)
+        """``whole_nodes``: a group on several nodes reserves all of each, since its ranks may run anywhere on them."""
+        self._total = {node: (count, devices) for node, count, devices in zip(nodes, cores, gpus, strict=True)}
+        self._free = dict(self._total)
         self._whole_nodes = whole_nodes
 
-    def take(self, shape: Shape) -> tuple[str, ...] | None:
-        """Take the place for a group: the node of each rank, in rank order; None if there is none.
+    def reserve(self, shape: Shape) -> tuple[str, ...] | None:
+        """Reserve room for a group; return the node of each rank, in rank order, or None if there is no room.
 
-        A group stays within a node where an empty one could hold it: in the one that it leaves least free. A larger
-        one goes to the emptiest nodes.
+        A group stays within one node if an empty node could hold it: the node with the fewest free GPUs, then cores,
+        that does hold it. A larger group gets the nodes with the most room.
         """
-        if any(_ranks(shape, *size) >= shape.ranks for size in self._all.values()):
+        if any(_ranks(shape, *size) >= shape.ranks for size in self._total.values()):
             fitting = [node for node, free in self._free.items() if _ranks(shape, *free) >= shape.ranks]
             if not fitting:
                 return None
-            best = min(fitting, key=lambda node: self._free[node][::-1])  # GPUs are for those who ask for them
-            return self._count((best,) * shape.ranks, shape, -1)
+            best = min(fitting, key=lambda node: self._free[node][::-1])  # keeps GPUs for groups that need them
+            return self._add((best,) * shape.ranks, shape, -1)
         free = {
             node: _ranks(shape, *free)
             for node, free in self._free.items()
-            if not self._whole_nodes or free == self._all[node]
+            if not self._whole_nodes or free == self._total[node]
         }
         by_room = sorted(free, key=lambda node: -free[node])
-        place = tuple(node for node in by_room for _ in range(free[node]))[: shape.ranks]
-        return self._count(place, shape, -1) if len(place) == shape.ranks else None
+        nodes = tuple(node for node in by_room for _ in range(free[node]))[: shape.ranks]
+        return self._add(nodes, shape, -1) if len(nodes) == shape.ranks else None
 
-    def give(self, place: tuple[str, ...], shape: Shape) -> None:
-        """Give back the place of a group."""
-        self._count(place, shape, 1)
+    def release(self, nodes: tuple[str, ...], shape: Shape) -> None:
+        """Release what :meth:`reserve` returned for a group of this shape."""
+        self._add(nodes, shape, 1)
 
-    def close(self, node: str) -> None:
-        """Nothing is placed on a node any more."""
-        self._all.pop(node, None)
+    def exclude(self, node: str) -> None:
+        """Reserve nothing on a node from now on."""
+        self._total.pop(node, None)
         self._free.pop(node, None)
 
-    def _count(self, place: tuple[str, ...], shape: Shape, sign: int) -> tuple[str, ...]:
-        nodes = Counter(place)
-        for node, ranks in nodes.items():
-            if node in self._all:
-                taken = ranks * shape.threads, ranks * shape.gpus
-                if len(nodes) > 1 and self._whole_nodes:
-                    taken = self._all[node]
+    def _add(self, nodes: tuple[str, ...], shape: Shape, sign: int) -> tuple[str, ...]:
+        ranks_of = Counter(nodes)
+        for node, ranks in ranks_of.items():
+            if node in self._total:
+                used = ranks * shape.threads, ranks * shape.gpus
+                if len(ranks_of) > 1 and self._whole_nodes:
+                    used = self._total[node]
                 cores, gpus = self._free[node]
-                self._free[node] = cores + sign * taken[0], gpus + sign * taken[1]
-        return place
+                self._free[node] = cores + sign * used[0], gpus + sign * used[1]
+        return nodes
 
 
 def _ranks(shape: Shape, cores: int, gpus: int) -> int:
-    """How many ranks of a shape so many cores and GPUs hold."""
+    """Return how many ranks of a shape fit into this many cores and GPUs."""
     ranks = cores // shape.threads
     return min(ranks, gpus // shape.gpus) if shape.gpus else ranks
 
 
-def find(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The innermost allocation that this process runs in: a Flux instance, else a Slurm job, else this host.
+def find_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
+    """Return the innermost allocation around this process: a Flux instance, else a Slurm job, else this host.
 
-    Of a Flux instance its launcher knows more, through Flux's bindings.
+    The resources of a Flux instance are left out: its launcher reads them through Flux's bindings.
     """
     if environment.get("FLUX_URI"):
-        return Allocation(kind="flux", job=environment.get("FLUX_JOB_ID", ""), nodes=(), cores=(), gpus=())
+        return Allocation(system="flux", job=environment.get("FLUX_JOB_ID", ""), nodes=(), cores=(), gpus=())
     if job := environment.get("SLURM_JOB_ID"):
-        cores = expand(environment.get("SLURM_JOB_CPUS_PER_NODE", "1"))
-        nodes = hosts(environment.get("SLURM_JOB_NODELIST", hostname()))
+        cores = expand_counts(environment.get("SLURM_JOB_CPUS_PER_NODE", "1"))
+        nodes = expand_hosts(environment.get("SLURM_JOB_NODELIST", hostname()))
         gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
         if len(nodes) != len(cores):
             raise LauncherError(
                 f"Slurm's variables do not agree: SLURM_JOB_NODELIST names {len(nodes)} node(s), and "
                 f"SLURM_JOB_CPUS_PER_NODE {len(cores)}."
             )
-        return Allocation(kind="slurm", job=job, nodes=nodes, cores=cores, gpus=(gpus,) * len(cores))
-    return this_host(environment)
+        return Allocation(system="slurm", job=job, nodes=nodes, cores=cores, gpus=(gpus,) * len(cores))
+    return host_allocation(environment)
 
 
-def this_host(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """What this process may use of its host."""
+def host_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
+    """Return the cores and GPUs of this host that this process may use."""
     gpus = len(find_gpus(environment).ids)
-    return Allocation(kind="none", nodes=(hostname(),), cores=(usable_cores(),), gpus=(gpus,))
+    return Allocation(system="none", nodes=(hostname(),), cores=(usable_cores(),), gpus=(gpus,))
 
 
 def usable_cores() -> int:
@@ -180,51 +178,52 @@ def usable_cores() -> int:
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a rank of a Slurm step or a Flux job; a batch script is none, and has no such id.
+    """Return whether this process is a rank of a Slurm step or a Flux job; a batch script is not, and has no step id.
 
-    In a batch script of Flux, the rank's number is that of the script in the instance above it, whose ``FLUX_URI``
-    is another one: Flux takes it out of the environment there. An instance that is itself a step of a Slurm job leaves
-    the step's id to its scripts, who may start jobs of the instance all the same.
+    ``FLUX_TASK_RANK`` of a batch script is its number in the parent instance, whose ``FLUX_URI`` is another; Flux
+    removes the variable from the script's environment. An instance that is itself a step of a Slurm job passes the
+    step's id on to its scripts, which may start jobs of the instance nevertheless.
     """
     return bool(environment.get("FLUX_TASK_RANK" if environment.get("FLUX_URI") else "SLURM_STEP_ID"))
 
 
-def expand(counts: str) -> tuple[int, ...]:
-    """Slurm's short form of numbers per node: ``"4(x2),2"`` is 4, 4, 2."""
+def expand_counts(counts: str) -> tuple[int, ...]:
+    """Expand Slurm's short form of numbers per node: ``"4(x2),2"`` is 4, 4, 2."""
     return tuple(int(count) for count, times in _COUNTS.findall(counts) for _ in range(int(times or 1)))
 
 
-def hosts(names: str) -> tuple[str, ...]:
-    """Slurm's short form of names: ``"n[1-2,07],m"`` is n1, n2, n07, m."""
-    found = []
-    for part in _HOSTS.findall(names):
-        ends = [""]
-        for word in filter(None, _BRACKETS.split(part)):
-            middle = [word]
-            if word.startswith("["):
-                middle = [each for numbers in word[1:-1].split(",") for each in _numbers(numbers)]
-            ends = [end + each for end in ends for each in middle]
-        found += ends
-    return tuple(found)
+def expand_hosts(names: str) -> tuple[str, ...]:
+    """Expand Slurm's short form of host names: ``"n[1-2,07],m"`` is n1, n2, n07, m."""
+    hosts = []
+    for pattern in _HOSTS.findall(names):
+        heads = [""]
+        for part in filter(None, _BRACKETS.split(pattern)):
+            choices = [part]
+            if part.startswith("["):
+                choices = [number for numbers in part[1:-1].split(",") for number in _expand_range(numbers)]
+            heads = [head + choice for head in heads for choice in choices]
+        hosts += heads
+    return tuple(hosts)
 
 
-def _numbers(text: str) -> list[str]:
-    """``"08-10"`` is 08, 09, 10."""
+def _expand_range(text: str) -> list[str]:
+    """Expand a range: ``"08-10"`` is 08, 09, 10."""
     first, _, last = text.partition("-")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
 
 
 def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds until the job's walltime ends; None if it has none, or nobody knows.
+    """Return the seconds until the job's walltime ends; None if it has none, or it cannot be determined.
 
-    Slurm before 23.02 sets no ``SLURM_JOB_END_TIME``; its queue is asked then. Call it once per job, not per group.
+    Slurm before 23.02 sets no ``SLURM_JOB_END_TIME``; its controller is asked then. Call this once per job, not per
+    group.
     """
-    if allocation.kind != "slurm":
+    if allocation.system != "slurm":
         return None
     if end := environment.get("SLURM_JOB_END_TIME"):
         return max(0.0, float(end) - time.time())
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             ["squeue", "-h", "-j", allocation.job, "-o", "%L"],
             capture_output=True,
             text=True,
@@ -232,14 +231,14 @@ def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.env
             stdin=subprocess.DEVNULL,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):  # no such command on this node, or the controller is away
+    except (OSError, subprocess.TimeoutExpired):  # no squeue on this node, or the controller does not answer
         return None
-    return duration(said.stdout)
+    return parse_duration(answer.stdout)
 
 
-def duration(text: str) -> float | None:
-    """Slurm's form of a time, ``D-HH:MM:SS`` with the front left out where it is nothing, in seconds."""
-    match = _LEFT.fullmatch(text.strip())
+def parse_duration(text: str) -> float | None:
+    """Return the seconds of a duration of Slurm, ``[[D-]HH:]MM:SS``; None for a word such as UNLIMITED."""
+    match = _DURATION.fullmatch(text.strip())
     if match is None:  # UNLIMITED, INVALID, NOT_SET
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())

@@ -1,4 +1,4 @@
-"""Groups as jobs of the Flux instance around us, through Flux's own bindings."""
+"""Launcher of groups as jobs of the surrounding Flux instance, through Flux's own bindings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from typing import Any
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation
-from spoolpool.launch.base import GroupProcess, Options, environment, python_worker
-from spoolpool.launch.mpi_flavour import mpi_in_use
+from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions, python_worker, rank_environment
+from spoolpool.launch.mpi_implementation import mpi_of_library
+from spoolpool.launch.output_relay import close_all
 from spoolpool.resources import Shape
 
 log = logging.getLogger(__name__)
 
-_CANCEL_SECONDS = 15.0  # Flux itself kills what is left of a cancelled job after 5 s
+_CANCEL_SECONDS = 15.0  # Flux kills the processes of a cancelled job after 5 s
 
 
 def _connect() -> Any:
-    """A handle of the instance. A handle belongs to one thread."""
+    """Return a handle of the instance. A handle belongs to one thread."""
     try:
         import flux
         import flux.job
@@ -43,10 +44,10 @@ def _connect() -> Any:
 
 
 class FluxGroup:
-    """One group as a job. A thread waits for the job's events and for what it prints: nothing is polled."""
+    """Job of one group. A thread waits for the job's events and its output: nothing is polled."""
 
-    def __init__(self, jobspec: Any, urgency: int, output: tuple[int, int]) -> None:
-        """``output``: descriptors for what the ranks print; they are duplicated."""
+    def __init__(self, jobspec: Any, urgency: int, output: Sequence[int]) -> None:
+        """Submit the job; ``output``: descriptors for the output of its ranks, which are duplicated."""
         import flux.job
 
         self._id = flux.job.submit(_connect(), jobspec, urgency=urgency)
@@ -56,7 +57,7 @@ class FluxGroup:
         threading.Thread(target=self._follow, name=f"flux-{self._id}", daemon=True).start()
 
     def _follow(self) -> None:
-        """Read the job's events to their end; the last, ``clean``, comes when no process of it is left."""
+        """Read the job's events until the last, ``clean``: then all its processes have ended."""
         from flux.job import event_watch_async, output_event_watch_async
 
         try:
@@ -65,11 +66,10 @@ class FluxGroup:
             output_event_watch_async(handle, self._id).then(self._print)
             handle.reactor_run()
         except (OSError, LauncherError) as error:  # the instance ended, and its jobs with it
-            log.warning("Flux job %s is not heard of any more: %s", self._id, error)
-        finally:  # whatever ended this thread: without it the group would count as running for ever
+            log.warning("Flux job %s cannot be watched any more, and counts as ended: %s", self._id, error)
+        finally:  # also after an unexpected error: else the group would count as running without end
             self._clean.set()
-            for descriptor in self._output.values():
-                os.close(descriptor)
+            close_all(self._output.values())
 
     def _note(self, future: Any) -> None:
         event = future.get_event()
@@ -83,23 +83,23 @@ class FluxGroup:
             self._clean.set()
 
     def _print(self, future: Any) -> None:
-        """Flux hands over whole lines, or the rest of one at the end of a rank."""
+        """Write lines with their rank; Flux passes whole lines, or an unfinished one at the end of a rank."""
         try:
             event = future.get_event()
-        except OSError as error:  # the job never started: its events say why
-            log.debug("There is no output of Flux job %s: %s", self._id, error)
+        except OSError as error:  # the job never started: its events give the reason
+            log.debug("Flux job %s has no output: %s", self._id, error)
             return
         if event is not None and event.name == "data" and event.data:
             lines = "".join(f"{event.rank}: {line}\n" for line in event.data.splitlines())
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader has ended
                 os.write(self._output[event.stream], lines.encode(errors="surrogateescape"))
 
     def poll(self) -> int | None:
-        """The exit code, once nothing of the job is left."""
+        """Return the exit code once all processes of the job have ended, else None."""
         return self._code if self._clean.is_set() else None
 
     def end(self) -> None:
-        """Cancel the job, and wait until nothing of it is left."""
+        """Cancel the job, kill it if that takes too long, and wait until all its processes have ended."""
         for number in (None, signal.SIGKILL):
             if not self._clean.is_set():
                 self._send(number)
@@ -113,27 +113,27 @@ class FluxGroup:
                 flux.job.cancel(_connect(), self._id, "the group was ended")
             else:
                 flux.job.kill(_connect(), self._id, number)
-        except (OSError, LauncherError) as error:  # it ended meanwhile, or the instance did
+        except (OSError, LauncherError) as error:  # the job or the instance has ended meanwhile
             log.info("Flux job %s: %s", self._id, error)
 
 
-class FluxLauncher:
-    """Starts groups as jobs of this instance, wherever in it there is room."""
+class FluxLauncher(Launcher):
+    """Starts groups as jobs of this instance."""
 
     name = "flux"
 
     def __init__(self) -> None:
         self._handle = _connect()
 
-    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
-        """The command of one rank; Flux starts it as often as the shape says."""
-        self._part("up").check(shape)
+    def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
+        """Return the command of one rank; Flux starts it once per rank."""
+        self._resources("up").check(shape)
         return python_worker(arguments)
 
     def start(
-        self, shape: Shape, arguments: Sequence[str], options: Options, variables: Mapping[str, str]
+        self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
     ) -> GroupProcess:
-        """Submit a job with a core per thread of each rank."""
+        """Submit a job with one core per thread of each rank."""
         from flux.job import JobspecV1
 
         jobspec = JobspecV1.from_command(
@@ -143,9 +143,9 @@ class FluxLauncher:
             gpus_per_task=shape.gpus or None,
         )
         jobspec.cwd = options.cwd or os.getcwd()  # else the broker's
-        jobspec.environment = {**environment(shape, options), **variables}
+        jobspec.environment = {**rank_environment(shape), **variables}
         jobspec.setattr("system.job.name", "spool-worker")
-        jobspec.setattr_shell_option("exit-on-error", 1)  # a rank that died is no rank that others should wait for
+        jobspec.setattr_shell_option("exit-on-error", 1)  # other ranks must not wait for a dead one
         jobspec.setattr_shell_option("gpu-affinity", "per-task")  # else each rank sees all GPUs of the job
         if pmi := self._pmi(shape):
             jobspec.setattr_shell_option("pmi", pmi)
@@ -163,28 +163,31 @@ class FluxLauncher:
         try:
             return FluxGroup(jobspec, options.urgency, output)
         finally:
-            for descriptor in output:
-                os.close(descriptor)
+            close_all(output)
 
     @staticmethod
     def _pmi(shape: Shape) -> str | None:
-        """Flux's own is right for MPICH; Open MPI 5 finds nobody by it, silently, and needs flux-pmix."""
+        """Return the shell option ``pmi``, or None for Flux's default.
+
+        The default suits MPICH; the ranks of Open MPI 5 do not find each other by it, without an error: it needs
+        flux-pmix.
+        """
         if named := os.environ.get(settings.ENV_FLUX_PMI):
             return named
-        return "pmix" if shape.ranks > 1 and mpi_in_use() == "openmpi" else None
+        return "pmix" if shape.ranks > 1 and mpi_of_library() == "openmpi" else None
 
     def allocation(self) -> Allocation:
-        """What no other job of the instance holds now."""
-        return self._part("free")
+        """Return the resources that no other job of the instance has now."""
+        return self._resources("free")
 
-    def _part(self, state: str) -> Allocation:
-        """Of every node what is in a state: ``up`` or ``free``."""
+    def _resources(self, state: str) -> Allocation:
+        """Return the resources of every node in a state: ``up`` or ``free``."""
         import flux.resource
 
         resources = flux.resource.resource_list(self._handle).get()[state]
         nodes = [resources.copy_ranks(str(rank)) for rank in self._ranks.values()]
         return Allocation(
-            kind="flux",
+            system="flux",
             nodes=tuple(self._ranks),
             cores=tuple(node.ncores for node in nodes),
             gpus=tuple(node.ngpus for node in nodes),
@@ -192,20 +195,20 @@ class FluxLauncher:
 
     @functools.cached_property
     def _ranks(self) -> dict[str, int]:
-        """Numbers of the brokers by the names of their nodes; a node may have several, in an instance for tests."""
+        """Ranks of the brokers by node name; only in an instance for tests a node has several brokers."""
         import flux.resource
 
-        known = flux.resource.resource_list(self._handle).get().all
-        brokers = list(zip(known.nodelist, known.ranks, strict=True))
-        often = Counter(name for name, _ in brokers)
-        return {name if often[name] == 1 else f"{name}:{rank}": rank for name, rank in brokers}
+        resources = flux.resource.resource_list(self._handle).get().all
+        brokers = list(zip(resources.nodelist, resources.ranks, strict=True))
+        counts = Counter(name for name, _ in brokers)
+        return {name if counts[name] == 1 else f"{name}:{rank}": rank for name, rank in brokers}
 
     def seconds_left(self) -> float | None:
-        """Until the instance's own job ends."""
+        """Return the seconds until the instance's own job ends; None if it does not."""
         from flux.job import timeleft
 
         try:
             left = float(timeleft(self._handle))
-        except OSError:  # an instance that is no job of another one
+        except OSError:  # the instance is not a job of another instance
             return None
         return None if left in (0.0, float("inf")) else left

@@ -1,11 +1,11 @@
-"""Groups of one rank as plain processes: no MPI, no launcher."""
+"""Launcher of groups of one rank as plain processes on this host, without MPI."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from spoolpool.errors import LauncherError
-from spoolpool.launch.base import HostLauncher, Options, python_worker
+from spoolpool.launch.launcher import HostLauncher, LaunchOptions, python_worker
 from spoolpool.resources import Shape
 
 
@@ -14,8 +14,8 @@ class LocalLauncher(HostLauncher):
 
     name = "local"
 
-    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
-        """The worker itself; a group of several ranks needs another launcher."""
+    def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
+        """Return the command of the worker; a group of several ranks needs another launcher."""
         if shape.ranks != 1:
             raise LauncherError(
                 f"A group of {shape.ranks} ranks needs an MPI launcher: install one (pip install 'spoolpool[mpi]') "

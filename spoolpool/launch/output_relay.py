@@ -1,8 +1,7 @@
-"""What groups print, line by line, with a mark of whose it is: a process that reads their pipes.
+"""Process that labels each line of the output of groups with group, node and rank.
 
-It is a process of its own so that nothing of a group breaks when the supervisor is killed: it reads until the last
-group has closed its pipes. What it holds is bounded: an unfinished line per pipe. While it cannot write, those who
-print wait.
+It is a process so that groups keep their output when the supervisor is killed: it reads until the last group has closed
+its pipes. Its memory is bounded by one unfinished line per pipe. While it cannot write, groups that print wait.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-_LINE = 16384  # bytes after which a line is broken
+_LINE = 16384  # bytes after which a line is split
 _MESSAGE = 1 << 20
 _END_SECONDS = 5.0
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
@@ -27,10 +26,10 @@ write raises an error that :func:`_write` ignores."""
 
 
 class Relay:
-    """Starts that process, and hands it the pipes of groups; from one thread at a time.
+    """Handle of the process; for one thread at a time.
 
-    ``as_json``: each line becomes a JSON object with ``group``, ``node``, ``rank`` and ``text``; one that is an object
-    already gets the first three besides what it has.
+    With ``as_json`` each line becomes a JSON object with ``group``, ``node``, ``rank`` and ``text``; a line that is an
+    object gets the first three in addition to its own keys.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
@@ -38,60 +37,60 @@ class Relay:
         self._start()
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:  # -IS: nothing but the standard library is needed, which saves time and memory
+        self._socket, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child:  # -IS: the standard library suffices, which saves time and memory
             command = [sys.executable, "-IS", __file__, self._form]
-            # blocked, which a child inherits: else one that comes before the child ignores it would end it
+            # blocked signals are inherited: an earlier one would end the child before it ignores them
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
             try:
-                self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
+                self._process = subprocess.Popen(command, stdin=child.fileno(), start_new_session=True)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def pipes(self, group: str, nodes: Sequence[str], label: str = "", rank: int | None = None) -> tuple[int, int]:
-        """Descriptors for the standard output and error of a group, or of one rank of it; the caller closes them.
+    def pipes(self, group: str, nodes: Sequence[str], label: str = "", rank: int | None = None) -> list[int]:
+        """Return descriptors for the standard output and error of a group, or of one rank; the caller closes them.
 
-        ``nodes``: those of the ranks, where they are known; ``label``: a regular expression for what stands before each
-        line of a rank, with its number as its group, or nothing. Raises ``OSError``.
+        ``nodes`` are those of the ranks, if known; ``label`` is the regular expression of a prefix of each line, with
+        the rank as its group. Raises ``OSError``.
         """
-        if self._process.poll() is not None:  # somebody killed it
+        if self._process.poll() is not None:  # it was killed
             self._socket.close()
             self._start()
         reading, writing = zip(os.pipe(), os.pipe(), strict=True)
-        message = json.dumps({"group": group, "nodes": list(nodes), "label": label, "rank": rank})
         try:
-            socket.send_fds(self._socket, [message.encode()], reading)
+            socket.send_fds(self._socket, [json.dumps([group[:8], nodes, label, rank]).encode()], reading)
         except OSError:
-            _close(writing)
+            close_all(writing)
             raise
         finally:
-            _close(reading)
-        return writing
+            close_all(reading)
+        return list(writing)
 
     def close(self) -> None:
-        """Wait until all was written, which takes as long as somebody holds a pipe; a few seconds at most."""
+        """Wait until all output is written, which takes until all pipes are closed; at most some seconds."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
 
 
-def _close(descriptors: Sequence[int]) -> None:
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors."""
     for descriptor in descriptors:
         os.close(descriptor)
 
 
-def handed_over(pipes: Sequence[int]) -> str:
-    """What tells the ranks of a group on this host of the pipes that this process holds open for each of them."""
+def location_of(pipes: Sequence[int]) -> str:
+    """Return the location of the pipes, two for each rank, that this process keeps open for :func:`redirect_output`."""
     return f"{os.uname().nodename} /proc/{os.getpid()}/fd {' '.join(map(str, pipes))}"
 
 
-def take_over(told: str, rank: int) -> None:
-    """Print into the pipes that :func:`handed_over` tells of, in place of those that mpiexec gave to this rank.
+def redirect_output(location: str, rank: int) -> None:
+    """Redirect standard output and error of this rank to its pipes; keep them if the pipes cannot be opened.
 
-    mpiexec mixes what its ranks print, also within lines. Where the pipes cannot be reached, all stays as it is.
+    mpiexec mixes the output of its ranks within lines; its own labels (``-l``) split lines that come in pieces.
     """
-    host, directory, *pipes = told.split()
-    if host != os.uname().nodename:  # the descriptors there are others
+    host, directory, *pipes = location.split()
+    if host != os.uname().nodename:  # there the numbers are other descriptors
         return
     with contextlib.suppress(OSError, ValueError):
         for target, pipe in zip((1, 2), pipes[2 * rank :][:2], strict=True):
@@ -101,45 +100,41 @@ def take_over(told: str, rank: int) -> None:
 
 
 class _Source:
-    """One pipe, and what marks its lines."""
+    """Reading end of one pipe."""
 
     def __init__(
-        self, group: str, nodes: Sequence[str], label: str, rank: int | None, *, target: int, as_json: bool
+        self, target: int, as_json: bool, group: str, nodes: Sequence[str], label: str, rank: int | None
     ) -> None:
-        self._group = group[:8]
-        self._rank = rank
-        self._as_json = as_json
-        self._nodes = nodes
-        self._label = re.compile(label.encode()) if label else None
         self._target = target
+        self._as_json = as_json
+        self._group = group
+        self._nodes = nodes
+        self._label = re.compile(label.encode())
+        self._rank = rank
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Write the lines that are finished; at the end of the pipe (no data) also the one that is not."""
+        """Write the finished lines; at the end of the pipe (no data) also the unfinished one."""
         *lines, rest = (self._rest + data).split(b"\n")
         while len(rest) > _LINE or (rest and not data):
             lines.append(rest[:_LINE])
             rest = rest[_LINE:]
         self._rest = rest
-        if lines:
-            _write(self._target, b"".join(self._marked(line) for line in lines))
+        _write(self._target, b"".join(map(self._labelled, lines)))
 
-    def _marked(self, line: bytes) -> bytes:
-        match = self._label.match(line) if self._label else None
-        rank = int(match[1]) if match else self._rank
-        if match:
-            line = line[match.end() :]
-        node = None
-        if rank is not None and rank < len(self._nodes):
-            node = self._nodes[rank]
-        elif len(set(self._nodes)) == 1:
-            node = self._nodes[0]
-        if len(self._nodes) == 1:
+    def _labelled(self, line: bytes) -> bytes:
+        rank, nodes = self._rank, self._nodes
+        if self._label.groups and (match := self._label.match(line)):
+            rank, line = int(match[1]), line[match.end() :]
+        node = nodes[0] if len(set(nodes)) == 1 else None
+        if rank is not None and rank < len(nodes):
+            node = nodes[rank]
+        if len(nodes) == 1:
             rank = None
         if self._as_json:
             return json.dumps({"group": self._group, "node": node, "rank": rank, **_fields(line)}).encode() + b"\n"
-        mark = " ".join(str(part) for part in (self._group, node, rank) if part is not None)
-        return f"[{mark}] ".encode() + line + b"\n"
+        label = " ".join(str(part) for part in (self._group, node, rank) if part is not None)
+        return f"[{label}] ".encode() + line + b"\n"
 
 
 def _fields(line: bytes) -> dict[str, object]:
@@ -151,7 +146,7 @@ def _fields(line: bytes) -> dict[str, object]:
 
 
 def _write(target: int, data: bytes) -> None:
-    """Write all of it; what nobody takes any more is dropped, so that the groups can go on."""
+    """Write all data; drop it if the target has no reader any more, so that groups can go on."""
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(target, data) :]
@@ -160,17 +155,17 @@ def _write(target: int, data: bytes) -> None:
 def _main(form: str) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    orders = socket.socket(fileno=0)
+    supervisor = socket.socket(fileno=0)
     selector = selectors.DefaultSelector()
-    selector.register(orders, selectors.EVENT_READ)
+    selector.register(supervisor, selectors.EVENT_READ)
     while selector.get_map():
         for key, _ in selector.select():
-            if key.fileobj is orders:
-                message, pipes, _, _ = socket.recv_fds(orders, _MESSAGE, 2)
+            if key.fileobj is supervisor:
+                message, pipes, _, _ = socket.recv_fds(supervisor, _MESSAGE, 2)
                 if not message:
-                    selector.unregister(orders)
+                    selector.unregister(supervisor)
                 for target, pipe in zip((1, 2), pipes, strict=False):
-                    source = _Source(**json.loads(message), target=target, as_json=form == "json")
+                    source = _Source(target, form == "json", *json.loads(message))
                     selector.register(pipe, selectors.EVENT_READ, source)
                 continue
             data = os.read(key.fd, _LINE)

@@ -1,4 +1,4 @@
-"""Groups as steps of the Slurm job around us."""
+"""Launcher of groups as steps of the surrounding Slurm job."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation
-from spoolpool.launch.base import CommandLauncher, Options, python_worker
-from spoolpool.launch.mpi_flavour import mpi_in_use
+from spoolpool.launch.launcher import CommandLauncher, LaunchOptions, python_worker
+from spoolpool.launch.mpi_implementation import mpi_of_library
 from spoolpool.resources import Shape, per_core
 
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
-"""The process managers by which the ranks of an MPI find each other under srun. With another one they are
-worlds of one rank each, silently (measured with Slurm 22.05, MPICH 5, Open MPI 4.1 and 5)."""
+"""Process manager interface by which the ranks of an MPI implementation find each other under srun. With another one
+they are worlds of one rank each, without an error (measured with Slurm 22.05, MPICH 5, Open MPI 4.1 and 5)."""
 
 
 class SrunLauncher(CommandLauncher):
-    """Starts groups by srun, several side by side on a node or one over several nodes."""
+    """Starts groups by srun: several on one node, or one on several nodes."""
 
     name = "srun"
     label = r" *(\d+): "
-    drops: tuple[str, ...] = (
+    removed_variables = (
         "SLURM_GPUS",
         "SLURM_GPU_BIND",
         "SLURM_CPUS_PER_TASK",
@@ -33,27 +33,27 @@ class SrunLauncher(CommandLauncher):
         "SLURM_NTASKS_PER",
         "SLURM_HOSTFILE",
     )
-    """Variables of the job that srun would take for wishes about a step."""
+    """Variables of the job that srun would take for options of a step."""
 
     def __init__(self, allocation: Allocation) -> None:
-        if shutil.which("srun") is None or allocation.kind != "slurm":
+        if shutil.which("srun") is None or allocation.system != "slurm":
             raise LauncherError(
                 "There is no srun here, or no Slurm job around this process: use sbatch or salloc first."
             )
         self._allocation = allocation
 
-    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
-        """srun with what concurrent steps need: an exact share of cores, no memory and no GPUs of others."""
+    def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
+        """Return srun with the options of concurrent steps: exact cores, and no memory or GPUs of other steps."""
         command = [
             "srun",
-            *self._where(shape, options),
+            *self._placement(shape, options),
             f"--ntasks={shape.ranks}",
             f"--cpus-per-task={shape.threads}",
             *(["--overlap", "--overcommit"] if options.oversubscribe else ["--exact"]),
             f"--mem-per-cpu={per_core(options.memory, shape.threads)}" if options.memory else "--mem=0",
             f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
             f"--mpi={self._mpi(shape)}",
-            "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one for ever
+            "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one without end
             "--export=ALL",  # after sbatch --export=NONE a step has no PATH
             "--job-name=spool-worker",
         ]
@@ -63,18 +63,18 @@ class SrunLauncher(CommandLauncher):
             command.append(f"--chdir={options.cwd}")
         return [*command, *options.extra, *python_worker(arguments)]
 
-    def _where(self, shape: Shape, options: Options) -> list[str]:
-        """On the nodes that were chosen, rank by rank; else on as many as the group needs, which Slurm chooses."""
+    def _placement(self, shape: Shape, options: LaunchOptions) -> list[str]:
+        """Return the options that place the ranks on the planned nodes, or on as many as the group needs."""
         if options.nodes:
             exact = ["--distribution=arbitrary"] if len(set(options.nodes)) > 1 else []
             return [f"--nodes={len(set(options.nodes))}", f"--nodelist={','.join(options.nodes)}", *exact]
-        place = self._allocation.room(shape.cores if options.oversubscribe else 0).take(shape)
-        if place is None:
+        nodes = self._allocation.capacity(shape.cores if options.oversubscribe else 0).reserve(shape)
+        if nodes is None:
             self._allocation.check(shape)
-        return [f"--nodes={len(set(place or ()))}"]
+        return [f"--nodes={len(set(nodes or ()))}"]
 
     def allocation(self) -> Allocation:
-        """The job."""
+        """Return the resources of the job."""
         return self._allocation
 
     @staticmethod
@@ -83,10 +83,10 @@ class SrunLauncher(CommandLauncher):
             return named
         if shape.ranks == 1:
             return "none"
-        found = mpi_in_use()
-        if found not in _PMI:
+        implementation = mpi_of_library()
+        if implementation not in _PMI:
             raise LauncherError(
-                f"It is not known which --mpi= the MPI of mpi4py needs: set {settings.ENV_SRUN_MPI} to one of "
+                f"The srun option --mpi= for the MPI of mpi4py is unknown: set {settings.ENV_SRUN_MPI} to one of "
                 "'srun --mpi=list'."
             )
-        return _PMI[found]
+        return _PMI[implementation]

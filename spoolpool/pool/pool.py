@@ -12,8 +12,8 @@ from dataclasses import replace
 from spoolpool import settings
 from spoolpool.errors import LauncherError, NotASpool
 from spoolpool.format.names import new_worker_id
-from spoolpool.launch.allocation import Room
-from spoolpool.launch.choice import GroupProcess, Launcher, Options
+from spoolpool.launch.allocation import Capacity
+from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
 from spoolpool.protocol import registration
 from spoolpool.protocol.recovery import Recovery
@@ -42,9 +42,9 @@ class GroupPool:
         launcher: Launcher,
         *,
         arguments: Sequence[str] = (),
-        options: Options,
+        options: LaunchOptions,
         ends: float | None = None,
-        room: Room | None = None,
+        room: Capacity | None = None,
     ) -> None:
         self._spool = spool
         self._launcher = launcher
@@ -78,7 +78,7 @@ class GroupPool:
                 self._remove(slot)
                 self._ask(slot)
             for _ in range(count - len(mine)):
-                place = () if self._room is None else self._room.take(shape)
+                place = () if self._room is None else self._room.reserve(shape)
                 if place is None:
                     raise LauncherError(f"There is no room for another group of {shape}.")
                 slot = Slot(shape=shape, arguments=tuple(arguments), place=place)
@@ -98,7 +98,7 @@ class GroupPool:
     def _remove(self, slot: Slot) -> None:
         self._slots.remove(slot)
         if self._room is not None:
-            self._room.give(slot.place, slot.shape)
+            self._room.release(slot.place, slot.shape)
 
     def _start(self, slot: Slot) -> None:
         worker = new_worker_id()
@@ -205,10 +205,10 @@ class GroupPool:
             len(slots),
         )
         self.given_up[node] = reason
-        self._room.close(node)
+        self._room.exclude(node)
         for slot in slots:
-            self._room.give(slot.place, slot.shape)
-            slot.place = self._room.take(slot.shape) or ()
+            self._room.release(slot.place, slot.shape)
+            slot.place = self._room.reserve(slot.shape) or ()
             if slot.place:
                 slot.did_well()
             else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from spoolpool import settings
 from spoolpool.format.names import parse_task_file
-from spoolpool.launch.choice import GroupProcess
+from spoolpool.launch.launcher import GroupProcess
 from spoolpool.protocol import journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape

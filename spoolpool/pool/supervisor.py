@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from spoolpool.errors import BadNode, LauncherError
-from spoolpool.launch.allocation import find, plan
-from spoolpool.launch.choice import Launcher, Options, Relay
+from spoolpool.launch.allocation import find_allocation, plan
+from spoolpool.launch.launcher import Launcher, LaunchOptions
+from spoolpool.launch.output_relay import Relay
 from spoolpool.pool.batch_jobs import OwnerWatch
 from spoolpool.pool.pool import GroupPool
 from spoolpool.protocol.spool import Spool
@@ -27,7 +28,7 @@ class SupervisorOptions:
     """Shapes of groups, each with a number; None: as many as fit."""
     arguments: Sequence[str] = ()
     """Options for every worker."""
-    options: Options = field(default_factory=Options)
+    options: LaunchOptions = field(default_factory=LaunchOptions)
     """How groups are started."""
     as_json: bool = False
     """Whether what groups print is forwarded as JSON."""
@@ -49,7 +50,7 @@ class Supervisor:
         left = launcher.seconds_left() if orders.max_time is None else orders.max_time
         self._ends = None if left is None else time.monotonic() + max(0.0, left - orders.drain - _MARGIN)
         # where nobody will kill us, tasks may take as long as they need
-        self._drain = None if left is None and find().kind == "none" else orders.drain
+        self._drain = None if left is None and find_allocation().system == "none" else orders.drain
         self._relay = Relay(as_json=orders.as_json)
         self._pool = GroupPool(
             spool,

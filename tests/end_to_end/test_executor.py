@@ -33,7 +33,7 @@ from spoolpool.errors import (
     TaskFailed,
     WorkerLost,
 )
-from spoolpool.launch import base
+from spoolpool.launch import launcher
 from spoolpool.protocol import cancel
 from spoolpool.system import files
 from tests.support import tasks
@@ -769,7 +769,7 @@ def _lines(path: Path) -> int:
 @pytest.fixture
 def dead_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups end as soon as they are started."""
-    monkeypatch.setattr(base, "WORKER_MODULE", "spoolpool.that_is_not_there")
+    monkeypatch.setattr(launcher, "WORKER_MODULE", "spoolpool.that_is_not_there")
 
 
 def test_groups_that_cannot_start_break_the_executor_and_nobody_hangs(dead_workers: None) -> None:

@@ -166,7 +166,8 @@ def test_a_worker_begins_nothing_that_its_time_does_not_allow_and_ends_by_itself
 
 
 def test_the_walltime_of_the_job_is_found_out(site: Site):
-    line = f'{sys.executable} -c "from spoolpool.launch.allocation import *; print(find(), seconds_left(find()))"'
+    program = "from spoolpool.launch.allocation import *; found = find_allocation(); print(found, seconds_left(found))"
+    line = f'{sys.executable} -c "{program}"'
     job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=3", "--time=10", "--gres=gpu:1")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
     said = site.log()

@@ -21,7 +21,7 @@ from spoolpool.errors import BadRequest
 from spoolpool.format import headers as records
 from spoolpool.format.names import Lane, is_worker_id, parse_task_file
 from spoolpool.launch.allocation import Allocation
-from spoolpool.launch.choice import Options
+from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.launch.srun import SrunLauncher
 from spoolpool.pool.batch_pool import BatchPool
@@ -264,10 +264,10 @@ def test_memory_is_a_number_of_bytes_or_a_text(wish: Any, size: int) -> None:
 
 def test_srun_and_sbatch_are_told_of_memory(monkeypatch: pytest.MonkeyPatch, spool: Spool) -> None:
     monkeypatch.setattr("spoolpool.launch.srun.shutil.which", lambda _: "/usr/bin/srun")
-    launcher = SrunLauncher(Allocation(kind="slurm", nodes=("n1",), cores=(8,), gpus=(0,)))
+    launcher = SrunLauncher(Allocation(system="slurm", nodes=("n1",), cores=(8,), gpus=(0,)))
     shape = Shape(ranks=1, threads=4)
-    assert "--mem-per-cpu=1025M" in launcher.command(shape, [], Options(memory=(4 << 30) + 1, nodes=("n1",)))
-    assert "--mem=0" in launcher.command(shape, [], Options(nodes=("n1",)))
+    assert "--mem-per-cpu=1025M" in launcher.command(shape, [], LaunchOptions(memory=(4 << 30) + 1, nodes=("n1",)))
+    assert "--mem=0" in launcher.command(shape, [], LaunchOptions(nodes=("n1",)))
     home = Lane("default", 1, 4, 0, "3.11")
     wanted: dict[str, Any] = {"home": home, "groups": None, "memory": 4 << 30}
     script = BatchPool(spool, "session", Sbatch(directives=["--partition=long"]), **wanted).job.script("name", "out")

@@ -1,22 +1,23 @@
-"""What fits into an allocation, and where: the arithmetic, without a batch system."""
+"""Placement of groups in an allocation, and Slurm's notations, without a batch system."""
 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch.allocation import Allocation, Kind, Room, find, hosts, plan
+from spoolpool.launch.allocation import Allocation, expand_hosts, find_allocation, parse_duration, plan
 from spoolpool.resources import Shape, read_shape
 
 
-def job(*nodes: tuple[int, int], kind: Kind = "slurm") -> Allocation:
-    """An allocation of nodes with so many cores and GPUs."""
+def job(*nodes: tuple[int, int], system: Literal["slurm", "flux", "none"] = "slurm") -> Allocation:
+    """Return an allocation of nodes with these numbers of cores and GPUs."""
     names = tuple(f"n{number}" for number in range(1, len(nodes) + 1))
-    return Allocation(kind=kind, nodes=names, cores=tuple(c for c, _ in nodes), gpus=tuple(g for _, g in nodes))
+    return Allocation(system=system, nodes=names, cores=tuple(c for c, _ in nodes), gpus=tuple(g for _, g in nodes))
 
 
 def planned(allocation: Allocation, *shapes: str, oversubscribe: bool = False) -> dict[str, int]:
@@ -35,25 +36,25 @@ def planned(allocation: Allocation, *shapes: str, oversubscribe: bool = False) -
         ("2+1gpu", Shape(ranks=2, gpus=1), None),
     ],
 )
-def test_a_shape_is_read_as_it_is_written(text: str, shape: Shape, count: int | None) -> None:
+def test_notation_of_a_shape_is_parsed(text: str, shape: Shape, count: int | None) -> None:
     assert read_shape(text) == (shape, count)
 
 
 @pytest.mark.parametrize(
     "text", ["", "0", "x2", "2x0", "2x", "2=0", "2+gpu", "2+1", "2+1gpus", "-1", "1.5", "2 x 2", "\u0663"]
 )
-def test_what_is_no_shape_is_refused_with_the_form_of_one(text: str) -> None:
+def test_invalid_shape_is_rejected_with_the_notation(text: str) -> None:
     with pytest.raises(BadRequest, match=r"RANKS\[xTHREADS\]"):
         read_shape(text)
 
 
-def test_shapes_without_a_number_get_what_those_with_one_leave() -> None:
+def test_shapes_without_a_number_get_the_rest() -> None:
     assert planned(job((8, 2), (8, 2)), "1", "2x2+1gpu=2") == {"1": 8, "2x2+1gpu=2": 2}
     assert planned(job((4, 0), (4, 0)), "1", "4=1") == {"1": 4, "4=1": 1}
     assert planned(job((4, 0), (4, 0)), "3", "1") == {"3": 2, "1": 2}
 
 
-def test_groups_without_gpus_leave_the_nodes_that_have_some_to_those_that_need_them() -> None:
+def test_groups_without_gpus_prefer_nodes_without_gpus() -> None:
     assert planned(job((4, 4), (4, 0)), "4=1", "1+1gpu=4") == {"4=1": 1, "1+1gpu=4": 4}
 
 
@@ -67,70 +68,70 @@ def test_groups_without_gpus_leave_the_nodes_that_have_some_to_those_that_need_t
         (["1+2gpu=2"], "1 rank.* and 2 GPU.*has 8 core.* and 2 GPU.*room for 0"),
     ],
 )
-def test_what_does_not_fit_together_is_told_with_what_there_is(shapes: list[str], reason: str) -> None:
+def test_error_of_shapes_that_do_not_fit_together_names_the_resources(shapes: list[str], reason: str) -> None:
     with pytest.raises(LauncherError, match=reason):
         planned(job((4, 1), (4, 1)), *shapes) if "gpu" in shapes[0] else planned(job((4, 0), (4, 0)), *shapes)
 
 
-def test_cores_are_as_many_as_are_asked_for_where_nobody_counts_them() -> None:
-    host = job((2, 2), kind="none")
+def test_cores_are_as_many_as_requested_without_a_batch_system() -> None:
+    host = job((2, 2), system="none")
     assert planned(host, "2=3", "4=1") == {"2=3": 3, "4=1": 1}
     assert planned(job((4, 0)), "4=3", oversubscribe=True) == {"4=3": 3}
     with pytest.raises(LauncherError, match=r"in this host, which has 2 core.* and 2 GPU"):
         planned(host, "1+1gpu=3")
 
 
-def test_a_group_stays_within_a_node_where_one_could_hold_it() -> None:
-    room = job((4, 0), (4, 0)).room()
-    assert [room.take(Shape(ranks=3)) for _ in range(3)] == [("n1",) * 3, ("n2",) * 3, None]
-    assert [room.take(Shape()) for _ in range(3)] == [("n1",), ("n2",), None]
+def test_group_stays_within_a_node_if_an_empty_node_could_hold_it() -> None:
+    capacity = job((4, 0), (4, 0)).capacity()
+    assert [capacity.reserve(Shape(ranks=3)) for _ in range(3)] == [("n1",) * 3, ("n2",) * 3, None]
+    assert [capacity.reserve(Shape()) for _ in range(3)] == [("n1",), ("n2",), None]
 
 
-def test_a_larger_group_spans_nodes_and_leaves_their_rest_to_others() -> None:
-    room = job((4, 0), (4, 0)).room()
-    assert room.take(Shape(ranks=6)) == ("n1", "n1", "n1", "n1", "n2", "n2")
-    assert room.take(Shape(ranks=2)) == ("n2", "n2")
-    assert room.take(Shape()) is None
+def test_larger_group_spans_nodes_and_leaves_their_rest_to_others() -> None:
+    capacity = job((4, 0), (4, 0)).capacity()
+    assert capacity.reserve(Shape(ranks=6)) == ("n1", "n1", "n1", "n1", "n2", "n2")
+    assert capacity.reserve(Shape(ranks=2)) == ("n2", "n2")
+    assert capacity.reserve(Shape()) is None
 
 
-def test_a_group_that_spans_nodes_has_them_to_itself_under_flux() -> None:
-    room = job((4, 0), (4, 0), (4, 0), kind="flux").room()
-    place = room.take(Shape(ranks=6))
-    assert place == ("n1", "n1", "n1", "n1", "n2", "n2")
-    assert room.take(Shape(ranks=2)) == ("n3", "n3")
-    assert room.take(Shape(ranks=3)) is None
-    room.give(place, Shape(ranks=6))
-    assert room.take(Shape(ranks=4)) == ("n1",) * 4
+def test_group_on_several_nodes_reserves_all_of_them_under_flux() -> None:
+    capacity = job((4, 0), (4, 0), (4, 0), system="flux").capacity()
+    nodes = capacity.reserve(Shape(ranks=6))
+    assert nodes == ("n1", "n1", "n1", "n1", "n2", "n2")
+    assert capacity.reserve(Shape(ranks=2)) == ("n3", "n3")
+    assert capacity.reserve(Shape(ranks=3)) is None
+    capacity.release(nodes, Shape(ranks=6))
+    assert capacity.reserve(Shape(ranks=4)) == ("n1",) * 4
 
 
-def test_a_place_that_is_given_back_can_be_taken_again_but_not_on_a_closed_node() -> None:
-    room = job((2, 1), (2, 1)).room()
+def test_released_capacity_is_reserved_again_except_on_an_excluded_node() -> None:
+    capacity = job((2, 1), (2, 1)).capacity()
     shape = Shape(ranks=2, gpus=0)
-    first, second = room.take(shape), room.take(shape)
-    assert (first, second, room.take(shape)) == (("n1", "n1"), ("n2", "n2"), None)
+    first, second = capacity.reserve(shape), capacity.reserve(shape)
+    assert (first, second, capacity.reserve(shape)) == (("n1", "n1"), ("n2", "n2"), None)
     assert first is not None and second is not None
-    room.close("n1")
-    room.give(first, shape)
-    assert room.take(shape) is None
-    room.give(second, shape)
-    assert room.take(shape) == ("n2", "n2")
+    capacity.exclude("n1")
+    capacity.release(first, shape)
+    assert capacity.reserve(shape) is None
+    capacity.release(second, shape)
+    assert capacity.reserve(shape) == ("n2", "n2")
 
 
-sizes = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=4)
-shapes = st.builds(Shape, ranks=st.integers(1, 10), threads=st.integers(1, 3), gpus=st.integers(0, 2))
+SIZES = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=4)
+SHAPES = st.builds(Shape, ranks=st.integers(1, 10), threads=st.integers(1, 3), gpus=st.integers(0, 2))
 
 
-@given(sizes, st.lists(shapes, max_size=8))
-def test_no_node_is_ever_given_more_than_it_has(nodes: list[tuple[int, int]], wanted: list[Shape]) -> None:
+@given(SIZES, st.lists(SHAPES, max_size=8))
+def test_no_node_is_overcommitted(nodes: list[tuple[int, int]], wanted: list[Shape]) -> None:
     allocation = job(*nodes)
-    room: Room = allocation.room()
+    capacity = allocation.capacity()
     used = dict.fromkeys(allocation.nodes, (0, 0))
     for shape in wanted:
-        place = room.take(shape)
-        if place is None:
+        reserved = capacity.reserve(shape)
+        if reserved is None:
             continue
-        assert len(place) == shape.ranks
-        for node in place:
+        assert len(reserved) == shape.ranks
+        for node in reserved:
             cores, gpus = used[node]
             used[node] = cores + shape.threads, gpus + shape.gpus
     for node, most in zip(allocation.nodes, nodes, strict=True):
@@ -147,23 +148,30 @@ def test_no_node_is_ever_given_more_than_it_has(nodes: list[tuple[int, int]], wa
         ("a-b1,c[5]-ib", ["a-b1", "c5-ib"]),
     ],
 )
-def test_the_short_form_of_names_is_read_as_slurm_writes_it(short: str, names: list[str]) -> None:
-    assert list(hosts(short)) == names
+def test_short_form_of_host_names_is_expanded(short: str, names: list[str]) -> None:
+    assert list(expand_hosts(short)) == names
 
 
-def test_a_job_is_what_its_variables_say() -> None:
+def test_slurm_job_is_read_from_its_variables() -> None:
     variables = {
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_JOB_CPUS_PER_NODE": "4(x2)",
         "SLURM_GPUS_ON_NODE": "2",
     }
-    found = find(variables)
+    found = find_allocation(variables)
     assert (found.nodes, found.cores, found.gpus, found.job) == (("n1", "n2"), (4, 4), (2, 2), "7")
     with pytest.raises(LauncherError, match="do not agree"):
-        find({**variables, "SLURM_JOB_CPUS_PER_NODE": "4(x3)"})
+        find_allocation({**variables, "SLURM_JOB_CPUS_PER_NODE": "4(x3)"})
 
 
-def test_without_a_batch_system_it_is_this_host() -> None:
-    found = find({"CUDA_VISIBLE_DEVICES": "0,3"})
-    assert (found.kind, found.nodes, found.gpus) == ("none", (os.uname().nodename,), (2,))
+def test_allocation_without_a_batch_system_is_this_host() -> None:
+    found = find_allocation({"CUDA_VISIBLE_DEVICES": "0,3"})
+    assert (found.system, found.nodes, found.gpus) == ("none", (os.uname().nodename,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1-02:03:04", 93784), ("2:03:04", 7384), ("30:00", 1800), ("0:07\n", 7), ("UNLIMITED", None)]
+)
+def test_duration_of_slurm_is_parsed(text: str, seconds: float | None) -> None:
+    assert parse_duration(text) == seconds

@@ -1,4 +1,4 @@
-"""What launchers build, without starting any of it; real ranks are in ``test_group_mpi``."""
+"""Commands and environments of launchers, without starting ranks; ``test_mpi_group`` starts real ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch import choice, flux
-from spoolpool.launch.choice import Options, choose, environment, python_worker
+from spoolpool.launch import flux, selection
+from spoolpool.launch.launcher import CommandProcess, LaunchOptions, python_worker, rank_environment
 from spoolpool.launch.local import LocalLauncher
-from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec, flavour
+from spoolpool.launch.mpi_implementation import mpi_of_command
+from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launch.selection import select_launcher
 from spoolpool.resources import Shape
 from tests.support.waiting import wait_until
 
@@ -33,12 +35,12 @@ Fake = Callable[[str], str]
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Fake:
-    """Makes an mpiexec that knows nothing but its version."""
+    """Function that makes an mpiexec which prints its version only."""
 
-    def make(says: str, code: int = 0, directory: str = "bin") -> str:
+    def make(version: str, code: int = 0, directory: str = "bin") -> str:
         path = tmp_path / directory / "mpiexec"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\ncat <<'END'\n{says}\nEND\nexit {code}\n", encoding="utf-8")
+        path.write_text(f"#!/bin/sh\ncat <<'END'\n{version}\nEND\nexit {code}\n", encoding="utf-8")
         path.chmod(0o755)
         return str(path)
 
@@ -47,14 +49,14 @@ def fake(tmp_path: Path) -> Fake:
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests stand in no allocation and in no rank."""
+    """Environment outside any allocation and any rank."""
     for name in list(os.environ):
         if name.startswith(("SLURM_", "FLUX_", "PMI", "OMPI_")) or name == settings.ENV_MPIEXEC:
             monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
-    ("says", "kind"),
+    ("version", "implementation"),
     [
         (OPEN_MPI_4, "openmpi"),
         (OPEN_MPI_5, "openmpi"),
@@ -64,57 +66,57 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
         ("something else 1.0", "unknown"),
     ],
 )
-def test_the_flavour_of_an_mpiexec_is_what_it_says_of_itself(says, kind, fake):
-    assert flavour(fake(says)) == kind
+def test_mpi_implementation_is_recognized_by_its_version(version, implementation, fake):
+    assert mpi_of_command(fake(version)) == implementation
 
 
-def test_an_mpiexec_that_cannot_be_run_has_no_known_flavour(tmp_path):
-    assert flavour(str(tmp_path / "missing")) == "unknown"
+def test_mpi_implementation_of_an_mpiexec_that_cannot_be_run_is_unknown(tmp_path):
+    assert mpi_of_command(str(tmp_path / "missing")) == "unknown"
     (tmp_path / "no-program").write_text("")
-    assert flavour(str(tmp_path / "no-program")) == "unknown"
+    assert mpi_of_command(str(tmp_path / "no-program")) == "unknown"
 
 
-@pytest.mark.parametrize("says", [MPICH, INTEL, "something else 1.0"])
-def test_mpich_and_unknown_ones_get_no_option_that_they_take_for_an_error(says, fake):
-    path = fake(says)
-    command = MpiexecLauncher(path).command(TWO, ["spool", "--group-of", "2"], Options(oversubscribe=True))
+@pytest.mark.parametrize("version", [MPICH, INTEL, "something else 1.0"])
+def test_mpich_and_unknown_implementations_get_no_option_of_open_mpi(version, fake):
+    path = fake(version)
+    command = MpiexecLauncher(path).command(TWO, ["spool", "--group-of", "2"], LaunchOptions(oversubscribe=True))
     assert command == [path, "-n", "2", *WORKER]
 
 
-@pytest.mark.parametrize("says", [OPEN_MPI_4, OPEN_MPI_5])
+@pytest.mark.parametrize("version", [OPEN_MPI_4, OPEN_MPI_5])
 @pytest.mark.parametrize(("user", "root"), [(1000, []), (0, ["--allow-run-as-root"])])
-def test_open_mpi_is_not_bound_and_oversubscribes_only_where_asked_to(says, user, root, fake, monkeypatch):
+def test_open_mpi_is_not_bound_and_oversubscribes_only_on_request(version, user, root, fake, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    path = fake(says)
+    path = fake(version)
     launcher = MpiexecLauncher(path)
     arguments = ["spool", "--group-of", "2"]
-    # groups that are bound would all be bound to the same first cores
-    assert launcher.command(TWO, arguments, Options()) == [path, "-n", "2", "--bind-to", "none", *root, *WORKER]
-    asked = launcher.command(TWO, arguments, Options(oversubscribe=True))
-    assert asked == [path, "-n", "2", "--oversubscribe", "--bind-to", "none", *root, *WORKER]
+    # with binding, all groups would be bound to the same first cores
+    assert launcher.command(TWO, arguments, LaunchOptions()) == [path, "-n", "2", "--bind-to", "none", *root, *WORKER]
+    oversubscribed = launcher.command(TWO, arguments, LaunchOptions(oversubscribe=True))
+    assert oversubscribed == [path, "-n", "2", "--oversubscribe", "--bind-to", "none", *root, *WORKER]
 
 
-def test_further_arguments_of_a_user_come_last_before_the_worker(fake):
+def test_extra_arguments_precede_the_command_of_the_worker(fake):
     path = fake(MPICH)
-    command = MpiexecLauncher(path).command(TWO, [], Options(extra=("-hosts", "a,b")))
+    command = MpiexecLauncher(path).command(TWO, [], LaunchOptions(extra=("-hosts", "a,b")))
     assert command == [path, "-n", "2", "-hosts", "a,b", *python_worker([])]
 
 
-def test_one_rank_is_started_without_mpiexec(fake):
-    assert MpiexecLauncher(fake(MPICH)).command(Shape(), ["spool"], Options()) == python_worker(["spool"])
-    assert LocalLauncher().command(Shape(threads=4), ["spool"], Options()) == python_worker(["spool"])
+def test_single_rank_is_started_without_mpiexec(fake):
+    assert MpiexecLauncher(fake(MPICH)).command(Shape(), ["spool"], LaunchOptions()) == python_worker(["spool"])
+    assert LocalLauncher().command(Shape(threads=4), ["spool"], LaunchOptions()) == python_worker(["spool"])
 
 
-def test_the_worker_is_run_by_this_interpreter_and_named_by_its_module():
+def test_worker_is_run_as_a_module_by_this_interpreter():
     assert python_worker(["a"]) == [sys.executable, "-m", "spoolpool.cli.worker", "a"]
 
 
-def test_plain_processes_cannot_be_groups_of_several_ranks():
+def test_local_launcher_rejects_groups_of_several_ranks():
     with pytest.raises(LauncherError, match=r"group of 2 ranks needs an MPI launcher.*mpiexec"):
-        LocalLauncher().command(TWO, [], Options())
+        LocalLauncher().command(TWO, [], LaunchOptions())
 
 
-def test_the_mpiexec_that_was_named_goes_before_that_of_the_environment_and_that_before_the_path(fake, monkeypatch):
+def test_mpiexec_is_searched_in_the_setting_then_beside_python_then_on_path(fake, monkeypatch):
     named, beside, on_path = fake(MPICH, directory="named"), fake(MPICH), fake(MPICH, directory="path")
     monkeypatch.setenv("PATH", f"{os.path.dirname(on_path)}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "prefix", os.path.dirname(os.path.dirname(beside)))
@@ -126,53 +128,80 @@ def test_the_mpiexec_that_was_named_goes_before_that_of_the_environment_and_that
     assert find_mpiexec() == on_path
 
 
-def test_without_an_mpiexec_plain_processes_are_chosen_and_mpiexec_is_refused_with_advice(tmp_path, monkeypatch):
+def test_auto_selects_local_without_an_mpiexec_and_mpiexec_is_an_error_with_advice(tmp_path, monkeypatch):
     monkeypatch.setenv(settings.ENV_MPIEXEC, str(tmp_path / "missing"))
     assert find_mpiexec() is None
-    assert choose("auto").name == "local"
+    assert select_launcher("auto").name == "local"
     with pytest.raises(LauncherError, match=rf"There is no mpiexec.*spoolpool\[mpi\].*{settings.ENV_MPIEXEC}"):
-        choose("mpiexec")
+        select_launcher("mpiexec")
 
 
-def test_with_an_mpiexec_it_is_chosen(fake, monkeypatch):
+def test_auto_selects_an_existing_mpiexec(fake, monkeypatch):
     monkeypatch.setenv(settings.ENV_MPIEXEC, fake(MPICH))
-    assert choose("auto").name == "mpiexec"
-    assert choose("local").name == "local"
+    assert select_launcher("auto").name == "mpiexec"
+    assert select_launcher("local").name == "local"
 
 
-def test_an_unknown_launcher_is_an_error_that_lists_the_known_ones():
+def test_unknown_launcher_is_an_error_that_lists_the_names():
     with pytest.raises(BadRequest, match=r"no launcher 'tea'.*auto.*local.*mpiexec"):
-        choose("tea")
-    assert set(choice.NAMES) >= {"auto", "local", "mpiexec"}
+        select_launcher("tea")
+    assert set(selection.NAMES) >= {"auto", "local", "mpiexec"}
 
 
-def test_ranks_do_not_inherit_what_a_surrounding_mpi_left_for_its_own(monkeypatch):
-    left = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALRANKID", "HYDI_CONTROL_FD", "PALS_X")
-    for name in left:
+def test_ranks_do_not_inherit_variables_of_a_surrounding_mpi(monkeypatch):
+    inherited = (
+        "PMI_RANK",
+        "PMI_FD",
+        "PMIX_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "MPI_LOCALRANKID",
+        "HYDI_CONTROL_FD",
+        "PALS_X",
+    )
+    for name in inherited:
         monkeypatch.setenv(name, "1")
-    found = environment(Shape(), Options())
-    assert not found.keys() & set(left)
+    found = rank_environment(Shape())
+    assert not found.keys() & set(inherited)
 
 
-def test_ranks_inherit_what_a_user_set_for_mpi_and_for_all_else(monkeypatch):
+def test_ranks_inherit_settings_of_the_user_for_mpi_and_other_programs(monkeypatch):
     kept = {"OMPI_MCA_btl": "self,sm", "OMPI_ALLOW_RUN_AS_ROOT": "1", "UCX_TLS": "sm", "MY_DATA": "here"}
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
-    assert kept.items() <= environment(Shape(), Options()).items()
+    assert kept.items() <= rank_environment(Shape()).items()
 
 
-def test_libraries_start_as_many_threads_as_the_group_has_and_a_user_has_the_last_word(monkeypatch):
+def test_libraries_start_as_many_threads_as_the_shape_has(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    found = environment(Shape(ranks=2, threads=3), Options(environment={"MKL_NUM_THREADS": "1", "NEW": "yes"}))
-    assert {name: found[name] for name in settings.NUMBER_OF_THREADS} == dict.fromkeys(
-        settings.NUMBER_OF_THREADS, "3"
-    ) | {"MKL_NUM_THREADS": "1"}
-    assert found["NEW"] == "yes"
+    found = rank_environment(Shape(ranks=2, threads=3))
+    assert {name: found[name] for name in settings.NUMBER_OF_THREADS} == dict.fromkeys(settings.NUMBER_OF_THREADS, "3")
+
+
+def test_descriptors_of_a_command_are_closed_when_it_has_ended_or_cannot_be_started():
+    pipes = [descriptor for _ in range(2) for descriptor in os.pipe()]
+    group = CommandProcess(["sh", "-c", "exec sleep 600"], {"PATH": os.environ["PATH"]}, None, pipes)
+    assert [is_open(each) for each in pipes] == [False, False, True, True]
+    assert group.poll() is None
+    group.end()
+    assert group.poll() is not None
+    assert not any(map(is_open, pipes))
+    pipes = [descriptor for _ in range(2) for descriptor in os.pipe()]
+    with pytest.raises(OSError, match="no-program"):
+        CommandProcess(["/no-program"], {}, None, pipes)
+    assert not any(map(is_open, pipes))
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("error", [OSError("the broker is gone"), RuntimeError("not known to these bindings")])
-def test_a_flux_job_whose_events_cannot_be_followed_counts_as_ended(
+def test_flux_job_whose_events_cannot_be_read_counts_as_ended(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def watch(handle: object, job: int) -> None:
@@ -185,4 +214,4 @@ def test_a_flux_job_whose_events_cannot_be_followed_counts_as_ended(
     monkeypatch.setitem(sys.modules, "flux", types.SimpleNamespace(job=job))
     monkeypatch.setitem(sys.modules, "flux.job", job)
     group = flux.FluxGroup(None, 16, (1, 2))
-    assert wait_until(group.poll, "the supervisor hears of its end") == 1
+    assert wait_until(group.poll, "the group counts as ended") == 1

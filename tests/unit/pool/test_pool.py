@@ -10,7 +10,7 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.launch.allocation import Allocation
-from spoolpool.launch.choice import Options
+from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.pool import pool as pools
 from spoolpool.pool import slot
 from spoolpool.pool.pool import GroupPool
@@ -44,10 +44,12 @@ class Groups:
     started: list[Group] = field(default_factory=list)
     name: str = "nothing"
 
-    def command(self, shape: Shape, arguments: Sequence[str], options: Options) -> list[str]:
+    def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
         return []
 
-    def start(self, shape: Shape, arguments: Sequence[str], options: Options, variables: Mapping[str, str]) -> Group:
+    def start(
+        self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
+    ) -> Group:
         group = Group(worker=variables[settings.ENV_WORKER])
         self.started.append(group)
         self.begin(group)
@@ -84,7 +86,7 @@ def test_stop_waits_for_groups_that_work_and_ends_those_that_never_announced_the
     spool: Spool, clock: Clock
 ) -> None:
     groups = Groups()
-    pool = GroupPool(spool, groups, options=Options())
+    pool = GroupPool(spool, groups, options=LaunchOptions())
     pool.resize(ONE, 3)
     works, starts, _hangs = groups.started
     begun = clock.now
@@ -119,7 +121,7 @@ def test_a_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_annou
         group.code = lambda: -9
 
     groups = Groups(begin)
-    pool = GroupPool(spool, groups, options=Options())
+    pool = GroupPool(spool, groups, options=LaunchOptions())
     pool.resize(ONE, 1)
     while pool.count():
         pool.step()

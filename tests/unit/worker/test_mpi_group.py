@@ -21,7 +21,7 @@ import pytest
 from spoolpool import Executor, settings
 from spoolpool.client import options
 from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
-from spoolpool.launch.choice import Options, python_worker
+from spoolpool.launch.launcher import LaunchOptions, python_worker
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
@@ -329,7 +329,7 @@ def test_a_world_of_another_size_than_was_asked_for_is_an_error_with_advice(spoo
 class TooFew(MpiexecLauncher):
     """A launcher and an MPI that do not fit."""
 
-    def command(self, shape: Shape, arguments: Any, options: Options) -> list[str]:
+    def command(self, shape: Shape, arguments: Any, options: LaunchOptions) -> list[str]:
         return [MPIEXEC, "-n", "2", *python_worker(arguments)]
 
 

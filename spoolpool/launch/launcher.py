@@ -1,0 +1,209 @@
+"""Interface of launchers, and base classes of those that run a command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from spoolpool import settings
+from spoolpool.errors import LauncherError
+from spoolpool.launch.allocation import Allocation, find_allocation, host_allocation, seconds_left
+from spoolpool.launch.output_relay import Relay, close_all
+from spoolpool.resources import Shape
+from spoolpool.system import gpus
+from spoolpool.system.environment import without_mpi
+
+_END_SECONDS = 5.0
+
+WORKER_MODULE = "spoolpool.cli.worker"
+"""Module that each rank runs as ``python -m``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """Options of the start of groups."""
+
+    oversubscribe: bool = False
+    """Start more ranks than there are cores."""
+    cwd: str | None = None
+    """Working directory of the ranks."""
+    extra: tuple[str, ...] = ()
+    """Arguments for the launcher's command, unchanged."""
+    output: str = ""
+    """File for the output of Flux jobs; without it their output is forwarded like that of other groups."""
+    urgency: int = 16
+    """Urgency of Flux jobs, from 0 to 31."""
+    memory: int = 0
+    """Bytes of memory per rank, for srun; 0 leaves it to srun."""
+    relay: Relay | None = None
+    """Process that labels the output of groups; without it their output is that of this process."""
+    nodes: tuple[str, ...] = ()
+    """Node of each rank of the group, if they are planned; on one host only its name."""
+
+
+class GroupProcess(Protocol):
+    """Processes of one group that was started."""
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while a rank is running."""
+
+    def end(self) -> None:
+        """End all ranks and wait until they have ended, at most some seconds."""
+
+
+class Launcher(ABC):
+    """Way to start groups."""
+
+    name = ""
+
+    @abstractmethod
+    def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
+        """Return the command of one group, whose ranks get ``arguments``.
+
+        Raises :class:`LauncherError` if a group of this shape cannot be started.
+        """
+
+    @abstractmethod
+    def start(
+        self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
+    ) -> GroupProcess:
+        """Start one group with ``variables`` in the environment of its ranks. Raises :class:`LauncherError`."""
+
+    @abstractmethod
+    def allocation(self) -> Allocation:
+        """Return the resources that all groups of this launcher share."""
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until the allocation ends; None if it does not, or its end cannot be determined."""
+        return seconds_left(find_allocation())
+
+
+class CommandProcess:
+    """Command of one group, in a session of its own: a Ctrl-C reaches the supervisor only."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None, output: Sequence[int]) -> None:
+        """Start the command; raises ``OSError``.
+
+        ``output`` are descriptors, closed here: standard output and standard error of the command (those of this
+        process if there are none), and further ones that stay open until the command has ended.
+        """
+        stdout, stderr = output[:2] or (None, None)
+        self._kept = list(output)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            self._kept = self._kept[2:]
+            close_all(output[:2])
+        except OSError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        close_all(self._kept)
+        self._kept = []
+
+    def poll(self) -> int | None:
+        """Return the exit code of the command; None while it is running."""
+        code = self._process.poll()
+        if code is not None:
+            self._close()
+        return code
+
+    def end(self) -> None:
+        """Send SIGTERM, after which srun and mpiexec end their ranks on all hosts, then kill the rest on this host."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, number)
+            except (ProcessLookupError, PermissionError):
+                self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
+        self._close()
+
+
+class CommandLauncher(Launcher):
+    """Launcher that starts a group by a command."""
+
+    label = ""
+    """Regular expression of the label that the command puts before each line of a rank, with the rank as its group."""
+    removed_variables: tuple[str, ...] = ()
+    """Prefixes of variables that groups do not inherit."""
+
+    def start(
+        self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
+    ) -> GroupProcess:
+        """Run the command."""
+        command = self.command(shape, arguments, options)
+        try:
+            output, location = self.output(shape, options, variables[settings.ENV_WORKER])
+            env = {**rank_environment(shape, self.removed_variables), **variables, **location}
+            return CommandProcess(command, env, options.cwd, output)
+        except OSError as error:
+            raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
+
+    def output(self, shape: Shape, options: LaunchOptions, group: str) -> tuple[list[int], dict[str, str]]:
+        """Return descriptors for the output of :class:`CommandProcess`, and variables that tell the ranks of them."""
+        if options.relay is None:
+            return [], {}
+        return options.relay.pipes(group, options.nodes, self.label), {}
+
+
+class HostLauncher(CommandLauncher):
+    """Launcher on this host without a batch system; it assigns the GPUs itself."""
+
+    def __init__(self) -> None:
+        self._assigned: list[tuple[GroupProcess, tuple[str, ...]]] = []
+
+    def start(
+        self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
+    ) -> GroupProcess:
+        """Run the command with GPUs that no other group has; each rank then takes its share of them."""
+        if not shape.gpus:
+            return super().start(shape, arguments, options, variables)
+        found = gpus.find_gpus()
+        self._assigned = [(process, ids) for process, ids in self._assigned if process.poll() is None]
+        taken = {each for _, ids in self._assigned for each in ids}
+        free = tuple(each for each in found.ids if each not in taken)
+        ids = free[: shape.ranks * shape.gpus]
+        if len(ids) < shape.ranks * shape.gpus:
+            raise LauncherError(
+                f"A group of {shape} cannot be started: {len(free)} of the {len(found.ids)} GPU(s) of this host are "
+                f"free. If there are others, list them in {found.variable}."
+            )
+        devices = {found.variable: ",".join(ids), settings.ENV_DEVICES: found.variable}
+        process = super().start(shape, arguments, options, {**variables, **devices})
+        self._assigned.append((process, ids))
+        return process
+
+    def allocation(self) -> Allocation:
+        """Return the resources of this host."""
+        return host_allocation()
+
+
+def python_worker(arguments: Sequence[str]) -> list[str]:
+    """Return the command of one rank."""
+    return [sys.executable, "-m", WORKER_MODULE, *arguments]
+
+
+def rank_environment(shape: Shape, removed: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the environment of ranks: that of this process without variables that begin with ``removed``.
+
+    Variables of a surrounding MPI are removed too: a worker started from within a rank would take itself for that rank
+    (and Debian's mpiexec 4.1 crashes on some of them).
+    """
+    kept = {key: value for key, value in without_mpi(os.environ).items() if not key.startswith(removed)}
+    return {**kept, **dict.fromkeys(settings.NUMBER_OF_THREADS, str(shape.threads))}

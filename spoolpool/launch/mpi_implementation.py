@@ -1,0 +1,63 @@
+"""MPI implementation of the library that ranks load, or of an mpiexec."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+from spoolpool.errors import LauncherError
+from spoolpool.system.environment import without_mpi
+
+_WORDS = {
+    "openmpi": ("open mpi", "open-mpi", "prte"),
+    "mpich": ("mpich", "hydra", "intel", "cray", "mvapich"),
+}
+"""Words in the version of each implementation; ``mpich`` includes those derived from it."""
+_VERSION = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+_SECONDS = 120.0  # for loading the library from a slow filesystem
+
+
+def _implementation(version: str) -> str:
+    version = version.lower()
+    return next((name for name, words in _WORDS.items() if any(word in version for word in words)), "unknown")
+
+
+@functools.cache
+def mpi_of_library() -> str:
+    """Return the implementation that mpi4py loads: ``openmpi``, ``mpich`` or ``unknown``.
+
+    Raises :class:`LauncherError` if mpi4py cannot be loaded.
+    """
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _VERSION],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=without_mpi(os.environ),
+            check=False,
+        )
+        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+    except subprocess.TimeoutExpired as error:
+        answer, reason = None, str(error)
+    if answer is None or answer.returncode:
+        raise LauncherError(
+            f"mpi4py cannot be loaded by {sys.executable}: {reason}. Groups of several ranks need it: install it with "
+            "the site's MPI."
+        )
+    return _implementation(answer.stdout)
+
+
+@functools.cache
+def mpi_of_command(mpiexec: str) -> str:
+    """Return the implementation of an mpiexec: ``openmpi``, ``mpich``, or ``unknown`` also if it cannot be run."""
+    try:
+        answer = subprocess.run(
+            [mpiexec, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return _implementation(answer.stdout + answer.stderr)

@@ -1,0 +1,43 @@
+"""Selection of a launcher by its name."""
+
+from __future__ import annotations
+
+from spoolpool import settings
+from spoolpool.errors import BadRequest, LauncherError
+from spoolpool.launch.allocation import find_allocation, in_step
+from spoolpool.launch.launcher import Launcher
+from spoolpool.launch.local import LocalLauncher
+from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launch.srun import SrunLauncher
+
+NAMES = ("auto", "local", "mpiexec", "srun", "flux")
+
+
+def select_launcher(name: str) -> Launcher:
+    """Return the launcher of a name. Raises :class:`LauncherError` if it cannot be used here.
+
+    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job. Elsewhere, also within a step, where
+    those would wait for resources that the step itself holds, it is mpiexec if there is one, else plain processes.
+    """
+    allocation = find_allocation()
+    if name == "auto":
+        name = "mpiexec" if find_mpiexec() else "local"
+        if allocation.system != "none" and not in_step():
+            name = {"flux": "flux", "slurm": "srun"}[allocation.system]
+    if name == "flux":
+        from spoolpool.launch.flux import FluxLauncher  # Flux's bindings are optional
+
+        return FluxLauncher()
+    if name == "srun":
+        return SrunLauncher(allocation)
+    if name == "local":
+        return LocalLauncher()
+    if name == "mpiexec":
+        path = find_mpiexec()
+        if path is None:
+            raise LauncherError(
+                "There is no mpiexec beside this Python, nor on PATH. Install an MPI (pip install 'spoolpool[mpi]'), "
+                f"or name the command in {settings.ENV_MPIEXEC}."
+            )
+        return MpiexecLauncher(path)
+    raise BadRequest(f"There is no launcher {name!r}; there are {', '.join(NAMES)}.")
