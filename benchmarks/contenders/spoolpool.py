@@ -66,21 +66,21 @@ def _fill(directory: str, count: int, taken: int) -> None:
     """Submit those that will be taken; behind them come names without content."""
     from spoolpool import settings
     from spoolpool.format import envelope, headers
-    from spoolpool.format.names import Lane, TaskFile, new_submitter_id
+    from spoolpool.format.names import Lane, TaskFile
     from spoolpool.protocol.spool import Spool
-    from spoolpool.protocol.submit import submit_task
+    from spoolpool.protocol.submit import Submitter
 
     spool = Spool.create(f"{directory}/spool", durability="none")
     lane = Lane("default", 1, 1, 0, settings.PYTHON).name
-    submitter = new_submitter_id()
+    submitter = Submitter(spool)
     for start in range(0, count, settings.BUCKET_SIZE):
-        bucket = f"499-{start:014x}-{submitter}"
+        bucket = f"499-{start:014x}-{submitter.id}"
         os.makedirs(spool.layout.bucket(lane, bucket))
         for number in range(start, min(count, start + settings.BUCKET_SIZE)):
             name = f"499-{number:014x}-{os.urandom(5).hex()}"
             if number < taken:
                 header = headers.TaskHeader(task=name, session="inbox", lane=lane, bucket=bucket)
-                submit_task(spool, header, envelope.pack(headers.encode(header), b""))
+                submitter.submit(header, envelope.pack(headers.encode(header), b""))
             else:
                 os.mknod(f"{spool.layout.bucket(lane, bucket)}/{TaskFile(name, 1, 1).name}", 0o600)
 

@@ -11,7 +11,7 @@ from spoolpool.cli.task_selection import Selection, confirm, selects
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import CANCELLED, parse_link
 from spoolpool.monitor.query import TaskView
-from spoolpool.protocol import links
+from spoolpool.protocol.dependencies import remove_links
 from spoolpool.system import files
 
 
@@ -57,7 +57,7 @@ def remove(sight: TaskView) -> bool:
     """Take a task away for good, as whoever collects it; False if somebody else did."""
     spool, task_file, header = sight.spool, sight.location.task_file, sight.header
     if header is not None:
-        links.remove_link(spool, header)
+        remove_links(spool, header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
     parent, _, name = sight.location.path.rpartition("/")
     place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"

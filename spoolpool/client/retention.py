@@ -17,7 +17,7 @@ from spoolpool.client.references import CallReferences
 from spoolpool.errors import NotTrusted
 from spoolpool.format.headers import Kind, TaskHeader
 from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link
-from spoolpool.protocol import links
+from spoolpool.protocol.dependencies import remove_links
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
@@ -111,7 +111,7 @@ class Retention:
         if found is None:
             return False
         if found.header.needs and found.kind != "lost":
-            links.remove_link(self._spool, found.header)
+            remove_links(self._spool, found.header)
             with self._lock:
                 needs = self._needs.pop(task_file.task, None)
             if needs is not None:

@@ -21,15 +21,13 @@ from spoolpool.errors import BrokenSpool, NotTrusted
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
-from spoolpool.format.names import CANCELLED, TaskFile, check_session, new_submitter_id, new_task_id, parse_task_file
+from spoolpool.format.names import CANCELLED, TaskFile, check_session, new_task_id, parse_task_file
 from spoolpool.monitor.graph import Node
 from spoolpool.monitor.inventory import SessionTask, find_session_tasks
 from spoolpool.protocol import cancel
-from spoolpool.protocol.buckets import BucketAllocator
-from spoolpool.protocol.quota import WaitingLimit
 from spoolpool.protocol.sessions import register, unregister
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.submit import submit_task
+from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.processes import hostname
@@ -56,8 +54,7 @@ class Session:
     ) -> None:
         self.spool = spool
         self.name = check_session(name)
-        self._submitter = submitter or new_submitter_id()
-        self._buckets = BucketAllocator(spool, self._submitter, came_back=bool(submitter))
+        self._submitter = Submitter(spool, submitter)
         self._awaited = PendingTasks(spool, self.name, keeps_all=keeps)
         self._collector = Collector(self._awaited, accept, end=self._end, fail=self.fail)
         self.objects = SessionObjects(spool, self.name)
@@ -67,7 +64,6 @@ class Session:
         """Whether the end of the process need not wait for what is pending."""
         self._broken: BaseException | None = None
         self._user = accounts.account_name(os.geteuid())
-        self._quota = None if spool.config.max_waiting is None else WaitingLimit(spool, spool.config.max_waiting)
         self._wait_for_room = wait_for_room
         spool.need_key()
         spool.open_session(self.name)
@@ -100,14 +96,13 @@ class Session:
         :class:`BrokenSpool` once it failed, and :class:`TooManyWaiting` where the spool bounds what may wait, unless
         the session waits for room.
         """
-        if self._quota is not None:
-            self._quota.take(self._open_still if self._wait_for_room else None)
+        self._submitter.await_room(self._open_still if self._wait_for_room else None)
         task_id = needs.task if needs is not None else new_task_id(priority)
         header = TaskHeader(
             task=task_id,
             session=self.name,
             lane=lane,
-            bucket=self._buckets.next(lane, task_id),
+            bucket=self._submitter.bucket(lane, task_id),
             name=name,
             user=self._user,
             host=hostname(),
@@ -126,7 +121,7 @@ class Session:
             self._awaited.add(future, needs)
             wake = self._collector.start()
         try:
-            future.task_file = submit_task(self.spool, header, envelope.pack(headers.encode(header), payload, buffers))
+            future.task_file = self._submitter.submit(header, envelope.pack(headers.encode(header), payload, buffers))
         except BaseException:
             self._awaited.withdraw(task_id)
             raise
@@ -204,7 +199,7 @@ class Session:
     def assist(self) -> bool:
         """In such a task: run one task of this session that waits; whether there was one."""
         run_one = assistance(self.spool.config.id)
-        return run_one is not None and run_one(self._submitter)
+        return run_one is not None and run_one(self._submitter.id)
 
     def hold(self, task: str, needs: CallReferences) -> Held:
         """Keep the outcome of a task in the spool for a call, if it is not gone."""
@@ -329,5 +324,5 @@ class Session:
                 self.objects.close(lost=self._awaited.lost)
             if not self.keeps:
                 self.spool.close_session(self.name)
-            self._buckets.remove()
+            self._submitter.close()
         self.spool.let_all_go()

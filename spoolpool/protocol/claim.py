@@ -93,13 +93,16 @@ class Claim:
         Raises ``FileExistsError`` if another rank of the group has written it, and ``OSError`` otherwise; then nothing
         is left of it.
         """
-        spool, session, name = self._spool, self.header.session, self._name
-        label = outcome_label(session, name)
         try:
-            spool.write(f"{spool.outgoing(session, self._owner)}/{name}", label, parts, spool.rights.outcome)
+            self._write_outcome(parts)
         except FileNotFoundError:  # the session was closed, or never opened
-            self._restore_directory(f"{spool.layout.outgoing}/{session}")
-            spool.write(f"{spool.outgoing(session, self._owner)}/{name}", label, parts, spool.rights.outcome)
+            self._restore_directory(self._spool.layout.outgoing)
+            self._write_outcome(parts)
+
+    def _write_outcome(self, parts: list[Buffer]) -> None:
+        spool, session = self._spool, self.header.session
+        path = f"{spool.outgoing(session, self._owner)}/{self._name}"
+        spool.write(path, outcome_label(session, self._name), parts, spool.rights.outcome)
 
     def has_outcome(self, writer: int | None = None) -> bool:
         """Return whether the outcome file is complete, so that only the commit is missing.
@@ -128,7 +131,7 @@ class Claim:
                 if not files.exists(source):
                     return files.exists(target)
                 if error.errno in files.GONE:
-                    self._restore_directory(f"{spool.layout.results}/{session}")
+                    self._restore_directory(spool.layout.results)
                 denied += error.errno in files.DENIED or (spool.shared and error.errno in files.GONE)
                 if denied > 5:
                     raise SpoolDenied(
@@ -138,8 +141,9 @@ class Claim:
                 backoff = backoff or Backoff(0.005, 5.0, 2.0)
                 backoff.sleep()
 
-    def _restore_directory(self, path: str) -> None:
-        """Make a missing directory of the session again; in a shared spool only its owner can do that."""
+    def _restore_directory(self, parent: str) -> None:
+        """Make the missing directory of the session again; in a shared spool only its owner can do that."""
+        path = f"{parent}/{self.header.session}"
         if self._spool.shared:
             self._spool.let_go(path)
         else:

@@ -16,7 +16,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, is_session, parse_link, parse_task_file
 from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_task
+from spoolpool.protocol.tasks import move_to_bucket, read_task
 from spoolpool.system import files
 
 log = logging.getLogger(__name__)
@@ -35,19 +35,7 @@ def make_ready(spool: Spool, header: TaskHeader, task_file: TaskFile) -> bool:
 
     Anybody may, whenever it may go, and nothing is concluded from the answer: whoever loses stops.
     """
-    source = f"{spool.layout.waiting}/{task_file.name}"
-    for _ in range(2):
-        try:
-            bucket = spool.bucket(header.lane, header.bucket)
-            files.move(source, f"{bucket}/{task_file.name}")
-            return True
-        except OSError as error:
-            if error.errno not in files.GONE:
-                raise
-            if files.is_missing(source):  # another one was first, or it was cancelled
-                break
-            spool.make_directories(spool.layout.bucket(header.lane, header.bucket))  # it was removed as empty
-    return False
+    return move_to_bucket(spool, f"{spool.layout.waiting}/{task_file.name}", header, task_file)
 
 
 class DelayedTasks:
@@ -150,7 +138,7 @@ class DelayedTasks:
 
     def committed(self, session: str, task_file: TaskFile) -> None:
         """This worker has committed a task: what waited for nothing else, as far as it is known here, goes on."""
-        self._ended.note(session, task_file)
+        self._ended.add(session, task_file)
         if (session, task_file.task) in self._needed_by:
             for dependent in self._miss_no_more((session, task_file.task)):
                 self._try(dependent)
@@ -169,12 +157,12 @@ class DelayedTasks:
             if new:
                 self._read_edges(new)
             for session in {session for session, _ in self._needed_by}:
-                self._ended.look(session)
+                self._ended.refresh(session)
         except OSError as error:
             log.info("Looking for what tasks need was put off: %s", error)
             return 0
         free = {task_file for task_file in new if not self._missing[task_file]}
-        for needed in [each for each in self._needed_by if self._ended.task_file(*each)]:
+        for needed in [each for each in self._needed_by if self._ended.find(*each)]:
             free.update(self._miss_no_more(needed))
         return sum(map(self._try, sorted(free)))
 
@@ -196,7 +184,7 @@ class DelayedTasks:
         """Let a task go that needs nothing more, if its header says so too; whether it went."""
         try:
             header = read_task(self._spool, f"{self._spool.layout.waiting}/{task_file.name}", task_file)
-            if missing := [each for each in header.needed() if not self._ended.task_file(*each)]:
+            if missing := [each for each in header.needed() if not self._ended.find(*each)]:
                 for each in missing:  # its edges were not seen, or are gone
                     self._wait_for(task_file, *each)
                 return False

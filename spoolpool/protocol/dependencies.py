@@ -1,11 +1,15 @@
-"""The outcomes of tasks for those that need them, as a worker finds and reads them.
+"""Dependencies of tasks: links that keep an outcome while another task needs it, and the outcomes that a task needs.
 
-Which tasks have ended is known from listings of ``results/`` and from what the worker committed itself. A token in
-there does not move as long as something needs it, so that what was seen once is not looked for again.
+A link is an empty file whose name says which task needs which outcome. A worker knows from listings of ``results/``
+which tasks have ended, and from its own commits. A task file in ``results/`` does not move as long as there is a link
+to it, so that a task found there once is not looked for again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -14,105 +18,133 @@ from spoolpool.calls.results import DependencyValue, error_of
 from spoolpool.errors import BadTaskFile, DependencyFailed, NotTrusted, SpoolVersion
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
-from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
+from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_task_file
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
-_SESSIONS, _REMEMBERED = 100, 50_000  # sessions, and tokens of one
+_SESSIONS, _REMEMBERED = 100, 50_000  # sessions, and task files of one
 _BECAUSE = ", because "
 
 
-class NotEnded(Exception):
-    """Something that is needed has no outcome yet, as far as can be seen."""
+def add_links(spool: Spool, header: TaskHeader) -> None:
+    """Create a link for each task that this one needs."""
+    for session, needed in header.needed():
+        directory, name = os.path.split(spool.layout.dependency_link(session, DependencyLink(needed, header.task)))
+
+        def create(directory: str = directory, name: str = name) -> None:
+            with contextlib.suppress(FileExistsError):  # a request was repeated: nobody else makes this name
+                files.create(f"{spool.held(directory)}/{name}", [])
+
+        spool.in_directory(directory, create)
+    if spool.config.durability == "full":
+        for session in header.needs:
+            files.sync_directory(f"{spool.layout.needs}/{session}")
+
+
+def remove_links(spool: Spool, header: TaskHeader) -> None:
+    """Remove the links of a task that has its outcome, or was not submitted."""
+    for session, needed in header.needed():
+        path = spool.layout.dependency_link(session, DependencyLink(needed, header.task))
+        directory, name = os.path.split(path)
+        try:
+            place = spool.held(directory)
+        except FileNotFoundError:
+            continue
+        if not files.remove(f"{place}/{name}") and not files.is_missing(path):  # ESTALE does not say that it is gone
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
 
 class OutcomeIndex:
-    """The tasks of some sessions that have their outcomes. Not for use from several threads at once."""
+    """Tasks of some sessions that have their outcomes. Not for use from several threads at once."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._tokens: dict[str, dict[str, TaskFile]] = {}
+        self._ended: dict[str, dict[str, TaskFile]] = {}
 
-    def note(self, session: str, task_file: TaskFile) -> None:
-        """This worker committed a task; forgotten at once if nobody asked about its session."""
-        known = self._tokens.get(session)
+    def add(self, session: str, task_file: TaskFile) -> None:
+        """Add a task that this worker committed, if its session was listed before."""
+        known = self._ended.get(session)
         if known is not None and len(known) < _REMEMBERED:
             known[task_file.task] = task_file
 
-    def look(self, session: str) -> None:
-        """List what has ended in a session."""
-        if len(self._tokens) > _SESSIONS:
-            self._tokens.clear()
+    def refresh(self, session: str) -> None:
+        """List the tasks of a session that have ended."""
+        if len(self._ended) > _SESSIONS:
+            self._ended.clear()
         task_files = map(parse_task_file, files.list_names(f"{self._spool.layout.results}/{session}"))
-        self._tokens[session] = {
+        self._ended[session] = {
             task_file.task: task_file for task_file in task_files if task_file is not None and task_file.worker
         }
 
-    def forget(self, session: str, name: str) -> None:
-        """The outcome of a task was not where its token says."""
-        self._tokens.get(session, {}).pop(name, None)
+    def remove(self, session: str, task: str) -> None:
+        """Remove a task whose outcome is not where its task file says."""
+        self._ended.get(session, {}).pop(task, None)
 
-    def task_file(self, session: str, name: str) -> TaskFile | None:
-        """The committed token of a task, if it was seen."""
-        return self._tokens.get(session, {}).get(name)
+    def find(self, session: str, task: str) -> TaskFile | None:
+        """Return the committed task file, if it is known."""
+        return self._ended.get(session, {}).get(task)
+
+
+class _NotEnded(Exception):
+    """A needed task has no outcome yet, as far as can be seen."""
 
 
 class Dependencies:
-    """Gives a worker what its tasks need; ``trust`` says whose outcomes are read."""
+    """Reader of the results that the tasks of one worker need; ``trust`` says whose outcomes are read."""
 
-    def __init__(self, spool: Spool, trust: Trust, ended: OutcomeIndex) -> None:
+    def __init__(self, spool: Spool, trust: Trust, index: OutcomeIndex) -> None:
         self._spool = spool
         self._trust = trust
-        self._ended = ended
+        self._index = index
 
-    def gather(self, header: TaskHeader, mine: Callable[[], bool]) -> list[DependencyValue] | None:
-        """The results that a call needs; None where its claim is not the caller's any more, as ``mine`` says.
+    def gather(self, header: TaskHeader, may_wait: Callable[[], bool]) -> list[DependencyValue] | None:
+        """Return the results that a call needs, or None once ``may_wait`` returns False: the claim was lost.
 
-        Raises :class:`DependencyFailed` or ``CancelledError`` where the call must not be made. A task that is claimed
-        was let go because everything that it needs had ended: what is not there, or not whole, is looked for as long
-        as caches may hide it. If it is then still not there, a fault of the disk or a person took it away.
+        Raises :class:`DependencyFailed` or ``CancelledError`` if the call must not be made. All that a claimed task
+        needs had ended when it became ready, so a missing or torn outcome is looked for as long as caches may hide
+        it. If it is still missing then, a fault of the disk or a person removed it.
         """
         backoff = Backoff(0.005, 1.0)
         end = time.monotonic() + max(self._spool.config.lease, self._spool.config.caches)
         while True:
             try:
-                return [self._read(header, session, name) for session, name in header.needed()]
-            except (NotEnded, OSError, BadTaskFile) as reason:
-                if not mine():
+                return [self._read(header, session, task) for session, task in header.needed()]
+            except (_NotEnded, OSError, BadTaskFile) as reason:
+                if not may_wait():
                     return None
                 if time.monotonic() > end:
                     raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}{reason}") from None
             backoff.sleep()
 
-    def _read(self, header: TaskHeader, session: str, name: str) -> DependencyValue:
-        task_file = self._ended.task_file(session, name)
+    def _read(self, header: TaskHeader, session: str, task: str) -> DependencyValue:
+        task_file = self._index.find(session, task)
         if task_file is None:
-            self._ended.look(session)
-            task_file = self._ended.task_file(session, name)
+            self._index.refresh(session)
+            task_file = self._index.find(session, task)
         if task_file is None:
-            raise NotEnded(f"the outcome of task {name} is not in {self._spool.layout.results}/{session} any more.")
+            raise _NotEnded(f"the outcome of task {task} is not in {self._spool.layout.results}/{session} any more.")
         if task_file.worker == CANCELLED:
             raise CancelledError
         try:
-            outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
-            outcome, content = read_outcome(self._spool, session, task_file, self._trust, outgoing)
+            directory = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+            outcome, content = read_outcome(self._spool, session, task_file, self._trust, directory)
         except (NotTrusted, SpoolVersion) as error:
             raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}of an outcome: {error}") from error
         except (OSError, BadTaskFile):
-            self._ended.forget(session, name)
+            self._index.remove(session, task)
             raise
         if outcome.kind == "cancelled":
             raise CancelledError
         if outcome.kind != "result":
             raise _failed(header, outcome, content)
-        return DependencyValue(session, name, outcome.ranks, content.payload, content.buffers)
+        return DependencyValue(session, task, outcome.ranks, content.payload, content.buffers)
 
 
 def _failed(header: TaskHeader, outcome: OutcomeHeader, content: Envelope) -> DependencyFailed:
-    """Why a task is not run; its cause is the exception of the one that failed first."""
+    """Return the error of a task that is not run; its cause is the exception of the task that failed first."""
     cause = error_of(outcome, content)
     if isinstance(cause, DependencyFailed):  # not nested, or a long chain of tasks would be a long chain of causes
         because, cause = str(cause).partition(_BECAUSE)[2], cause.__cause__ or cause

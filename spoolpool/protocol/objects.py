@@ -73,11 +73,8 @@ def _is_there(path: str, size: int) -> bool:
     if not files.exists(path):
         return False
     try:
-        fd = files.open_file(path)
-        try:
-            found = Trust().check(fd, path).st_size
-        finally:
-            files.close(fd)
+        with files.reading(path, Trust().check) as (_, status):
+            found = status.st_size
         if found - size not in (0, SIZE):
             files.remove(path)
             return False
@@ -227,20 +224,15 @@ class ObjectCache:
 def acquire(spool: Spool, session: str, mine: ObjectLease) -> None:
     """Say that a session uses an object, or say it anew; harmless when repeated."""
     directory = f"{spool.layout.needs}/{session}"
-    for missing in (False, True):
+
+    def create() -> None:
+        path = f"{spool.held(directory)}/{mine.name}"
         try:
-            if missing:
-                spool.make_directories(directory)
-            path = f"{spool.held(directory)}/{mine.name}"
             files.create(path, [])
-        except FileNotFoundError:
-            if missing:
-                raise
         except FileExistsError:
             files.touch(path)
-            return
-        else:
-            return
+
+    spool.in_directory(directory, create)
 
 
 def release(spool: Spool, session: str, mine: ObjectLease) -> None:

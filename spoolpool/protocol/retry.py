@@ -28,7 +28,11 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     if header.task != task_file.task:
         raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
     spool.open_session(header.session, owner)
-    if not move_to_bucket(spool, source, header, TaskFile(task_file.task, task_file.claim + 1, 1)):
+    ready = TaskFile(task_file.task, task_file.claim + 1, 1)
+    # a repeated request may answer that the source is gone
+    if not move_to_bucket(spool, source, header, ready) and not files.exists(
+        f"{spool.layout.bucket(header.lane, header.bucket)}/{ready.name}"
+    ):
         raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
     if session:  # if it were left, nobody would know to whom it belonged
         files.remove(f"{spool.outgoing(session, owner)}/{name}")

@@ -7,6 +7,7 @@ import errno
 import functools
 import math
 import os
+from collections.abc import Callable
 
 import msgspec
 
@@ -217,6 +218,14 @@ class Spool:
             files.remove_directory(source)
             if not files.is_directory(target):  # else another thread was first, and has put something into its own
                 raise
+
+    def in_directory(self, path: str, act: Callable[[], None]) -> None:
+        """Call ``act``; if the directory at ``path`` is missing, make it and call ``act`` again."""
+        try:
+            act()
+        except FileNotFoundError:
+            self.make_directories(path)
+            act()
 
     # -- directories that others could swap
 

@@ -14,24 +14,21 @@ from spoolpool.system.accounts import account_name
 
 
 def read_task(spool: Spool, path: str, task_file: TaskFile) -> TaskHeader:
-    """The header of the task file at a path; raises as :func:`read_owned_task`."""
+    """Return the header of the task file at a path; raises as :func:`read_owned_task`."""
     return read_owned_task(spool, path, task_file)[0]
 
 
 def read_owned_task(spool: Spool, path: str, task_file: TaskFile) -> tuple[TaskHeader, int]:
-    """The header of the task file at a path, and the account that owns it.
+    """Return the header of the task file at a path, and the account that owns it.
 
-    Raises ``OSError`` as open(2), and :class:`SpoolpoolError` for what is no task.
+    Raises ``OSError`` as open(2), and :class:`SpoolpoolError` for a file that is no task.
     """
-    fd = files.open_file(path)
-    try:
+    with files.reading(path, None) as (fd, _):
         return read_opened_task(spool, fd, path, task_file)
-    finally:
-        files.close(fd)
 
 
 def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[TaskHeader, int]:
-    """As :func:`read_owned_task`, of a file that is open."""
+    """As :func:`read_owned_task`, for an open file."""
     status = os.fstat(fd)
     header = decode_task(spool.read_header(fd, status.st_size, path, task_label(task_file.task)), path)
     lane = parse_lane(header.lane)
@@ -42,23 +39,22 @@ def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> t
     return header, status.st_uid
 
 
-def move_to_bucket(spool: Spool, source: str, header: TaskHeader, ready: TaskFile) -> bool:
-    """Rename a task file to its bucket, under a claim number that was never used.
+def move_to_bucket(spool: Spool, source: str, header: TaskHeader, task_file: TaskFile) -> bool:
+    """Rename a task file to its bucket, and to the name ``task_file``; return whether this call did it.
 
-    Returns whether it stands there now, as far as can be seen. If it does not, another process moved the task file,
-    which is just as good, or the bucket is removed as often as it is made; the next round sees the true state.
+    If not, another process moved it, which is just as good, or the bucket is removed as often as it is made; the next
+    round sees the true state.
     """
-    path = spool.layout.bucket(header.lane, header.bucket)
     for last in (False, True):
         try:
             bucket = spool.bucket(header.lane, header.bucket)
-            files.move(source, f"{bucket}/{ready.name}")
+            files.move(source, f"{bucket}/{task_file.name}")
             return True
         except OSError as error:
-            # the bucket was removed as empty, or the task file was moved: then nobody would remove a new bucket
             if error.errno not in files.GONE:
                 raise
-            if last or not files.exists(source):
+            # the bucket was removed as empty, or the task file was moved: then nobody would remove a new bucket
+            if last or files.is_missing(source):
                 break
-            spool.make_directories(path)
-    return files.exists(f"{path}/{ready.name}")
+            spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
+    return False

@@ -20,7 +20,7 @@ from spoolpool.format.names import FORMAT, ObjectLease, TaskFile
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.submit import submit_task
+from spoolpool.protocol.submit import Submitter
 
 LANE = "default.r1t1g0.py3.11"
 BUCKET = "499-0660e6e464b511-22dc7470"
@@ -69,7 +69,7 @@ def make_with_objects(directory: Path) -> None:
         (b"+".join, ([pickle.PickleBuffer(DATA), ref],), {}), protocol=5, buffer_callback=lambda buffer: None
     )
     about = msgspec.structs.replace(header(WAITING), objects={put: (), shared: (0,)})
-    submit_task(spool, about, envelope.pack(headers.encode(about), call))
+    Submitter(spool).submit(about, envelope.pack(headers.encode(about), call))
 
 
 def make(directory: Path, *, signed: bool = False) -> None:
@@ -77,7 +77,7 @@ def make(directory: Path, *, signed: bool = False) -> None:
     spool = create(directory, signed=signed)
     call = pickle.dumps((pow, (2, 5), {}), protocol=5)
     for name in (WAITING, DONE):
-        submit_task(spool, header(name), envelope.pack(headers.encode(header(name)), call))
+        Submitter(spool).submit(header(name), envelope.pack(headers.encode(header(name)), call))
     task_file = TaskFile(DONE, 1, 1).claimed_by(WORKER)
     Path(spool.layout.bucket(LANE, BUCKET), TaskFile(DONE, 1, 1).name).rename(spool.layout.claimed_task(task_file))
     buffers: list[pickle.PickleBuffer] = []

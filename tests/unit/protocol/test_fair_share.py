@@ -19,7 +19,7 @@ from spoolpool.format.names import Lane, TaskFile, new_worker_id, parse_lane, se
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.fair_share import BucketInfo, FairShare
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.submit import submit_task
+from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.locks import Lock, try_lock
@@ -157,7 +157,7 @@ class Backlog:
             header = TaskHeader(
                 task=f"499-{next(self._ids):014x}-{submitter:010x}", session="inbox", lane=lane, bucket=name
             )
-            submit_task(self.spool, header, envelope.pack(headers.encode(header), b""))
+            Submitter(self.spool).submit(header, envelope.pack(headers.encode(header), b""))
         return self.spool.layout.bucket(lane, name)
 
     def claim(self, count: int) -> list[TaskHeader]:

@@ -11,9 +11,9 @@ import pytest
 from spoolpool import Executor, Submission
 from spoolpool.errors import BadRequest, TooManyWaiting
 from spoolpool.format.names import Lane, TaskFile
-from spoolpool.protocol import quota
-from spoolpool.protocol.quota import WaitingLimit
+from spoolpool.protocol import submit
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.submit import WaitingLimit
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support.fake_worker import Clock
@@ -28,7 +28,7 @@ def spool(tmp_path: Path) -> Spool:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(quota, "time", clock)
+    monkeypatch.setattr(submit, "time", clock)
     return clock
 
 

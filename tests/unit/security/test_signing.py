@@ -27,7 +27,7 @@ from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.objects import put_object, read_object
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.submit import submit_task
+from spoolpool.protocol.submit import Submitter
 from spoolpool.security import signing
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -96,7 +96,7 @@ def put(spool: Spool, value: object) -> Path:
     """Submit a task; its file."""
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
-    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), *pickling.dumps(value)))
+    task_file = Submitter(spool).submit(header, envelope.pack(headers.encode(header), *pickling.dumps(value)))
     return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
 
 
@@ -296,7 +296,7 @@ def large(spool: Spool) -> Path:
     """A task file whose buffer begins at a page."""
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, "0" * 8))
-    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), b"pickle", [bytes(3 << 20)]))
+    task_file = Submitter(spool).submit(header, envelope.pack(headers.encode(header), b"pickle", [bytes(3 << 20)]))
     return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
 
 

@@ -29,7 +29,7 @@ from spoolpool.protocol import workers
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.submit import submit_task
+from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.accounts import account_name
@@ -70,7 +70,7 @@ def put(spool: Spool, trap: Trap) -> Path:
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
     payload, buffers = pickling.dumps(trap)
-    task_file = submit_task(spool, header, envelope.pack(headers.encode(header), payload, buffers))
+    task_file = Submitter(spool).submit(header, envelope.pack(headers.encode(header), payload, buffers))
     return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
 
 
