@@ -1,7 +1,7 @@
-"""spoolpool: a queue that is nothing but files, and worker groups that run Python functions from it.
+"""spoolpool: a queue that consists of files, and worker groups that run Python functions from it.
 
-Submit on a login node, run on the ranks of warm MPI groups inside batch jobs, get real futures; the shared
-filesystem is the whole transport. **A pickle is a program**: whoever can put a task into a spool runs code as
+Submit on a login node, run on the ranks of running MPI groups inside batch jobs, get real futures; the shared
+filesystem is the only transport. **A pickle is a program**: everyone who can put a task into a spool runs code as
 its workers.
 """
 
@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what is used, when it is used: a worker needs no executor, and a look at the version needs nothing."""
+    """Import a public name when it is used first: a worker needs no executor, and the version needs no import."""
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'spoolpool' has no attribute {name!r}")

@@ -209,7 +209,7 @@ class Executor(futures.Executor):
             needs=references,
             objects={**references.objects, **shared},
             **keys,
-            **resources.of_header(runtime.spool.server_time),
+            **resources.header_fields(runtime.spool.server_time),
         )
         if runtime.stream is not None:
             runtime.stream.submitted()

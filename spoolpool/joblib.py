@@ -1,14 +1,14 @@
-"""joblib's ``Parallel`` over worker groups.
+"""Backend for joblib's ``Parallel`` that runs in worker groups.
 
 ::
 
-    import spoolpool.joblib  # makes the backend known
+    import spoolpool.joblib  # registers the backend
 
     with joblib.parallel_config("spoolpool", spool="/shared/project/spool"):
         joblib.Parallel()(joblib.delayed(function)(x) for x in xs)
 
-What follows the backend's name are arguments of :class:`spoolpool.Executor`. joblib packs short calls into batches by
-itself, each of which is one task here.
+The arguments after the backend's name are those of :class:`spoolpool.Executor`. joblib packs short calls into batches
+by itself; each batch is one task here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spoolpool.protocol.spool import Spool
 
 
 class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """One executor, made when the first batch is submitted and kept for all calls within one ``parallel_config``."""
+    """Backend with one executor, created for the first batch and kept for all calls within one ``parallel_config``."""
 
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -40,50 +40,50 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # 
         self._executor: Executor | None = None
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
-    def _made(self) -> Executor:
+    def _get_executor(self) -> Executor:
         if self._executor is None:
             self._executor = Executor(**self._options)
         return self._executor
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Batches that run side by side: what was asked for, else as many as there are groups.
+        """Return the number of batches that run at the same time: as requested, else the number of groups.
 
-        One is joblib's word for running everything in the process that asks, so it takes ``n_jobs=1`` to get that.
+        The default is at least 2, since joblib runs everything in the calling process if it is 1.
         """
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is not None and n_jobs > 0:
             return n_jobs
-        info = self._made().info
+        info = self._get_executor().info
         return max(2, info["max_workers"] or len(workers.read_workers(Spool(info["spool"]))))
 
     def configure(
         self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any
     ) -> int:
-        """Get ready for a call of ``Parallel``."""
+        """Prepare for a call of ``Parallel``."""
         self.parallel = parallel
         return self.effective_n_jobs(n_jobs)
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Put one batch into the spool."""
-        future = self._made().submit(func)
+        """Submit one batch."""
+        future = self._get_executor().submit(func)
         self._futures.add(future)
         if callback is not None:
             future.add_done_callback(callback)
         return future
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """The values of a batch."""
+        """Return the values of a batch."""
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Take back what nobody has claimed: one batch failed, and nobody asks for the others."""
+        """Cancel the batches that no worker has claimed, after one batch failed."""
         for future in list(self._futures):
             future.cancel()
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
-        """Nothing to be done around the wait for results."""
+        """Wrap the wait for results in nothing."""
         yield
 
 

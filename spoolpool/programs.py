@@ -1,4 +1,4 @@
-"""Executors for programs that are not Python: one run per call, or one that lives long and is fed lines."""
+"""Executors for programs other than Python functions: one run per call, or one process that answers lines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from spoolpool.wire import ask_shell, run_program, start_shell
 
 
 class SubprocessExecutor(Executor):
-    """Runs a program per call: ``submit(["echo", "hello"], universal_newlines=True)`` gives its output.
+    """Executor of one program per call: ``submit(["echo", "hello"], universal_newlines=True)`` returns its output.
 
-    Takes the arguments of :class:`spoolpool.Executor`. A program that fails raises
-    ``subprocess.CalledProcessError``, with its output.
+    Takes the arguments of :class:`spoolpool.Executor`. A program that fails raises ``subprocess.CalledProcessError``
+    with its output.
     """
 
     __module__ = "spoolpool"
@@ -25,20 +25,20 @@ class SubprocessExecutor(Executor):
     def submit(  # type: ignore[override]
         self, command: Sequence[str] | str, /, *, resource_dict: dict[str, Any] | None = None, **options: Any
     ) -> Future[Any]:
-        """Run a program; ``options`` go to ``subprocess.run``.
+        """Run a program; ``options`` are those of ``subprocess.run``.
 
-        Unless they say otherwise, ``check`` is on, the output is kept, and there is no input.
+        By default ``check`` is on, the output is captured, and the input is empty.
         """
         return super().submit(run_program, command, resource_dict=resource_dict, **options)
 
 
 class ShellExecutor(Executor):
-    """Runs one interactive program that lives long, and feeds it lines.
+    """Executor that sends lines to one long-running interactive program.
 
-    ``ShellExecutor(["python", "calculator.py"]).submit("4", lines_to_read=1)`` writes a line and reads the
-    answer: so many lines, or up to the first that holds ``stop_read_pattern``. A program that ended fails the
-    call that finds it so, and is started anew for the next one; likewise one whose worker died. There is one
-    worker, so that the calls come in order.
+    ``ShellExecutor(["python", "calculator.py"]).submit("4", lines_to_read=1)`` writes a line and reads the answer: so
+    many lines, or up to the first line with ``stop_read_pattern``. If the program has ended or its worker has died,
+    the call fails, and the next call starts the program anew. The only worker runs the calls in order. Takes further
+    arguments of :class:`spoolpool.Executor`.
     """
 
     __module__ = "spoolpool"
@@ -53,7 +53,7 @@ class ShellExecutor(Executor):
         **options: Any,
     ) -> None:
         if not universal_newlines:
-            raise BadRequest("ShellExecutor reads lines of text: universal_newlines must be true.")
+            raise BadRequest("ShellExecutor reads lines of text: universal_newlines must be True.")
         command, directory = list(command), None if cwd is None else os.fspath(cwd)
         super().__init__(
             max_workers=1,
@@ -66,7 +66,7 @@ class ShellExecutor(Executor):
     def submit(  # type: ignore[override]
         self, string_input: str, /, *, lines_to_read: int | None = None, stop_read_pattern: str | None = None
     ) -> Future[str]:
-        """Write a line (or several) to the program and read its answer as one string."""
+        """Write one or more lines to the program and return its answer as one string."""
         if (lines_to_read is None) == (stop_read_pattern is None):
-            raise BadRequest("Give either lines_to_read or stop_read_pattern: else nobody knows where the answer ends.")
+            raise BadRequest("The end of the answer is undefined: pass either lines_to_read or stop_read_pattern.")
         return super().submit(ask_shell, string_input, lines_to_read, stop_read_pattern)

@@ -248,7 +248,7 @@ class Packer:
                 name=f"{shape.name} x{len(calls)}",
                 max_attempts=wishes.max_attempts,
                 needs=CallReferences(core.spool, new_task_id(wishes.priority)),
-                **wishes.of_header(core.spool.server_time),
+                **wishes.header_fields(core.spool.server_time),
             )
         except Exception as error:  # noqa: BLE001  of the spool, or that the session is closed: nobody else is told
             pack.task = Future()

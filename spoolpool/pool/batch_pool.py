@@ -1,4 +1,4 @@
-"""Worker groups in batch jobs that live and die with an executor: the way to use it from a login node."""
+"""Batch jobs of worker groups that belong to one executor, for use from a login node."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from spoolpool.system.packages import is_requirement
 
 log = logging.getLogger(__name__)
 
-_IDLE_TIMEOUT = 300.0  # seconds; of jobs beyond the ones that are always wanted
-_FAILED_JOBS = 3
-_COOLDOWN = 5.0
-_STOP_SECONDS = 30.0
-_TAIL = 2000  # bytes of what a job printed last
+_IDLE_TIMEOUT = 300.0  # seconds; only of jobs beyond min_jobs
+_FAILED_JOBS = 3  # failed jobs in a row, or refused submissions, after which no more are submitted
+_COOLDOWN = 5.0  # seconds between two submissions for a lane
+_STOP_SECONDS = 30.0  # for running jobs to end in order
+_TAIL = 2000  # bytes of a job's last output shown in an error
 
 
 class BatchPool:
-    """The batch jobs of one executor; they end when it does, or has died.
+    """Batch jobs of one executor; they end with it, also if its process dies.
 
-    One thread at a time may call :meth:`step`; it does nothing before :meth:`start` was called.
+    One thread at a time may call :meth:`step`, which does nothing before :meth:`start`.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class BatchPool:
         self._spool = spool
         self._session = session
         self.broken = ""
-        """Why no more jobs are submitted."""
-        tags = tuple(tag for tag in home.tags if not is_requirement(tag))  # packages are there, or are not
+        """Reason for which no more jobs are submitted, or ""."""
+        tags = tuple(tag for tag in home.tags if not is_requirement(tag))  # a worker finds its packages by itself
         arguments = [] if groups is None else ["--groups", str(groups)]
         directives = list(options.directives)
         if memory and options.system == "slurm":  # Flux has no memory option; a later directive, the user's, wins
@@ -67,27 +67,31 @@ class BatchPool:
             directives=tuple(directives),
             arguments=(*arguments, *(f"--tag={tag}" for tag in tags)),
         )
-        terms = ScalingPolicy(min_jobs=options.min_jobs, max_jobs=options.job_limit, home=home.name, cooldown=_COOLDOWN)
+        policy = ScalingPolicy(
+            min_jobs=options.min_jobs, max_jobs=options.job_limit, home=home.name, cooldown=_COOLDOWN
+        )
         self.job = job
-        """What its batch jobs are like."""
-        self._scaler = Autoscaler(spool, job, terms, idle_timeout=_IDLE_TIMEOUT, session=session, tags=tags)
+        """Description of each job."""
+        self._scaler = Autoscaler(spool, job, policy, idle_timeout=_IDLE_TIMEOUT, session=session, tags=tags)
         self._backoff = Backoff(1.0, 60.0)
         self._due = math.inf
         self._lanes: set[str] = set()
-        self._came: set[str] = set()  # jobs of which a group was seen
-        self._judged: set[str] = set()
+        self._started: set[str] = set()  # jobs of which a group has registered
+        self._checked: set[str] = set()  # jobs that ended, and were counted as failures or not
         self._failures = 0
         self._refusals = 0
-        self._beat: SessionHeartbeat | None = None
+        self._heartbeat: SessionHeartbeat | None = None
 
     def start(self) -> None:
-        """Submit the first jobs, once the session is there. Raises :class:`LauncherError` where they are refused."""
-        self._beat = SessionHeartbeat(self._spool, self._session, batch_jobs.when_killed(self._spool, self._session))
-        self._say(self._scaler.round(set()))
+        """Submit the first jobs; the session must exist. Raises :class:`LauncherError` if they are refused."""
+        self._heartbeat = SessionHeartbeat(
+            self._spool, self._session, batch_jobs.when_killed(self._spool, self._session)
+        )
+        self._log(self._scaler.round(set()))
         self._due = time.monotonic() + self._backoff.next()
 
     def step(self, lanes: set[str]) -> None:
-        """Look after the jobs, now and then; ``lanes`` are those of the tasks that nobody has done yet."""
+        """Check the jobs if it is time, and submit or cancel some; ``lanes`` are those of the unfinished tasks."""
         if lanes != self._lanes:
             self._lanes = lanes
             self._due = min(self._due, time.monotonic() + self._backoff.first)
@@ -95,35 +99,35 @@ class BatchPool:
         if self.broken or time.monotonic() < self._due:
             return
         try:
-            self._judge()
+            self._check_ended_jobs()
             if not self.broken:
-                self._say(self._scaler.round(lanes))
+                self._log(self._scaler.round(lanes))
             self._refusals = 0
         except (OSError, SpoolpoolError) as error:
             self._refusals += 1
             log.warning("%s", error)
-            if self._refusals >= _FAILED_JOBS and not self._came:
+            if self._refusals >= _FAILED_JOBS and not self._started:
                 self.broken = str(error)
         self._due = time.monotonic() + self._backoff.next()
 
-    def _say(self, said: list[str]) -> None:
-        for line in said:
+    def _log(self, lines: list[str]) -> None:
+        for line in lines:
             log.info("%s", line)
-        if said:
+        if lines:
             self._backoff.reset()
 
-    def _judge(self) -> None:
-        """Find out about jobs that ended before a group of theirs was there."""
-        came = {info.batch for info in workers.read_workers(self._spool)}
-        if came - self._came:
-            self._came |= came
+    def _check_ended_jobs(self) -> None:
+        """Count jobs that ended before one of their groups registered; give up after several in a row."""
+        started = {info.batch for info in workers.read_workers(self._spool)}
+        if started - self._started:
+            self._started |= started
             self._failures = 0
         for job in batch_jobs.look(self._spool):
             name = job.record.name
-            if job.record.session != self._session or job.state != "over" or name in self._judged or self.broken:
+            if job.record.session != self._session or job.state != "over" or name in self._checked or self.broken:
                 continue
-            self._judged.add(name)
-            if name not in self._came:
+            self._checked.add(name)
+            if name not in self._started:
                 self._failures += 1
                 log.warning("%s", self._explain(job))
                 if self._failures >= _FAILED_JOBS:
@@ -131,24 +135,24 @@ class BatchPool:
 
     def _explain(self, job: SpoolJob) -> str:
         path = batch_jobs.output_of(self._spool, job.record.name)
-        said = ""
+        output = ""
         with contextlib.suppress(OSError, ValueError):
-            said = files.read_small(path)[-_TAIL:].decode(errors="replace").strip()
-        reason = f"it says: {said}"
-        if not said:
+            output = files.read_small(path)[-_TAIL:].decode(errors="replace").strip()
+        reason = f"its output ends with: {output}"
+        if not output:
             reason = (
-                f"it left no word in {path}. Do the nodes see {self._spool.path}? It must lie on a filesystem that "
+                f"it printed nothing to {path}. Do the nodes see {self._spool.path}? It must lie on a filesystem that "
                 "they share"
             )
-        return f"Batch job {job.record.name} ended before one of its worker groups had begun; {reason}."
+        return f"Batch job {job.record.name} ended before one of its worker groups had started; {reason}."
 
     def stop(self) -> None:
-        """End the jobs: those that wait are cancelled, those that run get some time to end in order."""
-        if self._beat is None:
+        """Cancel the waiting jobs, and give the running ones some time to end in order."""
+        if self._heartbeat is None:
             return
         try:
             for line in batch_jobs.stop(self._spool, lambda job: job.record.session == self._session, _STOP_SECONDS):
                 log.info("%s", line)
-        except (OSError, SpoolpoolError) as error:  # they will miss this executor's sign of life
-            log.warning("The batch jobs of this executor were not ended: %s", error)
-        self._beat.close()
+        except (OSError, SpoolpoolError) as error:  # the jobs end by themselves when the session's heartbeat stops
+            log.warning("Cannot end the batch jobs of this executor: %s", error)
+        self._heartbeat.close()

@@ -246,12 +246,12 @@ def test_no_groups_are_started_for_a_call_before_its_time() -> None:
 
 
 def test_what_a_time_may_be() -> None:
-    assert Resources().of_header(lambda: pytest.fail("nobody asked")) == {}
+    assert Resources().header_fields(lambda: pytest.fail("nobody asked")) == {}
     for wish in (60, 60.0, timedelta(minutes=1)):
-        assert Resources().updated({"not_before": wish}).of_header(lambda: 1000.0)["not_before"] == 1060.0
+        assert Resources().updated({"not_before": wish}).header_fields(lambda: 1000.0)["not_before"] == 1060.0
     moment = datetime(2030, 1, 2, 3, 4, tzinfo=timezone.utc)
     for said in (moment, moment.isoformat(), moment.astimezone().replace(tzinfo=None)):
-        assert Resources().updated({"not_before": said}).of_header(time.time)["not_before"] == moment.timestamp()
+        assert Resources().updated({"not_before": said}).header_fields(time.time)["not_before"] == moment.timestamp()
 
 
 # -- memory
