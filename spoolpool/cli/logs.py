@@ -84,15 +84,15 @@ class _Printer:
 
 def _show(spool: Spool, trust: Trust, task: str, rank: int | None, *, without: Collection[int]) -> bool:
     """Show what is kept, but for some claims; whether there is something."""
-    found = [each for each in outputs(spool, task, trust) if each.mark.task_file.claim not in without]
-    several = {each.mark.task_file.claim for each in found if each.log.rank and rank is None}
+    found = [each for each in outputs(spool, task, trust) if each.header.task_file.claim not in without]
+    several = {each.header.task_file.claim for each in found if each.log.rank and rank is None}
     found = [each for each in found if rank in (None, each.log.rank)]
     printer, claim = None, 0
     for each in found:
-        task_file = each.mark.task_file
+        task_file = each.header.task_file
         if printer is None or task_file.claim != claim:
             claim = task_file.claim
-            printer = _Printer(task_file, each.log.worker, each.mark.started, numbered=claim in several)
+            printer = _Printer(task_file, each.log.worker, each.header.started, numbered=claim in several)
         for piece in read(spool, each, trust):
             printer.write(each.log.rank, piece)
         printer.write(each.log.rank, b"")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import OutputFile, TaskFile
-from spoolpool.format.output import CUT, LENGTH, MARK, NOTE, encode_output_header, first_part, last_part, note, number
+from spoolpool.format.output import HEADER_SIZE, LogFile
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, mounts
 from spoolpool.system.backoff import Backoff
@@ -48,11 +48,13 @@ class Capture:
         self._tokens: list[TaskFile] = []  # the task that runs is the last; those before it wait for it
         self._log = OutputFile("", rank)
         self._remote = False
-        self._append = self._edit = -1  # two descriptors of the log; what tasks print comes through the first
+        self._append, self._file = (
+            -1,
+            LogFile(-1),
+        )  # two descriptors of the log; what tasks print comes through the first
         self._identity = (0, 0)
         self._saved = (-1, -1)  # descriptors 1 and 2 as they were
         self._running = False
-        self._mark = self._cut = 0  # where the mark of the task stands; bytes that were cut out of its output
         self._next = self._end = 0  # where the next mark goes, if the log still ends there
         self._retry_due = 0.0
         self._lock = threading.Lock()
@@ -90,11 +92,9 @@ class Capture:
                     return
             elif self._next > _SHARES * (self._limit or 0):
                 self._begin_part(self._log.part + 1)
-            end = files.end_of(self._edit)
+            end = self._file.end()
             # else the task before was silent, and so were the processes that it left behind: over its mark
-            self._mark = at = end if end != self._end else self._next
-            self._cut = 0
-            files.write_at(self._edit, encode_output_header(at, task_file, time.time()), at)
+            self._file.begin_output(end if end != self._end else self._next, task_file, time.time())
             self._running = True
             os.dup2(self._append, 1)
             os.dup2(self._append, 2)
@@ -111,18 +111,18 @@ class Capture:
                 self._running = False
                 os.dup2(self._saved[0], 1)
                 os.dup2(self._saved[1], 2)
-                self._end = self._bounded(files.end_of(self._edit))
-                length = self._end - self._mark - MARK
+                self._end = self._bounded(self._file.end())
+                length = self._end - self._file.offset - HEADER_SIZE
                 if length or self._remote:  # nobody here takes an empty output for one of which something is to come
-                    files.write_at(self._edit, number(length), self._mark + LENGTH)
-                self._next = self._end if length else self._mark
+                    self._file.end_output(length)
+                self._next = self._end if length else self._file.offset
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
         """No more tasks come. A log in which nothing stands is taken away."""
         with self._lock, contextlib.suppress(OSError):
-            if self._append >= 0 and not self._next and files.end_of(self._edit) == self._end:
+            if self._append >= 0 and not self._next and self._file.end() == self._end:
                 files.remove(self._path)
         self._give_up(None)
         self._closed = True
@@ -162,10 +162,10 @@ class Capture:
         if not os.path.samestat(first, second):
             raise OSError(f"{self._path} was exchanged for another file")
         with self._lock:
-            for fd in (self._append, self._edit):
+            for fd in (self._append, self._file.fd):
                 if fd >= 0:
                     files.close(fd)
-            self._append, self._edit = _moved(append), _moved(edit)
+            self._append, self._file = _moved(append), LogFile(_moved(edit))
             self._identity = (first.st_dev, first.st_ino)
             self._next = self._end = self._synced = first.st_size
 
@@ -177,10 +177,10 @@ class Capture:
                 if saved >= 0:
                     with contextlib.suppress(OSError):  # a task closed whatever it found
                         os.dup2(saved, fd)
-            for fd in (*self._saved, self._append, self._edit):
+            for fd in (*self._saved, self._append, self._file.fd):
                 if fd >= 0:
                     files.close(fd)
-            self._saved, self._append, self._edit = (-1, -1), -1, -1
+            self._saved, self._append, self._file = (-1, -1), -1, LogFile(-1)
         if error is not None:
             self._retry_due = time.monotonic() + _RETRY_SECONDS
             log.warning("What tasks print is not captured for %g s: %s", _RETRY_SECONDS, error)
@@ -223,8 +223,8 @@ class Capture:
         with self._lock:
             if not self._running:
                 return
-            end = self._bounded(files.end_of(self._edit))
-            edit, grown = self._edit, end != self._synced
+            end = self._bounded(self._file.end())
+            edit, grown = self._file.fd, end != self._synced
             self._synced = end
         if grown and self._remote:  # else other hosts would see it when the kernel likes
             files.sync(edit)
@@ -232,26 +232,12 @@ class Capture:
     def _bounded(self, end: int) -> int:
         """Keep the first and the last part of an output that is too long; returns where the log ends now."""
         limit = self._limit or 0
-        start = self._mark + MARK
-        if end - start <= limit:
+        if end - self._file.offset - HEADER_SIZE <= limit:
             return end
-        status = os.fstat(self._edit)
+        status = os.fstat(self._file.fd)
         if (status.st_dev, status.st_ino) != self._identity:
             raise OSError(f"the descriptor of {self._path} is another file's: the task closed it")
-        first, last = start + first_part(limit), end - last_part(limit)
-        cut = self._cut + last - first - (NOTE if self._cut else 0)
-        files.write_at(self._edit, number(None), self._mark + CUT)
-        data, at = note(cut) + files.read_at(self._edit, end - last, last), first
-        for _ in range(3):  # the task may print meanwhile
-            files.write_at(self._edit, data, at)
-            at, last, end = at + len(data), end, files.end_of(self._edit)
-            data = files.read_at(self._edit, end - last, last)
-            if not data:
-                break
-        files.truncate(self._edit, at)
-        self._cut = cut
-        files.write_at(self._edit, number(cut), self._mark + CUT)
-        return at
+        return self._file.cut_output(end, limit)
 
 
 def _high(fd: int) -> int:

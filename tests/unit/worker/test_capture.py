@@ -15,7 +15,7 @@ import pytest
 
 from spoolpool.errors import BadTaskFile, NotTrusted
 from spoolpool.format.names import OutputFile, TaskFile, new_task_id, new_worker_id, parse_output_file
-from spoolpool.format.output import MARK, NOTE
+from spoolpool.format.output import HEADER_SIZE, NOTE_SIZE
 from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
@@ -91,7 +91,7 @@ def test_silent_tasks_leave_nothing(spool: Spool, captured: Capture) -> None:
     for _ in range(100):
         with captured.of(new_token()):
             pass
-    assert log_of(spool).stat().st_size == MARK
+    assert log_of(spool).stat().st_size == HEADER_SIZE
     captured.close()
     assert files.list_names(spool.layout.logs) == []
 
@@ -122,7 +122,7 @@ def test_every_claim_of_a_task_is_kept(spool: Spool, captured: Capture) -> None:
     for claim in (1, 2):
         with captured.of(task_file._replace(claim=claim)):
             os.write(1, f"claim {claim}\n".encode())
-    assert [output.mark.task_file.claim for output in outputs(spool, task_file.task, Trust())] == [1, 2]
+    assert [output.header.task_file.claim for output in outputs(spool, task_file.task, Trust())] == [1, 2]
     assert printed(spool, task_file.task) == b"claim 1\nclaim 2\n"
 
 
@@ -205,7 +205,7 @@ def first_and_last(whole: bytes, kept: bytes) -> None:
     assert len(first) == LIMIT // 2
     assert len(last) >= LIMIT // 4
     assert len(first) + int(match[1]) + len(last) == len(whole)
-    assert len(kept) <= LIMIT + NOTE
+    assert len(kept) <= LIMIT + NOTE_SIZE
 
 
 @pytest.mark.parametrize("bursts", [1, 2, 7])
@@ -216,7 +216,7 @@ def test_of_a_long_output_the_first_and_the_last_part_are_kept(spool: Spool, cap
         for burst in range(bursts):
             os.write(1, whole[len(whole) * burst // bursts : len(whole) * (burst + 1) // bursts])
             captured._look()
-            assert log_of(spool).stat().st_size <= MARK + LIMIT + NOTE
+            assert log_of(spool).stat().st_size <= HEADER_SIZE + LIMIT + NOTE_SIZE
     with captured.of(following):
         os.write(1, b"the next task's")
     first_and_last(whole, printed(spool, task_file.task))
@@ -230,7 +230,7 @@ def test_a_long_output_is_cut_while_the_task_runs(spool: Spool, monkeypatch: pyt
     captured = Capture(spool.path)
     with captured.of(new_token()):
         os.write(1, b"x" * (4 * LIMIT))
-        wait_until(lambda: log_of(spool).stat().st_size <= MARK + LIMIT, "the log was cut")
+        wait_until(lambda: log_of(spool).stat().st_size <= HEADER_SIZE + LIMIT, "the log was cut")
     captured.close()
 
 
@@ -288,7 +288,7 @@ def test_a_task_that_closes_all_descriptors_ends_neither_itself_nor_the_next_one
             with captured.of(new_token()):
                 os.write(1, b"before\n")
                 os.closerange(100, 400)
-        return [log_of(spool).read_bytes()[MARK:]]
+        return [log_of(spool).read_bytes()[HEADER_SIZE:]]
 
     # the descriptors as they were are lost too: what is printed from then on comes after the first task's
     assert in_fork(close_all) == [b"before\nbefore\n"]
