@@ -1,30 +1,34 @@
-"""Where tasks wait, as a worker sees it: listings that are used for about a second, in the order of its turns."""
+"""Names of ready tasks, as one worker lists them; listings are used for about a second, in the order of fair share."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import time
+import zlib
 from collections.abc import Callable, Mapping
 
 from spoolpool.errors import NotTrusted
 from spoolpool.format.names import Lane, is_bucket, parse_lane, series_of
-from spoolpool.protocol.contention import ContentionFilter
 from spoolpool.protocol.fair_share import BucketInfo, FairShare
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
-_FRESH = 1.0  # seconds for which a listing is used: for so long a more urgent task may go unseen
-_LATEST = 0.1  # seconds since a whole look for which, of a listing that is used up, one bucket alone is listed anew
-_HOPELESS = 10.0  # seconds for which a bucket comes last in which there are only names that this worker leaves alone
-_WATCHED = 64  # buckets that are watched; the others are found by listing
+_FRESH = 1.0  # seconds for which a listing is used: a more urgent task may be overlooked for that long
+_RELIST = 0.1  # seconds after a full listing in which the last bucket alone is listed again when it is used up
+_UNUSABLE = 10.0  # seconds for which a bucket comes last if this worker can use none of its files
+_WATCHED = 64  # buckets to watch; tasks in the others are found by listing
+
+_BITS = 12  # of a checksum, at most
+_CALM = 16  # claims without a conflict after which a claimer enlarges its subset
 
 
 class ReadyListing:
-    """One worker's view of ``ready/``. A look lists lanes and their buckets; a bucket is listed when it is its turn.
+    """One worker's view of ``ready/``: lanes and buckets are listed at once, each bucket when it is its turn.
 
-    ``serves`` says which lanes are the worker's, ``weights`` how much of it each queue gets (see :class:`Order`);
-    ``submitter`` leaves the buckets of one alone to be seen.
-    ``refuse`` is told of a path that is left alone, and why.
+    ``serves`` says which lanes are the worker's, ``weights`` which share of it each queue gets (:class:`FairShare`).
+    With a ``submitter`` only the buckets of that one are seen. ``refuse`` is called with each path that is left
+    alone, and the reason.
     """
 
     def __init__(
@@ -41,150 +45,150 @@ class ReadyListing:
         self._submitter = submitter
         self._order = FairShare(weights)
         self._lanes: list[Lane] = []
-        self._sources: list[BucketInfo] = []
-        self._last: dict[tuple[str, str, str], str] = {}
+        self._buckets: list[BucketInfo] = []
+        self._newest: dict[tuple[str, str, str], str] = {}  # name of the newest bucket of each submitter
         self._names: dict[BucketInfo, list[str]] = {}
-        self._places: dict[BucketInfo, files.Place] = {}
-        self._gave: set[BucketInfo] = set()
-        self._latest: BucketInfo | None = None  # the bucket that gave the last task
-        self._lot = ContentionFilter()
-        self._doubtful: dict[BucketInfo, float] = {}
-        self._bare = False  # whether that one was empty a moment ago
-        self._looked = -_FRESH
-        self.unlisted: OSError | None = None
+        self._directories: dict[BucketInfo, files.Place] = {}
+        self._used: set[BucketInfo] = set()  # buckets of which a task was claimed since the last full listing
+        self._last: BucketInfo | None = None  # bucket of the last claimed task
+        self._last_is_empty = False  # known from a listing of a moment ago
+        self._contention = _ContentionFilter()
+        self._put_off: dict[BucketInfo, float] = {}  # buckets that come last, and until when
+        self._listed = -_FRESH
+        self.error: OSError | None = None
         """Why a directory could not be listed; the tasks in the others are found all the same."""
 
     @property
-    def fresh(self) -> bool:
-        """Whether the last look is young enough to be used."""
-        return time.monotonic() - self._looked < _FRESH
+    def is_fresh(self) -> bool:
+        """Whether the last full listing is young enough to be used."""
+        return time.monotonic() - self._listed < _FRESH
 
     @property
-    def supplied(self) -> bool:
-        """Whether names are left of the bucket that gave the last task, which may be used."""
-        return self._latest is not None and bool(self._names.get(self._latest)) and self.fresh
+    def has_names(self) -> bool:
+        """Whether usable names are left of the bucket of the last claimed task."""
+        return self._last is not None and bool(self._names.get(self._last)) and self.is_fresh
 
     def directories(self) -> set[str]:
-        """Where new tasks may appear, as the last look saw it."""
+        """Return the directories in which new tasks may appear."""
         where = self._spool.layout
         found = {where.ready, *(where.lane(lane.name) for lane in self._lanes)}
-        return found | {where.bucket(source.lane, source.bucket) for source in self._sources[-_WATCHED:]}
+        return found | {where.bucket(bucket.lane, bucket.name) for bucket in self._buckets[-_WATCHED:]}
 
-    def look(self) -> None:
-        """List which buckets there are. Raises ``OSError`` where not even the lanes can be listed."""
-        self.unlisted = None
+    def refresh(self) -> None:
+        """List lanes and buckets. Raises ``OSError`` if not even the lanes can be listed."""
+        self.error = None
         where = self._spool.layout
         lanes = map(parse_lane, files.list_names(where.ready))
         self._lanes = [lane for lane in lanes if lane is not None and self._fits(lane) and self._serves(lane)]
         names = [lane.name for lane in self._lanes]
-        self._sources = sorted(
+        self._buckets = sorted(
             BucketInfo(bucket, name, lane.queue, lane.user, *series_of(bucket))
             for lane, name in zip(self._lanes, names, strict=True)
             for bucket in filter(is_bucket, self._list(where.lane(name), lane.user)[1])
             if bucket.endswith(self._submitter)
         )
-        self._last = {(each.lane, each.priority, each.submitter): each.bucket for each in self._sources}
-        if self._latest not in self._sources:
-            self._latest = None
-        # what was listed just now need not be listed again
-        self._names = {self._latest: []} if self._bare and self._latest is not None else {}
-        self._bare = False
-        self._places.clear()
-        self._gave.clear()
-        self._looked = time.monotonic()
-        self._doubtful = {source: end for source, end in self._doubtful.items() if end > self._looked}
-        self._order.start(source for source in self._sources if source not in self._doubtful)
+        self._newest = {(each.lane, each.priority, each.submitter): each.name for each in self._buckets}
+        if self._last not in self._buckets:
+            self._last = None
+        # what was listed just now is not listed again
+        self._names = {self._last: []} if self._last_is_empty and self._last is not None else {}
+        self._last_is_empty = False
+        self._directories.clear()
+        self._used.clear()
+        self._listed = time.monotonic()
+        self._put_off = {bucket: end for bucket, end in self._put_off.items() if end > self._listed}
+        self._order.start(bucket for bucket in self._buckets if bucket not in self._put_off)
 
-    def look_again(self) -> bool:
-        """List the bucket anew that gave the last task, if nothing is left of it; whether something came into it.
+    def refresh_last(self) -> bool:
+        """List the bucket of the last claimed task again if its names are used up; return whether it has new ones.
 
-        To be called before :meth:`look`: one listing is a third of a look. For a moment only: a task that came into
-        another bucket may be more urgent, or of somebody whose turn it is.
+        To be called before :meth:`refresh`, since one listing is a third of that. Only shortly after a full listing: a
+        task in another bucket may be more urgent, or of a user whose turn it is.
         """
-        source = self._latest
-        if source is None or self._names.get(source) or time.monotonic() - self._looked >= _LATEST:
+        bucket = self._last
+        if bucket is None or self._names.get(bucket) or time.monotonic() - self._listed >= _RELIST:
             return False
-        self._bare = not self._fill(source)
-        if not self._bare:
-            self._order.add(source)
-        return not self._bare
+        self._last_is_empty = not self._fill(bucket)
+        if not self._last_is_empty:
+            self._order.add(bucket)
+        return not self._last_is_empty
 
-    def look_closer(self) -> bool:
-        """Go on with the buckets in which nothing was a moment ago; whether there are any."""
-        doubtful = [source for source in self._sources if source in self._doubtful]
-        self._order.start(doubtful)
-        return bool(doubtful)
+    def resume_put_off(self) -> bool:
+        """Continue with the buckets that were put off; return whether there are any."""
+        buckets = [bucket for bucket in self._buckets if bucket in self._put_off]
+        self._order.start(buckets)
+        return bool(buckets)
 
-    def turn(self) -> tuple[BucketInfo, list[str]] | None:
-        """The bucket whose turn it is, with names that were in it: the next one last, to be taken out by the caller."""
-        while (source := self._order.first()) is not None:
-            names = self._names.get(source)
+    def next_bucket(self) -> tuple[BucketInfo, list[str]] | None:
+        """Return the bucket whose turn it is, with its names: the next one last, to be removed by the caller."""
+        while (bucket := self._order.first()) is not None:
+            names = self._names.get(bucket)
             if names is None:
-                names = self._fill(source)
+                names = self._fill(bucket)
             if names:
-                return source, names
-            self._order.drop(source)
+                return bucket, names
+            self._order.drop(bucket)
         return None
 
-    def missed(self, source: BucketInfo, name: str) -> list[str]:
-        """Somebody else was first at a name of this bucket, whose turn it is; returns the names to go on with."""
-        names = self._names[source]
-        owns = self._lot.owns
-        if not (owns(name) and len(names) > 1 and owns(names[-2])):  # somebody helped, or had nothing else
-            return self._fill(source)
-        self._lot.met()
-        names = self._names[source] = self._lot.sorted(names)
+    def directory(self, bucket: BucketInfo) -> files.Place:
+        """Return the directory of the bucket of :meth:`next_bucket`; held open in a shared spool."""
+        return self._directories[bucket]
+
+    def contended(self, bucket: BucketInfo, name: str) -> list[str]:
+        """Record that another worker took a name of this bucket first; return the names to continue with."""
+        names = self._names[bucket]
+        owns = self._contention.owns
+        if not (owns(name) and len(names) > 1 and owns(names[-2])):  # it took names that are not of its own subset
+            return self._fill(bucket)
+        self._contention.record_conflict()
+        names = self._names[bucket] = self._contention.sorted(names)
         return names
 
-    def crowded(self, source: BucketInfo) -> bool:
-        """Whether so little is left of the bucket that it is for those in whose parts it is."""
-        return self._lot.crowded(self._names[source])
+    def is_left_to_others(self, bucket: BucketInfo) -> bool:
+        """Return whether so few names are left that only the workers take them whose subsets they are in."""
+        return self._contention.leaves(self._names[bucket])
 
-    def _fill(self, source: BucketInfo) -> list[str]:
-        path = self._spool.layout.bucket(source.lane, source.bucket)
-        self._places[source], listed = self._list(path)
-        names = self._names[source] = self._lot.sorted(listed)
+    def served(self, bucket: BucketInfo) -> None:
+        """Record that a task of the bucket was claimed."""
+        if self._contention.record_claim():  # the others may be gone
+            self._names[bucket] = self._contention.sorted(self._names[bucket])
+        self._used.add(bucket)
+        self._last = bucket
+        self._put_off.pop(bucket, None)  # it is in use again: its next task must not come last
+        self._order.served(bucket)
+
+    def nothing_usable(self, bucket: BucketInfo) -> None:
+        """Record that this worker can use no file that is left in the bucket; if it never could, put the bucket off."""
+        if bucket not in self._used:
+            self._put_off_for(bucket, _UNUSABLE)
+            self._order.skip(bucket)
+
+    def skip(self, bucket: BucketInfo) -> None:
+        """Continue with the other buckets before the rest of this one."""
+        self._names[bucket].clear()
+        self._put_off_for(bucket, _FRESH)
+
+    def _fill(self, bucket: BucketInfo) -> list[str]:
+        path = self._spool.layout.bucket(bucket.lane, bucket.name)
+        self._directories[bucket], listed = self._list(path)
+        names = self._names[bucket] = self._contention.sorted(listed)
         if not names:
-            self._put_off(source, _FRESH)
-            self._remove(source)
+            self._put_off_for(bucket, _FRESH)
+            self._remove(bucket)
         return names
 
-    def place(self, source: BucketInfo) -> files.Place:
-        """The directory of the bucket of :meth:`turn`, held open where others could swap it."""
-        return self._places[source]
+    def _put_off_for(self, bucket: BucketInfo, seconds: float) -> None:
+        self._put_off[bucket] = time.monotonic() + seconds
 
-    def served(self, source: BucketInfo) -> None:
-        """A task of the bucket was claimed."""
-        if self._lot.claimed():  # the others may be gone
-            self._names[source] = self._lot.sorted(self._names[source])
-        self._gave.add(source)
-        self._latest = source
-        self._doubtful.pop(source, None)  # it is in use again: what comes next into it is not to come last
-        self._order.served(source)
-
-    def hopeless(self, source: BucketInfo) -> None:
-        """What is left in the bucket is what this worker leaves alone; if that was all, let it come last a while."""
-        if source not in self._gave:
-            self._put_off(source, _HOPELESS)
-            self._order.skip(source)
-
-    def cut(self, source: BucketInfo) -> None:
-        """So much in the bucket was of no use that the others are looked at before the rest of it."""
-        self._names[source].clear()
-        self._put_off(source, _FRESH)
-
-    def _put_off(self, source: BucketInfo, seconds: float) -> None:
-        self._doubtful[source] = time.monotonic() + seconds
-
-    def _remove(self, source: BucketInfo) -> None:
-        """Remove an empty bucket whose submitter went on to the next one; should it come back, it makes it again."""
-        if self._last[source.lane, source.priority, source.submitter] != source.bucket:
-            with contextlib.suppress(OSError, NotTrusted):  # it is somebody else's, and no more than in the way
-                lane = self._spool.held(self._spool.layout.lane(source.lane))
-                files.remove_directory(f"{lane}/{source.bucket}")
+    def _remove(self, bucket: BucketInfo) -> None:
+        """Remove an empty bucket whose submitter uses a newer one; if it needs this one again, it makes it again."""
+        if self._newest[bucket.lane, bucket.priority, bucket.submitter] != bucket.name:
+            with contextlib.suppress(OSError, NotTrusted):  # another user's; it does no harm
+                lane = self._spool.held(self._spool.layout.lane(bucket.lane))
+                files.remove_directory(f"{lane}/{bucket.name}")
 
     def _fits(self, lane: Lane) -> bool:
-        """Whether lanes of this spool are named like that: with an account where several use it, and else without."""
+        """Return whether a lane names an account in a shared spool, or none in a private one; refuse others."""
         if (lane.user is None) is not self._spool.shared:
             return True
         path = self._spool.layout.lane(lane.name)
@@ -201,5 +205,57 @@ class ReadyListing:
             self._refuse(directory, str(error))
         except OSError as error:
             if error.errno not in files.GONE:
-                self.unlisted = error
+                self.error = error
         return directory, []
+
+
+class _ContentionFilter:
+    """Reduces contention: each claimer prefers a pseudo-random subset of the names. No I/O.
+
+    A claimer has a random number, and each name a checksum. The names whose last bits equal those of the number are
+    its subset; the number of bits adapts to the conflicts that it has in there. With zero bits it prefers all names.
+    """
+
+    def __init__(self) -> None:
+        self._number = random.getrandbits(_BITS)
+        self._bits = 0
+        self._calm = 0  # claims since the last conflict
+
+    def owns(self, name: str) -> bool:
+        """Return whether a name is in the subset."""
+        return not (zlib.crc32(name.encode(errors="replace")) ^ self._number) & (1 << self._bits) - 1
+
+    def sorted(self, names: list[str]) -> list[str]:
+        """Return names in the order of claims, the first one last.
+
+        The subset comes first, its oldest name before the others. The names outside follow in random order, so that
+        workers that are done with their subsets seldom conflict.
+        """
+        names = sorted(names, reverse=True)
+        if not self._bits:
+            return names
+        own: list[str] = []
+        others: list[str] = []
+        for name in names:
+            (own if self.owns(name) else others).append(name)
+        random.shuffle(others)
+        return others + own
+
+    def leaves(self, names: list[str]) -> bool:
+        """Return whether so few names are left that they are for the workers in whose subsets they are."""
+        return 0 < len(names) < 1 << self._bits and not self.owns(names[-1])
+
+    def record_conflict(self) -> None:
+        """Draw another number, and a smaller subset: another worker took names of this one."""
+        self._bits = min(_BITS, self._bits + 1)
+        self._number = random.getrandbits(_BITS)
+        self._calm = 0
+
+    def record_claim(self) -> bool:
+        """Count a claim; return whether the subset grew, after a number of claims without a conflict."""
+        self._calm += 1
+        if not self._bits or self._calm <= _CALM:
+            return False
+        self._bits -= 1
+        self._calm -= _CALM // 4
+        return True

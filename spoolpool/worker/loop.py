@@ -254,7 +254,7 @@ class Worker:
 
         ``woken``: something came, but it need not be a task that is ready.
         """
-        if not self._claimer.supplied:  # else no listing follows that changes would announce
+        if not self._claimer.has_names:  # else no listing follows that changes would announce
             self._stirred |= self._breathe()
             woken = woken or self._stirred
         if self._unsure:

@@ -352,7 +352,7 @@ def test_what_is_more_urgent_runs_first(single: Executor, tmp_path: Path) -> Non
         single.submit(write, order, priority, resource_dict={"priority": priority})
         for priority in (-5, 0, 499, 7, -499)
     ]
-    listed = time.monotonic() + 2 * listing._LATEST
+    listed = time.monotonic() + 2 * listing._RELIST
     wait_until(lambda: time.monotonic() > listed, "the group lists more than the bucket of its last task")
     let_go()
     for future in futures:

@@ -102,7 +102,7 @@ def test_a_task_that_was_put_among_anothers_is_not_run(group: Scene, caplog: Log
     group.work(group.mallory)
     group.collect()
     assert future.result(timeout=0) == "alice's own"
-    assert f"belongs to {group.mallory.name}, and waits among the tasks of {group.alice.name}" in messages(caplog)
+    assert f"belongs to {group.mallory.name}, and its lane to {group.alice.name}" in messages(caplog)
     assert forged.exists() and not group.canary.exists()
 
 
