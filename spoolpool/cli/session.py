@@ -18,7 +18,7 @@ from spoolpool.cli.rm import needed_by, remove
 from spoolpool.cli.task_selection import Selection, confirm
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import check_session
-from spoolpool.monitor.inventory import sessions
+from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.query import Query, TaskView, select
 from spoolpool.monitor.scan import PLACES, SpoolScanner
 from spoolpool.protocol.sessions import SessionInfo, read_session
@@ -43,7 +43,7 @@ def ls(directory: str, as_json: bool) -> None:
     spool = Spool(directory)
     walk = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
-    for name, found in sessions(spool, walk).items():
+    for name, found in count_session_tasks(spool, walk).items():
         info = read_session(spool, name)
         user = (
             info.user if info else accounts.account_name(files.owner(f"{spool.layout.results}/{name}") or spool.owner)

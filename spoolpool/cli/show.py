@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from spoolpool.cli.status_screen import progress
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED
-from spoolpool.monitor.history import AttemptRecord, read_attempts
-from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.query import Attempt, TaskView
 from spoolpool.protocol.progress import progress_of
 from spoolpool.system import files
 from spoolpool.system.text import format_duration
@@ -33,9 +31,9 @@ def show(selection: Selection, as_json: bool) -> None:
       spool show SPOOL --state running --name relax
     """
     for number, sight in enumerate(selection.chosen()):
-        history = read_attempts(sight)
+        history = sight.attempts()
         if as_json:
-            click.echo(json.dumps({**record(sight), "episodes": [dataclasses.asdict(each) for each in history]}))
+            click.echo(json.dumps({**record(sight), "attempts": [each._asdict() for each in history]}))
             continue
         if number:
             click.echo()
@@ -100,7 +98,7 @@ def _said(sight: TaskView) -> Iterator[tuple[str, str]]:
         yield "Output", f"'spool logs {sight.spool.path} {sight.id}' shows what was printed and is kept"
 
 
-def _history(history: list[AttemptRecord]) -> Iterator[tuple[str, str]]:
+def _history(history: list[Attempt]) -> Iterator[tuple[str, str]]:
     for number, each in enumerate(history):
         attempt = f"attempt {each.attempt}, " if each.attempt else ""
         times = " to ".join(filter(None, (when(each.started), when(each.ended))))

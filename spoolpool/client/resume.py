@@ -21,7 +21,9 @@ from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.session import Session
 from spoolpool.errors import SpoolDenied, SpoolpoolError
 from spoolpool.format.names import CANCELLED
-from spoolpool.monitor.inventory import SessionTask, find_session_tasks
+from spoolpool.monitor.inventory import find_session_tasks
+from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import TaskLocation
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.resources import Resources
 
@@ -40,8 +42,8 @@ class SessionReplay:
         self._session = session
         self._init = None if init is None else fingerprint(init, (), {})
         self._lock = threading.Lock()
-        self._left: dict[str, deque[SessionTask]] = {}
-        entries, unlisted = find_session_tasks(session.spool, session.name)
+        self._left: dict[str, deque[TaskView]] = {}
+        tasks, unlisted = find_session_tasks(session.spool, session.name)
         if unlisted:
             path, reason = min(unlisted.items())
             raise SpoolDenied(
@@ -49,9 +51,9 @@ class SessionReplay:
                 f"({reason}), and what waits or runs would be submitted again. In a dropbox its owner alone sees all; "
                 "futures() gives the results that are there."
             )
-        for entry in entries:
-            if entry.header.key:
-                self._left.setdefault(entry.header.key, deque()).append(entry)
+        for task in tasks:
+            if task.header and task.header.key:
+                self._left.setdefault(task.header.key, deque()).append(task)
 
     def key(
         self, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object], wishes: Resources
@@ -68,21 +70,21 @@ class SessionReplay:
         with self._lock:
             left = self._left.get(key)
             while left:
-                entry = left.popleft()
-                if self._is_good(entry):
-                    return self._session.take_up(entry)
+                task = left.popleft()
+                if self._is_good(task.location):
+                    return self._session.take_up(task)
         return None
 
-    def _is_good(self, entry: SessionTask) -> bool:
+    def _is_good(self, task: TaskLocation) -> bool:
         """Whether a task has its result, or can still have it."""
-        if entry.place != "done":
-            return entry.place != "failed"
-        if entry.task_file.worker == CANCELLED:
+        if task.place != "done":
+            return task.place != "failed"
+        if task.task_file.worker == CANCELLED:
             return False
         spool, session = self._session.spool, self._session.name
         try:
             outgoing = spool.outgoing(session, spool.account)
-            return read_outcome_header(spool, session, entry.task_file, outgoing).kind == "result"
+            return read_outcome_header(spool, session, task.task_file, outgoing).kind == "result"
         except (OSError, SpoolpoolError):
             return False
 

@@ -23,7 +23,8 @@ from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, check_session, new_task_id, parse_task_file
 from spoolpool.monitor.graph import Node
-from spoolpool.monitor.inventory import SessionTask, find_session_tasks
+from spoolpool.monitor.inventory import find_session_tasks
+from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import cancel
 from spoolpool.protocol.sessions import register, unregister
 from spoolpool.protocol.spool import Spool
@@ -148,22 +149,24 @@ class Session:
         Where not all of the spool can be listed, as in somebody else's dropbox, those that wait or run are left out,
         and the log tells.
         """
-        entries, unlisted = find_session_tasks(self.spool, self.name)
+        tasks, unlisted = find_session_tasks(self.spool, self.name)
         for path, reason in unlisted.items():
             log.warning("Tasks of the session %s in %s are not seen: %s.", self.name, path, reason)
-        return [self.take_up(entry) for entry in entries]
+        return [self.take_up(task) for task in tasks]
 
-    def take_up(self, entry: SessionTask) -> TaskFuture:
+    def take_up(self, task: TaskView) -> TaskFuture:
         """The future of a task that was found in the spool: the one that this process has already, or a new one."""
+        place, task_file = task.location.place, task.location.task_file
         with self._awaited.lock:
             self._open_still()
-            future = self._awaited.known(entry.task_file.task)
+            future = self._awaited.known(task.id)
             if future is not None:
                 return future
-            future = TaskFuture(self, entry.header)
-            future.task_file = entry.task_file if entry.place == "done" else entry.task_file.claimed_by("")
-            if entry.place == "failed":
-                finish(future, error=set_aside(self.spool, entry.task_file))
+            assert task.header is not None  # as of all tasks of an inventory
+            future = TaskFuture(self, task.header)
+            future.task_file = task_file if place == "done" else task_file.claimed_by("")
+            if place == "failed":
+                finish(future, error=set_aside(self.spool, task_file))
                 return future
             self._awaited.add(future)
             wake = self._collector.start()

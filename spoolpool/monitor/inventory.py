@@ -1,4 +1,4 @@
-"""The tasks of one session that are in a spool, wherever they stand: headers are read, nothing is unpickled."""
+"""Tasks of one session, and task counts of all sessions. Headers are read; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from spoolpool.errors import SpoolpoolError
-from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import (
-    TaskFile,
     is_bucket,
     is_session,
     parse_lane,
@@ -21,113 +18,94 @@ from spoolpool.format.names import (
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_owned_task
 from spoolpool.system import files
 
-_PASSES = 5  # at most: a task may move back, from where it was not looked for yet to where it was
-
-
-class SessionTask(NamedTuple):
-    """A task, where it was seen."""
-
-    place: Place
-    task_file: TaskFile
-    header: TaskHeader
+_PASSES = 5  # at most: a task may move backwards, to a place that was listed before
 
 
 class Inventory(NamedTuple):
-    """What was found."""
+    """Tasks of a session."""
 
-    entries: list[SessionTask]
-    """In the order of submission."""
+    tasks: list[TaskView]
+    """In the order of submission; all have a header."""
     unlisted: dict[str, str]
-    """Directories that could not be listed, with the reasons; in a dropbox its owner alone sees all."""
+    """Directories that could not be listed, with the reasons; in a dropbox only its owner can list all."""
 
 
-class Standings(NamedTuple):
-    """What a session has in a spool."""
+class TaskCounts(NamedTuple):
+    """Number of the tasks of a session."""
 
     places: Counter[Place]
-    """Tasks, by where they stand."""
     last: float
-    """When the last of them was submitted: seconds since the epoch, by the submitting host's clock; 0 without tasks."""
+    """Submission of the latest task: seconds since the epoch, by the submitting host's clock; 0 without tasks."""
 
 
 def find_session_tasks(spool: Spool, session: str) -> Inventory:
-    """Look for the tasks of a session with a name; of a shared spool, this account's alone.
+    """Find the tasks of a named session; in a shared spool, only those of this account.
 
-    What cannot be read is left out: 'spool check' tells of it. It costs the opening of each file, and those of others
-    that run, are held back or failed; of what waits, the session's buckets alone are looked into.
+    Unreadable files are left out ('spool check' reports them). Every file in ``waiting/``, ``claimed/`` and ``failed/``
+    is opened, of any session; of the waiting tasks only the session's buckets are listed.
     """
-    found: dict[str, SessionTask] = {}
+    found: dict[str, TaskView] = {}
     others: set[str] = set()
     unlisted: dict[str, str] = {}
     for _ in range(_PASSES):
-        walk = SpoolScanner(spool.path)
-        sure = True
-        for standing in _walk(walk, session):
-            name = standing.task_file.task
-            if name in others or name in found:
+        scanner = SpoolScanner(spool.path)
+        settled = True
+        for location in _locations(scanner, session):
+            task = location.task_file.task
+            if task in others or task in found:
                 continue
-            try:
-                header = _read(spool, session, standing)
-            except OSError:  # gone meanwhile: to where it is looked for next, or back
-                sure = False
-                continue
-            if header is None:
-                others.add(name)
+            view = TaskView(spool, location)
+            if view.gone:  # moved, to a place that is listed later or was listed before
+                settled = False
+            elif _belongs_to(view, session):
+                found[task] = view
+                settled = False
             else:
-                found[name] = SessionTask(standing.place, standing.task_file, header)
-                sure = False
-        unlisted = walk.unlisted
-        if sure:
+                others.add(task)
+        unlisted = scanner.unlisted
+        if settled:
             break
-    return Inventory(sorted(found.values(), key=lambda entry: entry.task_file.task.partition("-")[2]), unlisted)
+    return Inventory(sorted(found.values(), key=lambda view: view.id.partition("-")[2]), unlisted)
 
 
-def sessions(spool: Spool, walk: SpoolScanner) -> dict[str, Standings]:
-    """All sessions that are there, with what they have; of what waits, one header of each bucket is read."""
+def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCounts]:
+    """Count the tasks of every session; one header per bucket is read for the waiting ones."""
     names = {session_of(name) for name in files.list_names(spool.layout.sessions)}
-    names |= {path.rpartition("/")[2] for path in walk.valid_paths("results", is_session)}
-    found = {name: Standings(Counter(), 0.0) for name in filter(None, names)}
+    names |= {path.rpartition("/")[2] for path in scanner.valid_paths("results", is_session)}
+    found = {name: TaskCounts(Counter(), 0.0) for name in filter(None, names)}
     of_bucket: dict[str, str] = {}
-    for standing in walk.tasks():
-        session = standing.session or of_bucket.get(standing.directory, "")
+    for location in scanner.tasks():
+        session = location.session or of_bucket.get(location.directory, "")
         if not session:
-            header = TaskView(spool, standing).header
-            session = header.session if header is not None else ""  # it moved on, or 'spool check' tells
-            if standing.place == "waiting":
-                of_bucket[standing.directory] = session
+            header = TaskView(spool, location).header
+            session = header.session if header is not None else ""  # it moved, or is unreadable
+            if location.place == "waiting":
+                of_bucket[location.directory] = session
         if session:
-            before = found.get(session, Standings(Counter(), 0.0))
-            before.places[standing.place] += 1
-            submitted = max(before.last, submitted_at(standing.task_file.task))
-            found[session] = before._replace(last=submitted)
+            counts = found.get(session, TaskCounts(Counter(), 0.0))
+            counts.places[location.place] += 1
+            found[session] = counts._replace(last=max(counts.last, submitted_at(location.task_file.task)))
     return dict(sorted(found.items()))
 
 
-def _walk(walk: SpoolScanner, session: str) -> Iterator[TaskLocation]:
-    """In the order in which tasks move."""
+def _locations(scanner: SpoolScanner, session: str) -> Iterator[TaskLocation]:
+    """Yield the tasks that may be of a session, in the order in which a task moves."""
     submitter = submitter_of(session)
-    yield from walk.task_files("held", "waiting", claimed=False)
-    for lane in walk.valid_paths("ready", parse_lane):
-        for bucket in walk.valid_paths(lane, is_bucket):
+    yield from scanner.task_files("held", "waiting", claimed=False)
+    for lane in scanner.valid_paths("ready", parse_lane):
+        for bucket in scanner.valid_paths(lane, is_bucket):
             if series_of(bucket.rpartition("/")[2])[1] == submitter:
-                yield from walk.task_files("waiting", bucket, claimed=False)
-    yield from walk.task_files("running", "claimed", claimed=True)
-    yield from walk.task_files("done", f"results/{session}", claimed=True)
-    yield from walk.task_files("failed", "failed", claimed=None)
+                yield from scanner.task_files("waiting", bucket, claimed=False)
+    yield from scanner.task_files("running", "claimed", claimed=True)
+    yield from scanner.task_files("done", f"results/{session}", claimed=True)
+    yield from scanner.task_files("failed", "failed", claimed=None)
 
 
-def _read(spool: Spool, session: str, standing: TaskLocation) -> TaskHeader | None:
-    """The header of a task that is of the session; None for others, and for what cannot be read."""
-    try:
-        header, owner = read_owned_task(spool, f"{spool.path}/{standing.path}", standing.task_file)
-    except SpoolpoolError:
-        return None
-    except OSError as error:
-        if error.errno in files.GONE:
-            raise
-        return None
-    ours = header.session == session and header.task == standing.task_file.task and spool.account in (None, owner)
-    return header if ours else None
+def _belongs_to(view: TaskView, session: str) -> bool:
+    """Whether a readable task is of a session, and in a shared spool also of this account."""
+    if view.header is None or view.header.session != session:
+        return False
+    lane = parse_lane(view.header.lane)
+    return not view.spool.shared or (lane is not None and lane.user == view.uid == view.spool.account)

@@ -1,4 +1,4 @@
-"""Which tasks are there: by id, by a part of one, or by what they are. Headers are read, nothing is unpickled."""
+"""Views of the tasks in a spool, and queries that select them. Headers are read; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from spoolpool.format import headers
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
 from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
+from spoolpool.protocol import journal, workers
+from spoolpool.protocol.journal import Event
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
 from spoolpool.system import accounts, files
 
 State = Literal["held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed"]
-"""What a task is doing: its place, where ``done`` is told apart by how it ended. ``failed`` is what is kept in
-``failed/``: lost with its workers, or unreadable."""
+"""State of a task: its place, where ``done`` is divided by the kind of the outcome. ``failed`` tasks are kept in
+``failed/``: lost with their workers, or unreadable."""
 
 STATES: dict[State, Place] = {
     "held": "held",
@@ -33,28 +35,48 @@ STATES: dict[State, Place] = {
     "cancelled": "done",
     "failed": "failed",
 }
-"""Every state, with the place in which the task's file stands."""
+"""All states, with the place of the task's file."""
 
-_ENDS: dict[str, State] = {"result": "done", "error": "raised", "lost": "lost", "cancelled": "cancelled"}
+_STATES_OF_OUTCOMES: dict[str, State] = {
+    "result": "done",
+    "error": "raised",
+    "lost": "lost",
+    "cancelled": "cancelled",
+}
+
+
+class Attempt(NamedTuple):
+    """One attempt of a task, or another event in its life. Entries of journals are not verified."""
+
+    attempt: int
+    """0 if it is unknown."""
+    worker: str
+    host: str
+    started: float
+    """Seconds since the epoch, the host's clock; 0 if it is unknown."""
+    ended: float
+    """Like ``started``."""
+    what: str
+    """Description of the end."""
 
 
 class _Content(NamedTuple):
     header: TaskHeader | None
-    owner: str
+    uid: int
     since: float
     problem: str
     gone: bool = False
 
 
 class TaskView:
-    """A task that was found, and what its files say; each is read once, when it is asked for.
+    """A task at its location in a spool, and the content of its files; each file is read once, when it is needed.
 
-    Anybody may have written what a header says: names in it were checked, texts are for people and are shown escaped.
+    A header is as its writer made it: names in it were checked, but text must be escaped before it is shown.
     """
 
-    def __init__(self, spool: Spool, standing: TaskLocation) -> None:
+    def __init__(self, spool: Spool, location: TaskLocation) -> None:
         self.spool = spool
-        self.location = standing
+        self.location = location
 
     @property
     def id(self) -> str:
@@ -63,55 +85,59 @@ class TaskView:
 
     @property
     def submitted(self) -> float:
-        """Seconds since the epoch, by the submitting host's clock."""
+        """Time of the submission: seconds since the epoch, by the submitting host's clock."""
         return submitted_at(self.id)
 
     @functools.cached_property
     def _content(self) -> _Content:
         path = f"{self.spool.path}/{self.location.path}"
-        owner, since = "", 0.0
+        uid, since = -1, 0.0
         try:
             with files.reading(path) as (fd, status):
-                owner, since = accounts.account_name(status.st_uid), max(status.st_mtime, status.st_ctime)
-                header = headers.decode_task(
-                    self.spool.read_header(fd, status.st_size, path, task_label(self.id)), path
-                )
+                uid, since = status.st_uid, max(status.st_mtime, status.st_ctime)
+                data = self.spool.read_header(fd, status.st_size, path, task_label(self.id))
+                header = headers.decode_task(data, path)
             if header.task != self.id:
-                raise BadTaskFile(f"{path} says that it is task {header.task}.")
+                raise BadTaskFile(f"The header of {path} names another task ({header.task}).")
         except OSError as error:
-            return _Content(None, owner, since, error.strerror or str(error), error.errno in files.GONE)
+            return _Content(None, uid, since, error.strerror or str(error), error.errno in files.GONE)
         except (ValueError, SpoolpoolError) as error:
-            return _Content(None, owner, since, str(error))
-        return _Content(header, owner, since, "")
+            return _Content(None, uid, since, str(error))
+        return _Content(header, uid, since, "")
 
     @property
     def header(self) -> TaskHeader | None:
-        """What the task's file says; None where it cannot be read (any more): see :attr:`problem`."""
+        """Header of the task's file; None if it cannot be read: see :attr:`problem`."""
         return self._content.header
 
     @property
     def problem(self) -> str:
-        """Why the header cannot be had."""
+        """Reason for which the header cannot be read."""
         return self._content.problem
 
     @property
     def gone(self) -> bool:
-        """Whether the file was there no more when it was to be read: the task has moved on."""
+        """Whether the task moved away from its location before its file was read."""
         return self._content.gone
 
     @property
+    def uid(self) -> int:
+        """Account that owns the file; -1 if it is unknown."""
+        return self._content.uid
+
+    @property
     def owner(self) -> str:
-        """Account to which the file belongs."""
-        return self._content.owner
+        """Name of the account that owns the file; empty if it is unknown."""
+        return accounts.account_name(self.uid) if self.uid >= 0 else ""
 
     @property
     def since(self) -> float:
-        """When the file came to its place: seconds since the epoch, by the server's clock; 0 if that is not known."""
+        """Time at which the file came to its location: seconds since the epoch, by the server's clock; 0 if unknown."""
         return self._content.since
 
     @functools.cached_property
     def outcome(self) -> OutcomeHeader | None:
-        """How a task that is done ended; None for others, and where the outcome cannot be read (yet)."""
+        """Header of the outcome of a finished task; None for other tasks, or if it cannot be read (yet)."""
         if self.location.place != "done" or self.location.task_file.worker == CANCELLED:
             return None
         try:
@@ -121,97 +147,132 @@ class TaskView:
 
     @property
     def state(self) -> State:
-        """What the task is doing; reads the outcome's header of one that is done."""
+        """State of the task; the header of the outcome is read for a finished one."""
         if self.location.task_file.worker == CANCELLED:
             return "cancelled"
-        return _ENDS[self.outcome.kind] if self.outcome else self.location.place
+        return _STATES_OF_OUTCOMES[self.outcome.kind] if self.outcome else self.location.place
 
     @property
     def lane(self) -> str:
-        """Name of its lane; empty where that cannot be had."""
+        """Name of the lane; empty if it is unknown."""
         return self.location.lane or (self.header.lane if self.header else "")
 
     @property
     def session(self) -> str:
-        """Its session; empty where that cannot be had."""
+        """Name of the session; empty if it is unknown."""
         return self.location.session or (self.header.session if self.header else "")
 
     @property
     def name(self) -> str:
-        """What is called, for people."""
+        """Name of the function, for people."""
         return self.header.name if self.header else ""
+
+    def attempts(self) -> list[Attempt]:
+        """Return the known attempts by the time of their ends: from journals, the outcome, and the present claim.
+
+        The events of the last second of a killed worker are missing.
+        """
+        events = journal.about(self.spool, [self.id])
+        found = [_attempt(event) for event in events]
+        outcome = self.outcome
+        if outcome is not None and not any(event.event == "task" and event.by == outcome.worker for event in events):
+            end = _describe_end(outcome.kind, outcome.failure.type if outcome.failure else "")
+            times = outcome.started, outcome.ended
+            found.append(Attempt(outcome.attempt, outcome.worker, outcome.host, *times, end))
+        if self.location.place == "running":
+            task_file = self.location.task_file
+            info = workers.read_worker(self.spool, task_file.worker)
+            host = info.process.host if info else ""
+            found.append(Attempt(task_file.attempt, task_file.worker, host, self.since, 0.0, "running"))
+        return found
+
+
+def _attempt(event: Event) -> Attempt:
+    if event.event == "task":
+        what = _describe_end(event.kind, event.type)
+        if not event.published:
+            what += "; not published, because the worker was taken for dead"
+    elif event.event == "raised":
+        what = f"raised {event.type}; to be tried again"
+    else:
+        what = event.text.partition(": ")[2] or event.event
+    return Attempt(event.attempt, event.by, event.host, event.started, event.ended or event.t, what)
+
+
+def _describe_end(kind: str, error: str) -> str:
+    words = {"result": "returned", "error": f"raised {error or 'an exception'}", "lost": "lost with its workers"}
+    return words.get(kind, kind or "ended")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What tasks must be like. What is empty asks nothing; patterns are those of a shell."""
+    """Conditions on tasks. Empty ones are ignored; patterns are those of a shell."""
 
     states: Collection[State] = ()
-    """One of these."""
     lane: str = ""
     """Pattern of the lane's name."""
     queue: str = ""
     user: str = ""
-    """Account to which the task's file belongs."""
+    """Account that owns the task's file."""
     session: str = ""
     name: str = ""
-    """Pattern of what is called, or of its last part: ``fail`` is found by ``module.fail``."""
+    """Pattern of the function's name, or of its last part: ``fail`` matches ``module.fail``."""
     older_than: float | None = None
-    """Seconds since it was submitted."""
+    """Seconds since the submission."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether every task fits."""
+        """Whether every task matches."""
         return self == Query()
 
     @property
     def places(self) -> set[Place]:
-        """Where tasks can stand that fit."""
+        """Places of the tasks that can match."""
         return {STATES[state] for state in self.states} or set(PLACES)
 
-    def fits(self, sight: TaskView) -> bool:
-        """Whether a task is like that; opens a file only where its name does not tell."""
-        # in this order: the first need a name alone, the next a header, the last an outcome
+    def matches(self, view: TaskView) -> bool:
+        """Whether a task meets all conditions; a file is opened only if its name is not enough."""
+        # in this order: the first need only the name, the next a header, the last an outcome
         return (
-            (self.older_than is None or time.time() - sight.submitted >= self.older_than)
-            and (not self.session or sight.session == self.session)
-            and (not self.queue or sight.lane.partition(".")[0] == self.queue)
-            and (not self.lane or fnmatch.fnmatchcase(sight.lane, self.lane))
-            and (not self.user or sight.owner == self.user)
-            and (not self.name or any(fnmatch.fnmatchcase(sight.name, like) for like in (self.name, f"*.{self.name}")))
-            and (not self.states or sight.state in self.states)
+            (self.older_than is None or time.time() - view.submitted >= self.older_than)
+            and (not self.session or view.session == self.session)
+            and (not self.queue or view.lane.partition(".")[0] == self.queue)
+            and (not self.lane or fnmatch.fnmatchcase(view.lane, self.lane))
+            and (not self.user or view.owner == self.user)
+            and (not self.name or any(fnmatch.fnmatchcase(view.name, like) for like in (self.name, f"*.{self.name}")))
+            and (not self.states or view.state in self.states)
         )
 
 
-def select(spool: Spool, query: Query, walk: SpoolScanner | None = None) -> Iterator[TaskView]:
-    """The tasks that fit, each once, as they are met; ``walk`` tells afterwards what could not be listed."""
+def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> Iterator[TaskView]:
+    """Yield the tasks that match a query, each once; ``scanner`` then has the directories that could not be listed."""
     seen = set()
-    for standing in (walk or SpoolScanner(spool.path)).tasks(query.places):
-        sight = TaskView(spool, standing)
-        if sight.id not in seen and query.fits(sight):
-            seen.add(sight.id)
-            yield sight
+    for location in (scanner or SpoolScanner(spool.path)).tasks(query.places):
+        view = TaskView(spool, location)
+        if view.id not in seen and query.matches(view):
+            seen.add(view.id)
+            yield view
 
 
-def named(spool: Spool, words: Iterable[str], query: Query, walk: SpoolScanner | None = None) -> list[TaskView]:
-    """The tasks that have these ids, or ids that alone begin or end like this, and that fit the query.
+def named(spool: Spool, words: Iterable[str], query: Query, scanner: SpoolScanner | None = None) -> list[TaskView]:
+    """Return the tasks that match a query and have these ids; a word may be the begin or end of one id.
 
-    Raises :class:`BadRequest` for a word that fits none or several.
+    Raises :class:`BadRequest` for a word that matches no task or several.
     """
     found: dict[str, dict[str, TaskView]] = {word: {} for word in words}
-    for standing in (walk or SpoolScanner(spool.path)).tasks(query.places):
-        name = standing.task_file.task
-        for word, fits in found.items():
-            if word and (name.startswith(word) or name.endswith(word)):
-                sight = TaskView(spool, standing)
-                if query.fits(sight):
-                    fits[name] = sight
-    for word, fits in found.items():
-        if len(fits) != 1:
-            which = f" ({', '.join(sorted(fits)[:3])}{', ...' if len(fits) > 3 else ''})" if fits else ""
-            like = f" that are {' or '.join(sorted(query.states))}" if query.states else ""
+    for location in (scanner or SpoolScanner(spool.path)).tasks(query.places):
+        task = location.task_file.task
+        for word, matches in found.items():
+            if word and (task.startswith(word) or task.endswith(word)):
+                view = TaskView(spool, location)
+                if query.matches(view):
+                    matches[task] = view
+    for word, matches in found.items():
+        if len(matches) != 1:
+            which = f" ({', '.join(sorted(matches)[:3])}{', ...' if len(matches) > 3 else ''})" if matches else ""
+            states = f" in state {' or '.join(sorted(query.states))}" if query.states else ""
             raise BadRequest(
-                f"{word!r} fits {len(fits)} tasks{which} in {spool.path}{like}; it must fit one. "
-                f"'spool ls {spool.path}' shows the ids."
+                f"{word!r} matches {len(matches)} tasks{which} of {spool.path}{states}; it must match one. "
+                f"'spool ls {spool.path}' lists the ids."
             )
-    return list({sight.id: sight for fits in found.values() for sight in fits.values()}.values())
+    return list({view.id: view for matches in found.values() for view in matches.values()}.values())

@@ -160,8 +160,8 @@ def test_the_keys_of_a_task_as_json_are_those_that_the_page_promises(spool: Spoo
     assert list(json.loads(line)) == codes(text)
     (line,) = run("show", "--json", spool.path, "--state", "raised").stdout.splitlines()
     found = json.loads(line)
-    promised = section("cli.md", "## spool show").partition("`episodes`")[2].splitlines()[0]
-    assert list(found["episodes"][0]) == codes(promised)
+    promised = section("cli.md", "## spool show").partition("`attempts`")[2].splitlines()[0]
+    assert list(found["attempts"][0]) == codes(promised)
 
 
 def test_what_is_named_by_nothing_is_not_everything(spool: Spool) -> None:

@@ -103,7 +103,7 @@ def test_a_word_that_fits_no_task_is_refused(spool: Spool) -> None:
     assert run("logs", spool.path).exit_code == BadRequest.exit_code
     shown = run("logs", spool.path, "e7819e56d5")
     assert shown.exit_code == BadRequest.exit_code
-    assert "'e7819e56d5' fits 0 tasks" in shown.stderr
+    assert "'e7819e56d5' matches 0 tasks" in shown.stderr
 
 
 @pytest.mark.mpi

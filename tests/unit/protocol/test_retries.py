@@ -566,11 +566,11 @@ def test_what_fits_no_task_or_several_is_refused_and_nothing_is_changed(spool: S
     for words, text in (
         ([], "Name tasks or give a filter, or --all"),
         (["--all", "499"], "Name tasks or give a filter, or --all"),
-        (["499-0660e5f20d1a7"], "fits 3 tasks"),
-        (["0123456789"], "fits 3 tasks"),
-        (["nothing"], "fits 0 tasks"),
-        ([""], "fits 0 tasks"),
-        (["499-0660e5f20d1a71", "nothing"], "fits 0 tasks"),
+        (["499-0660e5f20d1a7"], "matches 3 tasks"),
+        (["0123456789"], "matches 3 tasks"),
+        (["nothing"], "matches 0 tasks"),
+        ([""], "matches 0 tasks"),
+        (["499-0660e5f20d1a71", "nothing"], "matches 0 tasks"),
     ):
         shown = run("retry", spool.path, *words)
         assert shown.exit_code == BadRequest.exit_code
@@ -622,7 +622,7 @@ def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monke
 def test_unknown_names_in_failed_are_no_tasks(spool: Spool) -> None:
     (Path(spool.layout.failed) / "junk").touch()
     assert run("retry", spool.path, "--all").stdout == ""
-    assert "fits 0 tasks" in run("retry", spool.path, "junk").stderr
+    assert "matches 0 tasks" in run("retry", spool.path, "junk").stderr
     assert files.list_names(spool.layout.failed) == ["junk"]
 
 
