@@ -1,17 +1,20 @@
-"""A disk that fails, and processes that end in the middle of it.
+"""File operations that fail, answer wrongly or lag behind, and processes that die between two of them.
 
-:class:`Disk` stands in the place of ``os`` in the modules that touch the disk. It counts their operations, and at
-those that it is told to it ends the process, fails, does the thing and yet answers with an error, or lists a
-directory as it was a while ago.
+:class:`Disk` replaces ``os`` in the modules that touch files. It counts their operations. At the operations that its
+plan names it ends the process, raises an error, or does the operation and raises an error all the same; it can also
+return directory listings of a while ago. :class:`Recorder` copies every state of the files in which a process could
+die.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,66 +24,66 @@ from spoolpool.format import envelope
 from spoolpool.security import trust
 from spoolpool.system import files
 
-CRASHED, RAISED = 86, 87
-"""Exit statuses of a child: it was ended by a :class:`Fault`; it raised what its test did not expect."""
+PATCHED = (files, envelope, trust)
+"""Modules whose ``os`` is replaced: all files of tasks and outcomes are reached through them."""
 
-CHANGES = frozenset({"open", "rename", "unlink", "mkdir", "rmdir"})
-OPERATIONS = CHANGES | {
-    "chmod",
-    "close",
-    "fstat",
-    "fsync",
-    "listdir",
-    "lstat",
-    "pread",
-    "read",
-    "stat",
-    "utime",
-    "writev",
-}
-"""What is counted. Reading is counted too: it can fail, and a crash there is a crash between two changes."""
+CRASHED, RAISED = 86, 87
+"""Exit statuses of a child: ended by a :class:`Fault`; ended by an exception that its test did not expect."""
+
+NAME_CHANGES = frozenset({"create", "rename", "unlink", "mkdir", "rmdir"})
+"""Operations that change a directory. ``create`` is open(2) with O_CREAT, ``open`` is any other."""
+
+CHANGES = NAME_CHANGES | {"chmod", "fchmod", "fchown", "ftruncate", "pwrite", "utime", "writev"}
+"""Operations after which the files are in another state."""
+
+READS = frozenset({"close", "fdatasync", "fstat", "fsync", "listdir", "lseek", "lstat", "open", "pread", "preadv"})
+READS |= {"read", "stat"}
+"""Operations that change nothing, but can fail. A sync changes nothing that another process can see."""
+
+OPERATIONS = CHANGES | READS
+"""Operations that are counted."""
 
 LOOKS = frozenset({"lstat", "stat"})
-"""Whether a name is there."""
+"""Operations that say whether a name exists."""
 
-SPACE = frozenset({"open", "writev", "mkdir", "fsync"})
+SPACE = frozenset({"create", "writev", "mkdir", "fsync"})
 """Operations that need space."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at one operation: it ends the process, or answers with an error."""
+    """Effect on one operation: the process ends, or the operation raises an error."""
 
     when: Literal["before", "half", "after"]
-    """Before the thing is done, in the middle of a write, or when it was done."""
+    """Before the operation, in the middle of a write, or after the operation."""
     error: int = 0
-    """What is answered; 0 ends the process."""
+    """Number of the error that is raised; 0 ends the process."""
 
 
 Plan = Callable[[int, str], "Fault | None"]
-"""From the number of an operation (the first is 1) and its name to what happens at it."""
+"""Map the number of an operation (the first is 1) and its name to its fault."""
 
 
 def at(number: int, fault: Fault) -> Plan:
-    """A fault at one operation, and never again."""
+    """Return a plan with a fault at one operation."""
     return lambda count, name: fault if count == number else None
 
 
 def during(numbers: range, fault: Fault) -> Plan:
-    """A fault at each of several operations."""
+    """Return a plan with the same fault at each of several operations."""
     return lambda count, name: fault if count in numbers else None
 
 
 def nothing(_count: int, _name: str) -> None:
-    """No fault at all."""
+    """Plan without faults."""
 
 
 class Disk:
-    """``os`` with faults, until :meth:`installed` ends.
+    """Replacement for ``os`` with faults, as long as :meth:`installed` lasts.
 
-    ``only`` restricts what is counted, and can fail. With ``lag``, a directory is listed as it was so many
-    operations ago, or so many seconds if there is a clock. What struck is written to the file ``report`` as well, for
-    whoever outlives this process.
+    Only operations in ``only`` are counted and can fail. With ``lag``, a directory is listed as it was so many
+    operations ago, or so many seconds with a ``clock``. Faults that occurred are kept in ``struck`` and written to the
+    file ``report``, which outlives this process.
     """
 
     def __init__(
@@ -98,14 +101,20 @@ class Disk:
         self._now = clock or (lambda: self.count)
         self._report = report
         self._listings: dict[str, list[tuple[float, list[str] | None]]] = {}
-        self.count = 0
+        self.names: list[str] = []
+        """Names of the operations that were counted."""
         self.struck: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Number of operations that were counted."""
+        return len(self.names)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Disk]:
-        """Be the disk of the package."""
+        """Replace ``os`` in the modules that touch files."""
         with contextlib.ExitStack() as stack:
-            for module in (files, envelope, trust):
+            for module in PATCHED:
                 stack.enter_context(mock.patch.object(module, "os", self))
             yield self
 
@@ -116,10 +125,12 @@ class Disk:
         return value
 
     def do(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Do one operation, or not."""
+        """Do one operation of ``os``, with its fault."""
+        if name == "open" and args[1] & os.O_CREAT:
+            name = "create"
         fault = None
         if name in self._only:
-            self.count += 1
+            self.names.append(name)
             fault = self._plan(self.count, name)
         if fault is None:
             return self._really(name, call, *args, **kwargs)
@@ -127,32 +138,32 @@ class Disk:
         if fault.when == "half":
             assert name == "writev"
             fd, parts = args
-            whole = b"".join(bytes(part) for part in parts)
+            whole = b"".join(parts)
             os.write(fd, whole[: len(whole) // 2])
-        elif fault.when == "after" or name == "close":  # also where close(2) fails, the descriptor is closed
+        elif fault.when == "after" or name == "close":  # a close(2) that fails closes the descriptor all the same
             try:
                 result = self._really(name, call, *args, **kwargs)
-            except OSError:  # it has an error of its own to tell
+            except OSError:  # the real error comes first
                 if fault.error:
                     raise
             else:
-                if name == "open" and fault.error:
+                if name in {"create", "open"} and fault.error:
                     os.close(result)
         if not fault.error:
             os._exit(CRASHED)
         raise OSError(fault.error, os.strerror(fault.error), *(arg for arg in args[:1] if isinstance(arg, str)))
 
-    def _tell(self, what: str) -> None:
-        self.struck.append(what)
+    def _tell(self, text: str) -> None:
+        self.struck.append(text)
         if self._report is not None:
-            self._report.write_text(what)
+            self._report.write_text(text)
 
     def _really(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if name == "fsync":  # costs time and changes nothing that can be seen
+        if name in {"fdatasync", "fsync"}:  # takes time, and changes nothing that can be seen
             return None
         if name == "listdir" and self._lag:
             return self._list_late(args[0])
-        if name not in CHANGES or not self._lag:
+        if name not in NAME_CHANGES or not self._lag:
             return call(*args, **kwargs)
         paths = args[:2] if name == "rename" else args[:1]
         directories = {os.path.dirname(path) for path in paths}
@@ -182,8 +193,75 @@ def _list(directory: str) -> list[str] | None:
         return None
 
 
+class Recorder(Disk):
+    """Disk without faults that copies a tree whenever it differs: each copy is what a process that dies then leaves.
+
+    A process that dies during a read leaves the state before it, so the states follow from the changes: one after each
+    change, and one in the middle of each write. The files ``notes`` in the tree are written without this disk, and
+    only appended to; the state after such a write is copied at the next operation. ``label`` is the name of a file in
+    each copy that says when the process would have died.
+    """
+
+    def __init__(self, tree: Path, copies: Path, notes: Iterable[Path], label: str) -> None:
+        super().__init__()
+        self._tree = tree
+        self._copies = copies
+        self._notes = tuple(notes)
+        self._label = label
+        self._changes = 0
+        self._state: tuple[int, ...] = ()
+        copies.mkdir()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Disk]:
+        with super().installed():
+            yield self
+        self._copy("at the end")
+
+    def _really(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        where = f"operation {self.count}, {name}{args}"
+        self._copy(f"before {where}")
+        if name == "writev":
+            fd, parts = args
+            whole = b"".join(parts)
+            half = os.write(fd, whole[: len(whole) // 2])
+            self._changes += 1
+            self._copy(f"half of {where}")
+            result: Any = half + os.write(fd, whole[half:])
+        else:
+            result = super()._really(name, call, *args, **kwargs)
+        if name in CHANGES:
+            self._changes += 1
+            self._copy(f"after {where}")
+        return result
+
+    def _copy(self, when: str) -> None:
+        state = (self._changes, *(path.stat().st_size for path in self._notes))
+        if state == self._state:
+            return
+        self._state = state
+        copy = self._copies / f"{len(os.listdir(self._copies)):04d}"
+        shutil.copytree(self._tree, copy, symlinks=True)
+        (copy / self._label).write_text(f"the process died {when}")
+
+
+def digest(tree: Path, *, without: str) -> str:
+    """Return a digest of names, modes and contents below a directory, ``without`` one of the names in it."""
+    found = hashlib.blake2b()
+    for directory, names, leaves in os.walk(tree):
+        names.sort()
+        below = directory.removeprefix(str(tree))
+        found.update(f"{below}\0{os.stat(directory).st_mode}\0{names}\0".encode())
+        for name in sorted(leaves):
+            if not (name == without and not below):
+                path = f"{directory}/{name}"
+                content = os.readlink(path).encode() if os.path.islink(path) else Path(path).read_bytes()
+                found.update(f"{name}\0{os.lstat(path).st_mode}\0{len(content)}\0".encode() + content)
+    return found.hexdigest()
+
+
 def in_child(disk: Disk, body: Callable[[], object]) -> int:
-    """Run in a child process with such a disk; its exit status: 0, :data:`CRASHED` or :data:`RAISED`."""
+    """Run ``body`` on ``disk`` in a forked process; return its exit status: 0, :data:`CRASHED` or :data:`RAISED`."""
     pid = os.fork()
     if pid == 0:
         code = RAISED

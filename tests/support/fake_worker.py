@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -282,6 +283,7 @@ class Stage:
 
     def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
         self.clock = clock
+        self.directory = directory
         self.diary = directory / "diary"
         directory.mkdir()
         self.effects = directory / "effects"
@@ -290,6 +292,19 @@ class Stage:
         self.diary.touch()
         self.spool = Spool.create(directory / "spool", durability="none", lease=0.3, caches=0.5, max_attempts=attempts)
         self.published: dict[str, set[str]] = {}
+        self._inboxes: list[Inbox] = []
+
+    def close(self) -> None:
+        """Close the journals of all sessions."""
+        for inbox in self._inboxes:
+            inbox._awaited.close()
+        self._inboxes.clear()
+
+    def restore(self, copy: Path) -> None:
+        """Replace all files by a copy of them, which is used up."""
+        shutil.rmtree(self.directory)
+        copy.rename(self.directory)
+        self.published.clear()
 
     def durability(self, durability: files.Durability) -> None:
         """What everybody syncs from now on."""
@@ -304,7 +319,9 @@ class Stage:
 
     def inbox(self, *, keeps: bool = False) -> Inbox:
         """A new incarnation of the submitter, perhaps one that keeps its outcomes."""
-        return Inbox(self.spool, self.clock, self.session, keeps=keeps)
+        inbox = Inbox(self.spool, self.clock, self.session, keeps=keeps)
+        self._inboxes.append(inbox)
+        return inbox
 
     def submit(
         self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: object, **options: Any

@@ -27,7 +27,7 @@ from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
 from tests.conftest import Workers
-from tests.faults.test_crash_points import abandon
+from tests.faults.scenarios import abandon
 from tests.support.fake_worker import Clock, Stage, dead_process, unknown_process
 from tests.support.processes import run_script, start_script
 from tests.support.waiting import LIMIT
