@@ -1,4 +1,4 @@
-"""The executor keeps what the standard library promises of executors and futures, whatever happens to whom."""
+"""The executor keeps the guarantees of the standard library for executors and futures, also after failures."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Executor]:
-    """Two groups for tests that leave an executor as they found it."""
+    """Executor of two groups for tests that do not change it."""
     with Executor(max_workers=2) as executor:
         yield executor
 
 
 @pytest.fixture
 def single() -> Iterator[Executor]:
-    """One group, so that what comes second waits for what came first."""
+    """Executor of one group, in which a second task waits for the first."""
     with Executor(max_workers=1) as executor:
         yield executor
 
 
 class Gate:
-    """A task that has begun and ends when the test says so."""
+    """Task that has started, and ends when the test opens the gate."""
 
     def __init__(self, executor: Executor, directory: Path, value: Any = None) -> None:
         self._started, self._end = directory / f"started-{id(self)}", directory / f"end-{id(self)}"
         self.future = executor.submit(tasks.mark_and_wait, self._started, self._end, value)
-        wait_until(self._started.exists, "the task that holds the group began")
+        wait_until(self._started.exists, "the task that occupies the group has started")
 
     def open(self) -> None:
         self._end.touch()
@@ -71,7 +71,7 @@ class Gate:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Callable[..., Gate]]:
-    """Makes gates; those that are still shut at the end of the test are opened."""
+    """Factory of gates, which are opened at the end of the test."""
     gates = []
 
     def make(executor: Executor, value: Any = None) -> Gate:
@@ -84,14 +84,14 @@ def gate(tmp_path: Path) -> Iterator[Callable[..., Gate]]:
 
 
 def directory_of(executor: Executor) -> Path:
-    """The temporary directory of an embedded executor."""
+    """Return the temporary directory of an embedded executor."""
     return Path(executor.info["spool"])
 
 
 # ------------------------------------------------------------------------------------- submit
 
 
-def test_submit_returns_a_future_of_the_standard_library(shared: Executor) -> None:
+def test_submit_returns_a_standard_library_future(shared: Executor) -> None:
     future = shared.submit(pow, 2, 10)
     assert isinstance(future, Future)
     assert isinstance(shared, concurrent.futures.Executor)
@@ -100,13 +100,13 @@ def test_submit_returns_a_future_of_the_standard_library(shared: Executor) -> No
     assert future.exception() is None
 
 
-def test_arguments_arrive_as_they_were_given_whatever_their_names(shared: Executor) -> None:
+def test_arguments_of_any_name_arrive_unchanged(shared: Executor) -> None:
     given = {"fn": 1, "self": 2, "args": (3,), "timeout": None}
     assert shared.submit(tasks.keywords, **given).result() == given
     assert shared.submit(divmod, 7, 2).result() == (3, 1)
 
 
-def test_a_wrong_call_fails_in_its_future_like_the_call_itself(shared: Executor) -> None:
+def test_an_invalid_call_fails_in_its_future_like_the_call_itself(shared: Executor) -> None:
     assert isinstance(shared.submit(pow).exception(), TypeError)
     assert isinstance(shared.submit(42).exception(), TypeError)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -115,7 +115,7 @@ def test_a_wrong_call_fails_in_its_future_like_the_call_itself(shared: Executor)
 
 def test_tasks_run_in_other_processes_and_in_all_groups(shared: Executor, gate: Callable[..., Gate]) -> None:
     first = gate(shared)
-    second = gate(shared)  # begins although the first is not done
+    second = gate(shared)  # starts although the first is not done
     first.open()
     second.open()
     assert os.getpid() not in {shared.submit(tasks.pid).result() for _ in range(4)}
@@ -124,7 +124,7 @@ def test_tasks_run_in_other_processes_and_in_all_groups(shared: Executor, gate: 
 # ---------------------------------------------------------------------------------------- map
 
 
-def test_map_gives_the_values_in_the_order_of_its_arguments(shared: Executor) -> None:
+def test_map_returns_values_in_the_order_of_its_arguments(shared: Executor) -> None:
     assert list(shared.map(pow, range(30), [2] * 30)) == [i**2 for i in range(30)]
 
 
@@ -134,12 +134,12 @@ def test_map_ends_with_its_shortest_iterable(shared: Executor) -> None:
     assert list(shared.map(pow)) == []
 
 
-def test_map_submits_at_once_and_before_the_first_value_is_asked_for(single: Executor, tmp_path: Path) -> None:
+def test_map_submits_all_calls_before_the_first_value_is_requested(single: Executor, tmp_path: Path) -> None:
     single.map(tasks.mark, [tmp_path / "ran"])
-    wait_until((tmp_path / "ran").exists, "a task ran whose value nobody asked for")
+    wait_until((tmp_path / "ran").exists, "a task ran although its value was not requested")
 
 
-def test_map_raises_a_failure_in_its_place(shared: Executor) -> None:
+def test_map_raises_a_failure_at_its_position(shared: Executor) -> None:
     values = shared.map(divmod, [6, 6], [3, 0])
     assert next(values) == (2, 0)
     with pytest.raises(ZeroDivisionError):
@@ -147,7 +147,7 @@ def test_map_raises_a_failure_in_its_place(shared: Executor) -> None:
     assert list(values) == []
 
 
-def test_map_times_out_and_takes_back_what_waits(single: Executor, gate: Callable[..., Gate], tmp_path: Path) -> None:
+def test_map_after_a_timeout_cancels_waiting_tasks(single: Executor, gate: Callable[..., Gate], tmp_path: Path) -> None:
     held = gate(single)
     values = single.map(tasks.mark, [tmp_path / "first", tmp_path / "second"], timeout=0.05)
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -157,12 +157,12 @@ def test_map_times_out_and_takes_back_what_waits(single: Executor, gate: Callabl
     assert not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
 
 
-def test_map_with_time_enough_gives_all_values(shared: Executor) -> None:
+def test_map_within_its_timeout_returns_all_values(shared: Executor) -> None:
     assert list(shared.map(abs, [-1, -2], timeout=LIMIT)) == [1, 2]
 
 
 @pytest.mark.parametrize("chunksize", [1, 2, 3, 7, 100])
-def test_map_gives_the_same_values_for_every_chunksize(shared: Executor, chunksize: int) -> None:
+def test_map_returns_the_same_values_for_every_chunksize(shared: Executor, chunksize: int) -> None:
     assert list(shared.map(pow, range(7), [3] * 7, chunksize=chunksize)) == [i**3 for i in range(7)]
 
 
@@ -175,7 +175,7 @@ def test_map_packs_a_chunk_into_one_task(single: Executor, gate: Callable[..., G
 
 
 @pytest.mark.parametrize("chunksize", [1, 3])
-def test_map_draws_no_more_than_its_buffersize_ahead(shared: Executor, chunksize: int) -> None:
+def test_map_consumes_at_most_its_buffersize_ahead(shared: Executor, chunksize: int) -> None:
     drawn = 0
 
     def numbers() -> Iterator[int]:
@@ -190,18 +190,18 @@ def test_map_draws_no_more_than_its_buffersize_ahead(shared: Executor, chunksize
     assert drawn <= (5 + 2) * chunksize
 
 
-def test_map_that_is_given_up_takes_back_what_waits(
+def test_map_that_is_abandoned_cancels_waiting_tasks(
     single: Executor, gate: Callable[..., Gate], tmp_path: Path
 ) -> None:
     values = single.map(tasks.wait_for, [tmp_path, tmp_path / "end", tmp_path / "end"])
     next(values)
     values.close()  # type: ignore[attr-defined]  # a generator's
     (tmp_path / "end").touch()
-    wait_until(lambda: len(single) == 0, "nothing waits any more")
+    wait_until(lambda: len(single) == 0, "no task waits")
 
 
 @pytest.mark.parametrize("wrong", [{"chunksize": 0}, {"chunksize": -1}, {"buffersize": 0}])
-def test_map_refuses_senseless_sizes(shared: Executor, wrong: dict[str, int]) -> None:
+def test_map_rejects_invalid_sizes(shared: Executor, wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         shared.map(abs, [1], **wrong)  # type: ignore[arg-type]
 
@@ -209,7 +209,7 @@ def test_map_refuses_senseless_sizes(shared: Executor, wrong: dict[str, int]) ->
 # --------------------------------------------------------------------- waiting for futures
 
 
-def test_result_and_exception_time_out_and_come_later(single: Executor, gate: Callable[..., Gate]) -> None:
+def test_result_and_exception_after_a_timeout_are_still_available(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "late")
     with pytest.raises(concurrent.futures.TimeoutError):
         held.future.result(timeout=0.01)
@@ -219,7 +219,7 @@ def test_result_and_exception_time_out_and_come_later(single: Executor, gate: Ca
     assert held.future.result() == "late"
 
 
-def test_as_completed_gives_what_is_done_first(shared: Executor, gate: Callable[..., Gate]) -> None:
+def test_as_completed_yields_finished_futures_first(shared: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(shared, "slow")
     quick = shared.submit(pow, 2, 2)
     order = as_completed([held.future, quick])
@@ -249,7 +249,7 @@ def test_wait_returns_at_the_first_exception(shared: Executor, gate: Callable[..
     assert (done, not_done) == ({bad}, {held.future})
 
 
-def test_wait_returns_when_all_are_done_or_the_time_is_up(shared: Executor, gate: Callable[..., Gate]) -> None:
+def test_wait_returns_when_all_are_done_or_after_its_timeout(shared: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(shared)
     quick = shared.submit(pow, 2, 2)
     quick.result()
@@ -270,11 +270,11 @@ def test_a_callback_is_called_once_with_its_future(shared: Executor, gate: Calla
     held.open()
     held.future.result()
     wait_until(lambda: len(called) == 2, "both callbacks were called")
-    held.future.add_done_callback(called.append)  # done already: called at once
+    held.future.add_done_callback(called.append)  # already done: called at once
     assert called == [held.future] * 3
 
 
-def test_a_callback_that_raises_is_logged_and_hinders_nobody(
+def test_a_raising_callback_is_logged_and_does_not_affect_others(
     shared: Executor, gate: Callable[..., Gate], caplog: pytest.LogCaptureFixture
 ) -> None:
     held = gate(shared)
@@ -283,7 +283,7 @@ def test_a_callback_that_raises_is_logged_and_hinders_nobody(
     held.future.add_done_callback(lambda _: divmod(1, 0))
     held.future.add_done_callback(lambda _: called.append("third"))
     held.open()
-    wait_until(lambda: called == ["first", "third"], "the callbacks beside the one that raises were called")
+    wait_until(lambda: called == ["first", "third"], "the other callbacks were called")
     assert "ZeroDivisionError" in caplog.text
     assert shared.submit(pow, 2, 2).result() == 4
 
@@ -298,7 +298,7 @@ def test_a_callback_may_submit(shared: Executor) -> None:
     assert further.result(LIMIT) == 64
 
 
-def test_a_callback_may_shut_its_executor_down() -> None:
+def test_a_callback_may_shut_down_its_executor() -> None:
     executor = Executor(max_workers=1)
     over = threading.Event()
 
@@ -314,7 +314,7 @@ def test_a_callback_may_shut_its_executor_down() -> None:
 # --------------------------------------------------------------------------- cancel and running
 
 
-def test_a_task_that_waits_can_be_cancelled_and_never_runs(
+def test_a_waiting_task_can_be_cancelled_and_never_runs(
     single: Executor, gate: Callable[..., Gate], tmp_path: Path
 ) -> None:
     held = gate(single)
@@ -324,7 +324,7 @@ def test_a_task_that_waits_can_be_cancelled_and_never_runs(
     assert len(single) == 2
     assert not taken_back.running()
     assert taken_back.cancel()
-    assert taken_back.cancel()  # again: the same answer
+    assert taken_back.cancel()  # repeated: the same answer
     assert taken_back.cancelled() and taken_back.done() and not taken_back.running()
     assert called == [taken_back]
     assert len(single) == 1
@@ -339,7 +339,7 @@ def test_a_task_that_waits_can_be_cancelled_and_never_runs(
     assert (tmp_path / "ran").exists() and not (tmp_path / "never").exists()
 
 
-def test_a_task_that_runs_or_is_done_cannot_be_cancelled(single: Executor, gate: Callable[..., Gate]) -> None:
+def test_a_running_or_finished_task_cannot_be_cancelled(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "value")
     assert not held.future.cancel()
     held.open()
@@ -357,7 +357,7 @@ def test_running_is_true_from_the_claim_to_the_end(single: Executor, gate: Calla
     assert not held.future.running() and held.future.done()
 
 
-def test_whoever_waits_for_a_task_learns_that_it_was_cancelled(single: Executor, gate: Callable[..., Gate]) -> None:
+def test_waiting_for_a_cancelled_task_raises_cancelled_error(single: Executor, gate: Callable[..., Gate]) -> None:
     gate(single)
     waiting = single.submit(pow, 2, 2)
     seen: list[BaseException] = []
@@ -369,13 +369,13 @@ def test_whoever_waits_for_a_task_learns_that_it_was_cancelled(single: Executor,
 
 
 def _raised_by(call: Callable[[], object]) -> BaseException:
-    with pytest.raises(BaseException) as caught:  # noqa: PT011  CancelledError is what is looked for
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  CancelledError is expected
         call()
     return caught.value
 
 
-def test_cancelling_races_with_nothing(shared: Executor, caplog: pytest.LogCaptureFixture) -> None:
-    """Every future is either cancelled or has its value, and the collecting thread survives all of it."""
+def test_cancel_has_no_race_with_running_tasks(shared: Executor, caplog: pytest.LogCaptureFixture) -> None:
+    """Each future is either cancelled or has its value, and the collecting thread survives."""
 
     def ask(futures: list[Future[int]]) -> None:
         for future in futures:
@@ -396,8 +396,8 @@ def test_cancelling_races_with_nothing(shared: Executor, caplog: pytest.LogCaptu
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_an_outcome_finds_its_future_whoever_asks_at_that_moment(shared: Executor) -> None:
-    """``running()`` asks the spool, and must not get into the way of the thread that delivers."""
+def test_an_outcome_is_delivered_while_running_is_called(shared: Executor) -> None:
+    """``running()`` lists the spool; it must not block the collecting thread."""
     for _ in range(100):
         future = shared.submit(pow, 2, 2)
         while not future.done():
@@ -405,13 +405,13 @@ def test_an_outcome_finds_its_future_whoever_asks_at_that_moment(shared: Executo
         assert future.result(LIMIT) == 4
 
 
-def test_a_task_cancelled_from_outside_after_running_was_asked_is_done_all_the_same(
+def test_a_task_cancelled_from_outside_after_a_call_of_running_is_still_finished(
     single: Executor, gate: Callable[..., Gate]
 ) -> None:
     held = gate(single)
     future = single.submit(pow, 2, 2)
     assert isinstance(future, TaskFuture)
-    assert future.set_running_or_notify_cancel()  # as running() does, had it looked in the middle of the rename
+    assert future.set_running_or_notify_cancel()  # as running() does if it lists the spool during the rename
     session = future._session
     assert cancel.cancel_task(session.spool, future.header, future.task_file)
     with pytest.raises(CancelledError):
@@ -423,7 +423,7 @@ def test_a_task_cancelled_from_outside_after_running_was_asked_is_done_all_the_s
 # ----------------------------------------------------------------------------------- shutdown
 
 
-def test_leaving_the_context_waits_for_everything(tmp_path: Path) -> None:
+def test_leaving_the_context_waits_for_all_tasks(tmp_path: Path) -> None:
     with Executor(max_workers=1) as executor:
         where = directory_of(executor)
         futures = [executor.submit(pow, i, 2) for i in range(20)]
@@ -433,7 +433,7 @@ def test_leaving_the_context_waits_for_everything(tmp_path: Path) -> None:
     assert processes_of(where) == []
 
 
-def test_an_exception_in_the_context_passes_and_the_tasks_are_done_before() -> None:
+def test_an_exception_in_the_context_is_raised_after_the_tasks_are_done() -> None:
     futures = []
 
     def use() -> None:
@@ -446,7 +446,7 @@ def test_an_exception_in_the_context_passes_and_the_tasks_are_done_before() -> N
     assert futures[0].done()
 
 
-def test_after_shutdown_nothing_can_be_submitted() -> None:
+def test_submit_after_shutdown_raises() -> None:
     executor = Executor(max_workers=1)
     executor.shutdown()
     for use in (
@@ -478,7 +478,7 @@ def test_shutdown_without_waiting_returns_while_tasks_run_and_loses_none(
     assert processes_of(where) == []
 
 
-def test_shutdown_may_take_back_what_waits(gate: Callable[..., Gate], tmp_path: Path) -> None:
+def test_shutdown_may_cancel_waiting_tasks(gate: Callable[..., Gate], tmp_path: Path) -> None:
     executor = Executor(max_workers=1)
     held = gate(executor, "ran")
     waiting = [executor.submit(tasks.mark, tmp_path / "never") for _ in range(3)]
@@ -490,7 +490,7 @@ def test_shutdown_may_take_back_what_waits(gate: Callable[..., Gate], tmp_path: 
     assert not (tmp_path / "never").exists()
 
 
-def test_an_executor_that_was_never_used_goes_without_a_trace(tmp_path: Path) -> None:
+def test_an_unused_executor_leaves_no_files(tmp_path: Path) -> None:
     executor = Executor(max_workers=2)
     where = directory_of(executor)
     assert stat.S_IMODE(where.stat().st_mode) == 0o700
@@ -499,7 +499,7 @@ def test_an_executor_that_was_never_used_goes_without_a_trace(tmp_path: Path) ->
     assert processes_of(where) == []
 
 
-def test_an_executor_that_nobody_holds_finishes_its_tasks_and_goes(gate: Callable[..., Gate], tmp_path: Path) -> None:
+def test_an_unreferenced_executor_finishes_its_tasks_and_is_removed(gate: Callable[..., Gate], tmp_path: Path) -> None:
     executor = Executor(max_workers=1)
     where = directory_of(executor)
     held = gate(executor, 1)
@@ -512,7 +512,7 @@ def test_an_executor_that_nobody_holds_finishes_its_tasks_and_goes(gate: Callabl
     assert processes_of(where) == []
 
 
-def test_an_idle_executor_that_nobody_holds_goes() -> None:
+def test_an_unreferenced_idle_executor_is_removed() -> None:
     executor = Executor(max_workers=1)
     where = directory_of(executor)
     assert executor.submit(pow, 2, 2).result() == 4
@@ -522,16 +522,16 @@ def test_an_idle_executor_that_nobody_holds_goes() -> None:
     assert processes_of(where) == []
 
 
-def test_an_executor_in_a_cycle_can_be_collected_by_any_thread() -> None:
-    """The collector of garbage may run in a thread that holds a lock of the very session."""
+def test_an_executor_in_a_reference_cycle_can_be_collected_by_any_thread() -> None:
+    """Garbage collection may run in a thread that holds a lock of the same session."""
     executor = Executor(max_workers=1)
     where = directory_of(executor)
     executor.submit(pow, 2, 2).result()
-    core = executor._runtime
-    assert core is not None
+    runtime = executor._runtime
+    assert runtime is not None
     executor.me = executor  # type: ignore[attr-defined]
     del executor
-    with core.session._awaited.lock:
+    with runtime.session._awaited.lock:
         gc.collect()
     wait_until(lambda: not where.exists(), "the temporary spool was removed")
 
@@ -554,7 +554,7 @@ def test_several_threads_may_submit_at_once(shared: Executor) -> None:
     assert results == {who: [who**i for i in range(25)] for who in range(8)}
 
 
-def test_what_was_submitted_before_a_shutdown_by_another_thread_is_done() -> None:
+def test_tasks_submitted_before_a_shutdown_by_another_thread_are_done() -> None:
     executor = Executor(max_workers=1)
     accepted: list[Future[int]] = []
     refused: list[str] = []
@@ -577,7 +577,7 @@ def test_what_was_submitted_before_a_shutdown_by_another_thread_is_done() -> Non
     assert [future.result(0) for future in accepted] == [4] * len(accepted)
 
 
-def test_an_event_loop_may_wait_for_it(shared: Executor) -> None:
+def test_an_event_loop_may_await_a_future(shared: Executor) -> None:
     async def use() -> list[int]:
         loop = asyncio.get_running_loop()
         return await asyncio.gather(*(loop.run_in_executor(shared, pow, i, 2) for i in range(5)))
@@ -588,7 +588,7 @@ def test_an_event_loop_may_wait_for_it(shared: Executor) -> None:
 # ---------------------------------------------------------------------------------------- fork
 
 
-def test_a_forked_child_submits_anew(shared: Executor) -> None:
+def test_a_forked_child_can_submit(shared: Executor) -> None:
     shared.submit(pow, 2, 2).result()
     parents = shared.info["spool"]
 
@@ -603,7 +603,7 @@ def test_a_forked_child_submits_anew(shared: Executor) -> None:
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_a_forked_child_that_only_ends_leaves_the_parents_executor_alone(shared: Executor) -> None:
+def test_a_forked_child_that_exits_does_not_affect_the_executor_of_its_parent(shared: Executor) -> None:
     def child() -> object:
         shared.shutdown()
         return len(shared)
@@ -612,7 +612,7 @@ def test_a_forked_child_that_only_ends_leaves_the_parents_executor_alone(shared:
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_inherited_futures_say_whose_they_are(single: Executor, gate: Callable[..., Gate]) -> None:
+def test_inherited_futures_fail_with_a_reference_to_the_parent(single: Executor, gate: Callable[..., Gate]) -> None:
     held = gate(single, "parent's")
     done = single.submit(pow, 2, 2)
     called: list[int] = []
@@ -625,13 +625,13 @@ def test_inherited_futures_say_whose_they_are(single: Executor, gate: Callable[.
     assert isinstance(error, BrokenSpool)
     assert "parent process" in str(error)
     assert not running and not cancelled
-    assert callbacks == []  # a callback is the parent's to call
+    assert callbacks == []  # the parent calls its callbacks
     held.open()
     assert [held.future.result(), done.result()] == ["parent's", 4]
     wait_until(lambda: called == [os.getpid()], "the parent called its callback")
 
 
-def test_a_child_forked_while_other_threads_submit_is_not_stuck(shared: Executor) -> None:
+def test_a_child_forked_while_other_threads_submit_does_not_deadlock(shared: Executor) -> None:
     over = threading.Event()
 
     def submit_on() -> None:
@@ -693,7 +693,7 @@ elif how == "in a thread":
 
 
 @pytest.mark.parametrize("how", ["held", "without waiting", "dropped", "idle", "raises", "in a thread"])
-def test_a_script_that_ends_without_shutdown_has_its_tasks_done_and_leaves_nothing(tmp_path: Path, how: str) -> None:
+def test_a_script_without_shutdown_completes_its_tasks_and_leaves_no_files(tmp_path: Path, how: str) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     ended = run_script(tmp_path / "script.py", LEAVE, tmp_path / "out", how, TMPDIR=temporary)
@@ -704,7 +704,7 @@ def test_a_script_that_ends_without_shutdown_has_its_tasks_done_and_leaves_nothi
     assert processes_of(temporary) == []
 
 
-def test_an_interrupted_script_ends_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_script_ends_and_leaves_no_files(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     script = start_script(
@@ -717,7 +717,7 @@ def test_an_interrupted_script_ends_and_leaves_nothing(tmp_path: Path) -> None:
         TMPDIR=temporary,
         PYTHONPATH=os.getcwd(),
     )
-    wait_until((tmp_path / "started").exists, "the task began")
+    wait_until((tmp_path / "started").exists, "the task has started")
     script.send_signal(signal.SIGINT)
     (tmp_path / "end").touch()
     _, errors = script.communicate(timeout=LIMIT)
@@ -743,7 +743,7 @@ tasks.wait_for(sys.argv[2] + "/never")
 
 
 @pytest.mark.parametrize("how", ["idle", "busy"])
-def test_the_groups_of_a_killed_submitter_end_and_its_temporary_spool_goes(tmp_path: Path, how: str) -> None:
+def test_groups_of_a_killed_submitter_end_and_its_temporary_spool_is_removed(tmp_path: Path, how: str) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     script = start_script(tmp_path / "script.py", KILLED, how, tmp_path, TMPDIR=temporary, PYTHONPATH=os.getcwd())
@@ -756,7 +756,7 @@ def test_the_groups_of_a_killed_submitter_end_and_its_temporary_spool_goes(tmp_p
     (tmp_path / "end").touch()
     wait_until(lambda: not processes_of(temporary), "its groups ended")
     wait_until(lambda: not list(temporary.iterdir()), "its temporary spool was removed")
-    assert _lines(tmp_path / "further") < 1000  # nobody will ask for their results
+    assert _lines(tmp_path / "further") < 1000  # most tasks did not run
 
 
 def _lines(path: Path) -> int:
@@ -768,11 +768,11 @@ def _lines(path: Path) -> int:
 
 @pytest.fixture
 def dead_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups end as soon as they are started."""
+    """Groups that end as soon as they are started."""
     monkeypatch.setattr(launcher, "WORKER_MODULE", "spoolpool.that_is_not_there")
 
 
-def test_groups_that_cannot_start_break_the_executor_and_nobody_hangs(dead_workers: None) -> None:
+def test_groups_that_cannot_start_break_the_executor_without_a_hang(dead_workers: None) -> None:
     with Executor(max_workers=2) as executor:
         where = directory_of(executor)
         future = executor.submit(pow, 2, 2)
@@ -792,9 +792,7 @@ def test_groups_that_cannot_start_end_a_map_and_a_wait(dead_workers: None) -> No
     executor.shutdown()
 
 
-def test_a_launcher_that_is_not_there_is_told_at_once_and_nothing_stays(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_launcher_is_an_error_that_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = threading.active_count()
     with pytest.raises(LauncherError, match="2 ranks"):
@@ -805,11 +803,11 @@ def test_a_launcher_that_is_not_there_is_told_at_once_and_nothing_stays(
     with pytest.raises(BadRequest, match="no backend 'carrier pigeon'"):
         Executor(backend="carrier pigeon")
     assert list(tmp_path.iterdir()) == []
-    wait_until(lambda: threading.active_count() <= threads, "no thread of theirs is left")
+    wait_until(lambda: threading.active_count() <= threads, "their threads have ended")
 
 
 @pytest.mark.mpi
-def test_ranks_that_do_not_find_each_other_break_the_executor_with_the_reason(
+def test_ranks_in_separate_mpi_worlds_break_the_executor_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wrong = tmp_path / "mpiexec"
@@ -822,7 +820,9 @@ def test_ranks_that_do_not_find_each_other_break_the_executor_with_the_reason(
     assert "MPI sees 1 ranks where 2 were started" in str(error)
 
 
-def test_a_shape_that_cannot_start_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_shape_that_cannot_start_does_not_affect_other_shapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     wrong = tmp_path / "mpiexec"
     wrong.write_text("#!/bin/sh\nexit 9\n")
     wrong.chmod(0o755)
@@ -837,7 +837,7 @@ def test_a_shape_that_cannot_start_leaves_the_others_alone(monkeypatch: pytest.M
             executor.submit(tasks.rank_and_size, resource_dict={"cores": 2})
 
 
-def test_a_spool_that_is_removed_fails_its_futures(gate: Callable[..., Gate], soon: None) -> None:
+def test_removal_of_the_spool_fails_its_futures(gate: Callable[..., Gate], soon: None) -> None:
     executor = Executor(max_workers=1)
     held = gate(executor)
     files.remove_tree(str(directory_of(executor)))
@@ -846,13 +846,13 @@ def test_a_spool_that_is_removed_fails_its_futures(gate: Callable[..., Gate], so
     executor.shutdown()
 
 
-def test_nothing_of_a_task_is_kept_until_garbage_is_collected(single: Executor) -> None:
+def test_a_finished_task_is_freed_without_garbage_collection(single: Executor) -> None:
     single.submit(tasks.pid).result()
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        urgent = {"priority": 1}  # in a bucket of its own, that is not there yet
+        urgent = {"priority": 1}  # in a bucket of its own, which does not exist yet
         assert single.submit(tasks.keywords, value=[1], resource_dict=urgent).result() == {"value": [1]}
         assert isinstance(single.submit(tasks.leave, 3).exception(), SystemExit)
         gc.collect()
@@ -867,7 +867,7 @@ def test_nothing_of_a_task_is_kept_until_garbage_is_collected(single: Executor) 
 # ------------------------------------------------------------------------------------ exceptions
 
 
-def test_an_exception_comes_back_as_itself_with_the_remote_traceback_as_its_cause(shared: Executor) -> None:
+def test_an_exception_is_raised_unchanged_with_the_remote_traceback_as_its_cause(shared: Executor) -> None:
     error = shared.submit(tasks.fail_deeper, "what was missing").exception()
     assert type(error) is tasks.OwnError
     assert error.args == ("what was missing",)
@@ -897,41 +897,41 @@ def test_an_exception_comes_back_as_itself_with_the_remote_traceback_as_its_caus
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_kind_of_exception_comes_back_as_itself(shared: Executor, error: BaseException) -> None:
+def test_every_kind_of_exception_is_raised_unchanged(shared: Executor, error: BaseException) -> None:
     back = shared.submit(tasks.fail, error).exception(LIMIT)
     assert type(back) is type(error)
     assert back.args == error.args
     assert str(back) == str(error)
 
 
-def test_an_exception_survives_on_its_way_through_a_process_pool_of_the_user(shared: Executor) -> None:
+def test_an_exception_survives_a_process_pool_of_the_user(shared: Executor) -> None:
     error = shared.submit(tasks.fail, tasks.OwnError("x")).exception()
     assert type(pickle.loads(pickle.dumps(error))) is tasks.OwnError
 
 
 @pytest.mark.parametrize("code", [0, 3, "a message", None])
-def test_sys_exit_in_a_task_ends_the_task_alone(shared: Executor, code: object) -> None:
+def test_sys_exit_in_a_task_ends_only_the_task(shared: Executor, code: object) -> None:
     error = shared.submit(tasks.leave, code).exception()
     assert type(error) is SystemExit
     assert error.code == code
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_an_exception_whose_constructor_wants_more_is_told_of(shared: Executor) -> None:
+def test_an_exception_whose_constructor_needs_more_arguments_is_described(shared: Executor) -> None:
     error = shared.submit(tasks.fail_picky).exception()
     assert type(error) is TaskFailed
     assert "PickyError" in str(error) and "no such thing (code 7)" in str(error)
     assert "in fail_picky" in str(error.__cause__)
 
 
-def test_an_exception_that_cannot_be_pickled_is_told_of(shared: Executor) -> None:
+def test_an_unpicklable_exception_is_described(shared: Executor) -> None:
     error = shared.submit(tasks.fail_with_lock).exception()
     assert type(error) is TaskFailed
     assert "OwnError" in str(error)
     assert "in fail_with_lock" in str(error.__cause__)
 
 
-def test_an_argument_that_cannot_be_pickled_is_named_by_submit(shared: Executor) -> None:
+def test_submit_names_an_unpicklable_argument(shared: Executor) -> None:
     before = len(shared)
     with pytest.raises(NotPicklable, match=r"Argument 1 .*lock"):
         shared.submit(pow, 2, threading.Lock())  # type: ignore[arg-type]
@@ -943,13 +943,13 @@ def test_an_argument_that_cannot_be_pickled_is_named_by_submit(shared: Executor)
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_a_result_that_cannot_be_pickled_is_that_tasks_error(shared: Executor) -> None:
+def test_an_unpicklable_result_is_the_error_of_its_task(shared: Executor) -> None:
     with pytest.raises(NotPicklable, match="result of the task"):
         shared.submit(tasks.lock).result()
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_a_result_or_an_argument_that_cannot_be_unpickled_is_that_tasks_error(shared: Executor) -> None:
+def test_a_failing_unpickle_is_the_error_of_its_task(shared: Executor) -> None:
     with pytest.raises(NotUnpicklable, match="goes off"):
         shared.submit(tasks.bomb).result()
     with pytest.raises(NotUnpicklable, match="goes off"):
@@ -960,7 +960,7 @@ def test_a_result_or_an_argument_that_cannot_be_unpickled_is_that_tasks_error(sh
 # ----------------------------------------------------------------------------------- lost workers
 
 
-def test_a_task_that_ends_its_process_is_lost_and_the_executor_goes_on(single: Executor, tmp_path: Path) -> None:
+def test_a_task_that_ends_its_process_is_lost_and_the_executor_continues(single: Executor, tmp_path: Path) -> None:
     single.submit(pow, 2, 2).result()
     for how in ("_exit", "SIGSEGV", "SIGKILL"):
         trace = tmp_path / how
@@ -973,13 +973,13 @@ def test_a_task_that_ends_its_process_is_lost_and_the_executor_goes_on(single: E
         assert _lines(trace) == 1
 
 
-def test_a_lost_task_was_tried_as_often_as_was_asked_for(single: Executor, tmp_path: Path) -> None:
+def test_a_lost_task_has_used_max_attempts(single: Executor, tmp_path: Path) -> None:
     lost = single.submit(tasks.die, "SIGKILL", tmp_path / "trace", resource_dict={"max_attempts": 2})
     assert isinstance(lost.exception(LIMIT), WorkerLost)
     assert _lines(tmp_path / "trace") == 2
 
 
-def test_tasks_that_end_their_processes_do_not_make_those_that_follow_wait_ever_longer(
+def test_tasks_that_end_their_processes_do_not_delay_later_tasks_more_and_more(
     single: Executor, tmp_path: Path
 ) -> None:
     for _ in range(5):

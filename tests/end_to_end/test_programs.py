@@ -1,4 +1,4 @@
-"""Executors for programs that are not Python."""
+"""Executors for programs other than Python functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-# Reads lines; "sum 1 2 3" is answered by the numbers, one a line, and their sum; other words do what they say.
+# Reads lines; prints the numbers of "sum 1 2 3", one per line, and their sum; other words are commands.
 CALCULATOR = """
 import os, signal, subprocess, sys
 for line in sys.stdin:
@@ -67,7 +67,7 @@ def runner() -> Iterator[SubprocessExecutor]:
         yield executor
 
 
-def test_a_program_gives_its_output(runner: SubprocessExecutor) -> None:
+def test_a_program_returns_its_output(runner: SubprocessExecutor) -> None:
     assert runner.submit(["echo", "hello"], universal_newlines=True).result() == "hello\n"
     assert runner.submit(["echo", "hello"]).result() == b"hello\n"
 
@@ -90,16 +90,16 @@ def test_a_program_that_fails_raises_with_its_output(runner: SubprocessExecutor)
     assert runner.submit("echo out; exit 3", shell=True, text=True, check=False).result() == "out\n"
 
 
-def test_a_program_that_is_not_there_or_too_slow_raises_what_subprocess_does(runner: SubprocessExecutor) -> None:
+def test_a_missing_or_slow_program_raises_the_errors_of_subprocess(runner: SubprocessExecutor) -> None:
     assert isinstance(runner.submit(["/nowhere/program"]).exception(), FileNotFoundError)
     assert isinstance(runner.submit(["sleep", "60"], timeout=0.05).exception(), subprocess.TimeoutExpired)
 
 
-def test_a_program_reads_nothing_of_the_workers_input(runner: SubprocessExecutor) -> None:
+def test_a_program_does_not_read_the_input_of_the_worker(runner: SubprocessExecutor) -> None:
     assert runner.submit(["cat"]).result(LIMIT) == b""
 
 
-def test_a_call_of_a_program_may_ask_for_resources(runner: SubprocessExecutor, tmp_path: Path) -> None:
+def test_a_call_of_a_program_may_request_resources(runner: SubprocessExecutor, tmp_path: Path) -> None:
     asked = {"cwd": str(tmp_path), "threads_per_core": 2}
     line = 'echo "$PWD $OMP_NUM_THREADS"'
     assert runner.submit(line, shell=True, text=True, resource_dict=asked).result() == f"{tmp_path} 2\n"
@@ -108,30 +108,30 @@ def test_a_call_of_a_program_may_ask_for_resources(runner: SubprocessExecutor, t
 # ------------------------------------------------------------- one program, fed with lines
 
 
-def test_answers_are_read_to_their_number_of_lines(calculator: list[str]) -> None:
+def test_an_answer_ends_after_lines_to_read(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         assert shell.submit("sum 1 2 3", lines_to_read=4).result() == "1\n2\n3\nsum: 6\n"
         assert shell.submit("sum 4 5\n", lines_to_read=3).result() == "4\n5\nsum: 9\n"
 
 
-def test_answers_are_read_to_a_pattern(calculator: list[str]) -> None:
+def test_an_answer_ends_at_stop_read_pattern(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         futures = [shell.submit(f"sum {n} {n}", stop_read_pattern="sum:") for n in range(10)]
         assert [future.result() for future in futures] == [f"{n}\n{n}\nsum: {2 * n}\n" for n in range(10)]
 
 
-def test_several_lines_may_be_given_at_once(calculator: list[str]) -> None:
+def test_several_lines_may_be_written_at_once(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         assert shell.submit("sum 1\nsum 2", lines_to_read=4).result() == "1\nsum: 1\n2\nsum: 2\n"
 
 
-def test_no_lines_may_be_asked_for(calculator: list[str]) -> None:
+def test_lines_to_read_may_be_zero(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         assert shell.submit("nothing", lines_to_read=0).result() == ""
         assert shell.submit("sum 1", lines_to_read=2).result() == "1\nsum: 1\n"
 
 
-def test_what_a_program_complains_of_is_part_of_its_answer(calculator: list[str]) -> None:
+def test_standard_error_of_a_program_is_part_of_its_answer(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         assert shell.submit("complain", lines_to_read=1).result() == "oh no\n"
 
@@ -144,12 +144,12 @@ def test_the_program_lives_from_call_to_call_and_ends_with_its_executor(calculat
     wait_until(lambda: not processes_of(calculator[1]), "the program ended")
 
 
-def test_the_program_runs_where_cwd_says(calculator: list[str], tmp_path: Path) -> None:
+def test_the_program_runs_in_cwd(calculator: list[str], tmp_path: Path) -> None:
     with ShellExecutor(calculator, cwd=tmp_path / "new") as shell:
         assert shell.submit("where", lines_to_read=1).result() == f"{tmp_path / 'new'}\n"
 
 
-def test_calls_that_wait_can_be_cancelled(calculator: list[str]) -> None:
+def test_waiting_calls_can_be_cancelled(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         hangs = shell.submit("nothing", lines_to_read=1)
         (program,) = wait_until(lambda: processes_of(calculator[1]), "the program was started for the first call")
@@ -161,7 +161,7 @@ def test_calls_that_wait_can_be_cancelled(calculator: list[str]) -> None:
             waits.result()
 
 
-def test_a_program_that_ends_says_how_and_the_next_call_starts_it_anew(calculator: list[str]) -> None:
+def test_the_exit_code_of_an_ended_program_is_reported_and_the_next_call_restarts_it(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         before = shell.submit("pid", lines_to_read=1).result()
         error = shell.submit("exit 3", stop_read_pattern="never").exception()
@@ -170,10 +170,10 @@ def test_a_program_that_ends_says_how_and_the_next_call_starts_it_anew(calculato
         assert shell.submit("pid", lines_to_read=1).result() != before
 
 
-def test_a_program_that_ended_between_two_calls_is_not_replaced_in_silence(calculator: list[str]) -> None:
+def test_a_program_that_ended_between_two_calls_is_reported_before_its_restart(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         assert shell.submit("exit 0", lines_to_read=1).result() == "bye\n"
-        with pytest.raises(SpoolpoolError, match="exit code 0"):  # what it knew is gone: somebody must be told
+        with pytest.raises(SpoolpoolError, match="exit code 0"):  # its state is lost, which must not go unnoticed
             shell.submit("sum 1", lines_to_read=2).result()
         assert shell.submit("sum 1", lines_to_read=2).result() == "1\nsum: 1\n"
 
@@ -193,7 +193,7 @@ def test_a_child_that_holds_the_output_of_an_ended_program_does_not_block_the_ne
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_program_that_closes_its_output_and_goes_on_is_ended(
+def test_a_running_program_that_closed_its_output_is_ended(
     calculator: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "_SHELL_GRACE", 0.1)
@@ -207,11 +207,11 @@ def test_a_program_that_closes_its_output_and_goes_on_is_ended(
     shell._process.communicate()
 
 
-def test_the_program_comes_back_with_its_worker(calculator: list[str]) -> None:
+def test_the_program_is_restarted_after_the_death_of_its_worker(calculator: list[str]) -> None:
     with ShellExecutor(calculator, resource_dict={"max_attempts": 1}) as shell:
         assert shell.submit("sum 1", lines_to_read=2).result() == "1\nsum: 1\n"
         hangs = shell.submit("nothing", lines_to_read=1)
-        wait_until(hangs.running, "the call began")
+        wait_until(hangs.running, "the call has started")
         kill_processes_of(shell.info["spool"])
         assert isinstance(hangs.exception(LIMIT), WorkerLost)
         assert shell.submit("sum 2", lines_to_read=2).result(LIMIT) == "2\nsum: 2\n"
@@ -223,7 +223,7 @@ def test_a_program_that_cannot_be_started_fails_the_calls() -> None:
             assert isinstance(shell.submit("hello", lines_to_read=1).exception(), FileNotFoundError)
 
 
-def test_where_an_answer_ends_must_be_said_once(calculator: list[str]) -> None:
+def test_exactly_one_end_of_the_answer_must_be_given(calculator: list[str]) -> None:
     with ShellExecutor(calculator) as shell:
         for wrong in ({}, {"lines_to_read": 1, "stop_read_pattern": "x"}):
             with pytest.raises(BadRequest, match="lines_to_read or stop_read_pattern"):

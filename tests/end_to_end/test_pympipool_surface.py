@@ -1,4 +1,4 @@
-"""What users of pympipool know: sizes, presets, working directories, and what one call may ask for."""
+"""Interface known from pympipool: sizes, presets, working directories, and resources of a call."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def single() -> Iterator[Executor]:
-    """One group for tests that leave an executor as they found it."""
+    """Executor of one group for tests that do not change it."""
     with Executor(max_workers=1) as executor:
         yield executor
 
 
 def groups(executor: Executor) -> list[workers.WorkerInfo]:
-    """The groups of an executor that have announced themselves."""
+    """Return the registered groups of an executor."""
     return workers.read_workers(Spool(executor.info["spool"]))
 
 
 def hold(executor: Executor, directory: Path, name: str, **options: Any) -> Callable[[], None]:
-    """Keep one group busy; returns what lets it go."""
+    """Occupy one group; returns a function that ends its task."""
     end = directory / f"{name}-end"
     executor.submit(tasks.mark_and_wait, directory / f"{name}-started", end, **options)
-    wait_until((directory / f"{name}-started").exists, f"the task {name} began")
+    wait_until((directory / f"{name}-started").exists, f"the task {name} has started")
     return end.touch
 
 
 # -------------------------------------------------------------------------------------- sizes
 
 
-def test_max_workers_groups_work_at_the_same_time(tmp_path: Path) -> None:
+def test_max_workers_groups_run_at_the_same_time(tmp_path: Path) -> None:
     with Executor(max_workers=3) as executor:
-        for let_go in [hold(executor, tmp_path, name) for name in "abc"]:
-            let_go()
+        for release in [hold(executor, tmp_path, name) for name in "abc"]:
+            release()
         assert len(groups(executor)) == 3
         assert executor.max_workers == 3
 
 
-def test_without_max_workers_the_usable_cores_are_filled() -> None:
+def test_default_max_workers_fill_the_usable_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     with Executor() as executor:
         assert executor.max_workers == cores
@@ -63,11 +63,11 @@ def test_without_max_workers_the_usable_cores_are_filled() -> None:
         assert executor.max_workers == 1
 
 
-def test_info_tells_what_an_executor_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_describes_the_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with Executor(max_workers=2, threads_per_core=2, gpus_per_worker=1, backend="local") as executor:
         info = executor.info
-    assert executor.info == info  # also after its shutdown
+    assert executor.info == info  # also after shutdown
     where, session = info.pop("spool"), info.pop("session")
     assert where.startswith(tempfile.gettempdir()) and session
     assert info == {
@@ -99,7 +99,7 @@ def test_info_tells_what_an_executor_is(tmp_path: Path, monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_senseless_sizes_are_refused_before_anything_is_made(
+def test_invalid_sizes_are_rejected_before_any_file_is_created(
     wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -108,27 +108,27 @@ def test_senseless_sizes_are_refused_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_len_counts_what_waits(single: Executor, tmp_path: Path) -> None:
+def test_len_counts_waiting_tasks(single: Executor, tmp_path: Path) -> None:
     assert len(single) == 0
-    assert single  # an executor without tasks is not nothing
-    let_go = hold(single, tmp_path, "first")
+    assert single  # true also without tasks
+    release = hold(single, tmp_path, "first")
     futures = [single.submit(pow, 2, 2) for _ in range(5)]
     assert len(single) == 5
     futures.pop().cancel()
     assert len(single) == 4
-    let_go()
+    release()
     assert [future.result() for future in futures] == [4] * 4
     assert len(single) == 0
 
 
-def test_threads_per_core_reach_the_libraries_of_the_worker() -> None:
+def test_threads_per_core_are_set_for_the_libraries_of_the_worker() -> None:
     with Executor(max_workers=1, threads_per_core=3) as executor:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         assert list(executor.map(tasks.variable, names)) == ["3"] * 3
         assert [info.threads for info in groups(executor)] == [3]
 
 
-def test_gpus_per_worker_are_what_the_groups_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_register_gpus_per_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with Executor(max_workers=1, gpus_per_worker=2) as executor:
         future = executor.submit(pow, 2, 2)
@@ -137,7 +137,7 @@ def test_gpus_per_worker_are_what_the_groups_offer(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.mpi
-def test_cores_per_worker_are_ranks_of_one_world_and_give_a_list() -> None:
+def test_cores_per_worker_are_ranks_of_one_world_and_return_a_list() -> None:
     with Executor(max_workers=2, cores_per_worker=2) as executor:
         assert executor.submit(tasks.communicator).result() == [(0, 2), (1, 2)]
         assert executor.submit(tasks.rank_and_size).result() == [(0, 2), (1, 2)]
@@ -146,7 +146,7 @@ def test_cores_per_worker_are_ranks_of_one_world_and_give_a_list() -> None:
 
 
 @pytest.mark.mpi
-def test_more_ranks_than_cores_may_be_asked_for() -> None:
+def test_oversubscribe_allows_more_ranks_than_cores() -> None:
     ranks = len(os.sched_getaffinity(0)) + 2
     with Executor(max_workers=1, cores_per_worker=ranks, oversubscribe=True) as executor:
         assert executor.submit(tasks.rank_and_size).result() == [(rank, ranks) for rank in range(ranks)]
@@ -159,18 +159,18 @@ def test_an_executor_grows_while_it_runs(tmp_path: Path) -> None:
     with Executor(max_workers=1) as executor:
         first = hold(executor, tmp_path, "first")
         executor.max_workers = 2
-        second = hold(executor, tmp_path, "second")  # begins although the first is not done
+        second = hold(executor, tmp_path, "second")  # starts although the first is not done
         assert executor.max_workers == executor.info["max_workers"] == 2
         first()
         second()
 
 
-def test_an_executor_shrinks_after_the_tasks_that_run_and_before_those_that_wait() -> None:
+def test_an_executor_shrinks_after_running_and_before_waiting_tasks() -> None:
     with Executor(max_workers=3) as executor:
         futures = [executor.submit(tasks.work, 0.02) for _ in range(2000)]
-        wait_until(lambda: len(groups(executor)) == 3, "all groups work")
+        wait_until(lambda: len(groups(executor)) == 3, "all groups have registered")
         executor.max_workers = 1
-        wait_until(lambda: len(groups(executor)) == 1, "the groups that are too much ended")
+        wait_until(lambda: len(groups(executor)) == 1, "the surplus groups have ended")
         assert len(executor) > 0
         executor.shutdown(cancel_futures=True)
     assert [future.exception() for future in futures if not future.cancelled()].count(None) > 0
@@ -179,23 +179,25 @@ def test_an_executor_shrinks_after_the_tasks_that_run_and_before_those_that_wait
 
 def test_an_executor_shrinks_while_it_is_idle_and_grows_again(tmp_path: Path) -> None:
     with Executor(max_workers=2) as executor:
-        wait_until(lambda: len(groups(executor)) == 2, "both groups announced themselves")
+        wait_until(lambda: len(groups(executor)) == 2, "both groups have registered")
         executor.max_workers = 1
-        wait_until(lambda: len(groups(executor)) == 1, "one ended")
+        wait_until(lambda: len(groups(executor)) == 1, "one has ended")
         executor.max_workers = 2
-        for let_go in [hold(executor, tmp_path, name) for name in "ab"]:
-            let_go()
+        for release in [hold(executor, tmp_path, name) for name in "ab"]:
+            release()
 
 
 def test_groups_that_are_still_starting_shrink_too() -> None:
     with Executor(max_workers=3) as executor:
         executor.max_workers = 1
         assert executor.submit(pow, 2, 2).result() == 4
-        wait_until(lambda: len(processes_of(executor.info["spool"])) == 2, "one worker is left, and what beats for it")
+        wait_until(
+            lambda: len(processes_of(executor.info["spool"])) == 2, "one worker and its heartbeat process are left"
+        )
         assert executor.submit(pow, 2, 2).result() == 4
 
 
-def test_max_workers_cannot_be_senseless_nor_anothers(single: Executor, tmp_path: Path) -> None:
+def test_max_workers_must_be_positive_and_of_own_groups(single: Executor, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="at least 1"):
         single.max_workers = 0
     Spool.create(tmp_path / "spool")
@@ -225,7 +227,7 @@ def test_init_function_is_called_on_each_rank() -> None:
         assert executor.submit(tasks.take_preset, 1).result() == first
 
 
-def test_every_executor_has_presets_of_its_own(tmp_path: Path) -> None:
+def test_each_executor_has_its_own_presets(tmp_path: Path) -> None:
     Spool.create(tmp_path / "spool")
     with (
         Executor(spool=tmp_path / "spool", max_workers=1, init_function=lambda: {"preset": "one"}) as one,
@@ -236,21 +238,23 @@ def test_every_executor_has_presets_of_its_own(tmp_path: Path) -> None:
         assert [future.result()[1] for future in asked] == ["one", "other", None]
 
 
-def test_an_init_function_that_fails_fails_the_calls() -> None:
+def test_a_failing_init_function_fails_the_calls() -> None:
     with Executor(max_workers=1, init_function=tasks.make_failing_presets) as executor:
         for _ in range(2):
             with pytest.raises(tasks.OwnError, match="no licence"):
                 executor.submit(pow, 2, 2).result()
 
 
-def test_an_init_function_must_return_names_and_values() -> None:
+def test_an_init_function_must_return_a_dict() -> None:
     with Executor(max_workers=1, init_function=tasks.get_cwd) as executor:  # type: ignore[arg-type]
         error = executor.submit(pow, 2, 2).exception()
     assert isinstance(error, BadRequest)
     assert "must return a dict" in str(error)
 
 
-def test_an_init_function_that_cannot_be_sent_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unpicklable_init_function_is_an_error_of_the_constructor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lock = tasks.lock()
     with pytest.raises(NotPicklable):
@@ -258,7 +262,7 @@ def test_an_init_function_that_cannot_be_sent_is_told_at_once(monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cwd_is_where_calls_run_and_is_made(tmp_path: Path) -> None:
+def test_calls_run_in_cwd_which_is_created(tmp_path: Path) -> None:
     where = tmp_path / "not" / "made yet"
     with Executor(max_workers=1, cwd=where) as executor:
         assert executor.submit(tasks.get_cwd).result() == str(where)
@@ -267,7 +271,7 @@ def test_cwd_is_where_calls_run_and_is_made(tmp_path: Path) -> None:
         assert executor.submit(tasks.get_cwd).result() == str(where)
 
 
-def test_a_cwd_that_cannot_be_made_is_told_in_the_future(single: Executor, tmp_path: Path) -> None:
+def test_a_cwd_that_cannot_be_created_is_an_error_of_the_future(single: Executor, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadRequest, match="working directory"):
         single.submit(tasks.get_cwd, resource_dict={"cwd": str(tmp_path / "file" / "below")}).result()
@@ -281,7 +285,7 @@ def test_backend_local_needs_no_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPOOLPOOL_MPIEXEC", "/nowhere/mpiexec")
     with Executor(max_workers=1, backend="local") as executor:
         assert executor.submit(pow, 2, 2).result() == 4
-    with Executor(max_workers=1) as executor:  # auto: there is none, so that it is not used
+    with Executor(max_workers=1) as executor:  # auto: without mpiexec it is local
         assert executor.submit(pow, 2, 2).result() == 4
         with pytest.raises(LauncherError, match="MPI"):
             executor.submit(pow, 2, 2, resource_dict={"cores": 2})
@@ -302,7 +306,7 @@ def header_of(future: Future[Any]) -> Any:
     return future.header
 
 
-def test_defaults_of_the_executor_hold_for_calls_that_do_not_say_otherwise(tmp_path: Path) -> None:
+def test_defaults_of_the_executor_apply_unless_a_call_overrides_them(tmp_path: Path) -> None:
     defaults = {"threads_per_core": 2, "max_attempts": 2, "cwd": str(tmp_path)}
     with Executor(max_workers=1, resource_dict=defaults) as executor:
         header = header_of(executor.submit(pow, 2, 2))
@@ -339,14 +343,14 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(single: Executor) 
     ],
     ids=str,
 )
-def test_a_senseless_value_is_an_error_that_names_it(single: Executor, wrong: dict[str, Any]) -> None:
+def test_an_invalid_value_is_an_error_that_names_it(single: Executor, wrong: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match=next(iter(wrong))):
         single.submit(pow, 2, 2, resource_dict=wrong)
     assert len(single) == 0
 
 
-def test_what_is_more_urgent_runs_first(single: Executor, tmp_path: Path) -> None:
-    let_go = hold(single, tmp_path, "first")
+def test_tasks_of_higher_priority_run_first(single: Executor, tmp_path: Path) -> None:
+    release = hold(single, tmp_path, "first")
     order = tmp_path / "order"
     futures = [
         single.submit(write, order, priority, resource_dict={"priority": priority})
@@ -354,7 +358,7 @@ def test_what_is_more_urgent_runs_first(single: Executor, tmp_path: Path) -> Non
     ]
     listed = time.monotonic() + 2 * listing._RELIST
     wait_until(lambda: time.monotonic() > listed, "the group lists more than the bucket of its last task")
-    let_go()
+    release()
     for future in futures:
         future.result()
     assert [int(line) for line in order.read_text().split()] == [499, 7, 0, -5, -499]
@@ -365,26 +369,26 @@ def write(path: Path, number: int) -> None:
         file.write(f"{number}\n")
 
 
-def test_what_was_submitted_first_runs_first(single: Executor, tmp_path: Path) -> None:
-    let_go = hold(single, tmp_path, "first")
+def test_tasks_run_in_the_order_of_submission(single: Executor, tmp_path: Path) -> None:
+    release = hold(single, tmp_path, "first")
     order = tmp_path / "order"
     futures = [single.submit(write, order, number) for number in range(20)]
-    let_go()
+    release()
     for future in futures:
         future.result()
     assert [int(line) for line in order.read_text().split()] == list(range(20))
 
 
-def test_a_call_may_ask_for_another_shape_than_the_default(single: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_may_request_another_shape(single: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     asked = {"threads_per_core": 2, "gpus_per_core": 1}
     assert single.submit(tasks.variable, "OMP_NUM_THREADS", resource_dict=asked).result() == "2"
-    assert single.submit(pow, 2, 2).result() == 4  # in either group: one that has more may run it
+    assert single.submit(pow, 2, 2).result() == 4  # in any group: a larger one may run it too
     assert sorted((info.threads, info.gpus) for info in groups(single)) == [(1, 0), (2, 1)]
 
 
 @pytest.mark.mpi
-def test_calls_of_several_numbers_of_ranks_share_an_executor() -> None:
+def test_calls_with_different_numbers_of_ranks_share_an_executor() -> None:
     with Executor(max_workers=2) as executor:
         futures = [executor.submit(tasks.rank_and_size, resource_dict={"cores": cores}) for cores in (1, 2, 1, 2, 3)]
         expected: list[Any] = [[(rank, cores) for rank in range(cores)] for cores in (1, 2, 1, 2, 3)]

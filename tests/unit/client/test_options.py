@@ -70,7 +70,7 @@ def test_a_named_session_without_a_spool_is_refused(monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tasks_cannot_be_left_to_groups_that_end_with_the_executor(spool: Spool) -> None:
+def test_detach_is_refused_if_the_groups_end_with_the_executor(spool: Spool) -> None:
     with Executor(max_workers=1, backend="local") as executor:
         with pytest.raises(BadRequest, match="can leave its tasks"):
             executor.detach()

@@ -1,4 +1,4 @@
-"""What a call may ask for besides a shape: a time, variables, memory, a file of errors; and the id of its worker."""
+"""Resources of a call besides its shape: start time, variables, memory, error log; and the id of its worker."""
 
 from __future__ import annotations
 
@@ -76,21 +76,21 @@ class Method:
     params=[1, pytest.param(2, marks=[pytest.mark.mpi, pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec")])],
 )
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    """One group, of one rank and of two."""
+    """Executor of one group, of one rank and of two."""
     with Executor(max_workers=1, cores_per_worker=request.param, init_function=preset_id) as executor:
         yield executor
 
 
 def each(executor: Executor, value: object) -> object:
-    """What a call returns that returns this on every rank."""
+    """Return the result of a call that returns ``value`` on each rank."""
     ranks = executor.info["cores"]
     return value if ranks == 1 else [value] * ranks
 
 
-# -- variables
+# -- env
 
 
-def test_a_function_finds_the_variables_of_its_call_on_all_ranks_and_the_next_one_does_not(executor: Executor) -> None:
+def test_env_is_set_on_all_ranks_for_its_call_only(executor: Executor) -> None:
     home = os.environ["HOME"]
     asked = {"env": {"SPOOLPOOL_TESTED": "a=b\nc", "HOME": "/elsewhere"}}
     with_them = executor.submit(variables, "SPOOLPOOL_TESTED", "HOME", resource_dict=asked)
@@ -98,7 +98,7 @@ def test_a_function_finds_the_variables_of_its_call_on_all_ranks_and_the_next_on
     assert executor.submit(variables, "SPOOLPOOL_TESTED", "HOME").result(LIMIT) == each(executor, [None, home])
 
 
-def test_variables_are_put_back_also_where_the_function_changed_them_or_raised(executor: Executor) -> None:
+def test_variables_are_restored_even_if_the_function_changed_them_or_raised(executor: Executor) -> None:
     asked = {"env": {"SPOOLPOOL_TESTED": "1"}}
     changed = executor.submit(change_variable, "SPOOLPOOL_TESTED", resource_dict=asked)
     assert changed.result(LIMIT) == each(executor, "1")
@@ -109,7 +109,7 @@ def test_variables_are_put_back_also_where_the_function_changed_them_or_raised(e
 # -- the id of the worker
 
 
-def test_a_parameter_of_that_name_gets_the_workers_id(executor: Executor) -> None:
+def test_a_worker_id_parameter_receives_the_id_of_the_worker(executor: Executor) -> None:
     given = executor.submit(give_id, 7).result(LIMIT)
     number, worker, told = given if executor.info["cores"] == 1 else given[1]  # type: ignore[misc]
     assert number == 7 and worker == told and is_worker_id(worker)
@@ -118,7 +118,7 @@ def test_a_parameter_of_that_name_gets_the_workers_id(executor: Executor) -> Non
     assert executor.submit(Method().call).result(LIMIT) == each(executor, worker)
 
 
-def test_who_gives_that_argument_keeps_it(executor: Executor) -> None:
+def test_an_explicit_worker_id_argument_is_kept(executor: Executor) -> None:
     by_name = executor.submit(give_id, 1, spoolpool_worker_id="mine").result(LIMIT)
     in_order = executor.submit(give_id, 1, "mine").result(LIMIT)
     bound = executor.submit(functools.partial(give_id, spoolpool_worker_id="mine"), 1).result(LIMIT)
@@ -126,11 +126,11 @@ def test_who_gives_that_argument_keeps_it(executor: Executor) -> None:
         assert (found if executor.info["cores"] == 1 else found[0])[1] == "mine"  # type: ignore[index]
 
 
-def test_an_init_function_is_given_it_too(executor: Executor) -> None:
+def test_an_init_function_receives_the_worker_id_too(executor: Executor) -> None:
     assert executor.submit(use_preset).result(LIMIT) == each(executor, True)
 
 
-# -- the file of errors
+# -- error_log_file
 
 
 def test_each_rank_that_raises_appends_function_arguments_and_traceback(executor: Executor, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_each_rank_that_raises_appends_function_arguments_and_traceback(executor
         assert f"attempt 1, rank {rank} on " in text
 
 
-def test_a_file_of_errors_that_cannot_be_written_costs_the_task_nothing(executor: Executor, tmp_path: Path) -> None:
+def test_an_unwritable_error_log_file_does_not_affect_the_task(executor: Executor, tmp_path: Path) -> None:
     failed = executor.submit(fail, resource_dict={"error_log_file": tmp_path / "missing" / "errors"})
     assert isinstance(failed.exception(LIMIT), ValueError)
 
@@ -161,15 +161,17 @@ def test_a_call_that_cannot_be_unpickled_is_logged_by_its_name(executor: Executo
     assert "function: print (not unpickled)\n" in log.read_text()
 
 
-def test_a_relative_file_of_errors_is_one_of_the_submitters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_error_log_file_is_below_the_directory_of_the_submitter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert Resources().updated({"error_log_file": "errors"}).error_log_file == str(tmp_path / "errors")
 
 
-# -- not before
+# -- not_before
 
 
-def test_a_task_waits_for_its_time_by_the_clock_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_before_is_measured_by_the_clock_of_the_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     ticking = Clock()
     monkeypatch.setattr(delay, "time", ticking)
@@ -179,7 +181,7 @@ def test_a_task_waits_for_its_time_by_the_clock_of_the_files(tmp_path: Path, mon
     releaser = DelayedTasks(stage.spool)
     assert releaser.round() == 0 and stage.places() == {header.task: [f"waiting/{header.task}.000001.01"]}
     assert releaser.due == ticking.now + 100
-    ticking.now += 100  # this host's clock is fast: the files' clock is asked again
+    ticking.now += 100  # this host's clock is fast, so the filesystem's clock is read again
     server[0] += 90
     assert releaser.round() == 0 and releaser.due == ticking.now + 10
     stage.work()
@@ -191,7 +193,7 @@ def test_a_task_waits_for_its_time_by_the_clock_of_the_files(tmp_path: Path, mon
     stage.check()
 
 
-def test_a_task_that_needs_others_waits_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_waits_for_its_dependencies_and_its_start_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     server = [5000.0]
     monkeypatch.setattr(Spool, "server_time", lambda self: server[0])
@@ -206,7 +208,7 @@ def test_a_task_that_needs_others_waits_for_both(tmp_path: Path, monkeypatch: py
     assert stage.places()[second.task][0].startswith("results/")
 
 
-def test_a_task_starts_when_its_time_has_come_and_can_be_taken_back_before(executor: Executor) -> None:
+def test_a_task_starts_at_its_time_and_can_be_cancelled_before(executor: Executor) -> None:
     soon = executor.submit(
         time.time, resource_dict={"not_before": timedelta(seconds=1), "cores": executor.info["cores"]}
     )
@@ -220,7 +222,7 @@ def test_a_task_starts_when_its_time_has_come_and_can_be_taken_back_before(execu
     assert earliest >= soon.header.not_before - 0.1  # type: ignore[attr-defined, operator]
 
 
-def test_nobody_is_missed_for_a_task_that_is_not_to_start_yet(
+def test_no_group_is_reported_missing_for_a_task_before_its_start_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
@@ -231,38 +233,40 @@ def test_nobody_is_missed_for_a_task_that_is_not_to_start_yet(
     assert "no worker group is alive" in caplog.text
 
 
-def test_no_groups_are_started_for_a_call_before_its_time() -> None:
+def test_no_groups_are_started_for_a_call_before_its_start_time() -> None:
     with Executor(max_workers=1) as executor:
         asked = {"threads_per_core": 2, "not_before": 1000}
         later = executor.submit(pow, 2, 3, resource_dict=asked)
-        core = executor._runtime
-        assert core is not None and core.pool is not None
-        core.pool.resize(Shape(threads=2), 0)
+        runtime = executor._runtime
+        assert runtime is not None and runtime.pool is not None
+        runtime.pool.resize(Shape(threads=2), 0)
         made: list[Shape] = []
-        core._start_spare_groups = made.append  # type: ignore[method-assign]
-        core._supervise()
+        runtime._start_spare_groups = made.append  # type: ignore[method-assign]
+        runtime._supervise()
         assert made == []
         assert later.cancel()
 
 
-def test_what_a_time_may_be() -> None:
-    assert Resources().header_fields(lambda: pytest.fail("nobody asked")) == {}
-    for wish in (60, 60.0, timedelta(minutes=1)):
-        assert Resources().updated({"not_before": wish}).header_fields(lambda: 1000.0)["not_before"] == 1060.0
+def test_not_before_accepts_seconds_timedelta_datetime_and_text() -> None:
+    assert Resources().header_fields(lambda: pytest.fail("the clock was read")) == {}
+    for seconds in (60, 60.0, timedelta(minutes=1)):
+        assert Resources().updated({"not_before": seconds}).header_fields(lambda: 1000.0)["not_before"] == 1060.0
     moment = datetime(2030, 1, 2, 3, 4, tzinfo=timezone.utc)
-    for said in (moment, moment.isoformat(), moment.astimezone().replace(tzinfo=None)):
-        assert Resources().updated({"not_before": said}).header_fields(time.time)["not_before"] == moment.timestamp()
+    for start in (moment, moment.isoformat(), moment.astimezone().replace(tzinfo=None)):
+        assert Resources().updated({"not_before": start}).header_fields(time.time)["not_before"] == moment.timestamp()
 
 
 # -- memory
 
 
-@pytest.mark.parametrize(("wish", "size"), [(0, 0), (1000, 1000), ("1000", 1000), ("500M", 500 << 20), ("4G", 4 << 30)])
-def test_memory_is_a_number_of_bytes_or_a_text(wish: Any, size: int) -> None:
-    assert Resources().updated({"memory": wish}).memory == size
+@pytest.mark.parametrize(
+    ("memory", "size"), [(0, 0), (1000, 1000), ("1000", 1000), ("500M", 500 << 20), ("4G", 4 << 30)]
+)
+def test_memory_accepts_a_number_of_bytes_or_a_text(memory: Any, size: int) -> None:
+    assert Resources().updated({"memory": memory}).memory == size
 
 
-def test_srun_and_sbatch_are_told_of_memory(monkeypatch: pytest.MonkeyPatch, spool: Spool) -> None:
+def test_memory_is_an_option_of_srun_and_sbatch(monkeypatch: pytest.MonkeyPatch, spool: Spool) -> None:
     monkeypatch.setattr("spoolpool.launch.srun.shutil.which", lambda _: "/usr/bin/srun")
     launcher = SrunLauncher(Allocation(system="slurm", nodes=("n1",), cores=(8,), gpus=(0,)))
     shape = Shape(ranks=1, threads=4)
@@ -277,7 +281,7 @@ def test_srun_and_sbatch_are_told_of_memory(monkeypatch: pytest.MonkeyPatch, spo
     assert "mem-per-cpu" not in script
 
 
-# -- all of them
+# -- all keys
 
 
 @pytest.mark.parametrize(
@@ -300,12 +304,12 @@ def test_srun_and_sbatch_are_told_of_memory(monkeypatch: pytest.MonkeyPatch, spo
         ("error_log_file", 3),
     ],
 )
-def test_a_senseless_wish_is_refused_with_its_name(key: str, wrong: Any) -> None:
+def test_an_invalid_resource_is_rejected_by_name(key: str, wrong: Any) -> None:
     with pytest.raises(BadRequest, match=key):
         Resources().updated({key: wrong})
 
 
-def test_a_plain_task_has_none_of_it_in_its_header(spool: Spool) -> None:
+def test_the_header_of_a_plain_task_has_only_required_fields(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 3)
         said = json.loads(records.encode(future.header))  # type: ignore[attr-defined]
@@ -313,22 +317,22 @@ def test_a_plain_task_has_none_of_it_in_its_header(spool: Spool) -> None:
     assert not {"not_before", "env", "memory", "error_log_file", "needs", "time_limit"} & said.keys()
 
 
-def test_show_tells_what_a_task_asks_for(spool: Spool) -> None:
+def test_show_prints_the_resources_of_a_task(spool: Spool) -> None:
     asked = {"memory": "4G", "env": {"A": "\x1b[2J"}, "error_log_file": "/e", "not_before": 3600}
     with Executor(spool=spool.path, resource_dict=asked) as executor:
         future = executor.submit(pow, 2, 3)
-        assert future.header.lane == LANE, "memory does not part the lanes"  # type: ignore[attr-defined]
+        assert future.header.lane == LANE, "memory is no part of the lane"  # type: ignore[attr-defined]
         shown = click.testing.CliRunner().invoke(main, ["show", spool.path, future.task]).stdout  # type: ignore[attr-defined]
         future.cancel()
     for words in ("Memory     4096 MiB per rank", "Variable   A=\\x1b[2J", "Error log  /e", "Not before 20", "held"):
         assert words in shown
 
 
-def test_spool_submit_takes_them_as_resources(spool: Spool) -> None:
+def test_spool_submit_accepts_resources(spool: Spool) -> None:
     words = ["submit", "--spool", spool.path, "math:sqrt", "--arg", "4", "--session", "s"]
     words += ["--resource", "not_before=2099-01-01T12:00", "--resource", 'env={"A": "1"}', "--resource", "memory=2G"]
     assert click.testing.CliRunner().invoke(main, words).exit_code == 0
-    (name,) = wait_until(lambda: files.list_names(spool.layout.waiting), "the task is held back")
+    (name,) = wait_until(lambda: files.list_names(spool.layout.waiting), "the task is delayed")
     task_file = parse_task_file(name)
     assert task_file is not None
     header = delay.read_task(spool, f"{spool.layout.waiting}/{name}", task_file)

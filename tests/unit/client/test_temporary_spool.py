@@ -1,4 +1,4 @@
-"""Where the spool of an executor goes that was given none."""
+"""Location of the spool of an embedded executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spoolpool.protocol.spool import Spool
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, where no node has files of its own."""
+    """Current directory that counts as shared by all nodes."""
     monkeypatch.delenv(settings.ENV_SPOOL, raising=False)
     monkeypatch.setattr(temporary_spool, "_NODE_LOCAL", ("/dev/shm",))
     other = tmp_path / "other"
@@ -31,11 +31,11 @@ def parent_of(spool: Spool) -> str:
     return os.path.dirname(spool.path)
 
 
-def test_on_one_host_it_is_among_the_temporary_files(shared: Path) -> None:
+def test_a_spool_for_one_host_is_below_the_temporary_directory(shared: Path) -> None:
     assert parent_of(temporary_spool.create_temporary_spool(one_host=True, output=0)) == str(shared / "other")
 
 
-def test_on_several_nodes_it_is_below_the_current_directory_or_the_one_that_is_named(
+def test_a_spool_for_several_hosts_is_below_the_current_directory_or_the_configured_one(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(shared)
@@ -45,13 +45,13 @@ def test_on_several_nodes_it_is_below_the_current_directory_or_the_one_that_is_n
     assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(named)
 
 
-def test_it_is_made_beside_a_spool_that_is_named_and_not_in_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spool_is_created_beside_a_configured_spool(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = Spool.create(shared / "spool", durability="none")
     monkeypatch.setenv(settings.ENV_SPOOL, named.path)
     assert parent_of(temporary_spool.create_temporary_spool(one_host=False, output=0)) == str(shared)
 
 
-def test_a_directory_of_which_each_node_has_its_own_is_refused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_local_directory_is_rejected(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shared / "link").symlink_to(shared / "other")
     monkeypatch.chdir("link")
     with pytest.raises(BadRequest, match=r"each node has its own.*SPOOLPOOL_DIR"):
