@@ -7,7 +7,7 @@
     pickle -> Session.submit -> ready/ ... worker ... results/ -> collecting thread
 
 An *embedded* executor has its own spool in a temporary directory, and worker groups that work for it alone. An
-*attached* executor puts its tasks into a spool whose worker groups run elsewhere.
+*attached* executor puts its tasks into a spool that worker groups elsewhere serve.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Executor(futures.Executor):
         stream_output: Print the output of the tasks as it comes, each line with the name of its task. By default the
             output of an embedded executor's groups goes to this process's own output, and that of an attached one's
             is kept in the spool: see ``spool logs``.
-        submission: Rules by which calls become tasks, such as their queue: a :class:`~spoolpool.Submission`.
+        submission: Rules by which calls become tasks, among them the queue: a :class:`~spoolpool.Submission`.
 
     Raises :class:`spoolpool.errors.SpoolpoolError` with the cause and the remedy.
     """
@@ -241,7 +241,7 @@ class Executor(futures.Executor):
         return runtime.put(value)
 
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
-        """Cancel a task as ``future.cancel()`` does; with ``running`` also one that already runs.
+        """Cancel a task as ``future.cancel()`` does; with ``running`` also if it already runs.
 
         The function of a running task is interrupted on all ranks within some seconds, as by Ctrl-C
         (:class:`~spoolpool.errors.TaskCancelled`), and its group is replaced; then the future is cancelled. Returns
@@ -339,7 +339,7 @@ class Executor(futures.Executor):
     def detach(self) -> None:
         """Accept no more calls and wait for none: the tasks go on, and their results stay in the session.
 
-        Only for an attached executor whose groups run elsewhere (:class:`BadRequest`). Its pending futures get no
+        Only for an attached executor without groups of its own (else :class:`BadRequest`). Its pending futures get no
         outcome; :meth:`futures` of a later executor of the same session returns new ones.
         """
         self.shutdown(detach=True)
@@ -447,7 +447,7 @@ class Executor(futures.Executor):
 
 
 class MPIExecutor(Executor):
-    """Executor whose worker groups are started by mpiexec; takes the arguments of :class:`Executor`."""
+    """Executor with worker groups started by mpiexec; takes the arguments of :class:`Executor`."""
 
     __module__ = "spoolpool"
 
@@ -455,7 +455,7 @@ class MPIExecutor(Executor):
 
 
 class SlurmExecutor(Executor):
-    """Executor whose worker groups are steps of the surrounding Slurm job; takes the arguments of :class:`Executor`."""
+    """Executor with worker groups as steps of the surrounding Slurm job; takes the arguments of :class:`Executor`."""
 
     __module__ = "spoolpool"
 
@@ -463,10 +463,7 @@ class SlurmExecutor(Executor):
 
 
 class FluxExecutor(Executor):
-    """Executor whose worker groups are jobs of the surrounding Flux instance.
-
-    Takes the arguments of :class:`Executor`.
-    """
+    """Executor with worker groups as jobs of a surrounding Flux instance; takes the arguments of :class:`Executor`."""
 
     __module__ = "spoolpool"
 

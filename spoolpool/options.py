@@ -37,47 +37,44 @@ class Local(Backend):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mpiexec(Backend):
-    """Worker groups started by mpiexec; as a name, ``backend="mpiexec"``."""
-
-    __module__ = "spoolpool"
-    name = "mpiexec"
+class LauncherBackend(Backend):
+    """Worker groups started through a launcher."""
 
     extra: Sequence[str] = ()
-    """Further arguments of mpiexec, such as ``["-genv", "NAME", "value"]``. A group of one rank needs no mpiexec."""
+    """Further arguments of the launcher's command; for Flux, shell options as ``NAME`` or ``NAME=VALUE``."""
 
     def __post_init__(self) -> None:
         _keep_as_tuple(self, "extra")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Srun(Backend):
+class Mpiexec(LauncherBackend):
+    """Worker groups started by mpiexec; as a name, ``backend="mpiexec"``. A group of one rank is a plain process."""
+
+    __module__ = "spoolpool"
+    name = "mpiexec"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Srun(LauncherBackend):
     """Worker groups as steps of the surrounding Slurm job; as a name, ``backend="srun"``."""
 
     __module__ = "spoolpool"
     name = "srun"
 
-    extra: Sequence[str] = ()
-    """Further arguments of srun, such as ``["--cpu-bind=cores"]``."""
-
-    def __post_init__(self) -> None:
-        _keep_as_tuple(self, "extra")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Flux(Backend):
+class Flux(LauncherBackend):
     """Worker groups as jobs of the surrounding Flux instance; as a name, ``backend="flux"``."""
 
     __module__ = "spoolpool"
     name = "flux"
 
-    extra: Sequence[str] = ()
-    """Shell options of the jobs, as ``NAME`` or ``NAME=VALUE``."""
     urgency: int = 16
     """Urgency of the jobs within the instance, from 0 to 31."""
 
     def __post_init__(self) -> None:
-        _keep_as_tuple(self, "extra")
+        super().__post_init__()
         if not 0 <= self.urgency <= 31:
             raise BadRequest(f"Flux(urgency={self.urgency}) is not a number from 0 to 31.")
 
