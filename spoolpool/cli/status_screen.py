@@ -10,7 +10,7 @@ import click
 
 from spoolpool.cli.output import shown
 from spoolpool.monitor.scan import PLACES
-from spoolpool.monitor.status import Blocked, Group, Status
+from spoolpool.monitor.status import Blocked, GroupStatus, Status
 from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import format_duration
 
@@ -130,7 +130,7 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
         yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
 
 
-def _group(each: Group, name: int) -> str:
+def _group(each: GroupStatus, name: int) -> str:
     info = each.info
     shape = f"{info.ranks}x{info.threads}" + (f" {info.gpus} GPU" if info.gpus else "")
     runs = each.name if each.task else "(idle)"

@@ -33,7 +33,6 @@ _COLOURS: dict[State, str] = {
     "cancelled": "#dddddd",
     "gone": "#eeeeee",
 }
-_STATES: dict[Kind, State] = {"result": "done", "error": "raised", "cancelled": "cancelled", "lost": "lost"}
 
 
 class Node(NamedTuple):
@@ -80,7 +79,7 @@ class Graph:
         if task not in self._nodes:  # most tasks; no task is added after its end, so the lock is not needed
             return
         with self._lock:
-            self._nodes[task] = self._nodes[task]._replace(state=_STATES[kind])
+            self._nodes[task] = self._nodes[task]._replace(state=query.STATE_OF_OUTCOME[kind])
 
     def nodes(self, others: Iterable[TaskHeader] = ()) -> list[Node]:
         """Return the nodes, further waiting tasks, and all their dependencies, in the order of submission."""

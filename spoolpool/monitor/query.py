@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
 from spoolpool.format import headers
-from spoolpool.format.headers import OutcomeHeader, TaskHeader
+from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
 from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
@@ -37,12 +37,8 @@ STATES: dict[State, Place] = {
 }
 """All states, with the place of the task's file."""
 
-_STATES_OF_OUTCOMES: dict[str, State] = {
-    "result": "done",
-    "error": "raised",
-    "lost": "lost",
-    "cancelled": "cancelled",
-}
+STATE_OF_OUTCOME: dict[Kind, State] = {"result": "done", "error": "raised", "lost": "lost", "cancelled": "cancelled"}
+"""State of a finished task by the kind of its outcome."""
 
 
 class Attempt(NamedTuple):
@@ -150,7 +146,7 @@ class TaskView:
         """State of the task; the header of the outcome is read for a finished one."""
         if self.location.task_file.worker == CANCELLED:
             return "cancelled"
-        return _STATES_OF_OUTCOMES[self.outcome.kind] if self.outcome else self.location.place
+        return STATE_OF_OUTCOME[self.outcome.kind] if self.outcome else self.location.place
 
     @property
     def lane(self) -> str:

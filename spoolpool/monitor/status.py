@@ -1,4 +1,4 @@
-"""How a spool is doing, for people: what blocks, what waits and runs, who works on what, and when it may be done."""
+"""Status of a spool: task counts, blocked tasks, live worker groups, and the expected end of the work."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.system import accounts, files
 
-_HEADERS = 500  # that one look opens; those of earlier looks are remembered
-_TAIL = 1 << 14  # bytes at the end of each live group's journal from which the rate is taken
-_WINDOW = 300.0  # seconds that count for it
+_HEADERS = 500  # headers that are read at most for one status; those of earlier ones are remembered
+_TAIL = 1 << 14  # bytes at the end of each live group's journal that give the rate
+_WINDOW = 300.0  # seconds over which the rate is averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
-    """Tasks that nobody will run as things are."""
+    """Tasks that no live group can run."""
 
     what: str
-    """A lane, or which tasks else."""
+    """Name of a lane, or a description of the tasks."""
     count: int
     why: str
 
 
 @dataclass(kw_only=True)
-class Counts:
-    """Tasks of one lane and user. ``lane`` is empty for those of which only names were looked at."""
+class LaneCounts:
+    """Number of tasks of one lane and user; both are empty for tasks whose headers were not read."""
 
     lane: str
     user: str
@@ -45,79 +45,81 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """A live worker group, and what it does."""
+class GroupStatus:
+    """A live worker group and its task."""
 
     info: WorkerInfo
     task: str = ""
-    """Id of the task that it runs; empty if it is idle."""
+    """Id of the running task; empty if the group is idle."""
     name: str = ""
-    """What that calls."""
+    """Name of its function."""
     seconds: float = 0.0
-    """For how long it has been running, by the server's clock."""
+    """Its run time so far, by the server's clock."""
     progress: TaskProgress | None = None
-    """How far the task says it is."""
+    """Progress that the task reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One look at a spool; it changes while it is looked at, so that the numbers are of slightly different moments."""
+    """Status of a spool. The spool changes meanwhile, so the numbers belong to slightly different moments."""
 
     spool: str
     time: float
-    """Of the look: seconds since the epoch, by the clock that dates the spool's files."""
+    """Seconds since the epoch, by the clock of the file server."""
     blocked: tuple[Blocked, ...]
-    counts: tuple[Counts, ...]
-    groups: tuple[Group, ...]
-    """By host, job and id."""
+    counts: tuple[LaneCounts, ...]
+    groups: tuple[GroupStatus, ...]
+    """Sorted by host, job and id."""
     last_seen: float | None
-    """Seconds since a group was heard of, where none is alive; None also where there never was one."""
+    """Seconds since the last sign of life of any group, if none is alive; None also if there never was a group."""
     rate: float | None
-    """Tasks per second that the live groups ended in the last minutes; None where they ended none."""
+    """Tasks per second that the live groups finished in the last minutes; None if they finished none."""
     seconds_left: float | None
-    """Until what waits and can be run is done, at that rate; None where nothing can be said."""
+    """Estimated seconds until all runnable tasks are finished; None if that is unknown."""
     unseen: dict[str, str]
     """Directories that could not be listed, with the reasons."""
 
     def total(self, place: Place) -> int:
-        """Tasks in one place."""
+        """Return the number of tasks in one place."""
         return sum(getattr(each, place) for each in self.counts)
 
 
 @dataclass
 class StatusCollector:
-    """Looks at a spool, once or again and again; what never changes is read once.
+    """Collects the status of a spool, once or repeatedly; headers are read once.
 
-    Directories are listed, and some headers read of tasks that run, are done or failed: none of those that wait.
+    Headers are read of some running, finished and failed tasks, and of no waiting ones.
     """
 
     spool: Spool
-    _seen: dict[str, TaskView] = field(default_factory=dict)
-    _lanes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    _opened: int = 0
+    _views: dict[str, TaskView] = field(default_factory=dict)
+    """Tasks with a header that was read, by file name."""
+    _buckets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Lane and user of the buckets."""
+    _read: int = 0
 
     def collect(self) -> Status:
-        """Count everything."""
-        walk = SpoolScanner(self.spool.path)
+        """Return the present status."""
+        scanner = SpoolScanner(self.spool.path)
         now = self._now()
         infos = self._alive(now)
-        counts: dict[tuple[str, str], Counts] = {}
-        runs: dict[str, TaskView] = {}
-        before, self._seen = self._seen, {}
-        self._opened, self._lanes = 0, {}
-        for standing in walk.tasks():
-            found = self._whose(standing, before)
+        counts: dict[tuple[str, str], LaneCounts] = {}
+        running: dict[str, TaskView] = {}
+        before, self._views = self._views, {}
+        self._read, self._buckets = 0, {}
+        for location in scanner.tasks():
+            found = self._lane_and_user(location, before)
             if found is None:
                 continue
             lane, user = found
-            row = counts.setdefault((lane, user), Counts(lane=lane, user=user))
-            setattr(row, standing.place, getattr(row, standing.place) + 1)
-            if standing.place == "running" and standing.task_file.name in self._seen:
-                runs[standing.task_file.worker] = self._seen[standing.task_file.name]
+            row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
+            setattr(row, location.place, getattr(row, location.place) + 1)
+            if location.place == "running" and location.task_file.name in self._views:
+                running[location.task_file.worker] = self._views[location.task_file.name]
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
         blocked = _blocked(rows, infos)
         rates = self._rates(infos, now)
-        groups = [self._group(info, runs.get(info.worker), now) for info in infos]
+        groups = [self._group(info, running.get(info.worker), now) for info in infos]
         return Status(
             spool=self.spool.path,
             time=now,
@@ -127,17 +129,17 @@ class StatusCollector:
             last_seen=None if infos else self._last_seen(now),
             rate=sum(rates.values()) or None,
             seconds_left=_seconds_left(rows, rates, {each.what for each in blocked}),
-            unseen=walk.unlisted,
+            unseen=scanner.unlisted,
         )
 
     def _now(self) -> float:
         try:
             return self.spool.server_time()
-        except OSError:  # one may look and not write: this host's clock has to do
+        except OSError:  # the spool cannot be written to: use the clock of this host
             return time.time()
 
     def _alive(self, now: float) -> list[WorkerInfo]:
-        """Groups that are not provably dead, and were heard of within a lease."""
+        """Return the groups that are not provably dead and had a heartbeat within a lease."""
         lease = self.spool.config.lease
         return [
             info
@@ -146,54 +148,54 @@ class StatusCollector:
             and (workers.seconds_since_heartbeat(self.spool, info.worker, now) or 0.0) <= lease
         ]
 
-    def _whose(self, standing: TaskLocation, before: dict[str, TaskView]) -> tuple[str, str] | None:
-        """Lane and user of a task, by its lane's name if it waits, else by its header; None if it has moved on."""
-        if standing.place == "waiting":
-            if standing.directory not in self._lanes:
-                lane = parse_lane(standing.lane)
+    def _lane_and_user(self, location: TaskLocation, before: dict[str, TaskView]) -> tuple[str, str] | None:
+        """Return lane and user: by the lane's name for a waiting task, else by the header; None if the task moved."""
+        if location.place == "waiting":
+            if location.directory not in self._buckets:
+                lane = parse_lane(location.lane)
                 user = lane.user if lane and lane.user is not None else os.lstat(self.spool.path).st_uid
-                self._lanes[standing.directory] = (standing.lane, accounts.account_name(user))
-            return self._lanes[standing.directory]
-        name = standing.task_file.name
-        sight = before.get(name)
-        if sight is None and self._opened < _HEADERS:
-            self._opened += 1
-            sight = TaskView(self.spool, standing)
-        if sight is None:
+                self._buckets[location.directory] = (location.lane, accounts.account_name(user))
+            return self._buckets[location.directory]
+        name = location.task_file.name
+        view = before.get(name)
+        if view is None and self._read < _HEADERS:
+            self._read += 1
+            view = TaskView(self.spool, location)
+        if view is None:
             return "", ""
-        if sight.gone:
+        if view.gone:
             return None
-        self._seen[name] = sight
-        return sight.lane, sight.owner
+        self._views[name] = view
+        return view.lane, view.owner
 
     def _last_seen(self, now: float) -> float | None:
-        """Seconds since a group was heard of: since the last line of a journal, or the last sign of life."""
+        """Return the seconds since the last journal entry or heartbeat of any group."""
         where = self.spool.layout
         paths = [f"{where.journal}/{name}" for name in files.list_names(where.journal) if writer_of(name)]
         paths += [f"{where.worker(name)}/beat" for name in files.list_names(where.workers) if is_worker_id(name)]
         stamps = []
         for path in paths:
-            with contextlib.suppress(OSError):  # not ours to see
+            with contextlib.suppress(OSError):  # of another account
                 stamps.append((files.mtime_ns(path) or 0) / 1e9)
         return now - max(stamps) if stamps else None
 
-    def _group(self, info: WorkerInfo, sight: TaskView | None, now: float) -> Group:
-        if sight is None:
-            return Group(info=info)
-        told = progress_of(self.spool, info.worker)
-        return Group(
+    def _group(self, info: WorkerInfo, view: TaskView | None, now: float) -> GroupStatus:
+        if view is None:
+            return GroupStatus(info=info)
+        progress = progress_of(self.spool, info.worker)
+        return GroupStatus(
             info=info,
-            task=sight.id,
-            name=sight.name,
-            seconds=max(0.0, now - sight.since),
-            progress=told if told and told.task == sight.id else None,
+            task=view.id,
+            name=view.name,
+            seconds=max(0.0, now - view.since),
+            progress=progress if progress and progress.task == view.id else None,
         )
 
     def _rates(self, infos: list[WorkerInfo], now: float) -> dict[str, float]:
-        """Tasks per second and lane.
+        """Return the finished tasks per second, by lane.
 
-        Each group's events are dated by its own clock, so the window ends where that stood when the journal was written
-        last, and goes on by the server's clock.
+        A group dates its events by its own clock. So the end of the window is the time of its last event, plus the time
+        since the journal was written by the server's clock.
         """
         rates: dict[str, float] = {}
         for info in infos:
@@ -208,7 +210,7 @@ class StatusCollector:
         return rates
 
 
-def _blocked(rows: tuple[Counts, ...], infos: list[WorkerInfo]) -> tuple[Blocked, ...]:
+def _blocked(rows: tuple[LaneCounts, ...], infos: list[WorkerInfo]) -> tuple[Blocked, ...]:
     waiting: dict[str, int] = {}
     for row in rows:
         if row.waiting:
@@ -216,11 +218,11 @@ def _blocked(rows: tuple[Counts, ...], infos: list[WorkerInfo]) -> tuple[Blocked
     found = [(lane, count, workers.why_unserved(lane, infos)) for lane, count in waiting.items()]
     if not infos:
         found.append(("held back", sum(row.held for row in rows), workers.NO_GROUP))
-        found.append(("claimed by groups that died", sum(row.running for row in rows), workers.NO_GROUP))
+        found.append(("claimed by dead groups", sum(row.running for row in rows), workers.NO_GROUP))
     return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
 
 
-def _seconds_left(rows: tuple[Counts, ...], rates: dict[str, float], blocked: set[str]) -> float | None:
+def _seconds_left(rows: tuple[LaneCounts, ...], rates: dict[str, float], blocked: set[str]) -> float | None:
     left: dict[str, int] = {}
     for row in rows:
         if row.lane not in blocked:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from spoolpool.format.names import parse_task_file
-from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.query import STATE_OF_OUTCOME, TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
@@ -15,82 +15,79 @@ from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
 _ENDED: frozenset[Place] = frozenset({"done", "failed"})
-_FIRST_WALK, _LAST_WALK = 2.0, 60.0  # seconds between two looks at all names, for tasks that were collected
-_SERVICE_EVERY = 10.0  # seconds between two looks whether somebody can run what is awaited
-
-_KINDS = {"result": "done", "error": "raised", "cancelled": "cancelled", "lost": "lost"}
+_FIRST_SCAN, _LAST_SCAN = 2.0, 60.0  # seconds between two full scans, which find collected tasks
+_WARNINGS_EVERY = 10.0  # seconds between two checks for tasks that no group can run
 
 
 class Waiter:
-    """Looks for the ends of tasks; ``pending`` are those that have not ended as far as was seen.
+    """Polls for the ends of tasks; ``pending`` has the tasks that have not ended as far as is known.
 
-    A task that its submitter collects is gone. It has ended once two looks in succession saw it nowhere; how, its
-    worker's journal may tell.
+    A task that its submitter collected is gone: it counts as ended after two successive scans without it. The journal
+    of its worker may tell how it ended.
     """
 
-    def __init__(self, spool: Spool, sights: Iterable[TaskView]) -> None:
+    def __init__(self, spool: Spool, views: Iterable[TaskView]) -> None:
         self._spool = spool
         self._ends: dict[str, str] = {}
         self.pending: dict[str, TaskView] = {}
-        for sight in sights:
-            if sight.location.place in _ENDED:
-                self._ends[sight.id] = sight.state
+        for view in views:
+            if view.location.place in _ENDED:
+                self._ends[view.id] = view.state
             else:
-                self.pending[sight.id] = sight
+                self.pending[view.id] = view
         self.total = len(self.pending) + len(self._ends)
-        self._sessions = {sight.session for sight in self.pending.values()} - {""}
-        self._lanes = {sight.lane for sight in self.pending.values()} - {""}
-        self._unseen: set[str] = set()
-        self._backoff = Backoff(_FIRST_WALK, _LAST_WALK)
-        self._walk_due = time.monotonic() + self._backoff.next()
+        self._sessions = {view.session for view in self.pending.values()} - {""}
+        self._lanes = {view.lane for view in self.pending.values()} - {""}
+        self._missing: set[str] = set()
+        self._backoff = Backoff(_FIRST_SCAN, _LAST_SCAN)
+        self._scan_due = time.monotonic() + self._backoff.next()
         self._liveness = Liveness(spool)
-        self._service_due = 0.0
-        self._told: set[str] = set()
+        self._warnings_due = 0.0
+        self._warned: set[str] = set()
 
     def poll(self) -> int:
-        """Look once; returns how many have ended since the last look."""
+        """List the directories of ended tasks; return the number of tasks that have ended since the last call."""
         before = len(self._ends)
         for session in self._sessions:
-            self._note("done", f"results/{session}")
-        self._note("failed", "failed")
-        if self.pending and time.monotonic() > self._walk_due:
-            self._walk_due = time.monotonic() + self._backoff.next()
-            self._look_for_collected()
+            self._list("done", f"results/{session}")
+        self._list("failed", "failed")
+        if self.pending and time.monotonic() > self._scan_due:
+            self._scan_due = time.monotonic() + self._backoff.next()
+            self._find_collected()
         return len(self._ends) - before
 
-    def _note(self, place: Place, directory: str) -> None:
+    def _list(self, place: Place, directory: str) -> None:
         for task_file in map(parse_task_file, files.list_names(f"{self._spool.path}/{directory}")):
             if task_file is not None and task_file.task in self.pending:
                 self._ends[task_file.task] = TaskView(self._spool, TaskLocation(place, directory, task_file)).state
                 del self.pending[task_file.task]
 
-    def _look_for_collected(self) -> None:
-        walk = SpoolScanner(self._spool.path)
-        seen = {standing.task_file.task for standing in walk.tasks()}
-        unseen = self.pending.keys() - seen
-        if walk.unlisted:  # it may stand where one may not look
+    def _find_collected(self) -> None:
+        scanner = SpoolScanner(self._spool.path)
+        missing = self.pending.keys() - {location.task_file.task for location in scanner.tasks()}
+        if scanner.unlisted:  # the task may be in a directory that this account cannot list
             return
-        for task in unseen & self._unseen:
+        for task in missing & self._missing:
             self._ends[task] = "collected"
             del self.pending[task]
-        self._unseen = set(unseen)
+        self._missing = set(missing)
 
     def warnings(self) -> list[str]:
-        """What keeps tasks from being run, each reason once; looks now and then."""
-        if time.monotonic() < self._service_due:
+        """Return the reasons for which no group can run some of the tasks, each once; checks them now and then."""
+        if time.monotonic() < self._warnings_due:
             return []
-        self._service_due = time.monotonic() + _SERVICE_EVERY
+        self._warnings_due = time.monotonic() + _WARNINGS_EVERY
         alive = [info for info in workers.read_workers(self._spool) if self._liveness.alive(info)]
         reasons = {lane: workers.why_unserved(lane, alive) for lane in self._lanes}
         new = [f"Tasks of {lane} wait, and {reason}." for lane, reason in reasons.items() if reason]
-        new = [text for text in new if text not in self._told]
-        self._told.update(new)
+        new = [text for text in new if text not in self._warned]
+        self._warned.update(new)
         return new
 
     def ends(self) -> dict[str, str]:
-        """How each task ended: a state, or ``collected`` where that is not known."""
+        """Return the end of each task: its state, or ``collected`` if the state is not known."""
         gone = [task for task, end in self._ends.items() if end == "collected"]
-        known = {
-            event.task: _KINDS.get(event.kind, "") for event in journal.about(self._spool, gone) if event.published
-        }
-        return {task: (known.get(task) or end if end == "collected" else end) for task, end in self._ends.items()}
+        for event in journal.about(self._spool, gone):
+            if event.published and event.kind in STATE_OF_OUTCOME:
+                self._ends[event.task] = STATE_OF_OUTCOME[event.kind]
+        return dict(self._ends)

@@ -409,8 +409,8 @@ def test_to_wait_can_be_bounded_and_says_why_nothing_comes(spool: Spool) -> None
 def test_tasks_that_run_are_waited_for_whoever_collects_them(
     served: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spoolpool.monitor.wait._FIRST_WALK", 0.05)
-    monkeypatch.setattr("spoolpool.monitor.wait._LAST_WALK", 0.1)
+    monkeypatch.setattr("spoolpool.monitor.wait._FIRST_SCAN", 0.05)
+    monkeypatch.setattr("spoolpool.monitor.wait._LAST_SCAN", 0.1)
     with Executor(spool=served.path) as executor:
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "go")
         wait_until((tmp_path / "started").exists, "it runs")

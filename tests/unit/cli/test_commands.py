@@ -325,7 +325,7 @@ def test_the_status_says_for_how_long_no_worker_has_been_seen(spool: Spool) -> N
 def test_the_status_says_what_blocks_where_all_groups_have_died(spool: Spool) -> None:
     put(spool, "waiting")
     put(spool, "claimed", worker_id=announce(spool, dead_process()))
-    assert [each["what"] for each in looked_at(spool)["blocked"]] == ["held back", "claimed by groups that died"]
+    assert [each["what"] for each in looked_at(spool)["blocked"]] == ["held back", "claimed by dead groups"]
     assert "Groups   none alive" in run("status", spool.path).stdout
 
 
