@@ -14,6 +14,7 @@ import pytest
 import spoolpool
 from spoolpool import Executor, Flux, FluxBatch, Mpiexec, Sbatch, Session, Spool, Srun, Submission
 from spoolpool.errors import BadRequest
+from spoolpool.launch.launcher import LaunchOptions
 from tests.support import tasks
 
 OBJECTS = [
@@ -87,6 +88,11 @@ def test_an_object_without_options_is_the_backend_of_its_name() -> None:
     with Executor(max_workers=1, backend=Mpiexec()) as executor:
         assert executor.info["backend"] == "mpiexec"
         assert executor.submit(pow, 2, 2).result() == 4
+
+
+@pytest.mark.parametrize("backend", [Mpiexec(extra=["a"]), Srun(extra=["b"]), Flux(extra=["c=1"], urgency=20)])
+def test_fields_of_a_launchers_backend_are_launch_options(backend: Any) -> None:
+    assert vars(backend).items() <= vars(LaunchOptions(**vars(backend))).items()
 
 
 @pytest.mark.mpi
