@@ -1,1 +1,1 @@
-"""What happened in a spool, as charts: ``summary`` reads the journals, ``page`` and ``figure`` draw what it found."""
+"""Report of the past work of a spool: ``summary`` reads the journals, ``page`` and ``figure`` draw the charts."""

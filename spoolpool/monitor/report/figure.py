@@ -1,4 +1,4 @@
-"""The report as one picture, for papers; drawn by matplotlib."""
+"""Report as one picture, for papers; drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FUNCTIONS = 12
 
 
 def save(summary: Summary, path: str, kind: str) -> None:
-    """Write a picture (``png`` or ``svg``); raises :class:`BadRequest` where matplotlib is missing."""
+    """Write a picture (``png`` or ``svg``). Raises :class:`BadRequest` if matplotlib is not installed."""
     try:
         figures: Any = import_module("matplotlib.figure")
     except ImportError:
         raise BadRequest(
-            "Pictures are drawn by matplotlib, which is not installed: pip install 'spoolpool[report]'."
+            f"Cannot draw {path}: matplotlib is not installed. Install it with: pip install 'spoolpool[report]'."
         ) from None
     figure = figures.Figure(figsize=(10, 8), layout="constrained")
     panels = figure.subplot_mosaic([["groups", "groups"], ["levels", "levels"], ["functions", "waits"]])
@@ -48,7 +48,7 @@ def _groups(panel: Any, summary: Summary, begin: float, scale: float) -> None:
             if bool(bar.failed) == wrong
         ]
         wide = max(0.5, min(8.0, 120.0 / max(len(groups), 1)))
-        # as pixels in the middle of an SVG: it would have a path for each of many thousand bars
+        # rasterized: an SVG would have a path for each of many thousand bars
         panel.add_collection(
             collections.LineCollection(boxes, colors=colour, linewidths=wide, capstyle="butt", rasterized=True)
         )

@@ -1,13 +1,13 @@
 "use strict";
-// Draws the report. Times in the data are milliseconds after data.begin, which is in milliseconds since the epoch.
+// Draws the charts. Times in the data are milliseconds after data.begin, which is in milliseconds since the epoch.
 const data = JSON.parse(document.getElementById("data").textContent);
-const style = getComputedStyle(document.documentElement); // as it is at each moment
+const style = getComputedStyle(document.documentElement); // live: follows the colour scheme
 const colour = (name) => style.getPropertyValue("--" + name);
 const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6 };
 const LEFT = 150, TOP = 4, AXIS = 20;
 
 const span = Math.max(data.end - data.begin, 1);
-const view = { from: 0, to: span, row: 0 }; // what both charts over time show; row: the first that is seen, a fraction too
+const view = { from: 0, to: span, row: 0 }; // shown by both charts over time; row: the first visible row, with a fraction
 
 function duration(ms) {
   if (ms < 1) return (ms * 1000).toFixed(0) + " µs";
@@ -67,7 +67,7 @@ const rows = data.rows;
 const rowHeight = rows.length > 150 ? 8 : 18;
 const rowsShown = Math.min(rows.length, Math.floor(560 / rowHeight));
 
-function pack(row) { // columns of numbers: many bars are looked at for each drawing
+function pack(row) { // columns of numbers, because each drawing reads many bars
   const column = (kind, value) => kind.from(row.bars, value);
   row.begin = column(Float64Array, (bar) => bar[BAR.begin]);
   row.end = column(Float64Array, (bar) => bar[BAR.begin] + bar[BAR.length]);
@@ -77,7 +77,7 @@ function pack(row) { // columns of numbers: many bars are looked at for each dra
 }
 rows.forEach(pack);
 
-function firstAfter(row, ms) { // the first bar that ends behind a moment
+function firstAfter(row, ms) { // index of the first bar that ends after a time
   let low = 0, high = row.end.length;
   while (low < high) {
     const middle = (low + high) >> 1;
@@ -86,7 +86,7 @@ function firstAfter(row, ms) { // the first bar that ends behind a moment
   return low;
 }
 
-const SHADES = 8; // of a bar, by the share of its time in which something ran
+const SHADES = 8; // shades of a bar, by the share of its time with a running task
 
 function drawRows() {
   const canvas = document.getElementById("rows");
@@ -94,7 +94,7 @@ function drawRows() {
   const [context, width] = prepare(canvas, height);
   const x = axis(context, width, height - AXIS);
   const perPixel = (view.to - view.from) / (width - LEFT), tall = rowHeight - (rowHeight > 10 ? 4 : 1);
-  const shades = Array.from({ length: SHADES }, () => new Path2D()), failures = new Path2D(), there = new Path2D();
+  const shades = Array.from({ length: SHADES }, () => new Path2D()), failures = new Path2D(), idle = new Path2D();
   context.save();
   context.beginPath();
   context.rect(0, TOP, width, rowsShown * rowHeight);
@@ -102,9 +102,9 @@ function drawRows() {
   const seen = rows.slice(Math.floor(view.row), Math.ceil(view.row + rowsShown));
   seen.forEach((row, number) => {
     const y = TOP + (number - (view.row % 1)) * rowHeight, left = Math.max(LEFT, x(row.from));
-    there.rect(left, y, Math.max(0, Math.min(width, x(row.to)) - left), tall);
+    idle.rect(left, y, Math.max(0, Math.min(width, x(row.to)) - left), tall);
     for (let at = firstAfter(row, view.from); at < row.begin.length && row.begin[at] <= view.to; ) {
-      // bars that end within one pixel are one: so there are no more boxes than pixels, however many bars there are
+      // bars that end within one pixel are merged: there are at most as many boxes as pixels, for any number of bars
       const begin = row.begin[at], long = row.end[at] - begin > 4 * perPixel;
       let end = row.end[at], busy = row.busy[at], count = row.count[at], failed = row.failed[at];
       for (at++; at < row.begin.length && row.end[at] - begin <= perPixel; at++) {
@@ -116,12 +116,12 @@ function drawRows() {
       const from = Math.max(LEFT, x(begin)), to = Math.min(width, Math.max(from + 1, x(end) - (long ? 1 : 0)));
       const shade = Math.min(SHADES - 1, Math.floor(busy / Math.max(end - begin, 1e-9) * SHADES));
       shades[shade].rect(from, y, to - from, tall);
-      const part = failed ? tall * Math.max(0.25, failed / count) : 0; // as much of the bar as failed, so that one is seen
+      const part = failed ? tall * Math.max(0.25, failed / count) : 0; // at least a quarter of the height, so that one failure is visible
       if (part) failures.rect(from, y + tall - part, to - from, part);
     }
   });
-  context.fillStyle = colour("there");
-  context.fill(there);
+  context.fillStyle = colour("idle");
+  context.fill(idle);
   context.fillStyle = colour("bar");
   shades.forEach((path, shade) => {
     context.globalAlpha = (shade + 3) / (SHADES + 2);
@@ -154,7 +154,7 @@ function barAt(canvas, event) {
   return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"} (${bar[BAR.task]})${alone}${wrong}`;
 }
 
-// -- how many wait and run
+// -- numbers of waiting and running tasks
 
 function drawLevels() {
   const height = 180, [context, width] = prepare(document.getElementById("levels"), height);
@@ -166,7 +166,7 @@ function drawLevels() {
     return { level, step, from, to, tint, top: Math.max(0, ...level.values.slice(from, to)) };
   });
   const bottom = height - AXIS, above = TOP + 14;
-  lines.forEach((line, which) => { // each has a scale of its own, at the left
+  lines.forEach((line, which) => { // each line has its own scale
     const y = (value) => bottom - value / (line.top || 1) * (bottom - above);
     context.strokeStyle = context.fillStyle = colour(line.tint);
     context.lineWidth = 1.5;
@@ -184,7 +184,7 @@ function drawLevels() {
     context.stroke();
     context.restore();
     context.textAlign = "left";
-    context.fillText(`${which ? "running" : "waiting"}, up to ${+line.top.toFixed(1)}`, 4, above + 18 * which);
+    context.fillText(`${which ? "running" : "waiting"}, at most ${+line.top.toFixed(1)}`, 4, above + 18 * which);
   });
 }
 
@@ -193,7 +193,7 @@ function drawLevels() {
 function drawClasses(id, classes, tint) {
   const canvas = document.getElementById(id);
   const height = 160, [context, width] = prepare(canvas, height);
-  if (!classes.length) { context.fillStyle = colour("dim"); context.fillText("nothing yet", 8, height / 2); return; }
+  if (!classes.length) { context.fillStyle = colour("dim"); context.fillText("no tasks yet", 8, height / 2); return; }
   const wide = (width - 16) / classes.length, top = Math.max(...classes.map((each) => each[1]));
   classes.forEach(([from, count], at) => {
     const tall = count / top * (height - AXIS - 10);

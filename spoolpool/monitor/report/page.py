@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file."""
+"""Report as one self-contained HTML page: it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _seconds = partial(format_duration, precise=True)
 
 
 def page(summary: Summary) -> str:
-    """The whole page. Whatever comes from the spool is escaped in it."""
+    """Return the page. All text from the spool is escaped."""
     here = files("spoolpool.monitor.report")
     return _PAGE.format(
         title=f"Report of {html.escape(summary.spool)}",
@@ -53,14 +53,14 @@ def page(summary: Summary) -> str:
     )
 
 
-# -- for the script
+# -- data for the script
 
 
 def _data(summary: Summary) -> dict[str, Any]:
-    begin = summary.begin or summary.made
+    begin = summary.begin or summary.created
     whole = Distribution()
     for each in summary.durations.values():
-        whole.join(each)
+        whole.update(each)
 
     def ms(moment: float) -> float:
         return round((moment - begin) * 1000, 1)
@@ -105,7 +105,7 @@ def _level(level: Level, begin: float) -> dict[str, Any]:
     return {"begin": round((first - begin) * 1000, 1), "step": level.step * 1000, "values": values}
 
 
-# -- text
+# -- visible text
 
 
 def _body(summary: Summary) -> Iterable[str]:
@@ -114,9 +114,9 @@ def _body(summary: Summary) -> Iterable[str]:
     yield _figures(summary)
     yield "<h2>Groups</h2>"
     yield (
-        '<p class="key">Turn the wheel to zoom, drag to move, double-click for all. '
-        '<i style="background:var(--bar)"></i>runs a task <i style="background:var(--failed)"></i>how many failed '
-        '<i style="background:var(--there)"></i>idle</p>'
+        '<p class="key">Wheel: zoom. Drag: move. Double click: show all. '
+        '<i style="background:var(--bar)"></i>running a task <i style="background:var(--failed)"></i>failed tasks '
+        '<i style="background:var(--idle)"></i>idle</p>'
     )
     yield '<canvas id="rows"></canvas><p id="hint"></p>'
     yield '<h2>Waiting and running</h2><canvas id="levels"></canvas>'
@@ -126,36 +126,36 @@ def _body(summary: Summary) -> Iterable[str]:
     yield _functions(summary)
     yield "<h2>Hosts</h2>"
     yield _hosts(summary)
-    yield "<h2>What a task costs beside its call</h2>"
+    yield "<h2>Overhead per task</h2>"
     yield _overhead(summary)
     if summary.failures:
         yield "<h2>Failures</h2>"
         yield from _failures(summary)
     if summary.recoveries:
         yield f"<h2>Recoveries: {summary.recoveries}</h2>"
-        found = ((_moment(event.t), event.by, event.text) for event in reversed(summary.last_recoveries))
-        yield _table(("when", "by", "what was done"), found)
+        found = ((_time(event.t), event.by, event.text) for event in reversed(summary.last_recoveries))
+        yield _table(("time", "by", "action"), found)
 
 
 def _span(summary: Summary) -> str:
-    made = f"made {_moment(summary.made)}"
+    created = f"report of {_time(summary.created)}"
     if not summary.begin:
-        return f"Nothing has happened yet; {made}."
-    return f"{_moment(summary.begin)} to {_moment(summary.end)} ({_seconds(summary.end - summary.begin)}); {made}."
+        return f"No events yet; {created}."
+    return f"{_time(summary.begin)} to {_time(summary.end)} ({_seconds(summary.end - summary.begin)}); {created}."
 
 
 def _figures(summary: Summary) -> str:
     busy = sum(busy for _, _, busy, _ in summary.hosts().values())
-    there = sum(there for *_, there in summary.hosts().values())
+    lifetime = sum(lifetime for *_, lifetime in summary.hosts().values())
     figures = {
-        "tasks ended": summary.tasks,
-        "with an exception": summary.kinds["error"],
+        "finished tasks": summary.tasks,
+        "raised": summary.kinds["error"],
         "cancelled": summary.kinds["cancelled"],
-        "tried again": summary.retried,
-        "brought back": summary.recoveries,
-        "waiting now": summary.waiting_now,
+        "retried": summary.retried,
+        "recovered": summary.recoveries,
+        "waiting": summary.waiting_now,
         "groups": len(summary.groups),
-        "busy": f"{100 * busy / there:.0f} %" if there else "0 %",
+        "busy": f"{100 * busy / lifetime:.0f} %" if lifetime else "0 %",
     }
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures.items())
     return f'<div class="figures">{boxes}</div>'
@@ -172,24 +172,24 @@ def _functions(summary: Summary) -> str:
         for name, each in most[:_FUNCTIONS]
     ]
     left = f"<p>and {len(most) - _FUNCTIONS} more</p>" if len(most) > _FUNCTIONS else ""
-    return _table(("function", "attempts", "together", "mean", "median", "95 %", "longest"), rows, figures=True) + left
+    return _table(("function", "attempts", "total", "mean", "median", "95 %", "longest"), rows, figures=True) + left
 
 
 def _hosts(summary: Summary) -> str:
     rows = []
-    for host, (groups, tasks, busy, there) in summary.hosts().items():
-        share = min(1.0, busy / there) if there else 0.0
+    for host, (groups, tasks, busy, lifetime) in summary.hosts().items():
+        share = min(1.0, busy / lifetime) if lifetime else 0.0
         meter = _Markup(f'<meter value="{share:.3f}"></meter> {100 * share:.0f} %')
-        rows.append((host, groups, tasks, _seconds(busy), _seconds(there), meter))
-    return _table(("host", "groups", "attempts", "with a task", "there", "busy"), rows, figures=True)
+        rows.append((host, groups, tasks, _seconds(busy), _seconds(lifetime), meter))
+    return _table(("host", "groups", "attempts", "running tasks", "alive", "busy"), rows, figures=True)
 
 
 def _overhead(summary: Summary) -> str:
     rows = [
         (what, each.count, _seconds(each.mean), _seconds(each.quantile(0.5)), _seconds(each.quantile(0.95)))
         for what, each in (
-            ("around the call: read, hand out, publish", summary.overhead),
-            ("between two tasks, where the next one waited", summary.pauses),
+            ("around the call: reading, distribution to the ranks, publication", summary.overhead),
+            ("between two tasks, if the second was already waiting", summary.pauses),
         )
     ]
     return _table(("part", "tasks", "mean", "median", "95 %"), rows, figures=True)
@@ -197,22 +197,22 @@ def _overhead(summary: Summary) -> str:
 
 def _failures(summary: Summary) -> Iterable[str]:
     often = summary.failures.most_common(_FUNCTIONS)
-    yield _table(("function", "exception", "times"), [(summary.names[name], kind, n) for (name, kind), n in often])
-    yield "<p>The last ones; <code>spool traceback</code> and <code>spool logs</code> tell more.</p>"
+    yield _table(("function", "exception", "count"), [(summary.names[name], kind, n) for (name, kind), n in often])
+    yield "<p>The latest; see <code>spool traceback</code> and <code>spool logs</code> for details.</p>"
     yield _table(
-        ("when", "task", "function", "exception", "host"),
-        [(_moment(each.t), each.task, each.name, each.type, each.host) for each in reversed(summary.last_failures)],
+        ("time", "task", "function", "exception", "host"),
+        [(_time(each.t), each.task, each.name, each.type, each.host) for each in reversed(summary.last_failures)],
     )
 
 
 class _Markup(str):
-    """Text that is HTML already."""
+    """Text that is HTML and not escaped again."""
 
     __slots__ = ()
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: bool = False) -> str:
-    """A table; with ``figures`` all columns but the first are numbers."""
+    """Return a table; with ``figures`` all columns but the first are numbers."""
 
     def line(tag: str, row: Sequence[object]) -> str:
         texts = (each if isinstance(each, _Markup) else html.escape(str(each)) for each in row)
@@ -223,5 +223,5 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: b
     return f'<div class="scroll"><table{kind}><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _moment(seconds: float) -> str:
+def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

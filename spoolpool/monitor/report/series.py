@@ -1,4 +1,4 @@
-"""Figures that take in any number of values and stay small: averages over time, distributions, and bars of time."""
+"""Statistics of bounded size for any number of values: averages over time, distributions, and bars of time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _PER_OCTAVE = 4
 
 
 class Level:
-    """How many of something there were over time: intervals go in, averages over equal steps come out.
+    """Number of overlapping intervals over time, as averages over equal steps.
 
-    There are at most ``most`` steps; when the intervals reach further, each step becomes twice as long.
+    There are at most ``most`` steps; when the intervals extend further, each step becomes twice as long.
     """
 
     def __init__(self, most: int = 1024, step: float = 0.25) -> None:
         self._most = most
         self.step = step
         """Seconds."""
-        self._area: Counter[int] = Counter()  # seconds of intervals in a step, but for
-        self._change: Counter[int] = Counter()  # those that fill whole steps: how many more there are from here on
+        self._area: Counter[int] = Counter()  # seconds of the intervals that begin or end in a step
+        self._change: Counter[int] = Counter()  # change of the number of intervals that cover whole steps
         self._first = self._last = 0
         self._empty = True
 
     def add(self, begin: float, end: float) -> None:
-        """One more from ``begin`` to ``end``, seconds since the epoch."""
+        """Add an interval; ``begin`` and ``end`` are seconds since the epoch."""
         if end <= begin:
             return
-        first, last = self._reach(begin, end)
+        first, last = self._extend(begin, end)
         if first == last:
             self._area[first] += end - begin  # type: ignore[assignment]  # seconds, not a count
             return
@@ -38,7 +38,7 @@ class Level:
         self._change[first + 1] += 1
         self._change[last] -= 1
 
-    def _reach(self, begin: float, end: float) -> tuple[int, int]:
+    def _extend(self, begin: float, end: float) -> tuple[int, int]:
         while True:
             first, last = math.floor(begin / self.step), math.floor(end / self.step)
             lowest, highest = (first, last) if self._empty else (min(first, self._first), max(last, self._last))
@@ -62,12 +62,12 @@ class Level:
             yield at, self._area[at] + whole * self.step
 
     def values(self) -> tuple[float, list[float]]:
-        """When the first step begins, and the averages."""
+        """Return the begin of the first step, and the averages."""
         return self._first * self.step, [round(seconds / self.step, 3) for _, seconds in self._seconds()]
 
 
 class Distribution:
-    """How long something took: lengths go in, in seconds; four classes per doubling are kept."""
+    """Distribution of durations in seconds; there are four classes per doubling."""
 
     def __init__(self) -> None:
         self._classes: Counter[int] = Counter()
@@ -76,15 +76,15 @@ class Distribution:
         self.longest = 0.0
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Add a duration."""
         seconds = max(seconds, 1e-6)
         self._classes[math.floor(math.log2(seconds) * _PER_OCTAVE)] += 1
         self.count += 1
         self.total += seconds
         self.longest = max(self.longest, seconds)
 
-    def join(self, other: Distribution) -> None:
-        """All that are in another one too."""
+    def update(self, other: Distribution) -> None:
+        """Add all durations of another distribution."""
         self._classes.update(other._classes)
         self.count += other.count
         self.total += other.total
@@ -92,11 +92,11 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """Their average; 0 for none."""
+        """Average duration; 0 without durations."""
         return self.total / self.count if self.count else 0.0
 
     def quantile(self, share: float) -> float:
-        """A length that this share of them does not exceed, true to a tenth; 0 for none."""
+        """Return a duration that this share does not exceed, with an error of at most 10 %; 0 without durations."""
         wanted, seen = share * self.count, 0
         for each in sorted(self._classes):
             seen += self._classes[each]
@@ -105,7 +105,7 @@ class Distribution:
         return 0.0
 
     def classes(self) -> list[tuple[float, int]]:
-        """Where each class begins, in seconds, and how many are in it; empty ones in between too."""
+        """Return the begin of each class in seconds and the number of its durations, empty classes in between too."""
         if not self._classes:
             return []
         between = range(min(self._classes), max(self._classes) + 1)
@@ -113,7 +113,7 @@ class Distribution:
 
 
 class Bar:
-    """A stretch of time in which a group ran one task, or several short ones one after the other."""
+    """Interval in which a group ran one task, or several short tasks in succession."""
 
     __slots__ = ("begin", "busy", "count", "end", "failed", "longest", "name", "task")
 
@@ -126,8 +126,8 @@ class Bar:
         self.name = name
         self.task = task
 
-    def swallow(self, other: Bar) -> None:
-        """Become the stretch of both, under the name of the one with the longest task."""
+    def merge(self, other: Bar) -> None:
+        """Extend to another bar, with the name of the longest task of both."""
         self.end = max(self.end, other.end)
         self.busy += other.busy
         self.count += other.count
@@ -137,39 +137,39 @@ class Bar:
 
 
 class Bars:
-    """The bars of all groups, at most about ``most``: where there are more, neighbours become one."""
+    """Bars of all groups, at most about ``most``: neighbours are merged if there are more."""
 
     def __init__(self, most: int = 40_000) -> None:
         self._most = most
         self._count = 0
         self.resolution = 0.0
-        """Seconds that a bar of several tasks spans at most."""
+        """Longest interval of a merged bar, in seconds."""
         self.rows: dict[str, list[Bar]] = {}
 
     def add(self, row: str, bar: Bar) -> None:
-        """A bar behind those that its row has."""
+        """Append a bar to its row."""
         bars = self.rows.setdefault(row, [])
-        if not self._swallowed(bars, bar):
+        if not self._is_merged(bars, bar):
             bars.append(bar)
             self._count += 1
             if self._count > self._most:
                 self._merge()
 
-    def _swallowed(self, bars: list[Bar], bar: Bar) -> bool:
+    def _is_merged(self, bars: list[Bar], bar: Bar) -> bool:
         if bars and bar.end - bars[-1].begin <= self.resolution:
-            bars[-1].swallow(bar)
+            bars[-1].merge(bar)
             return True
         return False
 
     def _merge(self) -> None:
-        """Merge until half of the room is free, or rows with a bar each leave nothing to merge."""
+        """Merge bars until half of the limit is free, or each row has only one bar."""
         longest = max(bars[-1].end - bars[0].begin for bars in self.rows.values())
         while self._count > self._most // 2 and self.resolution <= longest:
             self.resolution = max(self.resolution * 2, 1e-3)
             for row, bars in self.rows.items():
                 merged: list[Bar] = []
                 for bar in bars:
-                    if not self._swallowed(merged, bar):
+                    if not self._is_merged(merged, bar):
                         merged.append(bar)
                 self.rows[row] = merged
             self._count = sum(map(len, self.rows.values()))

@@ -1,4 +1,4 @@
-"""What the journals of a spool tell, read once and kept small, however many tasks there were."""
+"""Summary of the journals of a spool, of bounded size for any number of tasks."""
 
 from __future__ import annotations
 
@@ -14,92 +14,93 @@ from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool
 
-_NAMES = 500  # functions that are told apart
-_KINDS = 500  # kinds of failures that are told apart, and one more for each function
-_LAST = 50  # failures and recoveries that are shown one by one
+_NAMES = 500  # functions with an entry of their own
+_KINDS = 500  # kinds of failures with an entry of their own, besides one for each function
+_LAST = 50  # failures and recoveries that are listed
 _OTHERS = "(others)"
 
 
 @dataclass
-class Group:
-    """One worker group."""
+class GroupSummary:
+    """Work of one worker group."""
 
     host: str
     job: str = ""
     ranks: int = 1
     begin: float = 0.0
-    """Seconds since the epoch, like all moments here."""
+    """Seconds since the epoch, like all times here."""
     end: float = 0.0
     tasks: int = 0
     busy: float = 0.0
-    """Seconds in which it had a task."""
-    ended: float = 0.0
-    """When its last task so far was published."""
+    """Seconds with a task."""
+    last_end: float = 0.0
+    """End of its last task so far."""
 
 
 @dataclass
 class Summary:
-    """What happened in a spool."""
+    """Past work of a spool."""
 
     spool: str
-    made: float
+    created: float
+    """Time of the summary."""
     begin: float = 0.0
-    """Of the first thing that happened; 0 if nothing did."""
+    """Time of the first event; 0 without events."""
     end: float = 0.0
     tasks: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    """How tasks ended: kinds of outcomes."""
+    """Number of tasks by the kind of the outcome."""
     dropped: int = 0
-    """Outcomes of workers that were thought dead."""
+    """Outcomes of workers that were taken for dead."""
     retried: int = 0
-    """Attempts that raised and were followed by another one."""
+    """Failed attempts that another attempt followed."""
     waiting_now: int = 0
     names: list[str] = field(default_factory=list)
-    """Functions; the others refer to them by their place in here."""
+    """Names of functions; the other fields have indices of this list."""
     durations: dict[int, Distribution] = field(default_factory=dict)
-    """Of the attempts that ended, by function."""
+    """Durations of attempts by function."""
     waits: Distribution = field(default_factory=Distribution)
-    """From the submission to the claim; the clocks of two hosts take part."""
+    """Times between submission and claim, which compare the clocks of two hosts."""
     overhead: Distribution = field(default_factory=Distribution)
-    """What a task costs its group beside its call, from the claim on."""
+    """Times between claim and publication of a task without the call itself."""
     pauses: Distribution = field(default_factory=Distribution)
-    """Between two tasks of a group, where the second was waiting already."""
+    """Times between two tasks of a group, if the second was already waiting."""
     failures: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """By function and class of the exception."""
+    """Number of failures by function and class of the exception."""
     last_failures: list[Event] = field(default_factory=list)
     recoveries: int = 0
     last_recoveries: list[Event] = field(default_factory=list)
     waiting: Level = field(default_factory=Level)
     running: Level = field(default_factory=Level)
-    groups: dict[str, Group] = field(default_factory=dict)
+    groups: dict[str, GroupSummary] = field(default_factory=dict)
     bars: Bars = field(default_factory=Bars)
 
     def hosts(self) -> dict[str, tuple[int, int, float, float]]:
-        """Of each host: groups, tasks, seconds in which its groups had a task, and seconds that they were there."""
+        """Return for each host: groups, tasks, seconds of its groups with a task, and seconds of their lifetimes."""
         found: dict[str, tuple[int, int, float, float]] = {}
         for group in self.groups.values():
-            groups, tasks, busy, there = found.get(group.host, (0, 0, 0.0, 0.0))
-            there += group.end - group.begin
-            found[group.host] = groups + 1, tasks + group.tasks, busy + group.busy, there
+            groups, tasks, busy, lifetime = found.get(group.host, (0, 0, 0.0, 0.0))
+            lifetime += group.end - group.begin
+            found[group.host] = groups + 1, tasks + group.tasks, busy + group.busy, lifetime
         return dict(sorted(found.items()))
 
 
 def summarize(spool: Spool) -> Summary:
-    """Read all journals of a spool once, and what waits now. Memory does not grow with the tasks."""
+    """Read all journals of a spool once, and count the waiting tasks. Memory does not grow with the number of tasks."""
     summary = Summary(spool.path, time.time())
     reader = _Reader(summary)
     for line in journal.lines(spool):
-        reader.take(line.event)
-    for standing in SpoolScanner(spool.path).tasks({"waiting"}):
+        reader.read(line.event)
+    for location in SpoolScanner(spool.path).tasks({"waiting"}):
         summary.waiting_now += 1
-        summary.waiting.add(submitted_at(standing.task_file.task), max(summary.made, summary.end))
+        summary.waiting.add(submitted_at(location.task_file.task), max(summary.created, summary.end))
     summary.last_failures = reader.failures.latest()
     summary.last_recoveries = reader.recoveries.latest()
     return summary
 
 
 class _Reader:
-    """Takes in one event after the other, in the order of their times."""
+    """Reads events in the order of their times."""
 
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
@@ -107,7 +108,7 @@ class _Reader:
         self.failures = _Latest()
         self.recoveries = _Latest()
 
-    def take(self, event: Event) -> None:
+    def read(self, event: Event) -> None:
         found = self._summary
         found.begin = min(found.begin or event.t, event.started or event.t)
         found.end = max(found.end, event.t)
@@ -117,19 +118,19 @@ class _Reader:
         if event.event == "cancelled":
             found.kinds["cancelled"] += 1
         if event.event in ("worker started", "worker ended", "task", "raised"):
-            self._of_group(event)
+            self._read_group(event)
 
-    def _of_group(self, event: Event) -> None:
+    def _read_group(self, event: Event) -> None:
         group = self._summary.groups.get(event.by)
         if group is None:
-            group = self._summary.groups[event.by] = Group(event.host, begin=event.started or event.t)
+            group = self._summary.groups[event.by] = GroupSummary(event.host, begin=event.started or event.t)
         group.end = max(group.end, event.t)
         if event.event == "worker started":
             group.job, group.ranks = event.job, max(1, event.ranks)
         elif event.started and event.event in ("task", "raised"):
-            self._attempt(event, group)
+            self._read_attempt(event, group)
 
-    def _attempt(self, event: Event, group: Group) -> None:
+    def _read_attempt(self, event: Event, group: GroupSummary) -> None:
         found = self._summary
         ended = event.ended or event.t
         seconds = max(0.0, ended - event.started)
@@ -146,9 +147,9 @@ class _Reader:
         if event.submitted:
             found.waits.add(event.started - event.submitted)
             found.waiting.add(event.submitted, event.started)
-            if 0 < event.submitted < group.ended <= event.started:
-                found.pauses.add(event.started - group.ended)
-        group.ended = ended
+            if 0 < event.submitted < group.last_end <= event.started:
+                found.pauses.add(event.started - group.last_end)
+        group.last_end = ended
         if failed:
             kind = (name, event.type)
             found.failures[kind if kind in found.failures or len(found.failures) < _KINDS else (name, _OTHERS)] += 1
@@ -161,7 +162,7 @@ class _Reader:
             found.dropped += not event.published
 
     def _id(self, name: str) -> int:
-        """The place of a function's name; all those that come late share one."""
+        """Return the index of a function's name; all names beyond the limit share one."""
         if name not in self._ids:
             if len(self._ids) >= _NAMES:
                 name = _OTHERS
@@ -172,7 +173,7 @@ class _Reader:
 
 
 class _Latest:
-    """The last of some events, which come in no order."""
+    """The latest of some unsorted events."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Event]] = []

@@ -154,7 +154,7 @@ def test_journals_are_summed_up(spool: Spool) -> None:
 
 def test_a_spool_in_which_nothing_happened_has_a_report(spool: Spool, tmp_path: Path) -> None:
     assert run("report", spool.path, "-o", tmp_path / "report.html").exit_code == 0
-    assert "Nothing has happened yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No events yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_real_work_is_reported(spool: Spool, worker: Workers, tmp_path: Path) -> None:
