@@ -71,16 +71,20 @@ def autoscale(
     at a time scales a spool. Prints what it does, and why.
     """
     spool = Spool(directory)
-    terms = ScalingPolicy(max_jobs=max_jobs, tasks_per_job=tasks_per_job, patience=patience, cooldown=cooldown)
+    policy = ScalingPolicy(
+        max_jobs=max_jobs,
+        tasks_per_job=tasks_per_job,
+        patience=patience,
+        cooldown=cooldown,
+        idle_timeout=idle_timeout,
+    )
     given = worker_options(options["arguments"])
     trust = Trust(given["trusted"], given["trusted_groups"])
-    scaler = Autoscaler(
-        spool, job(spool.path, options), terms, idle_timeout=idle_timeout, tags=given["tags"], trust=trust
-    )
+    scaler = Autoscaler(spool, job(spool.path, options), policy, tags=given["tags"], trust=trust)
     ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    with scaler.alone():
+    with scaler.exclusive():
         while True:
             try:
                 for line in scaler.round():

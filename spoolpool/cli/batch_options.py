@@ -12,6 +12,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.worker import main
+from spoolpool.options import FluxBatch, Sbatch
 from spoolpool.pool.batch_system import Job
 
 _OPTIONS = (
@@ -56,12 +57,10 @@ def job(spool: str, options: dict[str, Any]) -> Job:
     """The job that a command line describes."""
     worker_options(options["arguments"])
     template = options["template"]
+    backend = {"slurm": Sbatch, "flux": FluxBatch}[options["system"]]
     return Job(
-        system=options["system"],
+        backend=backend(nodes=options["nodes"], time=options["walltime"], directives=options["directives"]),
         spool=spool,
-        nodes=options["nodes"],
-        time=options["walltime"],
-        directives=options["directives"],
         arguments=options["arguments"],
         template=Path(template).read_text(encoding="utf-8") if template else "",
     )

@@ -12,7 +12,10 @@ from spoolpool.cli.output import command, common_arguments, say
 from spoolpool.cli.worker_options import WorkerCommandOptions, weights_of
 from spoolpool.cli.worker_rank import on_signals, open_spool, ranks_started, work
 from spoolpool.format.names import check_tags
+from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.resources import read_memory
+
+_LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe")
 
 
 @command("spool-worker")
@@ -43,7 +46,7 @@ from spoolpool.resources import read_memory
 )
 @click.option(
     "--launcher-option",
-    "launcher_options",
+    "extra",
     multiple=True,
     help="Hand this on to srun or mpiexec, or to Flux as a shell option NAME=VALUE (repeat for more).",
 )
@@ -123,11 +126,9 @@ def main(**options: Any) -> None:
     Ends at SIGTERM, SIGINT or SIGUSR1 after the tasks that run; a supervisor gives those back that take longer
     than --drain. At a second signal it ends at once.
     """
-    given = {
-        "queues": weights_of(options["queues"]),
-        "tags": check_tags(options["tags"]),
-        "memory": read_memory(options["memory"]),
-    }
+    options["memory"] = read_memory(options["memory"])
+    launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})
+    given = {"queues": weights_of(options["queues"]), "tags": check_tags(options["tags"]), "launch": launch}
     wishes = WorkerCommandOptions(**{**options, **given})
     if wishes.group_of is None and (wishes.launcher or wishes.groups or wishes.given_shapes or in_batch_script()):
         supervise(wishes)
@@ -144,28 +145,22 @@ def in_batch_script() -> bool:
 
 def supervise(wishes: WorkerCommandOptions) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
-    from spoolpool.launch.launcher import LaunchOptions
     from spoolpool.launch.selection import select_launcher
-    from spoolpool.pool.supervisor import Supervisor, SupervisorOptions
+    from spoolpool.pool.supervisor import Supervisor
     from spoolpool.system.stop_request import StopRequest
 
     launcher = select_launcher(wishes.launcher or "auto")
-    orders = SupervisorOptions(
-        wishes=wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
+    supervisor = Supervisor(
+        open_spool(wishes.directory),
+        launcher,
+        wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
+        wishes.launch,
         arguments=wishes.for_groups(),
-        options=LaunchOptions(
-            oversubscribe=wishes.oversubscribe,
-            cwd=wishes.cwd,
-            extra=wishes.launcher_options,
-            output=wishes.output,
-            urgency=wishes.urgency,
-            memory=wishes.memory,
-        ),
-        as_json="--log-json" in common_arguments(),
         max_time=wishes.max_time,
         drain=wishes.drain,
+        as_json="--log-json" in common_arguments(),
+        echo=say,
     )
-    supervisor = Supervisor(open_spool(wishes.directory), launcher, orders, say)
     stopping, hurry = StopRequest(), StopRequest()
     on_signals(stopping.set, hurry.set)
     supervisor.run(stopping, hurry)

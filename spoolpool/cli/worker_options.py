@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spoolpool.cli.output import common_arguments
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import check_queue
+from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.resources import Shape, read_shape
 
 
@@ -22,13 +23,7 @@ class WorkerCommandOptions:
     groups: int | None
     given_shapes: tuple[str, ...]
     launcher: str | None
-    launcher_options: tuple[str, ...]
-    urgency: int
-    memory: int
-    """Bytes per rank; 0 if nobody said."""
-    cwd: str | None
-    output: str
-    oversubscribe: bool
+    launch: LaunchOptions
     queues: dict[str, int]
     """Their weights by their names."""
     tags: tuple[str, ...]

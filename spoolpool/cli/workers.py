@@ -11,8 +11,7 @@ from spoolpool.cli.batch_options import job, job_options
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_job_name
-from spoolpool.pool import batch_jobs
-from spoolpool.pool.batch_jobs import look, output_of, submit
+from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.registration import request_stop
 from spoolpool.protocol.spool import Spool
@@ -40,7 +39,7 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
     submitted = job(spool.path, options)
     if dry_run:
         name = new_job_name()
-        click.echo(submitted.script(name, output_of(spool, name)), nl=False)
+        click.echo(submitted.script(name, output_path(spool, name)), nl=False)
         return
     for _ in range(count):
         click.echo(submit(spool, submitted)[1])
@@ -58,12 +57,12 @@ def ls(directory: str) -> None:
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         click.echo(shown(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}"))
-    for each in look(spool):
-        if each.listed is not None:
+    for each in find_jobs(spool):
+        if each.state != "over":
             record = each.record
             purpose = f"for {record.lane}" if record.lane else "started by hand"
             purpose += f", session {record.session}" if record.session else ""
-            text = f"{each.listed.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
+            text = f"{each.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
             click.echo(shown(text))
 
 
@@ -114,16 +113,16 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     jobs are cancelled as well. No job is touched that was not submitted for this spool by your account.
     """
     spool = Spool(directory)
-    going = [job for job in batch_jobs.look(spool) if job.listed is not None]
+    going = [job for job in find_jobs(spool) if job.state != "over"]
     if everything == bool(named):
         raise BadRequest(f"Name batch jobs, or --all. There are {len(going)}: see 'spool workers ls {spool.path}'.")
     for name in named:
-        if not any(name in (job.record.name, job.listed.id) for job in going if job.listed):
+        if not any(name in (job.record.name, job.id) for job in going):
             raise BadRequest(f"No batch job of this spool is {name!r}: see 'spool workers ls {spool.path}'.")
-    wanted = {job.record.name for job in going if everything or {job.record.name, job.listed.id} & set(named)}  # type: ignore[union-attr]
+    wanted = {job.record.name for job in going if everything or {job.record.name, job.id} & set(named)}
     if everything:
         for info in _chosen(spool, (), True):
             request_stop(spool, info.worker)
             say(f"{info.worker} on {info.process.host} was asked to end.")
-    for line in batch_jobs.stop(spool, lambda job: job.record.name in wanted, seconds):
+    for line in end_jobs(spool, lambda job: job.record.name in wanted, seconds):
         say(line)

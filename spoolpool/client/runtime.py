@@ -26,7 +26,7 @@ from spoolpool.launch.launcher import Launcher, LaunchOptions
 from spoolpool.launch.selection import select_launcher
 from spoolpool.options import BatchBackend
 from spoolpool.pool.batch_pool import BatchPool
-from spoolpool.pool.pool import GroupPool
+from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security.trust import Trust

@@ -1,12 +1,11 @@
-"""Have as many batch jobs of workers as a spool needs.
+"""Autoscaler: keeps as many batch jobs of workers as the tasks of a spool need.
 
 ::
 
-    spool, batch system --> State --> decide() --> Decision, ... --> submit, cancel
+    spool, batch system --> ScalingState --> decide() --> Decision, ... --> submit, cancel
 
-What :func:`spoolpool.pool.scaling_policy.decide` needs to know of the past is dated in the spool, so that rounds of
-one process and
-rounds of many, as from cron, decide alike.
+All past events that :func:`spoolpool.pool.scaling_policy.decide` needs are dated in the spool, so that rounds of one
+process and rounds of many, as from cron, decide alike.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
-from spoolpool.format.names import AUTOSCALE_LOCK, Lane, parse_lane
+from spoolpool.format.names import AUTOSCALE_LOCK, parse_lane
 from spoolpool.monitor.scan import waiting_tasks
-from spoolpool.pool import batch_jobs, batch_system
+from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
-from spoolpool.pool.scaling_policy import Decision, JobSeen, ScalingPolicy, State, decide
+from spoolpool.pool.scaling_policy import Decision, ScalingPolicy, ScalingState, decide
 from spoolpool.protocol import sessions, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.journal import Journal
@@ -39,38 +38,35 @@ log = logging.getLogger(__name__)
 
 
 class Autoscaler:
-    """Looks at a spool and its batch jobs, decides, and does it.
+    """Submits and cancels batch jobs like ``job`` for the lanes of a spool.
 
-    With a ``session``, the jobs are those of its executor, and only what that submitted counts. ``tags`` and ``trust``
-    are what the worker options of the job say of them.
+    With a ``session``, the jobs belong to its executor. ``tags`` and ``trust`` are those of the job's worker options.
     """
 
     def __init__(
         self,
         spool: Spool,
         job: Job,
-        terms: ScalingPolicy,
+        policy: ScalingPolicy,
         *,
-        idle_timeout: float,
         session: str = "",
         tags: tuple[str, ...] = (),
         trust: Trust | None = None,
     ) -> None:
         self._spool = spool
         self._job = job
-        self._terms = terms
-        self._idle_timeout = idle_timeout
+        self._policy = policy
         self._session = session
         self._tags = tags
         self._trust = trust or Trust()
         self._liveness = Liveness(spool)
-        self._left: dict[str, str] = {}
+        self._obstacles: dict[str, str] = {}
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one that scales this spool. Raises :class:`SpoolpoolError` where somebody else does.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock by which one process at a time scales a spool. Raises :class:`SpoolpoolError` if it is taken.
 
-        Where the filesystem has no locks nobody can tell, and the log says so.
+        On a filesystem without locks nothing is excluded, and a warning is logged.
         """
         path = f"{self._spool.layout.jobs}/{AUTOSCALE_LOCK}"
         with files.translate_errors(f"scale the spool {self._spool.path}"):
@@ -79,79 +75,71 @@ class Autoscaler:
                 self._spool.show(path, [])
             fd = self._spool.open_for_lock(path)
         try:
-            found = try_lock(fd)
-            if found is Lock.BUSY:
+            lock = try_lock(fd)
+            if lock is Lock.BUSY:
                 raise SpoolpoolError(
-                    f"Somebody else scales {self._spool.path}: the lock of {path} is held. One is enough; 'lsof' on "
-                    "its host shows which process it is."
+                    f"Another process scales {self._spool.path}: the lock of {path} is taken. One process is enough; "
+                    "'lsof' on its host shows which it is."
                 )
-            if found is Lock.NONE:
-                log.warning("%s has no locks: take care that only one process scales it.", self._spool.path)
+            if lock is Lock.NONE:
+                log.warning("%s has no locks: make sure that only one process scales it.", self._spool.path)
             yield
         finally:
             files.close(fd)
 
     def round(self, only: set[str] | None = None) -> list[str]:
-        """Look once, decide, and do it; returns what was done and why, in words. ``only`` these lanes count.
+        """Decide once and act on it; return messages with the reasons. ``only``: ignore tasks of other lanes.
 
-        What is left undone is told once for the same reason. Raises :class:`LauncherError` where the batch system
-        does not answer or refuses a job.
+        A missing submission is reported once for each reason. Raises :class:`LauncherError` if the batch system does
+        not answer or rejects a job.
         """
-        seen = batch_jobs.look(self._spool)
-        said = list(self._orphans(seen))
-        mine = {job.record.name: job for job in seen if job.record.lane and job.record.session == self._session}
+        jobs = batch_jobs.find_jobs(self._spool)
+        messages = list(self._cancel_orphans(jobs))
+        own = [job for job in jobs if job.record.lane and job.record.session == self._session]
         journal = Journal(self._spool, self._session or "autoscale")
-        left = {}
+        obstacles = {}
         try:
-            for decision in decide(self._state(list(mine.values()), only), self._terms):
-                if decision.do == "leave":
-                    left[decision.lane] = decision.why.partition(";")[2]
-                    if self._left.get(decision.lane) != left[decision.lane]:
-                        said.append(f"Nothing is submitted for {decision.lane}: {decision.why}.")
+            for decision in decide(self._state(own, only), self._policy):
+                if decision.action == "none":
+                    # without the numbers before the semicolon, which change from round to round
+                    obstacles[decision.lane] = decision.reason.partition(";")[2]
+                    if self._obstacles.get(decision.lane) != obstacles[decision.lane]:
+                        messages.append(f"Nothing is submitted for {decision.lane}: {decision.reason}.")
                     continue
-                said.append(self._do(decision, mine))
-                journal.write("autoscaled", text=said[-1])
+                messages.append(self._act(decision))
+                journal.write("autoscaled", text=messages[-1])
         finally:
-            self._left = left
+            self._obstacles = obstacles
             journal.close()
-        return said
+        return messages
 
-    def _do(self, decision: Decision, mine: Mapping[str, SpoolJob]) -> str:
-        if decision.do == "cancel":
-            job = mine[decision.job]
-            assert job.listed is not None
-            batch_system.cancel(job.record.system, [job.listed])
-            batch_jobs.forget(self._spool, decision.job)  # it did not end by itself
-            return f"Job {job.listed.id} for {decision.lane} was cancelled: {decision.why}."
+    def _act(self, decision: Decision) -> str:
+        if (job := decision.job) is not None:
+            job.cancel()
+            batch_jobs.remove_record(self._spool, job.record.name)  # else it would count as a job that ended by itself
+            return f"Job {job.id} for {decision.lane} was cancelled: {decision.reason}."
         lane = parse_lane(decision.lane)
         assert lane is not None
-        _, number = batch_jobs.submit(
-            self._spool,
-            replace(self._job, arguments=(*self._job.arguments, *self._options(lane, decision.stays))),
-            lane=decision.lane,
-            session=self._session,
-        )
-        return f"Job {number} was submitted for {decision.lane}: {decision.why}."
+        options = [f"--ranks={lane.ranks}", f"--threads={lane.threads}", f"--gpus={lane.gpus}", f"--queue={lane.queue}"]
+        if not decision.permanent:
+            options.append(f"--idle-timeout={self._policy.idle_timeout:g}")
+        job_of_lane = replace(self._job, arguments=(*self._job.arguments, *options))
+        _, number = batch_jobs.submit(self._spool, job_of_lane, lane=decision.lane, session=self._session)
+        return f"Job {number} was submitted for {decision.lane}: {decision.reason}."
 
-    def _options(self, lane: Lane, stays: bool) -> list[str]:
-        options = ["--ranks", str(lane.ranks), "--threads", str(lane.threads), "--gpus", str(lane.gpus)]
-        options += ["--queue", lane.queue]
-        return options if stays else [*options, "--idle-timeout", f"{self._idle_timeout:g}"]
-
-    def _orphans(self, seen: list[SpoolJob]) -> Iterator[str]:
-        """Cancel jobs that wait for an executor which has died."""
-        for job in seen:
+    def _cancel_orphans(self, jobs: list[SpoolJob]) -> Iterator[str]:
+        """Cancel pending jobs of executors that have died."""
+        for job in jobs:
             session = job.record.session
-            waits = job.listed is not None and job.state == "pending"
-            if waits and session not in ("", self._session) and sessions.is_dead(self._spool, session):
-                assert job.listed is not None
-                batch_system.cancel(job.record.system, [job.listed])
-                yield f"Job {job.listed.id} was cancelled: its executor has died."
+            others = job.state == "pending" and session not in ("", self._session)
+            if others and sessions.is_dead(self._spool, session):
+                job.cancel()
+                yield f"Job {job.id} was cancelled: its executor has died."
 
-    def _state(self, mine: list[SpoolJob], only: set[str] | None) -> State:
+    def _state(self, own: list[SpoolJob], only: set[str] | None) -> ScalingState:
         waiting = {lane: n for lane, n in waiting_tasks(self._spool).items() if only is None or lane in only}
-        names = {job.record.name for job in mine}
-        lanes = {*waiting, self._terms.home}
+        names = {job.record.name for job in own}
+        lanes = {*waiting, self._policy.home}
         sources: dict[str, set[str]] = {lane: set() for lane in lanes}
         for info in workers.read_workers(self._spool):
             if info.batch not in names and self._liveness.alive(info):
@@ -159,18 +147,16 @@ class Autoscaler:
                     wanted = parse_lane(lane)
                     if wanted is not None and info.why_not(wanted) is None:
                         sources[lane].add(info.batch or info.job or info.process.host)
-        return State(
+        return ScalingState(
             waiting=waiting,
-            jobs=tuple(
-                JobSeen(name=job.record.name, lane=job.record.lane, state=job.state, age=job.age) for job in mine
-            ),
-            elsewhere={lane: len(found) for lane, found in sources.items()},
-            quiet={job.record.lane: self._quiet(job.record.lane) for job in mine if job.state == "pending"},
-            barred={lane: reason for lane in lanes if (reason := self._would_not_serve(lane))},
+            jobs=tuple(own),
+            other_sources={lane: len(found) for lane, found in sources.items()},
+            quiet={job.record.lane: self._quiet_seconds(job.record.lane) for job in own if job.state == "pending"},
+            unserved={lane: reason for lane in lanes if (reason := self._why_unserved(lane))},
         )
 
-    def _would_not_serve(self, lane: str) -> str | None:
-        """Why workers that are started here, in the shape of a lane, would not run its tasks."""
+    def _why_unserved(self, lane: str) -> str | None:
+        """Return the reason why workers started here, in the shape of a lane, would not run its tasks; else None."""
         wanted = parse_lane(lane)
         if wanted is None:
             return "it is no lane"
@@ -189,8 +175,8 @@ class Autoscaler:
         )
         return info.why_not(wanted)
 
-    def _quiet(self, lane: str) -> float:
-        """Seconds since a task came into a lane or left it."""
+    def _quiet_seconds(self, lane: str) -> float:
+        """Return the seconds since a task was added to or removed from a lane."""
         path = self._spool.layout.lane(lane)
         stamps = [files.mtime_ns(path), *(files.mtime_ns(f"{path}/{bucket}") for bucket in files.list_names(path))]
         return self._spool.server_time() - max((stamp or 0) for stamp in stamps) / 1e9

@@ -1,6 +1,6 @@
-"""The batch jobs of a spool: each is recorded before it is submitted, and found again by its name.
+"""Batch jobs of a spool: each is recorded before it is submitted, and found again by its name.
 
-So nobody cancels a job that is not of this spool, and none is forgotten, whoever dies at whichever moment.
+Thus no command cancels a job of another spool, and no job is forgotten when a process dies, at any moment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -19,7 +20,7 @@ from spoolpool import settings
 from spoolpool.errors import LauncherError, SpoolpoolError
 from spoolpool.format.names import is_session, job_of, new_job_name, parse_lane
 from spoolpool.pool import batch_system
-from spoolpool.pool.batch_system import Job, Listed, System
+from spoolpool.pool.batch_system import ActiveJob, Job, System
 from spoolpool.protocol import registration, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
@@ -31,86 +32,91 @@ from spoolpool.system.backoff import Backoff
 log = logging.getLogger(__name__)
 
 KEPT = 86400.0
-"""Seconds for which the record of a job that is over is kept: it tells how often jobs ended lately."""
+"""Seconds for which the record of an ended job is kept: the autoscaler counts jobs that ended lately."""
 
-_GOING = 120.0  # seconds that a cancelled job gets to be gone; Slurm kills after KillWait, 30 s unless set
+_CANCEL_SECONDS = 120.0  # for a cancelled job to end; Slurm kills it after KillWait, 30 s by default
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One batch job, as ``jobs/NAME.json`` has it."""
+    """Content of ``jobs/NAME.json``."""
 
     name: str
-    """Its name in the batch system."""
+    """Name of the job in the batch system."""
     system: System
     """Batch system."""
     cluster: str
-    """What that calls itself: ids and names of another cluster are not looked for."""
+    """Name of the batch system: jobs of another cluster are not looked up."""
     user: str
-    """Account that submitted it."""
+    """Account that submitted the job."""
     nodes: int = 1
-    """Nodes."""
+    """Whole nodes."""
     time: str = ""
     """Walltime, as the batch system writes it."""
     lane: str = ""
-    """Lane for which it was submitted; empty if a person did."""
+    """Lane for which the job was submitted; empty if a person submitted it."""
     session: str = ""
-    """Session of the executor for whose sake it runs; it ends with that."""
+    """Session of the executor that owns the job and ends it; empty without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpoolJob:
-    """A recorded job, and what its batch system says about it."""
+    """Recorded job and its state in the batch system."""
 
     record: JobRecord
-    """What was submitted."""
+    """Record of the submission."""
     age: float
-    """Seconds since then, by the clock that dates the spool's files."""
-    listed: Listed | None
-    """The batch system's word; None if the job is over, or is not known there yet."""
+    """Seconds since the submission, by the clock that dates the spool's files."""
+    state: Literal["pending", "running", "over"]
+    """State in the batch system; ``over`` also while a new job is not known there yet."""
+    id: str = ""
+    """Id in the batch system; empty if the job is over."""
 
-    @property
-    def state(self) -> str:
-        """``pending``, ``running`` or ``over``."""
-        return "over" if self.listed is None else self.listed.state
+    def cancel(self) -> None:
+        """Cancel the job. Raises :class:`LauncherError`."""
+        batch_system.cancel(self.record.system, self.id, self.record.name)
 
 
 def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tuple[JobRecord, str]:
-    """Record and submit a job; returns the record and the batch system's id. Raises :class:`LauncherError`."""
+    """Record and submit a job; return the record and the id. Raises :class:`LauncherError`."""
     record = JobRecord(
         name=new_job_name(),
-        system=job.system,
-        cluster=batch_system.cluster(job.system),
+        system=job.backend.system,
+        cluster=batch_system.cluster(job.backend.system),
         user=account_name(os.geteuid()),
-        nodes=job.nodes,
-        time=job.time,
+        nodes=job.backend.nodes,
+        time=job.backend.time,
         lane=lane,
         session=session,
     )
-    path = f"{spool.layout.jobs}/{record.name}.json"
+    path = _record_path(spool, record.name)
     with files.translate_errors(f"record a batch job in {spool.path}"):
         spool.make_directories(spool.layout.jobs)
         data = [msgspec.json.encode(record)]
         files.create(path, data, mode=spool.rights.file, exact=spool.shared, durability=spool.config.durability)
     try:
-        return record, job.submit(record.name, output_of(spool, record.name))
+        return record, job.submit(record.name, output_path(spool, record.name))
     except BaseException:
         files.remove(path)
         raise
 
 
-def output_of(spool: Spool, name: str) -> str:
-    """The file to which a job prints, unless a directive says else."""
+def _record_path(spool: Spool, name: str) -> str:
+    return f"{spool.layout.jobs}/{name}.json"
+
+
+def output_path(spool: Spool, name: str) -> str:
+    """Return the path of the output of a job, unless a directive sets another."""
     return f"{spool.layout.jobs}/{name}.out"
 
 
-def records(spool: Spool) -> list[JobRecord]:
-    """All jobs that this account has submitted; what another one wrote is not read."""
+def read_records(spool: Spool) -> list[JobRecord]:
+    """Return the records of all jobs that this account has submitted; those of other accounts are ignored."""
     found = (_read(spool, name) for name in map(job_of, files.list_names(spool.layout.jobs)) if name)
     return [record for record in found if record is not None]
 
 
 def _read(spool: Spool, name: str) -> JobRecord | None:
-    path = f"{spool.layout.jobs}/{name}.json"
+    path = _record_path(spool, name)
     try:
         fd = files.open_file(path)
         try:
@@ -118,115 +124,118 @@ def _read(spool: Spool, name: str) -> JobRecord | None:
         finally:
             files.close(fd)
         record = msgspec.json.decode(files.read_small(path), type=JobRecord)
-    except (OSError, ValueError, SpoolpoolError):  # gone, torn, or somebody else's
+    except (OSError, ValueError, SpoolpoolError):  # removed, torn, or written by another account
         return None
     good = record.name == name and (not record.lane or parse_lane(record.lane))
     return record if good and (not record.session or is_session(record.session)) else None
 
 
-def look(spool: Spool) -> list[SpoolJob]:
-    """The jobs of this spool on this cluster, the oldest first, with one question to each batch system.
+def find_jobs(spool: Spool) -> list[SpoolJob]:
+    """Return the jobs of this spool on this cluster, the oldest first, by one command to each batch system.
 
-    Raises :class:`LauncherError` where a batch system does not answer. Forgets what was over long ago.
+    Removes the records of jobs that ended long ago. Raises :class:`LauncherError` if a batch system does not answer.
     """
-    found = []
+    jobs = []
     now: float | None = None
-    answers: dict[System, dict[str, Listed]] = {}
-    for record in records(spool):
-        if record.cluster != batch_system.cluster(record.system):
+    active: dict[System, dict[str, ActiveJob]] = {}
+    for record in read_records(spool):
+        system = record.system
+        if record.cluster != batch_system.cluster(system):
             continue
-        if record.system not in answers:
-            answers[record.system] = {each.name: each for each in batch_system.listed(record.system)}
+        if system not in active:
+            active[system] = {each.name: each for each in batch_system.active_jobs(system)}
         now = now or spool.server_time()
-        stamp = files.mtime_ns(f"{spool.layout.jobs}/{record.name}.json")
-        if stamp is None:
+        submitted = files.mtime_ns(_record_path(spool, record.name))
+        if submitted is None:
             continue
-        job = SpoolJob(record=record, age=now - stamp / 1e9, listed=answers[record.system].get(record.name))
-        if job.listed is None and job.age > KEPT:
-            forget(spool, record.name)
+        age = now - submitted / 1e9
+        if found := active[system].get(record.name):
+            jobs.append(SpoolJob(record=record, age=age, state=found.state, id=found.id))
+        elif age > KEPT:
+            remove_record(spool, record.name)
         else:
-            found.append(job)
-    return sorted(found, key=lambda job: -job.age)
+            jobs.append(SpoolJob(record=record, age=age, state="over"))
+    return sorted(jobs, key=lambda job: -job.age)
 
 
-def forget(spool: Spool, name: str) -> None:
-    """Remove what is known of a job that is over."""
-    for path in (output_of(spool, name), f"{spool.layout.jobs}/{name}.json"):
+def remove_record(spool: Spool, name: str) -> None:
+    """Remove the record and the output of an ended job."""
+    for path in (output_path(spool, name), _record_path(spool, name)):
         with contextlib.suppress(OSError):
             files.remove(path)
 
 
-def stop(spool: Spool, wanted: Callable[[SpoolJob], bool], seconds: float) -> Iterator[str]:
-    """End jobs: those that wait are cancelled, the groups of those that run are asked to stop.
+def end_jobs(spool: Spool, selects: Callable[[SpoolJob], bool], seconds: float) -> Iterator[str]:
+    """End the selected jobs: cancel pending ones, ask the groups of running ones to end.
 
-    What still runs after ``seconds`` is cancelled. Yields what it does, in words; at the end none is left. Raises
-    :class:`LauncherError`, also where a job does not go.
+    A job that still runs after ``seconds`` is cancelled. Yields a message for each step; at the end no job is left.
+    Raises :class:`LauncherError`, also if a cancelled job does not end.
     """
     backoff = Backoff(0.2, 2.0)
     end = time.monotonic() + seconds
     asked: set[str] = set()
     cancelled: set[str] = set()
-    while going := [job for job in look(spool) if job.listed is not None and wanted(job)]:
+    while active := [job for job in find_jobs(spool) if job.state != "over" and selects(job)]:
         late = time.monotonic() >= end
-        for job in going:
-            assert job.listed is not None
+        for job in active:
             if job.record.name not in cancelled and (late or job.state == "pending"):
-                batch_system.cancel(job.record.system, [job.listed])
+                job.cancel()
                 cancelled.add(job.record.name)
-                yield f"Job {job.listed.id} was cancelled: it was {job.state}."
-        names = {job.record.name for job in going}
+                yield f"Job {job.id} was cancelled: it was {job.state}."
+        names = {job.record.name for job in active}
         for info in workers.read_workers(spool):
             if info.batch in names and info.worker not in asked:
                 registration.request_stop(spool, info.worker)
                 asked.add(info.worker)
                 yield f"{info.worker} on {info.process.host} was asked to end."
-        if time.monotonic() > end + _GOING:
+        if time.monotonic() > end + _CANCEL_SECONDS:
             raise LauncherError(
-                f"{len(going)} batch job(s) were cancelled and are not gone after {_GOING:g} s: look at "
-                f"{', '.join(job.listed.id for job in going if job.listed)}."
+                f"{len(active)} batch job(s) were cancelled and have not ended after {_CANCEL_SECONDS:g} s: look at "
+                f"{', '.join(job.id for job in active)}."
             )
         backoff.sleep()
 
 
 class OwnerWatch:
-    """Why the batch job around this process should go on, so far as its record says."""
+    """Tells whether the executor that owns the batch job around this process has ended."""
 
     def __init__(self, spool: Spool, name: str | None = None) -> None:
+        """``name`` of the job; that of the environment if None."""
         self._spool = spool
         name = os.environ.get(settings.ENV_JOB, "") if name is None else name
         record = _read(spool, name) if job_of(f"{name}.json") else None
         self._session = record.session if record is not None else ""
         self._liveness = Liveness(spool)
-        self._every = spool.config.lease / settings.BEATS_PER_LEASE
+        self._interval = spool.config.lease / settings.BEATS_PER_LEASE
         self._due = 0.0
-        self._lost = False
+        self._ended = False
 
-    def lost(self) -> bool:
-        """Whether the executor for which this job runs has ended; looks some times in a lease."""
-        if self._session and not self._lost and time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._every
-            self._lost = not self._liveness.session_alive(self._session)
-        return self._lost
+    def has_ended(self) -> bool:
+        """Return whether the owner has ended; checked several times per lease, False for a job without owner."""
+        if self._session and not self._ended and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._interval
+            self._ended = not self._liveness.session_alive(self._session)
+        return self._ended
 
     def leave(self) -> None:
-        """Remove a temporary spool whose executor died, once no other worker is in it."""
-        died = self._lost and not files.is_missing(self._spool.layout.session(self._session))
+        """Remove the temporary spool of an executor that died, once no other worker is in it."""
+        died = self._ended and not files.is_missing(self._spool.layout.session(self._session))
         if died and self._spool.config.temporary and not workers.read_workers(self._spool):
             files.remove_tree(self._spool.path)
 
 
 def end_orphaned(directory: str, session: str) -> None:
-    """End what an executor left that died: its jobs, and its spool if that was its own."""
+    """End the jobs of an executor that died, and remove its spool if that was temporary."""
     spool = Spool(directory)
-    seconds = 0.0 if spool.config.temporary else 30.0  # nobody else has tasks in a spool of the executor's own
-    for line in stop(spool, lambda job: job.record.session == session, seconds):
+    seconds = 0.0 if spool.config.temporary else 30.0  # a temporary spool has no tasks of other sessions
+    for line in end_jobs(spool, lambda job: job.record.session == session, seconds):
         log.info("%s", line)
     if spool.config.temporary:
         files.remove_tree(spool.path)
 
 
-def when_killed(spool: Spool, session: str) -> list[str]:
-    """The command that does :func:`wind_up`."""
+def orphan_command(spool: Spool, session: str) -> list[str]:
+    """Return the command that runs :func:`end_orphaned`."""
     return [sys.executable, "-m", "spoolpool.pool.batch_jobs", spool.path, session]
 
 

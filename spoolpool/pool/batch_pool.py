@@ -6,13 +6,15 @@ import contextlib
 import logging
 import math
 import time
+from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane
 from spoolpool.options import BatchBackend
-from spoolpool.pool import batch_jobs, batch_system
+from spoolpool.pool import batch_jobs
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_jobs import SpoolJob
+from spoolpool.pool.batch_system import Job
 from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.protocol import workers
 from spoolpool.protocol.heartbeat import SessionHeartbeat
@@ -24,7 +26,6 @@ from spoolpool.system.packages import is_requirement
 
 log = logging.getLogger(__name__)
 
-_IDLE_TIMEOUT = 300.0  # seconds; only of jobs beyond min_jobs
 _FAILED_JOBS = 3  # failed jobs in a row, or refused submissions, after which no more are submitted
 _COOLDOWN = 5.0  # seconds between two submissions for a lane
 _STOP_SECONDS = 30.0  # for running jobs to end in order
@@ -41,7 +42,7 @@ class BatchPool:
         self,
         spool: Spool,
         session: str,
-        options: BatchBackend,
+        backend: BatchBackend,
         *,
         home: Lane,
         groups: int | None,
@@ -54,25 +55,18 @@ class BatchPool:
         """Reason for which no more jobs are submitted, or ""."""
         tags = tuple(tag for tag in home.tags if not is_requirement(tag))  # a worker finds its packages by itself
         arguments = [] if groups is None else ["--groups", str(groups)]
-        directives = list(options.directives)
-        if memory and options.system == "slurm":  # Flux has no memory option; a later directive, the user's, wins
-            directives.insert(0, f"--mem-per-cpu={per_core(memory, home.threads)}")
         if memory:
             arguments.append(f"--memory={memory}")
-        job = batch_system.Job(
-            system=options.system,
-            spool=spool.path,
-            nodes=options.nodes,
-            time=options.time,
-            directives=tuple(directives),
-            arguments=(*arguments, *(f"--tag={tag}" for tag in tags)),
-        )
-        policy = ScalingPolicy(
-            min_jobs=options.min_jobs, max_jobs=options.job_limit, home=home.name, cooldown=_COOLDOWN
-        )
-        self.job = job
+            if backend.system == "slurm":  # Flux has no memory option; a later directive, the user's, wins
+                directive = f"--mem-per-cpu={per_core(memory, home.threads)}"
+                backend = replace(backend, directives=(directive, *backend.directives))
+        arguments += [f"--tag={tag}" for tag in tags]
+        self.job = Job(backend=backend, spool=spool.path, arguments=tuple(arguments))
         """Description of each job."""
-        self._scaler = Autoscaler(spool, job, policy, idle_timeout=_IDLE_TIMEOUT, session=session, tags=tags)
+        policy = ScalingPolicy(
+            min_jobs=backend.min_jobs, max_jobs=backend.job_limit, home=home.name, cooldown=_COOLDOWN
+        )
+        self._scaler = Autoscaler(spool, self.job, policy, session=session, tags=tags)
         self._backoff = Backoff(1.0, 60.0)
         self._due = math.inf
         self._lanes: set[str] = set()
@@ -84,10 +78,9 @@ class BatchPool:
 
     def start(self) -> None:
         """Submit the first jobs; the session must exist. Raises :class:`LauncherError` if they are refused."""
-        self._heartbeat = SessionHeartbeat(
-            self._spool, self._session, batch_jobs.when_killed(self._spool, self._session)
-        )
-        self._log(self._scaler.round(set()))
+        then = batch_jobs.orphan_command(self._spool, self._session)
+        self._heartbeat = SessionHeartbeat(self._spool, self._session, then)
+        self._scale(set())
         self._due = time.monotonic() + self._backoff.next()
 
     def step(self, lanes: set[str]) -> None:
@@ -101,7 +94,7 @@ class BatchPool:
         try:
             self._check_ended_jobs()
             if not self.broken:
-                self._log(self._scaler.round(lanes))
+                self._scale(lanes)
             self._refusals = 0
         except (OSError, SpoolpoolError) as error:
             self._refusals += 1
@@ -110,10 +103,11 @@ class BatchPool:
                 self.broken = str(error)
         self._due = time.monotonic() + self._backoff.next()
 
-    def _log(self, lines: list[str]) -> None:
-        for line in lines:
-            log.info("%s", line)
-        if lines:
+    def _scale(self, lanes: set[str]) -> None:
+        messages = self._scaler.round(lanes)
+        for message in messages:
+            log.info("%s", message)
+        if messages:
             self._backoff.reset()
 
     def _check_ended_jobs(self) -> None:
@@ -122,7 +116,7 @@ class BatchPool:
         if started - self._started:
             self._started |= started
             self._failures = 0
-        for job in batch_jobs.look(self._spool):
+        for job in batch_jobs.find_jobs(self._spool):
             name = job.record.name
             if job.record.session != self._session or job.state != "over" or name in self._checked or self.broken:
                 continue
@@ -134,7 +128,7 @@ class BatchPool:
                     self.broken = f"{self._failures} batch jobs in a row ended like this: {self._explain(job)}"
 
     def _explain(self, job: SpoolJob) -> str:
-        path = batch_jobs.output_of(self._spool, job.record.name)
+        path = batch_jobs.output_path(self._spool, job.record.name)
         output = ""
         with contextlib.suppress(OSError, ValueError):
             output = files.read_small(path)[-_TAIL:].decode(errors="replace").strip()
@@ -150,9 +144,13 @@ class BatchPool:
         """Cancel the waiting jobs, and give the running ones some time to end in order."""
         if self._heartbeat is None:
             return
+
+        def is_own(job: SpoolJob) -> bool:
+            return job.record.session == self._session
+
         try:
-            for line in batch_jobs.stop(self._spool, lambda job: job.record.session == self._session, _STOP_SECONDS):
-                log.info("%s", line)
+            for message in batch_jobs.end_jobs(self._spool, is_own, _STOP_SECONDS):
+                log.info("%s", message)
         except (OSError, SpoolpoolError) as error:  # the jobs end by themselves when the session's heartbeat stops
             log.warning("Cannot end the batch jobs of this executor: %s", error)
         self._heartbeat.close()

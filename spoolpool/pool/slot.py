@@ -1,4 +1,4 @@
-"""One place for a worker group: what stands in it now, and how it went with those that stood there before."""
+"""Slot of a pool: room for one worker group, and the record of the groups that ran in it."""
 
 from __future__ import annotations
 
@@ -16,59 +16,62 @@ from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
 _FAILED_STARTS = 3
-"""Groups in a row that ended before they announced themselves: then it is no bad luck."""
+"""Groups in a row that ended before they announced themselves, after which a slot is exhausted."""
 _DEATHS = 6
-"""Groups in a row that died before they had finished a task, announced or not; the pauses are 3 s by then."""
+"""Groups in a row that died before they finished a task, announced or not; by then the pauses between them are 3 s."""
 _PROVEN = 60.0
-"""Seconds after which a group that lives does well, whether or not it was given a task."""
+"""Seconds after which a living group counts as a success, whether or not it was given a task."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Slot:
-    """One place for a group."""
+    """Room for one group of a shape."""
 
     shape: Shape
     arguments: tuple[str, ...] = ()
-    place: tuple[str, ...] = ()
-    """The node of each rank, where the nodes are dealt out; on one host its name."""
+    """Options of the worker, besides those of the pool."""
+    nodes: tuple[str, ...] = ()
+    """Node of each rank, if the nodes are planned; on one host its name."""
     worker: str = ""
+    """Worker id of the latest group."""
     process: GroupProcess | None = None
+    """Its processes while they run."""
     backoff: Backoff = field(default_factory=lambda: Backoff(0.1, 30.0, 2.0))
     start_due: float = 0.0
-    """When to start the next group, by the monotonic clock; 0: not."""
-    served: bool = False
-    """Whether the group that stands here announced itself."""
+    """Time to start the next group, by the monotonic clock; 0: never."""
+    announced: bool = False
+    """Whether the latest group has announced itself, that is, has an entry in the spool."""
     failed_starts: int = 0
     """Groups in a row that ended before they announced themselves."""
     failed_starts_since_success: int = 0
-    """Likewise, also where announced groups died between them. Without this count, a place where some groups die before
-    and some after the announcement would get many more groups than :data:`_DEATHS`, with pauses of 30 s."""
+    """The same, also with deaths of announced groups between them. Without this count, a slot in which some groups die
+    before and some after the announcement would get many more groups than :data:`_DEATHS`, with pauses of 30 s."""
     deaths: int = 0
-    """Groups in a row that died without having done anything; not those that died of a task that they held."""
-    deaths_of_tasks: int = 0
-    """Groups in a row that died of the first task that they had."""
-    _announced: float = 0.0
+    """Groups in a row that died without having finished a task, except those that held a task."""
+    deaths_by_task: int = 0
+    """Groups in a row that died while they held their first task."""
+    _announced_at: float = 0.0
 
-    def stands(self, worker: str, process: GroupProcess) -> None:
-        """A new group was started here."""
-        self.worker, self.process, self.served = worker, process, False
+    def assign(self, worker: str, process: GroupProcess) -> None:
+        """Record a group that was started in this slot."""
+        self.worker, self.process, self.announced = worker, process, False
 
-    def look(self, spool: Spool) -> int | None:
-        """See whether the group announced itself, and whether it ended: its exit code then, and the place is free."""
+    def poll(self, spool: Spool) -> int | None:
+        """Record whether the group has announced itself; return its exit code if it has ended, which frees the slot."""
         code = None if self.process is None else self.process.poll()
-        if not self.served and os.path.exists(f"{spool.layout.worker(self.worker)}/info.json"):
-            self.served = True
+        if not self.announced and os.path.exists(f"{spool.layout.worker(self.worker)}/info.json"):
+            self.announced = True
             self.failed_starts = 0
-            self._announced = time.monotonic()
+            self._announced_at = time.monotonic()
         if code is not None:
             self.process = None
             if code in (0, settings.EXIT_RENEW):
-                self.did_well()
+                self.record_success()
         return code
 
-    def did_well(self) -> None:
-        """What went wrong before counts no more."""
-        self.failed_starts = self.failed_starts_since_success = self.deaths = self.deaths_of_tasks = 0
+    def record_success(self) -> None:
+        """Reset the counts of failures and the backoff."""
+        self.failed_starts = self.failed_starts_since_success = self.deaths = self.deaths_by_task = 0
         self.backoff.reset()
 
     def record_failed_start(self) -> None:
@@ -76,35 +79,35 @@ class Slot:
         self.failed_starts += 1
         self.failed_starts_since_success += 1
 
-    def died(self, spool: Spool) -> None:
-        """The group that had announced itself died: whose fault is it?"""
-        if time.monotonic() - self._announced > _PROVEN or any(
+    def record_death(self, spool: Spool) -> None:
+        """Count the death of an announced group, after the success that it may have had before."""
+        if time.monotonic() - self._announced_at > _PROVEN or any(
             event.event in ("task", "raised") for event in journal.recent(spool, self.worker)[0]
         ):
-            self.did_well()
-        if _holds_a_task(spool, self.worker):  # it costs that task an attempt: it cannot go on like this
-            self.deaths_of_tasks += 1
+            self.record_success()
+        if _holds_a_task(spool, self.worker):  # this costs the task an attempt, so that it cannot go on without end
+            self.deaths_by_task += 1
             self.backoff.reset()
         else:
             self.deaths += 1
 
-    def thrives(self) -> bool:
-        """Whether a group runs here, and none died since one did well."""
-        return self.served and self.process is not None and not (self.deaths or self.deaths_of_tasks)
+    def is_healthy(self) -> bool:
+        """Return whether a group runs here, and none has died since the last success."""
+        return self.announced and self.process is not None and not (self.deaths or self.deaths_by_task)
 
-    def hopeless(self, *, others_thrive: bool) -> bool:
-        """Whether every group that is started here dies.
+    def is_exhausted(self, *, others_healthy: bool) -> bool:
+        """Return whether every group that is started here dies.
 
-        That groups die of tasks says something about this place only where groups in other places do not: a task that
-        kills its workers must not cost anybody a node.
+        Deaths by tasks count only if groups in other slots are healthy: a task that kills its workers must not exclude
+        a node.
         """
-        deaths = self.deaths + self.failed_starts_since_success + (self.deaths_of_tasks if others_thrive else 0)
+        deaths = self.deaths + self.failed_starts_since_success + (self.deaths_by_task if others_healthy else 0)
         return self.failed_starts >= _FAILED_STARTS or deaths >= _DEATHS
 
 
 def _holds_a_task(spool: Spool, worker: str) -> bool:
     try:
         task_files = map(parse_task_file, files.list_names(spool.layout.claimed))
-    except OSError:  # the server is away for a moment: then it is not known
+    except OSError:  # the server does not answer for a moment: unknown
         return False
     return any(task_file is not None and task_file.worker == worker for task_file in task_files)

@@ -1,88 +1,84 @@
-"""Worker groups in all that this process was given: started, looked after, and ended in time."""
+"""Supervisor: fills the resources of this process with worker groups, and ends them in time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from spoolpool.errors import BadNode, LauncherError
 from spoolpool.launch.allocation import find_allocation, plan
 from spoolpool.launch.launcher import Launcher, LaunchOptions
 from spoolpool.launch.output_relay import Relay
 from spoolpool.pool.batch_jobs import OwnerWatch
-from spoolpool.pool.pool import GroupPool
+from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.stop_request import StopRequest
 
-_MARGIN = 5.0  # seconds for what comes after the last task
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisorOptions:
-    """What a supervisor is to do."""
-
-    wishes: Sequence[tuple[Shape, int | None]]
-    """Shapes of groups, each with a number; None: as many as fit."""
-    arguments: Sequence[str] = ()
-    """Options for every worker."""
-    options: LaunchOptions = field(default_factory=LaunchOptions)
-    """How groups are started."""
-    as_json: bool = False
-    """Whether what groups print is forwarded as JSON."""
-    max_time: float | None = None
-    """Seconds until the end; the walltime that is left if None."""
-    drain: float = 20.0
-    """Seconds that running tasks get to finish at the end, where an end is near; then they are given back."""
+_MARGIN = 5.0  # seconds for the end of the groups after their last task
 
 
 class Supervisor:
-    """Starts groups through a launcher. Raises :class:`LauncherError` where they do not fit, or cannot be started.
+    """Starts groups of several shapes by one launcher, and reports to a person through ``echo``.
 
-    ``say`` is told what people want to know.
+    ``requests`` are shapes with the number of their groups, or None for as many as fit. Every worker gets
+    ``arguments``. The groups end after ``max_time`` seconds, or with the walltime if it is None; before such an end,
+    running tasks get ``drain`` seconds to finish, and are released then. ``as_json`` is the form of forwarded output.
+    Raises :class:`LauncherError` if the groups do not fit.
     """
 
-    def __init__(self, spool: Spool, launcher: Launcher, orders: SupervisorOptions, say: Callable[[str], None]) -> None:
-        options = orders.options
-        self._planned, room = plan(launcher.allocation(), orders.wishes, oversubscribe=options.oversubscribe)
-        left = launcher.seconds_left() if orders.max_time is None else orders.max_time
-        self._ends = None if left is None else time.monotonic() + max(0.0, left - orders.drain - _MARGIN)
-        # where nobody will kill us, tasks may take as long as they need
-        self._drain = None if left is None and find_allocation().system == "none" else orders.drain
-        self._relay = Relay(as_json=orders.as_json)
+    def __init__(
+        self,
+        spool: Spool,
+        launcher: Launcher,
+        requests: Sequence[tuple[Shape, int | None]],
+        options: LaunchOptions,
+        *,
+        arguments: Sequence[str],
+        max_time: float | None,
+        drain: float,
+        as_json: bool,
+        echo: Callable[[str], None],
+    ) -> None:
+        self._planned, capacity = plan(launcher.allocation(), requests, oversubscribe=options.oversubscribe)
+        left = launcher.seconds_left() if max_time is None else max_time
+        self._ends = None if left is None else time.monotonic() + max(0.0, left - drain - _MARGIN)
+        # without an end from outside, tasks may take as long as they need
+        self._drain = None if left is None and find_allocation().system == "none" else drain
+        self._relay = Relay(as_json=as_json)
         self._pool = GroupPool(
             spool,
             launcher,
-            arguments=orders.arguments,
+            arguments=arguments,
             options=replace(options, relay=self._relay),
             ends=self._ends,
-            room=room,
+            capacity=capacity,
         )
-        self._purpose = OwnerWatch(spool)
-        self._say = say
-        self._where = f"through {launcher.name} for {spool.path}"
+        self._owner = OwnerWatch(spool)
+        self._echo = echo
+        self._target = f"through {launcher.name} for {spool.path}"
 
     def run(self, stopping: StopRequest, hurry: StopRequest) -> None:
-        """Look after the groups until ``stopping``, until the time is up, or until all ended by themselves.
+        """Supervise the groups until ``stopping`` is requested, the time is up, or all groups have ended.
 
-        ``hurry`` gives back what still runs. At the end it raises :class:`BadNode` where a node was given up, and
-        :class:`LauncherError` where groups could not be started.
+        ``hurry`` releases the tasks that still run. At the end raises :class:`BadNode` if a node was given up, and
+        :class:`LauncherError` if groups could not be started.
         """
+        pool = self._pool
         try:
             for shape, count in self._planned:
-                self._say(f"Starting {count} worker group(s) of {shape} {self._where}")
-                self._pool.resize(shape, count)
+                self._echo(f"Starting {count} worker group(s) of {shape} {self._target}")
+                pool.resize(shape, count)
             self._watch(stopping)
         finally:
-            for task_id in self._pool.stop(self._drain, hurry=hurry.is_set):
-                self._say(f"Task {task_id} was given back: it did not end in time.")
-            self._purpose.leave()
+            for task_id in pool.stop(self._drain, hurry=hurry.is_set):
+                self._echo(f"Task {task_id} was given back: it did not end in time.")
+            self._owner.leave()
             self._relay.close()
-        pool = self._pool
-        if pool.given_up and pool.served:
-            nodes = "; ".join(f"{node} ({reason})" for node, reason in pool.given_up.items())
+        if pool.excluded_nodes and pool.announced:
+            nodes = "; ".join(f"{node} ({reason})" for node, reason in pool.excluded_nodes.items())
             raise BadNode(
                 f"Every worker group that was started there died, so that these nodes were given up: {nodes}. Look at "
                 "them before the next job; what their groups printed is above."
@@ -96,9 +92,9 @@ class Supervisor:
             if self._pool.step():
                 backoff.reset()
             if self._ends is not None and time.monotonic() > self._ends:
-                self._say("The time is up: no more tasks are begun.")
+                self._echo("The time is up: no more tasks are begun.")
                 return
-            if self._purpose.lost():
-                self._say("The executor for which this job runs has ended.")
+            if self._owner.has_ended():
+                self._echo("The executor for which this job runs has ended.")
                 return
             stopping.wait(backoff.next())

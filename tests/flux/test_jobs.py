@@ -32,7 +32,7 @@ def instance(flux: dict[str, str], spool: Spool, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(settings.ENV_SPOOL, os.path.dirname(spool.path))
     yield spool
-    list(batch_jobs.stop(spool, lambda job: True, 0.0))
+    list(batch_jobs.end_jobs(spool, lambda job: True, 0.0))
 
 
 def run(*command: object, cwd: Path | None = None) -> str:

@@ -17,7 +17,7 @@ import pytest
 from spoolpool import Executor, Sbatch, settings
 from spoolpool.monitor.scan import scan
 from spoolpool.pool import batch_jobs
-from spoolpool.pool.batch_system import Listed
+from spoolpool.pool.batch_system import Job
 from spoolpool.protocol import sessions, workers
 from spoolpool.system.backoff import Backoff
 from tests.servers import Slurm
@@ -51,7 +51,7 @@ def login(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name, value in site.slurm.env.items():
         monkeypatch.setenv(name, value)
     yield site
-    list(batch_jobs.stop(site.spool, lambda job: True, 0.0))
+    list(batch_jobs.end_jobs(site.spool, lambda job: True, 0.0))
 
 
 def spool(site: Site, *arguments: object) -> str:
@@ -102,8 +102,9 @@ def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(l
 
 def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) -> None:
     [job] = start(login)
-    [seen] = batch_jobs.look(login.spool)
-    assert seen.listed == Listed(id=job, state=seen.state, name=seen.record.name)  # type: ignore[arg-type]
+    [seen] = batch_jobs.find_jobs(login.spool)
+    assert seen.id == job
+    assert seen.state in ("pending", "running")
     assert job not in Path(login.spool.layout.jobs, f"{seen.record.name}.json").read_text().replace(
         seen.record.name, ""
     )
@@ -111,16 +112,16 @@ def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) 
 
 def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
     start(login)
-    [seen] = batch_jobs.look(login.spool)
+    [seen] = batch_jobs.find_jobs(login.spool)
     path = Path(login.spool.layout.jobs, f"{seen.record.name}.json")
     text = path.read_text()
     path.write_text(text.replace('"virtual"', '"elsewhere"'))
-    assert batch_jobs.look(login.spool) == []
+    assert batch_jobs.find_jobs(login.spool) == []
     path.write_text(text)
     os.chown(path, 12345, 12345)
-    assert batch_jobs.look(login.spool) == []
+    assert batch_jobs.find_jobs(login.spool) == []
     os.chown(path, 0, 0)
-    assert len(batch_jobs.look(login.spool)) == 1
+    assert len(batch_jobs.find_jobs(login.spool)) == 1
 
 
 # -- executors
@@ -218,7 +219,7 @@ def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkey
     with pytest.raises(Exception, match="invalid partition"):
         Executor(backend=Sbatch(directives=["--partition=nonsense"]))
     assert list(login.directory.glob("spoolpool-*")) == []
-    assert batch_jobs.records(login.spool) == []
+    assert batch_jobs.read_records(login.spool) == []
 
 
 UNSEEN = """\
@@ -301,7 +302,7 @@ def test_a_process_that_scales_goes_on_alone_until_it_is_told_to_end(login: Site
 
         def busy() -> bool:
             done = subprocess.run([*command, "--once"], env=login.slurm.env, capture_output=True, text=True)
-            return done.returncode == 1 and "Somebody else scales" in done.stderr
+            return done.returncode == 1 and "Another process scales" in done.stderr
 
         wait_until(busy, "a second one is refused", PATIENCE)
         with Executor(spool=login.spool.path) as executor:
@@ -331,7 +332,7 @@ def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_sca
     login.sbatch("sleep 600", "--nodes=2", "--exclusive")
     sessions.register(login.spool, "gone", "tester")
     path = Path(login.spool.layout.session("gone"))
-    job = batch_jobs.Job(system="slurm", spool=login.spool.path)
+    job = Job(backend=Sbatch(), spool=login.spool.path)
     _, number = batch_jobs.submit(login.spool, job, lane="default.r1t1g0.py3.11", session="gone")
     assert autoscale(login, "--once") == ""
     path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', '"pid":1'))

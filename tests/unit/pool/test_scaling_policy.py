@@ -1,14 +1,16 @@
-"""How many batch jobs there should be: the decisions alone, without a spool or a batch system."""
+"""Decisions about batch jobs, without a spool or a batch system."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolpool.format.names import Lane
-from spoolpool.pool.scaling_policy import JobSeen, ScalingPolicy, State, decide, serves
+from spoolpool.pool.batch_jobs import JobRecord, SpoolJob
+from spoolpool.pool.scaling_policy import ScalingPolicy, ScalingState, decide, serves
 
 ONE = Lane("default", 1, 1, 0, "3.11").name
 TWO = Lane("default", 2, 1, 0, "3.11").name
@@ -16,138 +18,151 @@ GPU = Lane("default", 1, 1, 1, "3.11").name
 LANES = (ONE, TWO, GPU)
 
 
-def job(state: str, age: float = 1000.0, lane: str = ONE, name: str = "") -> JobSeen:
-    return JobSeen(name=name or f"{lane} {state} {age}", lane=lane, state=state, age=age)
+def job(state: Any, age: float = 1000.0, lane: str = ONE, name: str = "") -> SpoolJob:
+    record = JobRecord(name=name or f"{lane} {state} {age}", system="slurm", cluster="", user="", lane=lane)
+    return SpoolJob(record=record, age=age, state=state)
 
 
-def made(state: State, **terms: Any) -> list[tuple[str, str]]:
-    """What is decided: what is done, and for which lane or to which job."""
-    return [(each.do, each.job or each.lane) for each in decide(state, ScalingPolicy(**{"max_jobs": 10, **terms}))]
+def names(jobs: Iterable[SpoolJob | None]) -> list[str]:
+    return [job.record.name for job in jobs if job is not None]
 
 
-def why(state: State, **terms: Any) -> str:
-    [decision] = decide(state, ScalingPolicy(**{"max_jobs": 10, **terms}))
-    return decision.why
+def made(state: ScalingState, **limits: Any) -> list[tuple[str, str]]:
+    """Return the decided actions, each with the lane, or the name of the cancelled job."""
+    decisions = decide(state, ScalingPolicy(**{"max_jobs": 10, **limits}))
+    return [(each.action, each.job.record.name if each.job else each.lane) for each in decisions]
 
 
-def test_nothing_is_done_where_nothing_waits():
-    assert made(State()) == []
-    assert made(State(jobs=(job("running"), job("over")), waiting={ONE: 0})) == []
+def reason(state: ScalingState, **limits: Any) -> str:
+    """Return the reason of the only decision."""
+    [decision] = decide(state, ScalingPolicy(**{"max_jobs": 10, **limits}))
+    return decision.reason
 
 
-def test_a_lane_that_nobody_serves_gets_as_many_jobs_as_its_tasks_are_worth():
-    assert made(State(waiting={ONE: 1})) == [("submit", ONE)]
-    assert made(State(waiting={ONE: 201})) == [("submit", ONE)] * 3
-    assert why(State(waiting={ONE: 5})) == "5 task(s) wait, 0 job(s) serve them"
+def test_without_waiting_tasks_nothing_is_submitted():
+    assert made(ScalingState()) == []
+    assert made(ScalingState(jobs=(job("running"), job("over")), waiting={ONE: 0})) == []
 
 
-def test_jobs_that_wait_or_run_and_groups_from_elsewhere_count():
-    assert made(State(waiting={ONE: 100}, jobs=(job("pending", 10.0),))) == []
-    assert made(State(waiting={ONE: 100}, jobs=(job("running"),))) == []
-    assert made(State(waiting={ONE: 100}, elsewhere={ONE: 1})) == []
-    assert made(State(waiting={ONE: 201}, jobs=(job("running"),), elsewhere={ONE: 1})) == [("submit", ONE)]
+def test_unserved_lane_gets_one_job_per_hundred_tasks():
+    assert made(ScalingState(waiting={ONE: 1})) == [("submit", ONE)]
+    assert made(ScalingState(waiting={ONE: 201})) == [("submit", ONE)] * 3
+    assert reason(ScalingState(waiting={ONE: 5})) == "5 task(s) wait, 0 job(s) serve them"
 
 
-def test_a_job_for_more_threads_or_gpus_serves_those_who_ask_for_less_but_no_other_number_of_ranks():
+def test_pending_and_running_jobs_and_other_groups_count_as_serving():
+    assert made(ScalingState(waiting={ONE: 100}, jobs=(job("pending", 10.0),))) == []
+    assert made(ScalingState(waiting={ONE: 100}, jobs=(job("running"),))) == []
+    assert made(ScalingState(waiting={ONE: 100}, other_sources={ONE: 1})) == []
+    assert made(ScalingState(waiting={ONE: 201}, jobs=(job("running"),), other_sources={ONE: 1})) == [("submit", ONE)]
+
+
+def test_job_with_more_threads_or_gpus_serves_smaller_lanes_of_equal_ranks_and_queue():
     assert serves(GPU, ONE) and not serves(ONE, GPU)
     assert not serves(TWO, ONE) and not serves(ONE, TWO)
     assert not serves(Lane("other", 1, 1, 0, "3.11").name, ONE)
     assert not serves("nonsense", ONE)
-    assert made(State(waiting={ONE: 1}, jobs=(job("running", lane=GPU),))) == []
+    assert made(ScalingState(waiting={ONE: 1}, jobs=(job("running", lane=GPU),))) == []
 
 
-def test_a_served_lane_gets_one_more_only_after_a_pause():
-    young = State(waiting={ONE: 200}, jobs=(job("running", 59.0),))
-    assert made(young) == [("leave", ONE)]
-    assert "the next one follows after 60 s" in why(young)
-    assert made(State(waiting={ONE: 200}, jobs=(job("running", 60.0),))) == [("submit", ONE)]
+def test_served_lane_gets_another_job_only_after_the_cooldown():
+    young = ScalingState(waiting={ONE: 200}, jobs=(job("running", 59.0),))
+    assert made(young) == [("none", ONE)]
+    assert "the next one follows after 60 s" in reason(young)
+    assert made(ScalingState(waiting={ONE: 200}, jobs=(job("running", 60.0),))) == [("submit", ONE)]
 
 
-def test_the_number_of_jobs_is_bounded_and_lanes_without_any_come_first():
-    crowd = State(waiting={ONE: 1000, TWO: 1}, jobs=(job("running"), job("running", 999.0)))
-    assert made(crowd, max_jobs=3) == [("submit", TWO), ("leave", ONE)]
+def test_number_of_jobs_is_bounded_and_unserved_lanes_come_first():
+    crowd = ScalingState(waiting={ONE: 1000, TWO: 1}, jobs=(job("running"), job("running", 999.0)))
+    assert made(crowd, max_jobs=3) == [("submit", TWO), ("none", ONE)]
     assert made(crowd, max_jobs=5) == [("submit", TWO), ("submit", ONE), ("submit", ONE)]
-    assert made(State(waiting={ONE: 1}, jobs=(job("running", lane=TWO),)), max_jobs=1) == [("leave", ONE)]
+    assert made(ScalingState(waiting={ONE: 1}, jobs=(job("running", lane=TWO),)), max_jobs=1) == [("none", ONE)]
 
 
-def test_each_job_that_ended_lately_doubles_the_pause_before_the_next_one():
+def test_each_recently_ended_job_doubles_the_cooldown():
     ended = [job("over", age) for age in (600.0, 300.0, 100.0)]
-    assert made(State(waiting={ONE: 1}, jobs=tuple(ended[:1]))) == [("submit", ONE)]
-    state = State(waiting={ONE: 1}, jobs=tuple(ended))
-    assert made(state) == [("leave", ONE)]
-    assert "3 job(s) for it ended within the last hour: the next one follows after 240 s" in why(state)
+    assert made(ScalingState(waiting={ONE: 1}, jobs=tuple(ended[:1]))) == [("submit", ONE)]
+    state = ScalingState(waiting={ONE: 1}, jobs=tuple(ended))
+    assert made(state) == [("none", ONE)]
+    assert "3 job(s) for it ended within the last hour: the next one follows after 240 s" in reason(state)
     assert made(state, cooldown=25.0) == [("submit", ONE)]
-    assert made(State(waiting={ONE: 1}, jobs=(job("over", 3601.0), job("over", 4000.0)))) == [("submit", ONE)]
-    assert made(State(waiting={TWO: 1}, jobs=tuple(ended))) == [("submit", TWO)], "of another lane they say nothing"
+    assert made(ScalingState(waiting={ONE: 1}, jobs=(job("over", 3601.0), job("over", 4000.0)))) == [("submit", ONE)]
+    assert made(ScalingState(waiting={TWO: 1}, jobs=tuple(ended))) == [("submit", TWO)], (
+        "jobs of another lane do not count"
+    )
 
 
-def test_tasks_that_workers_from_here_would_not_run_bring_no_job():
-    state = State(waiting={ONE: 1}, barred={ONE: "Python 3.12 wanted, groups run 3.11"})
-    assert made(state) == [("leave", ONE)]
-    assert "Python 3.12 wanted" in why(state)
+def test_no_job_is_submitted_for_tasks_that_its_workers_would_not_run():
+    state = ScalingState(waiting={ONE: 1}, unserved={ONE: "Python 3.12 wanted, groups run 3.11"})
+    assert made(state) == [("none", ONE)]
+    assert "Python 3.12 wanted" in reason(state)
 
 
-def test_a_job_that_waits_is_cancelled_once_nobody_needs_it():
-    assert made(State(jobs=(job("pending", 300.0),))) == [("cancel", f"{ONE} pending 300.0")]
+def test_superfluous_pending_job_is_cancelled():
+    assert made(ScalingState(jobs=(job("pending", 300.0),))) == [("cancel", f"{ONE} pending 300.0")]
 
 
-def test_not_before_it_has_waited_and_the_lane_has_been_quiet_for_long_enough():
-    assert made(State(jobs=(job("pending", 299.0),))) == []
-    assert made(State(jobs=(job("pending"),), quiet={ONE: 299.0})) == []
-    assert made(State(jobs=(job("pending"),), quiet={ONE: 300.0})) != []
+def test_pending_job_is_kept_while_it_is_new_or_its_lane_has_changed_lately():
+    assert made(ScalingState(jobs=(job("pending", 299.0),))) == []
+    assert made(ScalingState(jobs=(job("pending"),), quiet={ONE: 299.0})) == []
+    assert made(ScalingState(jobs=(job("pending"),), quiet={ONE: 300.0})) != []
 
 
-def test_a_job_that_runs_is_never_cancelled():
-    assert made(State(jobs=(job("running", 1e6),))) == []
+def test_running_job_is_never_cancelled():
+    assert made(ScalingState(jobs=(job("running", 1e6),))) == []
 
 
-def test_surplus_goes_youngest_first_and_only_where_the_rest_would_do_for_twice_the_tasks():
+def test_youngest_pending_jobs_are_cancelled_if_the_others_are_enough_for_twice_the_tasks():
     jobs = (job("running"), job("pending", 900.0), job("pending", 800.0), job("pending", 700.0))
-    assert made(State(waiting={ONE: 100}, jobs=jobs)) == [
+    assert made(ScalingState(waiting={ONE: 100}, jobs=jobs)) == [
         ("cancel", f"{ONE} pending 700.0"),
         ("cancel", f"{ONE} pending 800.0"),
     ]
-    assert made(State(waiting={ONE: 151}, jobs=jobs)) == []
-    assert made(State(waiting={ONE: 150}, jobs=jobs)) == [("cancel", f"{ONE} pending 700.0")]
+    assert made(ScalingState(waiting={ONE: 151}, jobs=jobs)) == []
+    assert made(ScalingState(waiting={ONE: 150}, jobs=jobs)) == [("cancel", f"{ONE} pending 700.0")]
 
 
-def test_a_job_that_another_lane_needs_stays():
-    assert made(State(waiting={ONE: 1}, jobs=(job("pending", lane=GPU),))) == []
+def test_pending_job_is_kept_if_another_lane_needs_it():
+    assert made(ScalingState(waiting={ONE: 1}, jobs=(job("pending", lane=GPU),))) == []
 
 
-def test_there_are_always_as_many_jobs_of_the_home_lane_as_asked_for_and_those_stay():
-    decisions = decide(State(waiting={ONE: 250}), ScalingPolicy(max_jobs=10, min_jobs=2, home=ONE))
-    assert [(each.do, each.stays) for each in decisions] == [("submit", True), ("submit", True), ("submit", False)]
-    assert made(State(jobs=(job("pending", 500.0), job("pending", 400.0))), min_jobs=1, home=ONE) == [
+def test_min_jobs_of_the_home_lane_are_always_kept_and_permanent():
+    decisions = decide(ScalingState(waiting={ONE: 250}), ScalingPolicy(max_jobs=10, min_jobs=2, home=ONE))
+    assert [(each.action, each.permanent) for each in decisions] == [
+        ("submit", True),
+        ("submit", True),
+        ("submit", False),
+    ]
+    assert made(ScalingState(jobs=(job("pending", 500.0), job("pending", 400.0))), min_jobs=1, home=ONE) == [
         ("cancel", f"{ONE} pending 400.0")
     ]
-    assert made(State(jobs=(job("running"),)), min_jobs=1, home=ONE) == []
-    assert made(State(jobs=(job("over", 70.0),)), min_jobs=1, home=ONE) == [("submit", ONE)]
-    assert made(State(jobs=(job("over", 50.0),)), min_jobs=1, home=ONE) == [("leave", ONE)]
+    assert made(ScalingState(jobs=(job("running"),)), min_jobs=1, home=ONE) == []
+    assert made(ScalingState(jobs=(job("over", 70.0),)), min_jobs=1, home=ONE) == [("submit", ONE)]
+    assert made(ScalingState(jobs=(job("over", 50.0),)), min_jobs=1, home=ONE) == [("none", ONE)]
 
 
-# -- what holds of any state
+# -- properties of all states
 
 AGES = st.floats(0, 5000)
 JOBS = st.lists(
     st.builds(
-        JobSeen,
-        name=st.uuids().map(str),
-        lane=st.sampled_from(LANES),
+        job,
         state=st.sampled_from(["pending", "running", "over"]),
         age=AGES,
+        lane=st.sampled_from(LANES),
+        name=st.uuids().map(str),
     ),
     max_size=12,
-    unique_by=lambda each: each.name,
+    unique_by=lambda each: each.record.name,
 ).map(tuple)
 STATES = st.builds(
-    State,
+    ScalingState,
     waiting=st.dictionaries(st.sampled_from(LANES), st.integers(0, 2000)),
     jobs=JOBS,
-    elsewhere=st.dictionaries(st.sampled_from(LANES), st.integers(0, 3)),
+    other_sources=st.dictionaries(st.sampled_from(LANES), st.integers(0, 3)),
     quiet=st.dictionaries(st.sampled_from(LANES), AGES),
 )
-TERMS = st.builds(
+POLICIES = st.builds(
     ScalingPolicy,
     max_jobs=st.integers(2, 10),
     min_jobs=st.integers(0, 2),
@@ -158,47 +173,49 @@ TERMS = st.builds(
 )
 
 
-def after(state: State, terms: ScalingPolicy) -> State:
-    """The state once everything was done that is decided, in no time."""
-    decisions = decide(state, terms)
-    cancelled = {each.job for each in decisions if each.do == "cancel"}
-    new = [job("pending", 0.0, each.lane, f"new {n}") for n, each in enumerate(decisions) if each.do == "submit"]
-    kept = [each for each in state.jobs if each.name not in cancelled]
-    return State(waiting=state.waiting, jobs=(*kept, *new), elsewhere=state.elsewhere, quiet=state.quiet)
+def after(state: ScalingState, policy: ScalingPolicy) -> ScalingState:
+    """Return the state after all decisions were carried out in no time."""
+    decisions = decide(state, policy)
+    cancelled = names(each.job for each in decisions)
+    new = [job("pending", 0.0, each.lane, f"new {n}") for n, each in enumerate(decisions) if each.action == "submit"]
+    kept = [each for each in state.jobs if each.record.name not in cancelled]
+    return ScalingState(waiting=state.waiting, jobs=(*kept, *new), other_sources=state.other_sources, quiet=state.quiet)
 
 
-@given(STATES, TERMS)
-def test_jobs_stay_within_the_bound_running_ones_are_kept_and_a_third_look_changes_nothing(
-    state: State, terms: ScalingPolicy
+@given(STATES, POLICIES)
+def test_number_of_jobs_is_bounded_running_ones_are_kept_and_a_third_round_changes_nothing(
+    state: ScalingState, policy: ScalingPolicy
 ):
-    decisions = decide(state, terms)
-    there = {each.name: each for each in state.jobs if each.state != "over"}
-    cancelled = [each.job for each in decisions if each.do == "cancel"]
-    submitted = [each for each in decisions if each.do == "submit"]
-    assert all(there[name].state == "pending" and there[name].age >= terms.patience for name in cancelled)
-    assert not submitted or len(there) - len(cancelled) + len(submitted) <= terms.max_jobs
-    assert all(each.why for each in decisions)
-    if terms.cooldown > 0 and terms.patience > 0:
-        # a new job may serve the lane of an older one too: the second look cancels that, and may submit in its place
-        second = decide(after(state, terms), terms)
-        superfluous = [each.job for each in second if each.do == "cancel"]
-        assert there.keys() >= set(superfluous), "the new jobs stay"
-        assert len(superfluous) >= sum(each.do == "submit" for each in second), "the new jobs are enough"
-        third = decide(after(after(state, terms), terms), terms)
-        assert not [each for each in third if each.do != "leave"], "the state is stable"
+    decisions = decide(state, policy)
+    active = {each.record.name for each in state.jobs if each.state != "over"}
+    cancelled = [each.job for each in decisions if each.job is not None]
+    assert len(cancelled) == sum(each.action == "cancel" for each in decisions)
+    submitted = [each for each in decisions if each.action == "submit"]
+    assert all(each.state == "pending" and each.age >= policy.patience for each in cancelled)
+    assert not submitted or len(active) - len(cancelled) + len(submitted) <= policy.max_jobs
+    assert all(each.reason for each in decisions)
+    if policy.cooldown > 0 and policy.patience > 0:
+        # a new job may serve the lane of an older one too: the second round cancels that, and may submit in its place
+        second = decide(after(state, policy), policy)
+        superfluous = names(each.job for each in second)
+        assert active >= set(superfluous), "the new jobs stay"
+        assert len(superfluous) >= sum(each.action == "submit" for each in second), "the new jobs are enough"
+        third = decide(after(after(state, policy), policy), policy)
+        assert not [each for each in third if each.action != "none"], "the state is stable"
 
 
-def test_an_older_job_is_cancelled_after_one_was_submitted_that_serves_its_lane_too():
-    state = State(waiting={GPU: 1, ONE: 1}, jobs=(job("pending", 300.0),))
+def test_older_job_is_cancelled_after_the_submission_of_one_that_serves_its_lane_too():
+    state = ScalingState(waiting={GPU: 1, ONE: 1}, jobs=(job("pending", 300.0),))
     assert made(state) == [("submit", GPU)]
     assert made(after(state, ScalingPolicy(max_jobs=10))) == [("cancel", f"{ONE} pending 300.0")]
 
 
-@given(STATES, TERMS)
-def test_no_lane_is_left_without_a_job_while_there_is_room_and_no_job_for_it_ended(state: State, terms: ScalingPolicy):
-    then = after(state, terms)
-    there = [each for each in then.jobs if each.state != "over"]
+@given(STATES, POLICIES)
+def test_every_lane_with_tasks_is_served_if_there_is_room_and_no_job_for_it_ended(
+    state: ScalingState, policy: ScalingPolicy
+):
+    active = [each for each in after(state, policy).jobs if each.state != "over"]
     for lane, tasks in state.waiting.items():
-        ended = any(each.lane == lane for each in state.jobs if each.state == "over")
-        served = any(serves(each.lane, lane) for each in there) or state.elsewhere.get(lane)
-        assert not tasks or served or ended or len(there) >= terms.max_jobs
+        ended = any(each.record.lane == lane for each in state.jobs if each.state == "over")
+        served = any(serves(each.record.lane, lane) for each in active) or state.other_sources.get(lane)
+        assert not tasks or served or ended or len(active) >= policy.max_jobs

@@ -1,4 +1,4 @@
-"""The pool of worker groups, with processes that only a test ends."""
+"""Pool of worker groups whose processes are simulated."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from spoolpool import settings
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import LaunchOptions
-from spoolpool.pool import pool as pools
-from spoolpool.pool import slot
-from spoolpool.pool.pool import GroupPool
+from spoolpool.pool import group_pool, slot
+from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from tests.support.fake_worker import Clock
@@ -23,7 +22,7 @@ ONE = Shape(ranks=1)
 
 @dataclass(kw_only=True)
 class Group:
-    """Process of a group; ``code`` is its exit code as soon as there is one."""
+    """Simulated process of a group; ``code`` returns its exit code, or None while it runs."""
 
     worker: str
     code: Callable[[], int | None] = lambda: None
@@ -38,7 +37,7 @@ class Group:
 
 @dataclass
 class Groups:
-    """Launcher that starts nothing; ``begin`` sees each group at its start."""
+    """Launcher that starts no process; ``begin`` is called with each group."""
 
     begin: Callable[[Group], None] = lambda _: None
     started: list[Group] = field(default_factory=list)
@@ -56,7 +55,7 @@ class Groups:
         return group
 
     def allocation(self) -> Allocation:
-        raise AssertionError("it is not asked for")
+        raise AssertionError("not needed")
 
     def seconds_left(self) -> float | None:
         return None
@@ -65,38 +64,36 @@ class Groups:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock.installed(monkeypatch)
-    for module in (pools, slot):
+    for module in (group_pool, slot):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
 
 def announce(spool: Spool, group: Group) -> None:
-    """Make the entry of a group; the rest of its content is not read here."""
+    """Create the entry of a group; its content is not read here."""
     directory = spool.layout.worker(group.worker)
     os.mkdir(directory)
     with open(f"{directory}/info.json", "x", encoding="ascii"):
         pass
 
 
-def is_asked(spool: Spool, group: Group) -> bool:
+def is_asked_to_stop(spool: Spool, group: Group) -> bool:
     return os.path.exists(f"{spool.layout.worker(group.worker)}/stop")
 
 
-def test_stop_waits_for_groups_that_work_and_ends_those_that_never_announced_themselves(
-    spool: Spool, clock: Clock
-) -> None:
+def test_stop_waits_for_working_groups_and_ends_groups_without_an_entry(spool: Spool, clock: Clock) -> None:
     groups = Groups()
     pool = GroupPool(spool, groups, options=LaunchOptions())
     pool.resize(ONE, 3)
     works, starts, _hangs = groups.started
     begun = clock.now
     announce(spool, works)
-    works.code = lambda: 0 if is_asked(spool, works) and clock.now > begun + 1000 else None
+    works.code = lambda: 0 if is_asked_to_stop(spool, works) and clock.now > begun + 1000 else None
 
     def start_late() -> int | None:
         if clock.now > begun + 30 and not os.path.exists(spool.layout.worker(starts.worker)):
             announce(spool, starts)
-        return 0 if is_asked(spool, starts) and clock.now > begun + 500 else None
+        return 0 if is_asked_to_stop(spool, starts) and clock.now > begun + 500 else None
 
     starts.code = start_late
     assert pool.stop(None) == []
@@ -112,7 +109,7 @@ def test_stop_waits_for_groups_that_work_and_ends_those_that_never_announced_the
         ("every second time", 6),
     ],
 )
-def test_a_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_announcement(
+def test_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_announcement(
     spool: Spool, clock: Clock, announces: str, deaths: int
 ) -> None:
     def begin(group: Group) -> None:
@@ -128,4 +125,4 @@ def test_a_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_annou
         clock.now += 1.0
     assert len(groups.started) == deaths
     assert "signal SIGKILL" in pool.broken[ONE]
-    assert bool(pool.served) == (announces != "no")
+    assert bool(pool.announced) == (announces != "no")

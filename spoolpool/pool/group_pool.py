@@ -1,0 +1,277 @@
+"""Pool of worker groups: starts them, restarts those that die, and ends them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from spoolpool import settings
+from spoolpool.errors import LauncherError, NotASpool
+from spoolpool.format.names import new_worker_id
+from spoolpool.launch.allocation import Capacity
+from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
+from spoolpool.pool.slot import Slot
+from spoolpool.protocol import registration
+from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
+from spoolpool.resources import Shape
+from spoolpool.system import files
+from spoolpool.system.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+_STOP_SECONDS = 10.0
+_START_SECONDS = 60.0  # for groups that are still starting at the end; longer than NFS hides a new name from a look-up
+_RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
+
+
+class GroupPool:
+    """Worker groups of one spool, started by one launcher. One thread at a time may call :meth:`step`.
+
+    Every worker gets ``arguments``; after ``ends``, by this process's monotonic clock, none begins a task. The groups
+    end when this process has died. With a ``capacity``, each group gets nodes from it, and a node on which all groups
+    die is excluded.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        launcher: Launcher,
+        *,
+        arguments: Sequence[str] = (),
+        options: LaunchOptions,
+        ends: float | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self._spool = spool
+        self._launcher = launcher
+        self._arguments = tuple(arguments)
+        self._options = options
+        self._ends = ends
+        self._capacity = capacity
+        self._owner = registration.encode_owner()
+        self._recovery = Recovery(spool, everybody=True)  # its rounds follow the death of a group of this pool
+        self._slots: list[Slot] = []
+        self._ending: dict[str, GroupProcess] = {}
+        self._lock = threading.Lock()
+        self._recover_until = 0.0
+        self.broken: dict[Shape, str] = {}
+        """Shapes of which no group can be started, with the reasons."""
+        self.announced: set[Shape] = set()
+        """Shapes of which a group has ever announced itself."""
+        self.excluded_nodes: dict[str, str] = {}
+        """Nodes on which all groups died, with the reasons."""
+
+    def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
+        """Set the number of groups of a shape: start missing groups, with ``arguments``, and ask surplus ones to end.
+
+        A group that dies is replaced. A group that ends with success is not: it was asked to end, or has reached its
+        limits. Raises :class:`LauncherError`.
+        """
+        command = self._launcher.command(shape, (), self._options)  # raises if no group of the shape can be started
+        log.debug("Groups of %s: %s", shape, command)
+        with self._lock:
+            present = [slot for slot in self._slots if slot.shape == shape]
+            for slot in present[count:]:
+                self._remove(slot)
+                self._request_stop(slot)
+            for _ in range(count - len(present)):
+                nodes = () if self._capacity is None else self._capacity.reserve(shape)
+                if nodes is None:
+                    raise LauncherError(f"There is no room for another group of {shape}.")
+                slot = Slot(shape=shape, arguments=tuple(arguments), nodes=nodes)
+                self._start(slot)
+                self._slots.append(slot)
+
+    def count(self, shape: Shape | None = None) -> int:
+        """Return the requested number of groups of a shape, or of all shapes."""
+        with self._lock:
+            return len(self._slots) if shape is None else [slot.shape for slot in self._slots].count(shape)
+
+    def _remove(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        if self._capacity is not None:
+            self._capacity.release(slot.nodes, slot.shape)
+
+    def _start(self, slot: Slot) -> None:
+        worker = new_worker_id()
+        shape = slot.shape
+        arguments = [self._spool.path, "--group-of", str(shape.ranks)]
+        arguments += ["--threads", str(shape.threads), "--gpus", str(shape.gpus), *self._arguments, *slot.arguments]
+        if self._ends is not None:
+            arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
+        variables = {settings.ENV_WORKER: worker, settings.ENV_OWNER: self._owner}
+        log.info("Starting worker group %s %s", worker, " ".join(dict.fromkeys(slot.nodes)))
+        options = replace(self._options, nodes=slot.nodes)
+        slot.assign(worker, self._launcher.start(shape, arguments, options, variables))
+
+    def step(self) -> bool:
+        """Check every group once; return whether anything has changed."""
+        changed = False
+        with self._lock:
+            for slot in list(self._slots):
+                changed |= self._check(slot)
+            self._repeat_stop_requests()
+        if time.monotonic() < self._recover_until:
+            try:
+                for line in self._recovery.round():
+                    log.warning("Recovered %s", line)
+            except OSError as error:  # the server does not answer for a moment
+                log.info("Recovery is delayed: %s", error)
+        return changed
+
+    def _check(self, slot: Slot) -> bool:
+        if slot.process is None:
+            if slot.start_due and time.monotonic() >= slot.start_due:
+                self._restart(slot)
+                return True
+            return False
+        code = slot.poll(self._spool)
+        if slot.announced:
+            self.announced.add(slot.shape)
+        if code is None:
+            return False
+        log.info("Worker group %s ended with %s", slot.worker, code)
+        self._recover_until = time.monotonic() + _RECOVERY_SECONDS
+        if code == 0:
+            self._remove(slot)
+        elif code == settings.EXIT_RENEW:
+            self._restart(slot)
+        else:
+            self._record_failure(slot, code)
+        return True
+
+    def _restart(self, slot: Slot) -> None:
+        slot.start_due = 0.0
+        try:
+            self._start(slot)
+        except LauncherError as error:
+            slot.record_failed_start()
+            self._retry_or_give_up(slot, str(error))
+
+    def _record_failure(self, slot: Slot, code: int) -> None:
+        error = registration.take_start_error(self._spool, slot.worker)
+        if error is None and slot.announced:
+            log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
+            slot.record_death(self._spool)
+        else:
+            slot.record_failed_start()
+        if code == settings.EXIT_START:
+            self._give_up(slot, error or describe(code))
+        else:
+            self._retry_or_give_up(slot, error or describe(code))
+
+    def _retry_or_give_up(self, slot: Slot, reason: str) -> None:
+        """Schedule another group in this slot, unless all groups on one of its nodes, or of its shape, die."""
+        slot.start_due = time.monotonic() + slot.backoff.next()
+        for node in dict.fromkeys(slot.nodes):
+            on_node = [each for each in self._slots if node in each.nodes]
+            others_healthy = any(each.is_healthy() for each in self._slots if node not in each.nodes)
+            if all(each.is_exhausted(others_healthy=others_healthy) for each in on_node):
+                self._exclude(node, on_node, reason)
+        if not slot.nodes:
+            of_shape = [each for each in self._slots if each.shape == slot.shape]
+            if all(each.is_exhausted(others_healthy=False) for each in of_shape):
+                for each in of_shape:
+                    self._give_up(each, reason)
+
+    def _exclude(self, node: str, slots: list[Slot], reason: str) -> None:
+        """Start nothing on a node from now on; move its slots to other nodes if there is room."""
+        assert self._capacity is not None
+        log.error(
+            "Node %s is given up: every worker group that is started on it dies (%s). It had %d of them.",
+            node,
+            reason,
+            len(slots),
+        )
+        self.excluded_nodes[node] = reason
+        self._capacity.exclude(node)
+        for slot in slots:
+            self._capacity.release(slot.nodes, slot.shape)
+            slot.nodes = self._capacity.reserve(slot.shape) or ()
+            if slot.nodes:
+                slot.record_success()
+            else:
+                self._give_up(slot, reason)
+
+    def _give_up(self, slot: Slot, reason: str) -> None:
+        """Remove a slot; a group that still runs in it is asked to end."""
+        self._remove(slot)
+        self._request_stop(slot)
+        if not any(each.shape == slot.shape for each in self._slots):
+            failure = "die as often as they are started" if slot.shape in self.announced else "cannot be started"
+            self.broken[slot.shape] = (
+                f"Worker groups of {slot.shape.ranks} rank(s) {failure} through {self._launcher.name}: "
+                f"{reason.rstrip('.')}."
+            )
+
+    def _request_stop(self, slot: Slot) -> None:
+        slot.start_due = 0.0
+        if slot.process is not None and slot.process.poll() is None:
+            registration.request_stop(self._spool, slot.worker)
+            self._ending[slot.worker] = slot.process
+
+    def _repeat_stop_requests(self) -> None:
+        """Ask ending groups again: a group that was still starting had no entry for the first request."""
+        for worker, process in list(self._ending.items()):
+            if process.poll() is None:
+                registration.request_stop(self._spool, worker)
+            else:
+                del self._ending[worker]
+
+    def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
+        """End every group after the task that it runs; return the tasks that were released instead.
+
+        A group that still runs after ``seconds`` (None: without limit), or once ``hurry`` returns True, is ended, and
+        its task is released. A group that has not announced itself within a minute is ended in any case: it has no
+        entry for a request and no task, so that waiting for it might have no end.
+        """
+        with self._lock:
+            slots, self._slots = self._slots, []
+            for slot in slots:
+                self._request_stop(slot)
+        backoff = Backoff(0.002, 0.1)
+        begun = time.monotonic()
+        starting = {worker for worker in self._ending if self._has_no_entry(worker)}
+        released: list[str] = []
+        while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
+            passed = time.monotonic() - begun
+            late: set[str] = set()
+            if hurry() or (seconds is not None and passed > seconds):
+                late = running
+            elif passed > _START_SECONDS:
+                late = {worker for worker in running & starting if self._has_no_entry(worker)}
+            for worker in late:
+                self._ending[worker].end()
+            for worker in late:
+                del self._ending[worker]
+                try:
+                    released += self._recovery.release(worker)
+                except OSError as error:  # the server does not answer for a moment: recovery finds the task later
+                    log.warning("The task of worker group %s cannot be released now: %s", worker, error)
+            for worker in running - late:
+                # again: a group that was still starting had no entry for an earlier request
+                registration.request_stop(self._spool, worker)
+            if running != late:
+                backoff.sleep()
+        self._ending.clear()
+        return released
+
+    def _has_no_entry(self, worker: str) -> bool:
+        return files.is_missing(f"{self._spool.layout.worker(worker)}/info.json")
+
+
+def describe(code: int) -> str:
+    """Describe an exit code for messages."""
+    if code < 0:
+        try:
+            return f"signal {signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+    if code == NotASpool.exit_code:
+        return f"exit code {code}: it does not see its spool, which must lie on a filesystem that all nodes share"
+    return f"exit code {code}"
