@@ -42,4 +42,4 @@ def _take_back(sight: TaskView) -> bool:
     if standing.place == "running" or header is None:
         return False
     sight.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
-    return cancel_task(sight.spool, header, standing.task_file, held=standing.place == "held")
+    return cancel_task(sight.spool, header, standing.task_file, delayed=standing.place == "held")

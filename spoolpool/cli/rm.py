@@ -60,9 +60,9 @@ def remove(sight: TaskView) -> bool:
         remove_links(spool, header)
     # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
     parent, _, name = sight.location.path.rpartition("/")
-    place = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+    place = spool.directory(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
     removed = files.remove(f"{place}/{name}")
     if removed and sight.location.place == "done" and task_file.worker != CANCELLED:
-        outgoing = spool.held(f"{spool.layout.outgoing}/{sight.session}")
+        outgoing = spool.directory(f"{spool.layout.outgoing}/{sight.session}")
         files.remove(f"{outgoing}/{task_file.name}")
     return removed

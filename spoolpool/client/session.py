@@ -328,4 +328,4 @@ class Session:
             if not self.keeps:
                 self.spool.close_session(self.name)
             self._submitter.close()
-        self.spool.let_all_go()
+        self.spool.close_directories()

@@ -90,7 +90,7 @@ def remove(spool: Spool, found: list[GarbageItem]) -> int:
         parent, _, name = each.path.rpartition("/")
         # the item came into use, another process collects garbage too, or the directory was swapped: all keep the item
         with contextlib.suppress(OSError, NotTrusted):
-            directory = spool.held(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+            directory = spool.directory(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
             path = f"{directory}/{name}"
             if any(files.exists(f"{spool.path}/{earlier}") for earlier in each.after):
                 continue

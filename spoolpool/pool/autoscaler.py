@@ -72,7 +72,7 @@ class Autoscaler:
         with files.translate_errors(f"scale the spool {self._spool.path}"):
             self._spool.make_directories(self._spool.layout.jobs)
             with contextlib.suppress(FileExistsError):
-                self._spool.show(path, [])
+                self._spool.write_public(path, [])
             fd = self._spool.open_for_lock(path)
         try:
             lock = try_lock(fd)

@@ -1,4 +1,4 @@
-"""Taking tasks back: one that waits by a rename, one that is claimed by a mark that asks whoever runs it."""
+"""Cancel tasks: a ready task by a rename, a claimed task by a request to its worker."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from spoolpool.system.accounts import account_name
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY = 1.0  # seconds
+_LIST_EVERY = 1.0  # seconds
 
 
-def cancel_task(spool: Spool, header: TaskHeader, task_file: TaskFile, *, held: bool = False) -> bool:
-    """Take a waiting task back, or one that is held back; True if nobody had claimed it, and now nobody will.
+def cancel_task(spool: Spool, header: TaskHeader, task_file: TaskFile, *, delayed: bool = False) -> bool:
+    """Cancel a ready or delayed task; return True if no worker had claimed it, and none can any more.
 
-    Its token stands in the results of its session, named as cancelled: it is the outcome.
+    Its task file moves to the results of its session, under a name that says that it was cancelled: it is the outcome.
     """
     inbox = spool.results(header.session, spool.account)
     target = f"{inbox}/{task_file.claimed_by(CANCELLED).name}"
-    # in this order: it goes from the one to the other
-    for where in (spool.layout.waiting, "") if held or header.held else ("",):
+    # in this order: a task file moves from waiting/ to its bucket
+    for where in (spool.layout.waiting, "") if delayed or header.held else ("",):
         try:
             place = where or spool.bucket(header.lane, header.bucket)
             files.move(f"{place}/{task_file.name}", target)
             return True
         except OSError as error:
-            if files.exists(target):  # it happened; the answer was for a repeated request
+            if files.exists(target):  # the rename was done; the error answered its repetition
                 return True
-            if error.errno not in files.GONE:  # else it was let go, or a worker was first
+            if error.errno not in files.GONE:  # GONE: it was made ready, or a worker was first
                 raise
     return False
 
 
 def is_requested(spool: Spool, task_file: TaskFile) -> bool:
-    """Whether :func:`ask` was called for a claimed task, by who may; raises ``OSError`` where unknown."""
+    """Return whether an account that may cancel a claimed task has requested it; ``OSError`` if that is unknown."""
     if task_file.task not in files.list_names(spool.layout.cancel):
         return False
     if not spool.shared:
@@ -50,29 +50,29 @@ def is_requested(spool: Spool, task_file: TaskFile) -> bool:
 
 
 def withdraw_request(spool: Spool, task: str) -> None:
-    """Take such a mark away: the task is over."""
-    with contextlib.suppress(OSError):  # 'spool gc' finds what is left
+    """Remove a request: the task has ended."""
+    with contextlib.suppress(OSError):  # 'spool gc' removes it later
         files.remove(f"{spool.layout.cancel}/{task}")
 
 
 def request(spool: Spool, task: str) -> None:
-    """Leave a mark for whoever has a task in hand, or claims it next; harmless when repeated."""
+    """Request the worker that runs a task, or claims it next, to cancel it; harmless when repeated."""
     with files.translate_errors(f"cancel {task} in {spool.path}"), contextlib.suppress(FileExistsError):
         files.create(f"{spool.layout.cancel}/{task}", [])
 
 
 class CancelRequests:
-    """The marks as one worker sees them, who looks once a second at most: a mark asks politely."""
+    """Cancel requests as one worker sees them; they are listed at most once a second, as they promise nothing."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._names: set[str] = set()
         self._listed = -math.inf
 
-    def cover(self, task_file: TaskFile, owner: int) -> bool:
-        """Whether the task of this account is not to be run."""
+    def apply_to(self, task_file: TaskFile, owner: int) -> bool:
+        """Return whether a task of the account ``owner`` is not to be run."""
         now = time.monotonic()
-        if now - self._listed > _LOOK_EVERY:
+        if now - self._listed > _LIST_EVERY:
             self._names = set(files.list_names(self._spool.layout.cancel))
             self._listed = now
         if task_file.task not in self._names or not self._spool.shared:
@@ -82,7 +82,7 @@ class CancelRequests:
             log.warning("%s asks to cancel a task of %s: it runs.", account_name(who), account_name(owner))
         return who in (owner, self._spool.owner)
 
-    def over(self, task: str) -> None:
-        """A task has its outcome: nobody claims it any more, and a mark of it has no purpose."""
+    def withdraw(self, task: str) -> None:
+        """Remove the request for a task that has its outcome: no worker claims it any more."""
         if task in self._names:
             withdraw_request(self._spool, task)

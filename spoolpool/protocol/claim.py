@@ -145,7 +145,7 @@ class Claim:
         """Make the missing directory of the session again; in a shared spool only its owner can do that."""
         path = f"{parent}/{self.header.session}"
         if self._spool.shared:
-            self._spool.let_go(path)
+            self._spool.close_directory(path)
         else:
             self._spool.make_directories(path)
 

@@ -36,7 +36,7 @@ def add_links(spool: Spool, header: TaskHeader) -> None:
 
         def create(directory: str = directory, name: str = name) -> None:
             with contextlib.suppress(FileExistsError):  # a request was repeated: nobody else makes this name
-                files.create(f"{spool.held(directory)}/{name}", [])
+                files.create(f"{spool.directory(directory)}/{name}", [])
 
         spool.in_directory(directory, create)
     if spool.config.durability == "full":
@@ -50,7 +50,7 @@ def remove_links(spool: Spool, header: TaskHeader) -> None:
         path = spool.layout.dependency_link(session, DependencyLink(needed, header.task))
         directory, name = os.path.split(path)
         try:
-            place = spool.held(directory)
+            place = spool.directory(directory)
         except FileNotFoundError:
             continue
         if not files.remove(f"{place}/{name}") and not files.is_missing(path):  # ESTALE does not say that it is gone
@@ -129,7 +129,7 @@ class Dependencies:
         if task_file.worker == CANCELLED:
             raise CancelledError
         try:
-            directory = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+            directory = self._spool.directory(f"{self._spool.layout.outgoing}/{session}")
             outcome, content = read_outcome(self._spool, session, task_file, self._trust, directory)
         except (NotTrusted, SpoolVersion) as error:
             raise DependencyFailed(f"{_name(header)} was not run{_BECAUSE}of an outcome: {error}") from error

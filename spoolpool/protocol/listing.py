@@ -184,7 +184,7 @@ class ReadyListing:
         """Remove an empty bucket whose submitter uses a newer one; if it needs this one again, it makes it again."""
         if self._newest[bucket.lane, bucket.priority, bucket.submitter] != bucket.name:
             with contextlib.suppress(OSError, NotTrusted):  # another user's; it does no harm
-                lane = self._spool.held(self._spool.layout.lane(bucket.lane))
+                lane = self._spool.directory(self._spool.layout.lane(bucket.lane))
                 files.remove_directory(f"{lane}/{bucket.name}")
 
     def _fits(self, lane: Lane) -> bool:
@@ -198,8 +198,8 @@ class ReadyListing:
 
     def _list(self, directory: str, owner: int | None = None) -> tuple[files.Place, list[str]]:
         try:
-            self._spool.let_go(directory)
-            place = self._spool.held(directory, owner)
+            self._spool.close_directory(directory)
+            place = self._spool.directory(directory, owner)
             return place, files.list_names(str(place))
         except NotTrusted as error:
             self._refuse(directory, str(error))

@@ -226,7 +226,7 @@ def acquire(spool: Spool, session: str, mine: ObjectLease) -> None:
     directory = f"{spool.layout.needs}/{session}"
 
     def create() -> None:
-        path = f"{spool.held(directory)}/{mine.name}"
+        path = f"{spool.directory(directory)}/{mine.name}"
         try:
             files.create(path, [])
         except FileExistsError:
@@ -238,7 +238,7 @@ def acquire(spool: Spool, session: str, mine: ObjectLease) -> None:
 def release(spool: Spool, session: str, mine: ObjectLease) -> None:
     """A session uses an object no longer."""
     with contextlib.suppress(FileNotFoundError):
-        place = spool.held(f"{spool.layout.needs}/{session}")
+        place = spool.directory(f"{spool.layout.needs}/{session}")
         files.remove(f"{place}/{mine.name}")
 
 

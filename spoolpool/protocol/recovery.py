@@ -184,7 +184,7 @@ class Recovery:
         first = self._first_look.setdefault(path, now)
         if now - first >= max(self._spool.config.lease, self._spool.config.caches):
             try:
-                outgoing = self._spool.held(f"{self._spool.layout.outgoing}/{session}")
+                outgoing = self._spool.directory(f"{self._spool.layout.outgoing}/{session}")
                 files.remove(f"{outgoing}/{task_file.name}")
             except (FileNotFoundError, NotTrusted) as error:
                 log.warning("%s is not taken away: %s", path, error)

@@ -39,9 +39,9 @@ class Registration:
         with files.translate_errors(f"announce a worker group in {spool.path}"):
             try:
                 spool.make_directories(self._directory)
-                spool.show(f"{self._directory}/beat", [])
+                spool.write_public(f"{self._directory}/beat", [])
                 source = f"{spool.layout.tmp}/{info.worker}.info"
-                spool.show(source, [msgspec.json.encode(info)])
+                spool.write_public(source, [msgspec.json.encode(info)])
                 files.move(source, f"{self._directory}/info.json")
             except OSError:
                 remove_worker(spool, info.worker)
@@ -59,7 +59,7 @@ class Registration:
     def note_lack(self, tag: str, instead: str) -> None:
         """Tell those who wait for tasks with this tag why this worker takes none; harmless when repeated."""
         with contextlib.suppress(OSError):  # it stands there already; or the server is away: nobody depends on it
-            self._spool.show(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
+            self._spool.write_public(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
 
     def told_to_stop(self) -> bool:
         """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
@@ -93,7 +93,7 @@ class Registration:
 def request_stop(spool: Spool, worker: str) -> None:
     """Ask a worker to finish what it does and end; it looks when it is idle or done with a task."""
     with contextlib.suppress(OSError):  # FileExistsError: asked already; gone: it ended
-        spool.show(f"{spool.layout.worker(worker)}/stop", [])
+        spool.write_public(f"{spool.layout.worker(worker)}/stop", [])
 
 
 def encode_owner() -> str:
@@ -110,7 +110,7 @@ def report_start_error(spool: Spool, worker: str, reason: str) -> None:
     """Tell the supervisor why this group cannot work as it was started."""
     with contextlib.suppress(OSError):  # it is told on standard error as well
         spool.make_directories(spool.layout.worker(worker))
-        spool.show(f"{spool.layout.worker(worker)}/error", [reason.encode()])
+        spool.write_public(f"{spool.layout.worker(worker)}/error", [reason.encode()])
 
 
 def take_start_error(spool: Spool, worker: str) -> str | None:

@@ -21,7 +21,7 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     if task_file is None:
         raise BadTaskFile(f"{path} is not the name of a task. It was left alone.")
     try:
-        source = f"{spool.held(parent) if session else parent}/{name}"
+        source = f"{spool.directory(parent) if session else parent}/{name}"
         header, owner = read_owned_task(spool, source, task_file)
     except OSError as error:
         raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error

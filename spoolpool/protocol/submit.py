@@ -142,7 +142,7 @@ class Submitter:
         """Remove the last buckets where they are empty: nothing more is submitted."""
         for (lane, _), (bucket, _) in self._buckets.items():
             with contextlib.suppress(OSError, NotTrusted):
-                place = self._spool.held(self._spool.layout.lane(lane), self._spool.account)
+                place = self._spool.directory(self._spool.layout.lane(lane), self._spool.account)
                 files.remove_directory(f"{place}/{bucket}")
 
 

@@ -98,8 +98,8 @@ def remove_worker(spool: Spool, worker: str) -> None:
     path = spool.layout.worker(worker)
     with contextlib.suppress(OSError, NotTrusted):
         if files.is_directory(path):
-            spool.let_go(path)
-            directory = spool.held(path)
+            spool.close_directory(path)
+            directory = spool.directory(path)
             for name in ENTRY_FILES:
                 files.remove(f"{directory}/{name}")
             if not files.remove_directory(path):
@@ -107,7 +107,7 @@ def remove_worker(spool: Spool, worker: str) -> None:
                     if is_lack(name):
                         files.remove(f"{directory}/{name}")
                 files.remove_directory(path)
-            spool.let_go(path)
+            spool.close_directory(path)
 
 
 def is_lack(name: str) -> bool:

@@ -185,7 +185,7 @@ class Worker:
             self._journal.close()
             self._watch.close()
             self._leave()
-            self._spool.let_all_go()
+            self._spool.close_directories()
 
     def _loop(self) -> int:
         backoff = Backoff(_FIRST_LOOK, _LAST_LOOK)
@@ -350,7 +350,7 @@ class Worker:
                 return
             found = (
                 ClaimOutcome(cancelled_parts(task_file))
-                if self._marks.cover(task_file, claim.owner)
+                if self._marks.apply_to(task_file, claim.owner)
                 else self._outcome(claim, started)
             )
             if found is None:
@@ -374,7 +374,7 @@ class Worker:
             )
             if published:
                 self._releaser.committed(header.session, task_file)
-                self._marks.over(task_file.task)
+                self._marks.withdraw(task_file.task)
             else:
                 log.warning(
                     "%s was taken from this worker, which was thought dead: its outcome is dropped.", task_file.task

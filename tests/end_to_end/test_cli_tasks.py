@@ -287,9 +287,9 @@ def test_a_task_that_was_released_meanwhile_is_taken_back_where_it_is(spool: Spo
     bucket = spool.layout.bucket(header.lane, header.bucket)
     spool.make_directories(bucket)
     files.move(f"{spool.layout.waiting}/{task_file.name}", f"{bucket}/{task_file.name}")
-    assert cancel.cancel_task(spool, header, task_file, held=True)
+    assert cancel.cancel_task(spool, header, task_file, delayed=True)
     assert ids(spool.path, "--state", "cancelled") == [task]
-    assert not cancel.cancel_task(spool, header, TaskFile(new_task_id(), 1, 1), held=True)
+    assert not cancel.cancel_task(spool, header, TaskFile(new_task_id(), 1, 1), delayed=True)
 
 
 def test_a_cancelled_task_that_waits_again_is_not_run(spool: Spool, worker: Workers, tmp_path: Path) -> None:
