@@ -15,10 +15,10 @@ from spoolpool.format.names import ObjectLease, new_submitter_id
 from spoolpool.protocol.objects import (
     acquire,
     leases,
-    named_by_tasks,
     object_file,
     object_id,
     put_object,
+    referenced_objects,
     release,
     remove_object,
 )
@@ -130,7 +130,7 @@ class SessionObjects:
             sees_all = self._spool.sees_all
             if not self._leased or (lost and not sees_all):
                 return
-            kept = named_by_tasks(self._spool, [self._spool.layout.failed]) if sees_all else set()
+            kept = referenced_objects(self._spool, [self._spool.layout.failed]) if sees_all else set()
             mine = self._leased.keys() - kept
             for name in mine:
                 self._release(name)

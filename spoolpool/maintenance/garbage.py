@@ -35,7 +35,7 @@ from spoolpool.format.names import (
     writer_of,
 )
 from spoolpool.protocol import sessions
-from spoolpool.protocol.objects import leases, named_by_tasks, remove_object
+from spoolpool.protocol.objects import leases, referenced_objects, remove_object
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -201,7 +201,7 @@ class _Rules:
             if is_object_file(name) and expired == by.get(name, set()) and not recent:
                 unused[name] = expired
         for _ in range(2 if unused else 0):  # twice, since a task can move behind the listing
-            for name in named_by_tasks(self._spool, self._task_directories()):
+            for name in referenced_objects(self._spool, self._task_directories()):
                 unused.pop(name, None)
         reason = f"unused, and older than {_duration(self._keep.unfinished)}"
         for name, expired in sorted(unused.items()):

@@ -1,7 +1,7 @@
-"""Objects that are stored once and passed by reference; their name is the hash of what is in them.
+"""Objects: large arguments that are stored once and passed by reference. Their id is the hash of the content.
 
-A session that uses an object *holds* it: an empty file in ``needs/`` says so. An object goes when nobody holds it any
-more and no task names it.
+A session that uses an object has a lease on it, an empty file in ``needs/``. An object is removed when there is no
+lease on it any more and no task refers to it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 
 _KEPT = 32
-"""Objects that a rank keeps open, with two descriptors each: a mapping has its own."""
+"""Objects that a rank keeps open, with two descriptors each, because a mapping has its own."""
 _COPIED = 1 << 30
-"""Bytes of objects that a rank keeps, where they are not mapped but read: in signed spools."""
+"""Bytes of objects that a rank keeps in a signed spool, in which they are read and not mapped."""
 
 
 def object_id(payload: Buffer, buffers: Sequence[Buffer]) -> str:
-    """The name of what has this content."""
+    """Return the id of an object with this content."""
     digest = xxhash.xxh3_128(payload)
     for buffer in buffers:
         digest.update(buffer)
@@ -43,7 +43,7 @@ def object_id(payload: Buffer, buffers: Sequence[Buffer]) -> str:
 
 
 def object_file(spool: Spool, name: str) -> str:
-    """What the file of this account's object is called."""
+    """Return the name of the file of this account's object."""
     return os.path.basename(spool.layout.object(name, spool.account))
 
 
@@ -51,25 +51,25 @@ def object_file(spool: Spool, name: str) -> str:
 
 
 def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer: str) -> str:
-    """Store an object, once per account and content; returns its id.
+    """Store an object, once per account and content; return its id.
 
-    Nobody else may write under the name ``writer`` at the same time. Hold it first: nothing else keeps it. Raises
-    :class:`SpoolFull`, after which nothing is left, and :class:`NotTrusted` where another account has put something
-    in its place.
+    Acquire a lease first: nothing else keeps the object. No other process may write under the name ``writer`` at the
+    same time. Raises :class:`SpoolFull`, after which nothing is left, and :class:`NotTrusted` if another account has
+    put a file in its place.
     """
     name = object_id(payload, buffers)
     target = spool.layout.object(name, spool.account)
     parts = envelope.pack(b"{}", payload, buffers)
     with files.translate_errors(f"put an object into {spool.path}"):
-        if not _is_there(target, sum(map(len, parts))):
+        if not _exists(target, sum(map(len, parts))):
             source = f"{spool.layout.tmp}/{name}.{writer}"
             spool.write(source, object_label(name), parts)
             files.move(source, target, durability=spool.config.durability)
     return name
 
 
-def _is_there(path: str, size: int) -> bool:
-    """Whether an object of this account's is there, which then counts as new; one that is cut short is taken away."""
+def _exists(path: str, size: int) -> bool:
+    """Return whether an object of this account exists, and set its time; remove it if it is cut short."""
     if not files.exists(path):
         return False
     try:
@@ -80,7 +80,7 @@ def _is_there(path: str, size: int) -> bool:
             return False
         files.touch(path)
     except OSError as error:
-        if error.errno in files.GONE:  # collected just now
+        if error.errno in files.GONE:  # removed as garbage just now
             return False
         raise
     return True
@@ -90,10 +90,10 @@ def _is_there(path: str, size: int) -> bool:
 
 
 def read_object(spool: Spool, name: str, trust: Trust, owner: int | None = None) -> Envelope:
-    """Read an object of a trusted account's and check that it is what its name says.
+    """Read an object of a trusted account, and check that its content matches its name.
 
-    In a shared spool it must belong to ``owner``, that of the task which names it: a hash that is quick is no proof
-    against people, so that nobody else's object is taken for it.
+    In a shared spool it must belong to ``owner``, the account of the task that refers to it. The hash is fast and not
+    cryptographic, so that another account could make an object with the same name.
     """
     fd, content = _open(spool, name, trust, owner, writable=True)
     files.close(fd)
@@ -101,7 +101,7 @@ def read_object(spool: Spool, name: str, trust: Trust, owner: int | None = None)
 
 
 def _open(spool: Spool, name: str, trust: Trust, owner: int | None, *, writable: bool = False) -> tuple[int, Envelope]:
-    """An object's descriptor, and what is in it."""
+    """Return the descriptor and the content of an object."""
     assert owner is not None or not spool.shared
     path = spool.layout.object(name, owner if spool.shared else None)
     fd = files.open_file(path)
@@ -115,10 +115,12 @@ def _open(spool: Spool, name: str, trust: Trust, owner: int | None, *, writable:
 def _read(spool: Spool, fd: int, path: str, name: str, trust: Trust, owner: int | None, *, writable: bool) -> Envelope:
     status = trust.check(fd, path)
     if spool.shared and owner is not None and status.st_uid != owner:
-        raise NotTrusted(f"{path} belongs to {account_name(status.st_uid)}, and {account_name(owner)}'s is asked for.")
+        raise NotTrusted(
+            f"{path} belongs to {account_name(status.st_uid)} and should be {account_name(owner)}'s. It was not read."
+        )
     content = spool.read(fd, status.st_size, path, object_label(name), writable=writable)
     if object_id(content.payload, content.buffers) != name:
-        raise BadTaskFile(f"{path} does not hold what its name says.")
+        raise BadTaskFile(f"The content of {path} does not match its name. Remove it, and put the object again.")
     return content
 
 
@@ -128,7 +130,7 @@ class _Opened(NamedTuple):
 
 
 def _removed(fd: int) -> bool:
-    """Whether an opened file has no name any more."""
+    """Return whether an opened file was removed."""
     try:
         return os.fstat(fd).st_nlink == 0
     except OSError:  # ESTALE
@@ -136,10 +138,10 @@ def _removed(fd: int) -> bool:
 
 
 class ObjectCache:
-    """The objects that one rank has opened, the last ones of them, for the calls that name them.
+    """The objects that one rank opened last, for the calls that refer to them.
 
-    What is mapped is the same memory for all processes of a node. It is unpickled anew for each call, so that none
-    sees what another one did to a list or a dict.
+    All processes of a node share the memory of a mapped object. It is unpickled for each call, so that no call sees
+    the changes that another one made to a list or a dict.
     """
 
     def __init__(self, spool: Spool, trust: Trust) -> None:
@@ -149,15 +151,15 @@ class ObjectCache:
         self._lock = threading.Lock()
 
     def content(self, name: str) -> Envelope:
-        """What is in an object, by the name of its file; arrays in it are read-only.
+        """Return the content of an object by the name of its file; arrays in it are read-only.
 
-        Raises :class:`DependencyFailed` where it cannot be had, :class:`NotTrusted` or :class:`BadTaskFile` where it
-        is not what it should be.
+        Raises :class:`DependencyFailed` if it cannot be read, and :class:`NotTrusted` or :class:`BadTaskFile` if it
+        must not be used.
         """
         return self._get(name).content
 
     def fill(self, places: Mapping[str, Sequence[int]], buffers: Sequence[Buffer]) -> Sequence[Buffer]:
-        """The buffers of a call, with those that stand in objects at their places, for this call alone to write to."""
+        """Return the buffers of a call, with those from objects at their places, writable for this call alone."""
         shared = {place: name for name, each in places.items() for place in each}
         if not shared:
             return buffers
@@ -168,22 +170,22 @@ class ObjectCache:
                 for place in range(len(shared) + len(buffers))
             ]
         except StopIteration:
-            raise BadTaskFile("The call names buffers that it does not have.") from None
+            raise BadTaskFile("The header of the call places more buffers than the call has.") from None
 
     def _private(self, name: str) -> Buffer:
-        """The one buffer of an object, copied page by page when it is written to."""
+        """Return the one buffer of an object, copied on write page by page."""
         opened = self._get(name)
         path = f"{self._spool.layout.objects}/{name}"
         label = object_label(name.partition("@")[0])
         content = self._spool.read(opened.fd, files.size(opened.fd), path, label)
         if len(content.buffers) != 1:
-            raise BadTaskFile(f"{path} is not one buffer.")
+            raise BadTaskFile(f"{path} holds {len(content.buffers)} buffers; one was expected.")
         return content.buffers[0]
 
     def _get(self, name: str) -> _Opened:
         with self._lock:
             found = self._opened.get(name)
-            if found is not None and _removed(found.fd):  # and then put anew: pages of the old file may be lost
+            if found is not None and _removed(found.fd):  # it was put again: pages of the old file may be lost
                 files.close(self._opened.pop(name).fd)
                 found = None
             if found is None:
@@ -199,10 +201,10 @@ class ObjectCache:
         return sum(len(buffer) for each in self._opened.values() for buffer in each.content.buffers)
 
     def _wait_for(self, name: str) -> _Opened:
-        """Open an object; one that is not there may be hidden by a cache, for as long as caches last."""
+        """Open an object; if it is missing, try as long as a cache may hide it."""
         digest, _, owner = name.partition("@")
         if bool(owner) != self._spool.shared:
-            raise BadTaskFile(f"An object of this spool cannot be called {name}.")
+            raise BadTaskFile(f"{name} is no name of an object of this spool.")
         backoff = Backoff(0.01, 1.0)
         end = time.monotonic() + self._spool.config.caches
         while True:
@@ -212,21 +214,21 @@ class ObjectCache:
                 if error.errno not in files.GONE or time.monotonic() > end:
                     raise DependencyFailed(
                         f"The object {self._spool.layout.objects}/{name}, which the call needs, cannot be read: "
-                        f"{error.strerror}. Put it there again, and submit the call again."
+                        f"{error.strerror}. Put it again, and submit the call again."
                     ) from error
             files.refresh(self._spool.layout.objects)
             backoff.sleep()
 
 
-# -- who holds them
+# -- leases
 
 
-def acquire(spool: Spool, session: str, mine: ObjectLease) -> None:
-    """Say that a session uses an object, or say it anew; harmless when repeated."""
+def acquire(spool: Spool, session: str, lease: ObjectLease) -> None:
+    """Create or renew a lease of a session on an object; harmless when repeated."""
     directory = f"{spool.layout.needs}/{session}"
 
     def create() -> None:
-        path = f"{spool.directory(directory)}/{mine.name}"
+        path = f"{spool.directory(directory)}/{lease.name}"
         try:
             files.create(path, [])
         except FileExistsError:
@@ -235,21 +237,21 @@ def acquire(spool: Spool, session: str, mine: ObjectLease) -> None:
     spool.in_directory(directory, create)
 
 
-def release(spool: Spool, session: str, mine: ObjectLease) -> None:
-    """A session uses an object no longer."""
+def release(spool: Spool, session: str, lease: ObjectLease) -> None:
+    """Remove a lease of a session on an object."""
     with contextlib.suppress(FileNotFoundError):
         place = spool.directory(f"{spool.layout.needs}/{session}")
-        files.remove(f"{place}/{mine.name}")
+        files.remove(f"{place}/{lease.name}")
 
 
-def leases(spool: Spool, *, anew: bool = False) -> dict[str, set[str]]:
-    """Paths, below the spool, of what says that somebody holds an object, by the names of the objects' files.
+def leases(spool: Spool, *, refresh: bool = False) -> dict[str, set[str]]:
+    """Return the paths of the leases, below the spool, by the names of the objects' files.
 
-    ``anew``: also what an earlier listing may hide.
+    ``refresh`` touches the directories, so that an earlier listing in the cache of an NFS client hides no lease.
     """
     found: dict[str, set[str]] = {}
     for session in filter(is_session, files.list_names(spool.layout.needs)):
-        if anew:
+        if refresh:
             files.refresh(f"{spool.layout.needs}/{session}")
         for each in map(parse_lease, files.list_names(f"{spool.layout.needs}/{session}")):
             if each is not None:
@@ -257,8 +259,8 @@ def leases(spool: Spool, *, anew: bool = False) -> dict[str, set[str]]:
     return found
 
 
-def named_by_tasks(spool: Spool, places: Iterable[str]) -> set[str]:
-    """Objects that the tasks in these directories name; their headers are read for it."""
+def referenced_objects(spool: Spool, places: Iterable[str]) -> set[str]:
+    """Return the objects to which the tasks in these directories refer, as their headers say."""
     found: set[str] = set()
     for directory in places:
         for task_file in map(parse_task_file, files.list_names(directory)):
@@ -268,7 +270,7 @@ def named_by_tasks(spool: Spool, places: Iterable[str]) -> set[str]:
                 header = read_task(spool, f"{directory}/{task_file.name}", task_file)
             except NoKey:
                 raise
-            except (OSError, SpoolpoolError):  # it moved on, and is found where it went; or nobody can run it
+            except (OSError, SpoolpoolError):  # it moved, and is found in its new place; or no worker can run it
                 continue
             found.update(header.objects)
             if header.init:
@@ -278,22 +280,22 @@ def named_by_tasks(spool: Spool, places: Iterable[str]) -> set[str]:
 
 
 def remove_object(spool: Spool, name: str, stamp: int | None = None) -> bool:
-    """Remove an object that nobody holds, by the name of its file; whether it went.
+    """Remove an object without a lease, by the name of its file; return whether it was removed.
 
-    Whoever puts it anew meanwhile says first that he holds it, then looks whether it is there and sets its time. So it
-    is put aside, and comes back if somebody holds it by then, or if its time (in ns) is not ``stamp`` any more.
+    A session that puts the object meanwhile acquires a lease first, then checks whether the object exists and sets its
+    time. So it is moved aside, and moved back if there is a lease by then or its time (in ns) is not ``stamp`` any
+    more.
     """
     path = f"{spool.layout.objects}/{name}"
     aside = f"{spool.layout.tmp}/{name.partition('@')[0]}.{new_submitter_id()}"
     try:
         files.move(path, aside)
     except OSError as error:
-        if (
-            error.errno in files.GONE | files.DENIED
-        ):  # another one collects too; or, in a dropbox, it is somebody else's
+        # another process removes it too; or, in a dropbox, it belongs to another account
+        if error.errno in files.GONE | files.DENIED:
             return False
         raise
-    used = name in leases(spool, anew=True) or stamp not in (None, files.mtime_ns(aside))
+    used = name in leases(spool, refresh=True) or stamp not in (None, files.mtime_ns(aside))
     if used and not files.exists(path):
         files.move(aside, path)
         return False

@@ -84,7 +84,7 @@ def test_an_object_that_is_swapped_for_another_one_of_the_same_account_is_not_un
         (group.path / "objects" / other.name).rename(wanted)
     group.work()
     group.collect()
-    assert "does not hold what its name says" in str(future.exception(timeout=0))
+    assert "does not match its name" in str(future.exception(timeout=0))
     assert not group.runs()
 
 

@@ -264,7 +264,7 @@ def test_a_cache_that_hides_an_object_is_waited_for(
     assert ObjectCache(spool, Trust()).content(name)
     monkeypatch.setattr(files, "refresh", lambda directory: None)
     began = clock.now
-    with pytest.raises(DependencyFailed, match="Put it there again"):
+    with pytest.raises(DependencyFailed, match="Put it again"):
         ObjectCache(spool, Trust()).content("0" * 32)
     assert clock.now - began > spool.config.caches
 
@@ -597,9 +597,9 @@ def test_an_object_that_does_not_hold_what_its_name_says_is_not_unpickled(spool:
     good = put_object(spool, *pickling.dumps("good"), "writer")
     bad = put_object(spool, *pickling.dumps("bad"), "writer")
     Path(spool.layout.objects, bad).rename(Path(spool.layout.objects, good))
-    with pytest.raises(BadTaskFile, match="does not hold what its name says"):
+    with pytest.raises(BadTaskFile, match="does not match its name"):
         read_object(spool, good, Trust())
-    with pytest.raises(BadTaskFile, match="does not hold"):
+    with pytest.raises(BadTaskFile, match="does not match its name"):
         ObjectCache(spool, Trust()).content(good)
 
 
