@@ -1,7 +1,7 @@
 """What each step costs in operations that a metadata server sees.
 
-Counted, not estimated: ``tests/budget/test_metadata_operations.py`` counts them on the real thing, and fails where one is more or less.
-The kinds are those of :mod:`benchmarks.trace`.
+Counted, not estimated: ``tests/budget/test_metadata_operations.py`` counts them on the real thing, and fails where one
+is more or less. The kinds are those of :mod:`benchmarks.trace`.
 """
 
 from __future__ import annotations
