@@ -1,100 +1,161 @@
-"""Spools of every format that there ever was are read for ever."""
+"""Golden spools of every format stay readable: their tasks run, their outcomes are collected."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from spoolpool.calls import pickling
-from spoolpool.calls.results import ReferenceResolver
-from spoolpool.errors import SpoolVersion
-from spoolpool.format.headers import TaskHeader
+from spoolpool import wire
+from spoolpool.calls.pickling import ObjectRef
+from spoolpool.errors import DependencyFailed, RemoteTraceback, SpoolVersion, WorkerLost
 from spoolpool.format.layout import Layout
-from spoolpool.format.names import FORMAT, new_worker_id
+from spoolpool.format.names import FORMAT, parse_task_file
 from spoolpool.maintenance.check import check
-from spoolpool.protocol.claimer import Claimer
-from spoolpool.protocol.objects import ObjectCache, leases
+from spoolpool.protocol.objects import leases
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.tasks import read_task
 from spoolpool.security import signing
-from spoolpool.security.trust import Trust
-from tests.format.golden.make import DATA, DONE, SECRET, WAITING
-from tests.support.fake_worker import Clock, Inbox, outcome_of
+from tests.format.golden.make import DATA, SECRET, done, waiting
+from tests.format.pickled_names import is_allowed, names_in_spool
+from tests.support.fake_worker import Clock, Inbox, run_worker
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = sorted(path.name for path in GOLDEN.glob("format-*"))
 
 
-def copied(name: str, place: Path) -> Path:
-    """A copy of a golden spool, with the empty directories that git does not keep."""
-    shutil.copytree(GOLDEN / name, place)
-    place.chmod(0o700)  # git keeps no modes
-    for directory in Layout.DIRECTORIES:
-        (place / directory).mkdir(exist_ok=True)
-    return place
-
-
 @pytest.fixture(params=FORMATS)
 def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a golden spool, and the key of a signed one."""
+    """A copy of a golden spool with the empty directories that git does not keep, and the key of a signed one."""
     key = signing.Key.of(SECRET)
     (tmp_path / "key").write_text(f"{key.id} {key.secret.hex()}\n")
     (tmp_path / "key").chmod(0o600)
     monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
-    return copied(request.param, tmp_path / "spool")
+    copy = tmp_path / "spool"
+    shutil.copytree(GOLDEN / request.param, copy)
+    copy.chmod(0o700)  # git keeps no modes
+    for directory in Layout.DIRECTORIES:
+        (copy / directory).mkdir(exist_ok=True)
+    return copy
 
 
 def test_there_is_a_golden_spool_of_this_format() -> None:
     assert f"format-{FORMAT}" in FORMATS
 
 
-def test_nothing_in_a_golden_spool_is_strange(golden: Path) -> None:
+def test_check_finds_nothing_in_a_golden_spool(golden: Path) -> None:
     assert check(Spool(golden)) == []
 
 
-def test_its_waiting_task_is_claimed_and_run_and_its_outcomes_are_collected(
-    golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spool = Spool(golden)
-    inbox = Inbox(spool, Clock.installed(monkeypatch), "golden")
-    claim = Claimer(spool, new_worker_id(), lambda _: True, Trust()).next()
-    assert claim is not None
-    assert claim.header.task == WAITING
-    assert (claim.header.name, claim.header.user, claim.header.max_attempts) == ("pow", "golden", 3)
-    function, args, kwargs = pickling.loads(claim.content.payload, claim.content.buffers)
-    assert function(*args, **kwargs) == 32
-    claim.write_outcome(outcome_of(claim.header, claim.task_file))
-    assert claim.commit()
-    claim.close()
+def results_of_pack(results: Any) -> list[object]:
+    """The values of a pack's calls, and the types of their exceptions and causes."""
+    found: list[object] = []
+    for number in range(len(results)):
+        try:
+            found.append(results[number])
+        except ZeroDivisionError as error:
+            found += [type(error), type(error.__cause__)]
+    return found
 
-    waiting = inbox.expect(claim.header)
-    done = inbox.expect(TaskHeader(task=DONE, session="golden", lane=claim.header.lane, bucket=claim.header.bucket))
+
+def output_of(ended: Any) -> bytes:
+    assert isinstance(ended, subprocess.CompletedProcess)
+    return bytes(ended.stdout)
+
+
+def as_list(value: Any) -> list[Any]:
+    return [bytes(each) if isinstance(each, (memoryview, bytearray)) else each for each in value]
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+ZERO = ZeroDivisionError("division by zero")
+
+RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
+    "plain": (32, same),
+    "chunk": ([8, 16], same),
+    "pack": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
+    "command": (b"golden 0\n", output_of),
+    "program": ("golden\n", same),
+    "shell": ("golden\n", same),
+    "objects": (DATA + b"+put+apart", same),
+    "dependency": (43, same),
+    "current task": (waiting("current task"), same),
+    "wait": ((set(), set()), tuple),
+    "public names": (22, same),
+    "options": (["night", "night", ("-v",), ("-v",), ("-v",), 2, 2], same),
+    "errors": (22, same),
+    "module": ([7, "spoolpool.errors", type(None)], same),
+    "exception": (ZERO, same),
+}
+RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
+    "buffer": ([42, DATA], as_list),
+    "chunk": ([8, 16], same),
+    "pack": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
+    "command": (b"golden\n", output_of),
+    "object reference": (ObjectRef("0" * 16, "a8c7d3d88838097f13c37e422080c6a5", 18), same),
+    "ranks": ([[0, DATA], [1, DATA]], lambda value: list(map(as_list, value))),
+    "exception": (ZERO, same),
+    "worker lost": (WorkerLost("it died"), same),
+    "dependency failed": (DependencyFailed("it was not run"), same),
+}
+
+
+def test_its_tasks_run_and_its_outcomes_are_collected(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, clock = Spool(golden), Clock.installed(monkeypatch)
+    paths = [*golden.glob("ready/*/*/*"), *golden.glob("waiting/*"), *golden.glob("results/*/*")]
+    headers = [read_task(spool, str(path), parse_task_file(path.name)) for path in paths]
+    assert {(header.name, header.user, header.max_attempts) for header in headers} == {("pow", "golden", 3)}
+
+    run_worker(spool, clock, python="3.11")
+    inbox = Inbox(spool, clock, "golden")
+    futures = {header.task: inbox.expect(header) for header in headers}
     inbox.look()
-    assert waiting.result(timeout=0) == "value"
-    number, data = done.result(timeout=0)
-    assert number == 42
-    assert bytes(data) == DATA
+    for kind, (wanted, convert) in RESULTS_OF_TASKS.items():
+        assert_result(kind, futures.pop(waiting(kind)), wanted, convert)
+    for kind, (wanted, convert) in RESULTS_OF_OUTCOMES.items():
+        assert_result(kind, futures[done(kind)], wanted, convert)
+    assert {task for task, future in futures.items() if future.cancelled()} == {
+        done("cancelled"),
+        done("cancelled before its claim"),
+    }
+    cause = futures[done("dependency failed")].exception().__cause__
+    assert isinstance(cause, ZeroDivisionError) and isinstance(cause.__cause__, RemoteTraceback)
+
+    clock.now += 200.0  # outcomes stay until no other process can have added a link to them
+    inbox.look()
     assert not [path for path in (golden / "outgoing").rglob("*") if path.is_file()]
+    assert sorted(leases(spool)) == sorted(path.name for path in (golden / "objects").iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("objects-*")))
-def test_a_task_of_a_golden_spool_finds_its_objects(name: str, tmp_path: Path) -> None:
-    spool = Spool(copied(name, tmp_path / "spool"))
-    assert check(spool) == []
-    claim = Claimer(spool, new_worker_id(), lambda _: True, Trust()).next()
-    assert claim is not None
-    found = ObjectCache(spool, Trust())
-    buffers = found.fill(claim.header.objects, claim.content.buffers)
-    values = ReferenceResolver((), found, claim.header.objects)
-    function, args, _ = pickling.loads(claim.content.payload, buffers, values)
-    assert function(*args) == DATA + b"+put"
-    claim.close()
-    assert sorted(leases(spool)) == sorted(claim.header.objects)
+def assert_result(kind: str, future: Future[Any], wanted: object, convert: Callable[[Any], object]) -> None:
+    """Compare the result of a future with a value, or its exception with one of the same type and text."""
+    if isinstance(wanted, BaseException):
+        error = future.exception(timeout=0)
+        assert (type(error), str(error)) == (type(wanted), str(wanted)), kind
+    else:
+        assert convert(future.result(timeout=0)) == wanted, kind
 
 
-def test_a_spool_of_a_later_format_is_refused_with_the_words_what_to_do(golden: Path) -> None:
+def test_golden_files_name_nothing_of_spoolpool_but_names_of_the_format(golden: Path) -> None:
+    names = names_in_spool(golden)
+    assert {name: paths for name, paths in names.items() if not is_allowed(name)} == {}
+
+
+def test_golden_files_of_this_format_name_each_name_of_wire() -> None:
+    names = {name for path in GOLDEN.glob(f"format-{FORMAT}*") for name in names_in_spool(path)}
+    assert {name.name for name in names if name.module == "spoolpool.wire"} == set(wire.__all__)
+
+
+def test_a_spool_of_a_later_format_is_refused_with_the_remedy(golden: Path) -> None:
     config = msgspec.json.decode((golden / "spool.json").read_bytes())
     config["format"] = FORMAT + 1
     (golden / "spool.json").write_bytes(msgspec.json.encode(config))

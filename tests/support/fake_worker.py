@@ -215,6 +215,16 @@ def outcome_of(header: TaskHeader, task_file: TaskFile) -> list[envelope.Buffer]
     return outcome_parts(header, task_file, RankResult(payload, buffers, None), 1, 0.0)
 
 
+def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: Any) -> None:
+    """Run a worker in this process until no task is ready, or until it has run this number of tasks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Registration", SilentRegistration)
+        patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(clock, 100))
+        group = SerialGroup(objects=ObjectCache(spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0))
+        options = WorkerOptions(max_tasks=tasks, idle_timeout=0.3)
+        Worker(spool, group, info_of(ProcessId.of(os.getpid()), **info), options).run()
+
+
 class Inbox(Session):
     """A session without a thread: it looks when it is told to."""
 
@@ -333,16 +343,7 @@ class Stage:
 
     def work(self, *, tasks: int | None = None) -> None:
         """Be a worker until nothing waits any more, or until so many tasks are done."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "Registration", SilentRegistration)
-            patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(self.clock, 100))
-            info = info_of(ProcessId.of(os.getpid()))
-            Worker(
-                self.spool,
-                SerialGroup(objects=ObjectCache(self.spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0)),
-                info,
-                WorkerOptions(max_tasks=tasks, idle_timeout=0.3),
-            ).run()
+        run_worker(self.spool, self.clock, tasks=tasks)
 
     def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
         """Deliver what has come of these tasks."""

@@ -1,22 +1,34 @@
-"""Make the golden spools of the present format: ``python tests/format/golden/make.py`` from the root of the repository.
+"""Make the golden spools of the present format: ``python -m tests.format.golden.make`` from the root of the repository.
 
-Those of a format, unsigned, signed and with objects, are made once, committed, and read for ever: run this only when
-``layout.FORMAT`` has risen.
+A golden spool holds a task of each kind and an outcome of each kind, once unsigned and once signed. The trees of a
+format are made once, committed, and stay readable in all later versions: run this only when ``names.FORMAT`` has risen.
+Their pickles name functions of the standard library and of spoolpool alone. A function by value would contain bytecode,
+which differs between the minor versions of Python.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import pickle
 import shutil
+import subprocess
+import types
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
-from spoolpool.calls.pickling import ObjectRef
+import spoolpool
+from spoolpool import errors, wire
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.format import envelope, headers
-from spoolpool.format.headers import OutcomeHeader, TaskHeader
-from spoolpool.format.names import FORMAT, ObjectLease, TaskFile
+from spoolpool.format.envelope import Buffer
+from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
+from spoolpool.format.names import CANCELLED, FORMAT, ObjectLease, TaskFile
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
 from spoolpool.protocol.spool import Spool
@@ -24,18 +36,50 @@ from spoolpool.protocol.submit import Submitter
 
 LANE = "default.r1t1g0.py3.11"
 BUCKET = "499-0660e6e464b511-22dc7470"
-WAITING, DONE = "499-0660e6e464b511-22dc7470e2", "499-0660e6e464b5ff-1f46f1a9c3"
 WORKER = "0123456789abcdef"
 DATA = bytes(range(256)) * 17
-LIFE = "01234567"
+RUN = "01234567"
 SECRET = bytes(range(32))
 """The key of the signed spool."""
 
 
-def header(name: str) -> TaskHeader:
-    """What its submitter says about a task."""
+class Content(NamedTuple):
+    """Content of a golden file, and the fields of its header that differ from those of the others."""
+
+    payload: Buffer
+    buffers: tuple[Buffer, ...] = ()
+    header: Mapping[str, Any] = types.MappingProxyType({})
+
+
+TASKS = (
+    *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
+    *("public names", "options", "errors", "module", "exception"),
+)
+"""Kinds of tasks."""
+
+OUTCOMES = (
+    *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
+    *("dependency failed", "cancelled", "cancelled before its claim"),
+)
+"""Kinds of outcomes."""
+
+
+def waiting(kind: str) -> str:
+    """Return the id of the waiting task of a kind."""
+    number = TASKS.index(kind)
+    return f"499-0660e6e464b5{0x11 + number:02x}-22dc7470{number:02x}"
+
+
+def done(kind: str) -> str:
+    """Return the id of the task that has the outcome of a kind."""
+    number = OUTCOMES.index(kind)
+    return f"499-0660e6e464b6{0x11 + number:02x}-1f46f1a9{number:02x}"
+
+
+def header(task: str, **more: Any) -> TaskHeader:
+    """Return the header of a golden task."""
     return TaskHeader(
-        task=name,
+        task=task,
         session="golden",
         lane=LANE,
         bucket=BUCKET,
@@ -44,11 +88,133 @@ def header(name: str) -> TaskHeader:
         host="golden",
         submitted=1_790_000_000.0,
         max_attempts=3,
+        **more,
     )
 
 
+def dumps(value: object, refer: pickling.Refer | None = None) -> bytes:
+    """Pickle as the client does."""
+    return bytes(pickling.dumps(value, refer)[0])
+
+
+def dumps_with_buffers(value: object) -> tuple[bytes, tuple[Buffer, ...]]:
+    """Pickle with every buffer out of band, however small."""
+    buffers: list[pickle.PickleBuffer] = []
+    payload = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return payload, tuple(buffer.raw() for buffer in buffers)
+
+
+def apart(value: object) -> object:
+    """Return an argument that is pickled on its own."""
+    return pickling._Apart(pickle.dumps(value, protocol=5), [])
+
+
+def call_with_objects(spool: Spool) -> Content:
+    """A call with an object that was put, and two buffers that are objects: of an array, and of an argument apart."""
+    call = (b"+".join, ([pickle.PickleBuffer(DATA), put(spool, b"put"), apart(b"apart")],), {})
+    payload, buffers = dumps_with_buffers(call)
+    objects = {store(spool, b"", buffer): (place,) for place, buffer in enumerate(buffers)}
+    return Content(payload, (), {"objects": {store(spool, dumps(b"put")): (), **objects}})
+
+
+def store(spool: Spool, payload: bytes, *buffers: Buffer) -> str:
+    """Store an object that the session uses; return its id."""
+    name = put_object(spool, payload, buffers, RUN)
+    acquire(spool, "golden", ObjectLease(name, RUN))
+    return name
+
+
+def put(spool: Spool, value: object) -> ObjectRef:
+    """Put a value as an executor does."""
+    payload = dumps(value)
+    return ObjectRef(spool.config.id, store(spool, payload), len(payload))
+
+
+def call_with_futures() -> Content:
+    """A call with a part of another task's result, and the value of a future from elsewhere."""
+    awaited, ended = Future[Any](), Future[Any]()
+    found = {awaited: Reference("golden", done("buffer"), (0,)), ended: 1}
+    payload = dumps((operator.add, (awaited, ended), {}), found.__getitem__)
+    return Content(payload, (), {"needs": {"golden": (done("buffer"),)}})
+
+
+def call_with_modules() -> Content:
+    """A call with a local module, one of spoolpool's, and one of spoolpool's that this version does not have."""
+    local, removed = types.ModuleType("golden_module"), types.ModuleType("spoolpool.removed")
+    local.VALUE = 7
+    pickling._local.add("golden_module")
+    attributes = [(local, "VALUE"), (errors, "__name__"), (removed, "__class__")]
+    return Content(dumps((wire.run_chunk, (getattr, attributes), {})))
+
+
+def calls(spool: Spool) -> dict[str, Content]:
+    """Return the tasks that wait, by their kinds."""
+    in_pack = [(dumps((pow, (2, 3), {})), []), (dumps((operator.truediv, (1, 0), {})), [])]
+    start = functools.partial(wire.start_shell, ["cat"], None)
+    names = tuple(getattr(spoolpool, name) for name in spoolpool.__all__)
+    options = [(spoolpool.Session("night"), "name"), (spoolpool.Submission(queue="night"), "queue")]
+    options += [(backend(extra=["-v"]), "extra") for backend in (spoolpool.Mpiexec, spoolpool.Srun, spoolpool.Flux)]
+    options += [(backend(nodes=2), "nodes") for backend in (spoolpool.Sbatch, spoolpool.FluxBatch)]
+    classes = tuple(each for each in vars(errors).values() if is_error(each))
+    # the task's id, without a function by value: the only element of an iterator over the values of current_task()
+    current = map(operator.attrgetter("id"), iter(spoolpool.current_task, None))
+    plain: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "plain": (pow, (2, 5)),
+        "chunk": (wire.run_chunk, (pow, [(2, 3), (2, 4)])),
+        "pack": (wire.run_pack, (in_pack,)),
+        "command": (wire.Command(["sh", "-c", "echo $GOLDEN $SPOOLPOOL_RANK"], {"GOLDEN": "golden"}), ()),
+        "current task": (next, (current,)),
+        "wait": (functools.partial(spoolpool.wait, timeout=1.0), ([],)),
+        "public names": (len, (names,)),
+        "options": (wire.run_chunk, (getattr, options)),
+        "errors": (len, (classes,)),
+        "exception": (operator.truediv, (1, 0)),
+    }
+    return {kind: Content(dumps((function, args, {}))) for kind, (function, args) in plain.items()} | {
+        "program": Content(dumps((wire.run_program, (["echo", "golden"],), {"universal_newlines": True}))),
+        "shell": Content(dumps((wire.ask_shell, ("golden", 1, None), {})), (), {"init": store(spool, dumps(start))}),
+        "objects": call_with_objects(spool),
+        "dependency": call_with_futures(),
+        "module": call_with_modules(),
+    }
+
+
+def is_error(value: object) -> bool:
+    """Return whether a value is an exception class that spoolpool defines."""
+    return isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == "spoolpool.errors"
+
+
+def outcomes(spool: Spool) -> dict[str, Content]:
+    """Return the outcomes, by their kinds."""
+    failure = Failure(type="ZeroDivisionError", message="division by zero", traceback="a line\n", host="golden")
+    zero = dumps(ZeroDivisionError("division by zero"))
+    reports = [(dumps(8), [], None), (zero, [], msgspec.to_builtins(failure))]
+    lost = Failure(type="spoolpool.errors.WorkerLost", message="it died")
+    dependency = errors.DependencyFailed("it was not run")
+    dependency.__cause__ = ZeroDivisionError("division by zero")
+    dependency.__cause__.__cause__ = errors.RemoteTraceback("a line\n")
+    failed = Failure(type="spoolpool.errors.DependencyFailed", message="it was not run")
+    of_ranks = [dumps_with_buffers([rank, pickle.PickleBuffer(DATA)]) for rank in range(2)]
+    return {
+        "buffer": Content(*dumps_with_buffers([42, pickle.PickleBuffer(DATA)])),
+        "chunk": Content(dumps([8, 16])),
+        "pack": Content(dumps(wire.PackResults(reports))),
+        "command": Content(dumps(subprocess.CompletedProcess(["echo"], 0, b"golden\n", b""))),
+        "object reference": Content(dumps(put(spool, b"put"))),
+        "ranks": Content(
+            dumps([(payload, len(buffers)) for payload, buffers in of_ranks]),
+            tuple(buffer for _, buffers in of_ranks for buffer in buffers),
+            {"ranks": 2},
+        ),
+        "exception": Content(zero, (), {"kind": "error", "failure": failure}),
+        "worker lost": Content(dumps(errors.WorkerLost("it died")), (), {"kind": "lost", "failure": lost}),
+        "dependency failed": Content(dumps(dependency), (), {"kind": "error", "failure": failed}),
+        "cancelled": Content(b"", (), {"kind": "cancelled"}),
+    }
+
+
 def create(directory: Path, *, signed: bool = False) -> Spool:
-    """A spool that is always called the same."""
+    """Make a spool with a fixed id and an open session."""
     spool = Spool.create(directory, durability="none", signed=signed)
     config = msgspec.structs.replace(spool.config, id="0" * 16)
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
@@ -57,47 +223,37 @@ def create(directory: Path, *, signed: bool = False) -> Spool:
     return spool
 
 
-def make_with_objects(directory: Path) -> None:
-    """A task that waits, with an object among its arguments, and one in the place of a buffer."""
-    spool = create(directory)
-    put = put_object(spool, pickle.dumps(b"put", protocol=5), [], LIFE)
-    shared = put_object(spool, b"", [DATA], LIFE)
-    for name in (put, shared):
-        acquire(spool, "golden", ObjectLease(name, LIFE))
-    ref = ObjectRef(spool.config.id, put, 3)
-    call = pickle.dumps(
-        (b"+".join, ([pickle.PickleBuffer(DATA), ref],), {}), protocol=5, buffer_callback=lambda buffer: None
-    )
-    about = msgspec.structs.replace(header(WAITING), objects={put: (), shared: (0,)})
-    Submitter(spool).submit(about, envelope.pack(headers.encode(about), call))
-
-
 def make(directory: Path, *, signed: bool = False) -> None:
-    """A task that waits, and an outcome with a buffer of its own that nobody has collected."""
+    """Make a golden spool."""
     spool = create(directory, signed=signed)
-    call = pickle.dumps((pow, (2, 5), {}), protocol=5)
-    for name in (WAITING, DONE):
-        Submitter(spool).submit(header(name), envelope.pack(headers.encode(header(name)), call))
-    task_file = TaskFile(DONE, 1, 1).claimed_by(WORKER)
-    Path(spool.layout.bucket(LANE, BUCKET), TaskFile(DONE, 1, 1).name).rename(spool.layout.claimed_task(task_file))
-    buffers: list[pickle.PickleBuffer] = []
-    value = pickle.dumps([42, pickle.PickleBuffer(DATA)], protocol=5, buffer_callback=buffers.append)
-    outcome = OutcomeHeader(task=DONE, kind="result", worker=WORKER, host="golden", started=1.0, ended=2.0)
-    parts = envelope.pack(headers.encode(outcome), value, [buffer.raw() for buffer in buffers])
-    claim = Claim(spool, header(DONE), task_file)
-    claim.write_outcome(parts)
-    claim.commit()
+    plain = dumps((pow, (2, 5), {}))
+    for kind, outcome in outcomes(spool).items():
+        about = header(done(kind))
+        first = Submitter(spool).submit(about, envelope.pack(headers.encode(about), plain))
+        task_file = first.claimed_by(WORKER)
+        _path(spool, first).rename(spool.layout.claimed_task(task_file))
+        fields = {"kind": "result", "worker": WORKER, "host": "golden", "started": 1.0, "ended": 2.0, **outcome.header}
+        record = headers.encode(OutcomeHeader(task=done(kind), **fields))
+        claim = Claim(spool, about, task_file)
+        claim.write_outcome(envelope.pack(record, outcome.payload, outcome.buffers))
+        claim.commit()
+    about = header(done("cancelled before its claim"))
+    first = Submitter(spool).submit(about, envelope.pack(headers.encode(about), plain))
+    _path(spool, first).rename(spool.layout.result("golden", first.claimed_by(CANCELLED)))
+    for kind, call in calls(spool).items():
+        about = header(waiting(kind), **call.header)
+        Submitter(spool).submit(about, envelope.pack(headers.encode(about), call.payload, call.buffers))
+
+
+def _path(spool: Spool, task_file: TaskFile) -> Path:
+    return Path(spool.layout.bucket(LANE, BUCKET), task_file.name)
 
 
 if __name__ == "__main__":
-    here, number = Path(__file__).parent, FORMAT
-    for place, fill in (
-        (here / f"format-{number}", make),
-        (here / f"format-{number}-signed", functools.partial(make, signed=True)),
-        (here / f"objects-{number}", make_with_objects),
-    ):
-        shutil.rmtree(place, ignore_errors=True)
-        fill(place)
-        for directory in sorted(place.rglob("*"), reverse=True):
+    here = Path(__file__).parent
+    for name, signed in ((f"format-{FORMAT}", False), (f"format-{FORMAT}-signed", True)):
+        shutil.rmtree(here / name, ignore_errors=True)
+        make(here / name, signed=signed)
+        for directory in sorted((here / name).rglob("*"), reverse=True):
             if directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # git keeps none
