@@ -32,10 +32,10 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
     """
     directory = os.path.abspath(directory)
     if peer:
-        meeting = Rendezvous.make(directory)
-        meeting.invite()
+        rendezvous = Rendezvous.create(directory)
+        rendezvous.invite()
         say("Waiting for 'spool doctor' on another host (10 minutes at most).")
-        count = Peer(meeting).serve()
+        count = Peer(rendezvous).serve()
         say(f"Did what was asked, {count} time(s)." if count else "Nobody came.")
         return
     across, answers = practice.examine(directory)

@@ -1,8 +1,7 @@
-"""Two processes that try a filesystem out together, and the directory in which they talk.
+"""Peer of the doctor, and the rendezvous directory through which both communicate.
 
-The doctor (:mod:`spoolpool.maintenance.doctor`) gives orders, its *peer* follows them: another process of this host,
-or one that
-somebody started on another. What they say are files with names of their own, each written once.
+The doctor (:mod:`spoolpool.maintenance.doctor`) gives orders, and the peer executes them: a process of this host,
+or one on another host that a user started. Each message is a file with a name of its own, written once.
 """
 
 from __future__ import annotations
@@ -29,182 +28,172 @@ from spoolpool.system.backoff import Backoff
 from spoolpool.system.locks import try_lock
 from spoolpool.system.processes import ProcessId, hostname
 
-PATIENCE = 100.0
-"""Seconds to wait for the other side: longer than NFS goes on saying "not there" (60)."""
+TIMEOUT = 100.0
+"""Seconds to wait for the other side: longer than NFS caches a failed look-up (60)."""
 
-TOKENS = 500
-"""Files for which two race."""
+RACE_FILES = 500
+"""Number of files in a race."""
 
-_CLOSING = 30.0  # seconds: longer than sshfs goes on listing what it listed before (20)
-_LOST = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES})  # sshfs says EPERM where others say EEXIST
+_REMOVAL_TIMEOUT = 30.0  # seconds: longer than sshfs caches a listing (20)
+_LOST = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES})  # sshfs answers EPERM where others answer EEXIST
 _FILE = re.compile(r"[a-z]+-[0-9]+(/in/new)?")
 
 
 def order_name(number: int) -> str:
-    """The file of the doctor's n-th order, from 0."""
+    """Return the file name of an order; numbers begin at 0."""
     return f"order-{number:04d}"
 
 
-def answer_name(number: int) -> str:
-    """The file of the answer to it."""
-    return f"answer-{number:04d}"
+def reply_name(number: int) -> str:
+    """Return the file name of the reply to an order."""
+    return f"reply-{number:04d}"
 
 
 class Rendezvous:
-    """A directory in which the two sides talk; it is this account's alone, so that nobody else gives orders.
+    """Directory through which the two sides communicate. Only its account can write to it, and so give orders.
 
-    ``patience`` bounds each wait for the other side; ``present`` tells that it is still there, where that is known.
-    Raises :class:`NotTrusted` for a directory that is somebody else's.
+    ``timeout`` limits each wait for the other side; ``is_alive`` tells whether that is running, if it is known.
+    Raises :class:`NotTrusted` for a directory of another account.
     """
 
-    def __init__(self, path: str, *, patience: float = PATIENCE, present: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, path: str, *, timeout: float = TIMEOUT, is_alive: Callable[[], bool] = lambda: True) -> None:
         self.path = path
-        self.patience = patience
-        self.present = present
+        self.timeout = timeout
+        self.is_alive = is_alive
         status = os.lstat(path)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise NotTrusted(
-                f"{path} belongs to {account_name(status.st_uid)} (mode {stat.S_IMODE(status.st_mode):o}). "
-                f"Either others "
-                "may write there, or this filesystem does not keep owners and permissions, which a spool needs."
+                f"{path} belongs to {account_name(status.st_uid)} (mode {stat.S_IMODE(status.st_mode):o}). Either "
+                "others may write to it, or this filesystem does not keep owners and permissions, which a spool needs."
             )
 
     @classmethod
-    def make(cls, directory: str, *, patience: float = PATIENCE) -> Rendezvous:
-        """A new one for what is examined."""
-        path = f"{_where(directory)}/{rendezvous_name()}"
+    def create(cls, directory: str, *, timeout: float = TIMEOUT) -> Rendezvous:
+        """Create a rendezvous in the directory that is examined."""
+        path = f"{_parent(directory)}/{rendezvous_name()}"
         files.make_directory(path)
-        made = cls(path, patience=patience)
-        made.post("maker", msgspec.to_builtins(ProcessId.of(os.getpid())))
-        return made
+        created = cls(path, timeout=timeout)
+        created.send("creator", msgspec.to_builtins(ProcessId.of(os.getpid())))
+        return created
 
     def invite(self) -> None:
-        """Let a doctor find that a peer waits here: see :func:`waiting_peer`."""
-        self.post("peer", {})
+        """Announce to doctors that a peer waits here: see :func:`find_peer`."""
+        self.send("peer", {})
 
-    def maker(self) -> ProcessId | None:
-        """Who made it, so far as it says."""
+    def creator(self) -> ProcessId | None:
+        """Return the process that created the directory; None if that is not known yet."""
         try:
-            return msgspec.json.decode(files.read_small(f"{self.path}/maker"), type=ProcessId)
-        except (OSError, ValueError):  # just being made; or its content is not here yet
+            return msgspec.json.decode(files.read_small(f"{self.path}/creator"), type=ProcessId)
+        except (OSError, ValueError):  # it is just being created; or the content is not visible yet
             return None
 
-    def post(self, name: str, content: dict[str, Any]) -> None:
-        """Say something to the other side.
+    def send(self, name: str, content: dict[str, Any]) -> None:
+        """Send a message.
 
-        Made in place: on NFS 3 a temporary file beside it can hide the name from the other side for good.
+        Its file is created in place: on NFS 3 a temporary file in the directory can hide the name from the other side
+        for good.
         """
         files.create(f"{self.path}/{name}", [json.dumps(content).encode()])
 
-    def hear(self, name: str, what: str) -> dict[str, Any]:
-        """Wait for what the other side says, and read it."""
+    def receive(self, name: str, noun: str) -> dict[str, Any]:
+        """Wait for a message and return it. Raises :class:`TaskTimeout`, at once if the other side has ended."""
         found: list[dict[str, Any]] = []
         backoff = Backoff(1.0, 30.0, 2.0)
         due = time.monotonic() + backoff.next()
 
         def read() -> bool:
             nonlocal due
-            if time.monotonic() > due:  # also for the other side, from which the order may be hidden
+            if time.monotonic() > due:  # for the other side too: the order may be hidden from it
                 files.refresh(self.path)
                 due = time.monotonic() + backoff.next()
-            # a name that was looked up in vain stays hidden for long on NFS, a listing stays stale on sshfs: ask both
-            # ways, so that what is said arrives before what it is about. Its content may come later still.
+            # NFS caches a failed look-up for long, and sshfs a listing: files.exists asks in both ways, so that a
+            # message arrives before the change that it announces. Its content may become visible even later.
             path = f"{self.path}/{name}"
             with contextlib.suppress(OSError, ValueError):
                 if files.exists(path):
                     found.append(json.loads(files.read_small(path)))
             return bool(found)
 
-        self.expect(read, what)
+        if seconds_until(read, self.timeout, self.is_alive) is None:
+            reason = f"in {self.timeout:g} s" if self.is_alive() else "and has ended"
+            raise TaskTimeout(
+                f"The other side did not send {noun} {reason}. See its terminal for the reason, and start both again."
+            )
         return found[0]
 
-    def expect(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until something holds. Raises :class:`TaskTimeout`, also at once where the other side has ended."""
-        if self.until(condition) is None:
-            why = f"in {self.patience:g} s" if self.present() else "and has ended"
-            raise TaskTimeout(
-                f"The other side did not give {what} {why}. Look what became of it (it says so on its own screen), "
-                "and start both again."
-            )
-
-    def until(self, condition: Callable[[], bool]) -> float | None:
-        """Seconds until the condition held; None if it did not in time, or the other side has ended."""
-        return until_true(condition, self.patience, self.present)
-
-    def close(self) -> None:
-        """Remove it; harmless when repeated."""
+    def remove(self) -> None:
+        """Remove the directory; harmless when repeated."""
 
         def gone() -> bool:
             with contextlib.suppress(OSError):
                 files.remove_tree(self.path)
             return not os.path.lexists(self.path)
 
-        until_true(gone, _CLOSING)  # a listing may be too old to show all that is in it
+        seconds_until(gone, _REMOVAL_TIMEOUT)  # a cached listing may not show all files
 
 
 class Peer:
-    """The far side: does what is asked, until it is told to go or hears nothing for a while.
+    """Executes the orders of a doctor, until it is told to end or receives none for some time.
 
-    It takes nothing from a file but which of its own abilities is asked for, and on which file of the meeting.
+    A file selects only one of the operations below, and a file inside the rendezvous directory for it.
     """
 
-    def __init__(self, meeting: Rendezvous, *, patience: float = 600.0) -> None:
-        self._meeting = meeting
-        self._patience = patience
-        self._maker: ProcessId | None = None
-        self._holder: subprocess.Popen[bytes] | None = None
-        self._abilities: dict[str, Callable[[str], dict[str, Any]]] = {
+    def __init__(self, rendezvous: Rendezvous, *, timeout: float = 600.0) -> None:
+        self._rendezvous = rendezvous
+        self._timeout = timeout
+        self._creator: ProcessId | None = None
+        self._lock_holder: subprocess.Popen[bytes] | None = None
+        self._operations: dict[str, Callable[[str], dict[str, Any]]] = {
             "clock": self._clock,
             "rename": self._rename,
             "create": self._create,
             "make": self._make,
-            "take": self._take,
+            "remove": self._remove,
             "touch": self._touch,
-            "hold": self._hold,
+            "lock": self._lock,
             "kill": self._kill,
-            "go": lambda _: {},
+            "end": lambda _: {},
         }
 
     def serve(self) -> int:
-        """Answer a doctor's orders; returns how many there were."""
+        """Execute the orders of a doctor; return their number."""
         number = 0
         backoff = Backoff(0.002, 0.1)
-        heard = time.monotonic()
+        last = time.monotonic()
         dismissed = False
         try:
-            while time.monotonic() - heard < self._patience and self._wanted():
-                if not files.exists(f"{self._meeting.path}/{order_name(number)}"):
+            while time.monotonic() - last < self._timeout and self._is_needed():
+                if not files.exists(f"{self._rendezvous.path}/{order_name(number)}"):
                     backoff.sleep()
                     continue
-                order = self._meeting.hear(order_name(number), "its order")
-                self._meeting.post(answer_name(number), self._do(order))
+                order = self._rendezvous.receive(order_name(number), "its order")
+                self._rendezvous.send(reply_name(number), self._execute(order))
                 number += 1
-                if order.get("do") == "go":
+                if order.get("do") == "end":
                     dismissed = True
                     break
-                heard = time.monotonic()
+                last = time.monotonic()
                 backoff.reset()
-        except FileNotFoundError:  # the doctor has given up and removed the meeting
+        except FileNotFoundError:  # the doctor gave up and removed the directory
             pass
         finally:
-            self._end_holder()
-            if not dismissed:  # else the doctor reads the last answer, and removes it all
-                self._meeting.close()
+            self._end_lock_holder()
+            if not dismissed:  # else the doctor reads the last reply, and then removes the directory
+                self._rendezvous.remove()
         return number
 
-    def _wanted(self) -> bool:
-        self._maker = self._maker or self._meeting.maker()
-        return files.is_directory(self._meeting.path) and not (
-            self._maker is not None and self._maker.is_provably_dead()
-        )
+    def _is_needed(self) -> bool:
+        self._creator = self._creator or self._rendezvous.creator()
+        dead = self._creator is not None and self._creator.is_provably_dead()
+        return files.is_directory(self._rendezvous.path) and not dead
 
-    def _do(self, order: dict[str, Any]) -> dict[str, Any]:
+    def _execute(self, order: dict[str, Any]) -> dict[str, Any]:
         do, name = order.get("do"), order.get("name", "")
-        ability = self._abilities.get(do) if isinstance(do, str) else None
-        if ability is None or not isinstance(name, str) or not (name == "" or _FILE.fullmatch(name)):
-            return {"error": f"it does not know how to {do!r} {name!r}: is its spoolpool another version?"}
+        operation = self._operations.get(do) if isinstance(do, str) else None
+        if operation is None or not isinstance(name, str) or not (name == "" or _FILE.fullmatch(name)):
+            return {"error": f"unknown order {do!r} {name!r}: does the peer run another version of spoolpool?"}
         try:
-            return ability(name)
+            return operation(name)
         except OSError as error:
             return {"error": error.strerror or str(error)}
 
@@ -212,127 +201,127 @@ class Peer:
         return {"now": time.time(), "host": hostname()}
 
     def _rename(self, name: str) -> dict[str, Any]:
-        self._start(name)
-        return {"won": rename_all(f"{self._meeting.path}/{name}", "peer")}
+        self._await_start(name)
+        return {"won": rename_all(f"{self._rendezvous.path}/{name}", "peer")}
 
     def _create(self, name: str) -> dict[str, Any]:
-        self._start(name)
-        return {"won": create_all(f"{self._meeting.path}/{name}")}
+        self._await_start(name)
+        return {"won": create_all(f"{self._rendezvous.path}/{name}")}
 
-    def _start(self, race: str) -> None:
-        self._meeting.post(f"ready-{race}", {})
-        self._meeting.hear(f"start-{race}", "the start of a race")
+    def _await_start(self, race: str) -> None:
+        self._rendezvous.send(f"ready-{race}", {})
+        self._rendezvous.receive(f"start-{race}", "the start of a race")
 
     def _make(self, name: str) -> dict[str, Any]:
-        files.create(f"{self._meeting.path}/{name}", [b"x"])
+        files.create(f"{self._rendezvous.path}/{name}", [b"x"])
         return {}
 
-    def _take(self, name: str) -> dict[str, Any]:
-        return {"gone": files.remove(f"{self._meeting.path}/{name}")}
+    def _remove(self, name: str) -> dict[str, Any]:
+        return {"removed": files.remove(f"{self._rendezvous.path}/{name}")}
 
     def _touch(self, name: str) -> dict[str, Any]:
-        files.touch(f"{self._meeting.path}/{name}")
+        files.touch(f"{self._rendezvous.path}/{name}")
         return {}
 
-    def _hold(self, name: str) -> dict[str, Any]:
-        path = f"{self._meeting.path}/{name}"
-        self._holder = subprocess.Popen(
+    def _lock(self, name: str) -> dict[str, Any]:
+        path = f"{self._rendezvous.path}/{name}"
+        self._lock_holder = subprocess.Popen(
             [sys.executable, "-m", "spoolpool.maintenance.doctor_peer", path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self._holder.stdout is not None
-        return {"lock": self._holder.stdout.readline().decode().strip()}
+        assert self._lock_holder.stdout is not None
+        return {"lock": self._lock_holder.stdout.readline().decode().strip()}
 
     def _kill(self, _name: str) -> dict[str, Any]:
-        self._end_holder()
+        self._end_lock_holder()
         return {}
 
-    def _end_holder(self) -> None:
-        if self._holder is not None:
-            self._holder.kill()
-            self._holder.communicate()
-            self._holder = None
+    def _end_lock_holder(self) -> None:
+        if self._lock_holder is not None:
+            self._lock_holder.kill()
+            self._lock_holder.communicate()
+            self._lock_holder = None
 
 
-def hold(path: str) -> None:
-    """Lock a file, say what came of it, and keep it until standard input ends."""
+def hold_lock(path: str) -> None:
+    """Lock a file, print the result, and keep the lock until standard input ends."""
     fd = files.open_file(path, write=True)
     print(try_lock(fd).value, flush=True)  # noqa: T201  the parent reads it
     sys.stdin.read()
 
 
-def rename_all(directory: str, me: str) -> int:
-    """Rename every file to a name of one's own; returns how many are, or were said to be."""
+def rename_all(directory: str, side: str) -> int:
+    """Rename every file of a race to a name of this side; return the number of successes, true or reported."""
     won = set()
-    for number in range(TOKENS):
+    for number in range(RACE_FILES):
         with contextlib.suppress(OSError):
-            files.move(f"{directory}/{number}", f"{directory}/{number}.{me}")
-            won.add(f"{number}.{me}")
-    # a repeated request answers with an error for a rename that happened: the name tells
-    return len(won.union(name for name in files.list_names(directory) if name.endswith(f".{me}")))
+            files.move(f"{directory}/{number}", f"{directory}/{number}.{side}")
+            won.add(f"{number}.{side}")
+    # a repeated request returns an error for a rename that succeeded: the new name counts too
+    return len(won.union(name for name in files.list_names(directory) if name.endswith(f".{side}")))
 
 
 def create_all(directory: str) -> int:
-    """Make the same files as the other side; returns how many were said to be new."""
+    """Create every file of a race; return the number of successes."""
     won = 0
-    for number in range(TOKENS):
+    for number in range(RACE_FILES):
         try:
             files.create(f"{directory}/{number}", [])
             won += 1
         except OSError as error:
-            if error.errno not in _LOST:  # the other side was first
+            if error.errno not in _LOST:  # else the other side was first
                 raise
     return won
 
 
-def waiting_peer(directory: str, *, patience: float = PATIENCE) -> Rendezvous | None:
-    """A meeting in which a peer waits that somebody started on this directory, on whichever host.
+def find_peer(directory: str, *, timeout: float = TIMEOUT) -> Rendezvous | None:
+    """Return the rendezvous of a peer that a user started for this directory, on any host; None if there is none.
 
-    What was left by processes of this host that died is removed.
+    A rendezvous of a dead process of this host is removed.
     """
-    where = _where(directory)
+    parent = _parent(directory)
     found = []
-    for name in sorted(filter(is_rendezvous, files.list_names(where))):
-        with contextlib.suppress(NotTrusted, FileNotFoundError):  # somebody else's; or it ends at this moment
-            meeting = Rendezvous(f"{where}/{name}", patience=patience)
-            maker = meeting.maker()
-            if maker is not None and maker.is_provably_dead():
-                meeting.close()
-            elif files.exists(f"{meeting.path}/peer"):
-                found.append(meeting)
-    for meeting in found:
+    for name in sorted(filter(is_rendezvous, files.list_names(parent))):
+        with contextlib.suppress(NotTrusted, FileNotFoundError):  # of another account; or it is just being removed
+            rendezvous = Rendezvous(f"{parent}/{name}", timeout=timeout)
+            creator = rendezvous.creator()
+            if creator is not None and creator.is_provably_dead():
+                rendezvous.remove()
+            elif files.exists(f"{rendezvous.path}/peer"):
+                found.append(rendezvous)
+    for rendezvous in found:
         try:
-            files.move(f"{meeting.path}/peer", f"{meeting.path}/met")
+            files.move(f"{rendezvous.path}/peer", f"{rendezvous.path}/taken")
         except OSError as error:
-            if error.errno not in files.GONE:  # another doctor was first
+            if error.errno not in files.GONE:  # else another doctor was first
                 raise
         else:
-            return meeting
+            return rendezvous
     return None
 
 
-def start_peer(meeting: Rendezvous) -> subprocess.Popen[bytes]:
+def start_peer(rendezvous: Rendezvous) -> subprocess.Popen[bytes]:
     """Start a peer on this host."""
-    command = [sys.executable, "-m", "spoolpool.maintenance.doctor_peer", "--peer", meeting.path]
+    command = [sys.executable, "-m", "spoolpool.maintenance.doctor_peer", "--peer", rendezvous.path]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
-def _where(directory: str) -> str:
+def _parent(directory: str) -> str:
     is_spool = os.path.lexists(f"{directory}/spool.json") and os.path.isdir(f"{directory}/tmp")
     return f"{directory}/tmp" if is_spool else directory
 
 
-def until_true(
-    condition: Callable[[], bool], seconds: float, present: Callable[[], bool] = lambda: True
+def seconds_until(
+    condition: Callable[[], bool], timeout: float, is_alive: Callable[[], bool] = lambda: True
 ) -> float | None:
-    """Seconds until the condition held; None if it did not in time, or while somebody was present."""
+    """Wait for a condition; return the seconds, or None after the timeout or the end of the other side."""
     begin = time.monotonic()
     backoff = Backoff(0.0005, 0.05)
     while not condition():
-        if time.monotonic() - begin > seconds:
+        if time.monotonic() - begin > timeout:
             return None
-        if not present():  # its last word may have come after the look
+        if not is_alive():  # it may have met the condition between the check and its end
             return time.monotonic() - begin if condition() else None
         backoff.sleep()
     return time.monotonic() - begin
@@ -342,4 +331,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--peer":
         Peer(Rendezvous(sys.argv[2])).serve()
     else:
-        hold(sys.argv[1])
+        hold_lock(sys.argv[1])

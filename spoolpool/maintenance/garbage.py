@@ -84,7 +84,7 @@ def unfinished_writes(spool: Spool, now: float) -> list[GarbageItem]:
 
 
 def remove(spool: Spool, found: list[GarbageItem]) -> int:
-    """Remove the items of :func:`find_garbage`; return the number of those that were removed."""
+    """Remove the items of :func:`find_garbage`; return the number of removed items."""
     count = 0
     for each in found:
         parent, _, name = each.path.rpartition("/")

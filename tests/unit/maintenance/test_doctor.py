@@ -23,7 +23,7 @@ from spoolpool.format.names import is_rendezvous, rendezvous_name
 from spoolpool.maintenance import doctor, doctor_peer
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.doctor import Answer, Doctor, describe, examine, recommend, verdict
-from spoolpool.maintenance.doctor_peer import Peer, Rendezvous, waiting_peer
+from spoolpool.maintenance.doctor_peer import Peer, Rendezvous, find_peer
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, locks, mounts
 from spoolpool.system.mounts import find_mount
@@ -32,7 +32,7 @@ from spoolpool.system.watch import DirectoryWatcher
 from tests.support.fake_worker import dead_process
 from tests.support.waiting import LIMIT, wait_until
 
-TOKENS = 50
+RACE_FILES = 50
 """Fewer files than usual, for faults that hit each of them."""
 
 ON_ONE_HOST = [
@@ -43,11 +43,11 @@ ON_ONE_HOST = [
     "rename",
     "create",
     "locks",
-    "lock of the dead",
+    "lock release",
     "listed",
     "looked up",
-    "gone",
-    "sign of life",
+    "removed",
+    "heartbeat",
     "inotify",
 ]
 
@@ -63,14 +63,14 @@ def place(tmp_path: Path) -> Path:
 class Sides:
     """A doctor, with a peer in a thread, so that both meet the same faults."""
 
-    def __init__(self, place: Path, patience: float) -> None:
-        self.meeting = Rendezvous.make(str(place), patience=LIMIT)
-        self.doctor = Doctor(self.meeting, patience=patience)
-        self._thread = threading.Thread(target=Peer(self.meeting).serve)
+    def __init__(self, place: Path, timeout: float) -> None:
+        self.rendezvous = Rendezvous.create(str(place), timeout=LIMIT)
+        self.doctor = Doctor(self.rendezvous, timeout=timeout)
+        self._thread = threading.Thread(target=Peer(self.rendezvous).serve)
         self._thread.start()
 
     def end(self) -> None:
-        self.meeting.close()
+        self.rendezvous.remove()
         self._thread.join(LIMIT)
         assert not self._thread.is_alive()
 
@@ -78,11 +78,11 @@ class Sides:
 @pytest.fixture
 def sides(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sides]]:
     for module in (doctor, doctor_peer):
-        monkeypatch.setattr(module, "TOKENS", TOKENS)
+        monkeypatch.setattr(module, "RACE_FILES", RACE_FILES)
     made: list[Sides] = []
 
-    def make(patience: float = LIMIT) -> Sides:
-        made.append(Sides(place, patience))
+    def make(timeout: float = LIMIT) -> Sides:
+        made.append(Sides(place, timeout))
         return made[-1]
 
     yield make
@@ -137,14 +137,14 @@ def test_the_commands_json_has_stable_keys(told: dict[str, Any], tmp_path: Path)
 
 
 def test_the_command_prints_a_verdict_and_the_settings_to_choose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Answer(question="gone", grade="note", text="a removed name is no longer found after 75.000 s", value=75.0)
+    slow = Answer(question="removed", grade="note", text="a removed name is no longer found after 75.000 s", value=75.0)
     monkeypatch.setattr(Doctor, "examine", lambda _: iter([slow]))
     monkeypatch.setattr(doctor, "describe", lambda _: [])
     shown = run("doctor", place)
     assert shown.exit_code == 0
     assert shown.stdout.splitlines()[:3] == [
-        "note  gone              a removed name is no longer found after 75.000 s.",
-        "Verdict: a spool can lie here; mind what is said about gone.",
+        "note  removed           a removed name is no longer found after 75.000 s.",
+        "Verdict: suitable for a spool; see the notes on removed.",
         "Settings: spool init --lease 60 --caches 225",
     ]
     assert "--peer" in shown.stdout.splitlines()[-1]
@@ -165,17 +165,17 @@ def test_a_peer_is_found_through_the_spool(place: Path) -> None:
 
 @pytest.mark.sharedfs
 def test_two_doctors_do_not_ask_the_same_peer(place: Path) -> None:
-    made = Rendezvous.make(str(place))
+    made = Rendezvous.create(str(place))
     made.invite()
-    first = waiting_peer(str(place))
+    first = find_peer(str(place))
     assert first is not None and first.path == made.path
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
 
 
 def test_a_peer_that_another_doctor_started_for_itself_is_not_asked(place: Path, sides: Callable[..., Sides]) -> None:
     both = sides()
     assert both.doctor._clock().question == "clock"
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
 
 
 # -------------------------------------------------------------------- where something is wrong
@@ -197,7 +197,7 @@ def test_renames_with_two_winners_are_found(sides: Callable[..., Sides], monkeyp
 
     monkeypatch.setattr(files, "move", both_win)
     found = sides().doctor._renames()
-    assert (found.grade, found.value) == ("bad", TOKENS)
+    assert (found.grade, found.value) == ("bad", RACE_FILES)
     assert "Do not use this filesystem" in found.text
 
 
@@ -212,7 +212,7 @@ def test_renames_without_a_winner_are_found(sides: Callable[..., Sides], monkeyp
 
     monkeypatch.setattr(files, "move", lost)
     found = sides().doctor._renames()
-    assert (found.grade, found.value) == ("bad", -TOKENS // 10)
+    assert (found.grade, found.value) == ("bad", -RACE_FILES // 10)
 
 
 def test_renames_that_happen_and_answer_an_error_are_no_fault(
@@ -255,7 +255,7 @@ def test_sides_that_did_not_meet_try_again_and_say_so_in_the_end(
     monkeypatch.setattr(Doctor, "_race_once", lambda *_: next(left))
     found = sides().doctor._renames()
     assert (found.grade, found.value) == (grade, 0)
-    assert ("never met" in found.text) == (grade == "note")
+    assert ("never collided" in found.text) == (grade == "note")
 
 
 def test_exclusive_creates_with_two_winners_are_found(
@@ -272,12 +272,12 @@ def test_exclusive_creates_with_two_winners_are_found(
 
     monkeypatch.setattr(files, "create", both_win)
     found = sides().doctor._creates()
-    assert (found.grade, found.value) == ("bad", TOKENS)
+    assert (found.grade, found.value) == ("bad", RACE_FILES)
 
 
 @pytest.mark.parametrize(
     ("lock", "value", "text"),
-    [(locks.Lock.NONE, "none", "no locks"), (locks.Lock.TAKEN, "per host", "only its own host")],
+    [(locks.Lock.NONE, "none", "no locks"), (locks.Lock.TAKEN, "per host", "of its own host")],
 )
 def test_locks_that_exclude_nobody_are_found(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, lock: locks.Lock, value: str, text: str
@@ -290,48 +290,48 @@ def test_locks_that_exclude_nobody_are_found(
 
 def test_a_lock_that_outlives_its_holder_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "try_lock", lambda _: locks.Lock.BUSY)
-    monkeypatch.setattr(doctor, "_LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(doctor, "_LOCK_TIMEOUT", 0.1)
     held, dead = sides().doctor._locks()
     assert (held.grade, held.value) == ("good", "yes")
-    assert (dead.question, dead.grade, dead.value) == ("lock of the dead", "note", None)
+    assert (dead.question, dead.grade, dead.value) == ("lock release", "note", None)
     assert "10 leases" in dead.text
 
 
 def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.list_names
     monkeypatch.setattr(files, "list_names", lambda directory: [] if "/listed-" in directory else real(directory))
-    found = sides(patience=0.3).doctor._names()
+    found = sides(timeout=0.3).doctor._visibility()
     grades = {answer.question: answer.grade for answer in found}
-    assert grades == {"listed": "bad", "looked up": "good", "gone": "good"}
+    assert grades == {"listed": "bad", "looked up": "good", "removed": "good"}
 
 
-@pytest.mark.parametrize(("which", "says", "question"), [("name", False, "looked up"), ("gone", True, "gone")])
+@pytest.mark.parametrize(("which", "says", "question"), [("name", False, "looked up"), ("removed", True, "removed")])
 def test_a_look_up_that_stays_stale_is_found(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, which: str, says: bool, question: str
 ) -> None:
     real = os.path.lexists
     monkeypatch.setattr(os.path, "lexists", lambda path: says if f"/{which}-" in str(path) else real(path))
-    found = {answer.question: answer for answer in sides(patience=0.3).doctor._names()}
+    found = {answer.question: answer for answer in sides(timeout=0.3).doctor._visibility()}
     assert found.pop(question).grade == "bad"
     assert {answer.grade for answer in found.values()} == {"good"}
 
 
 def test_a_delay_is_measured_and_noted(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = sides().doctor._delay("listed", lambda: True, "a name is listed", bound=-1.0)
+    found = sides().doctor._delay("listed", lambda: True, "a name is listed", limit=-1.0)
     assert (found.grade, found.value) == ("note", 0.0)
 
 
 def test_a_sign_of_life_that_nobody_sees_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "mtime_ns", lambda _: 7)
-    found = sides(patience=0.3).doctor._signs_of_life()
-    assert (found.question, found.grade, found.value) == ("sign of life", "bad", None)
+    found = sides(timeout=0.3).doctor._heartbeat()
+    assert (found.question, found.grade, found.value) == ("heartbeat", "bad", None)
 
 
 def test_signs_of_life_in_whole_seconds_are_seen(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in a second of its own: MooseFS keeps no fractions."""
     real = files.mtime_ns
     monkeypatch.setattr(files, "mtime_ns", lambda path: (real(path) or 0) // 10**9)
-    assert sides(patience=0.3).doctor._signs_of_life().grade == "good"
+    assert sides(timeout=0.3).doctor._heartbeat().grade == "good"
 
 
 def test_missing_inotify_is_a_note(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,24 +346,24 @@ def test_what_is_bad_gives_the_verdict_and_the_exit_code(place: Path, monkeypatc
     shown = run("doctor", place)
     assert shown.exit_code == 1
     assert "bad   rename" in shown.stdout
-    assert "Verdict: do not put a spool here before this is mended: rename." in shown.stdout
+    assert "Verdict: do not create a spool here before this is solved: rename." in shown.stdout
 
 
 # ---------------------------------------------------------------------------- where nobody answers
 
 
 def test_a_peer_that_does_not_answer_gives_an_error_and_leaves_nothing(place: Path) -> None:
-    made = Rendezvous.make(str(place))
+    made = Rendezvous.create(str(place))
     made.invite()
-    with pytest.raises(TaskTimeout, match=r"did not give its answer to 'clock' in 0.1 s.*start both again"):
-        examine(str(place), patience=0.1)
+    with pytest.raises(TaskTimeout, match=r"did not send its reply to 'clock' in 0.1 s.*start both again"):
+        examine(str(place), timeout=0.1)
     assert list(place.iterdir()) == [], "else the next doctor would ask it again"
 
 
 def test_a_peer_that_cannot_start_gives_an_error_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "start_peer", lambda _: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
     with pytest.raises(TaskTimeout, match="has ended"):
-        examine(str(place), patience=1e9)
+        examine(str(place), timeout=1e9)
     assert list(place.iterdir()) == []
 
 
@@ -385,41 +385,41 @@ def test_a_peer_that_is_killed_in_the_middle_gives_an_error_at_once(
     monkeypatch.setattr(doctor, "start_peer", remember)
     monkeypatch.setattr(Doctor, "_creates", kill_before)
     with pytest.raises(TaskTimeout, match="has ended"):
-        examine(str(place), patience=1e9)
+        examine(str(place), timeout=1e9)
     assert list(place.iterdir()) == []
 
 
 def test_the_last_word_of_a_peer_that_ends_is_heard(place: Path) -> None:
-    made = Rendezvous.make(str(place))
+    made = Rendezvous.create(str(place))
     words: list[str] = []
 
     def leaves() -> bool:
         if not words:
             words.append("last")
-            made.post("answer-0000", {"word": "last"})
+            made.send("reply-0000", {"word": "last"})
         return False
 
-    made.present = leaves
-    assert made.hear("answer-0000", "a word") == {"word": "last"}
+    made.is_alive = leaves
+    assert made.receive("reply-0000", "a word") == {"word": "last"}
 
 
 def test_the_commands_message_is_clear_and_has_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Rendezvous.make(str(place)).invite()
-    monkeypatch.setattr(doctor.examine, "__kwdefaults__", {"patience": 0.1})
+    Rendezvous.create(str(place)).invite()
+    monkeypatch.setattr(doctor.examine, "__kwdefaults__", {"timeout": 0.1})
     shown = run("doctor", place)
     assert shown.exit_code == TaskTimeout.exit_code
-    assert shown.stderr.startswith("spool doctor: The other side did not give")
+    assert shown.stderr.startswith("spool doctor: The other side did not send")
     assert "Traceback" not in shown.stderr
 
 
 def test_what_dead_processes_of_this_host_left_is_removed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = Rendezvous.make(str(place))
+    left = Rendezvous.create(str(place))
     left.invite()
-    os.unlink(f"{left.path}/maker")
-    left.post("maker", msgspec.to_builtins(dead_process()))
-    alive = Rendezvous.make(str(place))
+    os.unlink(f"{left.path}/creator")
+    left.send("creator", msgspec.to_builtins(dead_process()))
+    alive = Rendezvous.create(str(place))
     alive.invite()
-    found = waiting_peer(str(place))
+    found = find_peer(str(place))
     assert found is not None and found.path == alive.path
     assert os.listdir(place) == [os.path.basename(alive.path)]
 
@@ -429,27 +429,27 @@ def test_a_peer_that_is_ended_by_hand_is_not_found_afterwards(place: Path, numbe
     peer = start_peer(place)
     peer.send_signal(number)
     peer.communicate(timeout=LIMIT)
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
     assert list(place.iterdir()) == []
 
 
 def test_a_peer_to_whom_nobody_comes_ends_and_leaves_nothing(place: Path) -> None:
-    assert Peer(Rendezvous.make(str(place)), patience=0.1).serve() == 0
+    assert Peer(Rendezvous.create(str(place)), timeout=0.1).serve() == 0
     assert list(place.iterdir()) == []
 
 
 def test_a_peer_ends_with_the_doctor_that_started_it(place: Path) -> None:
-    made = Rendezvous.make(str(place))
-    os.unlink(f"{made.path}/maker")
-    made.post("maker", msgspec.to_builtins(dead_process()))
-    assert Peer(made, patience=1e9).serve() == 0
+    made = Rendezvous.create(str(place))
+    os.unlink(f"{made.path}/creator")
+    made.send("creator", msgspec.to_builtins(dead_process()))
+    assert Peer(made, timeout=1e9).serve() == 0
     assert list(place.iterdir()) == []
 
 
 def test_a_peer_whose_meeting_was_removed_ends(place: Path) -> None:
-    made = Rendezvous.make(str(place))
-    made.close()
-    assert Peer(made, patience=1e9).serve() == 0
+    made = Rendezvous.create(str(place))
+    made.remove()
+    assert Peer(made, timeout=1e9).serve() == 0
 
 
 # -------------------------------------------------------------------------- who gives the orders
@@ -459,15 +459,15 @@ def test_a_peer_whose_meeting_was_removed_ends(place: Path) -> None:
     "order",
     [
         {"do": "make", "name": "../outside"},
-        {"do": "take", "name": "../precious"},
-        {"do": "take", "name": "/etc/passwd"},
-        {"do": "take", "name": "peer"},
+        {"do": "remove", "name": "../precious"},
+        {"do": "remove", "name": "/etc/passwd"},
+        {"do": "remove", "name": "peer"},
         {"do": "touch", "name": "name-1/../../precious"},
-        {"do": "hold", "name": "name-1/in/new/../../../../precious"},
-        {"do": "hold", "name": ["name-1"]},
-        {"do": "end_holder", "name": ""},
+        {"do": "lock", "name": "name-1/in/new/../../../../precious"},
+        {"do": "lock", "name": ["name-1"]},
+        {"do": "end_lock_holder", "name": ""},
         {"do": "__class__", "name": ""},
-        {"do": ["go"], "name": ""},
+        {"do": ["end"], "name": ""},
         {"do": None},
         {},
     ],
@@ -476,48 +476,48 @@ def test_a_peer_does_nothing_outside_the_meeting_and_nothing_it_was_not_made_for
     precious = place / "precious"
     precious.write_text("precious")
     before = precious.stat().st_mtime_ns
-    peer = Peer(Rendezvous.make(str(place)))
-    answer = peer._do(order)  # type: ignore[arg-type]
+    peer = Peer(Rendezvous.create(str(place)))
+    answer = peer._execute(order)  # type: ignore[arg-type]
     assert answer.keys() == {"error"}
     assert [path.name for path in place.iterdir() if not is_rendezvous(path.name)] == ["precious"]
     assert (precious.read_text(), precious.stat().st_mtime_ns) == ("precious", before)
 
 
 def test_what_the_other_side_could_not_do_is_told(sides: Callable[..., Sides]) -> None:
-    with pytest.raises(SpoolpoolError, match=r"could not do what was asked \(touch\): No such file"):
-        sides().doctor._ask("touch", "name-1")
+    with pytest.raises(SpoolpoolError, match=r"could not execute the order \'touch\': No such file"):
+        sides().doctor._order("touch", "name-1")
     with pytest.raises(SpoolpoolError, match="another version"):
-        sides().doctor._ask("sing")
+        sides().doctor._order("sing")
 
 
 def test_a_meeting_in_which_others_may_write_is_refused(place: Path) -> None:
-    path = Rendezvous.make(str(place)).path
+    path = Rendezvous.create(str(place)).path
     os.chmod(path, 0o777)
     with pytest.raises(NotTrusted, match="others"):
         Rendezvous(path)
     Path(path, "peer").touch()
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
 
 
 def test_a_link_to_a_meeting_is_refused(place: Path, tmp_path: Path) -> None:
-    made = Rendezvous.make(str(tmp_path))
+    made = Rendezvous.create(str(tmp_path))
     made.invite()
     link = place / rendezvous_name()
     link.symlink_to(made.path)
     with pytest.raises(NotTrusted):
         Rendezvous(str(link))
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
 
 
 @pytest.mark.multiuser
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory somebody else's")
 def test_a_meeting_of_another_account_is_refused_and_left_alone(place: Path) -> None:
-    made = Rendezvous.make(str(place))
+    made = Rendezvous.create(str(place))
     made.invite()
     os.chown(made.path, 12345, -1)
     with pytest.raises(NotTrusted, match="12345"):
         Rendezvous(made.path)
-    assert waiting_peer(str(place)) is None
+    assert find_peer(str(place)) is None
     assert os.path.exists(f"{made.path}/peer")
 
 
@@ -691,7 +691,7 @@ def answers(kind: str = "nfs4", *, local: bool = False, **values: float | None) 
     ]
 
 
-QUICK = {"listed": 0.001, "looked_up": 0.001, "gone": 0.001, "sign_of_life": 0.001}
+QUICK = {"listed": 0.001, "looked_up": 0.001, "removed": 0.001, "heartbeat": 0.001}
 
 
 @pytest.mark.parametrize(
@@ -702,12 +702,12 @@ QUICK = {"listed": 0.001, "looked_up": 0.001, "gone": 0.001, "sign_of_life": 0.0
         (answers(**QUICK), settings.LEASE, settings.CACHE_SECONDS),
         (answers(), settings.LEASE, settings.CACHE_SECONDS),
         (answers(**{**QUICK, "looked_up": 30.0}), settings.LEASE, settings.CACHE_SECONDS),
-        (answers(**{**QUICK, "gone": 75.0}), settings.LEASE, 225),
+        (answers(**{**QUICK, "removed": 75.0}), settings.LEASE, 225),
         (answers(**{**QUICK, "listed": 60.1}), settings.LEASE, 181),
-        (answers(**{**QUICK, "gone": None}), settings.LEASE, 3 * doctor_peer.PATIENCE),
-        (answers(**{**QUICK, "sign_of_life": 20.0}), 120, settings.CACHE_SECONDS),
-        (answers(**{**QUICK, "sign_of_life": None}), 6 * doctor_peer.PATIENCE, settings.CACHE_SECONDS),
-        (answers("ext4", local=True, **{**QUICK, "gone": 2.0, "sign_of_life": 3.0}), 18, 6),
+        (answers(**{**QUICK, "removed": None}), settings.LEASE, 3 * doctor_peer.TIMEOUT),
+        (answers(**{**QUICK, "heartbeat": 20.0}), 120, settings.CACHE_SECONDS),
+        (answers(**{**QUICK, "heartbeat": None}), 6 * doctor_peer.TIMEOUT, settings.CACHE_SECONDS),
+        (answers("ext4", local=True, **{**QUICK, "removed": 2.0, "heartbeat": 3.0}), 18, 6),
         ([], settings.LEASE, settings.CACHE_SECONDS),
     ],
 )
@@ -720,12 +720,12 @@ def test_the_verdict_names_what_it_comes_from() -> None:
     good = Answer(question="clock", grade="good", text="")
     note = Answer(question="locks", grade="note", text="")
     bad = Answer(question="rename", grade="bad", text="")
-    assert verdict([good]) == "a spool can lie here"
+    assert verdict([good]) == "suitable for a spool"
     assert "locks" in verdict([good, note]) and "clock" not in verdict([good, note])
     assert "rename" in verdict([good, note, bad]) and "do not" in verdict([good, note, bad])
 
 
 def test_a_meeting_knows_who_made_it(place: Path) -> None:
-    made = Rendezvous.make(str(place))
-    assert made.maker() == ProcessId.of(os.getpid())
+    made = Rendezvous.create(str(place))
+    assert made.creator() == ProcessId.of(os.getpid())
     wait_until(lambda: os.stat(made.path).st_mode & 0o777 == 0o700, "it is this account's alone")
