@@ -65,7 +65,7 @@ class _Ahead:
         self._sizes = sizes
         self._packed: deque[bool] = deque()
         self.tasks: deque[Future[Any]] = deque()
-        self.drawn: progress_bar.ProgressBar | None = None
+        self.drawn: Any = None
 
     def fill(self, room: int | None) -> None:
         """Submit until so many are ahead, or (None) all that there is."""

@@ -1,61 +1,51 @@
-"""Bars that count futures as they are done, drawn by rich in a terminal and by the browser in a notebook."""
+"""``wait`` and ``as_completed`` of ``concurrent.futures`` with a progress bar, drawn by tqdm."""
 
 from __future__ import annotations
 
-import contextlib
-import html
-import sys
-import threading
-import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
-from importlib import import_module
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from spoolpool.errors import BadRequest
 
 T = TypeVar("T")
 Some = TypeVar("Some", bound=Collection[Future[Any]])
 
-ProgressBar: TypeAlias = "_TerminalBar | _NotebookBar"
-"""Bar that any thread may advance."""
 
-_EVERY = 0.1  # seconds between two drawings in a notebook
+def bar(total: int | None) -> Any:
+    """Return a tqdm bar for a terminal or a notebook; it draws nothing elsewhere.
 
-
-@contextlib.contextmanager
-def bar(total: int | None, label: str = "") -> Iterator[ProgressBar]:
-    """A bar where this program runs: nothing is drawn where there is neither a terminal nor a notebook.
-
-    ``total`` None: nobody knows how many there will be. Raises :class:`BadRequest` where rich is missing.
+    ``total`` is None for an unknown number of steps. Raises :class:`BadRequest` if tqdm is not installed.
     """
-    drawn: ProgressBar = _NotebookBar(total, label) if _in_notebook() else _TerminalBar(total, label)
     try:
-        yield drawn
-    finally:
-        drawn.close()
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise BadRequest(
+            "progress=True draws with tqdm, which is not installed: pip install 'spoolpool[progress]'."
+        ) from None
+    return tqdm(total=total, disable=None)  # None: only on a terminal, or in a notebook
 
 
 def as_completed(
     fs: Iterable[Future[T]], timeout: float | None = None, *, progress: bool = False
 ) -> Iterator[Future[T]]:
-    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done.
+    """Yield futures as they complete, as in ``concurrent.futures``; with ``progress`` a bar counts them.
 
-    In a task that waits for tasks of its own it also runs those, if nobody else does.
+    A task that waits for tasks of its own also executes them if no other group does.
     """
-    from spoolpool.client import futures  # whoever only asks for the version needs no spool
+    from spoolpool.client import futures  # deferred: reading the version must not import the client
 
     if not progress:
         return futures.as_completed(fs, timeout)
     given = set(fs)
-    return _drawn(futures.as_completed(given, timeout), len(given))
+    return _with_bar(futures.as_completed(given, timeout), len(given))
 
 
-def _drawn(values: Iterable[T], total: int) -> Iterator[T]:
+def _with_bar(values: Iterable[T], total: int) -> Iterator[T]:
     with bar(total) as drawn:
         for value in values:
-            drawn.step()
+            drawn.update()
             yield value
 
 
@@ -66,9 +56,9 @@ def wait(
     *,
     progress: bool = False,
 ) -> futures._base.DoneAndNotDoneFutures[T]:
-    """That of ``concurrent.futures``; with ``progress`` a bar shows how many are done.
+    """Wait for futures as in ``concurrent.futures``; with ``progress`` a bar counts the completed ones.
 
-    In a task that waits for tasks of its own it also runs those, if nobody else does.
+    A task that waits for tasks of its own also executes them if no other group does.
     """
     from spoolpool.client import futures
 
@@ -80,69 +70,17 @@ def wait(
         return futures.wait(given, timeout, return_when)
 
 
-def count(drawn: ProgressBar | None, fs: Some) -> Some:
-    """Have a bar go on whenever one of these futures is done; returns them."""
+def count(drawn: Any, fs: Some) -> Some:
+    """Advance a bar (if there is one) whenever one of the futures is done; returns the futures."""
+
+    def advance(_: Future[Any]) -> None:
+        with drawn.get_lock():  # callbacks run in several threads
+            drawn.update()
+
     if drawn is not None:
         for future in fs:
-            future.add_done_callback(lambda _: drawn.step())
+            future.add_done_callback(advance)
     return fs
-
-
-class _TerminalBar:
-    def __init__(self, total: int | None, label: str) -> None:
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        except ImportError:
-            raise BadRequest(
-                "progress=True draws with rich, which is not installed: pip install 'spoolpool[progress]'."
-            ) from None
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(label, total=total)
-        self._progress.start()
-
-    def step(self, count: int = 1) -> None:
-        self._progress.advance(self._task, count)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-class _NotebookBar:
-    def __init__(self, total: int | None, label: str) -> None:
-        notebook: Any = import_module("IPython.display")  # without types
-        self._html = notebook.HTML
-        self._total = total
-        self._label = label
-        self._done = 0
-        self._drawn = time.monotonic()
-        self._lock = threading.Lock()
-        self._shown = notebook.display(self._html(self._text()), display_id=True)
-
-    def _text(self) -> str:
-        size = "" if self._total is None else f' value="{self._done}" max="{max(1, self._total)}"'
-        many = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
-        return f"{html.escape(self._label)} <progress{size}></progress> {many}"
-
-    def step(self, count: int = 1) -> None:
-        with self._lock:
-            self._done += count
-            if time.monotonic() - self._drawn < _EVERY:
-                return
-            self._drawn = time.monotonic()
-        self._shown.update(self._html(self._text()))
-
-    def close(self) -> None:
-        self._shown.update(self._html(self._text()))
-
-
-def _in_notebook() -> bool:
-    """Whether this program is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and shell.has_trait("kernel")
 
 
 wait.__module__ = "spoolpool"

@@ -284,7 +284,8 @@ class Session:
 
     def on_result(self, call: Callable[[TaskHeader, OutcomeHeader, str, str], None]) -> None:
         """Have this called with a result that is to be kept: see
-        :attr:`spoolpool.client.collector.Collector.on_result`."""
+        :attr:`spoolpool.client.collector.Collector.on_result`.
+        """
         self._collector.on_result = call
 
     def fail(self, reason: BaseException, lane: str | None = None) -> None:

@@ -1,12 +1,15 @@
-"""How far things are: bars over futures, what a task says about itself, and how a notebook shows an executor."""
+"""Progress bars over futures, progress reports of tasks, and the table of an executor in a notebook."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future
 from pathlib import Path
@@ -15,7 +18,6 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, as_completed, current_task, wait
-from spoolpool.client import progress_bar
 from spoolpool.errors import BadRequest
 from spoolpool.protocol import progress, workers
 from spoolpool.protocol.progress import Progress, progress_of
@@ -37,19 +39,26 @@ def finished(*values: object) -> list[Future[Any]]:
 
 
 class Drawn:
-    """A bar that keeps count."""
+    """Bar that only counts."""
 
-    def __init__(self, total: int | None, label: str) -> None:
+    def __init__(self, *, total: int | None, disable: bool | None) -> None:
+        assert disable is None, "nothing is drawn into a pipe"
         self.total = total
         self.done = 0
         self.closed = False
         DRAWN.append(self)
 
-    def step(self, count: int = 1) -> None:
-        self.done += count
+    def __enter__(self) -> Any:
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.closed = True
+
+    def get_lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def update(self) -> None:
+        self.done += 1
 
 
 DRAWN: list[Drawn] = []
@@ -58,7 +67,7 @@ DRAWN: list[Drawn] = []
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
     DRAWN.clear()
-    monkeypatch.setattr(progress_bar, "_TerminalBar", Drawn)
+    monkeypatch.setattr("tqdm.auto.tqdm", Drawn)
     return DRAWN
 
 
@@ -118,7 +127,8 @@ def test_a_terminal_shows_the_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
         encoding="ascii",
     )
     near, far = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a new one has no columns
+    env = {**os.environ, "TERM": "xterm"}
     on_terminal = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, stderr=far, env=env, timeout=LIMIT)
     os.close(far)
     shown = b""
@@ -134,46 +144,18 @@ def test_a_terminal_shows_the_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
     assert (piped.stdout, piped.stderr) == (b"3\n", b"")
 
 
-def test_a_notebook_gets_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    display = pytest.importorskip("IPython.display")
-    shown: list[str] = []
-
-    class Handle:
-        def update(self, what: Any) -> None:
-            shown.append(what.data)
-
-    def showing(what: Any, *, display_id: bool) -> Handle:
-        shown.append(what.data)
-        return Handle()
-
-    monkeypatch.setattr(display, "display", showing)
-    monkeypatch.setattr(progress_bar, "_in_notebook", lambda: True)
-    with progress_bar.bar(2, "<b>") as drawn:
-        drawn.step()
-        drawn.step()
-    assert shown[0] == '&lt;b&gt; <progress value="0" max="2"></progress> 0/2'
-    assert shown[-1] == '&lt;b&gt; <progress value="2" max="2"></progress> 2/2'
-
-
-def test_a_program_that_is_no_notebook_is_not_taken_for_one() -> None:
-    pytest.importorskip("IPython")
-    assert not progress_bar._in_notebook()
-
-
-def test_without_rich_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
+def test_without_tqdm_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(BadRequest, match=r"spoolpool\[progress\]"):
         list(as_completed(finished(1), progress=True))
 
 
-def test_tqdm_and_rich_draw_over_futures_as_well(capsys: pytest.CaptureFixture[str]) -> None:
-    tqdm = pytest.importorskip("tqdm")
-    from rich.progress import track
+def test_tqdm_of_the_user_draws_over_futures_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    import tqdm
 
     with Executor(max_workers=1, backend="local") as exe:
         futures = [exe.submit(abs, number) for number in (-1, -2, -3)]
         assert sum(future.result() for future in tqdm.tqdm(as_completed(futures), total=len(futures))) == 6
-        assert sum(future.result() for future in track(as_completed(futures), total=len(futures))) == 6
         assert sum(tqdm.tqdm(exe.map(abs, [-4, -5]), total=2)) == 9
     assert "3/3" in capsys.readouterr().err
 
