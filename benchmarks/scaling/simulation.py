@@ -123,7 +123,8 @@ class Watched(NamedTuple):
 def watch(pool: Pool, deaths: int, seed: int) -> Watched:
     """Let so many groups die at random moments of one lease, and the observers among the others find them.
 
-    Who lives is looked at once more after a first look, as :class:`spoolpool.protocol.failure_detector.Detector` does.
+    As in :class:`spoolpool.protocol.failure_detector.FailureDetector`, a worker seen for the first time is checked once
+    more.
     """
     chance = random.Random(seed)
     observers = pool.observers

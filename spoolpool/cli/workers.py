@@ -53,7 +53,7 @@ def ls(directory: str) -> None:
     spool = Spool(directory)
     liveness = Liveness(spool)
     for info in sorted(entries(spool), key=lambda info: info.started):
-        state = "alive" if liveness.alive(info) else "dead"
+        state = "alive" if liveness.is_alive(info) else "dead"
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         click.echo(shown(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}"))

@@ -41,7 +41,7 @@ class StarvationMonitor:
         unserved = {lane for lane in wanted if not self._is_still_served(lane)}
         if not unserved:
             return
-        alive = [info for info in workers.read_workers(self._spool) if self._liveness.alive(info)]
+        alive = [info for info in workers.read_workers(self._spool) if self._liveness.is_alive(info)]
         for lane in unserved:
             reason = workers.why_unserved(lane, alive)
             if reason is None:
@@ -54,7 +54,7 @@ class StarvationMonitor:
     def _is_still_served(self, lane: str) -> bool:
         """Whether the group found the last time lives; this saves a look at the entries of thousands of groups."""
         info = self._serves.get(lane)
-        return info is not None and self._liveness.alive(info)
+        return info is not None and self._liveness.is_alive(info)
 
 
 class Refresher:

@@ -77,7 +77,7 @@ class Waiter:
         if time.monotonic() < self._warnings_due:
             return []
         self._warnings_due = time.monotonic() + _WARNINGS_EVERY
-        alive = [info for info in workers.read_workers(self._spool) if self._liveness.alive(info)]
+        alive = [info for info in workers.read_workers(self._spool) if self._liveness.is_alive(info)]
         reasons = {lane: workers.why_unserved(lane, alive) for lane in self._lanes}
         new = [f"Tasks of {lane} wait, and {reason}." for lane, reason in reasons.items() if reason]
         new = [text for text in new if text not in self._warned]

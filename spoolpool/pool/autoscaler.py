@@ -142,7 +142,7 @@ class Autoscaler:
         lanes = {*waiting, self._policy.home}
         sources: dict[str, set[str]] = {lane: set() for lane in lanes}
         for info in workers.read_workers(self._spool):
-            if info.batch not in names and self._liveness.alive(info):
+            if info.batch not in names and self._liveness.is_alive(info):
                 for lane in lanes:
                     wanted = parse_lane(lane)
                     if wanted is not None and info.why_not(wanted) is None:

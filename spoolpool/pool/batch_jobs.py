@@ -214,7 +214,7 @@ class OwnerWatch:
         """Return whether the owner has ended; checked several times per lease, False for a job without owner."""
         if self._session and not self._ended and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._interval
-            self._ended = not self._liveness.session_alive(self._session)
+            self._ended = not self._liveness.is_session_alive(self._session)
         return self._ended
 
     def leave(self) -> None:

@@ -1,11 +1,11 @@
-"""Who is dead: one observer's part of the watch that all observers of a spool keep together.
+"""Failure detector: one observer's part of the watch over workers that all observers of a spool keep together.
 
-Each goes round four times a lease. Where there are few workers it looks at everybody. Where there are many it looks at
-a random share, and where many go round it leaves most of its rounds to the others: so the looks that all take together
-grow with the number of workers, and not with its square. Whoever did not move from one look to the next, or was seen
-for the first time, is looked at in every round until that is decided.
+Each observer makes four rounds a lease. If there are few workers, it checks all of them. If there are many, it checks
+a random sample, and of many observers each skips most of its rounds: so the total number of checks grows with the
+number of workers, and not with its square. A worker whose heartbeat did not change between two checks, or that was seen
+for the first time, is a suspect and is checked in every round until that is decided.
 
-Nothing that is safe depends on this: any number of observers may watch anybody at any time, or be wrong.
+No safety depends on this: any number of observers may watch any worker at any time, or be wrong.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import read_worker
 from spoolpool.system.processes import ProcessId
 
-FEW = 16
-"""Workers that an observer always looks at in a round, if there are so many."""
+MIN_SAMPLE = 16
+"""Workers that an observer checks in each round, if there are so many."""
 
-LOOKS = 2
-"""Of all workers, how often one is looked at in a quarter of a lease by all observers together, at least."""
+MIN_CHECKS = 2
+"""How often each worker is checked in a quarter of a lease, by all observers together and on average."""
 
-CROWD = 64
-"""Observers beyond which not each goes round four times a lease."""
+MAX_OBSERVERS = 64
+"""Number of observers beyond which some of them skip rounds."""
 
-SELDOM = 1 / 8
-"""The least part of its rounds that an observer takes: those of two leases come to one."""
+MIN_RATE = 1 / 8
+"""Least part of its rounds that an observer takes: one round in two leases."""
 
 
 def sampling_rate(observers: int) -> float:
-    """Which part of its rounds each of so many observers takes."""
-    return max(SELDOM, min(1.0, CROWD / observers))
+    """Return the part of its rounds that each of so many observers takes."""
+    return max(MIN_RATE, min(1.0, MAX_OBSERVERS / observers))
 
 
 def sample_size(workers: int, observers: int) -> int:
-    """How many workers an observer looks at in a round that it takes."""
-    return min(workers, max(FEW, math.ceil(LOOKS * workers / (observers * sampling_rate(observers)))))
+    """Return how many workers an observer checks in a round that it takes."""
+    return min(workers, max(MIN_SAMPLE, math.ceil(MIN_CHECKS * workers / (observers * sampling_rate(observers)))))
 
 
-class Detector:
-    """One observer of the workers of a spool, with what it has seen so far.
+class FailureDetector:
+    """One observer of the workers of a spool, with its observations.
 
-    ``everybody``: it watches all in every round, and leaves nothing to others.
+    With ``everybody`` it checks all workers in every round.
     """
 
     def __init__(self, spool: Spool, *, everybody: bool = False) -> None:
@@ -55,74 +55,74 @@ class Detector:
         self._everybody = everybody
         self._lease = spool.config.lease
         self._liveness = Liveness(spool)
-        self._processes: dict[str, ProcessId | None] = {}  # None: of another host, of which nothing can be proven here
+        self._processes: dict[str, ProcessId | None] = {}  # None: on another host, so that nothing can be proven here
         self._suspects: set[str] = set()
         self._claims: set[TaskFile] | None = None
         self._observers = 1
-        self._going = True
+        self._takes_round = True
 
     def due(self) -> bool:
-        """Whether to go round now: it is this observer's turn, or one that it suspects has turned out dead.
+        """Return whether to make a round now: it is this observer's turn, or one of its suspects is dead.
 
-        To be asked four times a lease.
+        To be called four times a lease.
         """
-        self._going = self._everybody or random.random() < sampling_rate(self._observers)
-        if self._going:
+        self._takes_round = self._everybody or random.random() < sampling_rate(self._observers)
+        if self._takes_round:
             return True
-        return max(map(self._still, tuple(self._suspects)), default=0.0) >= self._lease
+        return max(map(self._silence, tuple(self._suspects)), default=0.0) >= self._lease
 
-    def look(self, workers: Collection[str], claims: Mapping[str, Collection[TaskFile]]) -> dict[str, bool]:
-        """Which of these workers are dead, and of each whether also a lock that it holds says nothing any more.
+    def check(self, workers: Collection[str], claims: Mapping[str, Collection[TaskFile]]) -> dict[str, bool]:
+        """Return the dead among these workers, and for each whether the lock of its claim has expired too.
 
         ``claims`` are those of all workers, as they are now.
         """
         self._suspects.intersection_update(workers)
-        self._liveness.keep(workers)
+        self._liveness.keep_only(workers)
         self._processes = {worker: self._processes[worker] for worker in workers if worker in self._processes}
         watched = set(self._suspects)
-        if self._going:
-            count = sample_size(len(workers), self._count(workers, claims))
+        if self._takes_round:
+            count = sample_size(len(workers), self._count_observers(workers, claims))
             watched.update(workers if self._everybody else random.sample(sorted(workers), count))
         self._identify(watched)
-        dead = {worker: True for worker in workers if self._provably_dead(worker)}
+        dead = {worker: True for worker in workers if self._is_provably_dead(worker)}
         for worker in watched - dead.keys():
-            if (still := self._still(worker)) >= self._lease:
-                dead[worker] = still >= settings.GONE_LEASES * self._lease
+            if (silence := self._silence(worker)) >= self._lease:
+                dead[worker] = silence >= settings.GONE_LEASES * self._lease
         self._suspects -= dead.keys()
         return dead
 
     def forget(self, worker: str) -> None:
-        """Drop what was seen of a worker."""
+        """Drop the observations of a worker."""
         self._liveness.forget(worker)
 
-    def _count(self, workers: Collection[str], claims: Mapping[str, Collection[TaskFile]]) -> int:
-        """How many workers go round, as far as can be seen.
+    def _count_observers(self, workers: Collection[str], claims: Mapping[str, Collection[TaskFile]]) -> int:
+        """Estimate how many workers make rounds.
 
-        Who is in the middle of the same task as at the last look does not. At the first look all who have a task are
-        taken to be: rather too much is looked at than too little.
+        A worker that still runs the task of the last check makes none. At the first check all workers with a task are
+        assumed to make none: rather too many are checked than too few.
         """
         before, self._claims = self._claims, {task_file for task_files in claims.values() for task_file in task_files}
         busy = {task_file.worker for task_file in self._claims if before is None or task_file in before}
         self._observers = max(1, len(workers) - len(busy))
         return self._observers
 
-    def _still(self, worker: str) -> float:
-        """Look at a sign of life: seconds for which it has not moved. Suspected is who did not, or is new."""
+    def _silence(self, worker: str) -> float:
+        """Return the seconds since the heartbeat changed; suspect the worker if it did not, or is new."""
         new = not self._liveness.knows(worker)
-        still = self._liveness.look(worker)
-        if new or still:
+        silence = self._liveness.seconds_since_change(worker)
+        if new or silence:
             self._suspects.add(worker)
         else:
             self._suspects.discard(worker)
-        return still
+        return silence
 
     def _identify(self, workers: Iterable[str]) -> None:
-        """Read who these are, once: an entry never changes."""
+        """Read the entries of these workers once: an entry never changes."""
         for worker in workers:
             if worker not in self._processes and (info := read_worker(self._spool, worker)) is not None:
                 self._processes[worker] = info.process if info.process.is_near() else None
 
-    def _provably_dead(self, worker: str) -> bool:
-        """Whether the process of a worker of this host has ended: asked at no cost for the spool."""
+    def _is_provably_dead(self, worker: str) -> bool:
+        """Return whether the process of a worker of this host has ended, which costs the spool no operation."""
         process = self._processes.get(worker)
         return process is not None and process.is_provably_dead()

@@ -1,4 +1,4 @@
-"""Periodic signs of life, and an observer of them."""
+"""Heartbeats: periodic signs of life, and an observer of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spoolpool.system import files
 
 
 def start_heartbeat(path: str, interval: float, then: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Touch a file for as long as this process lives; ``then`` is the command that takes over once it has died."""
+    """Start a process that touches a file as long as this one lives, and then becomes the command ``then``."""
     command = [sys.executable, "-ISc", _BEAT, path, str(interval), str(os.getpid()), *then]
     return subprocess.Popen(
         command,
@@ -24,7 +24,7 @@ def start_heartbeat(path: str, interval: float, then: Sequence[str] = ()) -> sub
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=bool(then),  # what ends the terminal must not end it
+        start_new_session=bool(then),  # a signal that ends the terminal's processes must not end it
     )
 
 
@@ -46,16 +46,16 @@ while os.getppid() == parent and missed < 3:
 if sys.argv[4:] and missed < 3:
     os.execv(sys.argv[4], sys.argv[4:])
 """
-# A server that is away answers with an error, or not at all: beat on until it is back. A beat that was removed says
-# that others took this worker for dead.
-# select: standard input ends when the parent does. A child that the parent forked can hold the far end of
-# it open; the look at the parent's pid finds that out one interval later. A parent that is done kills this process.
+# If the server is away, it answers with an error or not at all: go on until it is back. A missing file says that
+# a recoverer took this worker for dead.
+# select: standard input ends when the parent does. A child that the parent forked can hold the other end open; then
+# the check of the parent's pid notices its end one interval later. A parent that is done kills this process.
 
 
 class SessionHeartbeat:
-    """A sign of life of a session, for workers on other hosts that run for its sake alone.
+    """Heartbeat of a session, for workers on other hosts that run for it alone.
 
-    If this process dies without :meth:`close`, the command ``then`` runs in the place of the process that beats.
+    If this process dies without :meth:`close`, the command ``then`` replaces the heartbeat process.
     """
 
     def __init__(self, spool: Spool, session: str, then: Sequence[str]) -> None:
@@ -63,60 +63,60 @@ class SessionHeartbeat:
         self._process = start_heartbeat(spool.layout.session(session), interval, then)
 
     def close(self) -> None:
-        """No more beats, and nothing that takes over; harmless when repeated."""
+        """Stop the heartbeat, without running the command; harmless when repeated."""
         self._process.kill()
         self._process.communicate()
 
 
 class Liveness:
-    """An observer of signs of life: compares each with what it saw before, by its own monotonic clock.
+    """Observer of heartbeats: compares each with its earlier value, and measures by its own monotonic clock.
 
-    Hosts' clocks are never compared with each other: a sign of life that did not change for a lease
-    *while we watched* is still, whatever its date. Time in which nobody looked (the server was away, this
-    process was stopped, the laptop slept) hardly counts: the worker may have been held up by the same.
+    Clocks of hosts are never compared: a heartbeat counts as still if it did not change for a lease *while it was
+    watched*, whatever its date. A gap between two checks (the server was away, this process was stopped, the laptop
+    slept) counts for a third of a lease at most: the same may have held up the worker.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._seen: dict[str, tuple[int | None, float, float]] = {}
-        self._most = spool.config.lease / 3
+        self._seen: dict[str, tuple[int | None, float, float]] = {}  # modification time, when seen, seconds unchanged
+        self._longest_gap = spool.config.lease / 3
 
-    def look(self, worker: str) -> float:
-        """Look at the sign of life; returns the seconds for which it has not changed, as far as was watched."""
-        return self._still(worker, f"{self._spool.layout.worker(worker)}/beat")
+    def seconds_since_change(self, worker: str) -> float:
+        """Check a worker's heartbeat; return for how many seconds it has not changed while it was watched."""
+        return self._check(worker, f"{self._spool.layout.worker(worker)}/beat")
 
-    def session_alive(self, session: str) -> bool:
-        """Whether a session that beats is at work: not closed, not provably dead, and not still for a lease."""
+    def is_session_alive(self, session: str) -> bool:
+        """Return whether a session with a heartbeat is not closed, not provably dead, and not silent for a lease."""
         path = self._spool.layout.session(session)
         if files.is_missing(path) or sessions.is_dead(self._spool, session):
             return False
-        return self._still(f"session {session}", path) < self._spool.config.lease
+        return self._check(f"session {session}", path) < self._spool.config.lease
 
-    def _still(self, who: str, path: str) -> float:
+    def _check(self, who: str, path: str) -> float:
         try:
             stamp = files.mtime_ns(path)
-        except OSError:  # cannot be seen: no sign, but nothing new either
+        except OSError:  # unknown: counts as unchanged if it was unknown before
             stamp = None
         now = time.monotonic()
         before = self._seen.get(who)
-        still = 0.0
+        unchanged = 0.0
         if before is not None and before[0] == stamp:
-            still = before[2] + min(now - before[1], self._most)
-        self._seen[who] = (stamp, now, still)
-        return still
+            unchanged = before[2] + min(now - before[1], self._longest_gap)
+        self._seen[who] = (stamp, now, unchanged)
+        return unchanged
 
-    def alive(self, info: WorkerInfo) -> bool:
-        """Whether a worker should be counted on: not provably dead, and not still for a lease."""
-        return not info.process.is_provably_dead() and self.look(info.worker) < self._spool.config.lease
+    def is_alive(self, info: WorkerInfo) -> bool:
+        """Return whether a worker is not provably dead, and not silent for a lease."""
+        return not info.process.is_provably_dead() and self.seconds_since_change(info.worker) < self._spool.config.lease
 
     def knows(self, worker: str) -> bool:
-        """Whether a worker was looked at before."""
+        """Return whether a worker was checked before."""
         return worker in self._seen
 
-    def keep(self, workers: Collection[str]) -> None:
-        """Drop what was seen of all others."""
+    def keep_only(self, workers: Collection[str]) -> None:
+        """Drop the observations of all other workers."""
         self._seen = {worker: seen for worker, seen in self._seen.items() if worker in workers}
 
     def forget(self, worker: str) -> None:
-        """Drop what was seen of a worker."""
+        """Drop the observations of a worker."""
         self._seen.pop(worker, None)

@@ -1,4 +1,4 @@
-"""Entry of this process among the workers of a spool, and requests to stop it."""
+"""Register this process as a worker of a spool, and request workers to stop."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from spoolpool import settings
 from spoolpool.errors import SpoolDenied
 from spoolpool.protocol.heartbeat import start_heartbeat
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.workers import _LACKS, WorkerInfo, remove_worker
+from spoolpool.protocol.workers import WorkerInfo, lack_file, remove_worker
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId
 
 
 class Registration:
-    """This process's entry among the workers, with a sign of life that no busy Python can hold up.
+    """Entry of this process among the workers, with a heartbeat that a busy Python cannot hold up.
 
-    A small process of its own touches the beat; it ends when its parent does. So a function that
-    keeps the GIL for an hour in C code is still seen to live, also where locks exclude nobody.
+    A small child process touches the heartbeat file, and ends when its parent does. So a worker whose function keeps
+    the GIL for an hour in C code is still seen to be alive, even if locks do not reach other hosts.
     """
 
     def __init__(self, spool: Spool, info: WorkerInfo) -> None:
@@ -53,22 +53,22 @@ class Registration:
 
     @property
     def directory(self) -> str:
-        """Where the entry lies; a file called ``stop`` in it asks the worker to end."""
+        """Directory of the entry; a file called ``stop`` in it requests the worker to end."""
         return self._directory
 
-    def note_lack(self, tag: str, instead: str) -> None:
-        """Tell those who wait for tasks with this tag why this worker takes none; harmless when repeated."""
-        with contextlib.suppress(OSError):  # it stands there already; or the server is away: nobody depends on it
-            self._spool.write_public(f"{self._directory}/{_LACKS}{tag}", [instead.encode()])
+    def report_lack(self, tag: str, instead: str) -> None:
+        """Record in the entry why this worker takes no tasks with this tag; harmless when repeated."""
+        with contextlib.suppress(OSError):  # it exists already; or the server is away: nothing depends on it
+            self._spool.write_public(f"{self._directory}/{lack_file(tag)}", [instead.encode()])
 
-    def told_to_stop(self) -> bool:
-        """Whether a file asks this worker to finish what it does and end, or its entry is gone."""
+    def is_stop_requested(self) -> bool:
+        """Return whether this worker is to end after its task: on request, or because its entry is gone."""
         found = files.list_names(self._directory)
         # an empty list can also be the answer for a stale handle
         return "stop" in found or ("info.json" not in found and (bool(found) or files.is_missing(self._directory)))
 
-    def beats(self) -> bool:
-        """Whether the sign of life still goes out; the process that sends it is started again once it ended."""
+    def keep_heartbeat(self) -> bool:
+        """Start the heartbeat process again if it ended; return False if the heartbeat file was removed."""
         if self._beat.poll() is None:
             return True
         if files.is_missing(f"{self._directory}/beat"):
@@ -77,10 +77,10 @@ class Registration:
         return True
 
     def close(self, *, unfinished: bool = False) -> None:
-        """Take the entry away: this worker claims nothing any more. Harmless when repeated.
+        """Remove the entry: this worker claims no task any more. Harmless when repeated.
 
-        ``unfinished`` leaves an empty one, so that recoverers go on for this worker: something in its name is still to
-        be discarded.
+        ``unfinished`` leaves an empty entry, so that recoverers continue for this worker: an outcome in its name is
+        still to be discarded.
         """
         self._beat.kill()
         self._beat.communicate()
@@ -91,33 +91,33 @@ class Registration:
 
 
 def request_stop(spool: Spool, worker: str) -> None:
-    """Ask a worker to finish what it does and end; it looks when it is idle or done with a task."""
-    with contextlib.suppress(OSError):  # FileExistsError: asked already; gone: it ended
+    """Request a worker to end after its task; it checks for that when it is idle or done with a task."""
+    with contextlib.suppress(OSError):  # FileExistsError: requested before; gone: it ended
         spool.write_public(f"{spool.layout.worker(worker)}/stop", [])
 
 
 def encode_owner() -> str:
-    """What :data:`spoolpool.settings.ENV_OWNER` says about this process."""
+    """Return the value of :data:`spoolpool.settings.ENV_OWNER` for this process."""
     return msgspec.json.encode(ProcessId.of(os.getpid())).decode()
 
 
 def decode_owner(text: str | None) -> ProcessId | None:
-    """Read what :func:`owner_text` made."""
+    """Decode the text of :func:`encode_owner`."""
     return msgspec.json.decode(text, type=ProcessId) if text else None
 
 
 def report_start_error(spool: Spool, worker: str, reason: str) -> None:
-    """Tell the supervisor why this group cannot work as it was started."""
-    with contextlib.suppress(OSError):  # it is told on standard error as well
+    """Record for the supervisor why this group cannot work as it was started."""
+    with contextlib.suppress(OSError):  # it is printed on standard error as well
         spool.make_directories(spool.layout.worker(worker))
         spool.write_public(f"{spool.layout.worker(worker)}/error", [reason.encode()])
 
 
 def take_start_error(spool: Spool, worker: str) -> str | None:
-    """What a group said about its failure to start; its entry is taken away."""
+    """Return the recorded reason why a group failed to start, and remove its entry."""
     try:
         reason = files.read_small(f"{spool.layout.worker(worker)}/error").decode(errors="replace")
-    except (OSError, ValueError):  # it never got so far as to say something
+    except (OSError, ValueError):  # it failed before it could record one
         return None
     remove_worker(spool, worker)
     return reason

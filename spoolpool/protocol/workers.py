@@ -1,4 +1,4 @@
-"""Who serves what: the workers of a spool, and their signs of life."""
+"""Entries of the workers of a spool: the lanes that they serve, and the last heartbeat."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spoolpool.system.processes import ProcessId
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One worker group, as ``workers/WORKER/info.json`` has it."""
+    """One worker group: the content of ``workers/WORKER/info.json``."""
 
     worker: str
     """Worker id."""
     process: ProcessId
-    """Its rank 0."""
+    """Process of its rank 0."""
     user: str
     """Account that it runs as."""
     ranks: int = 1
@@ -34,34 +34,34 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queues: tuple[str, ...] = ("default",)
     """Queues that it serves."""
     weights: dict[str, int] = {}
-    """How many of its tasks come from a queue, beside one from a queue that is not named here, while both have some."""
+    """Weight of each queue, 1 by default: tasks of several queues are claimed in this proportion."""
     tags: tuple[str, ...] = ()
-    """What it has besides: tasks may ask for it."""
+    """Further properties that tasks may ask for."""
     python: str = settings.PYTHON
     """Python minor version."""
     job: str = ""
-    """Batch job, where it runs in one."""
+    """Batch job in which it runs, if any."""
     batch: str = ""
-    """Name of the job's record in ``jobs/``, where it was submitted through this spool."""
+    """Name of the job's record in ``jobs/``, if the job was submitted through this spool."""
     started: float = 0.0
-    """Seconds since the epoch, its host's clock."""
+    """Seconds since the epoch, by its host's clock."""
     lacks: dict[str, str] = {}
-    """What it has in the place of packages that lanes ask for, as files of its entry say."""
+    """For each required package that is missing, by tag, the version that is installed instead; from its lack files."""
     trust_users: tuple[int, ...] = ()
-    """Accounts whose tasks it runs, where tasks tell theirs."""
+    """Accounts whose tasks it runs, in a shared spool."""
     trust_groups: tuple[str, ...] = ()
     """Groups whose members' tasks it runs."""
     trust_all: bool = False
-    """Whether it runs the tasks of everybody."""
+    """Whether it runs the tasks of all accounts."""
 
     def trusts(self, user: int) -> bool:
-        """Whether the group runs tasks of an account."""
+        """Return whether the group runs tasks of an account."""
         return self.trust_all or user in self.trust_users or in_group(user, self.trust_groups)
 
     def why_not(self, lane: Lane) -> str | None:
-        """None if the group serves the lane, else the reason, in words.
+        """Return the reason why the group does not serve a lane, in words; None if it does.
 
-        The number of ranks must be the same: a function sees it as the size of ``COMM_WORLD``.
+        The number of ranks must be equal: a function sees it as the size of ``COMM_WORLD``.
         """
         if lane.queue not in self.queues:
             return f"queue {lane.queue!r} wanted, groups serve {', '.join(map(repr, self.queues))}"
@@ -71,10 +71,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return f"Python {lane.python} wanted, groups run {self.python}"
         if lane.ranks != self.ranks:
             return f"{_ranks(lane)} wanted, groups have {self.ranks}"
-        return self._what_lacks(lane)
+        return self._why_insufficient(lane)
 
-    def _what_lacks(self, lane: Lane) -> str | None:
-        """Of what a group may have more than is asked for."""
+    def _why_insufficient(self, lane: Lane) -> str | None:
+        """Check the requirements of which a group may have more than the lane asks for."""
         for wanted, has, what in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
             if wanted > has:
                 return f"{wanted} {what} per rank wanted, groups have {has}"
@@ -88,13 +88,23 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress")
-"""The files of a worker's entry."""
+"""Files of a worker's entry, beside the lack files."""
 
-_LACKS = "lacks-"  # begins the name of a file of an entry, which goes on with a lane's tag
+_LACKS = "lacks-"
+
+
+def lack_file(tag: str) -> str:
+    """Return the name of the file of an entry that says that the package of a tag is missing."""
+    return f"{_LACKS}{tag}"
+
+
+def is_lack_file(name: str) -> bool:
+    """Return whether a file of an entry says that a package is missing."""
+    return name.startswith(_LACKS)
 
 
 def remove_worker(spool: Spool, worker: str) -> None:
-    """Remove a worker's entry; it stays where there is something else in it, or where it is but a link."""
+    """Remove a worker's entry; an entry with foreign files in it stays, and so does a symbolic link."""
     path = spool.layout.worker(worker)
     with contextlib.suppress(OSError, NotTrusted):
         if files.is_directory(path):
@@ -104,19 +114,14 @@ def remove_worker(spool: Spool, worker: str) -> None:
                 files.remove(f"{directory}/{name}")
             if not files.remove_directory(path):
                 for name in files.list_names(str(directory)):
-                    if is_lack(name):
+                    if is_lack_file(name):
                         files.remove(f"{directory}/{name}")
                 files.remove_directory(path)
             spool.close_directory(path)
 
 
-def is_lack(name: str) -> bool:
-    """Whether a file of an entry says that a package is missing."""
-    return name.startswith(_LACKS)
-
-
 def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
-    """A worker's entry, or None where there is none (any more) or it is not one."""
+    """Return a worker's entry; None if it is missing or invalid."""
     try:
         return msgspec.json.decode(files.read_small(f"{spool.layout.worker(worker)}/info.json"), type=WorkerInfo)
     except (OSError, ValueError):  # msgspec's errors are ValueErrors
@@ -124,7 +129,7 @@ def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
 
 
 def read_workers(spool: Spool) -> list[WorkerInfo]:
-    """All entries that can be read, of live workers and of dead ones that nobody recovered yet."""
+    """Return all valid entries: of live workers, and of dead ones that are not recovered yet."""
     found = [(name, read_worker(spool, name)) for name in files.list_names(spool.layout.workers) if is_worker_id(name)]
     return [_with_lacks(spool, info) for name, info in found if info is not None and info.worker == name]
 
@@ -132,18 +137,18 @@ def read_workers(spool: Spool) -> list[WorkerInfo]:
 def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:
     directory = spool.layout.worker(info.worker)
     lacks = {}
-    with contextlib.suppress(OSError, ValueError):  # it ends just now, or says something else
-        for name in filter(is_lack, files.list_names(directory)):
+    with contextlib.suppress(OSError, ValueError):  # it ends just now, or its file is invalid
+        for name in filter(is_lack_file, files.list_names(directory)):
             text = files.read_small(f"{directory}/{name}", 512).decode(errors="replace")
             lacks[name.removeprefix(_LACKS)] = text
     return msgspec.structs.replace(info, lacks=lacks) if lacks else info
 
 
 def seconds_since_heartbeat(spool: Spool, worker: str, now: float) -> float | None:
-    """Seconds since a worker's last sign of life, where ``now`` is :meth:`Spool.server_time`; None if it left none.
+    """Return the seconds since a worker's last heartbeat, or None; ``now`` is :meth:`Spool.server_time`.
 
-    A hint for people: a fault of the server silences everybody. Who is to be taken for dead is watched for a
-    lease (:class:`Liveness`).
+    A hint for people only, because a fault of the server silences all workers. To tell whether one is dead, its
+    heartbeat is watched for a lease (:class:`spoolpool.protocol.heartbeat.Liveness`).
     """
     try:
         stamp = files.mtime_ns(f"{spool.layout.worker(worker)}/beat")
@@ -157,11 +162,11 @@ def _ranks(lane: Lane) -> str:
 
 
 NO_GROUP = "no worker group is alive: start one with 'spool-worker'"
-"""Why tasks wait where there is no group at all."""
+"""Reason why tasks wait if there is no group at all."""
 
 
 def why_unserved(lane: str, alive: list[WorkerInfo]) -> str | None:
-    """Why no live group can run the tasks of a lane; None if one can."""
+    """Return the reason why no live group can run the tasks of a lane; None if one can."""
     wanted = parse_lane(lane)
     if wanted is None:
         return f"{lane} is no lane"

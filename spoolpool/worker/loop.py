@@ -138,7 +138,7 @@ class Worker:
             return False
         missing = {tag: instead for tag in filter(is_requirement, lane.tags) if (instead := lacks(tag))}
         for tag, instead in missing.items():
-            self._registration.note_lack(tag, instead)
+            self._registration.report_lack(tag, instead)
         return not missing
 
     def after_fork(self) -> None:
@@ -180,7 +180,7 @@ class Worker:
         try:
             return self._loop()
         finally:
-            self._registration.close(unfinished=self._recovery.discards(self._name))
+            self._registration.close(unfinished=self._recovery.has_discards(self._name))
             self._journal.write("worker ended")
             self._journal.close()
             self._watch.close()
@@ -236,7 +236,7 @@ class Worker:
 
     def _wait(self, backoff: Backoff) -> bool:
         """Wait for the next look; whether something came before."""
-        backoff.last = max(_LAST_LOOK, self._recovery.workers / _LOOKS)
+        backoff.last = max(_LAST_LOOK, self._recovery.worker_count / _LOOKS)
         seconds = backoff.next()
         if (due := self._releaser.due) is not None:
             seconds = min(seconds, max(0.0, due - time.monotonic()))
@@ -260,7 +260,7 @@ class Worker:
         if self._unsure:
             self._take_up_forgotten()
         claim = self._claimer.next()
-        if claim is None and self._releaser.look(woken=woken):
+        if claim is None and self._releaser.check(woken=woken):
             claim = self._claimer.next()
         if claim is None:
             self._group.settle(idle=True)
@@ -283,7 +283,7 @@ class Worker:
         owner = self._terms.owner
         self._look_due = time.monotonic() + _LOOK_EVERY
         try:
-            return not self._registration.told_to_stop() and (owner is None or not owner.is_provably_dead())
+            return not self._registration.is_stop_requested() and (owner is None or not owner.is_provably_dead())
         except OSError:  # the server is away for a moment
             return True
 
@@ -306,7 +306,7 @@ class Worker:
             return
         self._round_due = now + self._round_every * random.uniform(0.75, 1.25)
         self._journal.flush()
-        if not self._registration.beats():
+        if not self._registration.keep_heartbeat():
             log.warning("The entry of this worker was removed: it was taken for dead. It ends.")
             self._stopping = True
             return
@@ -314,7 +314,7 @@ class Worker:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
                 self._journal.write("recovered", text=line)
-            if busy_since is None and self._recovery.looked:
+            if busy_since is None and self._recovery.took_round:
                 self._take_up_forgotten()
         except OSError as error:  # the server is away for a moment: later
             log.info("Recovery was put off: %s", error)
@@ -373,7 +373,7 @@ class Worker:
                 type=report.failure.type if report and report.failure else "",
             )
             if published:
-                self._releaser.committed(header.session, task_file)
+                self._releaser.record_commit(header.session, task_file)
                 self._marks.withdraw(task_file.task)
             else:
                 log.warning(

@@ -23,7 +23,7 @@ from spoolpool import settings
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.format.names import TaskFile, new_worker_id, series_of
 from spoolpool.protocol.claimer import Claimer
-from spoolpool.protocol.failure_detector import CROWD, FEW
+from spoolpool.protocol.failure_detector import MAX_OBSERVERS, MIN_SAMPLE
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import request_stop
 from spoolpool.protocol.spool import Spool
@@ -288,7 +288,7 @@ def test_an_idle_groups_round_costs_the_same_listings_and_a_look_at_each_group(
     assert first == total(costs.CLAIMS_AND_GROUPS, *[costs.WATCHED, costs.MET] * groups)
 
 
-@pytest.mark.parametrize("groups", [FEW, 10 * FEW])
+@pytest.mark.parametrize("groups", [MIN_SAMPLE, 10 * MIN_SAMPLE])
 def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_there_are_many(
     spool: Spool, clock: Clock, groups: int
 ) -> None:
@@ -300,8 +300,8 @@ def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_the
         for beat in beats:
             os.utime(beat, (turn, turn))
         looks.append(counted(observer.round).metadata["open"])
-    assert max(looks[50:]) <= 2 * FEW  # beside the share, those that it sees for the first time
-    assert min(looks[-20:]) >= FEW or groups > CROWD  # who leaves rounds to others looks at nobody in them
+    assert max(looks[50:]) <= 2 * MIN_SAMPLE  # beside the share, those that it sees for the first time
+    assert min(looks[-20:]) >= MIN_SAMPLE or groups > MAX_OBSERVERS  # in a round that is left to others, none
 
 
 def test_idle_groups_look_less_often_where_there_are_thousands(

@@ -256,7 +256,7 @@ def test_a_link_in_the_place_of_a_directory_is_reported_and_not_followed(
     paths = ["results/linked", "outgoing/linked", f"ready/{LANE}", f"workers/{task_file.worker}", "logs"]
     assert kinds(found) == sorted(("unknown name", path) for path in paths)
     repair(tree.spool, found)
-    monkeypatch.setattr(heartbeat.Liveness, "look", lambda *_: 1000.0)
+    monkeypatch.setattr(heartbeat.Liveness, "seconds_since_change", lambda *_: 1000.0)
     assert Recovery(tree.spool).round() == []
     assert tree.everything() == before
     assert (tmp_path / "info.json").exists()
@@ -277,7 +277,7 @@ def beating(tree: Tree) -> Iterator[None]:
     """Every worker of the spool gives signs of life, so that none of them is found to be silent."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "seconds_since_heartbeat", lambda *_: 0.0)
-        patch.setattr(heartbeat.Liveness, "look", lambda *_: 0.0)
+        patch.setattr(heartbeat.Liveness, "seconds_since_change", lambda *_: 0.0)
         yield
 
 

@@ -12,7 +12,15 @@ import pytest
 
 from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
 from spoolpool.protocol import workers
-from spoolpool.protocol.failure_detector import CROWD, FEW, LOOKS, SELDOM, Detector, sample_size, sampling_rate
+from spoolpool.protocol.failure_detector import (
+    MAX_OBSERVERS,
+    MIN_CHECKS,
+    MIN_RATE,
+    MIN_SAMPLE,
+    FailureDetector,
+    sample_size,
+    sampling_rate,
+)
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from tests.support.fake_worker import Clock, Stage, announce, dead_process, info_of, unknown_process
@@ -46,17 +54,17 @@ def stage(tmp_path: Path, clock: Clock) -> Stage:
     return Stage(tmp_path / "stage", clock)
 
 
-def rounds(observers: list[Detector], workers: Any, claims: Any = None) -> set[str]:
+def rounds(observers: list[FailureDetector], workers: Any, claims: Any = None) -> set[str]:
     """A quarter of a lease: everybody is asked once; who was found dead."""
     found: set[str] = set()
     for observer in observers:
         if observer.due():
-            found.update(observer.look(workers, claims or {}))
+            found.update(observer.check(workers, claims or {}))
     return found
 
 
 def test_few_workers_are_all_watched_by_everybody() -> None:
-    for count in range(1, FEW + 1):
+    for count in range(1, MIN_SAMPLE + 1):
         for observers in range(1, count + 1):
             assert sampling_rate(observers) == 1
             assert sample_size(count, observers) == count
@@ -67,8 +75,9 @@ def test_few_workers_are_all_watched_by_everybody() -> None:
 def test_all_looks_together_grow_with_the_workers_and_not_with_their_square(workers: int, busy: float) -> None:
     observers = max(1, round(workers * (1 - busy)))
     together = observers * sampling_rate(observers) * sample_size(workers, observers)
-    assert together >= min(LOOKS, observers) * workers
-    assert together <= max(LOOKS * workers + observers, FEW * CROWD, FEW * SELDOM * observers)
+    assert together >= min(MIN_CHECKS, observers) * workers
+    few, many = MIN_SAMPLE * MAX_OBSERVERS, MIN_SAMPLE * MIN_RATE * observers
+    assert together <= max(MIN_CHECKS * workers + observers, few, many)
 
 
 def test_who_goes_round_is_told_by_the_claims_that_do_not_change(
@@ -76,20 +85,20 @@ def test_who_goes_round_is_told_by_the_claims_that_do_not_change(
 ) -> None:
     watched = Watched(monkeypatch, clock, 400)
     claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in list(watched.workers)[:390]}
-    observer = Detector(spool)
+    observer = FailureDetector(spool)
     for _ in range(3):  # 390 are in the middle of long tasks: ten are left
         clock.sleep(spool.config.lease / 4)
         before = watched.looks.total()
         assert observer.due()
-        observer.look(watched.workers, claims)
+        observer.check(watched.workers, claims)
         assert watched.looks.total() - before >= sample_size(400, 10)
     for _ in range(20):  # short tasks: all of them go round
         clock.sleep(spool.config.lease / 4)
         claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in claims}
         if observer.due():
             before = watched.looks.total()
-            observer.look(watched.workers, claims)
-    assert watched.looks.total() - before <= 3 * FEW
+            observer.check(watched.workers, claims)
+    assert watched.looks.total() - before <= 3 * MIN_SAMPLE
 
 
 @pytest.mark.parametrize("count", [8, 64, 600])
@@ -98,7 +107,7 @@ def test_the_dead_are_found_within_two_leases_by_observers_that_share_the_watch(
 ) -> None:
     random.seed(count)
     watched = Watched(monkeypatch, clock, count)
-    observers = [Detector(spool) for _ in watched.workers]
+    observers = [FailureDetector(spool) for _ in watched.workers]
     quarter = spool.config.lease / 4
     for _ in range(4):
         assert not rounds(observers, watched.workers)
@@ -107,7 +116,7 @@ def test_the_dead_are_found_within_two_leases_by_observers_that_share_the_watch(
     for _ in range(8):
         assert not rounds(observers, watched.workers)
         clock.sleep(quarter)
-    assert watched.looks.total() / 8 / count <= max(2 * FEW, 6 * LOOKS)  # each, in a quarter of a lease
+    assert watched.looks.total() / 8 / count <= max(2 * MIN_SAMPLE, 6 * MIN_CHECKS)  # each, in a quarter of a lease
     doomed = random.sample(sorted(watched.workers), count // 8)
     watched.dead = dict.fromkeys(doomed, clock.now)
     left = set(doomed)
@@ -125,7 +134,7 @@ def test_one_observer_of_many_watches_all_when_the_others_are_gone(
 ) -> None:
     random.seed(1)
     watched = Watched(monkeypatch, clock, 600)
-    observer = Detector(spool)
+    observer = FailureDetector(spool)
     rounds([observer], watched.workers)
     survivors = set(sorted(watched.workers)[:10])
     [dead] = set(sorted(survivors)[:1])
@@ -141,15 +150,15 @@ def test_who_has_a_reason_looks_at_everybody_in_every_round(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(monkeypatch, clock, 600)
-    observer = Detector(spool, everybody=True)
+    observer = FailureDetector(spool, everybody=True)
     for turn in range(1, 4):
         assert observer.due()
-        observer.look(watched.workers, {})
+        observer.check(watched.workers, {})
         assert set(watched.looks.values()) == {turn}
 
 
 def test_a_supervisor_of_many_groups_finds_the_one_that_died_at_once(stage: Stage) -> None:
-    for _ in range(3 * FEW):
+    for _ in range(3 * MIN_SAMPLE):
         announce(stage.spool, unknown_process())
     header = stage.submit()
     task_file = TaskFile(header.task, 1, 1).claimed_by(announce(stage.spool, dead_process()))

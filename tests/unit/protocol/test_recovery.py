@@ -143,7 +143,7 @@ def test_a_sign_of_life_that_cannot_be_seen_is_none_but_nothing_is_concluded_at_
 ) -> None:
     _, task_file = claimed(stage, unknown_process())
     liveness = Liveness(stage.spool)
-    assert liveness.look(task_file.worker) == 0
+    assert liveness.seconds_since_change(task_file.worker) == 0
 
     def refuse(path: str) -> int:
         raise OSError(5, "Input/output error")
@@ -151,10 +151,10 @@ def test_a_sign_of_life_that_cannot_be_seen_is_none_but_nothing_is_concluded_at_
     with monkeypatch.context() as patch:
         patch.setattr(files, "mtime_ns", refuse)
         stage.clock.sleep(100)
-        assert liveness.look(task_file.worker) == 0
+        assert liveness.seconds_since_change(task_file.worker) == 0
     beat(stage.spool, task_file.worker, 7)
     stage.clock.sleep(100)
-    assert liveness.look(task_file.worker) == 0
+    assert liveness.seconds_since_change(task_file.worker) == 0
 
 
 def test_a_claim_whose_worker_has_no_entry_is_recovered_after_a_lease(stage: Stage) -> None:
@@ -519,9 +519,11 @@ def test_a_worker_beats_while_c_code_holds_the_interpreters_lock(
     task_file = only_claim(spool)
     liveness = Liveness(spool)
     for number in range(2 * settings.BEATS_PER_LEASE):  # for two leases
-        liveness.look(task_file.worker)
+        liveness.seconds_since_change(task_file.worker)
         observers.sleep(0.1)
-        wait_until(lambda: liveness.look(task_file.worker) == 0, f"a sign of life after {number} others")
+        wait_until(
+            lambda: liveness.seconds_since_change(task_file.worker) == 0, f"a sign of life after {number} others"
+        )
     assert only_claim(spool) == task_file
     gate.open()
     is_over(inbox)
@@ -540,7 +542,7 @@ def test_the_lock_witnesses_for_a_worker_in_c_code_whose_signs_of_life_do_not_co
     observer, liveness = Recovery(spool), Liveness(spool)
     for _ in range(12):
         observer.round()
-        still = liveness.look(task_file.worker)
+        still = liveness.seconds_since_change(task_file.worker)
         observers.sleep(spool.config.lease / 3)
     assert still > 2 * spool.config.lease
     assert only_claim(spool) == task_file
