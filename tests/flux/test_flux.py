@@ -1,4 +1,4 @@
-"""Worker groups as jobs of a real Flux instance; without ``flux`` on PATH there is none."""
+"""Worker groups as jobs of a real Flux instance; skipped without ``flux`` on PATH."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spoolpool.protocol.spool import Spool
 from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
-pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
+pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="flux is not on PATH")]
 
 PATIENCE = 120.0
 
@@ -51,30 +51,30 @@ def run(flux: dict[str, str], directory: Path, body: str, executor: str = "Execu
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
-    assert not list(directory.glob("spoolpool-*")), "the spool of the executor is gone"
+    assert not list(directory.glob("spoolpool-*")), "the spool of the executor was removed"
     return done.stdout.strip()
 
 
-def test_an_executor_in_an_instance_runs_groups_as_its_jobs_and_their_ranks_find_each_other(flux, tmp_path):
+def test_executor_in_an_instance_runs_groups_as_jobs_whose_ranks_find_each_other(flux, tmp_path):
     body = """with Executor(max_workers=2, cores_per_worker=2, threads_per_core=2) as exe:
     print([future.result() for future in [exe.submit(where, n) for n in range(3)]], exe._runtime.pool._launcher.name)"""
     expected = [[(n, 2, 0, "2"), (n, 2, 1, "2")] for n in range(3)]
     assert run(flux, tmp_path, body) == f"{expected} flux"
 
 
-def test_the_executor_for_flux_takes_the_arguments_of_every_executor(flux, tmp_path):
+def test_flux_executor_takes_the_arguments_of_every_executor(flux, tmp_path):
     body = """with FluxExecutor(max_workers=1) as exe:
     print(exe.submit(pow, 2, 3).result())"""
     assert run(flux, tmp_path, body, "FluxExecutor") == "8"
 
 
-def test_a_group_whose_rank_is_killed_is_replaced(flux, tmp_path):
+def test_group_whose_rank_is_killed_is_replaced(flux, tmp_path):
     body = """with Executor(max_workers=1, cores_per_worker=2, resource_dict={"max_attempts": 1}) as exe:
     print(type(exe.submit(dies).exception()).__name__, exe.submit(where, 5).result()[1][:3])"""
     assert run(flux, tmp_path, body) == "WorkerLost (5, 2, 1)"
 
 
-def test_groups_get_gpus_of_their_own(flux, tmp_path):
+def test_groups_get_different_gpus(flux, tmp_path):
     body = """with Executor(max_workers=2, gpus_per_worker=1) as exe:
     seen = set()
     while len(seen) < 2:
@@ -83,7 +83,7 @@ def test_groups_get_gpus_of_their_own(flux, tmp_path):
     assert run(flux, tmp_path, body) == "[1, 1]"
 
 
-def test_a_request_that_the_instance_cannot_hold_is_an_error_and_no_hang(flux, tmp_path):
+def test_group_larger_than_the_instance_is_an_error(flux, tmp_path):
     body = """try:
     Executor(max_workers=1, cores_per_worker=99)
 except Exception as error:
@@ -91,13 +91,13 @@ except Exception as error:
     assert run(flux, tmp_path, body) == "LauncherError True"
 
 
-def test_a_supervisor_fills_the_instance_and_drains_when_told(flux, tmp_path):
+def test_supervisor_fills_the_instance_and_drains_after_a_signal(flux, tmp_path):
     spool = Spool.create(tmp_path / "spool", durability="none", lease=3, caches=1)
     command = [sys.executable, "-m", "spoolpool.cli.worker", spool.path, "--ranks", "2", "--threads", "2"]
     with subprocess.Popen(command, env=flux, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as supervisor:
-        wait_until(lambda: len(os.listdir(spool.layout.workers)) == 2, "two groups are there", PATIENCE)
+        wait_until(lambda: len(os.listdir(spool.layout.workers)) == 2, "two groups have announced themselves", PATIENCE)
         supervisor.terminate()
         assert supervisor.wait(PATIENCE) == 0
         assert supervisor.stderr is not None
         assert "Starting 2 worker group(s) of 2 rank(s) with 2 thread(s) each through flux" in supervisor.stderr.read()
-    wait_until(lambda: not os.listdir(spool.layout.workers), "the groups have taken their entries away", PATIENCE)
+    wait_until(lambda: not os.listdir(spool.layout.workers), "the groups have removed their entries", PATIENCE)

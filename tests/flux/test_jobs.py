@@ -19,7 +19,7 @@ from spoolpool.protocol.spool import Spool
 from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
-pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")]
+pytestmark = [pytest.mark.flux, pytest.mark.skipif(FLUX is None, reason="flux is not on PATH")]
 
 PATIENCE = 120.0
 NESTING = [sys.executable, "-m", "tests.support.nesting"]
@@ -27,7 +27,7 @@ NESTING = [sys.executable, "-m", "tests.support.nesting"]
 
 @pytest.fixture
 def instance(flux: dict[str, str], spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
-    """A spool, and this process as one within the instance; the spool's jobs end with the test."""
+    """Spool, with the environment of the instance in this process; its jobs end with the test."""
     for name, value in flux.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(settings.ENV_SPOOL, os.path.dirname(spool.path))
@@ -48,7 +48,7 @@ def command(*arguments: object) -> str:
 
 
 def states() -> dict[str, str]:
-    """The jobs of the instance that wait or run."""
+    """Return the states of all active jobs of the instance by their ids."""
     return dict(line.split() for line in run(FLUX, "jobs", "-n", "-o", "{id.f58plain} {status_abbrev}").splitlines())
 
 
@@ -60,7 +60,7 @@ def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -
     other = run(FLUX, "submit", "--urgency=31", "sleep", "600")
     started = command("workers", "start", instance.path, "--flux", "--time=10m", "--jobs=2", "--", "--ranks=2")
     first, second = started.split()
-    assert states()[first] == "S", "it wants the whole node"
+    assert states()[first] == "S", "it needs the whole node"
     run(FLUX, "cancel", other)
     groups = wait_until(lambda: workers.read_workers(instance), "the first job has a group", PATIENCE)
     listed = command("workers", "ls", instance.path)
@@ -72,21 +72,21 @@ def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -
     assert workers.read_workers(instance) == []
 
 
-def test_an_executor_has_batch_jobs_for_its_lifetime(instance: Spool) -> None:
+def test_batch_jobs_of_an_executor_end_with_it(instance: Spool) -> None:
     with Executor(spool=instance.path, backend=FluxBatch(time="10m"), max_workers=1) as executor:
-        assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"], "an instance of the job's own"
+        assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"], "the job is an instance itself"
         assert len(states()) == 1
     assert states() == {}
 
 
-def test_a_job_that_is_refused_is_told(instance: Spool) -> None:
+def test_rejected_job_is_an_error(instance: Spool) -> None:
     with pytest.raises(Exception, match="Cannot submit a batch job: flux batch says"):
         Executor(spool=instance.path, backend=FluxBatch(directives=["--nonsense"]))
     assert states() == {}
 
 
 @pytest.mark.mpi
-def test_an_executor_within_a_task_or_a_job_does_not_wait_for_what_its_job_holds(instance: Spool, tmp_path) -> None:
+def test_executor_within_a_task_or_a_job_does_not_wait_for_resources_of_its_own_job(instance: Spool, tmp_path) -> None:
     assert run(*NESTING, "task", cwd=tmp_path).splitlines() == ["2 8 mpiexec in flux", "2 8 mpiexec in a group of 2"]
     assert run(FLUX, "run", "-n1", "-c8", *NESTING, "plain", cwd=tmp_path) == "2 8 mpiexec"
 
@@ -98,7 +98,7 @@ def test_mpiexec_within_a_job_starts_ranks_that_find_each_other(instance: Spool,
 
 
 @pytest.mark.mpi
-def test_the_script_of_the_documentation_fills_its_job_with_groups_that_serve(instance: Spool, tmp_path) -> None:
+def test_documented_script_fills_its_job_with_groups(instance: Spool, tmp_path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "batch" / "flux.sh").read_text(encoding="utf-8")
     worker = f"{sys.executable} -m spoolpool.cli.worker {instance.path} --ranks 2"
     text = text.replace("--nodes=4", "--nodes=1")
@@ -106,7 +106,7 @@ def test_the_script_of_the_documentation_fills_its_job_with_groups_that_serve(in
     script = tmp_path / "flux.sh"
     script.write_text(text)
     job = run(FLUX, "batch", script, cwd=tmp_path)
-    wait_until(lambda: len(workers.read_workers(instance)) == 4, "it has as many groups as fit", PATIENCE)
+    wait_until(lambda: len(workers.read_workers(instance)) == 4, "as many groups as fit are there", PATIENCE)
     for info in workers.read_workers(instance):
         registration.request_stop(instance, info.worker)
     assert run(FLUX, "job", "wait-event", job, "clean")

@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder, and for each a spool on it."""
+"""One cluster for all tests of this folder, and a spool on it for each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A spool on a cluster, and the batch jobs that a test submits there."""
+"""Spool on a cluster, and the batch jobs that a test submits there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.servers import Slurm
 from tests.support.waiting import wait_until
 
 PATIENCE = 120.0
-"""Seconds for what a loaded machine may take for the start of several jobs; it judges no speed."""
+"""Seconds for the start of several jobs on a loaded machine; not a limit of speed."""
 WORKER = f"{sys.executable} -m spoolpool.cli.worker"
 
 
 class Site:
-    """A spool on the cluster, and batch scripts for it."""
+    """Spool on the cluster, and batch scripts for it."""
 
     def __init__(self, slurm: Slurm, directory: Path) -> None:
         self.slurm = slurm
@@ -56,7 +56,7 @@ class Site:
         except AssertionError as error:
             groups = [f"{info.worker} {info.ranks} on {info.process.host}" for info in workers.read_workers(self.spool)]
             queue = self.slurm.run(["squeue", "-t", "all"]) + self.slurm.run(["sinfo", "-N", "-l"])
-            raise AssertionError(f"{error}\ngroups: {groups}\n{queue}\nthe job said:\n{self.log()}") from None
+            raise AssertionError(f"{error}\ngroups: {groups}\n{queue}\noutput of the job:\n{self.log()}") from None
 
     def end(self) -> None:
         for job in self.jobs:

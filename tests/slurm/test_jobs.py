@@ -1,4 +1,4 @@
-"""Batch jobs of workers on a real Slurm: submitted, listed, scaled and ended from outside of any job."""
+"""Batch jobs of workers on a real Slurm: submitted, listed, scaled and ended from a login node."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def where() -> str:
 
 
 def until(started: str, may_end: str) -> str:
-    """Plays work until somebody lets it end."""
+    """Run until the test creates a file."""
     Path(started).touch()
     backoff = Backoff(0.05, 0.1)
     while not os.path.exists(may_end):
@@ -47,7 +47,7 @@ def until(started: str, may_end: str) -> str:
 
 @pytest.fixture
 def login(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """This process as on a login node of the cluster; its jobs end with the test."""
+    """Environment of a login node of the cluster in this process; its jobs end with the test."""
     for name, value in site.slurm.env.items():
         monkeypatch.setenv(name, value)
     yield site
@@ -55,7 +55,7 @@ def login(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def spool(site: Site, *arguments: object) -> str:
-    """What a command of ``spool`` prints."""
+    """Return the output of a command of ``spool``."""
     return site.slurm.run([*SPOOL, *map(str, arguments)], cwd=str(site.directory))
 
 
@@ -64,12 +64,12 @@ def start(site: Site, *arguments: object, count: int = 1) -> list[str]:
 
 
 def states(site: Site) -> dict[str, str]:
-    """The jobs of the cluster that wait or run, by their ids."""
+    """Return the states of all jobs of the cluster by their ids."""
     lines = site.slurm.run(["squeue", "-h", "-o", "%i %T"]).splitlines()
     return {line.split()[0]: line.split()[1] for line in lines}
 
 
-def test_stop_ends_the_jobs_of_its_spool_in_order_and_touches_no_other(login: Site) -> None:
+def test_stop_ends_the_jobs_of_its_spool_in_order_and_no_other(login: Site) -> None:
     other = login.sbatch("sleep 600", "--nodes=1", "--exclusive", "--job-name=spool-worker-0123456789abcdef")
     first, second, third = start(login, count=3)
     wait_until(lambda: len(workers.read_workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
@@ -87,7 +87,7 @@ def test_stop_ends_the_jobs_of_its_spool_in_order_and_touches_no_other(login: Si
     assert workers.read_workers(login.spool) == []
 
 
-def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(login: Site, tmp_path: Path) -> None:
+def test_job_that_does_not_end_in_time_is_cancelled_and_its_task_is_released(login: Site, tmp_path: Path) -> None:
     [job] = start(login, "--", "--groups", "1", "--drain", "1")
     with Executor(spool=login.spool.path) as executor:
         future = executor.submit(until, str(tmp_path / "started"), str(tmp_path / "may_end"))
@@ -100,7 +100,7 @@ def test_a_job_that_does_not_end_in_time_is_cancelled_and_its_task_waits_again(l
         assert future.result(PATIENCE) == "done"
 
 
-def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) -> None:
+def test_job_is_found_by_its_name_without_its_id(login: Site) -> None:
     [job] = start(login)
     [seen] = batch_jobs.find_jobs(login.spool)
     assert seen.id == job
@@ -110,7 +110,7 @@ def test_a_job_whose_submitter_was_told_no_id_is_found_by_its_name(login: Site) 
     )
 
 
-def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
+def test_records_of_other_accounts_and_clusters_are_ignored(login: Site) -> None:
     start(login)
     [seen] = batch_jobs.find_jobs(login.spool)
     path = Path(login.spool.layout.jobs, f"{seen.record.name}.json")
@@ -127,7 +127,7 @@ def test_the_record_of_another_account_or_cluster_is_none(login: Site) -> None:
 # -- executors
 
 
-def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: Site, monkeypatch: Any) -> None:
+def test_batch_jobs_of_an_executor_end_with_it_and_leave_nothing(login: Site, monkeypatch: Any) -> None:
     monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
     with Executor(max_workers=1, backend=Sbatch(min_jobs=2, max_jobs=3, time="10")) as executor:
         path = Path(executor.info["spool"])
@@ -147,7 +147,7 @@ def test_an_executor_has_batch_jobs_for_its_lifetime_and_leaves_nothing(login: S
     assert states(login) == {}
 
 
-def test_with_no_job_at_first_the_first_task_brings_one_and_a_task_of_another_shape_another(login: Site) -> None:
+def test_without_min_jobs_the_first_task_of_each_shape_causes_a_job(login: Site) -> None:
     jobs = Sbatch(min_jobs=0, max_jobs=2, time="10")
     with Executor(spool=login.spool.path, max_workers=1, backend=jobs) as executor:
         assert states(login) == {}
@@ -172,8 +172,8 @@ with Executor(max_workers=1, backend=jobs, spool=(sys.argv[3:] or [None])[0]) as
 """
 
 
-def killed(site: Site, may_end: str, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
-    """An executor with a job on each node, and one that waits; a task has begun."""
+def start_executor(site: Site, may_end: str, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start an executor with a running job on each node, a pending one, and a running task."""
     script = site.directory / "killed.py"
     script.write_text(KILLED)
     started = site.directory / "started"
@@ -186,25 +186,23 @@ def killed(site: Site, may_end: str, *arguments: str) -> tuple[subprocess.Popen[
     )
     assert process.stdout is not None
     path = Path(process.stdout.readline().strip())
-    wait_until(
-        lambda: started.exists() and len(states(site)) == 3, "its jobs are there, and its task has begun", PATIENCE
-    )
+    wait_until(lambda: started.exists() and len(states(site)) == 3, "its jobs exist, and its task has begun", PATIENCE)
     return process, path
 
 
-def test_an_executor_that_is_killed_leaves_neither_jobs_nor_its_spool(login: Site) -> None:
-    process, path = killed(login, "/nowhere")
+def test_killed_executor_leaves_neither_jobs_nor_its_spool(login: Site) -> None:
+    process, path = start_executor(login, "/nowhere")
     process.kill()
     process.communicate()
     wait_until(lambda: not states(login), "its jobs are gone", PATIENCE)
     wait_until(lambda: not path.exists(), "its spool is gone", PATIENCE)
-    wait_until(lambda: not processes_of(path), "no process of it is left", PATIENCE)
+    wait_until(lambda: not processes_of(path), "its processes have ended", PATIENCE)
 
 
-def test_the_jobs_of_an_executor_that_vanished_with_its_host_end_by_themselves(login: Site) -> None:
-    process, path = killed(login, "/", login.spool.path)
+def test_jobs_of_an_executor_that_died_with_its_host_end_by_themselves(login: Site) -> None:
+    process, path = start_executor(login, "/", login.spool.path)
     [watcher] = [pid for pid in processes_of(f"{path}/sessions/") if pid != process.pid]
-    os.kill(watcher, signal.SIGKILL)  # before it sees the end of the executor, in whose stead it would act
+    os.kill(watcher, signal.SIGKILL)  # before it notices the death of the executor and ends the jobs
     process.kill()
     process.communicate()
     wait_until(lambda: not states(login), "its jobs are gone, also the one that waited", PATIENCE)
@@ -214,7 +212,7 @@ def test_the_jobs_of_an_executor_that_vanished_with_its_host_end_by_themselves(l
     assert all("The executor for which this job runs has ended." in text for text in outputs)
 
 
-def test_a_job_that_the_batch_system_refuses_is_told_at_once(login: Site, monkeypatch: Any) -> None:
+def test_rejected_job_is_an_error_at_once(login: Site, monkeypatch: Any) -> None:
     monkeypatch.setenv(settings.ENV_SPOOL, str(login.directory))
     with pytest.raises(Exception, match="invalid partition"):
         Executor(backend=Sbatch(directives=["--partition=nonsense"]))
@@ -238,8 +236,8 @@ with Executor(max_workers=1, backend=backend) as executor:
 
 
 @pytest.mark.parametrize("backend", ["sbatch", "srun"])
-def test_groups_that_do_not_see_the_spool_are_told_of(login: Site, backend: str) -> None:
-    private = tempfile.mkdtemp(dir="/dev/shm")  # each node has one of its own
+def test_spool_that_groups_do_not_see_is_an_error_with_advice(login: Site, backend: str) -> None:
+    private = tempfile.mkdtemp(dir="/dev/shm")  # private to each node
     try:
         (login.directory / "unseen.py").write_text(UNSEEN)
         command = [
@@ -249,13 +247,13 @@ def test_groups_that_do_not_see_the_spool_are_told_of(login: Site, backend: str)
             str(login.directory / "unseen.py"),
             backend,
         ]
-        said = login.slurm.run(["salloc", "--nodes=1", *command] if backend == "srun" else command)
+        output = login.slurm.run(["salloc", "--nodes=1", *command] if backend == "srun" else command)
         if backend == "sbatch":
-            assert said.startswith("BrokenSpool 3 batch jobs in a row ended like this")
-            assert f"Do the nodes see {private}/spoolpool-" in said
+            assert output.startswith("BrokenSpool 3 batch jobs in a row ended like this")
+            assert f"Do the nodes see {private}/spoolpool-" in output
         else:
-            assert said.startswith("BrokenSpool")
-            assert "it does not see its spool" in said
+            assert output.startswith("BrokenSpool")
+            assert "it does not see its spool" in output
         assert os.listdir(private) == []
     finally:
         shutil.rmtree(private)
@@ -269,32 +267,32 @@ def autoscale(site: Site, *arguments: object) -> str:
     return spool(site, "autoscale", site.spool.path, *options, *arguments)
 
 
-def test_autoscale_submits_jobs_for_lanes_that_have_tasks_and_cancels_those_that_nobody_needs(login: Site) -> None:
+def test_autoscale_submits_jobs_for_lanes_with_tasks_and_cancels_superfluous_ones(login: Site) -> None:
     blocker = login.sbatch("sleep 600", "--nodes=1", "--exclusive")
     with Executor(spool=login.spool.path) as executor:
         assert autoscale(login, "--once") == ""
         pair = executor.submit(where, resource_dict={"cores": 2})
         single = executor.submit(where)
-        said = autoscale(login, "--once", "--", "--groups", "1")
-        assert said.count(" was submitted for default.r") == 2
-        assert ": 1 task(s) wait, 0 job(s) serve them." in said
+        output = autoscale(login, "--once", "--", "--groups", "1")
+        assert output.count(" was submitted for default.r") == 2
+        assert ": 1 task(s) wait, 0 job(s) serve them." in output
         assert autoscale(login, "--once") == "", "those are enough"
         wait_until(lambda: pair.done() or single.done(), "one of them ran", PATIENCE)
-        assert single.cancel() or pair.cancel(), "the other one waits behind the blocker, or for the first job's end"
-        said = ""
+        assert single.cancel() or pair.cancel(), "the other one waits for the end of the blocker or of the first job"
+        output = ""
 
         def cancelled() -> bool:
-            nonlocal said
-            said += autoscale(login, "--once")
+            nonlocal output
+            output += autoscale(login, "--once")
             return states(login).keys() == {blocker}
 
         wait_until(cancelled, "one job has ended as idle, the other was cancelled", PATIENCE)
     journal = Path(login.spool.layout.journal, "autoscale.jsonl").read_text()
     assert journal.count("was submitted") == 2
-    assert said.count("was cancelled: ") == journal.count("was cancelled")
+    assert output.count("was cancelled: ") == journal.count("was cancelled")
 
 
-def test_a_process_that_scales_goes_on_alone_until_it_is_told_to_end(login: Site) -> None:
+def test_autoscale_excludes_other_processes_until_it_is_terminated(login: Site) -> None:
     command = [*SPOOL, "autoscale", login.spool.path, "--max-jobs=1", "--every=1", "--time=10", "--idle-timeout=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=login.slurm.env, text=True) as scaler:
         lock = Path(login.spool.layout.jobs, "autoscale.lock")
@@ -315,20 +313,20 @@ def test_a_process_that_scales_goes_on_alone_until_it_is_told_to_end(login: Site
         assert scaler.stdout.read().count("was submitted") == 2
 
 
-def test_a_job_that_cannot_work_is_not_submitted_over_and_over(login: Site) -> None:
+def test_failing_job_is_not_submitted_repeatedly(login: Site) -> None:
     template = login.directory / "broken.sh"
     template.write_text("#!/bin/sh\n#SBATCH --time=$time\n$directives\nexit 1 # $worker\n")
     with Executor(spool=login.spool.path) as executor:
         future = executor.submit(where)
-        said = [autoscale(login, "--once", f"--template={template}", "--cooldown=30")]
+        output = [autoscale(login, "--once", f"--template={template}", "--cooldown=30")]
         wait_until(lambda: not states(login), "the job has failed", PATIENCE)
-        said.append(autoscale(login, "--once", f"--template={template}", "--cooldown=30"))
+        output.append(autoscale(login, "--once", f"--template={template}", "--cooldown=30"))
         future.cancel()
-    assert "was submitted" in said[0]
-    assert "1 job(s) for it ended within the last hour: the next one follows after 30 s" in said[1]
+    assert "was submitted" in output[0]
+    assert "1 job(s) for it ended within the last hour: the next one follows after 30 s" in output[1]
 
 
-def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_scales(login: Site) -> None:
+def test_pending_job_of_a_dead_executor_is_cancelled_by_the_autoscaler(login: Site) -> None:
     login.sbatch("sleep 600", "--nodes=2", "--exclusive")
     sessions.register(login.spool, "gone", "tester")
     path = Path(login.spool.layout.session("gone"))
@@ -340,7 +338,7 @@ def test_a_job_that_waits_for_an_executor_which_died_is_cancelled_by_whoever_sca
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(slurm: Slurm) -> Iterator[None]:
+def _no_job_is_left(slurm: Slurm) -> Iterator[None]:
     yield
     left = slurm.run(["squeue", "-h", "-o", "%i %j %T"])
     assert not left, left

@@ -1,4 +1,4 @@
-"""The batch scripts of the documentation, on a real Slurm, with fewer nodes than they show."""
+"""Batch scripts of the documentation on a real Slurm, with fewer nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.skipif(bool(reason), reason=reason or "")]
 
-SHOWN = Path(__file__).parents[2] / "docs" / "batch"
+SCRIPTS = Path(__file__).parents[2] / "docs" / "batch"
 CHANGES = {
     "/shared/project/spool": "SPOOL",
     "--nodes=4": "--nodes=2",
@@ -41,15 +41,15 @@ def size() -> int:
             "flux-in-slurm.sh",
             marks=[
                 pytest.mark.flux,
-                pytest.mark.skipif(shutil.which("flux") is None, reason="there is no flux on PATH"),
+                pytest.mark.skipif(shutil.which("flux") is None, reason="flux is not on PATH"),
             ],
         ),
     ],
 )
-def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site: Site, name: str) -> None:
-    text = (SHOWN / name).read_text(encoding="utf-8")
-    for shown, here in CHANGES.items():
-        text = text.replace(shown, here)
+def test_documented_script_fills_its_job_with_groups_that_run_tasks(site: Site, name: str) -> None:
+    text = (SCRIPTS / name).read_text(encoding="utf-8")
+    for documented, here in CHANGES.items():
+        text = text.replace(documented, here)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = f"export PATH='{path}' PYTHONPATH=$(flux env printenv PYTHONPATH 2>/dev/null)\n"
     head, _, body = text.partition("\n\n")
@@ -62,14 +62,14 @@ def test_a_script_of_the_documentation_fills_its_job_with_groups_that_serve(site
     site.jobs.append(job)
     wait_until(
         lambda: len({info.process.host for info in workers.read_workers(site.spool)}) == 2,
-        f"both nodes have groups; the job said: {log}",
+        f"both nodes have groups; output of the job: {log}",
         2 * PATIENCE,
     )
     with Executor(spool=site.spool.path, resource_dict={"cores": 2}) as executor:
         assert executor.submit(size).result(PATIENCE) == [2, 2]
 
     def ended() -> bool:
-        for info in workers.read_workers(site.spool):  # some may have announced themselves only now
+        for info in workers.read_workers(site.spool):  # also groups that have announced themselves only now
             registration.request_stop(site.spool, info.worker)
         return site.ended(job)
 

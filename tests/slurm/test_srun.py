@@ -1,4 +1,4 @@
-"""Worker groups inside the jobs of a real Slurm, with nodes that are virtual and CPUs and GPUs that are invented."""
+"""Worker groups in jobs of a real Slurm with virtual nodes, CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gpus() -> tuple[str, str]:
 
 
 def slow(started: str, may_end: str, attempts: str) -> str:
-    """Plays work until somebody lets it end."""
+    """Run until the test creates a file; record the attempt."""
     from spoolpool import current_task
 
     with open(attempts, "a") as file:
@@ -45,7 +45,7 @@ def slow(started: str, may_end: str, attempts: str) -> str:
     return "done"
 
 
-def test_a_batch_script_fills_its_job_with_groups_and_their_ranks_find_each_other(site: Site):
+def test_batch_script_fills_its_job_with_groups_whose_ranks_find_each_other(site: Site):
     site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 2 --threads 2", "--nodes=2", "--ntasks-per-node=4")
     groups = site.await_groups(2)
     assert sorted(info.process.host for info in groups) == ["n1", "n2"]
@@ -59,7 +59,7 @@ def test_a_batch_script_fills_its_job_with_groups_and_their_ranks_find_each_othe
             assert len({rank[3] for rank in ranks}) == 1
 
 
-def test_a_group_that_is_larger_than_a_node_spans_nodes(site: Site):
+def test_group_larger_than_a_node_spans_nodes(site: Site):
     site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 6", "--nodes=2", "--ntasks-per-node=4")
     site.await_groups(1)
     with Executor(spool=site.spool.path) as executor:
@@ -69,16 +69,16 @@ def test_a_group_that_is_larger_than_a_node_spans_nodes(site: Site):
 
 
 def sruns(started: str, may_end: str) -> list[list[str]]:
-    """The command lines of all srun on this node, which accounts for no memory: what they ask for."""
+    """Return the command lines of all srun on this node: its memory is not accounted, so the test reads the options."""
     slow(started, may_end, os.devnull)
     commands = []
     for path in Path("/proc").glob("[1-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             commands.append(path.read_bytes().decode(errors="replace").split("\0"))
     return [words for words in commands if words[0] == "srun"]
 
 
-def test_groups_ask_for_the_memory_that_they_were_told_of_and_run_side_by_side(site: Site, tmp_path: Path):
+def test_groups_request_their_memory_and_run_side_by_side(site: Site, tmp_path: Path):
     worker = f"exec {WORKER} {site.spool.path} --threads 2 --groups 2 --memory 1000M"
     site.sbatch(worker, "--nodes=1", "--ntasks-per-node=4", "--mem=2500")
     site.await_groups(2)
@@ -92,7 +92,7 @@ def test_groups_ask_for_the_memory_that_they_were_told_of_and_run_side_by_side(s
             assert commands and all("--mem-per-cpu=500M" in words for words in commands)
 
 
-def test_the_ranks_themselves_started_by_srun_make_groups(site: Site):
+def test_ranks_started_by_srun_form_groups(site: Site):
     line = f"srun --mpi=pmi2 -n 4 {WORKER} {site.spool.path} --ranks 2"
     site.sbatch(line, "--nodes=1", "--ntasks-per-node=4")
     site.await_groups(2)
@@ -101,7 +101,7 @@ def test_the_ranks_themselves_started_by_srun_make_groups(site: Site):
         assert [[rank[1:3] for rank in future.result(PATIENCE)] for future in futures] == [[(2, 0), (2, 1)]] * 4
 
 
-def test_groups_on_one_node_get_gpus_of_their_own(site: Site):
+def test_groups_on_one_node_get_different_gpus(site: Site):
     site.sbatch(f"exec {WORKER} {site.spool.path} --gpus 1", "--nodes=1", "--ntasks-per-node=4", "--gres=gpu:2")
     groups = site.await_groups(2)
     assert len(groups) == 2
@@ -116,14 +116,14 @@ def test_groups_on_one_node_get_gpus_of_their_own(site: Site):
     assert {devices for _, devices in seen} == {"0", "1"}
 
 
-def test_a_group_that_does_not_fit_is_told_with_what_the_job_has(site: Site):
+def test_error_of_a_group_that_does_not_fit_names_the_resources_of_the_job(site: Site):
     job = site.sbatch(f"exec {WORKER} {site.spool.path} --ranks 9", "--nodes=2", "--ntasks-per-node=4")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
     assert "cannot be placed in this job, which has 8 core(s)" in site.log()
     assert site.state(job) in ("", "FAILED")
 
 
-def test_a_cancelled_job_gives_its_running_task_back_at_no_cost_in_attempts(site: Site, tmp_path: Path):
+def test_cancelled_job_releases_its_running_task_without_losing_an_attempt(site: Site, tmp_path: Path):
     started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
     command = f"exec {WORKER} {site.spool.path} --drain 1"
     first = site.sbatch(command, "--nodes=1", "--ntasks=1")
@@ -141,7 +141,7 @@ def test_a_cancelled_job_gives_its_running_task_back_at_no_cost_in_attempts(site
     assert Path(attempts).read_text().split() == ["1", "1"]
 
 
-def test_a_requeued_job_loses_nothing(site: Site, tmp_path: Path):
+def test_requeued_job_loses_nothing(site: Site, tmp_path: Path):
     started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
     job = site.sbatch(f"exec {WORKER} {site.spool.path} --drain 1", "--nodes=1", "--ntasks=1", "--requeue")
     with Executor(spool=site.spool.path) as executor:
@@ -153,7 +153,7 @@ def test_a_requeued_job_loses_nothing(site: Site, tmp_path: Path):
         assert executor.submit(pow, 2, 3).result(PATIENCE) == 8  # the job runs again
 
 
-def test_a_worker_begins_nothing_that_its_time_does_not_allow_and_ends_by_itself(site: Site):
+def test_worker_starts_no_task_after_max_time_and_ends(site: Site):
     command = f"exec {WORKER} {site.spool.path} --max-time 12 --drain 2"
     job = site.sbatch(command, "--nodes=1", "--ntasks=1")
     site.await_groups(1)
@@ -165,14 +165,14 @@ def test_a_worker_begins_nothing_that_its_time_does_not_allow_and_ends_by_itself
         assert late.cancel()
 
 
-def test_the_walltime_of_the_job_is_found_out(site: Site):
+def test_resources_and_walltime_of_the_job_are_determined(site: Site):
     program = "from spoolpool.launch.allocation import *; found = find_allocation(); print(found, seconds_left(found))"
     line = f'{sys.executable} -c "{program}"'
     job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=3", "--time=10", "--gres=gpu:1")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
-    said = site.log()
-    assert "cores=(3, 3), gpus=(1, 1)" in said
-    assert 0 < float(said.split()[-1]) <= 600
+    output = site.log()
+    assert "cores=(3, 3), gpus=(1, 1)" in output
+    assert 0 < float(output.split()[-1]) <= 600
 
 
 def test_workers_are_started_listed_and_drained_from_the_login_node(site: Site):
@@ -198,11 +198,9 @@ def test_workers_are_started_listed_and_drained_from_the_login_node(site: Site):
     groups = site.await_groups(2)
     listed = site.slurm.run([*spool, "ls", site.spool.path])
     assert all(f"{info.worker}  alive  {info.process.host}  job {job}" in listed for info in groups)
-    said = site.slurm.run([*spool, "drain", site.spool.path, "n1"])
-    assert said.count("was asked to end") == 1
-    wait_until(
-        lambda: len(workers.read_workers(site.spool)) == 1, "the group on n1 has ended, and no other took its place"
-    )
+    output = site.slurm.run([*spool, "drain", site.spool.path, "n1"])
+    assert output.count("was asked to end") == 1
+    wait_until(lambda: len(workers.read_workers(site.spool)) == 1, "the group on n1 has ended, and was not replaced")
     site.slurm.run([*spool, "drain", site.spool.path, "--all"])
     wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
     assert site.state(job) in ("", "COMPLETED")

@@ -1,4 +1,4 @@
-"""``spool-worker`` as the script of a real Slurm job: what fits in, what it prints, how it ends."""
+"""``spool-worker`` as the script of a real Slurm job: placement, output and end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLUX = shutil.which("flux")
 
 
 def see(text: str) -> tuple[str, str | None]:
-    """Print a line in two pieces; the host, and the GPUs that this rank may use."""
+    """Print a line in two pieces; return the host and the GPUs of this rank."""
     os.write(1, text.encode())
     os.write(1, b" printed\n")
     return os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -42,8 +42,8 @@ def exit_code(site: Site, job: str) -> str:
     return site.slurm.run(["scontrol", "show", "job", job]).partition("ExitCode=")[2].split(":")[0]
 
 
-def test_shapes_share_a_job_with_gpus_of_their_own_for_each_rank_and_marks_on_each_line(site: Site, tmp_path: Path):
-    spool = Spool.create(tmp_path / "bare", durability="none", lease=3, caches=1, output=0)
+def test_shapes_share_a_job_with_different_gpus_and_labelled_lines_for_each_rank(site: Site, tmp_path: Path):
+    spool = Spool.create(tmp_path / "uncaptured", durability="none", lease=3, caches=1, output=0)
     site.spool = spool
     line = f"exec {WORKER} {spool.path} --shape 1 --shape 2+1gpu=2"
     job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=4", "--gres=gpu:2")
@@ -55,8 +55,8 @@ def test_shapes_share_a_job_with_gpus_of_their_own_for_each_rank_and_marks_on_ea
         assert executor.submit(see, "alone").result(PATIENCE)[1] in (None, "", "NoDevFiles")
 
         def all_four() -> bool:
-            wishes = {"cores": 2, "gpus_per_core": 1}
-            futures = [executor.submit(see, "two", resource_dict=wishes) for _ in range(8)]
+            resources = {"cores": 2, "gpus_per_core": 1}
+            futures = [executor.submit(see, "two", resource_dict=resources) for _ in range(8)]
             seen.update(rank for future in futures for rank in future.result(PATIENCE))
             return len(seen) == 4
 
@@ -74,7 +74,7 @@ def test_shapes_share_a_job_with_gpus_of_their_own_for_each_rank_and_marks_on_ea
         assert rank in ([], ["0"], ["1"])
 
 
-def test_a_group_that_spans_nodes_leaves_the_rest_of_them_to_others(site: Site):
+def test_group_that_spans_nodes_leaves_their_rest_to_others(site: Site):
     site.sbatch(f"exec {WORKER} {site.spool.path} --shape 6=1 --shape 2", "--nodes=2", "--ntasks-per-node=4")
     assert sorted(info.ranks for info in site.await_groups(2)) == [2, 6]
     with Executor(spool=site.spool.path) as executor:
@@ -83,7 +83,7 @@ def test_a_group_that_spans_nodes_leaves_the_rest_of_them_to_others(site: Site):
     assert Counter(rank[3] for rank in [*wide, *narrow]) == {"n1": 4, "n2": 4}
 
 
-def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(site: Site, tmp_path: Path):
+def test_node_on_which_all_groups_die_is_excluded_and_the_other_goes_on(site: Site, tmp_path: Path):
     variables = shlex.join(f"{name}={value}" for name, value in deadly(tmp_path / "site", "n2").items())
     job = site.sbatch(f"exec env {variables} {WORKER} {site.spool.path}", "--nodes=2", "--ntasks-per-node=1")
     wait_until(lambda: "Node n2 is given up" in site.log(), "the node was given up", PATIENCE)
@@ -97,7 +97,7 @@ def test_a_node_that_kills_all_its_groups_is_given_up_and_the_other_goes_on(site
     assert "these nodes were given up: n2" in site.log()
 
 
-def test_groups_that_share_cores_run_where_and_as_they_are_told(site: Site, tmp_path: Path):
+def test_oversubscribed_groups_get_working_directory_and_launcher_options(site: Site, tmp_path: Path):
     directory = tmp_path / "work"
     directory.mkdir()
     line = f"exec {WORKER} {site.spool.path} --ranks 2 --groups 3 --oversubscribe --max-tasks 2 --cwd {directory}"
@@ -112,7 +112,7 @@ def test_groups_that_share_cores_run_where_and_as_they_are_told(site: Site, tmp_
     assert site.state(job) in ("", "COMPLETED")
 
 
-def test_ranks_that_do_not_find_each_other_end_the_job_with_what_to_set(site: Site):
+def test_ranks_that_do_not_find_each_other_end_the_job_with_advice(site: Site):
     line = f"exec env SPOOLPOOL_SRUN_MPI=none {WORKER} {site.spool.path} --ranks 2"
     job = site.sbatch(line, "--nodes=1", "--ntasks-per-node=2")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
@@ -121,8 +121,8 @@ def test_ranks_that_do_not_find_each_other_end_the_job_with_what_to_set(site: Si
     assert not workers.read_workers(site.spool)
 
 
-def test_a_job_is_drained_before_its_walltime_ends(site: Site):
-    # a job has a minute at least
+def test_job_is_drained_before_its_walltime_ends(site: Site):
+    # the shortest walltime of Slurm is one minute
     job = site.sbatch(f"exec {WORKER} {site.spool.path} --drain 50", "--nodes=1", "--ntasks=1", "--time=1")
     wait_until(lambda: site.ended(job), "the job ended by itself", PATIENCE)
     assert "The time is up" in site.log()
@@ -130,29 +130,29 @@ def test_a_job_is_drained_before_its_walltime_ends(site: Site):
     assert not workers.read_workers(site.spool)
 
 
-def test_a_job_that_is_told_to_end_finishes_the_task_that_runs(site: Site, tmp_path: Path):
+def test_signalled_job_finishes_its_running_task(site: Site, tmp_path: Path):
     job = site.sbatch(f"exec {WORKER} {site.spool.path} --drain 600", "--nodes=1", "--ntasks=1")
     with Executor(spool=site.spool.path) as executor:
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "go", "done")
         wait_until((tmp_path / "started").exists, "the task runs", PATIENCE)
         (info,) = workers.read_workers(site.spool)
         site.slurm.run(["scancel", "--signal=USR1", "--batch", job])
-        wait_until(lambda: os.path.exists(f"{site.spool.layout.worker(info.worker)}/stop"), "the group was told")
+        wait_until(lambda: os.path.exists(f"{site.spool.layout.worker(info.worker)}/stop"), "the group was asked")
         (tmp_path / "go").touch()
         assert running.result(PATIENCE) == "done"
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)
     assert site.state(job) in ("", "COMPLETED")
 
 
-@pytest.mark.parametrize("told", [["--signal=B:USR1@10"], []], ids=["script", "ranks"])
-def test_a_preempted_job_gives_its_task_back_at_no_cost_in_attempts(site: Site, tmp_path: Path, told: list[str]):
+@pytest.mark.parametrize("options", [["--signal=B:USR1@10"], []], ids=["script", "ranks"])
+def test_preempted_job_releases_its_task_without_losing_an_attempt(site: Site, tmp_path: Path, options: list[str]):
     started, may_end, attempts = (str(tmp_path / name) for name in ("started", "may_end", "attempts"))
     site.slurm.run(["scontrol", "update", "PartitionName=main", "GraceTime=20"])
     site.slurm.run(["scontrol", "create", "PartitionName=urgent", "Nodes=ALL", "PriorityTier=10", "PreemptMode=OFF"])
     worker = f"exec {WORKER} {site.spool.path} --drain 1"
     try:
-        # the cluster has preempt_send_user_signal; where the job does not ask for one, the ranks alone are told
-        job = site.sbatch(worker, "--nodes=2", "--ntasks=2", *told)
+        # the cluster has preempt_send_user_signal; without --signal only the ranks get the signal
+        job = site.sbatch(worker, "--nodes=2", "--ntasks=2", *options)
         executor = Executor(spool=site.spool.path)
         future = executor.submit(slow, started, may_end, attempts)
         wait_until(lambda: os.path.exists(started), "the task runs", PATIENCE)
@@ -170,8 +170,8 @@ def test_a_preempted_job_gives_its_task_back_at_no_cost_in_attempts(site: Site, 
 
 
 @pytest.mark.flux
-@pytest.mark.skipif(FLUX is None, reason="there is no flux on PATH")
-def test_an_instance_of_flux_inside_a_job_runs_groups_on_all_its_nodes(site: Site):
+@pytest.mark.skipif(FLUX is None, reason="flux is not on PATH")
+def test_flux_instance_inside_a_job_runs_groups_on_all_its_nodes(site: Site):
     bindings = subprocess.run([FLUX, "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout.strip()
     worker = f"{WORKER} {site.spool.path} --launcher flux --ranks 2"
     line = f"export PYTHONPATH={bindings}:$PYTHONPATH\nexec srun --nodes=2 --ntasks=2 --mpi=pmi2 flux start {worker}"

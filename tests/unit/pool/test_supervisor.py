@@ -1,14 +1,11 @@
-"""The supervisor on this host: shapes, what groups print, groups that die, and how it ends."""
+"""Supervisor on this host: shapes, output of groups, death of groups, and its end."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +13,6 @@ import pytest
 
 from spoolpool import Executor
 from spoolpool.errors import BadNode, LauncherError, WorkerLost
-from spoolpool.launch.output_relay import Relay
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
 from tests.conftest import Workers
@@ -28,7 +24,7 @@ HOST = os.uname().nodename
 
 
 def say(text: str, count: int = 1) -> int:
-    """Print through Python and past it."""
+    """Print through Python and by a system call."""
     for number in range(count):
         print(f"{text} {number}")
         os.write(2, f"{text} {number}\n".encode())
@@ -45,9 +41,9 @@ def print_around(started: Path, go_on: Path) -> str:
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Spool:
-    """A spool that does not keep what tasks print: it goes where the worker's own output goes."""
-    return Spool.create(tmp_path / "bare", durability="none", output=0)
+def uncaptured(tmp_path: Path) -> Spool:
+    """Spool that does not keep the output of tasks: it goes to the output of the worker."""
+    return Spool.create(tmp_path / "uncaptured", durability="none", output=0)
 
 
 # ------------------------------------------------------------------------------------ shapes
@@ -74,7 +70,7 @@ def test_groups_of_several_shapes_serve_the_tasks_of_each(spool: Spool, worker: 
         (["--shape", "1+1gpu=3", "--launcher", "local"], r"3 group.*cannot be placed in this host.*2 GPU"),
     ],
 )
-def test_shapes_that_make_no_sense_are_refused(spool: Spool, worker: Workers, options: list[str], reason: str) -> None:
+def test_invalid_shapes_are_rejected(spool: Spool, worker: Workers, options: list[str], reason: str) -> None:
     process = worker(spool, *options, await_groups=0, CUDA_VISIBLE_DEVICES="0,1")
     worker.may_die(process)
     assert process.wait(LIMIT) in (9, LauncherError.exit_code)
@@ -82,145 +78,67 @@ def test_shapes_that_make_no_sense_are_refused(spool: Spool, worker: Workers, op
     assert not workers.read_workers(spool)
 
 
-# ---------------------------------------------------------------------------- what groups print
+# ---------------------------------------------------------------------------- output of groups
 
 
-def test_each_line_that_groups_print_is_whole_and_says_whose_it_is(bare: Spool, worker: Workers) -> None:
-    supervisor = worker(bare, "--launcher", "local", "--groups", 3, await_groups=3)
-    with Executor(spool=bare.path) as executor:
+def test_each_line_of_groups_is_whole_and_labelled_with_group_and_node(uncaptured: Spool, worker: Workers) -> None:
+    supervisor = worker(uncaptured, "--launcher", "local", "--groups", 3, await_groups=3)
+    with Executor(spool=uncaptured.path) as executor:
         texts = [f"text-{number}-{'x' * 300}" for number in range(9)]
         pids = set(executor.map(say, texts, [50] * 9, timeout=LIMIT))
-    groups = {info.process.pid: info.worker for info in workers.read_workers(bare)}
+    groups = {info.process.pid: info.worker for info in workers.read_workers(uncaptured)}
     supervisor.terminate()
     assert supervisor.wait(LIMIT) == 0
     lines = [line for line in worker.said(supervisor).splitlines() if "text-" in line]
-    marks = {f"[{groups[pid][:8]} {HOST}]" for pid in pids}
-    assert {line[: line.index("]") + 1] for line in lines} == marks
+    labels = {f"[{groups[pid][:8]} {HOST}]" for pid in pids}
+    assert {line[: line.index("]") + 1] for line in lines} == labels
     assert Counter(line[line.index("]") + 2 :] for line in lines) == {
         f"{text} {number}": 2 for text in texts for number in range(50)
     }
 
 
 @pytest.mark.mpi
-def test_the_lines_of_ranks_say_which_rank_it_was(bare: Spool, worker: Workers) -> None:
-    supervisor = worker(bare, "--launcher", "mpiexec", "--ranks", 2)
-    with Executor(spool=bare.path) as executor:
+def test_lines_of_ranks_are_labelled_with_the_rank(uncaptured: Spool, worker: Workers) -> None:
+    supervisor = worker(uncaptured, "--launcher", "mpiexec", "--ranks", 2)
+    with Executor(spool=uncaptured.path) as executor:
         executor.submit(say, "hello", 20, resource_dict={"cores": 2}).result(LIMIT)
-    (info,) = workers.read_workers(bare)
+    (info,) = workers.read_workers(uncaptured)
     supervisor.terminate()
     assert supervisor.wait(LIMIT) == 0
     lines = Counter(line for line in worker.said(supervisor).splitlines() if "hello" in line)
     assert lines == {f"[{info.worker[:8]} {HOST} {rank}] hello {n}": 2 for rank in range(2) for n in range(20)}
 
 
-def test_a_task_whose_supervisor_was_killed_may_go_on_printing(bare: Spool, worker: Workers, tmp_path: Path) -> None:
-    supervisor = worker(bare, "--launcher", "local", "--groups", 1)
+def test_task_of_a_killed_supervisor_keeps_its_output(uncaptured: Spool, worker: Workers, tmp_path: Path) -> None:
+    supervisor = worker(uncaptured, "--launcher", "local", "--groups", 1)
     worker.may_die(supervisor)
-    with Executor(spool=bare.path) as executor:
+    with Executor(spool=uncaptured.path) as executor:
         future = executor.submit(print_around, tmp_path / "started", tmp_path / "go")
         wait_until((tmp_path / "started").exists, "the task runs")
         supervisor.kill()
         supervisor.wait()
         (tmp_path / "go").touch()
         assert future.result(LIMIT) == "done"
-    wait_until(lambda: worker.said(supervisor).count("] after\n") == 1000, "all of it was forwarded")
-    wait_until(lambda: not processes_of(bare.path), "the group has ended")
+    wait_until(lambda: worker.said(supervisor).count("] after\n") == 1000, "all output was forwarded")
+    wait_until(lambda: not processes_of(uncaptured.path), "the group has ended")
 
 
-RELAYED = """\
-import os, sys
-from spoolpool.launch.output_relay import Relay
-
-relay = Relay(as_json=bool(int(sys.argv.pop(1))))
-out, err = relay.pipes("0123456789abcdef", ["a", "b"], r"(\\d+): ")
-for text in sys.argv[1:]:
-    os.write(out, text.encode().decode("unicode_escape").encode())
-os.write(err, b"1: to the other\\n")
-os.close(out), os.close(err)
-relay.close()
-"""
+# ------------------------------------------------------------------------------- death of groups
 
 
-def relayed(*texts: str, as_json: bool = False) -> tuple[str, str]:
-    command = [sys.executable, "-c", RELAYED, str(int(as_json)), *texts]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def test_output_and_errors_stay_apart_and_ranks_are_named_with_their_nodes() -> None:
-    out, err = relayed("0: one\\n1: two\\nno rank\\n7: too many\\n")
-    assert out.splitlines() == [
-        "[01234567 a 0] one",
-        "[01234567 b 1] two",
-        "[01234567] no rank",
-        "[01234567 7] too many",
-    ]
-    assert err == "[01234567 b 1] to the other\n"
-
-
-def test_lines_become_json_where_the_log_is_json() -> None:
-    out, _ = relayed('0: {\\"level\\": \\"INFO\\"}\\nplain \\xff\\n', as_json=True)
-    assert [json.loads(line) for line in out.splitlines()] == [
-        {"group": "01234567", "node": "a", "rank": 0, "level": "INFO"},
-        {"group": "01234567", "node": None, "rank": None, "text": "plain \u00ff"},
-    ]
-
-
-def test_a_line_in_pieces_becomes_whole_and_one_without_an_end_gets_one() -> None:
-    assert relayed("0: be", "gin and ", "end\\n0: rest")[0] == "[01234567 a 0] begin and end\n[01234567 a 0] rest\n"
-
-
-def test_a_line_without_end_is_broken_so_that_nothing_grows_without_bounds() -> None:
-    lines = relayed(*["x" * 10_000] * 5)[0].splitlines()
-    assert "".join(line.removeprefix("[01234567] ") for line in lines) == "x" * 50_000
-    assert max(map(len, lines)) < 17_000
-
-
-def test_a_relay_that_was_killed_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
-    relay = Relay()
-    os.kill(relay._process.pid, signal.SIGKILL)
-    wait_until(lambda: relay._process.poll() is not None, "it is dead")
-    pipes = relay.pipes("0123456789abcdef", ["a"])
-    os.write(pipes[0], b"still here\n")
-    for pipe in pipes:
-        os.close(pipe)
-    relay.close()
-    assert capfd.readouterr().out == "[01234567 a] still here\n"
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_a_relay_survives_the_signals_of_a_job_also_while_it_starts(
-    capfd: pytest.CaptureFixture[str], name: str
-) -> None:
-    relay = Relay()
-    os.kill(relay._process.pid, getattr(signal, name))
-    pipes = relay.pipes("0123456789abcdef", ["a"])
-    os.write(pipes[0], b"forwarded\n")
-    for pipe in pipes:
-        os.close(pipe)
-    relay.close()
-    assert relay._process.poll() == 0
-    assert capfd.readouterr().out == "[01234567 a] forwarded\n"
-    assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-# ------------------------------------------------------------------------------ groups that die
-
-
-def test_a_host_on_which_every_group_dies_is_given_up_with_an_exit_code_of_its_own(
+def test_host_on_which_every_group_dies_ends_the_supervisor_with_the_exit_code_of_bad_nodes(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
     variables = deadly(tmp_path / "site", HOST, f"{spool.path}/workers/{{}}/info.json")
     supervisor = worker(spool, "--launcher", "local", "--groups", 1, await_groups=0, **variables)
     worker.may_die(supervisor)
     assert supervisor.wait(LIMIT) == BadNode.exit_code
-    said = worker.said(supervisor)
-    assert re.search(rf"Node {HOST} is given up: .*dies \(signal SIGKILL\). It had 1 of them", said)
-    assert re.search(rf"these nodes were given up: {HOST} \(signal SIGKILL\)", said)
+    output = worker.said(supervisor)
+    assert re.search(rf"Node {HOST} is given up: .*dies \(signal SIGKILL\). It had 1 of them", output)
+    assert re.search(rf"these nodes were given up: {HOST} \(signal SIGKILL\)", output)
 
 
-def test_groups_that_never_start_end_the_supervisor_with_the_reason(
+def test_groups_that_cannot_start_end_the_supervisor_with_the_reason(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
     supervisor = worker(spool, "--launcher", "local", "--groups", 2, await_groups=0, **deadly(tmp_path / "site", HOST))
@@ -229,7 +147,7 @@ def test_groups_that_never_start_end_the_supervisor_with_the_reason(
     assert "cannot be started through local: signal SIGKILL" in worker.said(supervisor)
 
 
-def test_tasks_that_kill_their_workers_cost_nobody_the_host(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_tasks_that_kill_their_workers_do_not_exclude_the_host(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     worker(spool, "--launcher", "local", "--groups", 1)
     with Executor(spool=spool.path) as executor:
         bad = [
@@ -240,11 +158,11 @@ def test_tasks_that_kill_their_workers_cost_nobody_the_host(spool: Spool, worker
         assert executor.submit(pow, 2, 3).result(LIMIT) == 8
 
 
-# ------------------------------------------------------------------------------------- its end
+# ----------------------------------------------------------------------- end of the supervisor
 
 
 @pytest.mark.parametrize("option", [("--idle-timeout", 0.1), ("--max-tasks", 1)])
-def test_a_supervisor_whose_groups_ended_by_themselves_ends_with_success(
+def test_supervisor_ends_with_success_after_its_groups_reached_their_limits(
     spool: Spool, worker: Workers, option: tuple[str, object]
 ) -> None:
     supervisor = worker(spool, "--launcher", "local", "--groups", 2, *option, await_groups=0)
@@ -258,7 +176,7 @@ def test_a_supervisor_whose_groups_ended_by_themselves_ends_with_success(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_lets_the_task_that_runs_come_to_its_end(
+def test_signal_lets_the_running_task_finish_and_starts_no_other(
     spool: Spool, worker: Workers, tmp_path: Path, name: str
 ) -> None:
     supervisor = worker(spool, "--launcher", "local", "--groups", 1)
@@ -268,8 +186,8 @@ def test_a_signal_lets_the_task_that_runs_come_to_its_end(
         waiting = executor.submit(pow, 2, 3)
         supervisor.send_signal(getattr(signal, name))
         (info,) = workers.read_workers(spool)
-        wait_until(lambda: os.path.exists(f"{spool.layout.worker(info.worker)}/stop"), "the group was told")
+        wait_until(lambda: os.path.exists(f"{spool.layout.worker(info.worker)}/stop"), "the group was asked to end")
         (tmp_path / "go").touch()
         assert running.result(LIMIT) == "done"
         assert supervisor.wait(LIMIT) == 0
-        assert waiting.cancel(), "nothing was begun after the signal"
+        assert waiting.cancel(), "no task was started after the signal"

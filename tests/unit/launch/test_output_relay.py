@@ -1,0 +1,91 @@
+"""Relay: labels and forwarding of lines, without groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from spoolpool.launch.output_relay import Relay
+from tests.support.waiting import LIMIT, wait_until
+
+RELAYED = """\
+import os, sys
+from spoolpool.launch.output_relay import Relay
+
+relay = Relay(as_json=bool(int(sys.argv.pop(1))))
+out, err = relay.pipes("0123456789abcdef", ["a", "b"], r"(\\d+): ")
+for text in sys.argv[1:]:
+    os.write(out, text.encode().decode("unicode_escape").encode())
+os.write(err, b"1: to the other\\n")
+os.close(out), os.close(err)
+relay.close()
+"""
+
+
+def relayed(*texts: str, as_json: bool = False) -> tuple[str, str]:
+    command = [sys.executable, "-c", RELAYED, str(int(as_json)), *texts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_output_and_errors_stay_apart_and_lines_are_labelled_with_node_and_rank() -> None:
+    out, err = relayed("0: one\\n1: two\\nno rank\\n7: too many\\n")
+    assert out.splitlines() == [
+        "[01234567 a 0] one",
+        "[01234567 b 1] two",
+        "[01234567] no rank",
+        "[01234567 7] too many",
+    ]
+    assert err == "[01234567 b 1] to the other\n"
+
+
+def test_lines_become_json_objects_with_a_json_log() -> None:
+    out, _ = relayed('0: {\\"level\\": \\"INFO\\"}\\nplain \\xff\\n', as_json=True)
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"group": "01234567", "node": "a", "rank": 0, "level": "INFO"},
+        {"group": "01234567", "node": None, "rank": None, "text": "plain \u00ff"},
+    ]
+
+
+def test_line_in_pieces_is_joined_and_a_last_line_gets_a_newline() -> None:
+    assert relayed("0: be", "gin and ", "end\\n0: rest")[0] == "[01234567 a 0] begin and end\n[01234567 a 0] rest\n"
+
+
+def test_long_line_is_split_to_bound_memory() -> None:
+    lines = relayed(*["x" * 10_000] * 5)[0].splitlines()
+    assert "".join(line.removeprefix("[01234567] ") for line in lines) == "x" * 50_000
+    assert max(map(len, lines)) < 17_000
+
+
+def test_killed_relay_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
+    relay = Relay()
+    os.kill(relay._process.pid, signal.SIGKILL)
+    wait_until(lambda: relay._process.poll() is not None, "the relay has ended")
+    pipes = relay.pipes("0123456789abcdef", ["a"])
+    os.write(pipes[0], b"still here\n")
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    assert capfd.readouterr().out == "[01234567 a] still here\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_relay_ignores_signals_of_a_batch_system_also_while_it_starts(
+    capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    relay = Relay()
+    os.kill(relay._process.pid, getattr(signal, name))
+    pipes = relay.pipes("0123456789abcdef", ["a"])
+    os.write(pipes[0], b"forwarded\n")
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    assert relay._process.poll() == 0
+    assert capfd.readouterr().out == "[01234567 a] forwarded\n"
+    assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
