@@ -1,7 +1,7 @@
-"""What happened: one append-only file of JSON lines per writer, for people and reports.
+"""Journals: one append-only file of JSON lines per writer, for people and reports.
 
-Nothing in the protocol depends on it. Lines are gathered for up to a second, so that a task costs no
-system call for its line; a crash loses the last second of them.
+Nothing in the protocol depends on them. Lines are buffered for up to a second, so that a task costs no system call for
+its line; a crash loses the last second of them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from spoolpool.system.processes import ProcessId, hostname
 _encode = msgspec.json.Encoder().encode
 
 _PIECE = 1 << 20  # bytes that are read at a time
-_SKEW = 86400.0  # seconds by which clocks may differ before an event goes unseen
-_FEW = 16  # ids that are looked for as text, before a line is parsed
+_SKEW = 86400.0  # seconds by which clocks may differ before an event is missed
+_FEW = 16  # ids up to which lines are searched as text before they are parsed
 
 
 class Journal:
-    """The journal of one writer: a worker, or the sessions of one account on one host. Not for several threads at once.
+    """Journal of one writer: a worker, or the sessions of one account on one host. Not for several threads at once.
 
-    ``by`` says who writes, where that is not the file's writer.
+    ``by`` names the session, if the writer stands for several.
     """
 
     def __init__(self, spool: Spool, writer: str, by: str = "") -> None:
@@ -43,19 +43,19 @@ class Journal:
         self._who = {"by": by or writer, "uid": os.geteuid(), "host": hostname()}
 
     def write(self, event: str, **fields: object) -> None:
-        """Note an event; ``fields`` are JSON values."""
+        """Record an event; ``fields`` are JSON values."""
         self._lines.append(_encode({"t": time.time(), "event": event, **self._who, **fields}))
         self.flush(age=0.0 if len(self._lines) >= 256 else 1.0)
 
     def flush(self, age: float = 0.0) -> bool:
-        """Write what was gathered, if that was last done so many seconds ago; whether something is left to write.
+        """Write the buffered lines if the last time was ``age`` seconds ago; return whether lines are left.
 
         A journal that cannot be written is no reason to stop work.
         """
         if not self._lines or time.monotonic() - self._flushed < age:
             return bool(self._lines)
         self._flushed = time.monotonic()
-        lines, self._lines = self._lines, []  # first: garbage may be collected meanwhile, and somebody write for it
+        lines, self._lines = self._lines, []  # first: a garbage collection meanwhile may call write
         try:
             if self._fd < 0:
                 self._fd = files.open_append(self._path, self._mode, exact=self._mode != 0o600)
@@ -74,23 +74,23 @@ class Journal:
 
 
 def submitters_journal() -> str:
-    """The writer that this account's sessions on this host share for a month: one for each would be many files."""
+    """Return the writer that this account's sessions on this host share for a month: one each would be many files."""
     identity = ProcessId.of(os.getpid())
-    kernel = identity.boot or "".join(filter(str.isalnum, identity.host))  # it keeps what is appended to a file apart
+    kernel = identity.boot or "".join(filter(str.isalnum, identity.host))  # one kernel keeps concurrent appends to a file apart
     return f"{os.geteuid()}-{kernel[:32]}-{time.strftime('%Y%m', time.gmtime())}"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a journal; what an event does not have keeps its default."""
+    """One line of a journal; fields that an event does not have keep their defaults."""
 
     t: float
-    """Seconds since the epoch, the writer's clock; so are the other times."""
+    """Seconds since the epoch, by the writer's clock, as for the other times."""
     event: str
-    """What happened."""
+    """Kind of the event."""
     by: str = ""
-    """Who wrote it."""
+    """Worker or session that wrote it."""
     uid: int = -1
-    """Account that it says it is."""
+    """Account of the writer, by its own word."""
     host: str = ""
     task: str = ""
     name: str = ""
@@ -101,7 +101,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     started: float = 0.0
     ended: float = 0.0
     ran: float = 0.0
-    """Seconds that all ranks needed for the call of a task."""
+    """Seconds that the call took on all ranks."""
     published: bool = True
     kind: str = ""
     """How a task ended: the ``kind`` of its outcome."""
@@ -112,11 +112,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     ranks: int = 0
     """Its ranks."""
     text: str = ""
-    """Of a task that was recovered: its id, and what was done."""
+    """Line of text about a recovered task; it begins with the id."""
 
     @property
     def about(self) -> str:
-        """The task that it tells of."""
+        """Id of the task of this event."""
         return self.task or self.text.partition(":")[0]
 
 
@@ -125,14 +125,14 @@ _decoder = msgspec.json.Decoder(Event)
 
 def _events(lines: list[bytes]) -> Iterator[Event]:
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):  # half a line, or none of ours: nothing depends on it
+        with contextlib.suppress(ValueError, RecursionError):  # half a line, or a foreign one: nothing depends on it
             yield _decoder.decode(line)
 
 
 def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event], float]:
-    """The last events of a writer, from so many bytes of its journal; and when it wrote, by the server's clock.
+    """Return the events in the last ``limit`` bytes of a journal, and its modification time by the server's clock.
 
-    None, and 0.0, where there is no journal or it cannot be read.
+    Without a readable journal, returns no events and 0.0.
     """
     try:
         with files.reading(f"{spool.layout.journal}/{writer}.jsonl") as (fd, status):
@@ -144,10 +144,10 @@ def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event]
 
 
 class Line(NamedTuple):
-    """A line of a journal, with whose file it is in: what the line says about that is only said."""
+    """A line of a journal, with the owner of its file; what the line itself says about its writer is unverified."""
 
     time: float
-    """Seconds since the epoch, and no less than those of the line before it in the same journal."""
+    """Seconds since the epoch, not less than those of the line before it in the same journal."""
     event: Event
     text: bytes
     """The line as it was written: JSON."""
@@ -156,9 +156,9 @@ class Line(NamedTuple):
 
 
 def lines(spool: Spool, since: float = 0.0) -> Iterator[Line]:
-    """All lines of all journals that are not older, in the order of their times.
+    """Return all lines of all journals since a time, in the order of their times.
 
-    So much of each journal is in memory that all together are some MiB; one file is open at a time.
+    A piece of each journal is in memory, some MiB altogether; one file is open at a time.
     """
     writers = [name for name in files.list_names(spool.layout.journal) if writer_of(name)]
     piece = max(1 << 12, min(1 << 18, (1 << 25) // max(1, len(writers))))
@@ -171,7 +171,7 @@ def _time(line: Line) -> float:
 
 
 def _follow(path: str, size: int, since: float) -> Iterator[Line]:
-    """The lines of one journal; it ends where the file is gone, is not ours to read, or is another's all at once."""
+    """Return the lines of one journal; it ends if the file is gone, unreadable, or suddenly has another owner."""
     rest, position, latest, owner = b"", 0, 0.0, -1
     while True:
         try:
@@ -192,14 +192,14 @@ def _follow(path: str, size: int, since: float) -> Iterator[Line]:
 
 
 def about(spool: Spool, tasks: Collection[str]) -> list[Event]:
-    """All events that tell of these tasks, in the order of their times; reads the journals of their lifetime."""
+    """Return all events of these tasks, in the order of their times; reads the journals of their lifetime."""
     if not tasks:
         return []
     since = min(map(submitted_at, tasks)) - _SKEW
     found: list[Event] = []
     for name in files.list_names(spool.layout.journal):
         if writer_of(name):
-            with contextlib.suppress(OSError, ValueError):  # gone, or not ours to read
+            with contextlib.suppress(OSError, ValueError):  # gone, or unreadable for this account
                 found += _search(f"{spool.layout.journal}/{name}", tasks, since)
     return sorted(found, key=lambda event: event.t)
 

@@ -1,4 +1,4 @@
-"""How far a running task says it is: a small file in its worker's entry, written over in place."""
+"""Progress of running tasks: a small file in the worker's entry, overwritten in place."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
-_EVERY = 0.5  # seconds between writes at least, however often a function tells
+_EVERY = 0.5  # least seconds between two writes, however often a function reports
 _TEXT = 120  # characters
-_SIZE = 1024  # bytes of the file: always the same, so that nothing of a longer text is left
+_SIZE = 1024  # bytes of the file: always the same, so that nothing of a longer text remains
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task said last about itself. Its text may hold anything: escape it before a terminal sees it."""
+    """Last progress report of a task. Its text may hold any character: escape it for a terminal."""
 
     task: str
     """Task id; the worker may run another one by now."""
     fraction: float | None
-    """From 0 to 1; None if it cannot say."""
+    """From 0 to 1; None if unknown."""
     text: str
-    """In its own words."""
+    """Text of the function."""
     told: float
-    """Seconds since the epoch, its host's clock."""
+    """Time of the report: seconds since the epoch, by its host's clock."""
 
 
 class Progress:
-    """The progress of the tasks of one worker; for its rank 0. Never fails."""
+    """Writer of the progress of one worker's tasks, on its rank 0. Never raises."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -43,7 +43,7 @@ class Progress:
         self._lock = threading.Lock()
 
     def report(self, worker: str, task: str, fraction: float | None, text: str) -> None:
-        """Note how far a task is. What is told faster than it is written is skipped, but for the last."""
+        """Report the progress of a task. Of reports that come faster than they are written, the last is written."""
         if fraction is not None:
             fraction = None if math.isnan(fraction) else min(max(float(fraction), 0.0), 1.0)
         text = str(text)[:_TEXT].encode(errors="replace").decode()
@@ -60,7 +60,7 @@ class Progress:
                 self._timer.start()
 
     def finish(self) -> None:
-        """The task has ended."""
+        """Forget the last report, as its task has ended."""
         self._last = None
 
     def _later(self, worker: str) -> None:
@@ -74,7 +74,7 @@ class Progress:
             return
         self._written = time.monotonic()
         data = msgspec.json.encode(last)
-        with contextlib.suppress(OSError, SpoolpoolError):  # nobody depends on it
+        with contextlib.suppress(OSError, SpoolpoolError):  # nothing depends on it
             if self._fd < 0:
                 spool = Spool(self._directory)
                 self._fd = files.open_edit(f"{spool.layout.worker(worker)}/progress", spool.rights.file)
@@ -82,8 +82,8 @@ class Progress:
 
 
 def progress_of(spool: Spool, worker: str) -> TaskProgress | None:
-    """What the task of a worker said last about itself; None if it said nothing."""
+    """Return the last progress report of a worker's task; None if there is none."""
     try:
         return msgspec.json.decode(files.read_small(f"{spool.layout.worker(worker)}/progress"), type=TaskProgress)
-    except (OSError, ValueError):  # not there, or half of it
+    except (OSError, ValueError):  # missing, or half written
         return None

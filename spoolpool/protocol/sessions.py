@@ -1,4 +1,4 @@
-"""Who submits under a session, as ``sessions/SESSION.json`` has it."""
+"""Register the submitter of a session in ``sessions/SESSION.json``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The last process that opened a session."""
 
     process: ProcessId
-    """Who submits."""
+    """Process of the submitter."""
     user: str
     """Account that it runs as."""
     keeps: bool = False
-    """Whether outcomes stay after their delivery, for a later process."""
+    """Whether outcomes stay after their delivery, for a later process of the session."""
 
 
 def register(spool: Spool, session: str, user: str, *, keeps: bool = False) -> None:
-    """Say who submits under this session, in the place of an earlier process that is not certain to live."""
+    """Register this process as the submitter, instead of an earlier one that is not certain to be alive."""
     info = SessionInfo(process=ProcessId.of(os.getpid()), user=user, keeps=keeps)
     path = spool.layout.session(session)
-    with contextlib.suppress(OSError):  # another one is at it as well; or the disk is full, as its tasks will say
+    with contextlib.suppress(OSError):  # another process registers too; or the disk is full, as submit will report
         before = read_session(spool, session) if keeps else None
         if before is not None and not before.process.is_alive_here():
             files.remove(path)
@@ -35,21 +35,21 @@ def register(spool: Spool, session: str, user: str, *, keeps: bool = False) -> N
 
 
 def unregister(spool: Spool, session: str) -> None:
-    """Say no more that this process does: nobody may conclude from its end that nobody will come for the outcomes."""
+    """Remove the registration of this process: from its end nothing may be concluded about the outcomes."""
     info = read_session(spool, session)
     if info is not None and info.process == ProcessId.of(os.getpid()):
         files.remove(spool.layout.session(session))
 
 
 def read_session(spool: Spool, session: str) -> SessionInfo | None:
-    """What is said about a session; None where nothing is, or cannot be read."""
+    """Return the registration of a session; None if it is missing or unreadable."""
     try:
         return msgspec.json.decode(files.read_small(spool.layout.session(session)), type=SessionInfo)
-    except (OSError, ValueError):  # not there, or not ours
+    except (OSError, ValueError):  # missing, or unreadable for this account
         return None
 
 
 def is_dead(spool: Spool, session: str) -> bool:
-    """Whether a submitter is provably dead on this host; False if that cannot be known here."""
+    """Return whether the submitter is provably dead on this host; False if that cannot be known here."""
     info = read_session(spool, session)
     return info is not None and info.process.is_provably_dead()
