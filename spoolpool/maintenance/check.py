@@ -292,7 +292,7 @@ class _DelayedRepairs:
     def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
         self._spool = spool
         self._done = done
-        self._recovery = Recovery(spool, everybody=True)
+        self._recovery = Recovery(spool, all_workers=True)
         self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
         self._orphans = {each.path: _task_file(each.path) for each in found if each.kind == "orphan outcome"}
         self._incomplete = {each.path: _task_file(each.path) for each in found if each.kind == "no outcome"}

@@ -54,7 +54,7 @@ class GroupPool:
         self._ends = ends
         self._capacity = capacity
         self._owner = registration.encode_owner()
-        self._recovery = Recovery(spool, everybody=True)  # its rounds follow the death of a group of this pool
+        self._recovery = Recovery(spool, all_workers=True)  # its rounds follow the death of a group of this pool
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._lock = threading.Lock()

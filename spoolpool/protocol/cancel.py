@@ -45,8 +45,8 @@ def is_requested(spool: Spool, task_file: TaskFile) -> bool:
         return False
     if not spool.shared:
         return True
-    who = files.owner(f"{spool.layout.cancel}/{task_file.task}")
-    return who is not None and who in (files.owner(spool.layout.claimed_task(task_file)), spool.owner)
+    requester = files.owner(f"{spool.layout.cancel}/{task_file.task}")
+    return requester is not None and requester in (files.owner(spool.layout.claimed_task(task_file)), spool.owner)
 
 
 def withdraw_request(spool: Spool, task: str) -> None:
@@ -77,10 +77,10 @@ class CancelRequests:
             self._listed = now
         if task_file.task not in self._names or not self._spool.shared:
             return task_file.task in self._names
-        who = files.owner(f"{self._spool.layout.cancel}/{task_file.task}")
-        if who not in (None, owner, self._spool.owner):
-            log.warning("%s asks to cancel a task of %s: it runs.", account_name(who), account_name(owner))
-        return who in (owner, self._spool.owner)
+        requester = files.owner(f"{self._spool.layout.cancel}/{task_file.task}")
+        if requester not in (None, owner, self._spool.owner):
+            log.warning("%s asks to cancel a task of %s: it runs.", account_name(requester), account_name(owner))
+        return requester in (owner, self._spool.owner)
 
     def withdraw(self, task: str) -> None:
         """Remove the request for a task that has its outcome: no worker claims it any more."""

@@ -142,7 +142,7 @@ class Claimer:
         if path in self._refused and time.monotonic() < self._without_key.get(path, math.inf):
             return None
         try:
-            # a lock on NFS needs it open for writing, which nobody may do to another user's file
+            # a lock on NFS needs it open for writing, which only its owner may
             fd = files.open_file(way, write=user == self._spool.account)
         except OSError as error:
             if error.errno in _CANNOT_OPEN:
@@ -185,7 +185,7 @@ class Claimer:
             if not files.exists(target):
                 if error.errno in files.GONE:
                     return None
-                if self._spool.shared and error.errno in files.DENIED:  # nobody may move files out of its directory
+                if self._spool.shared and error.errno in files.DENIED:  # its directory does not allow it
                     raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error
                 raise
         return self._read(fd, status, mine, target, content)
@@ -286,7 +286,7 @@ class Claimer:
         self._unusable += 1
         if path not in self._refused:
             log.warning("%s", reason)
-        if len(self._refused) > _REFUSED:  # somebody floods the spool with junk: check twice rather than grow
+        if len(self._refused) > _REFUSED:  # a flood of junk: check files twice rather than grow
             self._refused.clear()
             self._without_key.clear()
         self._refused[path] = reason

@@ -1,6 +1,6 @@
 """Dependencies of tasks: links that keep an outcome while another task needs it, and the outcomes that a task needs.
 
-A link is an empty file whose name says which task needs which outcome. A worker knows from listings of ``results/``
+A link is an empty file; its name holds the ids of both tasks. A worker knows from listings of ``results/``
 which tasks have ended, and from its own commits. A task file in ``results/`` does not move as long as there is a link
 to it, so that a task found there once is not looked for again.
 """
@@ -35,7 +35,7 @@ def add_links(spool: Spool, header: TaskHeader) -> None:
         directory, name = os.path.split(spool.layout.dependency_link(session, DependencyLink(needed, header.task)))
 
         def create(directory: str = directory, name: str = name) -> None:
-            with contextlib.suppress(FileExistsError):  # a request was repeated: nobody else makes this name
+            with contextlib.suppress(FileExistsError):  # a request was repeated: no other process makes this name
                 files.create(f"{spool.directory(directory)}/{name}", [])
 
         spool.in_directory(directory, create)
@@ -80,7 +80,7 @@ class OutcomeIndex:
         }
 
     def remove(self, session: str, task: str) -> None:
-        """Remove a task whose outcome is not where its task file says."""
+        """Remove a task again, because its outcome is missing."""
         self._ended.get(session, {}).pop(task, None)
 
     def find(self, session: str, task: str) -> TaskFile | None:
@@ -93,7 +93,7 @@ class _NotEnded(Exception):
 
 
 class Dependencies:
-    """Reader of the results that the tasks of one worker need; ``trust`` says whose outcomes are read."""
+    """Reader of the results that the tasks of one worker need, from accounts in ``trust``."""
 
     def __init__(self, spool: Spool, trust: Trust, index: OutcomeIndex) -> None:
         self._spool = spool

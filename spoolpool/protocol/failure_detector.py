@@ -2,8 +2,8 @@
 
 Each observer makes four rounds a lease. If there are few workers, it checks all of them. If there are many, it checks
 a random sample, and of many observers each skips most of its rounds: so the total number of checks grows with the
-number of workers, and not with its square. A worker whose heartbeat did not change between two checks, or that was seen
-for the first time, is a suspect and is checked in every round until that is decided.
+number of workers, and not with its square. A worker that was seen for the first time, or without a change of
+its heartbeat between two checks, is a suspect and is checked in every round until that is decided.
 
 No safety depends on this: any number of observers may watch any worker at any time, or be wrong.
 """
@@ -47,12 +47,12 @@ def sample_size(workers: int, observers: int) -> int:
 class FailureDetector:
     """One observer of the workers of a spool, with its observations.
 
-    With ``everybody`` it checks all workers in every round.
+    With ``all_workers`` it checks all workers in every round.
     """
 
-    def __init__(self, spool: Spool, *, everybody: bool = False) -> None:
+    def __init__(self, spool: Spool, *, all_workers: bool = False) -> None:
         self._spool = spool
-        self._everybody = everybody
+        self._all_workers = all_workers
         self._lease = spool.config.lease
         self._liveness = Liveness(spool)
         self._processes: dict[str, ProcessId | None] = {}  # None: on another host, so that nothing can be proven here
@@ -66,7 +66,7 @@ class FailureDetector:
 
         To be called four times a lease.
         """
-        self._takes_round = self._everybody or random.random() < sampling_rate(self._observers)
+        self._takes_round = self._all_workers or random.random() < sampling_rate(self._observers)
         if self._takes_round:
             return True
         return max(map(self._silence, tuple(self._suspects)), default=0.0) >= self._lease
@@ -82,7 +82,7 @@ class FailureDetector:
         watched = set(self._suspects)
         if self._takes_round:
             count = sample_size(len(workers), self._count_observers(workers, claims))
-            watched.update(workers if self._everybody else random.sample(sorted(workers), count))
+            watched.update(workers if self._all_workers else random.sample(sorted(workers), count))
         self._identify(watched)
         dead = {worker: True for worker in workers if self._is_provably_dead(worker)}
         for worker in watched - dead.keys():

@@ -8,10 +8,10 @@
           submitters of a user       in turn
             buckets of a submitter   the oldest first
 
-So a million tasks of one user do not block ten of another, and within one priority nobody waits for more than one
-task of each other submitter. Weights stand above priorities: the person who runs a group decides which share of it a
-queue gets, and a submitter only in which order that share is used. Each group goes round by itself, and remembers
-which users and submitters it served.
+So a million tasks of one user do not block ten of another, and within one priority each submitter waits for one task of
+each other submitter at most. Weights stand above priorities: the person who runs a group decides which share of it a
+queue gets, and a submitter only in which order that share is used. Each group goes round by itself, and remembers which
+users and submitters it served.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FairShare:
         return users.setdefault(bucket.user, {}).setdefault((bucket.user, bucket.submitter), [])
 
     def first(self) -> BucketInfo | None:
-        """Return the bucket whose turn it is; None if no bucket is left."""
+        """Return the bucket that is next; None if no bucket is left."""
         if not self._tree:
             return None
         priorities = self._tree[_least(self._tree, self._start_of)]

@@ -92,17 +92,17 @@ class Liveness:
             return False
         return self._check(f"session {session}", path) < self._spool.config.lease
 
-    def _check(self, who: str, path: str) -> float:
+    def _check(self, name: str, path: str) -> float:
         try:
             stamp = files.mtime_ns(path)
         except OSError:  # unknown: counts as unchanged if it was unknown before
             stamp = None
         now = time.monotonic()
-        before = self._seen.get(who)
+        before = self._seen.get(name)
         unchanged = 0.0
         if before is not None and before[0] == stamp:
             unchanged = before[2] + min(now - before[1], self._longest_gap)
-        self._seen[who] = (stamp, now, unchanged)
+        self._seen[name] = (stamp, now, unchanged)
         return unchanged
 
     def is_alive(self, info: WorkerInfo) -> bool:

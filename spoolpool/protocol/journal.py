@@ -76,7 +76,8 @@ class Journal:
 def submitters_journal() -> str:
     """Return the writer that this account's sessions on this host share for a month: one each would be many files."""
     identity = ProcessId.of(os.getpid())
-    kernel = identity.boot or "".join(filter(str.isalnum, identity.host))  # one kernel keeps concurrent appends to a file apart
+    # by kernel: only one kernel keeps concurrent appends to a file apart
+    kernel = identity.boot or "".join(filter(str.isalnum, identity.host))
     return f"{os.geteuid()}-{kernel[:32]}-{time.strftime('%Y%m', time.gmtime())}"
 
 
@@ -144,7 +145,7 @@ def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event]
 
 
 class Line(NamedTuple):
-    """A line of a journal, with the owner of its file; what the line itself says about its writer is unverified."""
+    """A line of a journal, with the owner of its file; the line's own statements about its writer are unverified."""
 
     time: float
     """Seconds since the epoch, not less than those of the line before it in the same journal."""
@@ -179,7 +180,7 @@ def _follow(path: str, size: int, since: float) -> Iterator[Line]:
                 piece = b"" if status.st_mtime < since - _SKEW else os.pread(fd, size, position)
         except (OSError, ValueError):
             return
-        if not piece or owner not in (-1, status.st_uid) or len(rest) > _PIECE:  # no journal has such a line
+        if not piece or owner not in (-1, status.st_uid) or len(rest) > _PIECE:  # no journal has a line of that length
             return
         owner = status.st_uid
         position += len(piece)
@@ -213,7 +214,7 @@ def _search(path: str, tasks: Collection[str], since: float) -> Iterator[Event]:
             position += len(piece)
             piece = rest + piece
             whole, _, rest = piece.rpartition(b"\n")
-            if len(rest) > _PIECE:  # no journal has such a line
+            if len(rest) > _PIECE:  # no journal has a line of that length
                 return
             if any(text in whole for text in texts):
                 yield from (event for event in _events(whole.split(b"\n")) if event.about in wanted)

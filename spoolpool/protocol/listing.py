@@ -90,7 +90,7 @@ class ReadyListing:
         self._newest = {(each.lane, each.priority, each.submitter): each.name for each in self._buckets}
         if self._last not in self._buckets:
             self._last = None
-        # what was listed just now is not listed again
+        # do not list again a bucket that was listed just now
         self._names = {self._last: []} if self._last_is_empty and self._last is not None else {}
         self._last_is_empty = False
         self._directories.clear()
@@ -103,7 +103,7 @@ class ReadyListing:
         """List the bucket of the last claimed task again if its names are used up; return whether it has new ones.
 
         To be called before :meth:`refresh`, since one listing is a third of that. Only shortly after a full listing: a
-        task in another bucket may be more urgent, or of a user whose turn it is.
+        task in another bucket may be more urgent, or of the next user.
         """
         bucket = self._last
         if bucket is None or self._names.get(bucket) or time.monotonic() - self._listed >= _RELIST:
@@ -120,7 +120,7 @@ class ReadyListing:
         return bool(buckets)
 
     def next_bucket(self) -> tuple[BucketInfo, list[str]] | None:
-        """Return the bucket whose turn it is, with its names: the next one last, to be removed by the caller."""
+        """Return the next bucket, with its names: the next one last, to be removed by the caller."""
         while (bucket := self._order.first()) is not None:
             names = self._names.get(bucket)
             if names is None:
@@ -145,7 +145,7 @@ class ReadyListing:
         return names
 
     def is_left_to_others(self, bucket: BucketInfo) -> bool:
-        """Return whether so few names are left that only the workers take them whose subsets they are in."""
+        """Return whether so few names are left that they are reserved for other workers."""
         return self._contention.leaves(self._names[bucket])
 
     def served(self, bucket: BucketInfo) -> None:
@@ -192,8 +192,8 @@ class ReadyListing:
         if (lane.user is None) is not self._spool.shared:
             return True
         path = self._spool.layout.lane(lane.name)
-        who = "names no account" if self._spool.shared else "names an account, and this spool has only one"
-        self._refuse(path, f"{path} {who}. It was left alone.")
+        fault = "names no account" if self._spool.shared else "names an account, and this spool has only one"
+        self._refuse(path, f"{path} {fault}. It was left alone.")
         return False
 
     def _list(self, directory: str, owner: int | None = None) -> tuple[files.Place, list[str]]:
@@ -242,7 +242,7 @@ class _ContentionFilter:
         return others + own
 
     def leaves(self, names: list[str]) -> bool:
-        """Return whether so few names are left that they are for the workers in whose subsets they are."""
+        """Return whether so few names are left that each is reserved for the worker with that subset."""
         return 0 < len(names) < 1 << self._bits and not self.owns(names[-1])
 
     def record_conflict(self) -> None:

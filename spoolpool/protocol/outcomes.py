@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def read_outcome(
     spool: Spool, session: str, task_file: TaskFile, trust: Trust, directory: files.Place | None = None
 ) -> tuple[OutcomeHeader, Envelope]:
-    """Return the header and the content of an outcome whose owner is trusted.
+    """Return the header and the content of an outcome from a trusted account.
 
     ``directory`` is that of the session in ``outgoing/``, where it is held open. Raises ``OSError`` as open(2),
     :class:`NotTrusted`, and :class:`BadTaskFile` for a file that is torn or belongs to another task.
@@ -38,7 +38,7 @@ def read_outcome(
 def read_outcome_header(
     spool: Spool, session: str, task_file: TaskFile, directory: files.Place | None = None
 ) -> OutcomeHeader:
-    """Return the header of an outcome, whoever its owner is; nothing is unpickled."""
+    """Return the header of an outcome from any account; nothing is unpickled."""
     path = spool.layout.outcome(session, task_file)
     way = path if directory is None else f"{directory}/{task_file.name}"
     with files.reading(way, None, path) as (fd, status):

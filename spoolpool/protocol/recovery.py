@@ -29,13 +29,13 @@ class Recovery:
 
     It has a worker id of its own, and takes tasks over in that name if their attempts are used up. It runs no task, so
     that each claim in that name is to be ended. A caller that has a reason to check all workers now, and does so
-    seldom, passes ``everybody``.
+    seldom, passes ``all_workers``.
     """
 
-    def __init__(self, spool: Spool, *, everybody: bool = False) -> None:
+    def __init__(self, spool: Spool, *, all_workers: bool = False) -> None:
         self._spool = spool
         self._me = new_worker_id()
-        self._detector = FailureDetector(spool, everybody=everybody)
+        self._detector = FailureDetector(spool, all_workers=all_workers)
         self._first_seen: dict[str, float] = {}  # paths of outcomes that may be without a purpose
         self._swept: set[str] = set()
         self.took_round = False
@@ -90,7 +90,7 @@ class Recovery:
         return claims
 
     def release(self, worker: str) -> list[str]:
-        """Release the claims of a worker whose processes the caller has ended; return the ids of the tasks.
+        """Release the claims of a worker that the caller has ended; return the ids of the tasks.
 
         It costs no attempt, so it is for supervisors alone: only the process that ended a worker knows that its death
         says nothing about its task.

@@ -12,7 +12,7 @@ from spoolpool.system import files
 def retry_task(spool: Spool, name: str, session: str = "") -> str:
     """Return a task from ``failed/`` to its bucket, with all its attempts; return its id.
 
-    With a ``session``: a task that was lost with its workers and whose outcome is still there; that is removed.
+    With a ``session``: retry a task that was lost with its workers, and remove its outcome, which is still there.
     Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name.
     """
     parent = f"{spool.layout.results}/{session}" if session else spool.layout.failed
@@ -33,7 +33,7 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     if not move_to_bucket(spool, source, header, ready) and not files.exists(
         f"{spool.layout.bucket(header.lane, header.bucket)}/{ready.name}"
     ):
-        raise BadTaskFile(f"{path} is gone: somebody else has taken it.")
-    if session:  # if it were left, nobody would know to whom it belonged
+        raise BadTaskFile(f"{path} is gone: another process has moved it.")
+    if session:  # an outcome without a task file has no known owner
         files.remove(f"{spool.outgoing(session, owner)}/{name}")
     return task_file.task

@@ -44,7 +44,7 @@ class Submitter:
     def await_room(self, may_wait: Callable[[], None] | None) -> None:
         """Wait for room for one task, if the spool bounds the waiting tasks of a user.
 
-        ``may_wait`` is called now and then, and ends the wait by what it raises. Without it, raises
+        ``may_wait`` is called now and then, and may raise an exception to end the wait. Without it, raises
         :class:`TooManyWaiting` if there is no room now.
         """
         if self._limit is not None:
@@ -135,7 +135,7 @@ class Submitter:
         files.remove(source)
         raise SpoolpoolError(
             f"Cannot submit to {spool.path}: {directory} vanishes as often as it is made. "
-            "Look for what removes directories there."
+            "Look for a process that removes directories there."
         )
 
     def close(self) -> None:
@@ -150,8 +150,8 @@ class WaitingLimit:
     """Bound on the waiting tasks of one user, as one submitter sees it. May be used from several threads.
 
     It is a courtesy between users and no security boundary: submitters count by themselves, and several of one user
-    may together exceed the bound by what they found free at the same time. A count lists the user's buckets; what it
-    found free is used up before the next one, so that there is not one for each task.
+    may together exceed the bound by the room that each found at the same time. A count lists the user's buckets; the
+    room that it found is used up before the next one, so that there is not one for each task.
     """
 
     def __init__(self, spool: Spool, limit: int) -> None:

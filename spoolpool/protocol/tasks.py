@@ -53,7 +53,7 @@ def move_to_bucket(spool: Spool, source: str, header: TaskHeader, task_file: Tas
         except OSError as error:
             if error.errno not in files.GONE:
                 raise
-            # the bucket was removed as empty, or the task file was moved: then nobody would remove a new bucket
+            # the bucket was removed as empty, or the task file was moved: then a new bucket would be left over
             if last or files.is_missing(source):
                 break
             spool.make_directories(spool.layout.bucket(header.lane, header.bucket))

@@ -75,9 +75,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def _why_insufficient(self, lane: Lane) -> str | None:
         """Check the requirements of which a group may have more than the lane asks for."""
-        for wanted, has, what in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
+        for wanted, has, unit in ((lane.threads, self.threads, "threads"), (lane.gpus, self.gpus, "GPUs")):
             if wanted > has:
-                return f"{wanted} {what} per rank wanted, groups have {has}"
+                return f"{wanted} {unit} per rank wanted, groups have {has}"
         for tag in filter(is_requirement, lane.tags):
             if tag in self.lacks:
                 return f"{tag} wanted, {self.lacks[tag]} where groups run"

@@ -150,7 +150,7 @@ def test_who_has_a_reason_looks_at_everybody_in_every_round(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(monkeypatch, clock, 600)
-    observer = FailureDetector(spool, everybody=True)
+    observer = FailureDetector(spool, all_workers=True)
     for turn in range(1, 4):
         assert observer.due()
         observer.check(watched.workers, {})
@@ -164,4 +164,4 @@ def test_a_supervisor_of_many_groups_finds_the_one_that_died_at_once(stage: Stag
     task_file = TaskFile(header.task, 1, 1).claimed_by(announce(stage.spool, dead_process()))
     source = f"{stage.spool.layout.bucket(header.lane, header.bucket)}/{header.task}.000001.01"
     os.rename(source, stage.spool.layout.claimed_task(task_file))
-    assert len(Recovery(stage.spool, everybody=True).round()) == 1
+    assert len(Recovery(stage.spool, all_workers=True).round()) == 1

@@ -611,7 +611,7 @@ def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monke
         (Path(spool.layout.failed) / task_file.name).unlink()
 
     monkeypatch.setattr(Spool, "open_session", meanwhile)
-    with pytest.raises(BadTaskFile, match="somebody else has taken it"):
+    with pytest.raises(BadTaskFile, match="another process has moved it"):
         retry_task(spool, task_file.name)
     with pytest.raises(BadTaskFile, match="cannot be read"):
         retry_task(spool, task_file.name)
