@@ -76,7 +76,7 @@ def read_config(where: Layout) -> tuple[Config, os.stat_result]:
     except OSError as error:
         if error.errno in files.DENIED:
             raise SpoolDenied(
-                f"Cannot open the spool {where.root}: {error.strerror}. {permissions.whose(where.root)}"
+                f"Cannot open the spool {where.root}: {error.strerror}. {permissions.describe_access(where.root)}"
             ) from error
         raise NotASpool(
             f"{where.root} is not a spool: {where.config} cannot be read ({error.strerror}). Make one with "

@@ -203,7 +203,7 @@ class OutputFollower:
     def __init__(self, spool: Spool, trust: Trust) -> None:
         self._spool = spool
         self._trust = trust
-        self._linger = 0.0 if mounts.local(spool.path) else _LINGER
+        self._linger = 0.0 if mounts.is_local(spool.path) else _LINGER
         self._indices: dict[tuple[str, int], _HeaderIndex] = {}
         self._claims: dict[TaskFile, _Followed] = {}
 

@@ -1,8 +1,8 @@
-"""Who may do what in a spool: the rights that its mode gives, and the look at them before a spool is believed.
+"""Permissions of a spool by its mode, and the checks before a spool is used.
 
-``private`` is for its owner alone; in ``group`` the members of one group submit, run and collect; into a ``dropbox``
-everybody may drop tasks, which its owner runs. Whoever may rename a directory can put another one in its place, so
-also what lies above a spool must be out of others' reach.
+A ``private`` spool is for its owner alone. In ``group`` the members of one group submit, run and collect. Into a
+``dropbox`` all accounts may drop tasks, which its owner runs. An account that may rename a directory can replace it, so
+the directories above a spool must also be protected against other accounts.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from spoolpool.errors import BadRequest, NotTrusted
 from spoolpool.system.accounts import account_name, group_id, group_name, has_other_members, is_private_group
 
 Mode = Literal["private", "group", "dropbox"]
-"""Who may use a spool."""
+"""Accounts that may use a spool."""
 
 
 class Rights(NamedTuple):
-    """Permission bits of what is in a spool; they are exact, whatever the umask says."""
+    """Permission bits of the directories and files in a spool. They are exact, regardless of the umask."""
 
     root: int
-    """The spool's directory: nobody but the owner makes names in it, so what it holds cannot be swapped."""
+    """The directory of the spool: only the owner makes names in it, so that none of them can be swapped."""
     own: int
     """Directories in which only the owner, or the members of the group, make names."""
     drop: int
-    """Directories into which everybody who uses the spool puts names of his own."""
+    """Directories in which all users of the spool make names."""
     made: int
-    """What submitters make: a lane, a bucket, the directories of a session."""
+    """Directories that submitters make: a lane, a bucket, the directories of a session."""
     entry: int
-    """The directory of a worker's entry, and the one that holds them."""
+    """The directory of a worker's entry, and ``workers/``."""
     file: int
-    """Tasks, objects, sessions: never for writing by others, since its owner is trusted for what a file says."""
+    """Tasks, objects, sessions. Others may never write them: the content of a file is attributed to its owner."""
     outcome: int
-    """Outcomes: in a dropbox the directory, which is the submitter's, keeps others out."""
+    """Outcomes. In a dropbox the directory, which belongs to the submitter, keeps other accounts out."""
     shown: int
     """``spool.json`` and the files of a worker's entry."""
 
     def of(self, directory: str) -> int:
-        """The bits of one of the spool's own directories."""
+        """Return the bits of one of the spool's own directories."""
         if directory == "workers":
             return self.entry
         return self.drop if directory in _DROPPED else self.own
@@ -52,7 +52,7 @@ _DROPPED = frozenset(
 )
 
 _CHECKED: dict[Mode, int] = {"private": 0o077, "group": 0o7777, "dropbox": 0o7777}
-"""Bits that must be as they should."""
+"""Permission bits that are compared."""
 
 RIGHTS: dict[Mode, Rights] = {
     "private": Rights(0o700, 0o700, 0o700, 0o700, 0o700, 0o600, 0o600, 0o600),
@@ -62,19 +62,19 @@ RIGHTS: dict[Mode, Rights] = {
 
 
 def check_tree(root: str, mode: Mode, config: os.stat_result, directories: tuple[str, ...]) -> None:
-    """Raise :class:`NotTrusted` unless a spool's directories are its owner's, with the rights that its mode gives.
+    """Raise :class:`NotTrusted` unless the directories of a spool have its owner and the permissions of its mode.
 
-    ``config`` is of the opened ``spool.json``, whose owner is the spool's. What is missing is left to 'spool check'.
-    In a private spool nobody else gets past the first directory, so that it decides alone.
+    ``config`` is the status of the opened ``spool.json``; the owner of that file is the owner of the spool. Missing
+    directories are left to 'spool check'. In a private spool only the first directory is checked: no other account gets
+    past it.
     """
     rights = RIGHTS[mode]
     wanted = {root: rights.root}
     if mode != "private":
         wanted.update({f"{root}/{name}": rights.of(name) for name in directories})
     if stat.S_IMODE(config.st_mode) & 0o022:
-        raise NotTrusted(
-            _unlike(f"{root}/spool.json", mode, config, f"{account_name(config.st_uid)} alone to write it")
-        )
+        wanted_text = f"be writable by {account_name(config.st_uid)} alone"
+        raise NotTrusted(_mismatch(f"{root}/spool.json", mode, config, wanted_text))
     for path, bits in wanted.items():
         try:
             found = os.lstat(path)
@@ -82,36 +82,37 @@ def check_tree(root: str, mode: Mode, config: os.stat_result, directories: tuple
             continue
         owner, group = account_name(config.st_uid), group_name(config.st_gid)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != config.st_uid:
-            raise NotTrusted(_unlike(path, mode, found, f"a directory of {owner}'s, as spool.json is"))
+            raise NotTrusted(_mismatch(path, mode, found, f"be a directory of {owner}, the owner of spool.json"))
         if mode != "private" and found.st_gid != config.st_gid:
-            raise NotTrusted(_unlike(path, mode, found, f"group {group}, as spool.json has"))
+            raise NotTrusted(_mismatch(path, mode, found, f"have group {group}, as spool.json has"))
         if stat.S_IMODE(found.st_mode) & _CHECKED[mode] != bits & _CHECKED[mode]:
-            raise NotTrusted(_unlike(path, mode, found, f"mode {bits:04o}"))
+            raise NotTrusted(_mismatch(path, mode, found, f"have mode {bits:04o}"))
 
 
-def _unlike(path: str, mode: Mode, found: os.stat_result, wanted: str) -> str:
+def _mismatch(path: str, mode: Mode, found: os.stat_result, wanted: str) -> str:
     what = "link" if stat.S_ISLNK(found.st_mode) else "directory" if stat.S_ISDIR(found.st_mode) else "file"
     listed = " and an access control list (getfacl)" if _has_acl(path) else ""
     return (
-        f"The spool is not as its mode ({mode}) says: {path} is a {what} of {account_name(found.st_uid)}'s, group "
-        f"{group_name(found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}{listed}, and should have {wanted}. Others "
-        "may have changed it: nothing was read. Find out who did before you set it right."
+        f"The permissions of the spool do not match its mode ({mode}): {path} is a {what} of "
+        f"{account_name(found.st_uid)}, group {group_name(found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+        f"{listed}, and should {wanted}. Another account may have changed it; nothing was read. Find out the cause "
+        "before you correct it."
     )
 
 
 def _has_acl(path: str) -> bool:
     try:
         return "system.posix_acl_access" in os.listxattr(path, follow_symlinks=False)
-    except (AttributeError, OSError):  # neither this system nor that filesystem has any
+    except (AttributeError, OSError):  # this system or that filesystem has no access control lists
         return False
 
 
 def check_parents(root: str, owner: int) -> None:
-    """Raise :class:`NotTrusted` where others could put something else in the place of ``root``, or on the way to it.
+    """Raise :class:`NotTrusted` if another account can replace ``root`` or a directory above it.
 
-    That is so below a directory to which others can write, unless its sticky bit lets them move only what is theirs;
-    and below one whose owner is neither root, nor this account, nor the spool's. Directories that are named in
-    ``SPOOLPOOL_PARENTS`` are taken as they are. What does not exist yet is no danger.
+    It can below a directory that it may write to, unless the sticky bit restricts it to its own entries; and below a
+    directory that belongs neither to root, nor to this account, nor to the owner of the spool. Directories named in
+    ``SPOOLPOOL_PARENTS`` are accepted unchecked. A directory that does not exist yet is no danger.
     """
     good = {*_roots(), os.geteuid(), owner}
     accepted = {os.path.realpath(path) for path in os.environ.get(settings.ENV_PARENTS, "").split(":") if path}
@@ -125,33 +126,32 @@ def check_parents(root: str, owner: int) -> None:
             below = None
         if directory in accepted:
             continue
-        others = _who_can_swap(above, below, good)
+        others = _accounts_that_can_swap(above, below, good)
         if others:
             raise NotTrusted(
-                f"{others} can put something else in the place of {os.path.join(directory, name)}, on the way to the "
-                f"spool {root}: {directory} belongs to {account_name(above.st_uid)}, group "
-                f"{group_name(above.st_gid)}, and "
-                f"has mode {stat.S_IMODE(above.st_mode):04o}. So they could have you run what is in a spool of theirs. "
-                "Use another place, or take that right away (chmod g-w,o-w, or +t). If all who have it may run code as "
-                f"you, set {settings.ENV_PARENTS}={directory}."
+                f"{others} can replace {os.path.join(directory, name)}, on the way to the spool {root}: {directory} "
+                f"belongs to {account_name(above.st_uid)}, group {group_name(above.st_gid)}, and has mode "
+                f"{stat.S_IMODE(above.st_mode):04o}. So they could make you run tasks from a spool of theirs. Use "
+                "another directory, or remove that permission (chmod g-w,o-w, or +t). If all these accounts may run "
+                f"code as you, set {settings.ENV_PARENTS}={directory}."
             )
 
 
-def _who_can_swap(above: os.stat_result, below: os.stat_result | None, good: set[int]) -> str:
-    """Who else can rename an entry of a directory, in words; empty if nobody."""
+def _accounts_that_can_swap(above: os.stat_result, below: os.stat_result | None, good: set[int]) -> str:
+    """Return a text that names the other accounts that can rename an entry of a directory; empty if there are none."""
     if above.st_uid not in good:
         return account_name(above.st_uid)
     if above.st_mode & stat.S_ISVTX:
         return account_name(below.st_uid) if below is not None and below.st_uid not in good else ""
     if above.st_mode & stat.S_IWOTH:
-        return "Everybody"
+        return "All accounts"
     if above.st_mode & stat.S_IWGRP and not is_private_group(above.st_gid, above.st_uid):
         return f"Group {group_name(above.st_gid)}"
     return ""
 
 
 def _parents(path: str) -> Iterator[tuple[str, str]]:
-    """Each directory on the way to a path with the name that is looked up in it, where links lead elsewhere too."""
+    """Yield each directory that the look-up of a path visits, links included, with the name looked up in it."""
     at, names, links = "/", path.split("/"), 0
     while names:
         name = names.pop(0)
@@ -163,7 +163,7 @@ def _parents(path: str) -> Iterator[tuple[str, str]]:
             if os.path.islink(whole):
                 links += 1
                 if links > 40:
-                    raise BadRequest(f"{path} leads through too many symbolic links.")
+                    raise BadRequest(f"{path} leads through more than 40 symbolic links.")
                 target = os.readlink(whole)
                 at = "/" if target.startswith("/") else at
                 names[:0] = target.split("/")
@@ -172,7 +172,7 @@ def _parents(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _roots() -> set[int]:
-    """Owners of the system's own directories: root, and nobody where a user namespace (a container) does not map it."""
+    """Return the owners of system directories: root, and the overflow user where a user namespace does not map root."""
     try:
         with (
             open("/proc/self/uid_map", encoding="ascii") as map_,
@@ -180,12 +180,12 @@ def _roots() -> set[int]:
         ):
             whole = sum(int(line.split()[2]) for line in map_) >= 2**32 - 1
             return {0} if whole else {0, int(nobody.read())}
-    except (OSError, ValueError, IndexError):  # no Linux
+    except (OSError, ValueError, IndexError):  # not Linux
         return {0}
 
 
 def group_for(mode: Mode, group: str | None) -> int | None:
-    """The group of a new spool, None for a private one; :class:`BadRequest` for one that does not fit its mode."""
+    """Return the group id of a new spool, None if it is private; raise :class:`BadRequest` for an unsuitable group."""
     if mode == "private":
         if group is not None:
             raise BadRequest("A private spool has no group: choose --mode group or dropbox.")
@@ -195,22 +195,21 @@ def group_for(mode: Mode, group: str | None) -> int | None:
     gid = group_id(group)
     if mode == "dropbox":
         if os.geteuid() == 0:
-            raise BadRequest("Not as root: whoever drops a task runs code as the owner of the dropbox.")
+            raise BadRequest("Root cannot own a dropbox: every account that drops a task runs code as its owner.")
         if has_other_members(gid, os.geteuid()):
             raise BadRequest(
-                f"Group {group} has other members than {account_name(os.geteuid())}: they could do in the "
-                f"dropbox whatever "
-                "its owner can. Name a group of the service account's own."
+                f"Group {group} has other members than {account_name(os.geteuid())}: they could do in the dropbox "
+                "whatever its owner can. Name a private group of the service account."
             )
     return gid
 
 
-def whose(root: str) -> str:
-    """For whom a spool is that cannot be opened, and who asks."""
+def describe_access(root: str) -> str:
+    """Return a text on owner, group and mode of a spool that cannot be opened, and on this process's account."""
     try:
         found = os.lstat(root)
     except OSError:
-        return "A directory above it is closed to this account; ask the owner of the spool."
+        return "This account cannot enter a directory above it; ask the owner of the spool."
     mine = sorted({group_name(gid) for gid in (os.getegid(), *os.getgroups())})
     text = (
         f"It belongs to {account_name(found.st_uid)}, group {group_name(found.st_gid)}, with mode "
@@ -218,5 +217,5 @@ def whose(root: str) -> str:
         f"{', '.join(mine)} on {os.uname().nodename}; ask its owner."
     )
     if found.st_mode & stat.S_IXGRP and found.st_gid not in (os.getegid(), *os.getgroups()):
-        text += " If it is in that group elsewhere, this node does not know it, or it was lost on the way here."
+        text += " If it is in that group on other hosts, this node does not know it, or the launcher dropped it."
     return text

@@ -1,4 +1,4 @@
-"""Look up accounts and groups of this host."""
+"""Accounts and groups of this host."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable
 
 from spoolpool.errors import BadRequest
 
-_FRESH = 60  # seconds for which an answer of the group database is used
+_FRESH = 60  # seconds for which an answer of the group database is cached
 
 
 @functools.lru_cache
 def account_name(uid: int) -> str:
-    """An account's name, or its number where it has none."""
+    """Return the name of an account, or its number where it has no name."""
     import pwd
 
     try:
@@ -24,7 +24,7 @@ def account_name(uid: int) -> str:
 
 
 def group_name(gid: int) -> str:
-    """A group's name, or its number where it has none."""
+    """Return the name of a group, or its number where it has no name."""
     import grp
 
     try:
@@ -34,7 +34,7 @@ def group_name(gid: int) -> str:
 
 
 def is_private_group(gid: int, uid: int) -> bool:
-    """Whether a group is an account's own: called like it, and without other members."""
+    """Return whether a group is the private group of an account: it has the same name and no other members."""
     import grp
 
     try:
@@ -44,14 +44,14 @@ def is_private_group(gid: int, uid: int) -> bool:
 
 
 def has_other_members(gid: int, uid: int) -> bool:
-    """Whether accounts besides this one are listed in a group (those whose primary group it is are not)."""
+    """Return whether a group lists accounts besides this one. Accounts are not listed in their primary group."""
     import grp
 
     return bool(set(grp.getgrgid(gid).gr_mem) - {account_name(uid)})
 
 
 def group_id(group: str) -> int:
-    """The number of a group, by its name or number; raises :class:`BadRequest` where there is none."""
+    """Return the number of a group, given its name or number; raise :class:`BadRequest` for an unknown name."""
     import grp
 
     try:
@@ -61,7 +61,7 @@ def group_id(group: str) -> int:
 
 
 def user_id(user: str | int) -> int:
-    """Return the number of an account, by its name or number; raises :class:`BadRequest` for an unknown name."""
+    """Return the number of an account, given its name or number; raise :class:`BadRequest` for an unknown name."""
     import pwd
 
     if isinstance(user, int):
@@ -89,14 +89,14 @@ def _groups_of(uid: int, _since: int) -> frozenset[int]:
 def _gid(group: str, _since: int) -> int | None:
     try:
         return group_id(group)
-    except BadRequest:  # removed since, or known on other hosts only
+    except BadRequest:  # the group was removed, or exists on other hosts only
         return None
 
 
 def in_group(uid: int, groups: Iterable[str]) -> bool:
-    """Whether an account is in one of these groups, its primary or a supplementary one.
+    """Return whether one of these groups is the primary group or a supplementary group of an account.
 
-    The group database of this host is asked; its answer is used for up to a minute.
+    The answer of this host's group database is cached for up to a minute.
     """
     since = int(time.monotonic() // _FRESH)
     return any(_gid(group, since) in _groups_of(uid, since) for group in groups)

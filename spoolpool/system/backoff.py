@@ -1,4 +1,4 @@
-"""The rhythm of everything that waits."""
+"""Intervals between polls, and the only sleep of the package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 
 
 class Backoff:
-    """Seconds to wait before the next look: quick right after activity, slow when idle, jittered.
+    """Growing interval between polls, in seconds: short after activity, long when idle, with jitter.
 
-    The first look after :meth:`reset` comes after ``first`` seconds; each further one ``factor``
-    times later, never more than ``last`` seconds after the one before. The jitter (up to a quarter
-    less) keeps a thousand groups that were started together from looking together.
+    The first interval after :meth:`reset` is ``first`` seconds. Each further interval is ``factor`` times as long, up
+    to ``last`` seconds. The jitter shortens an interval by up to a quarter, so that a thousand groups that were started
+    together do not poll together.
     """
 
     __slots__ = ("_next", "factor", "first", "last")
@@ -23,18 +23,18 @@ class Backoff:
         self._next = first
 
     def reset(self) -> None:
-        """Something happened: be quick again."""
+        """Start again with the shortest interval, after an activity."""
         self._next = self.first
 
     def next(self) -> float:
-        """Return the seconds to wait now, and be slower the next time."""
+        """Return the seconds to wait now, and lengthen the next interval."""
         now = self._next
         self._next = min(now * self.factor, self.last)
         return now * random.uniform(0.75, 1.0)
 
     @property
     def slow(self) -> bool:
-        """Whether the slowest rhythm is reached."""
+        """Whether the longest interval is reached."""
         return self._next >= self.last
 
     def sleep(self) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables of processes that are started."""
+"""Environment of child processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _INHERITED = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "MPIR_", "HYDRA_", "HYDI_",
 
 
 def without_mpi(variables: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a surrounding MPI left in it for its own ranks."""
+    """Return an environment without the variables that a surrounding MPI sets for its own ranks."""
     return {
         key: value
         for key, value in variables.items()

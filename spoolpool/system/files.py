@@ -1,8 +1,8 @@
-"""The one module that touches the disk: create, move, remove, list, look.
+"""The only module that reads and changes the disk: create, move, remove, list, inspect.
 
-Everything above says what it means (publish, claim, commit) and gets here for the system call. No
-function in here repairs an error by guessing: on a network filesystem an operation can happen and
-yet answer with an error (a request that was repeated), so the caller looks for what it wanted.
+The rooms above name the steps of the protocol (publish, claim, commit) and call this module for the system calls. No
+function here repairs an error by guessing. On a network filesystem an operation can succeed and yet return an error,
+because its request was repeated; so the caller checks for the intended result.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from typing import Literal, TypeAlias
 from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
 
 Durability = Literal["none", "data", "full"]
-"""``none`` survives the crash of any process, ``data`` the crash of the node (the file is synced
-before it gets its name), ``full`` the loss of power on a local disk (directories are synced too)."""
+"""``none`` survives the crash of any process, ``data`` the crash of the node (a file is synced before it gets its
+name), ``full`` the loss of power on a local disk (directories are synced too)."""
 
 GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
-"""The name was there when it was listed and is no longer: another process moved or removed it. NFS
-says ESTALE where a local filesystem says ENOENT."""
+"""The listed name no longer exists: another process moved or removed it. NFS returns ESTALE where a local filesystem
+returns ENOENT."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """No space, no inodes, or no quota."""
 
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-"""The account may not."""
+"""The account lacks the permission."""
 
-_HELD = "/proc/self/fd/"
+_DESCRIPTORS = "/proc/self/fd/"
 
 _PARTS = 512  # fewer than IOV_MAX (1024) on every system
 
 
 def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write every byte of ``parts`` in order, gathering them, whatever the kernel takes at a time."""
+    """Write all bytes of ``parts`` in order, with gathered writes, however few the kernel takes at a time."""
     size = sum(map(len, parts))
     done = os.writev(fd, parts) if size and len(parts) <= _PARTS else 0
-    if done == size:  # as nearly always
+    if done == size:  # the usual case
         return
     views = [memoryview(part) for part in parts if len(part)]
     while True:
@@ -54,46 +54,46 @@ def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
 
 
 class Directory:
-    """A directory that is held open: as text it is a path that leads to it, whatever has been put in its place since.
+    """Open directory. Its text is a path that leads to it, even after another one was put in its place.
 
-    That path is good in this process alone, as long as this object lives, and costs no more than another.
+    The path is valid only in this process and only during the life of this object. It costs no more than another path.
     """
 
     def __init__(self, path: str) -> None:
-        """Open it, without following a link in the last part of ``path``; ``OSError`` as open(2).
+        """Open it without following a link in the last part of ``path``. ``OSError`` as open(2).
 
-        ``ENOTDIR`` is for a link as well as for what is no directory.
+        A link, too, raises ``ENOTDIR``.
         """
         self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self.owner = os.fstat(self._fd).st_uid
 
     def __str__(self) -> str:
-        return f"{_HELD}{self._fd}"
+        return f"{_DESCRIPTORS}{self._fd}"
 
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
 
     def removed(self) -> bool:
-        """Whether it was removed since it was opened."""
+        """Return whether the directory was removed after it was opened."""
         return os.fstat(self._fd).st_nlink == 0
 
 
 Place: TypeAlias = "str | Directory"
-"""A directory by its path, or held open; in a text, either leads there."""
+"""A path or an open directory; formatted, both are paths."""
 
 
 def display_path(path: str) -> str:
-    """A path as people know it, where it leads through a :class:`Directory`."""
-    if path.startswith(_HELD):
-        number, _, rest = path.removeprefix(_HELD).partition("/")
+    """Return a path for display: where it leads through a :class:`Directory`, the path of that directory."""
+    if path.startswith(_DESCRIPTORS):
+        number, _, rest = path.removeprefix(_DESCRIPTORS).partition("/")
         with contextlib.suppress(OSError):
-            return f"{os.readlink(_HELD + number)}/{rest}"
+            return f"{os.readlink(_DESCRIPTORS + number)}/{rest}"
     return path
 
 
-class translate_errors:  # noqa: N801  like contextlib's; a generator would cost three times as much at each task
+class translate_errors:  # noqa: N801  named like contextlib's; a generator would take three times as long, for each task
     """Context that turns an ``OSError`` into :class:`SpoolFull`, :class:`SpoolDenied` or :class:`SpoolpoolError`.
 
     ``action`` completes "Cannot ...", as in "submit a task to /spool". The message adds the path and the remedy.
@@ -120,7 +120,7 @@ class translate_errors:  # noqa: N801  like contextlib's; a generator would cost
 
 
 def _set_exactly(fd: int, mode: int) -> None:
-    """Undo what the umask took, or a default access control list gave."""
+    """Undo the effects of the umask and of a default access control list."""
     if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
         os.fchmod(fd, mode)
 
@@ -133,10 +133,10 @@ def create(
     exact: bool = False,
     durability: Durability = "none",
 ) -> None:
-    """Make the new file ``path`` with these bytes; it is complete or an ``OSError`` tells.
+    """Create the file ``path`` with these bytes, complete; raise ``OSError`` otherwise.
 
-    A name that exists raises ``FileExistsError`` and is left as it is. What a failure left half
-    written is removed, as far as that is possible. ``exact``: the mode is, whatever the umask says.
+    An existing name raises ``FileExistsError`` and stays unchanged. A partly written file is removed as far as
+    possible. ``exact`` sets the mode regardless of the umask.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
@@ -157,10 +157,10 @@ def create(
 
 
 def move(source: str, target: str, *, durability: Durability = "none") -> None:
-    """Rename ``source`` to ``target``, a name that nobody else ever makes.
+    """Rename ``source`` to ``target``, a name that no other process ever makes.
 
-    Raises the ``OSError`` of rename(2), which on a network filesystem does not mean that it did not
-    happen: look for the target.
+    Raises the ``OSError`` of rename(2). On a network filesystem the rename may have happened all the same: check for
+    the target.
     """
     os.rename(source, target)
     if durability == "full":
@@ -169,7 +169,7 @@ def move(source: str, target: str, *, durability: Durability = "none") -> None:
 
 
 def remove(path: str) -> bool:
-    """Unlink ``path``; False where it was gone already."""
+    """Unlink ``path``; return False if it did not exist."""
     try:
         os.unlink(path)
     except OSError as error:
@@ -180,24 +180,24 @@ def remove(path: str) -> bool:
 
 
 def list_names(directory: str) -> list[str]:
-    """List a directory without a look at its entries; empty where it does not exist (yet or any more)."""
+    """Return the names in a directory without inspecting the entries; an empty list where it does not exist."""
     try:
         return os.listdir(directory)
     except OSError as error:
-        if error.errno in GONE:  # removed between two looks, or not made yet
+        if error.errno in GONE:  # removed between two listings, or not made yet
             return []
         raise
 
 
 def exists(path: str) -> bool:
-    """Whether ``path`` exists, asked in both ways that a stale cache can spoil.
+    """Return whether ``path`` exists, by listing and by look-up, since either may be answered from a stale cache.
 
-    NFS answers a look-up from its cache for up to 60 s but lists afresh; sshfs lists from its cache
-    for 20 s but looks up afresh. Seen in either is there. Raises ``OSError`` where it cannot be told: a
-    server that is away, or a stale handle, says nothing about the name.
+    NFS answers a look-up from its cache for up to 60 s but lists afresh; sshfs lists from its cache for 20 s but looks
+    up afresh. A name that is found in either way exists. Raises ``OSError`` where the answer is unknown: an unreachable
+    server or a stale handle proves nothing about the name.
     """
     directory, name = os.path.split(path)
-    with contextlib.suppress(PermissionError):  # a directory in which one may make names, and not list them
+    with contextlib.suppress(PermissionError):  # a directory that is writable and searchable, but not readable
         if name in list_names(directory):
             return True
     try:
@@ -208,7 +208,7 @@ def exists(path: str) -> bool:
 
 
 def is_missing(path: str) -> bool:
-    """Whether it is certain that nothing is at ``path``; False also where it cannot be told."""
+    """Return whether ``path`` certainly does not exist; False also where the answer is unknown."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -219,7 +219,7 @@ def is_missing(path: str) -> bool:
 
 
 def owner(path: str) -> int | None:
-    """Account to which a name belongs, not what a link leads to; None where it is gone."""
+    """Return the account that owns ``path`` itself, not the target of a link; None where it does not exist."""
     try:
         return os.lstat(path).st_uid
     except OSError as error:
@@ -229,7 +229,7 @@ def owner(path: str) -> int | None:
 
 
 def is_directory(path: str) -> bool:
-    """Whether ``path`` is a directory itself, and not a link to one; False where it is gone."""
+    """Return whether ``path`` itself is a directory, not a link to one; False where it does not exist."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError as error:
@@ -239,7 +239,7 @@ def is_directory(path: str) -> bool:
 
 
 def make_directory(path: str, mode: int = 0o700) -> bool:
-    """Make ``path``; False where it exists. The mode is exact, whatever the umask says."""
+    """Create the directory ``path`` with exactly this mode, regardless of the umask; return False if it exists."""
     try:
         os.mkdir(path, mode)
     except FileExistsError:  # another submitter or worker was first
@@ -248,13 +248,13 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
         if stat.S_IMODE(os.lstat(path).st_mode) != mode:
             set_mode(path, mode)
     except OSError as error:
-        if error.errno not in GONE:  # a worker found it empty and removed it
+        if error.errno not in GONE:  # else a worker found it empty and removed it
             raise
     return True
 
 
 def make_parents(path: str) -> None:
-    """Make the directories above ``path`` that are missing, which nobody else may write to, whatever the umask says."""
+    """Create the missing directories above ``path``, writable by this account alone, regardless of the umask."""
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         make_parents(parent)
@@ -263,9 +263,9 @@ def make_parents(path: str) -> None:
 
 
 def set_mode(path: str, mode: int, group: int = -1) -> None:
-    """Change the permissions, and the group if one is given, of what is one's own, not of what a link leads to.
+    """Change the permissions, and the group if one is given, of a file of this account; a link is not followed.
 
-    Raises ``PermissionError`` for what belongs to somebody else, also where this account might change it.
+    Raises ``PermissionError`` for a file of another account, even where this account could change it.
     """
     fd = open_file(path)
     try:
@@ -283,7 +283,7 @@ def remove_directory(path: str) -> bool:
     try:
         os.rmdir(path)
     except OSError as error:
-        # ENOTEMPTY (EEXIST on some systems): somebody put a name into it meanwhile. It lives on.
+        # ENOTEMPTY (EEXIST on some systems): another process has made a name in it since, so it stays
         if error.errno in GONE or error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
             return False
         raise
@@ -291,18 +291,18 @@ def remove_directory(path: str) -> bool:
 
 
 def open_file(path: str, *, write: bool = False) -> int:
-    """Open an existing file without following a link and without waiting for the far end of a FIFO.
+    """Open an existing file without following a link and without waiting for the other end of a FIFO.
 
-    ``write`` asks for read and write, which a lock needs on NFS. The caller checks with ``fstat``
-    what it got (see :mod:`spoolpool.security.trust`).
+    ``write`` opens it for reading and writing, which a lock needs on NFS. The caller checks the opened file with
+    ``fstat`` (see :mod:`spoolpool.security.trust`).
     """
     access = os.O_RDWR if write else os.O_RDONLY
     return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 def close(fd: int) -> None:
-    """Close; an error of a descriptor that was only read has no consequence."""
-    try:  # noqa: SIM105  twice per task, and three times as quick as a context
+    """Close a descriptor that was only read, ignoring errors: they have no consequence."""
+    try:  # noqa: SIM105  twice per task, and three times as fast as a context
         os.close(fd)
     except OSError:
         pass
@@ -314,18 +314,18 @@ def touch(path: str) -> None:
 
 
 def refresh(directory: str) -> None:
-    """Let no client go on believing what it last listed in ``directory``, if this account may write there.
+    """Make clients list ``directory`` afresh, if this account may write there.
 
-    A client of NFS 3 tells by the directory's time whether its listing still holds. A name that comes within the
-    tick of the server's clock (up to 10 ms) in which that listing and an earlier change fell is hidden until the
-    directory changes once more.
+    An NFS 3 client decides by the directory's modification time whether its cached listing is valid. A name that is
+    made within the same tick of the server's clock (up to 10 ms) as that listing and an earlier change stays hidden
+    until the directory changes once more.
     """
     with contextlib.suppress(OSError):
         os.utime(directory)
 
 
 def mtime_ns(path: str) -> int | None:
-    """Modification time in ns as the server has it now (opening asks it anew on NFS), None if gone."""
+    """Return the current modification time in ns (opening makes NFS ask the server); None where it does not exist."""
     try:
         fd = open_file(path)
     except OSError as error:
@@ -350,9 +350,9 @@ def regular_status(fd: int, path: str) -> os.stat_result:
 def reading(
     path: str, check: Callable[[int, str], os.stat_result] | None = regular_status, shown: str = ""
 ) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a file, return its descriptor and its status, close it at the end. ``OSError`` as open(2).
+    """Open a file, return its descriptor and its status, and close it at the end. ``OSError`` as open(2).
 
-    ``check`` returns the status, or refuses the file; it is given ``shown`` where that is the path that people know.
+    ``check`` returns the status or raises; ``shown`` is the path in its messages, if it differs from ``path``.
     """
     fd = open_file(path)
     try:
@@ -362,7 +362,7 @@ def reading(
 
 
 def read_small(path: str, limit: int = 1 << 20) -> bytes:
-    """The bytes of a small regular file; ``OSError`` as open(2), ``ValueError`` if it is none."""
+    """Return the bytes of a small regular file. ``OSError`` as open(2), ``ValueError`` for other files."""
     with reading(path) as (fd, status):
         if status.st_size > limit:
             raise ValueError(f"{path} has more than {limit} bytes")
@@ -370,12 +370,12 @@ def read_small(path: str, limit: int = 1 << 20) -> bytes:
 
 
 def append(fd: int, data: bytes) -> None:
-    """Add to a file to which processes of this host alone append; the kernel keeps their pieces apart."""
+    """Append to a file to which only processes of this host append: the kernel does not mix their pieces."""
     write_all(fd, [data])
 
 
 def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
-    """Open, or make, a file of one's own to append to; ``exact`` as for :func:`create`."""
+    """Open or create a file of this account for appending; ``exact`` as for :func:`create`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, mode)
     if exact:
@@ -384,14 +384,14 @@ def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
 
 
 def open_edit(path: str, mode: int = 0o600) -> int:
-    """Open, or make, a file of one's own to write over what stands in it. The mode is exact, as for directories."""
+    """Open or create a file of this account for overwriting. The mode is exact, as for directories."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     _set_exactly(fd, mode)
     return fd
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:
-    """Write over what stands at ``offset``, in a file of one's own."""
+    """Overwrite a file of this account at ``offset``."""
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
@@ -406,22 +406,22 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
 
 
 def end_of(fd: int) -> int:
-    """Where an opened file ends, asked in the cheapest way; moves the descriptor's own position."""
+    """Return the size of an opened file in the cheapest way; moves the position of the descriptor."""
     return os.lseek(fd, 0, os.SEEK_END)
 
 
 def truncate(fd: int, size: int) -> None:
-    """Let a file of one's own end there."""
+    """Truncate a file of this account."""
     os.ftruncate(fd, size)
 
 
 def sync(fd: int) -> None:
-    """Have the content of a file seen by other clients, and survive the crash of this node."""
+    """Make the content of a file visible to other clients and durable against the crash of this node."""
     os.fdatasync(fd)
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in a directory survive the loss of power."""
+    """Make the names in a directory durable against the loss of power."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -430,7 +430,7 @@ def sync_directory(path: str) -> None:
 
 
 def remove_tree(path: str, keep: Iterable[str] = ()) -> None:
-    """Remove a directory of one's own with all that is in it; what is gone already is no error."""
+    """Remove a directory of this account with its content, except the names in ``keep``; missing files are no error."""
     import shutil
 
     kept = set(keep)
@@ -447,5 +447,5 @@ def remove_tree(path: str, keep: Iterable[str] = ()) -> None:
 
 
 def size(fd: int) -> int:
-    """Bytes in an opened file."""
+    """Return the size of an opened file in bytes."""
     return os.fstat(fd).st_size

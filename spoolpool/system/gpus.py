@@ -1,4 +1,4 @@
-"""The GPUs of this host where no batch system deals them out: which there are, and each rank's share of them."""
+"""GPUs of a host without a batch system that assigns them: detection, and the share of each rank."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _LOCAL_RANK = (
     "MPI_LOCALRANKID",  # MPICH and Intel
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "PALS_LOCAL_RANKID",
-    "PMI_RANK",  # other descendants of MPICH; on one host it is the same
+    "PMI_RANK",  # other derivatives of MPICH; on one host it equals the local rank
 )
 _NVIDIA = re.compile(r"nvidia\d+")
 
 
 class Devices(NamedTuple):
-    """GPUs, and how a process is told which of them are its own."""
+    """GPUs, and the variable that assigns GPUs to a process."""
 
     variable: str
-    """``CUDA_VISIBLE_DEVICES`` for NVIDIA's, ``ROCR_VISIBLE_DEVICES`` for AMD's."""
+    """``CUDA_VISIBLE_DEVICES`` for NVIDIA, ``ROCR_VISIBLE_DEVICES`` for AMD."""
     ids: tuple[str, ...]
     """Numbers or UUIDs."""
 
 
 def find_gpus(environment: Mapping[str, str] = os.environ, root: str = "") -> Devices:
-    """The GPUs that this process may use: those that a variable names, else those that the kernel shows.
+    """Return the GPUs that this process may use: named by a variable, else shown by the kernel.
 
-    No tool of a vendor is run: what is there says nothing about whether it works.
+    No vendor tool is run. A GPU that is present need not work.
     """
     for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in environment:
@@ -51,12 +51,12 @@ def _names(directory: str) -> list[str]:
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The number of this process among those that one mpiexec started on this host."""
+    """Return the rank of this process among the processes that one mpiexec started on this host."""
     return next((int(environment[name]) for name in _LOCAL_RANK if environment.get(name, "").isdecimal()), 0)
 
 
 def take_share(variable: str, count: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Be the rank of a group that gets its ``count`` GPUs out of those that ``variable`` lists for the whole group."""
+    """Reduce ``variable``, which lists the GPUs of the whole group, to the ``count`` GPUs of this rank."""
     rank = local_rank(environment)
     ids = environment[variable].split(",")
     environment[variable] = ",".join(ids[rank * count : (rank + 1) * count])

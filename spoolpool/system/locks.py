@@ -1,4 +1,4 @@
-"""Locks as witnesses: who holds one lives. The safety of the protocol never depends on them."""
+"""File locks as evidence: the holder of a lock is alive. The safety of the protocol never depends on them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from enum import Enum
 from types import ModuleType
 
 UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})
-"""Mounts without locks: NFS without lockd (ENOLCK), Lustre without ``flock`` (ENOSYS); EBADF is
-NFS's answer for a descriptor that is open for reading alone."""
+"""Errors of mounts without locks: NFS without lockd (ENOLCK), Lustre without ``flock`` (ENOSYS). NFS answers EBADF for
+a descriptor that is only open for reading."""
 
 
 class Lock(Enum):
-    """What a try to lock a descriptor found."""
+    """Result of an attempt to lock a descriptor."""
 
     TAKEN = "taken"
-    """It is ours until the descriptor is closed."""
+    """This process holds the lock until the descriptor is closed."""
     BUSY = "busy"
-    """A process that lives, on this host or another, holds it."""
+    """A live process, on this or another host, holds the lock."""
     NONE = "none"
-    """This filesystem has no locks here: the lease alone decides."""
+    """The filesystem has no locks here: the lease alone decides."""
 
 
 @functools.cache
 def _library() -> ModuleType:
-    import filelock  # 30 ms of imports that a submitter does not need
+    import filelock  # takes 30 ms, and a submitter does not need it
 
     return filelock
 
@@ -33,8 +33,7 @@ def _library() -> ModuleType:
 def try_lock(fd: int) -> Lock:
     """Try to take the exclusive lock of a whole file, without waiting.
 
-    ``fd`` must be open for writing on NFS. Forked children inherit the lock with the descriptor:
-    they must close it.
+    On NFS, ``fd`` must be open for writing. A forked child inherits the lock with the descriptor and must close it.
     """
     try:
         return Lock.TAKEN if _library().lock_descriptor(fd, blocking=False) else Lock.BUSY

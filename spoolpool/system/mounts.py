@@ -1,4 +1,4 @@
-"""What the system says about the filesystem that holds a path."""
+"""Properties of the filesystem that contains a path."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import subprocess
 from collections.abc import Iterable
 
 LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
-"""Kinds of filesystems that one host alone mounts."""
+"""Types of filesystems that only one host mounts."""
 
 
-def local(path: str) -> bool:
-    """Whether only this host uses the filesystem that holds ``path``, so that everybody sees a write at once."""
+def is_local(path: str) -> bool:
+    """Return whether only this host uses the filesystem of ``path``, so that all processes see a write at once."""
     return mount_of(path)[1] in LOCAL
 
 
 def mount_of(path: str) -> tuple[str, str, str]:
-    """Mount point, kind, and options of the filesystem that holds ``path`` (``/proc/self/mountinfo``, proc(5))."""
+    """Return mount point, type and options of the filesystem of ``path`` (``/proc/self/mountinfo``, proc(5))."""
     with (
         contextlib.suppress(OSError),
         open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file,
@@ -29,7 +29,7 @@ def mount_of(path: str) -> tuple[str, str, str]:
 
 
 def find_mount(lines: Iterable[str], path: str) -> tuple[str, str, str]:
-    """The same, from the lines of a ``mountinfo``; of several mounts on one point the last counts."""
+    """Find the mount of ``path`` in the lines of a ``mountinfo``; of several mounts on one point the last counts."""
     best = ("/", "unknown", "")
     for line in lines:
         left, right = (part.split() for part in line.partition(" - ")[::2])
@@ -43,11 +43,11 @@ def find_mount(lines: Iterable[str], path: str) -> tuple[str, str, str]:
 
 
 def quota(point: str) -> str:
-    """What quota says about this account on a mount, in one line; empty where there is none, or none soon."""
+    """Run quota and return its line about a mount and this account; empty without a quota, or after a timeout."""
     command = shutil.which("quota")
     if command is None:
         return ""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it asks servers, which may be away
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it asks servers, which may be unreachable
         said = subprocess.run(
             [command, "-w"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10, check=False
         )

@@ -1,6 +1,6 @@
-"""Packages that a task wants in the same version where it runs, as tags of its lane: ``numpy==2.1.0``.
+"""Package versions that a task requires on its worker, as tags of its lane: ``numpy==2.1.0``.
 
-So it is known before anything is unpickled whether a group can run it, and a group that cannot says what it has.
+So a group decides before it unpickles anything whether it can run the task; if not, it reports its own version.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _SEPARATORS = re.compile(r"[-_.]+")
 
 
 def requirements(wanted: Iterable[str]) -> tuple[str, ...]:
-    """Tags for packages by name (then in the version that is installed here), or as ``NAME==VERSION``.
+    """Return the tags of packages. A package is ``NAME==VERSION``, or a name that means the version installed here.
 
-    Raises :class:`BadRequest` for a package that is not installed here and named without a version.
+    Raises :class:`BadRequest` for a package without a version that is not installed here.
     """
     return tuple(sorted({_tag(each) for each in wanted}))
 
@@ -28,22 +28,22 @@ def _tag(wanted: str) -> str:
         found = _installed(name)
         if found is None:
             raise BadRequest(
-                f"resource_dict: packages names {name!r}, which is not installed here: name the version that the "
+                f"resource_dict: packages names {name!r}, which is not installed here: add the version that the "
                 f"workers should have, as in '{name}==1.0'."
             )
         version = found
-    # as the index of packages compares names; a '+' of a local version parts tags from each other
+    # names as the package index compares them; a '+' in a version would separate two tags of a lane
     return f"{_SEPARATORS.sub('-', name.strip()).lower()}=={version.strip().replace('+', '_')}"
 
 
 def is_requirement(tag: str) -> bool:
-    """Whether a tag asks for a package, and not for something that a group was tagged with."""
+    """Return whether a tag requires a package; other tags are set by the user."""
     return "==" in tag
 
 
 @functools.cache
 def lacks(tag: str) -> str | None:
-    """None where the package of such a tag is installed in this version, else what is here in its place."""
+    """Return None where the package of a tag is installed in the required version, else a text about this host's."""
     name, _, version = tag.partition("==")
     found = _installed(name)
     if found is None:
@@ -52,7 +52,7 @@ def lacks(tag: str) -> str | None:
 
 
 def _installed(name: str) -> str | None:
-    from importlib import metadata  # a tenth of what a group imports, for the few tasks that name packages
+    from importlib import metadata  # a tenth of a group's import time, and few tasks name packages
 
     try:
         return metadata.version(name)

@@ -1,7 +1,7 @@
-"""Which process is that, and is it provably dead?
+"""Identity of processes, and proof that a process is dead.
 
-A pid alone says nothing: it is used again after a while, and two containers may share a host name and
-a pid. With the start time, the boot id and the pid namespace it names one process for ever (proc(5)).
+A pid alone identifies no process: it is reused, and two containers may have the same host name and the same pid.
+Together with the start time, the boot id and the pid namespace it identifies one process for ever (proc(5)).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 @functools.cache
 def hostname() -> str:
-    """This host's name, as ``uname`` has it; no resolver is asked."""
+    """Return the name of this host from ``uname``, without a resolver."""
     return os.uname().nodename
 
 
@@ -28,51 +28,51 @@ def read_proc(path: str) -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Start time of a process, "" if it is a zombie; None where none is seen."""
+    """Return the start time of a process, "" for a zombie, and None where ``/proc`` shows no such process."""
     text = read_proc(f"/proc/{pid}/stat")
     if not text:
         return None
-    # the second field, the program's name, may hold spaces and parentheses: count from the last one
+    # the second field, the program's name, may contain spaces and parentheses: count from the last parenthesis
     fields = text[text.rfind(")") + 1 :].split()
-    if len(fields) < 20 or fields[0] in "ZX":  # a zombie runs no more
+    if len(fields) < 20 or fields[0] in "ZX":  # a zombie no longer runs
         return ""
     return fields[19]
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process that ``/proc`` does not show is there all the same, as others' are with ``hidepid``."""
+    """Return whether a process exists that ``/proc`` does not show, as with ``hidepid`` for another account's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # EPERM: it is somebody else's
+    except (OSError, OverflowError):  # EPERM: it belongs to another account
         pass
     return True
 
 
 @functools.lru_cache(maxsize=1)
 def _here(pid: int) -> ProcessId:
-    """This process; ``pid`` is its own, which a fork changes."""
+    """Return the identity of this process. ``pid`` is its own pid, which a fork changes."""
     return ProcessId.of(pid)
 
 
 class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
-    """One process on one boot of one host."""
+    """Identity of one process on one boot of one host."""
 
     host: str
-    """Host name, for people."""
+    """Host name, for display."""
     pid: int
     """Process id within its namespace."""
     start: str
     """Start time in clock ticks since boot, field 22 of ``/proc/PID/stat``."""
     boot: str
-    """``/proc/sys/kernel/random/boot_id``: one boot of one kernel."""
+    """``/proc/sys/kernel/random/boot_id``, which identifies one boot of one kernel."""
     namespace: str
     """Inode of the pid namespace."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
-        """The process ``pid`` of this host and pid namespace."""
+        """Return the identity of process ``pid`` in this pid namespace."""
         try:
             namespace = os.readlink("/proc/self/ns/pid")
         except OSError:
@@ -86,17 +86,17 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def is_near(self) -> bool:
-        """Whether this process can tell at any time whether that one lives: same boot, same pid namespace."""
+        """Return whether this process can always tell if that one is alive: same boot, same pid namespace."""
         here = _here(os.getpid())
         same = self.boot == here.boot and self.namespace == here.namespace
         return bool(same and self.boot and self.namespace and self.start)
 
     def is_alive_here(self) -> bool:
-        """True only where it is certain that a signal to the pid reaches this very process."""
+        """Return True only where a signal to the pid certainly reaches this process."""
         return self.is_near() and _start_time(self.pid) == self.start
 
     def is_provably_dead(self) -> bool:
-        """True only where it is certain: same boot, same pid namespace, and no such process."""
+        """Return True only where it is certain: same boot, same pid namespace, and no process of this identity."""
         if not (self.is_near() and _here(os.getpid()).start):
             return False
         start = _start_time(self.pid)

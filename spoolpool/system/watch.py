@@ -1,9 +1,8 @@
-"""Waiting for a change: inotify where the filesystem delivers it, and always a limit of time.
+"""Waiting for changes of directories, by inotify where the filesystem delivers events, always with a timeout.
 
-No network filesystem tells one client of another's change (measured on NFS 3 and 4.2, MooseFS,
-GlusterFS, sshfs), so an event is a hint that ends a wait early and the poll is the truth. Events are
-not read for what they say: whoever waited lists. Nothing is read at all while nobody waits, so that a
-busy worker pays nothing for the watch.
+No network filesystem reports the changes of one client to another (measured on NFS 3 and 4.2, MooseFS, GlusterFS,
+sshfs). So an event only ends a wait early, and the poll decides. The content of events is not used: the caller lists
+the directory after a wait. Events are read in a wait alone, so that the watch costs a busy worker nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ if TYPE_CHECKING:
     from watchdog.observers import inotify_c
 
 
-_EVENT = 512  # bytes, more than the largest event of inotify: 16 and a name of 255 with its end
+_EVENT = 512  # bytes, more than the largest event of inotify: 16, and a name of 255 with its terminator
 
 
 class DirectoryWatcher:
-    """A set of watched directories, and a wait that their changes or :meth:`wake` end.
+    """Watched directories, and a wait that ends when one of them changes or :meth:`wake` is called.
 
-    One thread waits; any thread may call :meth:`wake`, but not while another one calls :meth:`close`: the
-    number of a closed descriptor may be somebody else's already. Uses watchdog's bindings of the inotify calls
-    directly: its observer threads would cost two switches of thread per event.
+    One thread waits. Any thread may call :meth:`wake`, but not during :meth:`close`: the number of the closed
+    descriptor may have been reused. Uses watchdog's bindings of inotify(7) directly, because its observer threads would
+    cost two thread switches per event.
     """
 
-    _read = _write = _inotify = -1  # for one whose making failed
+    _read = _write = _inotify = -1  # for close() after an exception in __init__
     _begun = False
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class DirectoryWatcher:
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
 
     def add(self, directory: str) -> None:
-        """Watch a directory for names that come; one that cannot be watched is only polled."""
+        """Watch a directory for new names. A directory that cannot be watched is only polled."""
         if not self._begun and self._read >= 0:
             self._begun = True
             self._begin()
@@ -52,14 +51,14 @@ class DirectoryWatcher:
             self._watched[directory] = wd
 
     def _begin(self) -> None:
-        """Have inotify, where there is one."""
-        try:  # not before a directory is watched: a group that has a task at once claims it sooner
+        """Open inotify, where the system has it."""
+        try:  # not before a directory is watched: a group that finds a task at once claims it sooner
             from watchdog.observers import inotify_c
         except (ImportError, OSError, RuntimeError):  # no inotify on this system: the poll is enough
             return
         self._calls = inotify_c
         fd = inotify_c.inotify_init()
-        if fd >= 0:  # else the user's limit of instances is reached: the poll is enough
+        if fd >= 0:  # else the user's limit of inotify instances is reached: the poll is enough
             os.set_inheritable(fd, False)
             os.set_blocking(fd, False)
             self._inotify = fd
@@ -73,7 +72,7 @@ class DirectoryWatcher:
             self.add(path)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something changed, at most so long; whether something did."""
+        """Wait for a change, at most ``seconds``; return whether there was one."""
         try:
             ready = self._poll.poll(max(0.0, seconds) * 1000)
         except OSError:
@@ -83,20 +82,20 @@ class DirectoryWatcher:
         return bool(ready)
 
     def pause(self, seconds: float) -> bool:
-        """Wait, if changes can be seen; what changed until now is forgotten. Call it before the look for it."""
+        """Wait and discard the changes so far, if any directory is watched. Call it before listing."""
         return self.wait(seconds if self._watched else 0.0)
 
     def clear(self) -> None:
-        """Forget the changes so far; call it before the look that they would announce."""
+        """Discard the changes so far. Call it before listing."""
         self.wait(0.0)
 
     def wake(self) -> None:
-        """End a wait; from any thread or signal handler."""
-        with contextlib.suppress(OSError, ValueError):  # full: it wakes anyway; closed: nobody waits
+        """End a wait. May be called from any thread and from a signal handler."""
+        with contextlib.suppress(OSError, ValueError):  # a full pipe wakes too; a closed one has no waiting thread
             os.write(self._write, b"\0")
 
     def close(self) -> None:
-        """Give the descriptors back; harmless when repeated."""
+        """Close the descriptors; harmless when repeated."""
         fds = [fd for fd in (self._read, self._write, self._inotify) if fd >= 0]
         self._read = self._write = self._inotify = -1
         self._watched = {}
@@ -105,13 +104,12 @@ class DirectoryWatcher:
                 os.close(fd)
 
     def __del__(self) -> None:
-        # whoever made it may have failed before he could close it
-        self.close()
+        self.close()  # its creator may have failed before closing it
 
     @staticmethod
     def _drain(fd: int) -> None:
         try:
-            while len(os.read(fd, 65536)) > 65536 - _EVENT:  # inotify gives whole events
+            while len(os.read(fd, 65536)) > 65536 - _EVENT:  # inotify returns whole events
                 pass
-        except OSError:  # BlockingIOError: it is empty
+        except OSError:  # BlockingIOError: no more events
             pass

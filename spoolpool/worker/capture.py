@@ -141,7 +141,7 @@ class Capture:
         self._mode = spool.rights.file
         if not self._limit:
             return False
-        self._remote = not mounts.local(self._directory)
+        self._remote = not mounts.is_local(self._directory)
         self._saved = (_high(1), _high(2))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):  # somebody put another kind in its place

@@ -526,7 +526,7 @@ def test_results_of_other_accounts_are_not_read(spool: Spool, monkeypatch: pytes
     task = put(spool, "done")
 
     def others(self: Trust, fd: int, path: str) -> int:
-        raise NotTrusted(f"{path} belongs to mallory, who is not trusted here.")
+        raise NotTrusted(f"{path} belongs to mallory, which is not trusted here.")
 
     assert run("result", spool.path, task).stdout == "value\n"
     monkeypatch.setattr(Trust, "check", others)

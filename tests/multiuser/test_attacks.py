@@ -138,7 +138,7 @@ def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: S
         files.create(str(bucket / TaskFile(name, 1, 1).name), scene.forge(header, Canary(scene.canary)), mode=0o644)
     scene.work(scene.mallory)
     assert not scene.canary.exists()
-    words = f"{scene.lane} belongs to {scene.mallory.name} and should be {scene.alice.name}'s"
+    words = f"{scene.lane} belongs to {scene.mallory.name} and should belong to {scene.alice.name}"
     assert words in messages(caplog)
     with pytest.raises(NotTrusted, match=words):
         scene.submit()
@@ -453,7 +453,7 @@ def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned
 def test_a_task_cannot_put_its_result_into_the_inbox_of_another(dropbox: Scene, caplog: Log) -> None:
     drop(dropbox, (os.getuid, (), {}), session="alices")
     dropbox.work()
-    assert f"alices belongs to {dropbox.alice.name} and should be {dropbox.mallory.name}'s" in messages(caplog)
+    assert f"alices belongs to {dropbox.alice.name} and should belong to {dropbox.mallory.name}" in messages(caplog)
     assert not dropbox.left("results/alices") and not dropbox.left("outgoing/alices")
     dropbox.is_well()
 
@@ -603,8 +603,8 @@ def test_a_spool_below_a_directory_that_others_can_write_to_is_neither_made_nor_
             Spool.create(parent / "another")
             assert Spool(made)
             return
-        who = "Everybody" if mode & 0o002 else f"Group {people.project}"
-        words = f"{who} can put something else in the place of {parent}/"
+        who = "All accounts" if mode & 0o002 else f"Group {people.project}"
+        words = f"{who} can replace {parent}/"
         with pytest.raises(NotTrusted, match=words):
             Spool(made)
         with pytest.raises(NotTrusted, match=words):
@@ -622,7 +622,7 @@ def test_a_spool_below_a_directory_of_somebody_else_or_behind_his_link_is_not_op
         os.chown(public / name, owner.uid, owner.gid)
     (public / "mallorys" / "alices").mkdir()
     os.chown(public / "mallorys" / "alices", people.alice.uid, people.alice.gid)
-    words = f"{people.mallory.name} can put something else in the place of {public}/mallorys/"
+    words = f"{people.mallory.name} can replace {public}/mallorys/"
     with people.alice.acting():
         with pytest.raises(NotTrusted, match=words):
             Spool.create(public / "mallorys" / "alices" / "spool")
@@ -654,7 +654,7 @@ def test_a_member_whose_group_was_lost_on_the_way_to_a_node_is_told_so(group: Sc
     future = group.submit()
     bob = group.people.bob
     lost = type(bob)(bob.name, bob.uid, bob.gid)
-    with pytest.raises(SpoolDenied, match="this node does not know it, or it was lost") as error:
+    with pytest.raises(SpoolDenied, match="this node does not know it, or the launcher") as error:
         group.work(by=lost)
     assert group.people.project in str(error.value)
     group.work()

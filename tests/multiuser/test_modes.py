@@ -246,7 +246,7 @@ def test_a_spool_whose_directories_are_not_as_its_mode_says_is_not_opened(scene:
     else:
         (path / "spool.json").chmod(0o666)
         path /= "spool.json"
-    with scene.alice.acting(), pytest.raises(NotTrusted, match=f"not as its mode \\({scene.mode}\\) says: {path}"):
+    with scene.alice.acting(), pytest.raises(NotTrusted, match=f"do not match its mode \\({scene.mode}\\): {path}"):
         Spool(scene.path)
 
 
@@ -277,7 +277,7 @@ def test_a_mode_without_a_fitting_group_is_not_made(people: People, public: Path
                 Spool.create(public / "spool", mode=mode, group=name)  # type: ignore[arg-type]
         with pytest.raises(SpoolDenied):  # a group that one is not in
             Spool.create(public / "spool", mode="group", group=people.project)
-    with pytest.raises(BadRequest, match="Not as root"):
+    with pytest.raises(BadRequest, match="Root cannot own"):
         Spool.create(public / "spool", mode="dropbox", group=people.service.name)
 
 

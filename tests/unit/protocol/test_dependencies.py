@@ -377,7 +377,7 @@ def test_an_outcome_of_an_account_that_the_worker_does_not_trust_is_not_read(
     inbox.look()
     error = second.exception(timeout=0)
     assert isinstance(error, DependencyFailed)
-    assert "who is not trusted here" in str(error)
+    assert "which is not trusted here" in str(error)
 
 
 def test_a_task_that_was_set_aside_fails_what_waits_for_it(stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""Signed spools: what has no good signature is not unpickled, not believed, and not lost."""
+"""Signed spools: a file without a valid signature is not unpickled, not used and not removed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BIN = Path(sys.executable).parent
 
 
 class Trap:
-    """What must not be unpickled."""
+    """Object with a pickle that makes a directory when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = str(trace)
@@ -59,7 +59,7 @@ def trap(tmp_path: Path) -> Iterator[Trap]:
 
 @pytest.fixture
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The key file of everybody here."""
+    """The key file of all processes of the test."""
     path = tmp_path / "key"
     monkeypatch.setenv("SPOOLPOOL_KEY", str(path))
     signing.make_key(str(path))
@@ -80,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def stage(tmp_path: Path, clock: Clock, key: Path) -> Stage:
-    """A stage whose spool is signed."""
+    """A stage with a signed spool."""
     stage = Stage(tmp_path / "stage", clock)
     config = msgspec.structs.replace(stage.spool.config, signed=True)
     Path(stage.spool.layout.config).write_bytes(msgspec.json.encode(config))
@@ -93,19 +93,19 @@ def claimer(spool: Spool) -> Claimer:
 
 
 def put(spool: Spool, value: object) -> Path:
-    """Submit a task; its file."""
+    """Submit a task and return its file."""
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
     task_file = Submitter(spool).submit(header, envelope.pack(headers.encode(header), *pickling.dumps(value)))
     return Path(spool.layout.bucket(header.lane, header.bucket), task_file.name)
 
 
-def unsigned(path: Path) -> bytes:
+def without_signature(path: Path) -> bytes:
     return path.read_bytes()[: -signing.SIZE]
 
 
-def resigned(path: Path, trap: Trap, spool: Spool) -> None:
-    """Put a trap into a task file, with a fitting checksum, and the signature that it had."""
+def keep_old_signature(path: Path, trap: Trap, spool: Spool) -> None:
+    """Put a trap into a task file, with a valid checksum and the old signature."""
     data = path.read_bytes()
     header_length = int.from_bytes(data[12:16], "little")
     payload, _ = pickling.dumps(trap)
@@ -117,7 +117,7 @@ def resigned(path: Path, trap: Trap, spool: Spool) -> None:
 
 
 def unsign(path: Path, trap: Trap, spool: Spool) -> None:
-    path.write_bytes(unsigned(path))
+    path.write_bytes(without_signature(path))
 
 
 def rename(path: Path, trap: Trap, spool: Spool) -> None:
@@ -133,13 +133,13 @@ def take_from_another_spool(path: Path, trap: Trap, spool: Spool) -> None:
 
 def sign_as_outcome(path: Path, trap: Trap, spool: Spool) -> None:
     assert spool.signature is not None
-    data, task_file = unsigned(path), parse_task_file(path.name)
+    data, task_file = without_signature(path), parse_task_file(path.name)
     assert task_file is not None
     path.write_bytes(data + spool.signature.sign(signing.outcome_label("inbox", task_file.name), [data]))
 
 
 def sign_with_another_key(path: Path, trap: Trap, spool: Spool) -> None:
-    data, task_file = unsigned(path), parse_task_file(path.name)
+    data, task_file = without_signature(path), parse_task_file(path.name)
     assert task_file is not None
     other = signing.Signature(spool.config.id, os.urandom(32))
     other.load()
@@ -149,7 +149,7 @@ def sign_with_another_key(path: Path, trap: Trap, spool: Spool) -> None:
 @pytest.mark.parametrize(
     ("forge", "word"),
     [
-        (resigned, "signature"),
+        (keep_old_signature, "signature"),
         (unsign, "not signed"),
         (rename, "another name"),
         (take_from_another_spool, "another spool"),
@@ -157,10 +157,10 @@ def sign_with_another_key(path: Path, trap: Trap, spool: Spool) -> None:
         (sign_with_another_key, "is signed with the key"),
     ],
 )
-def test_a_forged_task_is_left_where_it_is_and_the_next_one_is_claimed(
+def test_a_forged_task_stays_and_the_next_task_is_claimed(
     forge: Callable[[Path, Trap, Spool], None], word: str, spool: Spool, trap: Trap
 ) -> None:
-    path = put(spool, "what its owner sent")
+    path = put(spool, "sent by its owner")
     forge(path, trap, spool)
     [left] = path.parent.iterdir()
     worker = claimer(spool)
@@ -173,18 +173,18 @@ def test_a_forged_task_is_left_where_it_is_and_the_next_one_is_claimed(
     claim.close()
 
 
-def test_a_torn_task_is_set_aside_as_in_other_spools(spool: Spool, trap: Trap) -> None:
-    path = put(spool, "what its owner sent")
+def test_a_torn_task_is_set_aside_in_a_signed_spool_too(spool: Spool, trap: Trap) -> None:
+    path = put(spool, "sent by its owner")
     path.write_bytes(path.read_bytes()[:-60] + bytes(60))
     assert claimer(spool).next() is None
     assert os.listdir(spool.layout.failed)
 
 
-def test_a_header_is_not_believed_without_the_signature(spool: Spool, trap: Trap) -> None:
-    path = put(spool, "what its owner sent")
+def test_a_header_is_not_returned_without_a_valid_signature(spool: Spool, trap: Trap) -> None:
+    path = put(spool, "sent by its owner")
     task_file = parse_task_file(path.name)
     assert task_file is not None
-    resigned(path, trap, spool)
+    keep_old_signature(path, trap, spool)
     fd = files.open_file(str(path))
     try:
         with pytest.raises(NotTrusted):
@@ -193,7 +193,7 @@ def test_a_header_is_not_believed_without_the_signature(spool: Spool, trap: Trap
         files.close(fd)
 
 
-def test_an_unsigned_spool_has_not_a_byte_more(tmp_path: Path) -> None:
+def test_files_of_an_unsigned_spool_have_no_signature(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
     data = put(spool, 1).read_bytes()
     assert int.from_bytes(data[24:32], "little") == len(data)
@@ -212,29 +212,29 @@ def test_tasks_are_run_and_their_outcomes_delivered(stage: Stage) -> None:
     assert "surprise" not in stage.diary.read_text()
 
 
-def test_commands_read_what_is_signed_and_nothing_else(stage: Stage, trap: Trap) -> None:
+def test_commands_read_signed_files_only(stage: Stage, trap: Trap) -> None:
     task_id = stage.inbox().put(str, 1).task
     assert json.loads(CliRunner().invoke(main, ["ls", "--json", stage.spool.path]).output)["name"] == "tested"
     stage.work()
     assert CliRunner().invoke(main, ["result", stage.spool.path, task_id]).output == "1\n"
     [path] = Path(stage.spool.layout.outgoing, "inbox").iterdir()
-    resigned(path, trap, stage.spool)
+    keep_old_signature(path, trap, stage.spool)
     refused = CliRunner().invoke(main, ["result", stage.spool.path, task_id])
     assert refused.exit_code == NotTrusted.exit_code, refused.output
 
 
-def test_a_forged_outcome_is_not_unpickled_and_the_future_says_so(stage: Stage, trap: Trap) -> None:
+def test_an_outcome_with_a_wrong_signature_is_not_unpickled_and_fails_the_future(stage: Stage, trap: Trap) -> None:
     inbox = stage.inbox()
     future = inbox.put(str, 1)
     stage.work()
     [path] = Path(stage.spool.layout.outgoing, "inbox").iterdir()
-    resigned(path, trap, stage.spool)
+    keep_old_signature(path, trap, stage.spool)
     inbox.look()
     assert isinstance(future.exception(timeout=0), NotTrusted)
     assert path.exists()
 
 
-def test_the_outcome_of_another_task_is_not_taken_for_this_ones(stage: Stage) -> None:
+def test_the_outcome_of_another_task_is_refused(stage: Stage) -> None:
     inbox = stage.inbox()
     first, second = inbox.put(str, 1), inbox.put(str, 2)
     stage.work()
@@ -245,7 +245,7 @@ def test_the_outcome_of_another_task_is_not_taken_for_this_ones(stage: Stage) ->
     assert second.result(timeout=0) == "2"
 
 
-@pytest.mark.parametrize("forge", [resigned, unsign])
+@pytest.mark.parametrize("forge", [keep_old_signature, unsign])
 def test_a_recoverer_commits_no_outcome_without_a_good_signature_and_the_task_runs(
     forge: Callable[[Path, Trap, Spool], None], stage: Stage, trap: Trap
 ) -> None:
@@ -263,7 +263,7 @@ def test_a_recoverer_commits_no_outcome_without_a_good_signature_and_the_task_ru
     assert stage.notes("delivered")[header.task] == 1 and stage.runs()[header.task] == 1
 
 
-def test_a_recoverer_without_the_key_touches_nothing(stage: Stage, key: Path) -> None:
+def test_a_recoverer_without_the_key_changes_nothing(stage: Stage, key: Path) -> None:
     header = stage.submit()
     claim = Claimer(stage.spool, announce(stage.spool, dead_process()), lambda _: True, Trust()).next()
     assert claim is not None
@@ -278,7 +278,7 @@ def test_a_recoverer_without_the_key_touches_nothing(stage: Stage, key: Path) ->
     assert len(stage.seen().results) == 1
 
 
-def test_an_object_of_another_name_is_not_unpickled(spool: Spool) -> None:
+def test_an_object_under_another_name_is_not_unpickled(spool: Spool) -> None:
     name = put_object(spool, b"pickle", [], "inbox")
     assert bytes(read_object(spool, name, Trust()).payload) == b"pickle"
     path = Path(spool.layout.objects, name)
@@ -293,7 +293,7 @@ def test_an_object_of_another_name_is_not_unpickled(spool: Spool) -> None:
 
 @pytest.fixture
 def large(spool: Spool) -> Path:
-    """A task file whose buffer begins at a page."""
+    """A task file with a buffer that begins at a page."""
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, "0" * 8))
     task_file = Submitter(spool).submit(header, envelope.pack(headers.encode(header), b"pickle", [bytes(3 << 20)]))
@@ -309,7 +309,7 @@ def test_the_buffers_of_a_large_file_begin_at_pages_and_can_be_written_to(spool:
     claim.close()
 
 
-def test_what_was_checked_cannot_be_changed_afterwards(spool: Spool, large: Path) -> None:
+def test_content_cannot_be_changed_after_its_signature_was_checked(spool: Spool, large: Path) -> None:
     claim = claimer(spool).next()
     assert claim is not None
     with open(spool.layout.claimed_task(claim.task_file), "r+b") as file:
@@ -329,8 +329,8 @@ def test_signing_copies_no_buffer(spool: Spool) -> None:
     assert len(written[0]) == len(parts) + 1
 
 
-def test_a_file_for_which_there_is_no_memory_is_set_aside(spool: Spool, large: Path) -> None:
-    size = 1 << 43  # sparse: it takes no room on the disk
+def test_a_file_larger_than_the_memory_is_a_bad_task_file(spool: Spool, large: Path) -> None:
+    size = 1 << 43  # sparse: it takes no space on the disk
     with large.open("r+b") as file:
         data = file.read(32)
         file.seek(0)
@@ -356,7 +356,7 @@ def _no_memory(*_: object) -> None:
 # -- keys
 
 
-def test_a_key_that_is_not_there_is_told_at_once(spool: Spool, key: Path) -> None:
+def test_a_missing_key_is_reported_at_once(spool: Spool, key: Path) -> None:
     key.unlink()
     for use in (lambda: Inbox(Spool(spool.path), Clock()), lambda: claimer(spool)):
         with pytest.raises(NoKey, match=f"{key}.*spool key new"):
@@ -390,14 +390,14 @@ def test_a_key_file_that_is_a_link_or_is_damaged_is_refused(spool: Spool, key: P
 
 @pytest.mark.multiuser
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another account")
-def test_a_key_of_another_account_is_refused_and_one_of_roots_is_not() -> None:
+def test_a_key_of_another_account_is_refused_except_roots() -> None:
     def read() -> object:
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
         return len(signing.read_keys(str(key)))
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # which every account can enter
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # every account can enter it
         os.chmod(place, 0o755)
         key = Path(place, "key")
         signing.make_key(str(key))
@@ -409,7 +409,7 @@ def test_a_key_of_another_account_is_refused_and_one_of_roots_is_not() -> None:
     assert isinstance(error, NoKey) and "belongs to uid 65533" in str(error)
 
 
-def test_without_a_name_the_configuration_directory_has_the_key(
+def test_without_the_variable_the_key_is_in_the_configuration_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SPOOLPOOL_KEY", raising=False)
@@ -425,12 +425,12 @@ def test_without_a_name_the_configuration_directory_has_the_key(
 # -- rotation
 
 
-def test_two_keys_are_valid_while_they_are_rotated(spool: Spool, key: Path) -> None:
+def test_two_keys_are_valid_during_a_rotation(spool: Spool, key: Path) -> None:
     worker = claimer(spool)
     put(spool, 1)
     signing.rotate_key(str(key))
     put(Spool(spool.path), 2)
-    for _ in range(2):  # it reads the key file again when it meets a key that it does not know
+    for _ in range(2):  # an unknown key makes it read the key file again
         claim = worker.next()
         assert claim is not None
         claim.close()
@@ -447,12 +447,12 @@ def test_a_running_process_signs_with_the_new_key_within_a_minute(spool: Spool, 
     assert put(spool, 2).read_bytes()[-signing.SIZE :][:8].hex() == old.id
     clock.sleep(60.0)
     assert put(spool, 3).read_bytes()[-signing.SIZE :][:8].hex() == new.id
-    key.unlink()  # out of reach for a moment
+    key.unlink()  # unreachable for a moment
     clock.sleep(60.0)
     assert put(spool, 4).read_bytes()[-signing.SIZE :][:8].hex() == new.id
 
 
-def test_a_task_whose_key_comes_later_is_claimed_then(spool: Spool, key: Path, clock: Clock) -> None:
+def test_a_task_is_claimed_once_its_key_has_arrived(spool: Spool, key: Path, clock: Clock) -> None:
     before = key.read_bytes()
     worker = claimer(spool)
     signing.rotate_key(str(key))
@@ -467,7 +467,7 @@ def test_a_task_whose_key_comes_later_is_claimed_then(spool: Spool, key: Path, c
     claim.close()
 
 
-def test_a_result_whose_key_comes_later_is_delivered_then(stage: Stage, key: Path) -> None:
+def test_a_result_is_delivered_once_its_key_has_arrived(stage: Stage, key: Path) -> None:
     inbox = stage.inbox()
     future = inbox.put(str, 1)
     before = key.read_bytes()
@@ -484,7 +484,7 @@ def test_a_result_whose_key_comes_later_is_delivered_then(stage: Stage, key: Pat
     assert future.result(timeout=0) == "1"
 
 
-def test_a_rotated_key_file_keeps_its_mode_and_nobody_rotates_it_twice_at_once(key: Path) -> None:
+def test_a_rotated_key_file_keeps_its_mode_and_a_concurrent_rotation_is_refused(key: Path) -> None:
     key.chmod(0o640)
     signing.rotate_key(str(key))
     assert key.stat().st_mode & 0o777 == 0o640
@@ -495,7 +495,7 @@ def test_a_rotated_key_file_keeps_its_mode_and_nobody_rotates_it_twice_at_once(k
         signing.make_key(str(key))
 
 
-# -- the real thing
+# -- with real processes
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -503,7 +503,9 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BIN / name, *rest], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT)
 
 
-def test_by_hand_a_signed_spool_with_its_key(tmp_path: Path, worker: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_executors_use_a_signed_spool(
+    tmp_path: Path, worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "spool"
     monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
     assert command("spool", "init", path, "--signed", "--durability", "none").returncode == 0
@@ -532,9 +534,7 @@ def test_by_hand_a_signed_spool_with_its_key(tmp_path: Path, worker: Workers, mo
 
 
 @pytest.mark.mpi
-def test_a_rank_that_has_no_key_file_publishes_with_what_rank_0_gave_it(
-    spool: Spool, key: Path, tmp_path: Path
-) -> None:
+def test_a_rank_without_a_key_file_signs_with_the_key_from_rank_0(spool: Spool, key: Path, tmp_path: Path) -> None:
     from spoolpool.launch.mpiexec import find_mpiexec
     from spoolpool.protocol import workers
     from tests.support import mpi_tasks

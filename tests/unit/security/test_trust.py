@@ -1,4 +1,4 @@
-"""Whose files are read: what is not trusted is not opened further, not unpickled, not removed, but told."""
+"""Trust: a file that is not trusted is not read, not unpickled and not removed, but reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a fil
 
 
 class Trap:
-    """What must not be unpickled."""
+    """Object with a pickle that makes a directory when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = str(trace)
@@ -66,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def put(spool: Spool, trap: Trap) -> Path:
-    """Submit a task; its file."""
+    """Submit a task and return its file."""
     name = new_task_id()
     header = TaskHeader(task=name, session="inbox", lane=LANE, bucket=bucket_name(name, new_submitter_id()))
     payload, buffers = pickling.dumps(trap)
@@ -75,7 +75,7 @@ def put(spool: Spool, trap: Trap) -> Path:
 
 
 def refuses(claimer: Claimer, path: Path, *words: str) -> None:
-    """It is told about, left as it is, and another task is found behind it."""
+    """Check that the claimer reports a file with these words and claims nothing."""
     assert claimer.next() is None
     assert all(word in claimer.refused[str(path)] for word in words), claimer.refused
     assert claimer.next() is None
@@ -89,13 +89,13 @@ def check(path: Path, trust: Trust) -> int:
         files.close(fd)
 
 
-def test_ones_own_file_is_trusted_and_its_size_is_told(tmp_path: Path) -> None:
+def test_a_file_of_this_account_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert check(tmp_path / "file", Trust()) == 5
 
 
 @as_root
-def test_anothers_file_is_trusted_only_if_that_account_was_named(tmp_path: Path) -> None:
+def test_a_file_of_another_account_is_trusted_only_if_that_account_is_named(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     os.chown(path, STRANGER, STRANGER)
@@ -106,7 +106,7 @@ def test_anothers_file_is_trusted_only_if_that_account_was_named(tmp_path: Path)
 
 
 @as_root
-def test_a_members_file_is_trusted_if_the_group_was_named_whether_it_is_his_primary_one_or_not(
+def test_a_file_of_a_group_member_is_trusted_if_the_group_is_named_primary_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
@@ -119,16 +119,16 @@ def test_a_members_file_is_trusted_if_the_group_was_named_whether_it_is_his_prim
     groups = os.getgrouplist
     daemon = grp.getgrnam("daemon").gr_gid
     monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [*groups(name, gid), daemon])
-    accounts._groups_of.cache_clear()  # as after a minute
+    accounts._groups_of.cache_clear()  # as happens after a minute
     assert check(path, Trust(groups=["daemon"])) == 0
 
 
-def test_a_group_that_is_not_there_cannot_be_trusted() -> None:
+def test_an_unknown_group_cannot_be_trusted() -> None:
     with pytest.raises(BadRequest, match="no group 'nobodies-group'"):
         Trust(groups=["nobodies-group"])
 
 
-def test_a_lane_of_an_account_that_no_group_trusts_is_told_with_its_name() -> None:
+def test_the_reason_why_a_lane_is_unserved_names_the_untrusted_account() -> None:
     lane = Lane("default", 1, 1, 0, settings.PYTHON, user=0)
     groups = [info_of(dead_process()), info_of(dead_process(), trust_users=(1, STRANGER))]
     assert workers.why_unserved(lane.name, groups) == "no group trusts root (--trust-user, --trust-group)"
@@ -140,17 +140,17 @@ def test_a_lane_of_an_account_that_no_group_trusts_is_told_with_its_name() -> No
         assert workers.why_unserved(lane.name, [*groups, info_of(dead_process(), **more)]) is None
 
 
-def test_an_account_that_is_not_there_cannot_be_trusted() -> None:
+def test_an_unknown_account_cannot_be_trusted() -> None:
     with pytest.raises(BadRequest, match="no account 'nobody-of-that-name'"):
         Trust(["nobody-of-that-name"])
 
 
-def test_an_account_without_a_name_has_its_number() -> None:
+def test_an_account_without_a_name_is_displayed_by_its_number() -> None:
     assert account_name(4_000_000_000) == "uid 4000000000"
 
 
 @as_root
-def test_a_task_of_a_stranger_is_left_alone_and_the_next_one_is_claimed(
+def test_a_task_of_an_untrusted_account_stays_and_the_next_task_is_claimed(
     spool: Spool, claimer: Claimer, trap: Trap
 ) -> None:
     path = put(spool, trap)
@@ -180,7 +180,7 @@ def test_a_symbolic_link_is_not_followed(spool: Spool, claimer: Claimer, trap: T
     assert path.is_symlink()
 
 
-def test_a_fifo_holds_nobody_up(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+def test_a_fifo_does_not_block_a_claimer(spool: Spool, claimer: Claimer, trap: Trap) -> None:
     path = put(spool, trap)
     path.unlink()
     os.mkfifo(path)
@@ -188,7 +188,7 @@ def test_a_fifo_holds_nobody_up(spool: Spool, claimer: Claimer, trap: Trap) -> N
     assert path.is_fifo()
 
 
-def test_a_socket_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_is_refused(spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(spool, trap)
     path.unlink()
     monkeypatch.chdir(path.parent)
@@ -199,7 +199,7 @@ def test_a_socket_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, monk
 
 
 @as_root
-def test_a_device_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+def test_a_device_is_refused(spool: Spool, claimer: Claimer, trap: Trap) -> None:
     path = put(spool, trap)
     path.unlink()
     try:
@@ -209,7 +209,7 @@ def test_a_device_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> N
     refuses(claimer, path)
 
 
-def test_a_directory_with_the_name_of_a_task_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+def test_a_directory_with_the_name_of_a_task_is_refused(spool: Spool, claimer: Claimer, trap: Trap) -> None:
     path = put(spool, trap)
     path.unlink()
     path.mkdir()
@@ -217,14 +217,14 @@ def test_a_directory_with_the_name_of_a_task_is_left_alone(spool: Spool, claimer
     assert path.is_dir()
 
 
-def test_a_file_with_a_second_name_is_left_alone(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
+def test_a_file_with_a_second_hard_link_is_refused(spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path) -> None:
     path = put(spool, trap)
     os.link(path, tmp_path / "second")
-    refuses(claimer, path, "2 names")
+    refuses(claimer, path, "2 hard links")
     assert path.exists()
 
 
-def test_a_file_that_may_not_be_opened_is_left_alone(
+def test_a_file_that_cannot_be_opened_is_refused(
     spool: Spool, claimer: Claimer, trap: Trap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(spool, trap)
@@ -236,7 +236,7 @@ def test_a_file_that_may_not_be_opened_is_left_alone(
     refuses(claimer, path, "Permission denied")
 
 
-def test_a_torn_task_is_set_aside_and_the_next_one_is_claimed(spool: Spool, claimer: Claimer, trap: Trap) -> None:
+def test_a_torn_task_is_set_aside_and_the_next_task_is_claimed(spool: Spool, claimer: Claimer, trap: Trap) -> None:
     torn, whole = put(spool, trap), put(spool, trap)
     torn.write_bytes(torn.read_bytes()[:-1])
     claim = claimer.next()
@@ -250,7 +250,7 @@ def test_a_torn_task_is_set_aside_and_the_next_one_is_claimed(spool: Spool, clai
 @pytest.mark.parametrize(
     "field", [{"session": "../../etc"}, {"lane": "../x"}, {"bucket": "../../../x"}, {"init": "/etc/passwd"}], ids=str
 )
-def test_a_header_with_a_hostile_name_leads_nowhere(
+def test_a_task_with_a_hostile_name_in_its_header_is_set_aside(
     field: dict[str, str], spool: Spool, claimer: Claimer, trap: Trap
 ) -> None:
     path = put(spool, trap)
@@ -274,7 +274,7 @@ def test_a_task_under_the_name_of_another_is_set_aside(spool: Spool, claimer: Cl
     assert len(os.listdir(spool.layout.failed)) == 1
 
 
-def test_foreign_names_in_a_spool_are_left_alone_and_stop_nothing(
+def test_foreign_names_in_a_spool_stay_and_do_not_stop_claims(
     spool: Spool, claimer: Claimer, trap: Trap, tmp_path: Path
 ) -> None:
     path = put(spool, trap)
@@ -317,13 +317,13 @@ def test_a_directory_that_cannot_be_listed_does_not_hide_the_tasks_in_others(
     claim = claimer.next()
     assert claim is not None
     claim.close()
-    with pytest.raises(PermissionError, match=str(closed)):  # with nothing else to do, it is told
+    with pytest.raises(PermissionError, match=str(closed)):  # reported once no other task is ready
         claimer.next()
 
 
 @as_root
 @pytest.mark.parametrize("forge", ["owner", "fifo", "link"])
-def test_an_outcome_that_a_stranger_made_is_not_unpickled_and_the_future_says_so(
+def test_a_forged_outcome_of_another_account_is_not_unpickled_and_fails_the_future(
     forge: str, tmp_path: Path, clock: Clock, trap: Trap
 ) -> None:
     stage = Stage(tmp_path / "stage", clock)
@@ -343,7 +343,7 @@ def test_an_outcome_that_a_stranger_made_is_not_unpickled_and_the_future_says_so
 
 
 @as_root
-def test_a_claim_that_a_stranger_put_there_is_not_taken_for_the_workers_own(
+def test_a_claim_forged_by_another_account_is_not_resumed_by_the_worker(
     spool: Spool, trap: Trap, tmp_path: Path
 ) -> None:
     worker = new_worker_id()
