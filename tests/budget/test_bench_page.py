@@ -1,4 +1,4 @@
-"""The page of the benchmarks is what its report says, and nothing else; an invented report shows every part."""
+"""Page of the benchmarks: made from its report alone; an invented report has every part."""
 
 import json
 from pathlib import Path
@@ -18,25 +18,25 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_page_is_what_is_made_of_the_committed_report():
+def test_committed_page_matches_the_committed_report():
     report = results.read(str(DOCS / "benchmarks" / "report.json"))
     made = page.files(report, ROWS)
     there = {f"benchmarks/{path.name}" for path in (DOCS / "benchmarks").iterdir()} | {"benchmarks.md"}
     assert there == made.keys()
     differing = [name for name, text in made.items() if (DOCS / name).read_text(encoding="utf-8") != text]
-    assert differing == [], "make them again: scripts/bench --from docs/benchmarks/report.json --page docs"
+    assert differing == [], "make the page again: scripts/bench --from docs/benchmarks/report.json --page docs"
 
 
-def test_the_committed_report_stays_small():
+def test_committed_report_is_small():
     assert (DOCS / "benchmarks" / "report.json").stat().st_size < 300_000
 
 
-def test_the_decision_on_a_missed_goal_is_there():
+def test_decisions_of_missed_goals_exist():
     named = [row.decision for row in ROWS.values() if row.decision]
     assert [name for name in named if not (DOCS / "decisions" / name).is_file()] == []
 
 
-def test_an_invented_report_shows_every_part(invented):
+def test_page_of_an_invented_report_has_every_part(invented):
     report, rows = invented
     text = page.files(report, rows)["benchmarks.md"].replace("\N{NO-BREAK SPACE}", " ")
     assert "Of 2 that can be told, 1 are reached." in text
@@ -53,10 +53,10 @@ def test_an_invented_report_shows_every_part(invented):
     assert "No figures of absent: cannot be installed: no \\`such\\` \\| thing" in text
     assert "calls: 7; but floor 5" in text
     assert "| each call | all | renames |\n| --- | ---: | ---: |\n| **ours** | 9.00 | 3.00 |" in text
-    assert text.count("](benchmarks/") == 3  # the report, and a plot for each row
+    assert text.count("](benchmarks/") == 3  # the report, and one plot per row
 
 
-def test_a_short_report_gives_the_same_page_as_the_long_one(invented):
+def test_short_report_gives_the_same_page(invented):
     report, rows = invented
     made = page.files(report, rows)
     short = json.loads(made["benchmarks/report.json"])
@@ -64,7 +64,7 @@ def test_a_short_report_gives_the_same_page_as_the_long_one(invented):
     assert page.files(short, rows) == made
 
 
-def test_a_plot_is_well_formed_without_scripts_and_keeps_within_its_frame(invented):
+def test_plot_is_well_formed_without_scripts_and_inside_its_frame(invented):
     plots = [text for name, text in page.files(*invented).items() if name.endswith(".svg")]
     plots += [path.read_text(encoding="utf-8") for path in (DOCS / "benchmarks").glob("*.svg")]
     for text in plots:
@@ -78,20 +78,20 @@ def test_a_plot_is_well_formed_without_scripts_and_keeps_within_its_frame(invent
             assert all(0 <= float(each.get(name, 0)) <= height for name in ("y", "y1", "y2", "cy"))
 
 
-def test_a_plot_names_everybody_and_marks_the_floor_and_what_is_to_be_reached(invented):
+def test_plot_has_all_names_the_floor_and_the_goals(invented):
     root = ET.fromstring(page.files(*invented)["benchmarks/speed-1.svg"])
     texts = [each.text for each in root.iter(f"{SVG}text")]
     assert {"ours, one", "floor", "a peer", "25.0 ms", "time (less is better)", "rate (more is better)"} <= set(texts)
     assert "absent" not in texts
     kinds = [each.get("class") for each in root.iter()]
-    assert kinds.count("dot-ours") == 2 + 1  # a panel each, and the key
+    assert kinds.count("dot-ours") == 2 + 1  # one per panel, and one in the key
     assert "least" in kinds and "goal" in kinds
     (first, *_) = (each for each in root.iter(f"{SVG}line") if each.get("class") == "goal")
     (mine, *_) = (each for each in root.iter(f"{SVG}circle") if each.get("class") == "dot-ours")
     assert float(first.attrib["x1"]) < float(mine.attrib["cx"])  # missed
 
 
-def test_a_page_can_be_made_without_measuring_and_old_plots_go(invented, tmp_path, capsys):
+def test_page_is_made_from_a_file_and_old_plots_are_removed(invented, tmp_path, capsys):
     report, _ = invented
     (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "benchmarks").mkdir()
@@ -107,7 +107,7 @@ def test_a_page_can_be_made_without_measuring_and_old_plots_go(invented, tmp_pat
 
 @pytest.fixture
 def invented():
-    """A report with a goal of every kind, somebody who is missing, a wide row and a fact; and its rows."""
+    """Report with a goal of every kind, a missing peer, a wide row and a fact; and its rows."""
     ours, floor, peer, absent = Key("ours", "one"), Key("floor"), Key("a peer"), Key("absent")
     goals = {
         "time": Goal(limit=2.0, of="floor"),

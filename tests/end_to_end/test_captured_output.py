@@ -34,7 +34,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 PAGE = DOCS / "cli.md"
 STAGED = "## spool status"
-"""From this heading on the spool is one in which much happens; before it, an empty one that a group serves."""
+"""Heading from which on the spool has prepared tasks; before it, it is empty and has a worker group."""
 
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 
@@ -64,7 +64,7 @@ ValueError: no convergence after 200 steps
 
 
 def stage(spool: Spool) -> None:
-    """A day in the life of three nodes."""
+    """Prepare tasks, groups and journals of three nodes."""
     now = time.time()
     for entry in os.listdir(spool.layout.journal):
         os.unlink(f"{spool.layout.journal}/{entry}")
@@ -102,8 +102,8 @@ def stage(spool: Spool) -> None:
 
 
 @pytest.fixture
-def shown(tmp_path: Path, worker: Workers) -> tuple[str, str]:
-    """The page as it is, and as it would be with what the commands print now."""
+def pages(tmp_path: Path, worker: Workers) -> tuple[str, str]:
+    """Return the page as it is, and with the present output of its commands."""
     path = tmp_path / "spool"
     spool = Spool.create(path, durability="none", lease=3600.0)
     serving = worker(spool)
@@ -115,7 +115,7 @@ def shown(tmp_path: Path, worker: Workers) -> tuple[str, str]:
         if not staged and block.start() > text.index(f"\n{STAGED}\n"):
             serving.terminate()
             serving.wait(LIMIT)
-            wait_until(lambda: not workers.read_workers(spool), "the group has taken its entry away")
+            wait_until(lambda: not workers.read_workers(spool), "the group has removed its entry")
             stage(spool)
             staged = True
         return "".join(_run(line[2:], path) for line in block[1].splitlines() if line.startswith("$ "))
@@ -124,14 +124,14 @@ def shown(tmp_path: Path, worker: Workers) -> tuple[str, str]:
 
 
 def test_commands_of_the_page_name_tasks_by_all_ten_digits() -> None:
-    """Ids of the other tasks are random: one of them can end in the same few digits."""
+    """The ids of other tasks are random, and may end in the same few digits."""
     commands = [line for block in _BLOCK.findall(PAGE.read_text(encoding="utf-8")) for line in block.splitlines()]
     abbreviated = re.compile(r"(?<!\S)[0-9a-f]{2,9}(?!\S)")
     assert [line for line in commands if line.startswith("$ ") and abbreviated.search(line)] == []
 
 
 def _run(command: str, path: Path) -> str:
-    """A command of the page, and what it prints here, told as on the page."""
+    """Run a command of the page; return it with its output, with the names of the page."""
     environment = {name: value for name, value in os.environ.items() if name not in (settings.ENV_SPOOL, "NO_COLOR")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
@@ -144,12 +144,12 @@ def _run(command: str, path: Path) -> str:
         text=True,
         timeout=LIMIT,
     )
-    said = done.stdout.replace(str(path), SPOOL).replace(str(path.parent), "/home/ada").replace(hostname(), "login1")
-    return f"$ {command}\n" + re.sub(rf"\b{account_name(os.geteuid())}\b", "ada", said)
+    output = done.stdout.replace(str(path), SPOOL).replace(str(path.parent), "/home/ada").replace(hostname(), "login1")
+    return f"$ {command}\n" + re.sub(rf"\b{account_name(os.geteuid())}\b", "ada", output)
 
 
-def test_what_the_page_shows_is_what_the_commands_print(shown: tuple[str, str], request: pytest.FixtureRequest) -> None:
-    before, now = shown
+def test_page_shows_the_output_of_the_commands(pages: tuple[str, str], request: pytest.FixtureRequest) -> None:
+    before, now = pages
     if request.config.getoption("--update-pages"):
         PAGE.write_text(now, encoding="utf-8")
         before = now

@@ -1,4 +1,4 @@
-"""The commands about tasks: choose, look, wait, take back, remove, submit; on real spools, with real workers."""
+"""Commands for tasks, with real spools and workers: select, show, wait, cancel, remove, submit."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def run(*arguments: object, **options: Any) -> click.testing.Result:
 
 
 def ids(*words: object) -> list[str]:
-    shown = run("ls", "--ids", *words)
-    assert shown.exit_code == 0, shown.stderr
-    return shown.stdout.split()
+    result = run("ls", "--ids", *words)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout.split()
 
 
-# ------------------------------------------------------------------------------------- which tasks
+# -------------------------------------------------------------------------------------- selection
 
 
-def test_the_states_that_can_be_chosen_are_those_that_there_are() -> None:
+def test_state_option_and_page_list_all_states() -> None:
     assert tuple(query.STATES) == task_selection._STATES
     page = section("cli.md", "## Which tasks")
     assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and "--" not in line] == list(
@@ -64,15 +64,15 @@ def test_the_states_that_can_be_chosen_are_those_that_there_are() -> None:
     )
 
 
-def test_tasks_are_chosen_by_their_states(spool: Spool) -> None:
-    there = {state: put(spool, state) for state in query.STATES}
-    for state, task in there.items():
+def test_state_filter_selects_tasks(spool: Spool) -> None:
+    created = {state: put(spool, state) for state in query.STATES}
+    for state, task in created.items():
         assert ids(spool.path, "--state", state) == [task]
-    assert set(ids(spool.path)) == set(there.values())
-    assert set(ids(spool.path, "--state", "lost", "--state", "held")) == {there["lost"], there["held"]}
+    assert set(ids(spool.path)) == set(created.values())
+    assert set(ids(spool.path, "--state", "lost", "--state", "held")) == {created["lost"], created["held"]}
 
 
-def test_tasks_are_chosen_by_what_they_are(spool: Spool) -> None:
+def test_other_filters_select_tasks(spool: Spool) -> None:
     plain = put(spool, "waiting")
     gpu = put(spool, "waiting", lane=Lane("gpu", 1, 1, 2, settings.PYTHON).name)
     named = put(spool, "failed", name="model.relax")
@@ -99,7 +99,7 @@ def test_tasks_are_chosen_by_what_they_are(spool: Spool) -> None:
     assert run("ls", spool.path, named[-10:], "--name", "other").exit_code == BadRequest.exit_code
 
 
-def test_a_length_of_time_is_a_number_with_a_unit(spool: Spool) -> None:
+def test_duration_is_a_number_with_a_unit(spool: Spool) -> None:
     convert = task_selection.Duration().convert
     assert [convert(text, None, None) for text in ("90", "90s", "1.5m", "2 min", "2h", "7d")] == [
         90,
@@ -113,8 +113,8 @@ def test_a_length_of_time_is_a_number_with_a_unit(spool: Spool) -> None:
         assert run("ls", spool.path, f"--older-than={text}").exit_code == 2
 
 
-def test_ids_alone_are_listed_without_opening_a_file(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {put(spool, state) for state in ("held", "waiting", "running", "done", "failed")}
+def test_ids_are_listed_without_opening_a_file(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = {put(spool, state) for state in ("held", "waiting", "running", "done", "failed")}
     real, opened = files.open_file, []
 
     def noted(path: str, **options: Any) -> int:
@@ -122,13 +122,13 @@ def test_ids_alone_are_listed_without_opening_a_file(spool: Spool, monkeypatch: 
         return real(path, **options)
 
     monkeypatch.setattr(files, "open_file", noted)
-    assert set(ids(spool.path)) == there
+    assert set(ids(spool.path)) == created
     assert opened == [spool.layout.config]
     ids(spool.path, "--state", "failed", "--older-than", "1s")
     assert opened == [spool.layout.config] * 2
 
 
-def test_a_task_that_moves_while_it_is_looked_for_is_listed_once(spool: Spool) -> None:
+def test_task_that_moves_during_the_scan_is_listed_once(spool: Spool) -> None:
     task = put(spool, "waiting")
     found = query.select(spool, Query())
     first = next(found)
@@ -137,23 +137,23 @@ def test_a_task_that_moves_while_it_is_looked_for_is_listed_once(spool: Spool) -
     assert first.gone and first.header is None
 
 
-def test_the_list_fits_a_page_and_says_what_a_file_does_not(spool: Spool) -> None:
+def test_list_is_escaped_and_names_the_problem_of_a_torn_file(spool: Spool) -> None:
     task = put(spool, "waiting", name="hostile\x1b[2J\nname")
     torn = put(spool, "failed")
     path = next(Path(spool.layout.failed).glob(f"{torn}*"))
     path.write_bytes(path.read_bytes()[:20])
-    shown = run("ls", spool.path)
-    assert shown.exit_code == 0
-    rows = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    result = run("ls", spool.path)
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert set(rows) == {task[-10:], torn[-10:]}, "no title in a pipe"
-    assert "\x1b" not in shown.stdout and "hostile\\x1b[2J\\nname" in rows[task[-10:]]
+    assert "\x1b" not in result.stdout and "hostile\\x1b[2J\\nname" in rows[task[-10:]]
     assert "torn" in rows[torn[-10:]]
     assert len(rows[task[-10:]].partition("hostile")[0]) < 72
     assert task in run("ls", "-l", spool.path).stdout
     assert len(run("ls", "--limit", "1", spool.path).stdout.splitlines()) == 1
 
 
-def test_the_keys_of_a_task_as_json_are_those_that_the_page_promises(spool: Spool) -> None:
+def test_json_keys_of_a_task_match_the_page(spool: Spool) -> None:
     put(spool, "raised")
     (line,) = run("ls", "--json", spool.path).stdout.splitlines()
     text = section("cli.md", "## spool ls").partition("has the keys")[2]
@@ -164,21 +164,19 @@ def test_the_keys_of_a_task_as_json_are_those_that_the_page_promises(spool: Spoo
     assert list(found["attempts"][0]) == codes(promised)
 
 
-def test_what_is_named_by_nothing_is_not_everything(spool: Spool) -> None:
-    there = [put(spool, state) for state in query.STATES]
+def test_commands_without_a_selection_change_nothing(spool: Spool) -> None:
+    created = [put(spool, state) for state in query.STATES]
     for name in ("cancel", "retry", "rm", "show", "traceback", "result"):
-        shown = run(name, spool.path, input="")
-        assert shown.exit_code == BadRequest.exit_code
-        assert "Name tasks or give a filter" in shown.stderr
-    assert sorted(ids(spool.path)) == sorted(there)
+        result = run(name, spool.path, input="")
+        assert result.exit_code == BadRequest.exit_code
+        assert "Name tasks or give a filter" in result.stderr
+    assert sorted(ids(spool.path)) == sorted(created)
 
 
 # -------------------------------------------------------------------------------- show, traceback
 
 
-def test_a_task_is_shown_with_its_attempts_and_nothing_is_unpickled(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_show_prints_attempts_without_unpickling(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     task = put(spool, "raised", cwd="/somewhere", retries=1)
     written = Journal(spool, new_worker_id())
     written.write("raised", task=task, attempt=1, type="KeyError")
@@ -187,13 +185,13 @@ def test_a_task_is_shown_with_its_attempts_and_nothing_is_unpickled(
     written.close()
 
     def refused(*_: Any) -> Any:
-        raise AssertionError("something was unpickled")
+        raise AssertionError("a pickle was loaded")
 
     monkeypatch.setattr(pickling, "loads", refused)
     monkeypatch.setattr(pickle, "loads", refused)
-    shown = run("show", spool.path, task)
-    assert shown.exit_code == 0, shown.stderr
-    text = " ".join(shown.stdout.split())
+    result = run("show", spool.path, task)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
     assert f"Task {task} State raised, since" in text
     assert "Session inbox" in text and "Directory /somewhere" in text
     assert "Failure ValueError: too \\x1b[2Jbad (rank 0 on )" in text
@@ -205,7 +203,7 @@ def test_a_task_is_shown_with_its_attempts_and_nothing_is_unpickled(
     assert trace.stdout.splitlines()[1:] == ["ValueError on rank 0, host ", "Traceback:", "  here"]
 
 
-def test_a_task_that_runs_is_shown_with_its_worker(spool: Spool) -> None:
+def test_show_prints_the_worker_of_a_running_task(spool: Spool) -> None:
     worker = announce(spool, unknown_process())
     task = put(spool, "running")
     (path,) = Path(spool.layout.claimed).iterdir()
@@ -216,15 +214,15 @@ def test_a_task_that_runs_is_shown_with_its_worker(spool: Spool) -> None:
     assert "to be cancelled" in text
 
 
-def test_a_failed_task_without_a_traceback_says_where_it_is_kept(spool: Spool) -> None:
+def test_traceback_of_a_set_aside_task_names_its_file(spool: Spool) -> None:
     task = put(spool, "failed")
-    shown = run("traceback", spool.path, task)
-    assert shown.exit_code == 0
-    assert f"It is kept as {spool.layout.failed}/{task}" in shown.stdout
+    result = run("traceback", spool.path, task)
+    assert result.exit_code == 0
+    assert f"It is kept as {spool.layout.failed}/{task}" in result.stdout
     assert run("traceback", spool.path, "--name", "other").exit_code == BadRequest.exit_code
 
 
-def test_a_journal_that_holds_anything_is_read_as_far_as_it_makes_sense(spool: Spool) -> None:
+def test_invalid_journal_content_is_skipped(spool: Spool) -> None:
     task = put(spool, "waiting")
     good = json.dumps({"t": 1.0, "event": "raised", "task": task, "type": "E", "attempt": 1}).encode()
     junk = b'{"t": "no", "task": "' + task.encode() + b'"}\n\xff\xfe\n[' + b"[" * 5000 + b"\n"
@@ -235,9 +233,7 @@ def test_a_journal_that_holds_anything_is_read_as_far_as_it_makes_sense(spool: S
     assert [event.type for event in journal.about(spool, [new_task_id() for _ in range(20)] + [task])] == ["E"]
 
 
-def test_lines_across_the_pieces_in_which_a_journal_is_read_are_found(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_journal_lines_across_read_boundaries_are_found(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_PIECE", 300)
     task = put(spool, "waiting")
     written = Journal(spool, new_worker_id())
@@ -253,20 +249,20 @@ def test_lines_across_the_pieces_in_which_a_journal_is_read_are_found(
 # ------------------------------------------------------------------------------------ cancel and rm
 
 
-def test_a_task_that_waits_is_taken_back_and_its_future_sees_it(spool: Spool) -> None:
+def test_cancel_of_a_waiting_task_cancels_its_future(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
-        shown = run("cancel", "--yes", spool.path, future.task)  # type: ignore[attr-defined]
-        assert (shown.exit_code, shown.stdout) == (0, f"{future.task} was taken back.\n")  # type: ignore[attr-defined]
-        wait_until(future.cancelled, "the future knows")
+        result = run("cancel", "--yes", spool.path, future.task)  # type: ignore[attr-defined]
+        assert (result.exit_code, result.stdout) == (0, f"{future.task} was taken back.\n")  # type: ignore[attr-defined]
+        wait_until(future.cancelled, "the future is cancelled")
     assert not any((scan(spool).ready, scan(spool).results, scan(spool).cancel_requests))
 
 
-def test_tasks_that_are_held_back_or_run_can_be_cancelled(spool: Spool) -> None:
+def test_held_and_running_tasks_can_be_cancelled(spool: Spool) -> None:
     held, waiting, running = (put(spool, state) for state in ("held", "waiting", "running"))
-    shown = run("cancel", "--all", "--yes", spool.path)
-    assert shown.exit_code == 0, shown.stderr
-    assert set(shown.stdout.splitlines()) == {
+    result = run("cancel", "--all", "--yes", spool.path)
+    assert result.exit_code == 0, result.stderr
+    assert set(result.stdout.splitlines()) == {
         f"{held} was taken back.",
         f"{waiting} was taken back.",
         f"{running} is to be cancelled.",
@@ -275,10 +271,10 @@ def test_tasks_that_are_held_back_or_run_can_be_cancelled(spool: Spool) -> None:
     assert {task_file.task for task_file in seen.results.values()} == {held, waiting}
     assert all(task_file.worker == CANCELLED for task_file in seen.results.values())
     assert (seen.ready, seen.cancel_requests) == ({}, {running})
-    assert run("cancel", "--yes", spool.path, running).exit_code == 0, "a mark may be there already"
+    assert run("cancel", "--yes", spool.path, running).exit_code == 0, "the request may exist already"
 
 
-def test_a_task_that_was_released_meanwhile_is_taken_back_where_it_is(spool: Spool) -> None:
+def test_held_task_that_became_ready_is_cancelled(spool: Spool) -> None:
     task = put(spool, "held")
     (sight,) = query.select(spool, Query())
     header, task_file = sight.header, sight.location.task_file
@@ -292,27 +288,27 @@ def test_a_task_that_was_released_meanwhile_is_taken_back_where_it_is(spool: Spo
     assert not cancel.cancel_task(spool, header, TaskFile(new_task_id(), 1, 1), delayed=True)
 
 
-def test_a_cancelled_task_that_waits_again_is_not_run(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_waiting_task_with_a_cancel_request_is_not_run(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(tasks.mark, tmp_path / "ran")
         cancel.request(spool, future.task)  # type: ignore[attr-defined]
         worker(spool)
-        wait_until(future.cancelled, "the worker honours the mark")
+        wait_until(future.cancelled, "the worker honours the cancel request")
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_removed_is_gone_with_its_outcome(spool: Spool) -> None:
-    there = {state: put(spool, state) for state in query.STATES}
-    shown = run("rm", "--all", "--yes", spool.path)
-    assert shown.exit_code == 0, shown.stderr
+def test_rm_removes_tasks_with_their_outcomes(spool: Spool) -> None:
+    created = {state: put(spool, state) for state in query.STATES}
+    result = run("rm", "--all", "--yes", spool.path)
+    assert result.exit_code == 0, result.stderr
     left = {"held", "waiting", "running"}
-    assert set(ids(spool.path)) == {there[state] for state in left}
-    assert set(shown.stdout.splitlines()) == {f"{there[state]} was removed." for state in STATES.keys() - left}
+    assert set(ids(spool.path)) == {created[state] for state in left}
+    assert set(result.stdout.splitlines()) == {f"{created[state]} was removed." for state in STATES.keys() - left}
     assert scan(spool).outgoing == {}
     assert run("rm", "--all", "--yes", spool.path).exit_code == 0
 
 
-def test_a_result_that_another_task_waits_for_is_not_removed(spool: Spool) -> None:
+def test_result_with_a_waiting_dependent_is_not_removed(spool: Spool) -> None:
     with Executor(spool=spool.path, session="chain") as executor:
         first = executor.submit(pow, 2, 2)
         second = executor.submit(pow, first, 2)
@@ -321,27 +317,27 @@ def test_a_result_that_another_task_waits_for_is_not_removed(spool: Spool) -> No
     (sight,) = query.named(spool, [needed], Query())
     target = f"{spool.layout.results}/chain/{sight.location.task_file.claimed_by(new_worker_id()).name}"
     files.move(f"{spool.path}/{sight.location.path}", target)
-    shown = run("rm", "--yes", "--all", spool.path)
-    assert shown.exit_code == 1
-    assert f"{needed} stays: task {needing} waits" in shown.stderr
+    result = run("rm", "--yes", "--all", spool.path)
+    assert result.exit_code == 1
+    assert f"{needed} stays: task {needing} waits" in result.stderr
     assert run("cancel", "--yes", spool.path, needing).stdout == f"{needing} was taken back.\n"
-    shown = run("rm", "--yes", spool.path, needing)
-    assert (shown.exit_code, shown.stdout) == (0, f"{needing} was removed.\n")
+    result = run("rm", "--yes", spool.path, needing)
+    assert (result.exit_code, result.stdout) == (0, f"{needing} was removed.\n")
     assert run("rm", "--yes", "--all", spool.path).stdout == f"{needed} was removed.\n"
     assert [path for path in Path(spool.layout.needs).rglob("*") if path.is_file()] == []
 
 
-def test_a_mark_goes_with_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_cancel_request_is_removed_with_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(tasks.mark, tmp_path / "ran")
         cancel.request(spool, future.task)  # type: ignore[attr-defined]
         worker(spool)
-        wait_until(future.cancelled, "the worker honours the mark")
-        wait_until(lambda: not files.list_names(spool.layout.cancel), "the mark is taken away")
+        wait_until(future.cancelled, "the worker honours the cancel request")
+        wait_until(lambda: not files.list_names(spool.layout.cancel), "the cancel request is removed")
 
 
 @pytest.mark.parametrize(("name", "state"), [("rm", "failed"), ("cancel", "waiting")])
-def test_what_cannot_be_undone_is_asked_for_and_refused_where_nobody_can_be_asked(
+def test_destructive_commands_ask_and_refuse_without_a_terminal(
     spool: Spool, name: str, state: query.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = put(spool, state)
@@ -351,62 +347,62 @@ def test_what_cannot_be_undone_is_asked_for_and_refused_where_nobody_can_be_aske
     for answer, code in (("n\n", 1), ("", 1), ("y\n", 0)):
         assert ids(spool.path, "--state", state) == [task]
         asked = _on_terminal([str(BIN / "spool"), name, spool.path, task], answer or "\x04")
-        assert task in asked[1], "it says which"
+        assert task in asked[1], "the question names the task"
         assert asked[0] == code, asked[1]
     assert ids(spool.path, "--state", state) == []
 
 
 def _on_terminal(words: list[str], keys: str, until: str = "", **variables: str) -> tuple[int, str]:
-    """Run a command on a terminal of 80 columns, press keys once it has said something; how it ended, what it said."""
+    """Run a command on a terminal of 80 columns, press keys after its first output; return exit code and output."""
     parent, child = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm", **variables}
-    # setsid: its own terminal, so that Ctrl-C reaches it
+    # setsid: a terminal of its own, so that Ctrl-C reaches the command
     process = subprocess.Popen(["setsid", "--ctty", *words], stdin=child, stdout=child, stderr=child, env=environment)
     os.close(child)
-    said = b""
+    output = b""
     pressed = False
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         if select.select([parent], [], [], 0.1)[0]:
             try:
                 data = os.read(parent, 65536)
-            except OSError:  # the other end is closed: that is how Linux says it
+            except OSError:  # EIO: the other end is closed
                 break
             if not data:
                 break
-            said += data
-        if not pressed and (until.encode() in said if until else b"?" in said):
+            output += data
+        if not pressed and (until.encode() in output if until else b"?" in output):
             os.write(parent, keys.encode())
             pressed = True
     os.close(parent)
-    return process.wait(LIMIT), said.decode(errors="replace")
+    return process.wait(LIMIT), output.decode(errors="replace")
 
 
 # ------------------------------------------------------------------------------------------- wait
 
 
-def test_to_wait_is_over_when_all_have_ended_and_the_code_tells_how(spool: Spool) -> None:
+def test_wait_ends_with_the_last_task_and_its_exit_code_tells_failures(spool: Spool) -> None:
     assert run("wait", spool.path).exit_code == 0, "nothing to wait for"
     done = put(spool, "done")
     assert run("wait", spool.path).exit_code == 0
     for state in ("raised", "lost", "cancelled", "failed"):
         bad = put(spool, state)  # type: ignore[arg-type]
         assert run("wait", spool.path, done).exit_code == 0
-        shown = run("wait", spool.path)
-        assert (shown.exit_code, shown.stderr) == (1, f"{', '.join(sorted(('1 done', f'1 {state}')))}\n")
+        result = run("wait", spool.path)
+        assert (result.exit_code, result.stderr) == (1, f"{', '.join(sorted(('1 done', f'1 {state}')))}\n")
         run("rm", "--yes", spool.path, bad)
 
 
-def test_to_wait_can_be_bounded_and_says_why_nothing_comes(spool: Spool) -> None:
+def test_wait_times_out_and_explains_blocked_tasks(spool: Spool) -> None:
     put(spool, "waiting")
-    shown = run("wait", "--timeout", "0.2s", spool.path)
-    assert shown.exit_code == TaskTimeout.exit_code
-    first, second = shown.stderr.splitlines()
+    result = run("wait", "--timeout", "0.2s", spool.path)
+    assert result.exit_code == TaskTimeout.exit_code
+    first, second = result.stderr.splitlines()
     assert "no worker group is alive" in first
     assert "1 of 1 tasks" in second and "within 0.2 s" in second
 
 
-def test_tasks_that_run_are_waited_for_whoever_collects_them(
+def test_wait_covers_tasks_that_their_submitter_collects(
     served: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spoolpool.monitor.wait._FIRST_SCAN", 0.05)
@@ -418,47 +414,47 @@ def test_tasks_that_run_are_waited_for_whoever_collects_them(
         words = [BIN / "spool", "wait", served.path, running.task, raising.task]  # type: ignore[attr-defined]
         process = subprocess.Popen([*words, "-vv"], stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        process.stderr.readline()  # it has seen them
+        process.stderr.readline()  # printed after the first scan
         (tmp_path / "go").touch()
         assert isinstance(raising.exception(), tasks.OwnError)
-        said = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode in (0, 1), said
-    words = said.splitlines()[-1].replace(",", "").split()
+        output = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode in (0, 1), output
+    words = output.splitlines()[-1].replace(",", "").split()
     assert sum(map(int, words[::2])) == 2
-    assert set(words[1::2]) <= {"done", "raised", "collected"}, said
+    assert set(words[1::2]) <= {"done", "raised", "collected"}, output
 
 
 # ------------------------------------------------------------------------- submit, run and result
 
 
-def test_a_function_is_submitted_by_its_name(served: Spool) -> None:
+def test_submit_runs_a_function_by_name(served: Spool) -> None:
     at = ["--spool", served.path]
-    shown = run("submit", *at, "math:hypot", "--arg", "3", "--arg", "4", "--wait")
-    assert (shown.exit_code, shown.stdout) == (0, "5.0\n")
-    shown = run(
+    result = run("submit", *at, "math:hypot", "--arg", "3", "--arg", "4", "--wait")
+    assert (result.exit_code, result.stdout) == (0, "5.0\n")
+    result = run(
         "submit", *at, "tests.support.tasks:keywords", "--arg", 'a={"b": [1, null]}', "--arg", "c=text", "--wait"
     )
-    assert shown.stdout == "{'a': {'b': [1, None]}, 'c': 'text'}\n"
-    shown = run("submit", *at, "tests.support.tasks:fail_deeper", "--arg", '"what=ever"', "--wait")
-    assert shown.exit_code == TaskFailed.exit_code
-    assert "OwnError: what=ever" in shown.stderr and "KeyError" in shown.stderr, "with the traceback of the other side"
-    assert ids(served.path, "--state", "done", "--state", "raised") == [], "what was waited for is taken away"
+    assert result.stdout == "{'a': {'b': [1, None]}, 'c': 'text'}\n"
+    result = run("submit", *at, "tests.support.tasks:fail_deeper", "--arg", '"what=ever"', "--wait")
+    assert result.exit_code == TaskFailed.exit_code
+    assert "OwnError: what=ever" in result.stderr and "KeyError" in result.stderr, "with the remote traceback"
+    assert ids(served.path, "--state", "done", "--state", "raised") == [], "a result that was waited for is removed"
 
 
-def test_what_is_not_waited_for_is_found_again(served: Spool) -> None:
-    shown = run("submit", "--spool", served.path, "--session", "again", "math:hypot", "--arg", "3", "--arg", "4")
-    task = shown.stdout.strip()
+def test_result_of_a_detached_submit_stays_until_removed(served: Spool) -> None:
+    result = run("submit", "--spool", served.path, "--session", "again", "math:hypot", "--arg", "3", "--arg", "4")
+    task = result.stdout.strip()
     assert is_task_id(task)
     assert run("wait", served.path, "--session", "again").exit_code == 0
-    assert not files.exists(f"{served.layout.sessions}/again.json"), "nobody takes it for left behind"
+    assert not files.exists(f"{served.layout.sessions}/again.json"), "gc must not take the session for orphaned"
     for words, text in (([task], "5.0\n"), (["--session", "again", "--json"], "5.0\n")):
-        shown = run("result", served.path, *words)
-        assert (shown.exit_code, shown.stdout) == (0, text)
+        result = run("result", served.path, *words)
+        assert (result.exit_code, result.stdout) == (0, text)
     assert run("rm", "--yes", served.path, "--session", "again").exit_code == 0
     assert ids(served.path, "--session", "again") == []
 
 
-def test_a_command_is_a_task_and_its_exit_code_and_output_are_the_result(served: Spool, tmp_path: Path) -> None:
+def test_run_returns_exit_code_and_output_of_a_command(served: Spool, tmp_path: Path) -> None:
     at = ["--spool", served.path, "--cwd", tmp_path, "--session", "shell"]
     script = "pwd; echo $GIVEN $SPOOLPOOL_RANK/$SPOOLPOOL_SIZE; printf '\\377' >&2; exit $CODE"
     words = ["-e", "GIVEN=ü", "-e", "CODE", "--", "sh", "-c", script]
@@ -475,7 +471,7 @@ def _run_command(at: list[Any], words: list[str], **variables: str) -> subproces
     return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, timeout=LIMIT)
 
 
-def test_a_command_is_shown_by_its_words_and_its_result_stays(served: Spool) -> None:
+def test_run_names_the_task_by_its_command_and_keeps_the_result(served: Spool) -> None:
     at = ["--spool", served.path, "--session", "kept"]
     good = run("run", *at, "--", "echo", "two words", "-v").stdout.strip()
     bad = run("run", *at, "--", "sh", "-c", "kill -9 $$").stdout.strip()
@@ -484,24 +480,24 @@ def test_a_command_is_shown_by_its_words_and_its_result_stays(served: Spool) -> 
     assert "echo 'two words' -v" in run("ls", served.path, good).stdout
     assert run("result", served.path, good).stdout == "two words -v\n"
     assert run("result", served.path, bad).exit_code == 137
-    shown = run("result", served.path, none)
-    assert shown.exit_code == BadRequest.exit_code
-    assert "'/no/such/program' cannot be started" in shown.stderr and "Traceback" not in shown.stderr
+    result = run("result", served.path, none)
+    assert result.exit_code == BadRequest.exit_code
+    assert "'/no/such/program' cannot be started" in result.stderr and "Traceback" not in result.stderr
     assert run("rm", "--yes", served.path, "--session", "kept").exit_code == 0
 
 
 @pytest.mark.mpi
-def test_a_command_runs_on_every_rank_and_takes_itself_for_none(spool: Spool, worker: Workers) -> None:
+def test_command_runs_on_every_rank_outside_of_the_mpi_job(spool: Spool, worker: Workers) -> None:
     worker(spool, mpi_ranks=2)
     at = ["--spool", spool.path, "--ranks", 2]
-    shown = _run_command(at, ["sh", "-c", "echo $SPOOLPOOL_RANK/$SPOOLPOOL_SIZE $PMI_RANK"])
-    assert (shown.returncode, shown.stdout.split()) == (0, [b"0/2", b"1/2"])
+    result = _run_command(at, ["sh", "-c", "echo $SPOOLPOOL_RANK/$SPOOLPOOL_SIZE $PMI_RANK"])
+    assert (result.returncode, result.stdout.split()) == (0, [b"0/2", b"1/2"])
     program = "from mpi4py import MPI; import os; os._exit(MPI.COMM_WORLD.size + 1)"
-    assert _run_command(at, [sys.executable, "-c", program]).returncode == 2, "a world of its own"
-    assert _run_command(at, ["true"]).returncode == 0, "and the group lives"
+    assert _run_command(at, [sys.executable, "-c", program]).returncode == 2, "the program is an MPI job of its own"
+    assert _run_command(at, ["true"]).returncode == 0, "the group survived"
 
 
-def test_one_process_after_the_other_puts_its_tasks_into_one_bucket(spool: Spool) -> None:
+def test_successive_submit_commands_share_a_bucket(spool: Spool) -> None:
     for _ in range(3):
         assert run("submit", "--spool", spool.path, "math:hypot", "--arg", "3", "--arg", "4").exit_code == 0
     (bucket,) = files.list_names(spool.layout.lane(LANE))
@@ -510,7 +506,7 @@ def test_one_process_after_the_other_puts_its_tasks_into_one_bucket(spool: Spool
     assert len(files.list_names(spool.layout.lane(LANE))) == 2
 
 
-def test_the_wishes_of_a_task_are_those_of_the_options(spool: Spool, tmp_path: Path) -> None:
+def test_options_set_the_resources_of_a_task(spool: Spool, tmp_path: Path) -> None:
     words = ["--ranks", 2, "--threads", 3, "--gpus", 1, "--queue", "night", "--priority", 9, "--cwd", tmp_path]
     words += ["--resource", "retries=4", "--resource", 'tags=["big"]', "--session", "s"]
     for name, what in (("submit", ["math:hypot"]), ("run", ["true"])):
@@ -522,7 +518,7 @@ def test_the_wishes_of_a_task_are_those_of_the_options(spool: Spool, tmp_path: P
         assert (header.retries, header.cwd, header.session, task[:3]) == (4, str(tmp_path), "s", "490")
 
 
-def test_results_of_other_accounts_are_not_read(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_untrusted_accounts_are_not_read(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     task = put(spool, "done")
 
     def others(self: Trust, fd: int, path: str) -> int:
@@ -530,62 +526,62 @@ def test_results_of_other_accounts_are_not_read(spool: Spool, monkeypatch: pytes
 
     assert run("result", spool.path, task).stdout == "value\n"
     monkeypatch.setattr(Trust, "check", others)
-    shown = run("result", spool.path, task)
-    assert (shown.exit_code, shown.stdout) == (NotTrusted.exit_code, "")
+    result = run("result", spool.path, task)
+    assert (result.exit_code, result.stdout) == (NotTrusted.exit_code, "")
 
 
-# ---------------------------------------------------------------------------------- mistakes of people
+# ------------------------------------------------------------------------------------ usage errors
 
-MISTAKES: dict[str, tuple[list[str], int]] = {
+USAGE_ERRORS: dict[str, tuple[list[str], int]] = {
     "no spool": (["ls", "/nowhere"], NotASpool.exit_code),
     "no task": (["show", "SPOOL", "zzz"], BadRequest.exit_code),
-    "no such state": (["ls", "SPOOL", "--state", "good"], 2),
+    "an unknown state": (["ls", "SPOOL", "--state", "good"], 2),
     "a state that cannot be retried": (["retry", "SPOOL", "--state", "running"], 2),
-    "a module that is not there": (["submit", "--spool", "SPOOL", "nowhere:f"], BadRequest.exit_code),
-    "a function that is not there": (["submit", "--spool", "SPOOL", "math:f"], BadRequest.exit_code),
+    "a missing module": (["submit", "--spool", "SPOOL", "nowhere:f"], BadRequest.exit_code),
+    "a missing function": (["submit", "--spool", "SPOOL", "math:f"], BadRequest.exit_code),
     "no function": (["submit", "--spool", "SPOOL", "math"], BadRequest.exit_code),
-    "what cannot be called": (["submit", "--spool", "SPOOL", "math:pi"], BadRequest.exit_code),
-    "a resource that is not there": (
+    "no callable": (["submit", "--spool", "SPOOL", "math:pi"], BadRequest.exit_code),
+    "an unknown resource": (
         ["submit", "--spool", "SPOOL", "--resource", "colour=1", "math:hypot"],
         BadRequest.exit_code,
     ),
     "a resource without a value": (["run", "--spool", "SPOOL", "--resource", "cores", "true"], BadRequest.exit_code),
     "a bad session": (["run", "--spool", "SPOOL", "--session", "../x", "true"], BadRequest.exit_code),
     "a bad queue": (["run", "--spool", "SPOOL", "--queue", "a/b", "true"], BadRequest.exit_code),
-    "a variable that is not set": (["run", "--spool", "SPOOL", "-e", "NOT_SET_HERE", "true"], BadRequest.exit_code),
+    "an unset variable": (["run", "--spool", "SPOOL", "-e", "NOT_SET_HERE", "true"], BadRequest.exit_code),
     "no command": (["run", "--spool", "SPOOL"], 2),
     "no spool to submit to": (["run", "true"], 2),
     "no terminal": (["top", "SPOOL"], BadRequest.exit_code),
-    "nothing to wait so long for": (["wait", "SPOOL", "--timeout", "soon"], 2),
+    "a bad timeout": (["wait", "SPOOL", "--timeout", "soon"], 2),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line_with_its_exit_code(spool: Spool, mistake: str) -> None:
-    words, code = MISTAKES[mistake]
-    shown = run(*(spool.path if word == "SPOOL" else word for word in words))
-    assert shown.exit_code == code, shown.output
-    assert "Traceback" not in shown.stderr
-    if code != 2:  # else the usage comes first
-        (line,) = shown.stderr.splitlines()
+@pytest.mark.parametrize("usage_error", USAGE_ERRORS)
+def test_usage_error_is_one_line_with_its_exit_code(spool: Spool, usage_error: str) -> None:
+    words, code = USAGE_ERRORS[usage_error]
+    result = run(*(spool.path if word == "SPOOL" else word for word in words))
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.stderr
+    if code != 2:  # click prints the usage before the error
+        (line,) = result.stderr.splitlines()
         assert line.startswith(f"spool {words[0]}: ")
-        assert line.count(". ") + line.count(": ") >= 2, "what was found, and what to do"
+        assert line.count(". ") + line.count(": ") >= 2, "the message has a cause and a remedy"
 
 
 @pytest.mark.parametrize("debug", ["before", "behind"])
-def test_debug_stands_before_or_behind_the_command(debug: str) -> None:
+def test_debug_option_is_accepted_before_and_after_the_command(debug: str) -> None:
     words = ["--debug", "ls", "/nowhere"] if debug == "before" else ["ls", "/nowhere", "--debug"]
     assert isinstance(run(*words).exception, NotASpool)
 
 
-def test_what_nobody_had_thought_of_ends_in_one_line_too(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_one_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by\nzero")
 
     monkeypatch.setattr(task_selection, "select", broken)
-    shown = run("ls", spool.path)
-    assert shown.exit_code == settings.EXIT_UNEXPECTED
-    (line,) = shown.stderr.splitlines()
+    result = run("ls", spool.path)
+    assert result.exit_code == settings.EXIT_UNEXPECTED
+    (line,) = result.stderr.splitlines()
     assert line.startswith("spool ls: ZeroDivisionError: division by\\nzero.") and "'spool --debug'" in line
     assert isinstance(run("ls", spool.path, "--debug").exception, ZeroDivisionError)
 
@@ -593,26 +589,28 @@ def test_what_nobody_had_thought_of_ends_in_one_line_too(spool: Spool, monkeypat
 # --------------------------------------------------------------------------------------- terminals
 
 
-def test_top_repaints_the_terminal_until_q(spool: Spool) -> None:
+def test_top_repaints_the_terminal_until_q_is_pressed(spool: Spool) -> None:
     put(spool, "waiting")
     for words in (["top", spool.path], ["status", "--watch", spool.path]):
-        code, said = _on_terminal([str(BIN / "spool"), *words, "--interval", "0.1"], "q", until="LANE")
-        assert code == 0, said
-        assert "\x1b[?1049h" in said and said.rstrip().endswith("\x1b[?25h\x1b[?1049l"), "the screen of before is back"
-        assert "BLOCKED" in said and "\x1b[31m" in said, "in red"
-    code, said = _on_terminal([str(BIN / "spool"), "top", spool.path], "\x03", until="LANE", NO_COLOR="1")
-    assert code == 0, said
-    assert "\x1b[31m" not in said and "\x1b[1m" not in said
+        code, output = _on_terminal([str(BIN / "spool"), *words, "--interval", "0.1"], "q", until="LANE")
+        assert code == 0, output
+        assert "\x1b[?1049h" in output and output.rstrip().endswith("\x1b[?25h\x1b[?1049l"), (
+            "the previous screen is restored"
+        )
+        assert "BLOCKED" in output and "\x1b[31m" in output, "blocked tasks are red"
+    code, output = _on_terminal([str(BIN / "spool"), "top", spool.path], "\x03", until="LANE", NO_COLOR="1")
+    assert code == 0, output
+    assert "\x1b[31m" not in output and "\x1b[1m" not in output
 
 
-def test_a_title_stands_above_a_list_on_a_terminal(spool: Spool) -> None:
+def test_list_has_a_title_on_a_terminal(spool: Spool) -> None:
     put(spool, "waiting")
-    _, said = _on_terminal([str(BIN / "spool"), "ls", spool.path], "", until="TASK", NO_COLOR="1")
-    assert said.startswith("TASK        STATE") and "\x1b" not in said
+    _, output = _on_terminal([str(BIN / "spool"), "ls", spool.path], "", until="TASK", NO_COLOR="1")
+    assert output.startswith("TASK        STATE") and "\x1b" not in output
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_commands_and_ids(spool: Spool, shell: str) -> None:
+def test_shell_completes_commands_and_ids(spool: Spool, shell: str) -> None:
     task = put(spool, "failed")
 
     def completed(*words: str) -> str:
@@ -640,7 +638,7 @@ ABOUT_TASKS = ("submit", "run", "status", "ls", "show", "wait", "result", "trace
 
 
 @pytest.mark.parametrize("name", ABOUT_TASKS)
-def test_a_command_about_tasks_shows_examples(name: str) -> None:
+def test_help_of_task_commands_has_examples(name: str) -> None:
     found = main.get_command(click.Context(main), name)
     assert found is not None and found.help is not None
     assert found.help.count(f"  spool {name} ") >= 2

@@ -1,4 +1,4 @@
-"""``spool check`` says what is wrong with a spool that is in use, mends what can be mended, and nothing else."""
+"""Checks and repairs of a spool that is in use, and the command ``spool check``."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ LONG_AGO = (1_000_000_000, 1_000_000_000)
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
-    """A spool whose repairs do not take long."""
+    """Spool with quick repairs."""
     return Spool.create(tmp_path / "spool", durability="none", lease=0.3, caches=0.2)
 
 
 @pytest.fixture
-def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing moves in the spool: one more look is enough."""
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat each check only once, since no task moves meanwhile."""
     monkeypatch.setattr("spoolpool.maintenance.check._REPETITIONS", 1)
 
 
 class Tree:
-    """Puts files into a spool by hand."""
+    """Writer of files in a spool."""
 
     def __init__(self, spool: Spool) -> None:
         self.spool = spool
@@ -63,7 +63,7 @@ class Tree:
         spool.open_session("inbox")
 
     def header(self) -> TaskHeader:
-        """A new task's."""
+        """Return the header of a new task."""
         task = new_task_id()
         bucket = bucket_name(task, new_submitter_id())
         return TaskHeader(task=task, session="inbox", lane=LANE, bucket=bucket, max_attempts=3)
@@ -71,7 +71,7 @@ class Tree:
     def put(
         self, place: str, worker: str = "", *, header: TaskHeader | None = None, size: int = 10
     ) -> tuple[Path, TaskFile]:
-        """A good task file in ``place``; with its outcome, if that is ``results``."""
+        """Create a valid task file in ``place``, and its outcome if that is ``results``."""
         header = header or self.header()
         task_file = TaskFile(header.task, 1, 1, worker)
         path = self.path(place, header, task_file)
@@ -82,19 +82,19 @@ class Tree:
         return path, task_file
 
     def path(self, place: str, header: TaskHeader, task_file: TaskFile) -> Path:
-        """Where the file of a task stands."""
+        """Return the path of a task file."""
         below = {"ready": f"{LANE}/{header.bucket}", "results": "inbox", "outgoing": "inbox"}.get(place, ".")
         return self.root / place / below / task_file.name
 
     def outcome(self, worker: str) -> Path:
-        """An outcome whose task is nowhere."""
+        """Create an outcome without a task."""
         header = self.header()
         task_file = TaskFile(header.task, 1, 1, worker)
         files.create(self.spool.layout.outcome("inbox", task_file), outcome_of(header, task_file))
         return self.path("outgoing", header, task_file)
 
     def everything(self) -> dict[str, tuple[int, ...]]:
-        """What is in the spool, and how each thing is: for comparison."""
+        """Return mode, inode and size of everything in the spool, for comparison."""
         found = {}
         for path in self.root.rglob("*"):
             status = path.lstat()
@@ -102,12 +102,12 @@ class Tree:
         return found
 
     def of(self, path: Path) -> str:
-        """A path as findings have it."""
+        """Return a path relative to the spool, as in findings."""
         return str(path.relative_to(self.root))
 
 
 @pytest.fixture
-def tree(spool: Spool, few_looks: None) -> Tree:
+def tree(spool: Spool, few_checks: None) -> Tree:
     return Tree(spool)
 
 
@@ -119,15 +119,15 @@ def run(*arguments: object) -> click.testing.Result:
     return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
 
 
-# ------------------------------------------------------------------------------ nothing is wrong
+# ---------------------------------------------------------------------------------- no findings
 
 
-def test_a_new_spool_has_no_findings(spool: Spool) -> None:
+def test_new_spool_has_no_findings(spool: Spool) -> None:
     assert check(spool) == []
     assert repair(spool, []) == []
 
 
-def test_a_spool_in_use_has_no_findings(tmp_path: Path, worker: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spool_in_use_has_no_findings(tmp_path: Path, worker: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
     with Executor(spool=spool.path, init_function=dict) as executor:
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "go", 1)
@@ -150,13 +150,13 @@ def test_a_spool_in_use_has_no_findings(tmp_path: Path, worker: Workers, monkeyp
     assert check(spool) == []
 
 
-def test_a_spool_has_no_findings_while_tasks_flow_and_workers_come_and_go(tmp_path: Path, worker: Workers) -> None:
+def test_running_tasks_and_dying_workers_cause_no_findings(tmp_path: Path, worker: Workers) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
     looks = 0
     with Executor(spool=spool.path) as executor:
         pending = [executor.submit(pow, number, 2) for number in range(400)]
         for _ in range(2):
-            # it may be about to end by itself, its handler of signals gone, when it is told to end
+            # a worker that is already ending has no signal handler any more
             worker.may_die(worker(spool, "--max-tasks", 150, await_groups=0))
         worker(spool)
         while not all(future.done() for future in pending):
@@ -166,11 +166,11 @@ def test_a_spool_has_no_findings_while_tasks_flow_and_workers_come_and_go(tmp_pa
     assert check(spool) == []
 
 
-# ---------------------------------------------------------------------------- what is not a spool's
+# -------------------------------------------------------------------------------- unknown names
 
 
-def strangers(tree: Tree) -> list[str]:
-    """Names that no spool makes, in each of its directories."""
+def unknown_names(tree: Tree) -> list[str]:
+    """Return unknown names in each directory of a spool."""
     waiting, _ = tree.put("ready")
     lane, bucket = tree.of(waiting).split("/")[1:3]
     task, worker = new_task_id(), announce(tree.spool, info_of(unknown_process()).process)
@@ -206,10 +206,10 @@ def strangers(tree: Tree) -> list[str]:
     ]
 
 
-def test_unknown_names_are_reported_wherever_they_are_and_never_touched(tree: Tree, beating: None) -> None:
-    names = strangers(tree)
+def test_unknown_names_are_reported_in_every_directory_and_never_touched(tree: Tree, heartbeats: None) -> None:
+    names = unknown_names(tree)
     for name in names:
-        (tree.root / name).write_bytes(b"somebody's")
+        (tree.root / name).write_bytes(b"unknown")
         os.utime(tree.root / name, LONG_AGO)
     before = tree.everything()
     found = check(tree.spool)
@@ -221,7 +221,7 @@ def test_unknown_names_are_reported_wherever_they_are_and_never_touched(tree: Tr
     assert tree.everything() == before
 
 
-def test_unknown_directories_are_reported_and_not_entered(tree: Tree) -> None:
+def test_unknown_directories_are_reported_and_not_listed(tree: Tree) -> None:
     for name in ("other", "ready/other", "results/.other", "workers/other", "tmp/other"):
         (tree.root / name / "inner").mkdir(parents=True)
     found = check(tree.spool)
@@ -229,17 +229,17 @@ def test_unknown_directories_are_reported_and_not_entered(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", b"two\nlines", b"\x1b[31mred", "weiß".encode(), b"\xe2\x80\xae"])
-def test_a_hostile_name_is_shown_harmlessly(tree: Tree, name: bytes) -> None:
+def test_hostile_name_is_escaped(tree: Tree, name: bytes) -> None:
     (tree.root / "failed" / os.fsdecode(name)).touch()
-    shown = run("check", tree.spool.path)
-    assert (shown.exit_code, shown.exception.__class__) == (1, SystemExit)
-    assert len(shown.output.splitlines()) == 1
-    assert all(each.isprintable() for each in shown.output.rstrip("\n"))
-    told = json.loads(run("check", "--json", tree.spool.path).output)
-    assert told["findings"][0]["path"] == f"failed/{os.fsdecode(name)}"
+    result = run("check", tree.spool.path)
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert len(result.output.splitlines()) == 1
+    assert all(each.isprintable() for each in result.output.rstrip("\n"))
+    document = json.loads(run("check", "--json", tree.spool.path).output)
+    assert document["findings"][0]["path"] == f"failed/{os.fsdecode(name)}"
 
 
-def test_a_link_in_the_place_of_a_directory_is_reported_and_not_followed(
+def test_symbolic_link_instead_of_a_directory_is_reported_and_not_followed(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, task_file = tree.put("claimed", new_worker_id())
@@ -262,19 +262,19 @@ def test_a_link_in_the_place_of_a_directory_is_reported_and_not_followed(
     assert (tmp_path / "info.json").exists()
 
 
-# ----------------------------------------------------------------------------- what cannot be read
+# ----------------------------------------------------------------------------- unreadable files
 
 PLACES = ("ready", "waiting", "claimed", "results", "failed")
 
 
 def holder(tree: Tree, place: str) -> str:
-    """Who is in the name of a task file there: a live worker, or nobody."""
+    """Return the worker in the name of a task file: a live one, or none."""
     return "" if place in ("ready", "waiting") else announce(tree.spool, info_of(unknown_process()).process)
 
 
 @pytest.fixture
-def beating(tree: Tree) -> Iterator[None]:
-    """Every worker of the spool gives signs of life, so that none of them is found to be silent."""
+def heartbeats(tree: Tree) -> Iterator[None]:
+    """Let every worker of the spool have a recent heartbeat."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "seconds_since_heartbeat", lambda *_: 0.0)
         patch.setattr(heartbeat.Liveness, "seconds_since_change", lambda *_: 0.0)
@@ -282,7 +282,7 @@ def beating(tree: Tree) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_torn_file_is_reported_and_left_alone(tree: Tree, place: str, beating: None) -> None:
+def test_torn_file_is_reported_and_not_changed(tree: Tree, place: str, heartbeats: None) -> None:
     path, _ = tree.put(place, holder(tree, place))
     assert check(tree.spool) == []
     whole = path.read_bytes()
@@ -295,24 +295,24 @@ def test_a_torn_file_is_reported_and_left_alone(tree: Tree, place: str, beating:
     assert path.read_bytes() == torn
 
 
-def test_a_torn_outcome_is_reported_once_it_is_committed(tree: Tree, beating: None) -> None:
+def test_torn_outcome_is_reported_after_its_commit(tree: Tree, heartbeats: None) -> None:
     worker = announce(tree.spool, unknown_process())
     path, task_file = tree.put("results", worker)
     outcome = Path(tree.spool.layout.outcome("inbox", task_file))
     outcome.write_bytes(outcome.read_bytes()[:-1])
     assert kinds(check(tree.spool)) == [("unreadable", tree.of(outcome))]
     path.rename(tree.root / "claimed" / task_file.name)
-    assert check(tree.spool) == [], "it is still being written"
+    assert check(tree.spool) == [], "the outcome may be incomplete before the commit"
 
 
-def test_a_large_torn_file_is_reported(tree: Tree) -> None:
+def test_large_torn_file_is_reported(tree: Tree) -> None:
     path, _ = tree.put("ready", size=3 << 20)
     assert check(tree.spool) == []
     os.truncate(path, 2 << 20)
     assert kinds(check(tree.spool)) == [("unreadable", tree.of(path))]
 
 
-def test_a_file_of_a_newer_version_is_reported(tree: Tree) -> None:
+def test_file_of_a_newer_format_is_reported(tree: Tree) -> None:
     path, _ = tree.put("ready")
     data = bytearray(path.read_bytes())
     data[8] = 9
@@ -323,7 +323,7 @@ def test_a_file_of_a_newer_version_is_reported(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("place", ["ready", "results"])
-def test_a_file_that_says_it_is_another_task_is_reported(tree: Tree, place: str, beating: None) -> None:
+def test_header_of_another_task_is_reported(tree: Tree, place: str, heartbeats: None) -> None:
     path, task_file = tree.put(place, holder(tree, place))
     other, _ = tree.put("failed", new_worker_id())
     path.write_bytes(other.read_bytes())
@@ -334,7 +334,7 @@ def test_a_file_that_says_it_is_another_task_is_reported(tree: Tree, place: str,
 
 
 def special(kind: str, path: Path, aside: Path) -> None:
-    """Put something that is no file where one should be."""
+    """Replace a file with a special file of a kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "FIFO":
         os.mkfifo(path)
@@ -356,8 +356,8 @@ SPECIAL = ("FIFO", "directory", "link", "dangling link", "endless link", "device
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_file_is_reported_and_neither_hangs_nor_is_followed(
-    tree: Tree, tmp_path: Path, place: str, kind: str, beating: None
+def test_special_file_is_reported_and_neither_opened_nor_followed(
+    tree: Tree, tmp_path: Path, place: str, kind: str, heartbeats: None
 ) -> None:
     path, _ = tree.put(place, holder(tree, place))
     if kind != "link":
@@ -372,7 +372,7 @@ def test_what_is_no_file_is_reported_and_neither_hangs_nor_is_followed(
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_file_in_the_hands_of_a_dead_worker_stops_no_repair(tree: Tree, tmp_path: Path, kind: str) -> None:
+def test_special_file_among_the_claims_of_a_dead_worker_stops_no_repair(tree: Tree, tmp_path: Path, kind: str) -> None:
     dead = announce(tree.spool, dead_process())
     path, _ = tree.put("claimed", dead)
     if kind != "link":
@@ -386,7 +386,7 @@ def test_what_is_no_file_in_the_hands_of_a_dead_worker_stops_no_repair(tree: Tre
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, wanted: Callable[[str], bool]) -> None:
-    """Let an operation answer EACCES for some paths."""
+    """Let an operation fail with EACCES for some paths."""
     real = getattr(files, name)
 
     def refused(path: str, **options: object) -> object:
@@ -398,8 +398,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, wanted: Callable[[str], b
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_file_that_may_not_be_read_is_reported(
-    tree: Tree, place: str, beating: None, monkeypatch: pytest.MonkeyPatch
+def test_file_without_read_permission_is_reported(
+    tree: Tree, place: str, heartbeats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = tree.put(place, holder(tree, place))
     refuse(monkeypatch, "open_file", lambda each: each == str(path))
@@ -410,7 +410,7 @@ def test_a_file_that_may_not_be_read_is_reported(
 
 @pytest.mark.multiuser
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file somebody else's")
-def test_a_file_of_another_account_is_reported_and_not_read(tree: Tree) -> None:
+def test_file_of_another_account_is_reported_and_not_read(tree: Tree) -> None:
     path, _ = tree.put("ready")
     os.chown(path, 12345, -1)
     (found,) = check(tree.spool)
@@ -418,15 +418,15 @@ def test_a_file_of_another_account_is_reported_and_not_read(tree: Tree) -> None:
     assert "not trusted" in found.text
 
 
-def test_a_file_with_a_second_name_is_reported(tree: Tree, tmp_path: Path) -> None:
+def test_hard_linked_file_is_reported(tree: Tree, tmp_path: Path) -> None:
     path, _ = tree.put("ready")
     os.link(path, tmp_path / "second")
     assert kinds(check(tree.spool)) == [("unreadable", tree.of(path))]
 
 
 @pytest.mark.parametrize("directory", ["claimed", "results", "results/inbox", "ready", "workers"])
-def test_a_directory_that_cannot_be_listed_is_reported_and_nothing_is_concluded_from_it(
-    tree: Tree, directory: str, monkeypatch: pytest.MonkeyPatch, beating: None
+def test_unlisted_directory_is_reported_and_causes_no_other_finding(
+    tree: Tree, directory: str, monkeypatch: pytest.MonkeyPatch, heartbeats: None
 ) -> None:
     worker = announce(tree.spool, unknown_process())
     tree.put("results", worker)
@@ -439,11 +439,11 @@ def test_a_directory_that_cannot_be_listed_is_reported_and_nothing_is_concluded_
     assert kinds(check(tree.spool)) == [("unreadable", directory)]
 
 
-# ------------------------------------------------------------------------------ tasks in two places
+# ------------------------------------------------------------------------------ duplicate tasks
 
 
 @pytest.mark.parametrize(("one", "other"), [("ready", "claimed"), ("ready", "waiting"), ("results", "failed")])
-def test_a_task_in_two_places_is_reported_and_left_alone(tree: Tree, one: str, other: str, beating: None) -> None:
+def test_duplicate_task_is_reported_and_not_changed(tree: Tree, one: str, other: str, heartbeats: None) -> None:
     header = tree.header()
     for place in (one, other):
         tree.put(place, holder(tree, place), header=header)
@@ -458,7 +458,7 @@ def test_a_task_in_two_places_is_reported_and_left_alone(tree: Tree, one: str, o
 # ------------------------------------------------------------------------------------ dead workers
 
 
-def test_a_dead_worker_and_its_claim_are_reported_and_brought_back(tree: Tree) -> None:
+def test_claim_of_a_dead_worker_is_reported_and_requeued(tree: Tree) -> None:
     dead = announce(tree.spool, dead_process())
     path, task_file = tree.put("claimed", dead)
     found = check(tree.spool)
@@ -469,18 +469,18 @@ def test_a_dead_worker_and_its_claim_are_reported_and_brought_back(tree: Tree) -
     assert check(tree.spool) == []
 
 
-def test_a_claim_of_an_unknown_worker_is_brought_back_after_a_lease(tree: Tree) -> None:
+def test_claim_of_an_unknown_worker_is_requeued_after_a_lease(tree: Tree) -> None:
     path, task_file = tree.put("claimed", new_worker_id())
     found = check(tree.spool)
     assert kinds(found) == [("dead claim", tree.of(path))]
     assert repair(tree.spool, found, seconds=0) == []
-    assert path.exists(), "nobody was watched for a lease"
+    assert path.exists(), "the worker was not observed for a lease"
     repair(tree.spool, found)
     assert [each.name for each in scan(tree.spool).ready.values()] == [task_file.requeued().name]
     assert check(tree.spool) == []
 
 
-def test_a_worker_of_another_host_that_is_silent_is_reported_and_brought_back(tree: Tree) -> None:
+def test_claim_of_a_silent_worker_of_another_host_is_reported_and_requeued(tree: Tree) -> None:
     silent = announce(tree.spool, unknown_process())
     path, _ = tree.put("claimed", silent)
     os.utime(tree.root / "workers" / silent / "beat", LONG_AGO)
@@ -491,7 +491,7 @@ def test_a_worker_of_another_host_that_is_silent_is_reported_and_brought_back(tr
     assert check(tree.spool) == []
 
 
-def test_a_silent_worker_that_still_holds_its_lock_is_reported_and_keeps_its_claim(tree: Tree) -> None:
+def test_silent_worker_with_a_lock_is_reported_and_keeps_its_claim(tree: Tree) -> None:
     silent = announce(tree.spool, unknown_process())
     path, _ = tree.put("claimed", silent)
     os.utime(tree.root / "workers" / silent / "beat", LONG_AGO)
@@ -506,7 +506,7 @@ def test_a_silent_worker_that_still_holds_its_lock_is_reported_and_keeps_its_cla
     assert (tree.root / "workers" / silent / "info.json").exists()
 
 
-def test_a_finished_outcome_of_a_dead_worker_is_published(tree: Tree) -> None:
+def test_complete_outcome_of_a_dead_worker_is_committed(tree: Tree) -> None:
     dead = announce(tree.spool, dead_process())
     header = tree.header()
     path, task_file = tree.put("claimed", dead, header=header)
@@ -517,8 +517,8 @@ def test_a_finished_outcome_of_a_dead_worker_is_published(tree: Tree) -> None:
     assert check(tree.spool) == []
 
 
-def test_a_worker_that_ends_between_the_looks_is_not_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes its claim away first and its entry afterwards."""
+def test_worker_that_ends_between_the_scans_is_not_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker removes its claim first, and its entry afterwards."""
     worker = announce(tree.spool, unknown_process())
     path, task_file = tree.put("claimed", worker)
 
@@ -531,8 +531,8 @@ def test_a_worker_that_ends_between_the_looks_is_not_reported(tree: Tree, monkey
     assert check(tree.spool) == []
 
 
-def test_an_entry_that_names_another_worker_is_nobodys(tree: Tree) -> None:
-    """Else who can write there could have a live worker taken for dead."""
+def test_worker_entry_with_mismatched_id_is_ignored(tree: Tree) -> None:
+    """An account that can write there could declare a live worker dead."""
     worker, liar = announce(tree.spool, unknown_process()), announce(tree.spool, dead_process())
     info = tree.root / "workers" / liar / "info.json"
     info.write_text(info.read_text().replace(liar, worker))
@@ -542,19 +542,19 @@ def test_an_entry_that_names_another_worker_is_nobodys(tree: Tree) -> None:
 # ---------------------------------------------------------------------------------------- outcomes
 
 
-def test_an_outcome_without_a_task_is_reported_and_removed_after_a_second_look(tree: Tree) -> None:
+def test_outcome_without_a_task_is_reported_and_removed_after_a_delay(tree: Tree) -> None:
     path = tree.outcome(new_worker_id())
     found = check(tree.spool)
     assert kinds(found) == [("orphan outcome", tree.of(path))]
     assert repair(tree.spool, found, seconds=0) == []
-    assert path.exists(), "one look is not enough"
+    assert path.exists(), "the outcome is checked twice"
     assert repair(tree.spool, found) == [f"removed {tree.of(path)}"]
     assert not path.exists()
     assert check(tree.spool) == []
 
 
 @pytest.mark.parametrize("place", ["claimed", "results"])
-def test_an_outcome_whose_task_is_there_after_all_is_kept(tree: Tree, place: str, beating: None) -> None:
+def test_outcome_is_kept_if_its_task_appears_during_the_repair(tree: Tree, place: str, heartbeats: None) -> None:
     worker = announce(tree.spool, unknown_process())
     header = tree.header()
     task_file = TaskFile(header.task, 1, 1, worker)
@@ -568,7 +568,7 @@ def test_an_outcome_whose_task_is_there_after_all_is_kept(tree: Tree, place: str
     assert tree.path("outgoing", header, task_file).exists()
 
 
-def test_a_committed_task_without_its_outcome_is_reported_and_runs_again(tree: Tree) -> None:
+def test_committed_task_without_an_outcome_is_reported_and_requeued(tree: Tree) -> None:
     path, task_file = tree.put("results", new_worker_id())
     Path(tree.spool.layout.outcome("inbox", task_file)).unlink()
     found = check(tree.spool)
@@ -580,7 +580,7 @@ def test_a_committed_task_without_its_outcome_is_reported_and_runs_again(tree: T
     assert check(tree.spool) == []
 
 
-def test_an_outcome_that_comes_late_is_waited_for(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_outcome_keeps_its_task_committed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     path, task_file = tree.put("results", new_worker_id())
     outcome = Path(tree.spool.layout.outcome("inbox", task_file))
     outcome.rename(tree.root / "late")
@@ -601,7 +601,7 @@ def test_an_outcome_that_comes_late_is_waited_for(tree: Tree, monkeypatch: pytes
     assert check(tree.spool) == []
 
 
-def test_a_committed_task_without_its_outcome_waits_for_the_end_of_its_worker(tree: Tree, beating: None) -> None:
+def test_committed_task_without_an_outcome_is_not_requeued_while_its_worker_lives(tree: Tree, heartbeats: None) -> None:
     worker = announce(tree.spool, unknown_process())
     path, task_file = tree.put("results", worker)
     Path(tree.spool.layout.outcome("inbox", task_file)).unlink()
@@ -611,13 +611,13 @@ def test_a_committed_task_without_its_outcome_waits_for_the_end_of_its_worker(tr
     assert path.exists()
 
 
-def test_a_cancelled_task_needs_no_outcome(tree: Tree) -> None:
+def test_cancelled_task_needs_no_outcome(tree: Tree) -> None:
     _, task_file = tree.put("results", CANCELLED)
     Path(tree.spool.layout.outcome("inbox", task_file)).unlink()
     assert check(tree.spool) == []
 
 
-def test_a_collector_between_its_two_removals_is_not_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcome_that_a_collector_is_removing_is_not_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     _, task_file = tree.put("results", new_worker_id())
     outcome = Path(tree.spool.layout.outcome("inbox", task_file))
     Path(tree.spool.layout.result("inbox", task_file)).unlink()
@@ -634,10 +634,10 @@ def test_a_collector_between_its_two_removals_is_not_reported(tree: Tree, monkey
     assert check(tree.spool, deep=False) == []
 
 
-# --------------------------------------------------------------------------------- marks and the rest
+# ------------------------------------------------------------------------ cancel requests and others
 
 
-def test_a_mark_is_stale_once_its_task_is_nowhere(tree: Tree, beating: None) -> None:
+def test_cancel_request_without_a_task_is_reported_and_removed(tree: Tree, heartbeats: None) -> None:
     marked = []
     for place in PLACES:
         _, task_file = tree.put(place, holder(tree, place))
@@ -652,7 +652,7 @@ def test_a_mark_is_stale_once_its_task_is_nowhere(tree: Tree, beating: None) -> 
     assert check(tree.spool) == []
 
 
-def test_what_cannot_be_mended_hinders_nothing_else(tree: Tree) -> None:
+def test_failed_repair_does_not_stop_other_repairs(tree: Tree) -> None:
     wrong, right = new_task_id(), new_task_id()
     (tree.root / "cancel" / wrong / "inner").mkdir(parents=True)
     (tree.root / "cancel" / right).touch()
@@ -661,7 +661,7 @@ def test_what_cannot_be_mended_hinders_nothing_else(tree: Tree) -> None:
     assert (tree.root / "cancel" / wrong / "inner").is_dir()
 
 
-def test_missing_directories_are_reported_and_made(spool: Spool) -> None:
+def test_missing_directories_are_reported_and_created(spool: Spool) -> None:
     names = [name for name in Layout.DIRECTORIES if name != "failed"]
     for name in names:
         (Path(spool.path) / name).rmdir()
@@ -673,7 +673,7 @@ def test_missing_directories_are_reported_and_made(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("lost", ["results", "claimed"])
-def test_nothing_is_concluded_from_a_directory_that_is_missing(tree: Tree, lost: str) -> None:
+def test_missing_directory_causes_no_other_finding(tree: Tree, lost: str) -> None:
     path, task_file = tree.put("results", new_worker_id())
     path.rename(tree.root / "saved")
     outcome = Path(tree.spool.layout.outcome("inbox", task_file))
@@ -682,10 +682,10 @@ def test_nothing_is_concluded_from_a_directory_that_is_missing(tree: Tree, lost:
     found = check(tree.spool)
     assert kinds(found) == [("missing", lost), ("unknown name", "saved")]
     repair(tree.spool, found)
-    assert outcome.exists(), "it may be all that is left of a task"
+    assert outcome.exists(), "it may be the only file of a task"
 
 
-def test_unfinished_writes_are_reported_once_they_are_old(tree: Tree) -> None:
+def test_old_unfinished_writes_are_reported_and_removed(tree: Tree) -> None:
     task = new_task_id()
     young, old = tree.root / "tmp" / new_task_id(), tree.root / "tmp" / task
     young.touch()
@@ -697,7 +697,7 @@ def test_unfinished_writes_are_reported_once_they_are_old(tree: Tree) -> None:
     assert files.list_names(tree.spool.layout.tmp) == [young.name]
 
 
-def test_a_spool_that_cannot_be_written_to_can_be_checked(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_spool_can_be_checked(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = tree.put("claimed", new_worker_id())
 
     def refused(path: str) -> None:
@@ -707,29 +707,29 @@ def test_a_spool_that_cannot_be_written_to_can_be_checked(tree: Tree, monkeypatc
     assert kinds(check(tree.spool)) == [("dead claim", tree.of(path))]
 
 
-def test_what_nfs_calls_a_file_that_is_open_and_removed_is_not_reported(tree: Tree) -> None:
+def test_names_of_removed_open_files_on_nfs_are_not_reported(tree: Tree) -> None:
     (tree.root / "outgoing" / "inbox" / ".nfs00000000000a1b2c00000001").touch()
     assert check(tree.spool) == []
 
 
-# ------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------- command
 
 
-def test_the_command_says_that_nothing_is_wrong(spool: Spool) -> None:
-    shown = run("check", spool.path)
-    assert (shown.exit_code, shown.output) == (0, f"{spool.path}: nothing is wrong.\n")
-    told = run("check", "--json", spool.path)
-    assert told.exit_code == 0
-    assert json.loads(told.output) == {"spool": spool.path, "findings": [], "done": []}
+def test_command_reports_a_spool_without_findings(spool: Spool) -> None:
+    result = run("check", spool.path)
+    assert (result.exit_code, result.output) == (0, f"{spool.path}: nothing is wrong.\n")
+    document = run("check", "--json", spool.path)
+    assert document.exit_code == 0
+    assert json.loads(document.output) == {"spool": spool.path, "findings": [], "done": []}
 
 
-def test_the_command_names_kind_path_and_what_it_does(tree: Tree) -> None:
+def test_command_prints_kind_path_and_description(tree: Tree) -> None:
     (tree.root / "junk").touch()
     torn, _ = tree.put("ready")
     torn.write_bytes(b"torn")
-    shown = run("check", tree.spool.path)
-    assert shown.exit_code == 1
-    lines = shown.output.splitlines()
+    result = run("check", tree.spool.path)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
     assert [line.split()[0] for line in lines] == ["unknown", "unreadable"]
     assert "junk" in lines[0] and tree.of(torn) in lines[1]
     assert all(line.endswith(".") and not line.endswith("..") for line in lines)
@@ -738,14 +738,14 @@ def test_the_command_names_kind_path_and_what_it_does(tree: Tree) -> None:
     assert "unreadable" not in quick.output
 
 
-def test_the_commands_json_has_stable_keys(tree: Tree) -> None:
+def test_json_output_has_stable_keys(tree: Tree) -> None:
     (tree.root / "junk").touch()
-    told = json.loads(run("check", "--json", tree.spool.path).output)
-    assert told.keys() == {"spool", "findings", "done"}
-    assert [finding.keys() for finding in told["findings"]] == [{"kind", "path", "text", "repairable"}]
+    document = json.loads(run("check", "--json", tree.spool.path).output)
+    assert document.keys() == {"spool", "findings", "done"}
+    assert [finding.keys() for finding in document["findings"]] == [{"kind", "path", "text", "repairable"}]
 
 
-def test_the_command_repairs_says_what_it_did_and_what_is_left(tree: Tree) -> None:
+def test_command_prints_repairs_and_remaining_findings(tree: Tree) -> None:
     stale = tree.root / "cancel" / new_task_id()
     stale.touch()
     repaired = run("check", "--repair", tree.spool.path)
@@ -758,12 +758,12 @@ def test_the_command_repairs_says_what_it_did_and_what_is_left(tree: Tree) -> No
     (tree.root / "junk").touch()
     repaired = run("check", "--repair", "--json", tree.spool.path)
     assert repaired.exit_code == 1
-    told = json.loads(repaired.output)
-    assert told["done"] == [f"removed {tree.of(stale)}"]
-    assert [finding["path"] for finding in told["findings"]] == ["junk"]
+    document = json.loads(repaired.output)
+    assert document["done"] == [f"removed {tree.of(stale)}"]
+    assert [finding["path"] for finding in document["findings"]] == ["junk"]
 
 
-def test_without_repair_the_command_changes_nothing(tree: Tree) -> None:
+def test_command_without_repair_changes_nothing(tree: Tree) -> None:
     dead = announce(tree.spool, dead_process())
     tree.put("claimed", dead)
     tree.outcome(new_worker_id())
@@ -773,10 +773,10 @@ def test_without_repair_the_command_changes_nothing(tree: Tree) -> None:
     assert tree.everything() == before
 
 
-# ------------------------------------------------------------------------------ what needs what
+# --------------------------------------------------------------------------------- dependencies
 
 
-def test_an_edge_without_a_task_is_reported_and_removed(tree: Tree) -> None:
+def test_link_without_a_task_is_reported_and_removed(tree: Tree) -> None:
     needed, _ = tree.put("ready")
     edge = DependencyLink(needed.name.partition(".")[0], new_task_id())
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
@@ -787,7 +787,7 @@ def test_an_edge_without_a_task_is_reported_and_removed(tree: Tree) -> None:
     assert check(tree.spool, deep=False) == []
 
 
-def test_a_task_that_waits_for_what_is_not_there_is_reported_and_let_go(tree: Tree) -> None:
+def test_task_with_a_missing_dependency_is_reported_and_made_ready(tree: Tree) -> None:
     header = msgspec.structs.replace(tree.header(), needs={"inbox": (new_task_id(),)})
     path, task_file = tree.put("waiting", header=header)
     tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
@@ -798,7 +798,7 @@ def test_a_task_that_waits_for_what_is_not_there_is_reported_and_let_go(tree: Tr
     assert tree.path("ready", header, task_file).exists()
 
 
-def test_a_name_in_needs_that_is_no_edge_is_reported(tree: Tree) -> None:
+def test_unknown_name_among_the_links_is_reported(tree: Tree) -> None:
     directory = tree.root / "needs" / "inbox"
     directory.mkdir(parents=True)
     (directory / "junk").touch()

@@ -1,4 +1,4 @@
-"""``spool doctor`` tells what a filesystem can be trusted with: also where it cannot, and where nobody answers."""
+"""Examination of filesystems, with simulated faults, and the command ``spool doctor``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.fake_worker import dead_process
 from tests.support.waiting import LIMIT, wait_until
 
 RACE_FILES = 50
-"""Fewer files than usual, for faults that hit each of them."""
+"""Smaller number of files, for faults of each file."""
 
 ON_ONE_HOST = [
     "filesystem",
@@ -53,18 +53,18 @@ ON_ONE_HOST = [
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory on which nobody has worked yet."""
+def directory(tmp_path: Path) -> Path:
+    """Empty directory."""
     path = tmp_path / "place"
     path.mkdir()
     return path
 
 
 class Sides:
-    """A doctor, with a peer in a thread, so that both meet the same faults."""
+    """Doctor with a peer in a thread, so that patched functions affect both."""
 
-    def __init__(self, place: Path, timeout: float) -> None:
-        self.rendezvous = Rendezvous.create(str(place), timeout=LIMIT)
+    def __init__(self, directory: Path, timeout: float) -> None:
+        self.rendezvous = Rendezvous.create(str(directory), timeout=LIMIT)
         self.doctor = Doctor(self.rendezvous, timeout=timeout)
         self._thread = threading.Thread(target=Peer(self.rendezvous).serve)
         self._thread.start()
@@ -76,17 +76,17 @@ class Sides:
 
 
 @pytest.fixture
-def sides(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sides]]:
+def sides(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sides]]:
     for module in (doctor, doctor_peer):
         monkeypatch.setattr(module, "RACE_FILES", RACE_FILES)
-    made: list[Sides] = []
+    created: list[Sides] = []
 
-    def make(timeout: float = LIMIT) -> Sides:
-        made.append(Sides(place, timeout))
-        return made[-1]
+    def create(timeout: float = LIMIT) -> Sides:
+        created.append(Sides(directory, timeout))
+        return created[-1]
 
-    yield make
-    for each in made:
+    yield create
+    for each in created:
         each.end()
 
 
@@ -94,98 +94,98 @@ def run(*arguments: object) -> click.testing.Result:
     return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
 
 
-def start_peer(place: Path | str) -> subprocess.Popen[str]:
-    """'spool doctor --peer' in a process of its own, as on another host."""
-    command = [sys.executable, "-m", "spoolpool.cli.spool", "doctor", str(place), "--peer"]
+def start_peer(directory: Path | str) -> subprocess.Popen[str]:
+    """Start 'spool doctor --peer', as on another host."""
+    command = [sys.executable, "-m", "spoolpool.cli.spool", "doctor", str(directory), "--peer"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("Waiting for 'spool doctor'")
     return process
 
 
-# --------------------------------------------------------------------------- where all is well
+# ----------------------------------------------------------------------------- no faults
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command says in JSON, of a directory on which nobody else works."""
-    place = tmp_path_factory.mktemp("told")
-    shown = run("doctor", place, "--json")
-    assert shown.exit_code == 0
-    assert list(place.iterdir()) == [], "nothing is left behind"
-    found: dict[str, Any] = json.loads(shown.stdout)
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """JSON output of the command for an unused directory."""
+    directory = tmp_path_factory.mktemp("told")
+    result = run("doctor", directory, "--json")
+    assert result.exit_code == 0
+    assert list(directory.iterdir()) == [], "nothing is left behind"
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
-def test_between_two_processes_all_questions_are_answered(told: dict[str, Any]) -> None:
-    assert [each["question"] for each in told["answers"] if each["question"] != "quota"] == ON_ONE_HOST
-    assert {each["grade"] for each in told["answers"]} <= {"good", "note"}
-    assert all(each["text"] and "\n" not in each["text"] for each in told["answers"])
+def test_all_questions_are_answered_between_two_processes(document: dict[str, Any]) -> None:
+    assert [each["question"] for each in document["answers"] if each["question"] != "quota"] == ON_ONE_HOST
+    assert {each["grade"] for each in document["answers"]} <= {"good", "note"}
+    assert all(each["text"] and "\n" not in each["text"] for each in document["answers"])
 
 
-def test_the_commands_json_has_stable_keys(told: dict[str, Any], tmp_path: Path) -> None:
-    assert told.keys() == {"across_hosts", "verdict", "answers", "settings"}
-    assert told["across_hosts"] is False
-    assert {frozenset(each) for each in told["answers"]} == {frozenset({"question", "grade", "text", "value"})}
-    values = {each["question"]: each["value"] for each in told["answers"]}
+def test_json_output_has_stable_keys(document: dict[str, Any], tmp_path: Path) -> None:
+    assert document.keys() == {"across_hosts", "verdict", "answers", "settings"}
+    assert document["across_hosts"] is False
+    assert {frozenset(each) for each in document["answers"]} == {frozenset({"question", "grade", "text", "value"})}
+    values = {each["question"]: each["value"] for each in document["answers"]}
     assert values["filesystem"].keys() == {"kind", "mount", "options", "local"}
     assert values["rename"] == values["create"] == 0
     assert values["locks"] == "yes"
-    best = told["settings"]
+    best = document["settings"]
     assert best.keys() == {"lease", "caches"}
     assert run("init", tmp_path / "spool", "--lease", best["lease"], "--caches", best["caches"]).exit_code == 0
 
 
-def test_the_command_prints_a_verdict_and_the_settings_to_choose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_prints_a_verdict_and_recommended_settings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Answer(question="removed", grade="note", text="a removed name is no longer found after 75.000 s", value=75.0)
     monkeypatch.setattr(Doctor, "examine", lambda _: iter([slow]))
     monkeypatch.setattr(doctor, "describe", lambda _: [])
-    shown = run("doctor", place)
-    assert shown.exit_code == 0
-    assert shown.stdout.splitlines()[:3] == [
+    result = run("doctor", directory)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:3] == [
         "note  removed           a removed name is no longer found after 75.000 s.",
         "Verdict: suitable for a spool; see the notes on removed.",
         "Settings: spool init --lease 60 --caches 225",
     ]
-    assert "--peer" in shown.stdout.splitlines()[-1]
+    assert "--peer" in result.stdout.splitlines()[-1]
 
 
-def test_a_peer_is_found_through_the_spool(place: Path) -> None:
-    spool = Spool.create(place / "spool")
-    before = sorted(place.rglob("*"))
+def test_peer_is_found_in_the_spool(directory: Path) -> None:
+    spool = Spool.create(directory / "spool")
+    before = sorted(directory.rglob("*"))
     peer = start_peer(spool.path)
-    assert check(spool) == [], "it does not hinder a spool in use"
-    shown = run("doctor", spool.path, "--json")
-    _, said = peer.communicate(timeout=LIMIT)
-    assert (shown.exit_code, peer.returncode) == (0, 0)
-    assert json.loads(shown.stdout)["across_hosts"] is True
-    assert said.startswith("Did what was asked")
-    assert sorted(place.rglob("*")) == before
+    assert check(spool) == [], "its files do not disturb a spool in use"
+    result = run("doctor", spool.path, "--json")
+    _, output = peer.communicate(timeout=LIMIT)
+    assert (result.exit_code, peer.returncode) == (0, 0)
+    assert json.loads(result.stdout)["across_hosts"] is True
+    assert output.startswith("Did what was asked")
+    assert sorted(directory.rglob("*")) == before
 
 
 @pytest.mark.sharedfs
-def test_two_doctors_do_not_ask_the_same_peer(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    made.invite()
-    first = find_peer(str(place))
-    assert first is not None and first.path == made.path
-    assert find_peer(str(place)) is None
+def test_two_doctors_do_not_use_the_same_peer(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    rendezvous.invite()
+    first = find_peer(str(directory))
+    assert first is not None and first.path == rendezvous.path
+    assert find_peer(str(directory)) is None
 
 
-def test_a_peer_that_another_doctor_started_for_itself_is_not_asked(place: Path, sides: Callable[..., Sides]) -> None:
+def test_private_peer_of_another_doctor_is_not_used(directory: Path, sides: Callable[..., Sides]) -> None:
     both = sides()
     assert both.doctor._clock().question == "clock"
-    assert find_peer(str(place)) is None
+    assert find_peer(str(directory)) is None
 
 
-# -------------------------------------------------------------------- where something is wrong
+# -------------------------------------------------------------------------------- faults
 
 
 def in_race(path: str) -> bool:
     return "/race-" in path
 
 
-def test_renames_with_two_winners_are_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renames_with_two_winners_are_detected(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.move
 
     def both_win(source: str, target: str, **options: object) -> None:
@@ -201,7 +201,7 @@ def test_renames_with_two_winners_are_found(sides: Callable[..., Sides], monkeyp
     assert "Do not use this filesystem" in found.text
 
 
-def test_renames_without_a_winner_are_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renames_without_a_winner_are_detected(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.move
 
     def lost(source: str, target: str, **options: object) -> None:
@@ -215,7 +215,7 @@ def test_renames_without_a_winner_are_found(sides: Callable[..., Sides], monkeyp
     assert (found.grade, found.value) == ("bad", -RACE_FILES // 10)
 
 
-def test_renames_that_happen_and_answer_an_error_are_no_fault(
+def test_successful_renames_that_return_an_error_count_as_won(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = files.move
@@ -229,10 +229,10 @@ def test_renames_that_happen_and_answer_an_error_are_no_fault(
     assert sides().doctor._renames().value == 0
 
 
-def test_a_loser_that_is_told_that_it_may_not_is_a_loser(
+def test_permission_error_in_a_create_race_counts_as_lost(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sshfs says EPERM where others say EEXIST."""
+    """sshfs returns EPERM instead of EEXIST."""
     real = files.create
 
     def refused(path: str, *rest: object, **options: object) -> None:
@@ -248,7 +248,7 @@ def test_a_loser_that_is_told_that_it_may_not_is_a_loser(
 @pytest.mark.parametrize(
     ("races", "grade"), [([(50, 0), (0, 50), (30, 20)], "good"), ([(50, 0), (50, 0), (50, 0), (30, 20)], "note")]
 )
-def test_sides_that_did_not_meet_try_again_and_say_so_in_the_end(
+def test_race_without_collisions_is_repeated_and_then_noted(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, races: list[tuple[int, int]], grade: str
 ) -> None:
     left = iter(races)
@@ -258,7 +258,7 @@ def test_sides_that_did_not_meet_try_again_and_say_so_in_the_end(
     assert ("never collided" in found.text) == (grade == "note")
 
 
-def test_exclusive_creates_with_two_winners_are_found(
+def test_exclusive_creates_with_two_winners_are_detected(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = files.create
@@ -279,7 +279,7 @@ def test_exclusive_creates_with_two_winners_are_found(
     ("lock", "value", "text"),
     [(locks.Lock.NONE, "none", "no locks"), (locks.Lock.TAKEN, "per host", "of its own host")],
 )
-def test_locks_that_exclude_nobody_are_found(
+def test_locks_that_do_not_exclude_are_detected(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, lock: locks.Lock, value: str, text: str
 ) -> None:
     monkeypatch.setattr(doctor, "try_lock", lambda _: lock)
@@ -288,7 +288,9 @@ def test_locks_that_exclude_nobody_are_found(
     assert text in found.text
 
 
-def test_a_lock_that_outlives_its_holder_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_outlives_its_holder_is_detected(
+    sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "try_lock", lambda _: locks.Lock.BUSY)
     monkeypatch.setattr(doctor, "_LOCK_TIMEOUT", 0.1)
     held, dead = sides().doctor._locks()
@@ -297,7 +299,7 @@ def test_a_lock_that_outlives_its_holder_is_found(sides: Callable[..., Sides], m
     assert "10 leases" in dead.text
 
 
-def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_listing_is_detected(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.list_names
     monkeypatch.setattr(files, "list_names", lambda directory: [] if "/listed-" in directory else real(directory))
     found = sides(timeout=0.3).doctor._visibility()
@@ -306,7 +308,7 @@ def test_a_listing_that_stays_stale_is_found(sides: Callable[..., Sides], monkey
 
 
 @pytest.mark.parametrize(("which", "says", "question"), [("name", False, "looked up"), ("removed", True, "removed")])
-def test_a_look_up_that_stays_stale_is_found(
+def test_stale_look_up_is_detected(
     sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch, which: str, says: bool, question: str
 ) -> None:
     real = os.path.lexists
@@ -316,19 +318,19 @@ def test_a_look_up_that_stays_stale_is_found(
     assert {answer.grade for answer in found.values()} == {"good"}
 
 
-def test_a_delay_is_measured_and_noted(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delay_above_its_limit_is_noted(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     found = sides().doctor._delay("listed", lambda: True, "a name is listed", limit=-1.0)
     assert (found.grade, found.value) == ("note", 0.0)
 
 
-def test_a_sign_of_life_that_nobody_sees_is_found(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invisible_heartbeat_is_detected(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "mtime_ns", lambda _: 7)
     found = sides(timeout=0.3).doctor._heartbeat()
     assert (found.question, found.grade, found.value) == ("heartbeat", "bad", None)
 
 
-def test_signs_of_life_in_whole_seconds_are_seen(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each in a second of its own: MooseFS keeps no fractions."""
+def test_heartbeats_in_whole_seconds_are_visible(sides: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch) -> None:
+    """MooseFS stores no fractions of seconds, so that each heartbeat needs a new second."""
     real = files.mtime_ns
     monkeypatch.setattr(files, "mtime_ns", lambda path: (real(path) or 0) // 10**9)
     assert sides(timeout=0.3).doctor._heartbeat().grade == "good"
@@ -340,36 +342,34 @@ def test_missing_inotify_is_a_note(sides: Callable[..., Sides], monkeypatch: pyt
     assert (found.grade, found.value) == ("note", False)
 
 
-def test_what_is_bad_gives_the_verdict_and_the_exit_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_answer_determines_verdict_and_exit_code(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Answer(question="rename", grade="bad", text="two winners", value=3)
     monkeypatch.setattr(Doctor, "examine", lambda _: iter([bad]))
-    shown = run("doctor", place)
-    assert shown.exit_code == 1
-    assert "bad   rename" in shown.stdout
-    assert "Verdict: do not create a spool here before this is solved: rename." in shown.stdout
+    result = run("doctor", directory)
+    assert result.exit_code == 1
+    assert "bad   rename" in result.stdout
+    assert "Verdict: do not create a spool here before this is solved: rename." in result.stdout
 
 
-# ---------------------------------------------------------------------------- where nobody answers
+# ------------------------------------------------------------------------------ failing peers
 
 
-def test_a_peer_that_does_not_answer_gives_an_error_and_leaves_nothing(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    made.invite()
+def test_peer_without_replies_causes_an_error_and_is_cleaned_up(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    rendezvous.invite()
     with pytest.raises(TaskTimeout, match=r"did not send its reply to 'clock' in 0.1 s.*start both again"):
-        examine(str(place), timeout=0.1)
-    assert list(place.iterdir()) == [], "else the next doctor would ask it again"
+        examine(str(directory), timeout=0.1)
+    assert list(directory.iterdir()) == [], "the next doctor must not find the same peer"
 
 
-def test_a_peer_that_cannot_start_gives_an_error_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_cannot_start_causes_an_error_at_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "start_peer", lambda _: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
     with pytest.raises(TaskTimeout, match="has ended"):
-        examine(str(place), timeout=1e9)
-    assert list(place.iterdir()) == []
+        examine(str(directory), timeout=1e9)
+    assert list(directory.iterdir()) == []
 
 
-def test_a_peer_that_is_killed_in_the_middle_gives_an_error_at_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_peer_causes_an_error_at_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
     start, creates = doctor.start_peer, Doctor._creates
 
@@ -385,74 +385,74 @@ def test_a_peer_that_is_killed_in_the_middle_gives_an_error_at_once(
     monkeypatch.setattr(doctor, "start_peer", remember)
     monkeypatch.setattr(Doctor, "_creates", kill_before)
     with pytest.raises(TaskTimeout, match="has ended"):
-        examine(str(place), timeout=1e9)
-    assert list(place.iterdir()) == []
+        examine(str(directory), timeout=1e9)
+    assert list(directory.iterdir()) == []
 
 
-def test_the_last_word_of_a_peer_that_ends_is_heard(place: Path) -> None:
-    made = Rendezvous.create(str(place))
+def test_last_message_of_an_ended_peer_is_received(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
     words: list[str] = []
 
     def leaves() -> bool:
         if not words:
             words.append("last")
-            made.send("reply-0000", {"word": "last"})
+            rendezvous.send("reply-0000", {"word": "last"})
         return False
 
-    made.is_alive = leaves
-    assert made.receive("reply-0000", "a word") == {"word": "last"}
+    rendezvous.is_alive = leaves
+    assert rendezvous.receive("reply-0000", "a word") == {"word": "last"}
 
 
-def test_the_commands_message_is_clear_and_has_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Rendezvous.create(str(place)).invite()
+def test_command_prints_an_error_without_a_traceback(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rendezvous.create(str(directory)).invite()
     monkeypatch.setattr(doctor.examine, "__kwdefaults__", {"timeout": 0.1})
-    shown = run("doctor", place)
-    assert shown.exit_code == TaskTimeout.exit_code
-    assert shown.stderr.startswith("spool doctor: The other side did not send")
-    assert "Traceback" not in shown.stderr
+    result = run("doctor", directory)
+    assert result.exit_code == TaskTimeout.exit_code
+    assert result.stderr.startswith("spool doctor: The other side did not send")
+    assert "Traceback" not in result.stderr
 
 
-def test_what_dead_processes_of_this_host_left_is_removed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = Rendezvous.create(str(place))
+def test_rendezvous_of_a_dead_process_of_this_host_is_removed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Rendezvous.create(str(directory))
     left.invite()
     os.unlink(f"{left.path}/creator")
     left.send("creator", msgspec.to_builtins(dead_process()))
-    alive = Rendezvous.create(str(place))
+    alive = Rendezvous.create(str(directory))
     alive.invite()
-    found = find_peer(str(place))
+    found = find_peer(str(directory))
     assert found is not None and found.path == alive.path
-    assert os.listdir(place) == [os.path.basename(alive.path)]
+    assert os.listdir(directory) == [os.path.basename(alive.path)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_peer_that_is_ended_by_hand_is_not_found_afterwards(place: Path, number: signal.Signals) -> None:
-    peer = start_peer(place)
+def test_interrupted_or_killed_peer_is_not_found(directory: Path, number: signal.Signals) -> None:
+    peer = start_peer(directory)
     peer.send_signal(number)
     peer.communicate(timeout=LIMIT)
-    assert find_peer(str(place)) is None
-    assert list(place.iterdir()) == []
+    assert find_peer(str(directory)) is None
+    assert list(directory.iterdir()) == []
 
 
-def test_a_peer_to_whom_nobody_comes_ends_and_leaves_nothing(place: Path) -> None:
-    assert Peer(Rendezvous.create(str(place)), timeout=0.1).serve() == 0
-    assert list(place.iterdir()) == []
+def test_peer_without_a_doctor_times_out_and_is_cleaned_up(directory: Path) -> None:
+    assert Peer(Rendezvous.create(str(directory)), timeout=0.1).serve() == 0
+    assert list(directory.iterdir()) == []
 
 
-def test_a_peer_ends_with_the_doctor_that_started_it(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    os.unlink(f"{made.path}/creator")
-    made.send("creator", msgspec.to_builtins(dead_process()))
-    assert Peer(made, timeout=1e9).serve() == 0
-    assert list(place.iterdir()) == []
+def test_peer_ends_after_its_doctor(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    os.unlink(f"{rendezvous.path}/creator")
+    rendezvous.send("creator", msgspec.to_builtins(dead_process()))
+    assert Peer(rendezvous, timeout=1e9).serve() == 0
+    assert list(directory.iterdir()) == []
 
 
-def test_a_peer_whose_meeting_was_removed_ends(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    made.remove()
-    assert Peer(made, timeout=1e9).serve() == 0
+def test_peer_ends_after_the_removal_of_its_rendezvous(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    rendezvous.remove()
+    assert Peer(rendezvous, timeout=1e9).serve() == 0
 
 
-# -------------------------------------------------------------------------- who gives the orders
+# ------------------------------------------------------------------------- untrusted orders
 
 
 @pytest.mark.parametrize(
@@ -472,56 +472,56 @@ def test_a_peer_whose_meeting_was_removed_ends(place: Path) -> None:
         {},
     ],
 )
-def test_a_peer_does_nothing_outside_the_meeting_and_nothing_it_was_not_made_for(place: Path, order: object) -> None:
-    precious = place / "precious"
+def test_peer_refuses_unknown_orders_and_paths_outside_the_rendezvous(directory: Path, order: object) -> None:
+    precious = directory / "precious"
     precious.write_text("precious")
     before = precious.stat().st_mtime_ns
-    peer = Peer(Rendezvous.create(str(place)))
+    peer = Peer(Rendezvous.create(str(directory)))
     answer = peer._execute(order)  # type: ignore[arg-type]
     assert answer.keys() == {"error"}
-    assert [path.name for path in place.iterdir() if not is_rendezvous(path.name)] == ["precious"]
+    assert [path.name for path in directory.iterdir() if not is_rendezvous(path.name)] == ["precious"]
     assert (precious.read_text(), precious.stat().st_mtime_ns) == ("precious", before)
 
 
-def test_what_the_other_side_could_not_do_is_told(sides: Callable[..., Sides]) -> None:
+def test_error_of_the_other_side_is_reported(sides: Callable[..., Sides]) -> None:
     with pytest.raises(SpoolpoolError, match=r"could not execute the order \'touch\': No such file"):
         sides().doctor._order("touch", "name-1")
     with pytest.raises(SpoolpoolError, match="another version"):
         sides().doctor._order("sing")
 
 
-def test_a_meeting_in_which_others_may_write_is_refused(place: Path) -> None:
-    path = Rendezvous.create(str(place)).path
+def test_rendezvous_with_write_permission_for_others_is_refused(directory: Path) -> None:
+    path = Rendezvous.create(str(directory)).path
     os.chmod(path, 0o777)
     with pytest.raises(NotTrusted, match="others"):
         Rendezvous(path)
     Path(path, "peer").touch()
-    assert find_peer(str(place)) is None
+    assert find_peer(str(directory)) is None
 
 
-def test_a_link_to_a_meeting_is_refused(place: Path, tmp_path: Path) -> None:
-    made = Rendezvous.create(str(tmp_path))
-    made.invite()
-    link = place / rendezvous_name()
-    link.symlink_to(made.path)
+def test_symbolic_link_to_a_rendezvous_is_refused(directory: Path, tmp_path: Path) -> None:
+    rendezvous = Rendezvous.create(str(tmp_path))
+    rendezvous.invite()
+    link = directory / rendezvous_name()
+    link.symlink_to(rendezvous.path)
     with pytest.raises(NotTrusted):
         Rendezvous(str(link))
-    assert find_peer(str(place)) is None
+    assert find_peer(str(directory)) is None
 
 
 @pytest.mark.multiuser
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory somebody else's")
-def test_a_meeting_of_another_account_is_refused_and_left_alone(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    made.invite()
-    os.chown(made.path, 12345, -1)
+def test_rendezvous_of_another_account_is_refused_and_not_changed(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    rendezvous.invite()
+    os.chown(rendezvous.path, 12345, -1)
     with pytest.raises(NotTrusted, match="12345"):
-        Rendezvous(made.path)
-    assert find_peer(str(place)) is None
-    assert os.path.exists(f"{made.path}/peer")
+        Rendezvous(rendezvous.path)
+    assert find_peer(str(directory)) is None
+    assert os.path.exists(f"{rendezvous.path}/peer")
 
 
-# ------------------------------------------------------------------- what one look tells
+# ------------------------------------------------------------- answers without a peer
 
 SAMPLES = [
     "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro",
@@ -554,7 +554,7 @@ SAMPLES = [
         ("/short", "/", "ext4"),
     ],
 )
-def test_the_mount_of_a_path_is_found(path: str, point: str, kind: str) -> None:
+def test_mount_of_a_path_is_found(path: str, point: str, kind: str) -> None:
     assert find_mount(SAMPLES, path)[:2] == (point, kind)
 
 
@@ -568,39 +568,39 @@ def test_the_mount_of_a_path_is_found(path: str, point: str, kind: str) -> None:
         ("/", "good", []),
     ],
 )
-def test_the_mount_options_that_matter_are_named(
-    place: Path, monkeypatch: pytest.MonkeyPatch, path: str, grade: str, options: list[str]
+def test_relevant_mount_options_are_reported(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, path: str, grade: str, options: list[str]
 ) -> None:
     monkeypatch.setattr(doctor, "mount_of", lambda _: find_mount(SAMPLES, path))
-    found = describe(str(place))[0]
+    found = describe(str(directory))[0]
     assert (found.question, found.grade, found.value["options"]) == ("filesystem", grade, options)
     assert all(option in found.text for option in options)
 
 
-def test_the_mount_of_this_machine_is_found(place: Path) -> None:
-    point, kind, options = mounts.mount_of(str(place))
+def test_mount_is_found_on_this_machine(directory: Path) -> None:
+    point, kind, options = mounts.mount_of(str(directory))
     assert os.path.ismount(point)
     assert kind != "unknown"
     assert options.startswith(("rw", "ro"))
 
 
-def test_where_the_system_says_nothing_of_mounts_the_rest_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_mount_table_gives_an_unknown_mount(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError(2, "no")))
-    assert mounts.mount_of(str(place)) == ("/", "unknown", "")
+    assert mounts.mount_of(str(directory)) == ("/", "unknown", "")
 
 
-def test_quota_is_told_where_there_is_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quota_of_the_mount_is_reported(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = tmp_path / "bin" / "quota"
     command.parent.mkdir()
     command.write_text("#!/bin/sh\necho 'Filesystem blocks quota'\necho '/other  1 2'\necho '/home   10   20   30'\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
     monkeypatch.setattr(doctor, "mount_of", lambda _: find_mount(SAMPLES, "/home"))
-    (found,) = [answer for answer in describe(str(place)) if answer.question == "quota"]
+    (found,) = [answer for answer in describe(str(directory)) if answer.question == "quota"]
     assert found.value == "/home 10 20 30"
 
 
-def test_a_quota_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quota_command_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("quota", timeout)
 
@@ -609,26 +609,28 @@ def test_a_quota_server_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
     assert mounts.quota("/home") == ""
 
 
-def test_other_directories_beside_a_spool_to_be_do_not_matter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "lost+found").mkdir()
+def test_other_directories_do_not_affect_the_permissions_of_a_future_spool(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "lost+found").mkdir()
     monkeypatch.setattr(doctor.os, "access", lambda path, _: not str(path).endswith("lost+found"))
-    (found,) = [answer for answer in describe(str(place)) if answer.question == "permissions"]
+    (found,) = [answer for answer in describe(str(directory)) if answer.question == "permissions"]
     assert found.grade == "good"
 
 
-def test_a_spools_directory_that_is_shut_is_bad(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool.create(place / "spool")
+def test_write_protected_directory_of_a_spool_is_bad(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool.create(directory / "spool")
     monkeypatch.setattr(doctor.os, "access", lambda path, _: not str(path).endswith("results"))
     (found,) = [answer for answer in describe(spool.path) if answer.question == "permissions"]
     assert (found.grade, found.value) == ("bad", ["results"])
 
 
-# ---------------------------------------------------------- read-only, nearly full, not there
+# ---------------------------------------------------------- read-only, nearly full, missing
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of one MiB and 100 files."""
+    """Filesystem of one MiB and 100 files."""
     path = tmp_path / "small"
     path.mkdir()
     mounted = subprocess.run(
@@ -642,42 +644,42 @@ def small(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def test_a_nearly_full_filesystem_is_told_and_nothing_is_left(small: Path) -> None:
-    shown = run("doctor", small)
-    assert shown.exit_code == 1
-    lines = {line.split(maxsplit=2)[1]: line for line in shown.stdout.splitlines()}
+def test_nearly_full_filesystem_is_reported_and_cleaned_up(small: Path) -> None:
+    result = run("doctor", small)
+    assert result.exit_code == 1
+    lines = {line.split(maxsplit=2)[1]: line for line in result.stdout.splitlines()}
     assert lines["space"].startswith("note")
     assert lines["files"].startswith("bad") and "No space left" in lines["files"]
-    assert lines["clock"].startswith("good"), "what was found before counts"
+    assert lines["clock"].startswith("good"), "earlier answers are kept"
     assert list(small.iterdir()) == []
 
 
-def test_a_read_only_filesystem_is_told_and_nothing_hangs(small: Path) -> None:
+def test_read_only_filesystem_is_reported_without_hanging(small: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
-    shown = run("doctor", small, "--json")
-    assert shown.exit_code == 1
-    grades = {answer["question"]: answer["grade"] for answer in json.loads(shown.stdout)["answers"]}
+    result = run("doctor", small, "--json")
+    assert result.exit_code == 1
+    grades = {answer["question"]: answer["grade"] for answer in json.loads(result.stdout)["answers"]}
     assert (grades["filesystem"], grades["permissions"], grades["files"]) == ("note", "bad", "bad")
     peer = run("doctor", small, "--peer")
     assert peer.exit_code == 1
     assert "Read-only file system" in peer.stderr
 
 
-def test_a_directory_that_refuses_everything_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_without_permissions_is_reported(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: str, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(files, "make_directory", refused)
-    across, answers = examine(str(place))
+    across, answers = examine(str(directory))
     assert not across
     assert [answer.grade for answer in answers if answer.question == "files"] == ["bad"]
 
 
 @pytest.mark.parametrize("options", [[], ["--peer"]])
-def test_a_directory_that_is_not_there_is_wrong_use(tmp_path: Path, options: list[str]) -> None:
-    shown = run("doctor", tmp_path / "nowhere", *options)
-    assert shown.exit_code == 2
-    assert "does not exist" in shown.stderr
+def test_missing_directory_is_a_usage_error(tmp_path: Path, options: list[str]) -> None:
+    result = run("doctor", tmp_path / "nowhere", *options)
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
 
 
 # ------------------------------------------------------------------------ settings and verdict
@@ -711,12 +713,12 @@ QUICK = {"listed": 0.001, "looked_up": 0.001, "removed": 0.001, "heartbeat": 0.0
         ([], settings.LEASE, settings.CACHE_SECONDS),
     ],
 )
-def test_the_settings_are_several_times_the_longest_delay(found: list[Answer], lease: float, caches: float) -> None:
+def test_settings_are_a_multiple_of_the_longest_delay(found: list[Answer], lease: float, caches: float) -> None:
     best = recommend(found)
     assert (best.lease, best.caches) == (lease, caches)
 
 
-def test_the_verdict_names_what_it_comes_from() -> None:
+def test_verdict_names_the_decisive_questions() -> None:
     good = Answer(question="clock", grade="good", text="")
     note = Answer(question="locks", grade="note", text="")
     bad = Answer(question="rename", grade="bad", text="")
@@ -725,7 +727,7 @@ def test_the_verdict_names_what_it_comes_from() -> None:
     assert "rename" in verdict([good, note, bad]) and "do not" in verdict([good, note, bad])
 
 
-def test_a_meeting_knows_who_made_it(place: Path) -> None:
-    made = Rendezvous.create(str(place))
-    assert made.creator() == ProcessId.of(os.getpid())
-    wait_until(lambda: os.stat(made.path).st_mode & 0o777 == 0o700, "it is this account's alone")
+def test_rendezvous_records_its_creator(directory: Path) -> None:
+    rendezvous = Rendezvous.create(str(directory))
+    assert rendezvous.creator() == ProcessId.of(os.getpid())
+    wait_until(lambda: os.stat(rendezvous.path).st_mode & 0o777 == 0o700, "only its account may use it")

@@ -1,4 +1,4 @@
-"""``spool gc`` removes what nobody will ask for any more, and nothing that somebody still needs."""
+"""Collection of garbage, and the command ``spool gc``."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ DAY = 86400.0
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
-    """A spool whose repairs do not take long."""
+    """Spool with quick repairs."""
     return Spool.create(tmp_path / "spool", durability="none", lease=0.3, caches=0.2)
 
 
 @pytest.fixture
 def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let so many days pass by the clock that dates the spool's files."""
+    """Advance the clock of the file server by some days."""
     real = Spool.server_time
 
-    def pass_by(days: float) -> None:
+    def advance(days: float) -> None:
         monkeypatch.setattr(Spool, "server_time", lambda spool: real(spool) + days * DAY)
 
-    return pass_by
+    return advance
 
 
 def new_header(session: str) -> TaskHeader:
@@ -78,7 +78,7 @@ def new_header(session: str) -> TaskHeader:
 
 
 def put(spool: Spool, place: str, worker: str = "", session: str = "inbox") -> str:
-    """A task in a place, with its outcome if that is ``results``; its path below the spool."""
+    """Create a task, with its outcome if the place is ``results``; return its relative path."""
     header = new_header(session)
     task_file = TaskFile(header.task, 1, 1, worker)
     where = {
@@ -95,7 +95,7 @@ def put(spool: Spool, place: str, worker: str = "", session: str = "inbox") -> s
 
 
 def lost(spool: Spool, session: str = "inbox") -> TaskFile:
-    """A task whose workers died, and whose outcome says so."""
+    """Create a task that was reported as lost with its workers."""
     header = new_header(session)
     task_file = TaskFile(header.task, 3, 3, new_worker_id())
     spool.open_session(session)
@@ -105,7 +105,7 @@ def lost(spool: Spool, session: str = "inbox") -> TaskFile:
 
 
 def submitter(spool: Spool, session: str, process: ProcessId) -> None:
-    """Say who submits."""
+    """Register the submitter of a session."""
     info = SessionInfo(process=process, user="tester")
     files.create(f"{spool.layout.sessions}/{session}.json", [msgspec.json.encode(info)])
     spool.open_session(session)
@@ -121,15 +121,15 @@ def tree(spool: Spool) -> set[str]:
 
 
 def age(spool: Spool, path: str, days: float) -> None:
-    """Make a file so old, by the clock that dates the spool's files."""
+    """Set the age of a file, by the clock of the file server."""
     when = spool.server_time() - days * DAY
     os.utime(f"{spool.path}/{path}", (when, when))
 
 
-# ----------------------------------------------------------------------------- what is not rubbish
+# -------------------------------------------------------------------------------------- no garbage
 
 
-def test_nothing_that_waits_runs_or_failed_goes_however_old_it_is(spool: Spool, after: Callable[[float], None]) -> None:
+def test_waiting_running_and_failed_tasks_are_kept_at_any_age(spool: Spool, after: Callable[[float], None]) -> None:
     for place in ("ready", "waiting"):
         put(spool, place)
     for place in ("claimed", "failed"):
@@ -143,14 +143,14 @@ def test_nothing_that_waits_runs_or_failed_goes_however_old_it_is(spool: Spool, 
     assert tree(spool) == before
 
 
-def test_unknown_names_and_links_stay_however_old_they_are(
+def test_unknown_names_and_symbolic_links_are_kept_at_any_age(
     spool: Spool, tmp_path: Path, after: Callable[[float], None]
 ) -> None:
     spool.open_session("inbox")
     outside = tmp_path / "outside"
     outside.mkdir()
     task_file = TaskFile(new_task_id(), 1, 1, new_worker_id())
-    (outside / task_file.name).write_text("somebody's")
+    (outside / task_file.name).write_text("other")
     root = Path(spool.path)
     for name in ("tmp/junk", "journal/junk", "logs/junk", "results/inbox/junk", "sessions/junk", "ready/junk"):
         (root / name).touch()
@@ -171,8 +171,8 @@ def test_unknown_names_and_links_stay_however_old_they_are(
     assert (outside / "half" / os.path.basename(half)).exists()
 
 
-def test_a_committed_task_whose_outcome_is_missing_stays(spool: Spool, after: Callable[[float], None]) -> None:
-    """It never had an outcome that anybody could have: 'spool check --repair' lets it run again."""
+def test_committed_task_without_an_outcome_is_kept(spool: Spool, after: Callable[[float], None]) -> None:
+    """No process can have its outcome: 'spool check --repair' requeues it."""
     path = put(spool, "results", new_worker_id())
     (Path(spool.path) / path.replace("results", "outgoing")).unlink()
     after(10_000)
@@ -182,7 +182,7 @@ def test_a_committed_task_whose_outcome_is_missing_stays(spool: Spool, after: Ca
 # ------------------------------------------------------------------------------------ results
 
 
-def test_outcomes_go_with_their_age_and_not_before(spool: Spool, after: Callable[[float], None]) -> None:
+def test_outcomes_are_removed_after_their_retention_time(spool: Spool, after: Callable[[float], None]) -> None:
     path = put(spool, "results", new_worker_id())
     cancelled = put(spool, "results", CANCELLED)
     after(29.9)
@@ -196,8 +196,8 @@ def test_outcomes_go_with_their_age_and_not_before(spool: Spool, after: Callable
     assert tree(spool) == {"spool.json"}
 
 
-def test_the_age_of_an_outcome_is_the_time_since_it_was_published(spool: Spool) -> None:
-    """A dead worker's complete outcome may lie for long until somebody publishes it."""
+def test_age_of_an_outcome_begins_with_its_commit(spool: Spool) -> None:
+    """A complete outcome of a dead worker may exist for long before it is committed."""
     path = put(spool, "results", new_worker_id())
     for each in (path, path.replace("results", "outgoing")):
         age(spool, each, 100)
@@ -208,7 +208,7 @@ def test_the_age_of_an_outcome_is_the_time_since_it_was_published(spool: Spool) 
 
 
 @pytest.mark.parametrize("offset", [-7200.0, 7200.0])
-def test_no_hosts_clock_takes_part(spool: Spool, monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
+def test_clocks_of_hosts_do_not_matter(spool: Spool, monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
     task, session = new_task_id(), new_worker_id()
     for name in (f"tmp/{task}", f"journal/{session}.jsonl"):
         (Path(spool.path) / name).touch()
@@ -218,7 +218,7 @@ def test_no_hosts_clock_takes_part(spool: Spool, monkeypatch: pytest.MonkeyPatch
     assert find_garbage(spool, keep) == []
 
 
-def test_of_a_result_the_task_goes_before_the_outcome(spool: Spool, after: Callable[[float], None]) -> None:
+def test_committed_task_is_removed_before_its_outcome(spool: Spool, after: Callable[[float], None]) -> None:
     for _ in range(5):
         put(spool, "results", new_worker_id())
     after(31)
@@ -229,7 +229,7 @@ def test_of_a_result_the_task_goes_before_the_outcome(spool: Spool, after: Calla
     assert order.index("results/inbox") > max(order.index(path) for path in order if path.startswith("results/inbox/"))
 
 
-def test_an_outcome_stays_where_its_task_cannot_be_removed(
+def test_outcome_is_kept_if_its_task_cannot_be_removed(
     spool: Spool, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(spool, "results", new_worker_id())
@@ -247,9 +247,7 @@ def test_an_outcome_stays_where_its_task_cannot_be_removed(
     assert {path, path.replace("results", "outgoing")} <= tree(spool)
 
 
-def test_a_task_that_was_lost_with_its_workers_is_kept_as_a_collector_would(
-    spool: Spool, after: Callable[[float], None]
-) -> None:
+def test_lost_task_is_moved_to_failed(spool: Spool, after: Callable[[float], None]) -> None:
     task_file = lost(spool)
     after(31)
     found = find_garbage(spool)
@@ -260,7 +258,7 @@ def test_a_task_that_was_lost_with_its_workers_is_kept_as_a_collector_would(
 
 
 @pytest.mark.parametrize("make", [lambda spool: put(spool, "results", new_worker_id()), lost], ids=["result", "lost"])
-def test_a_collection_that_dies_anywhere_leaves_only_rubbish(
+def test_collection_that_is_killed_anywhere_leaves_only_garbage(
     tmp_path: Path, after: Callable[[float], None], make: Callable[[Spool], object]
 ) -> None:
     after(31)
@@ -271,7 +269,9 @@ def test_a_collection_that_dies_anywhere_leaves_only_rubbish(
         ended = in_child(disk, lambda spool=spool: remove(spool, find_garbage(spool)))
         for path in tree(spool):
             if path.startswith("results/"):
-                assert path.replace("results", "outgoing") in tree(spool), "a task without its outcome is a loss"
+                assert path.replace("results", "outgoing") in tree(spool), (
+                    "a committed task without its outcome is a loss"
+                )
         orphans = [each for each in check(spool, deep=False) if each.kind == "orphan outcome"]
         repair(spool, orphans)
         remove(spool, find_garbage(spool))
@@ -281,10 +281,10 @@ def test_a_collection_that_dies_anywhere_leaves_only_rubbish(
             break
 
 
-# --------------------------------------------------------------------------- sessions that ended
+# ------------------------------------------------------------------------------- ended sessions
 
 
-def test_what_a_dead_submitter_left_goes_sooner(spool: Spool, after: Callable[[float], None]) -> None:
+def test_outcomes_of_a_dead_submitter_are_removed_earlier(spool: Spool, after: Callable[[float], None]) -> None:
     for session, process in (
         ("dead", dead_process()),
         ("far", unknown_process()),
@@ -304,7 +304,7 @@ def test_what_a_dead_submitter_left_goes_sooner(spool: Spool, after: Callable[[f
     assert sorted(os.listdir(spool.layout.sessions)) == ["alive.json", "far.json"]
 
 
-def test_a_dead_submitters_tasks_that_still_run_are_collected_in_the_end(
+def test_running_tasks_of_a_dead_submitter_are_removed_after_their_commit(
     spool: Spool, after: Callable[[float], None]
 ) -> None:
     submitter(spool, "dead", dead_process())
@@ -318,14 +318,16 @@ def test_a_dead_submitters_tasks_that_still_run_are_collected_in_the_end(
     after(1.1)
     remove(spool, find_garbage(spool))
     assert {running, f"outgoing/dead/{name}"} <= tree(spool)
-    assert "sessions/dead.json" in tree(spool), "else nobody would know that the submitter is gone"
+    assert "sessions/dead.json" in tree(spool), "only this file tells that the submitter is dead"
     assert Claim(spool, header, task_file).commit()
     after(2.2)
     remove(spool, find_garbage(spool))
     assert tree(spool) == {"spool.json"}
 
 
-def test_the_leftovers_of_a_close_that_died_halfway_go(spool: Spool, after: Callable[[float], None]) -> None:
+def test_session_of_a_submitter_that_died_while_closing_is_removed(
+    spool: Spool, after: Callable[[float], None]
+) -> None:
     for number, done in enumerate((("results",), ("results", "outgoing"))):
         submitter(spool, f"dead{number}", dead_process())
         for directory in done:
@@ -336,7 +338,7 @@ def test_the_leftovers_of_a_close_that_died_halfway_go(spool: Spool, after: Call
     assert os.listdir(spool.layout.outgoing) == []
 
 
-def test_empty_sessions_that_nobody_knows_go_in_the_end(spool: Spool, after: Callable[[float], None]) -> None:
+def test_empty_unknown_sessions_are_removed(spool: Spool, after: Callable[[float], None]) -> None:
     spool.open_session("unknown")
     submitter(spool, "far", unknown_process())
     after(31)
@@ -348,7 +350,7 @@ def test_empty_sessions_that_nobody_knows_go_in_the_end(spool: Spool, after: Cal
 # ------------------------------------------------------------------ tmp, journals, logs, buckets
 
 
-def test_unfinished_writes_journals_and_logs_go_with_their_age(spool: Spool) -> None:
+def test_unfinished_writes_journals_and_logs_are_removed_by_age(spool: Spool) -> None:
     task, worker, thing = new_task_id(), new_worker_id(), "0" * 32
     olds = {
         0.9: [],
@@ -369,7 +371,7 @@ def test_unfinished_writes_journals_and_logs_go_with_their_age(spool: Spool) -> 
     assert tree(spool) == {"spool.json"}
 
 
-def test_the_journal_of_a_worker_that_still_has_its_entry_stays(spool: Spool) -> None:
+def test_journal_of_a_registered_worker_is_kept(spool: Spool) -> None:
     live, ended = announce(spool, unknown_process()), new_worker_id()
     for writer in (live, ended):
         journal = Journal(spool, writer)
@@ -379,7 +381,7 @@ def test_the_journal_of_a_worker_that_still_has_its_entry_stays(spool: Spool) ->
     assert paths(find_garbage(spool)) == [f"journal/{ended}.jsonl"]
 
 
-def test_empty_buckets_of_dead_submitters_go_and_others_stay(spool: Spool, after: Callable[[float], None]) -> None:
+def test_only_empty_buckets_are_removed(spool: Spool, after: Callable[[float], None]) -> None:
     waiting = put(spool, "ready")
     empty = put(spool, "ready")
     (Path(spool.path) / empty).unlink()
@@ -390,13 +392,13 @@ def test_empty_buckets_of_dead_submitters_go_and_others_stay(spool: Spool, after
     put_back = Path(spool.path) / empty
     put_back.touch()
     remove(spool, found)
-    assert put_back.exists(), "somebody came back to it"
+    assert put_back.exists(), "it is in use again"
     put_back.unlink()
     assert remove(spool, find_garbage(spool)) == 1
     assert (Path(spool.path) / waiting).exists()
 
 
-def test_a_claimer_removes_an_empty_bucket_only_when_its_submitter_went_on_to_the_next(spool: Spool) -> None:
+def test_claimer_removes_an_empty_bucket_after_its_submitter_began_the_next(spool: Spool) -> None:
     submitter_id, root = new_submitter_id(), Path(spool.path)
 
     def bucket(priority: int, lane: str = LANE) -> Path:
@@ -414,10 +416,10 @@ def test_a_claimer_removes_an_empty_bucket_only_when_its_submitter_went_on_to_th
     assert urgent.exists() and second.exists() and other.exists()
 
 
-# -------------------------------------------------------------------- nothing is left of what is done
+# ------------------------------------------------------------------------ files of finished sessions
 
 
-def test_a_session_that_is_done_leaves_no_inode_but_journals(tmp_path: Path, worker: Workers) -> None:
+def test_finished_session_leaves_only_journals(tmp_path: Path, worker: Workers) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
     process = worker(spool)
     with Executor(spool=spool.path) as executor:
@@ -437,9 +439,9 @@ def test_a_session_that_is_done_leaves_no_inode_but_journals(tmp_path: Path, wor
     left = {str(path.relative_to(root)) for path in root.rglob("*")}
     journals = {path for path in left if path.startswith("journal/")}
     lanes = {path for path in left if path.startswith("ready/")}
-    assert len(journals) == 2  # the worker's, and that of all sessions of this account on this host
+    assert len(journals) == 2  # of the worker, and of all sessions of this account on this host
     assert left - journals - lanes == {"spool.json", *Layout.DIRECTORIES}
-    assert all(parse_lane(path.removeprefix("ready/")) for path in lanes), "lane directories, and empty ones"
+    assert all(parse_lane(path.removeprefix("ready/")) for path in lanes), "only empty lane directories"
     assert check(spool) == []
 
 
@@ -454,7 +456,7 @@ os._exit(1)
 """
 
 
-def test_what_a_killed_submitter_left_is_nothing_after_a_collection(
+def test_garbage_of_a_killed_submitter_is_removed_completely(
     tmp_path: Path, worker: Workers, after: Callable[[float], None]
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
@@ -472,7 +474,7 @@ def test_what_a_killed_submitter_left_is_nothing_after_a_collection(
 
 
 def done(spool: Spool) -> list[str]:
-    """Names of all committed tasks."""
+    """Return the names of all committed tasks."""
     return [
         name
         for session in files.list_names(spool.layout.results)
@@ -480,7 +482,7 @@ def done(spool: Spool) -> list[str]:
     ]
 
 
-def test_a_collection_takes_nothing_from_sessions_in_use(tmp_path: Path, worker: Workers) -> None:
+def test_collection_removes_nothing_of_sessions_in_use(tmp_path: Path, worker: Workers) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
     worker(spool)
     with Executor(spool=spool.path) as executor:
@@ -490,8 +492,8 @@ def test_a_collection_takes_nothing_from_sessions_in_use(tmp_path: Path, worker:
         assert [future.result() for future in pending] == [number**2 for number in range(300)]
 
 
-def test_a_lost_task_is_collected_as_failed_by_its_submitter_too(spool: Spool) -> None:
-    """What the collection of garbage does with it is the same."""
+def test_lost_task_has_an_outcome_for_its_submitter(spool: Spool) -> None:
+    """The collection of garbage moves it to the same place as its submitter would."""
     task_file = lost(spool)
     path = spool.layout.outcome("inbox", task_file)
     fd = files.open_file(path)
@@ -503,40 +505,40 @@ def test_a_lost_task_is_collected_as_failed_by_its_submitter_too(spool: Spool) -
     assert isinstance(pickling.loads(content.payload, content.buffers), WorkerLost)
 
 
-# --------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------ command
 
 
 def run(*arguments: object) -> click.testing.Result:
     return click.testing.CliRunner().invoke(main, [str(each) for each in arguments], prog_name="spool")
 
 
-def test_a_dry_run_lists_with_reasons_and_removes_nothing(spool: Spool, after: Callable[[float], None]) -> None:
+def test_dry_run_lists_reasons_and_removes_nothing(spool: Spool, after: Callable[[float], None]) -> None:
     path = put(spool, "results", new_worker_id())
     orphan = put(spool, "outgoing", new_worker_id())
     after(31)
     before = tree(spool)
-    shown = run("gc", "-n", spool.path)
-    assert shown.exit_code == 0
-    *lines, last = shown.output.splitlines()
+    result = run("gc", "-n", spool.path)
+    assert result.exit_code == 0
+    *lines, last = result.output.splitlines()
     assert f"{path}  (not collected for 30 d)" in lines
     assert f"{orphan}  (an outcome without a task)" in lines
     assert last == f"Would remove {len(lines)} file(s) and directories."
     assert tree(spool) == before
 
 
-def test_the_command_removes_and_says_how_much(spool: Spool, after: Callable[[float], None]) -> None:
+def test_command_prints_the_number_of_removed_files(spool: Spool, after: Callable[[float], None]) -> None:
     put(spool, "results", new_worker_id())
     put(spool, "outgoing", new_worker_id())
     after(31)
-    shown = run("gc", spool.path)
-    assert shown.exit_code == 0
-    assert "a second look at 1 outcome(s)".casefold() in shown.stderr.casefold()
-    assert shown.stdout.splitlines()[-1] == "Removed 5 file(s) and directories."
+    result = run("gc", spool.path)
+    assert result.exit_code == 0
+    assert "a second look at 1 outcome(s)".casefold() in result.stderr.casefold()
+    assert result.stdout.splitlines()[-1] == "Removed 5 file(s) and directories."
     assert tree(spool) == {"spool.json"}
     assert run("gc", spool.path).output == "Removed 0 file(s) and directories.\n"
 
 
-def test_the_logs_and_journals_of_workers_that_still_have_their_entry_stay(spool: Spool) -> None:
+def test_logs_and_journals_of_registered_workers_are_kept(spool: Spool) -> None:
     worker = announce(spool, unknown_process())
     for path in (f"logs/{worker}.0", f"journal/{worker}.jsonl"):
         (Path(spool.path) / path).touch()
@@ -544,7 +546,7 @@ def test_the_logs_and_journals_of_workers_that_still_have_their_entry_stay(spool
     assert paths(find_garbage(spool)) == []
 
 
-def test_options_say_otherwise_for_once(spool: Spool) -> None:
+def test_options_override_the_retention_policy(spool: Spool) -> None:
     task, worker = new_task_id(), new_worker_id()
     for name in (f"tmp/{task}", f"logs/{worker}.0", f"journal/{worker}.jsonl"):
         (Path(spool.path) / name).touch()
@@ -554,22 +556,22 @@ def test_options_say_otherwise_for_once(spool: Spool) -> None:
         ("logs", f"logs/{worker}.0"),
         ("journals", f"journal/{worker}"),
     ):
-        shown = run("gc", "-n", spool.path, f"--{option}", 0.5)
-        assert [line.split()[0] for line in shown.output.splitlines()[:-1]] == [
+        result = run("gc", "-n", spool.path, f"--{option}", 0.5)
+        assert [line.split()[0] for line in result.output.splitlines()[:-1]] == [
             name + ".jsonl" * (option == "journals")
         ]
     assert run("gc", spool.path).output == "Removed 0 file(s) and directories.\n"
 
 
 @pytest.mark.parametrize("option", ["results", "sessions", "unfinished", "journals", "logs"])
-def test_an_age_is_never_negative(spool: Spool, option: str) -> None:
+def test_negative_retention_time_is_refused(spool: Spool, option: str) -> None:
     put(spool, "results", new_worker_id())
     before = tree(spool)
     assert run("gc", spool.path, f"--{option}", -1).exit_code == 2
     assert tree(spool) == before
 
 
-def test_the_policy_stands_in_the_spool(spool: Spool) -> None:
+def test_retention_policy_is_read_from_the_spool(spool: Spool) -> None:
     config = msgspec.structs.replace(spool.config, keep=Keep(unfinished=60.0))
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
     spool = Spool(spool.path)
@@ -579,14 +581,14 @@ def test_the_policy_stands_in_the_spool(spool: Spool) -> None:
     assert [each.reason for each in find_garbage(spool)] == ["an unfinished write older than 60 s"]
 
 
-def test_a_policy_of_an_earlier_version_is_read(spool: Spool) -> None:
+def test_retention_policy_without_a_new_field_is_read(spool: Spool) -> None:
     data = msgspec.json.decode(Path(spool.layout.config).read_bytes())
     del data["keep"]["sessions"]
     Path(spool.layout.config).write_bytes(msgspec.json.encode(data))
     assert Spool(spool.path).config.keep.sessions == DAY
 
 
-def test_a_full_disk_can_be_collected_on(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collection_works_on_a_full_disk(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     task = new_task_id()
     (Path(spool.path) / "tmp" / task).touch()
     age(spool, f"tmp/{task}", 2)
@@ -598,11 +600,11 @@ def test_a_full_disk_can_be_collected_on(spool: Spool, monkeypatch: pytest.Monke
     assert remove(spool, find_garbage(spool)) == 1
 
 
-# -- what needs what
+# ------------------------------------------------------------------------------------ dependencies
 
 
 def chain(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TaskHeader]:
-    """Three tasks, each of which needs the one before it; all have run, and nobody collected."""
+    """Run a chain of three dependent tasks and leave their outcomes uncollected."""
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     stage.spool = spool
     inbox = stage.inbox()
@@ -614,7 +616,7 @@ def chain(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
     return [future.header for future in futures]
 
 
-def test_old_outcomes_of_a_chain_go_with_their_edges(
+def test_old_outcomes_of_a_chain_are_removed_with_their_links(
     spool: Spool, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chain(spool, monkeypatch, tmp_path)
@@ -624,7 +626,7 @@ def test_old_outcomes_of_a_chain_go_with_their_edges(
     assert files.list_names(f"{spool.layout.needs}") == files.list_names(spool.layout.results) == []
 
 
-def test_what_a_failed_or_waiting_task_needs_is_kept(
+def test_dependencies_of_a_failed_task_are_kept(
     spool: Spool, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first, second, third = chain(spool, monkeypatch, tmp_path)
@@ -639,7 +641,7 @@ def test_what_a_failed_or_waiting_task_needs_is_kept(
     assert len(files.list_names(f"{spool.layout.needs}/inbox")) == 2
 
 
-def test_an_unfinished_write_goes_after_its_edges_and_an_edge_without_a_task_goes(
+def test_links_are_removed_before_an_unfinished_write_and_without_a_task(
     spool: Spool, after: Callable[[float], None]
 ) -> None:
     needed, unfinished, nowhere = new_task_id(), new_task_id(), new_task_id()

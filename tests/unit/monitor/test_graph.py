@@ -1,4 +1,4 @@
-"""Which tasks need which, seen from the executor and from the disk."""
+"""Graph of dependencies, of an executor and of a spool."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(*values: int) -> int:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    """A diamond of four tasks, of which the first is done, and needed."""
+    """Four tasks with the dependencies of a diamond; the first is result."""
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     inbox = stage.inbox()
     first = inbox.put(add, 1)
@@ -40,10 +40,10 @@ def shape(exported: dict) -> tuple[list[str], list[tuple[int, int]]]:
     return states, [(edge["source"], edge["target"]) for edge in exported["edges"]]
 
 
-def test_the_graph_is_read_from_the_disk(stage: Stage) -> None:
-    done = CliRunner().invoke(main, ["graph", stage.spool.path, "--json"])
-    assert done.exit_code == 0
-    exported = json.loads(done.output)
+def test_graph_is_read_from_the_spool(stage: Stage) -> None:
+    result = CliRunner().invoke(main, ["graph", stage.spool.path, "--json"])
+    assert result.exit_code == 0
+    exported = json.loads(result.output)
     states, edges = shape(exported)
     assert (states[0], states[3]) == ("done", "held")
     assert edges == [(0, 1), (0, 2), (1, 3), (2, 3)]
@@ -56,7 +56,7 @@ def test_the_graph_is_read_from_the_disk(stage: Stage) -> None:
     assert text.startswith("flowchart") and text.count("-->") == 4 and text.count("]:::done") == 1
 
 
-def test_what_was_collected_is_shown_as_gone(stage: Stage) -> None:
+def test_collected_dependencies_are_shown_as_gone(stage: Stage) -> None:
     stage.work()
     inbox = stage.inbox()
     [first, *_] = sorted(stage.headers(stage.seen().results), key=lambda header: header.task)
@@ -70,7 +70,7 @@ def test_what_was_collected_is_shown_as_gone(stage: Stage) -> None:
     inbox.close()
 
 
-def test_an_executor_shows_its_tasks_and_exports_them(tmp_path: Path) -> None:
+def test_executor_plots_and_exports_its_graph(tmp_path: Path) -> None:
     with Executor(max_workers=1) as exe:
         gate = exe.submit(tasks.wait_for, tmp_path / "go", 2)
         bad = exe.submit(tasks.fail, exe.submit(tasks.OwnError, gate))
@@ -92,7 +92,7 @@ def test_an_executor_shows_its_tasks_and_exports_them(tmp_path: Path) -> None:
     assert (tmp_path / "graph.mmd").read_text().count("-->") == text.count("->") == 3
 
 
-def test_names_are_escaped() -> None:
+def test_names_are_escaped_in_text_forms() -> None:
     node = Node("499-0660e5f20d1a76-e7819e56d5", "s", 'a"\\<b>&', "lane", "done", ())
     assert r'label="a\"\\<b>&"' in graph.dot([node])
     assert '["a#34;#92;#60;b#62;#38;"]' in graph.mermaid([node])
@@ -100,7 +100,7 @@ def test_names_are_escaped() -> None:
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a program called dot on PATH, alone."""
+    """Return a function that installs a shell script as the only ``dot``; without text, none."""
 
     def put(text: str) -> None:
         directory = tmp_path / "bin"
@@ -122,9 +122,9 @@ def test_pictures_without_graphviz_are_refused_with_the_text_forms(
     with pytest.raises(BadRequest, match=r"Graphviz is not installed.*\.dot.*\.mmd"):
         graph.draw([], tmp_path / f"graph.{form}")
     assert not (tmp_path / f"graph.{form}").exists()
-    shown = CliRunner().invoke(main, ["graph", spool.path, "--svg"])
-    assert (shown.exit_code, shown.stdout) == (BadRequest.exit_code, "")
-    assert "Graphviz is not installed" in shown.stderr
+    result = CliRunner().invoke(main, ["graph", spool.path, "--svg"])
+    assert (result.exit_code, result.stdout) == (BadRequest.exit_code, "")
+    assert "Graphviz is not installed" in result.stderr
 
 
 @pytest.mark.parametrize("form", ["svg", "pdf"])
@@ -140,6 +140,6 @@ def test_errors_of_graphviz_are_reported(program: Callable[[str], None], tmp_pat
         graph.draw([], tmp_path / "graph.xyz")
 
 
-def test_the_graph_of_an_empty_spool_is_empty(spool: Spool) -> None:
+def test_graph_of_an_empty_spool_is_empty(spool: Spool) -> None:
     assert graph.read(spool) == []
     assert graph.dot([]).count("n0") == graph.mermaid([]).count("n0") == 0

@@ -1,4 +1,4 @@
-"""Who did what: every line of every journal with the account and host that wrote it, merged in the order of time."""
+"""Journals: their content, their merged order, and the command ``spool journal``."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from tests.support.fake_worker import Clock, Stage
 from tests.support.processes import in_fork
 from tests.support.waiting import LIMIT, wait_until
 
-STRANGER = 65534
+OTHER_ACCOUNT = 65534
 
 
 def spool_journal(spool: Spool, *options: object) -> list[str]:
-    done = CliRunner().invoke(main, ["journal", spool.path, *map(str, options)])
-    assert done.exit_code == 0, done.output
-    return done.output.splitlines()
+    result = CliRunner().invoke(main, ["journal", spool.path, *map(str, options)])
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
 
 
 def write(spool: Spool, name: str, *events: dict[str, object]) -> Path:
-    """A journal with these lines."""
+    """Write a journal with these events."""
     path = Path(spool.layout.journal, f"{name}.jsonl")
     about = {"event": "task", "by": name, "uid": os.geteuid(), "host": "somewhere"}
     path.write_text("".join(json.dumps({**about, **event}) + "\n" for event in events), encoding="utf-8")
     return path
 
 
-def test_what_submitters_and_workers_did_is_told_in_order(spool: Spool, worker: Workers) -> None:
+def test_actions_of_submitters_and_workers_are_recorded_in_order(spool: Spool, worker: Workers) -> None:
     with Executor(spool=spool.path) as executor:
-        taken_back = executor.submit(pow, 2, 2)
-        assert taken_back.cancel()
+        cancelled = executor.submit(pow, 2, 2)
+        assert cancelled.cancel()
         serving = worker(spool)
         future = executor.submit(pow, 2, 5)
         failing = executor.submit(pow, 0, -1)
@@ -57,21 +57,21 @@ def test_what_submitters_and_workers_did_is_told_in_order(spool: Spool, worker: 
         session = executor.info["session"]
     serving.terminate()
     serving.wait(LIMIT)
-    told = list(lines(spool))
-    assert [line.time for line in told] == sorted(line.time for line in told)
-    assert {(line.event.uid, line.owner, line.event.host) for line in told} == {
+    found = list(lines(spool))
+    assert [line.time for line in found] == sorted(line.time for line in found)
+    assert {(line.event.uid, line.owner, line.event.host) for line in found} == {
         (os.geteuid(), os.geteuid(), hostname())
     }
-    events = [(line.event.event, line.event.kind) for line in told if line.event.task == future.task]  # type: ignore[attr-defined]
-    assert events[0] == ("submitted", "")  # the worker writes its line when the outcome can be collected already
+    events = [(line.event.event, line.event.kind) for line in found if line.event.task == future.task]  # type: ignore[attr-defined]
+    assert events[0] == ("submitted", "")  # the collector may be faster than the worker's next line
     assert sorted(events[1:]) == [("collected", "result"), ("task", "result")]
-    assert [line.event.event for line in told if line.event.task == taken_back.task] == ["submitted", "cancelled"]  # type: ignore[attr-defined]
-    assert {line.event.by for line in told if line.event.event in ("submitted", "cancelled", "collected")} == {session}
-    assert len(spool_journal(spool)) == len(told)
+    assert [line.event.event for line in found if line.event.task == cancelled.task] == ["submitted", "cancelled"]  # type: ignore[attr-defined]
+    assert {line.event.by for line in found if line.event.event in ("submitted", "cancelled", "collected")} == {session}
+    assert len(spool_journal(spool)) == len(found)
     assert spool_journal(spool, "--event", "collected", "--task", failing.task)[0].count("kind=error") == 1  # type: ignore[attr-defined]
 
 
-def test_a_task_costs_its_submitter_no_system_call_for_its_lines(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_lines_of_a_submitter_are_written_in_batches(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     appended: list[int] = []
     append = files.append
     monkeypatch.setattr(files, "append", lambda fd, data: appended.append(data.count(b"\n")) or append(fd, data))
@@ -82,7 +82,7 @@ def test_a_task_costs_its_submitter_no_system_call_for_its_lines(spool: Spool, m
     assert appended[:2] == [256, 256] and sum(appended) == 600 and len(appended) < 6
 
 
-def test_the_sessions_of_a_host_share_a_journal(spool: Spool) -> None:
+def test_sessions_of_a_host_share_a_journal(spool: Spool) -> None:
     for _ in range(3):
         with Executor(spool=spool.path) as executor:
             assert executor.submit(pow, 2, 2).cancel()
@@ -91,7 +91,7 @@ def test_the_sessions_of_a_host_share_a_journal(spool: Spool) -> None:
     assert Counter(line.event.event for line in lines(spool)) == {"submitted": 3, "cancelled": 3}
 
 
-def test_lines_of_writers_at_the_same_time_are_whole(spool: Spool) -> None:
+def test_concurrent_writers_do_not_mix_their_lines(spool: Spool) -> None:
     def append(number: int) -> None:
         mine = Journal(spool, submitters_journal(), f"session-{number}")
         for _ in range(200):
@@ -107,7 +107,7 @@ def test_lines_of_writers_at_the_same_time_are_whole(spool: Spool) -> None:
     assert Counter(line.event.by for line in lines(spool)) == {f"session-{number}": 200 for number in range(4)}
 
 
-def test_a_forked_child_does_not_write_what_its_parent_gathered(spool: Spool) -> None:
+def test_forked_child_does_not_write_the_lines_of_its_parent(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
         executor.submit(pow, 2, 3)
@@ -117,13 +117,13 @@ def test_a_forked_child_does_not_write_what_its_parent_gathered(spool: Spool) ->
     assert Counter(line.event.event for line in lines(spool)) == {"submitted": 2, "cancelled": 2}
 
 
-def test_an_embedded_executor_writes_no_journal_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_executor_writes_no_submitter_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spoolpool.client.pending.Journal", lambda *_: pytest.fail("a journal"))
     with Executor(max_workers=1, backend="local") as executor:
         assert executor.submit(pow, 2, 2).result(LIMIT) == 4
 
 
-def test_a_journal_that_cannot_be_written_stops_nobody(stage_with_lines: Stage) -> None:
+def test_unwritable_journal_does_not_stop_tasks(stage_with_lines: Stage) -> None:
     stage_with_lines.work()
     assert stage_with_lines.runs()
 
@@ -140,24 +140,24 @@ def _refuse(path: str, mode: int = 0, **_: object) -> int:
     raise PermissionError(13, "Permission denied", path)
 
 
-def test_what_commands_do_to_tasks_is_told(spool: Spool) -> None:
+def test_actions_of_commands_are_recorded(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
         name = future.task  # type: ignore[attr-defined]
         assert CliRunner().invoke(main, ["cancel", spool.path, name, "--yes"]).exit_code == 0
-        wait_until(future.cancelled, "its submitter knows")
+        wait_until(future.cancelled, "the future is cancelled")
     failed = Path(spool.layout.failed, TaskFile(new_task_id(), 1, 1).name)
     failed.touch()
     assert CliRunner().invoke(main, ["rm", spool.path, failed.name[:29], "--yes"]).exit_code == 0
-    told = [(line.event.event, line.event.by, line.event.task) for line in lines(spool)]
-    assert ("cancelled", "spool", name) in told
-    assert ("removed", "spool", failed.name[:29]) in told
+    found = [(line.event.event, line.event.by, line.event.task) for line in lines(spool)]
+    assert ("cancelled", "spool", name) in found
+    assert ("removed", "spool", failed.name[:29]) in found
 
 
 # -- reading
 
 
-def test_journals_are_merged_in_the_order_of_time(spool: Spool) -> None:
+def test_journals_are_merged_by_time(spool: Spool) -> None:
     moments = [float(number) for number in range(1000, 2000)]
     for writer in range(10):
         write(spool, f"writer-{writer}", *({"t": moment} for moment in moments[writer::10]))
@@ -165,7 +165,7 @@ def test_journals_are_merged_in_the_order_of_time(spool: Spool) -> None:
     assert [line.time for line in lines(spool, since=1990.0)] == moments[-10:]
 
 
-def test_a_clock_that_was_set_back_does_not_disturb_the_others(spool: Spool) -> None:
+def test_clock_that_was_set_back_does_not_affect_other_journals(spool: Spool) -> None:
     write(spool, "back", {"t": 100.0}, {"t": 50.0}, {"t": 101.0})
     write(spool, "other", {"t": 99.0}, {"t": 100.5})
     assert [(line.event.by, line.event.t) for line in lines(spool)] == [
@@ -177,7 +177,7 @@ def test_a_clock_that_was_set_back_does_not_disturb_the_others(spool: Spool) -> 
     ]
 
 
-def test_lines_that_are_none_and_files_that_are_no_journals_are_passed_over(spool: Spool, tmp_path: Path) -> None:
+def test_invalid_lines_and_files_are_skipped(spool: Spool, tmp_path: Path) -> None:
     good = write(spool, "good", {"t": 1.0}, {"t": 2.0})
     with good.open("ab") as file:
         file.write(b'\x00\xff\n[1]\n{"t": 1e999, "event": "x"}\n' + b'{"a":' * 5000 + b'\n{"t": 3.0, "event": "half')
@@ -190,7 +190,7 @@ def test_lines_that_are_none_and_files_that_are_no_journals_are_passed_over(spoo
     assert [line.time for line in lines(spool)] == [1.0, 2.0]
 
 
-def test_filters_choose_by_task_account_time_and_event(spool: Spool) -> None:
+def test_filters_select_by_task_account_time_and_event(spool: Spool) -> None:
     task = new_task_id()
     now = time.time()
     write(
@@ -212,29 +212,27 @@ def test_filters_choose_by_task_account_time_and_event(spool: Spool) -> None:
 
 @pytest.mark.multiuser
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
-def test_the_account_is_that_of_the_file_and_a_line_that_claims_another_is_marked(spool: Spool) -> None:
-    forged = write(spool, "forged", {"t": 1.0, "account": "root", "forged": False}, {"t": 2.0, "uid": STRANGER})
-    os.chown(forged, STRANGER, STRANGER)
+def test_line_with_another_account_than_its_file_is_marked(spool: Spool) -> None:
+    forged = write(spool, "forged", {"t": 1.0, "account": "root", "forged": False}, {"t": 2.0, "uid": OTHER_ACCOUNT})
+    os.chown(forged, OTHER_ACCOUNT, OTHER_ACCOUNT)
     first, second = spool_journal(spool)
-    name = account_name(STRANGER)
+    name = account_name(OTHER_ACCOUNT)
     assert f"{name}@somewhere ! says that it is root" in first
     assert f"{name}@somewhere" in second and "!" not in second
-    said = [json.loads(line) for line in spool_journal(spool, "--json")]
-    assert [(each["account"], each["forged"]) for each in said] == [(name, True), (name, False)]
+    documents = [json.loads(line) for line in spool_journal(spool, "--json")]
+    assert [(each["account"], each["forged"]) for each in documents] == [(name, True), (name, False)]
     assert len(spool_journal(spool, "--user", name)) == 2
 
 
-def test_nothing_in_a_line_reaches_the_terminal_unescaped(spool: Spool) -> None:
+def test_lines_are_escaped_for_the_terminal(spool: Spool) -> None:
     evil = "\x1b]0;title\x07\x9b31m\nnext\u202e"
     write(spool, "evil", {"t": 1.0, "event": evil, "host": evil, "name": evil, evil: evil}, {"t": 1e300})
-    told = spool_journal(spool)
-    assert len(told) == 2
-    assert all(each.isprintable() for each in told)
+    found = spool_journal(spool)
+    assert len(found) == 2
+    assert all(each.isprintable() for each in found)
 
 
-def test_the_memory_for_reading_is_bounded_and_so_are_the_open_files(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_is_bounded_in_memory_and_open_files(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     for writer in range(300):
         write(spool, f"writer-{writer}", *({"t": random.random(), "text": "x" * 1000} for _ in range(20)))
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""The report tells what the journals say: in figures that stay small, in a page for a browser, in pictures."""
+"""Report of the journals: statistics, the page in a browser, and pictures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(*arguments: object) -> click.testing.Result:
 
 
 class Writer:
-    """The journal of a worker, as it would have written it."""
+    """Writer of the journal of a worker."""
 
     def __init__(self, spool: Spool, host: str = "node1", begin: float = BEGIN) -> None:
         self.worker = new_worker_id()
@@ -60,10 +60,10 @@ class Writer:
         self._file.close()
 
 
-# ---------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------- statistics
 
 
-def test_an_average_over_time_is_right_however_far_the_times_reach() -> None:
+def test_average_over_time_is_exact_for_any_time_range() -> None:
     level = Level(most=16, step=0.25)
     intervals = [(BEGIN + 10 * n, BEGIN + 10 * n + 5) for n in range(100)] + [(BEGIN - 500, BEGIN + 900)]
     for begin, end in intervals:
@@ -76,14 +76,14 @@ def test_an_average_over_time_is_right_however_far_the_times_reach() -> None:
     assert values[middle] == pytest.approx(1.0)
 
 
-def test_short_intervals_count_as_much_as_they_last() -> None:
+def test_short_intervals_are_weighted_by_their_length() -> None:
     level = Level(step=1.0)
     for n in range(100):
         level.add(BEGIN + n / 100, BEGIN + n / 100 + 0.005)
     assert level.values()[1] == [0.5]
 
 
-def test_an_average_of_nothing_is_nothing() -> None:
+def test_empty_intervals_have_no_average() -> None:
     assert Level().values() == (0.0, [])
     level = Level()
     level.add(5.0, 5.0)
@@ -91,7 +91,7 @@ def test_an_average_of_nothing_is_nothing() -> None:
     assert level.values()[1] == []
 
 
-def test_quantiles_are_true_to_a_tenth() -> None:
+def test_quantiles_have_an_error_of_ten_percent() -> None:
     random.seed(1)
     values = sorted(random.lognormvariate(0, 2) for _ in range(10_000))
     distribution = Distribution()
@@ -105,7 +105,7 @@ def test_quantiles_are_true_to_a_tenth() -> None:
     assert (Distribution().quantile(0.5), Distribution().mean, Distribution().classes()) == (0.0, 0.0, [])
 
 
-def test_bars_become_few_and_lose_nothing() -> None:
+def test_merged_bars_keep_all_counts() -> None:
     bars = Bars(most=500)
     for row in range(10):
         for n in range(1000):
@@ -115,17 +115,19 @@ def test_bars_become_few_and_lose_nothing() -> None:
     assert sum(bar.count for bar in kept) == 10_000
     assert sum(bar.failed for bar in kept) == 10
     assert sum(bar.busy for bar in kept) == pytest.approx(5010)
-    assert {bar.task for bar in (row[0] for row in bars.rows.values())} == {"task7"}, "the longest names a bar"
+    assert {bar.task for bar in (row[0] for row in bars.rows.values())} == {"task7"}, (
+        "a merged bar has the name of its longest task"
+    )
 
 
-def test_rows_of_one_bar_each_are_kept_as_they_are() -> None:
+def test_rows_of_one_bar_each_are_not_merged() -> None:
     bars = Bars(most=10)
     for row in range(100):
         bars.add(str(row), Bar(BEGIN, BEGIN + 1, 0, "task", failed=False))
     assert sum(len(row) for row in bars.rows.values()) == 100
 
 
-def test_journals_are_summed_up(spool: Spool) -> None:
+def test_journals_are_summarized(spool: Spool) -> None:
     first, second = Writer(spool), Writer(spool, host="node2", begin=BEGIN + 5)
     first.task(4.0, name="module.relax")
     first.task(1.0, name="module.fail", kind="error", type="ValueError")
@@ -137,27 +139,30 @@ def test_journals_are_summed_up(spool: Spool) -> None:
     first.end()
     second.end()
     Path(spool.layout.journal, f"{new_worker_id()}.jsonl").write_text('{"half of a li\n[]\n\x00\n{"t": "no"}\n')
-    found = summarize(spool)
-    assert (found.tasks, found.retried, found.recoveries, found.dropped) == (4, 1, 1, 1)
-    assert found.kinds == {"result": 3, "error": 1}
-    assert found.end - found.begin == 22
-    names = found.names
-    assert {names[name]: each.count for name, each in found.durations.items()} == {"module.relax": 3, "module.fail": 2}
-    assert {(names[name], kind): n for (name, kind), n in found.failures.items()} == {
+    summary = summarize(spool)
+    assert (summary.tasks, summary.retried, summary.recoveries, summary.dropped) == (4, 1, 1, 1)
+    assert summary.kinds == {"result": 3, "error": 1}
+    assert summary.end - summary.begin == 22
+    names = summary.names
+    assert {names[name]: each.count for name, each in summary.durations.items()} == {
+        "module.relax": 3,
+        "module.fail": 2,
+    }
+    assert {(names[name], kind): n for (name, kind), n in summary.failures.items()} == {
         ("module.fail", "ValueError"): 1,
         ("module.fail", "OSError"): 1,
     }
-    assert found.hosts() == {"node1": (1, 3, 6.0, 5.0), "node2": (1, 2, 12.0, 17.0)}
-    assert found.overhead.mean == pytest.approx(0.1 * 17 / 4)
-    assert (found.pauses.count, found.waits.count) == (2, 4)
+    assert summary.hosts() == {"node1": (1, 3, 6.0, 5.0), "node2": (1, 2, 12.0, 17.0)}
+    assert summary.overhead.mean == pytest.approx(0.1 * 17 / 4)
+    assert (summary.pauses.count, summary.waits.count) == (2, 4)
 
 
-def test_a_spool_in_which_nothing_happened_has_a_report(spool: Spool, tmp_path: Path) -> None:
+def test_spool_without_events_has_a_report(spool: Spool, tmp_path: Path) -> None:
     assert run("report", spool.path, "-o", tmp_path / "report.html").exit_code == 0
     assert "No events yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_real_work_is_reported(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_finished_and_failed_tasks_are_reported(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     serving = worker(spool)
     with Executor(spool=spool.path) as exe:
         futures = [exe.submit(abs, -n) for n in range(20)] + [exe.submit(tasks.fail, tasks.OwnError("no"))]
@@ -167,16 +172,16 @@ def test_real_work_is_reported(spool: Spool, worker: Workers, tmp_path: Path) ->
     assert serving.wait(60) == 0
     with Executor(spool=spool.path) as exe:
         waiting = exe.submit(abs, 1)
-        found = summarize(spool)
+        summary = summarize(spool)
         assert waiting.cancel()
-    assert (found.tasks, found.retried, found.waiting_now) == (22, 1, 1)
-    assert found.kinds == {"result": 20, "error": 2}
-    assert found.overhead.count == 22
-    assert found.pauses.count > 10
-    [group] = found.groups.values()
+    assert (summary.tasks, summary.retried, summary.waiting_now) == (22, 1, 1)
+    assert summary.kinds == {"result": 20, "error": 2}
+    assert summary.overhead.count == 22
+    assert summary.pauses.count > 10
+    [group] = summary.groups.values()
     assert (group.tasks, group.ranks) == (23, 1)
-    shown = run("report", spool.path, "-o", tmp_path / "report.html")
-    assert shown.stderr.endswith("report.html: 22 task(s) of 1 group(s).\n")
+    result = run("report", spool.path, "-o", tmp_path / "report.html")
+    assert result.stderr.endswith("report.html: 22 task(s) of 1 group(s).\n")
 
 
 PEAK = """
@@ -190,8 +195,8 @@ print(summary.tasks, len(text), resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 """
 
 
-def test_memory_and_page_do_not_grow_with_the_number_of_tasks(tmp_path: Path) -> None:
-    found = []
+def test_memory_and_page_size_are_independent_of_the_number_of_tasks(tmp_path: Path) -> None:
+    figures = []
     for count in (10_000, 50_000):
         spool = Spool.create(tmp_path / str(count))
         for _ in range(2):
@@ -199,15 +204,15 @@ def test_memory_and_page_do_not_grow_with_the_number_of_tasks(tmp_path: Path) ->
             for n in range(count // 2):
                 writer.task(0.01 + (n % 7) / 100, name=f"function{n % 50}")
             writer.end()
-        said = subprocess.run([sys.executable, "-c", PEAK, spool.path], capture_output=True, text=True)
-        assert said.returncode == 0, said.stderr
-        found.append([int(word) for word in said.stdout.split()])
-    assert [tasks_seen for tasks_seen, *_ in found] == [10_000, 50_000]
-    assert found[1][1] < 4_000_000
-    assert found[1][2] < found[0][2] + 25_000, "KiB of resident memory"
+        result = subprocess.run([sys.executable, "-c", PEAK, spool.path], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        figures.append([int(word) for word in result.stdout.split()])
+    assert [tasks_seen for tasks_seen, *_ in figures] == [10_000, 50_000]
+    assert figures[1][1] < 4_000_000
+    assert figures[1][2] < figures[0][2] + 25_000, "KiB of resident memory"
 
 
-def test_a_picture_is_drawn_of_each_kind(spool: Spool, tmp_path: Path) -> None:
+def test_png_and_svg_pictures_are_drawn(spool: Spool, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     writer = Writer(spool)
     for n in range(50):
@@ -219,17 +224,19 @@ def test_a_picture_is_drawn_of_each_kind(spool: Spool, tmp_path: Path) -> None:
     assert "<svg" in svg.read_text(encoding="utf-8")
 
 
-def test_it_is_said_what_to_install_for_pictures(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_matplotlib_is_reported_with_its_extra(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    shown = run("report", spool.path, "--png", tmp_path / "report.png")
-    assert shown.exit_code == BadRequest.exit_code
-    assert "spoolpool[report]" in shown.stderr
+    result = run("report", spool.path, "--png", tmp_path / "report.png")
+    assert result.exit_code == BadRequest.exit_code
+    assert "spoolpool[report]" in result.stderr
 
 
-def test_a_report_must_be_told_what_to_write(spool: Spool) -> None:
-    shown = run("report", spool.path)
-    assert shown.exit_code == BadRequest.exit_code
-    assert "-o report.html" in shown.stderr
+def test_report_without_an_output_is_refused(spool: Spool) -> None:
+    result = run("report", spool.path)
+    assert result.exit_code == BadRequest.exit_code
+    assert "-o report.html" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------- page
@@ -239,7 +246,7 @@ HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about three groups, some of whose words would like to be code."""
+    """Page of three groups with hostile names."""
     directory = tmp_path_factory.mktemp("report")
     spool = Spool.create(directory / "spool <b>")
     random.seed(2)
@@ -255,7 +262,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_page_needs_nothing_else(report: Path) -> None:
+def test_page_is_self_contained_and_escaped(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     assert not re.search(r"https?://|//cdn|@import|url\(", text)
     assert HOSTILE not in text
@@ -267,9 +274,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     reason = browser.missing()
     if reason:
         pytest.skip(reason)
-    found = Browser(tmp_path_factory.mktemp("browser"))
-    yield found
-    found.close()
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -279,7 +286,7 @@ def opened(chromium: Browser, report: Path) -> Browser:
 
 
 def canvas(opened: Browser, name: str) -> dict[str, float]:
-    """Where it is in the window, after scrolling there."""
+    """Scroll to a canvas and return its rectangle in the window."""
     return opened.run(
         f"(() => {{ const c = document.getElementById('{name}'); c.scrollIntoView();"
         " const b = c.getBoundingClientRect(); return {x: b.x, y: b.y, width: b.width, height: b.height}; })()"
@@ -287,12 +294,12 @@ def canvas(opened: Browser, name: str) -> dict[str, float]:
 
 
 def view(opened: Browser) -> tuple[float, float]:
-    found = opened.run("({from: view.from, to: view.to})")
-    return found["from"], found["to"]
+    shown = opened.run("({from: view.from, to: view.to})")
+    return shown["from"], shown["to"]
 
 
 def colours(opened: Browser, name: str) -> int:
-    """Different colours in a canvas: one if nothing is drawn."""
+    """Return the number of colours in a canvas; an empty one has one."""
     return opened.run(
         f"(() => {{ const c = document.getElementById('{name}');"
         " const all = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);"
@@ -300,7 +307,7 @@ def colours(opened: Browser, name: str) -> int:
     )
 
 
-def test_the_page_loads_without_complaints_and_asks_for_nothing(opened: Browser, report: Path) -> None:
+def test_page_loads_without_errors_and_requests(opened: Browser, report: Path) -> None:
     assert opened.complaints() == []
     assert opened.requests() == [report.as_uri()]
     assert opened.run("typeof hacked") == "undefined"
@@ -308,7 +315,7 @@ def test_the_page_loads_without_complaints_and_asks_for_nothing(opened: Browser,
     assert opened.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_the_wheel_zooms_to_where_the_pointer_is(opened: Browser) -> None:
+def test_wheel_zooms_at_the_pointer(opened: Browser) -> None:
     where = canvas(opened, "rows")
     x, y = where["x"] + 150 + (where["width"] - 150) * 0.25, where["y"] + 20
     before = view(opened)
@@ -321,11 +328,11 @@ def test_the_wheel_zooms_to_where_the_pointer_is(opened: Browser) -> None:
     assert view(opened)[1] - view(opened)[0] > after[1] - after[0]
     for _ in range(60):
         opened.mouse("mouseWheel", x, y, deltaX=0, deltaY=-250)
-    assert view(opened)[1] - view(opened)[0] == pytest.approx(1.0), "no nearer than a millisecond"
+    assert view(opened)[1] - view(opened)[0] == pytest.approx(1.0), "the shortest range is a millisecond"
     assert opened.complaints() == []
 
 
-def test_a_drag_moves_both_charts_and_a_double_click_shows_everything(opened: Browser) -> None:
+def test_drag_moves_both_charts_and_double_click_resets_them(opened: Browser) -> None:
     whole = view(opened)
     for name in ("rows", "levels"):
         where = canvas(opened, name)
@@ -345,9 +352,9 @@ def test_a_drag_moves_both_charts_and_a_double_click_shows_everything(opened: Br
     assert opened.complaints() == []
 
 
-def test_the_pointer_asks_a_bar_what_it_is(opened: Browser) -> None:
+def test_pointer_over_a_bar_shows_its_task(opened: Browser) -> None:
     where = canvas(opened, "rows")
-    y = where["y"] + 3 * 18 - 10  # the third row: another host's name sorts first
+    y = where["y"] + 3 * 18 - 10  # the third row: the hostile host name sorts first
     opened.mouse("mouseMoved", where["x"] + where["width"] / 2, y)
     hint = opened.run("document.getElementById('hint').textContent")
     assert re.search(r"^node1 [0-9a-f]{4}: (module\.relax|</script>.*) \([0-9a-f]{10}\), 1\.\d+ s", hint)
@@ -355,8 +362,8 @@ def test_the_pointer_asks_a_bar_what_it_is(opened: Browser) -> None:
     assert "on node1, job 4711, 2 rank(s), 200 task(s)" in opened.run("document.getElementById('hint').textContent")
 
 
-def test_many_bars_are_drawn_with_work_that_the_pixels_bound(opened: Browser) -> None:
-    """Of 100 000 bars as many boxes are drawn as there is room for."""
+def test_number_of_drawn_boxes_is_limited_by_the_pixels(opened: Browser) -> None:
+    """A row of 100 000 bars has at most one box per pixel."""
     opened.run(
         "(() => { const length = span / 2e5, rect = Path2D.prototype.rect; window.boxes = 0;"
         " rows[0].bars = Array.from({length: 100000}, (_, n) => [2 * n * length, length, 0, 1, length, 0, 't']);"
