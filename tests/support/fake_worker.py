@@ -1,6 +1,6 @@
-"""What tests of the protocol play with: a clock that they move, a worker and an inbox that do one thing at a time.
+"""Single-threaded workers, submitters and clocks for tests of the protocol.
 
-Everything that decides is the package's own; what is left out are threads, waiting, and the process that beats.
+All decisions are made by the code of the package. Left out are its threads, its waiting and its heartbeat process.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ LANE = Lane("default", 1, 1, 0, settings.PYTHON).name
 
 
 class Clock:
-    """``time`` for the package's modules, where waiting takes no time and the test moves the monotonic clock."""
+    """Replacement for ``time`` in modules of the package: waiting takes no time, and the test moves the clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -72,16 +72,16 @@ class Clock:
         return getattr(time, name)
 
     def monotonic(self) -> float:
-        """Seconds as the observers see them."""
+        """Return the seconds of this clock."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let them pass."""
+        """Advance the clock by so many seconds."""
         self.now += seconds
 
     @classmethod
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
-        """The clock of everybody in this process, or of ``observers`` alone: then others do wait."""
+        """Install a clock for all that waits in this process, or for the ``observers`` of heartbeats only."""
         clock = cls()
         others = () if observers else (backoff, claimer, dependencies, listing, publish, retention, loop)
         for module in (recovery, heartbeat, collector, *others):
@@ -90,7 +90,7 @@ class Clock:
 
 
 class _Beat:
-    """The process that beats, as its worker sees it."""
+    """Stand-in for the heartbeat process."""
 
     def poll(self) -> None:
         return None
@@ -103,11 +103,11 @@ class _Beat:
 
 
 class EndOfRounds(Exception):
-    """Whoever waits has waited often enough."""
+    """The wait has ended often enough."""
 
 
 class SilentWatch:
-    """A watch that never sees anything; to wait on it takes no time, and only so many times."""
+    """Directory watcher that never sees a change. Waiting takes no time, and works only so many times."""
 
     def __init__(self, clock: Clock, rounds: int) -> None:
         self._clock = clock
@@ -140,7 +140,7 @@ class SilentWatch:
 
 
 class SilentRegistration(Registration):
-    """An entry without a process that beats: its sign of life is still."""
+    """Entry of a worker without a heartbeat process."""
 
     def _start(self) -> Any:
         return _Beat()
@@ -154,14 +154,14 @@ class _NoInterrupter(Interrupter):
 
 
 def leave_trace(path: str, needed: object = None) -> str:
-    """A task: leaves a line with its name for each run."""
+    """Task that appends a line with its id for each run."""
     with open(path, "a", encoding="ascii") as file:
         file.write(f"{current_task().id}\n")
     return "value"
 
 
 def leave_trace_and_raise_at_first(path: str) -> str:
-    """A task that does not succeed before its second attempt."""
+    """Task that raises in its first attempt."""
     attempt = _trace_of_attempt(path)
     if attempt == 1:
         raise ValueError("not yet")
@@ -169,11 +169,11 @@ def leave_trace_and_raise_at_first(path: str) -> str:
 
 
 def leave_trace_and_be_fenced_at_first(path: str, root: str) -> str:
-    """A task in whose first attempt others take the worker for dead, and let the task wait again."""
+    """Task in whose first attempt another process fences the worker: it requeues the task."""
     if _trace_of_attempt(path) == 1:
         name = current_task().id
         [claimed] = Path(root, "claimed").glob(f"{name}.*")
-        [bucket] = Path(root, "ready", LANE).glob(f"{name[:18]}-*")  # it is the first of its bucket
+        [bucket] = Path(root, "ready", LANE).glob(f"{name[:18]}-*")  # the first task of its bucket
         task_file = parse_task_file(claimed.name)
         assert task_file is not None
         claimed.rename(bucket / task_file.requeued().name)
@@ -188,29 +188,29 @@ def _trace_of_attempt(path: str) -> int:
 
 
 def dead_process() -> ProcessId:
-    """A process of this host that is provably dead: it has this one's pid, and started at another time."""
+    """Return a process of this host that is provably dead: with the pid of this one, and another start time."""
     return msgspec.structs.replace(ProcessId.of(os.getpid()), start="1")
 
 
 def unknown_process() -> ProcessId:
-    """A process of another host: nothing can be proven about it here."""
+    """Return a process of another host, about which nothing can be proven here."""
     return msgspec.structs.replace(ProcessId.of(os.getpid()), boot="another", host="elsewhere")
 
 
 def info_of(process: ProcessId, worker_id: str = "", **more: Any) -> WorkerInfo:
-    """The entry of a serial group."""
+    """Return the entry of a serial group."""
     return WorkerInfo(worker=worker_id or new_worker_id(), process=process, user="tester", **more)
 
 
 def announce(spool: Spool, process: ProcessId, **more: Any) -> str:
-    """Make a worker's entry as its worker does; returns its id."""
+    """Register a worker; return its id."""
     info = info_of(process, **more)
     SilentRegistration(spool, info)
     return info.worker
 
 
 def outcome_of(header: TaskHeader, task_file: TaskFile) -> list[envelope.Buffer]:
-    """A complete outcome: the bytes of its file."""
+    """Return the parts of a complete outcome file."""
     payload, buffers = pickling.dumps("value")
     return outcome_parts(header, task_file, RankResult(payload, buffers, None), 1, 0.0)
 
@@ -226,7 +226,7 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
 
 
 class Inbox(Session):
-    """A session without a thread: it looks when it is told to."""
+    """Session without a thread: it collects only in :meth:`look`."""
 
     def __init__(self, spool: Spool, clock: Clock, name: str = "inbox", *, keeps: bool = False) -> None:
         super().__init__(spool, name, accept=Trust(), submitter=submitter_of(name) if keeps else "", keeps=keeps)
@@ -250,7 +250,7 @@ class Inbox(Session):
         return ObjectRef(self.spool.config.id, self.objects.put(*pickling.dumps(value)), 0)
 
     def expect(self, header: TaskHeader) -> TaskFuture:
-        """The future of a task, also of one that another incarnation of this session submitted."""
+        """Return the future of a task, even if another process of this session submitted it."""
         future = self._awaited.get(header.task)
         if future is None:
             future = self.given[header.task] = TaskFuture(self, header)
@@ -258,21 +258,21 @@ class Inbox(Session):
         return future
 
     def forget(self, task: str | None = None) -> None:
-        """Await a task no more, or none."""
+        """Stop waiting for a task, or for all."""
         with self._awaited.lock:
             for each in self.pending():
                 if task in (None, each.task):
                     self._awaited._forget(each.task)
 
     def look(self, rounds: int = 3) -> None:
-        """Do what the thread that collects does, for a few rounds."""
+        """Do the work of the collecting thread for a few rounds."""
         self._collector._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
         with contextlib.suppress(EndOfRounds):
             self._collector._loop()
 
 
 class Seen(NamedTuple):
-    """One look at a spool."""
+    """Task files and outcomes of a spool, by their paths below it."""
 
     ready: dict[str, TaskFile]
     claimed: dict[str, TaskFile]
@@ -282,14 +282,15 @@ class Seen(NamedTuple):
 
 
 class Stage:
-    """One spool, and those who work on it one after the other.
+    """A spool, and the processes that work on it one after the other.
 
-    The diary is a file that all processes write to: what was submitted, what ran, what was delivered.
+    Three files beside the spool are written past all faults: the ``diary`` of all processes (submitted, delivered), the
+    ``effects`` of the tasks, and the fault that ``struck``.
     """
 
     session = "inbox"
     may_come: tuple[type[BaseException], ...] = (WorkerLost,)
-    """Exceptions that may be the outcome of a task."""
+    """Exceptions that are valid outcomes of a task."""
 
     def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
         self.clock = clock
@@ -317,18 +318,18 @@ class Stage:
         self.published.clear()
 
     def durability(self, durability: files.Durability) -> None:
-        """What everybody syncs from now on."""
+        """Set the durability for all processes."""
         self.spool.config = msgspec.structs.replace(self.spool.config, durability=durability)
 
-    # -- what people do, in this process or in a child that is about to end
+    # -- steps of the processes, in this process or in a child
 
     def note(self, what: str, task: str) -> None:
-        """Write a line into the diary, past every fault."""
+        """Append a line to the diary."""
         with self.diary.open("a") as file:
             file.write(f"{what} {task}\n")
 
     def inbox(self, *, keeps: bool = False) -> Inbox:
-        """A new incarnation of the submitter, perhaps one that keeps its outcomes."""
+        """Open the session anew; ``keeps`` its outcomes."""
         inbox = Inbox(self.spool, self.clock, self.session, keeps=keeps)
         self._inboxes.append(inbox)
         return inbox
@@ -336,17 +337,17 @@ class Stage:
     def submit(
         self, inbox: Inbox | None = None, function: Callable[..., str] = leave_trace, *more: object, **options: Any
     ) -> TaskHeader:
-        """Submit a task that leaves a trace of each run."""
+        """Submit a task that appends a line for each run."""
         future = (inbox or self.inbox()).put(function, str(self.effects), *more, **options)
         self.note("submitted", future.task)
         return future.header
 
     def work(self, *, tasks: int | None = None) -> None:
-        """Be a worker until nothing waits any more, or until so many tasks are done."""
+        """Run a worker until no task is waiting, or until it has run this number of tasks."""
         run_worker(self.spool, self.clock, tasks=tasks)
 
     def collect(self, inbox: Inbox, headers: Iterable[TaskHeader]) -> None:
-        """Deliver what has come of these tasks."""
+        """Collect the outcomes of these tasks."""
         for header in headers:
             inbox.expect(header).add_done_callback(self._delivered)
         inbox.look()
@@ -359,36 +360,36 @@ class Stage:
                 self.note(f"surprise:{error!r}".replace(" ", "_"), future.header.task)
         self.note("delivered", future.header.task)
 
-    # -- what holds, and what the others bring about
+    # -- invariants, and the steps of other processes
 
     def story(self) -> str:
-        """What happened here."""
+        """Return the history and the state of the spool, for error messages."""
         struck = self.struck.read_text() if self.struck.exists() else "no fault"
         return f"{struck}\n{self.diary.read_text()}{self.seen()}"
 
     def notes(self, what: str) -> Counter[str]:
-        """How often the diary says this about each task."""
+        """Return how often the diary has this entry for each task."""
         lines = (line.split() for line in self.diary.read_text().splitlines())
         return Counter(task for said, task in lines if said == what)
 
     def runs(self) -> Counter[str]:
-        """How often the function of each task ran (of each attempt, where every one runs once)."""
+        """Return how often the function of each task ran, or of each attempt if the function notes attempts."""
         return Counter(self.effects.read_text().split())
 
     def seen(self) -> Seen:
-        """Every task file and every outcome, by its path below the spool."""
+        """Return all task files and outcomes."""
         where = self.spool.layout
         lanes = [where.lane(lane) for lane in files.list_names(where.ready)]
         buckets = [f"{lane}/{bucket}" for lane in lanes for bucket in files.list_names(lane)]
         return Seen(
-            ready=self._tokens(where.waiting, *buckets),
-            claimed=self._tokens(where.claimed),
-            results=self._tokens(f"{where.results}/{self.session}"),
-            outgoing=self._tokens(f"{where.outgoing}/{self.session}"),
-            failed=self._tokens(where.failed),
+            ready=self._task_files(where.waiting, *buckets),
+            claimed=self._task_files(where.claimed),
+            results=self._task_files(f"{where.results}/{self.session}"),
+            outgoing=self._task_files(f"{where.outgoing}/{self.session}"),
+            failed=self._task_files(where.failed),
         )
 
-    def _tokens(self, *directories: str) -> dict[str, TaskFile]:
+    def _task_files(self, *directories: str) -> dict[str, TaskFile]:
         found = {}
         for directory in directories:
             for name in files.list_names(directory):
@@ -398,7 +399,7 @@ class Stage:
         return found
 
     def complete(self) -> set[str]:
-        """Tasks of which a complete outcome was written for a claim that stands."""
+        """Return the tasks with a valid claim and a complete outcome for it."""
         seen = self.seen()
         claims = set(seen.claimed.values())
         return {
@@ -406,7 +407,7 @@ class Stage:
         }
 
     def places(self, seen: Seen | None = None) -> dict[str, list[str]]:
-        """Where the token of each task stands."""
+        """Return the paths of the task files of each task."""
         seen = seen or self.seen()
         found: dict[str, list[str]] = {}
         for task_files in (seen.ready, seen.claimed, seen.results, seen.failed):
@@ -415,13 +416,13 @@ class Stage:
         return found
 
     def check(self, *, forgiven: frozenset[str] = frozenset()) -> None:
-        """Invariants 1 and 2, at any moment. ``forgiven``: their submitter ended while it took them out."""
+        """Check invariants 1 and 2, which hold at any moment, for all tasks except the ``forgiven`` ones."""
         seen = self.seen()
         places = self.places(seen)
         delivered = self.notes("delivered")
         assert "surprise" not in self.diary.read_text()
         for task, paths in places.items():
-            assert len(paths) == 1, f"{task} stands in {paths}"
+            assert len(paths) == 1, f"{task} is in {paths}"
         for task in self.notes("submitted").keys() - delivered.keys() - forgiven:
             assert task in places, f"{task} is lost"
         for task_file in seen.results.values():
@@ -432,14 +433,14 @@ class Stage:
             assert len(names) == 1, f"{task} was published as {names}"
 
     def outcome(self, task_file: TaskFile) -> records.OutcomeHeader | None:
-        """The outcome of a claim, if it is complete."""
+        """Return the header of an outcome, if it is complete."""
         try:
             return read_outcome(self.spool, self.session, task_file, Trust())[0]
         except Exception:  # noqa: BLE001  whatever is wrong with it: it is not complete
             return None
 
     def headers(self, paths: Iterable[str]) -> list[TaskHeader]:
-        """What the task files at these paths say."""
+        """Return the headers of the task files at these paths."""
         task_files = {path: parse_task_file(os.path.basename(path)) for path in paths}
         return [
             tasks.read_task(self.spool, f"{self.spool.path}/{path}", task_file)
@@ -448,7 +449,7 @@ class Stage:
         ]
 
     def recover(self, observer: Recovery | None = None, *, rounds: int = 5) -> list[str]:
-        """Let an observer look, by default until it has seen everybody's silence for longer than a lease."""
+        """Run an observer, by default until all heartbeats have been still for longer than a lease."""
         observer = observer or Recovery(self.spool)
         done = []
         for _ in range(rounds):
@@ -457,7 +458,7 @@ class Stage:
         return done
 
     def settle(self, *, forgiven: frozenset[str] = frozenset()) -> None:
-        """Let the others recover, run and collect until nothing is left, then check that nothing is."""
+        """Recover, run and collect until nothing is left, and check that nothing is left."""
         self.check(forgiven=forgiven)
         observer = Recovery(self.spool)
         for _ in range(6):
@@ -477,10 +478,10 @@ class Stage:
         self.leave_nothing()
 
     def leave_nothing(self) -> None:
-        """Nothing is left over but unfinished writes in tmp/, which are the garbage collection's."""
+        """Check that nothing is left but unfinished writes in tmp/, which the garbage collection removes."""
         inbox = self.inbox()
         if self.seen().outgoing:
-            # while a session waits for something, it looks after what its earlier incarnations left
+            # a session that waits for a task also removes outcomes that earlier processes of it left
             task = new_task_id()
             bucket = bucket_name(task, new_submitter_id())
             inbox.expect(TaskHeader(task=task, session=self.session, lane=LANE, bucket=bucket))
@@ -491,7 +492,7 @@ class Stage:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
             garbage.remove(self.spool, garbage.find_garbage(self.spool, Keep()))
             assert files.list_names(self.spool.layout.tmp) == []
-            self.collect(inbox, self.headers(self.seen().results))  # what was kept for them
+            self.collect(inbox, self.headers(self.seen().results))  # kept for the unfinished tasks
             inbox.look(rounds=8)
         inbox.close()
         root = Path(self.spool.path)
