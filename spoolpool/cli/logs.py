@@ -12,7 +12,7 @@ from spoolpool.cli.task_selection import complete, spool_and_tasks
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import TaskFile, is_task_id, parse_task_file
 from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
-from spoolpool.monitor.query import Query, named
+from spoolpool.monitor.query import Query, find_by_ids
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
@@ -53,7 +53,7 @@ def _task(spool: Spool, trust: Trust, word: str) -> str:
     if is_task_id(word):
         return word
     try:
-        return named(spool, [word], Query())[0].id
+        return find_by_ids(spool, [word], Query())[0].id
     except BadRequest:
         found = tasks_like(spool, word, trust)
         if len(found) != 1:

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from spoolpool import settings
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.errors import BadRequest, SpoolpoolError
-from spoolpool.monitor.query import Query, State, TaskView, named, select
+from spoolpool.monitor.query import Query, State, TaskView, find_by_ids, select
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.spool import Spool
@@ -60,7 +60,7 @@ class Selection:
     def each(self) -> Iterator[TaskView]:
         """The tasks as they are met, which may be all; says in the end what could not be seen."""
         if self._words:
-            yield from named(self.spool, self._words, self._query, self._walk)
+            yield from find_by_ids(self.spool, self._words, self._query, self._walk)
         else:
             yield from select(self.spool, self._query, self._walk)
         for directory, reason in self._walk.unlisted.items():

@@ -76,7 +76,7 @@ def check(spool: Spool, *, deep: bool = True) -> list[Finding]:
     for _ in range(_REPETITIONS):
         if not found:
             break
-        backoff.sleep()  # another process may be between two steps: such a finding does not come back
+        backoff.sleep()  # another process may be between two steps: then the finding disappears
         again = {(each.kind, each.path) for each in _check_names(spool)}
         found = [each for each in found if (each.kind, each.path) in again]
     return [*found, *_check_contents(spool)] if deep else found

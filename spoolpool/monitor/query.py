@@ -250,7 +250,9 @@ def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> I
             yield view
 
 
-def named(spool: Spool, words: Iterable[str], query: Query, scanner: SpoolScanner | None = None) -> list[TaskView]:
+def find_by_ids(
+    spool: Spool, words: Iterable[str], query: Query, scanner: SpoolScanner | None = None
+) -> list[TaskView]:
     """Return the tasks that match a query and have these ids; a word may be the begin or end of one id.
 
     Raises :class:`BadRequest` for a word that matches no task or several.

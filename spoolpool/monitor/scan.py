@@ -58,12 +58,12 @@ class TaskLocation(NamedTuple):
 
     @property
     def lane(self) -> str:
-        """Lane of a waiting task; empty for others, whose header names it."""
+        """Lane of a waiting task; empty for other tasks: their headers name it."""
         return self.directory.split("/")[1] if self.place == "waiting" else ""
 
     @property
     def session(self) -> str:
-        """Session of a finished task; empty for others, whose header names it."""
+        """Session of a finished task; empty for other tasks: their headers name it."""
         return self.directory.split("/")[1] if self.place == "done" else ""
 
 

@@ -33,7 +33,7 @@ class Blocked:
 
 @dataclass(kw_only=True)
 class LaneCounts:
-    """Number of tasks of one lane and user; both are empty for tasks whose headers were not read."""
+    """Number of tasks of one lane and user; both names are empty if the headers were not read."""
 
     lane: str
     user: str

@@ -133,7 +133,7 @@ def test_task_that_moves_during_the_scan_is_listed_once(spool: Spool) -> None:
     found = query.select(spool, Query())
     first = next(found)
     files.move(f"{spool.path}/{first.location.path}", f"{spool.layout.failed}/{first.location.task_file.name}")
-    assert [first.id, *(sight.id for sight in found)] == [task]
+    assert [first.id, *(view.id for view in found)] == [task]
     assert first.gone and first.header is None
 
 
@@ -276,8 +276,8 @@ def test_held_and_running_tasks_can_be_cancelled(spool: Spool) -> None:
 
 def test_held_task_that_became_ready_is_cancelled(spool: Spool) -> None:
     task = put(spool, "held")
-    (sight,) = query.select(spool, Query())
-    header, task_file = sight.header, sight.location.task_file
+    (view,) = query.select(spool, Query())
+    header, task_file = view.header, view.location.task_file
     assert header is not None
     spool.open_session(header.session)
     bucket = spool.layout.bucket(header.lane, header.bucket)
@@ -314,9 +314,9 @@ def test_result_with_a_waiting_dependent_is_not_removed(spool: Spool) -> None:
         second = executor.submit(pow, first, 2)
         executor.detach()
     needed, needing = first.task, second.task  # type: ignore[attr-defined]
-    (sight,) = query.named(spool, [needed], Query())
-    target = f"{spool.layout.results}/chain/{sight.location.task_file.claimed_by(new_worker_id()).name}"
-    files.move(f"{spool.path}/{sight.location.path}", target)
+    (view,) = query.find_by_ids(spool, [needed], Query())
+    target = f"{spool.layout.results}/chain/{view.location.task_file.claimed_by(new_worker_id()).name}"
+    files.move(f"{spool.path}/{view.location.path}", target)
     result = run("rm", "--yes", "--all", spool.path)
     assert result.exit_code == 1
     assert f"{needed} stays: task {needing} waits" in result.stderr
@@ -511,8 +511,8 @@ def test_options_set_the_resources_of_a_task(spool: Spool, tmp_path: Path) -> No
     words += ["--resource", "retries=4", "--resource", 'tags=["big"]', "--session", "s"]
     for name, what in (("submit", ["math:hypot"]), ("run", ["true"])):
         task = run(name, "--spool", spool.path, *words, *what).stdout.strip()
-        (sight,) = query.named(spool, [task], Query())
-        header = sight.header
+        (view,) = query.find_by_ids(spool, [task], Query())
+        header = view.header
         assert header is not None
         assert header.lane.startswith("night.r2t3g1.py") and "+big" in header.lane
         assert (header.retries, header.cwd, header.session, task[:3]) == (4, str(tmp_path), "s", "490")
