@@ -69,7 +69,7 @@ def nothing_left(one: Executor) -> Iterator[None]:
 class TestOneGroup:
     """With one group nothing can be waited for inside of it."""
 
-    def test_a_call_gets_the_values_of_futures_wherever_they_are(self, one: Executor) -> None:
+    def test_call_gets_the_values_of_futures_at_any_depth(self, one: Executor) -> None:
         two, three = one.submit(add, 1, 1), one.submit(add, 1, 2)
         assert one.submit(add, two, three).result() == 5
         nested = one.submit(same, [two, {"key": (three, 4)}], more={"x": [two]})
@@ -77,19 +77,19 @@ class TestOneGroup:
         assert one.submit(unbox, Box([two])).result() == [2]
         assert one.submit(lambda: two + 1 if isinstance(two, int) else None).result() == 3
 
-    def test_a_value_that_occurs_twice_is_one_object(self, one: Executor) -> None:
+    def test_future_used_twice_is_one_object(self, one: Executor) -> None:
         held = one.submit(tasks.work, 0.05)
         made = one.submit(list, one.submit(same, held))
         assert one.submit(lambda a, b: a is b[0], made, [made]).result()
 
-    def test_a_chain_and_a_diamond_come_to_their_ends(self, one: Executor) -> None:
+    def test_chain_and_diamond_complete(self, one: Executor) -> None:
         last = one.submit(add, 0)
         for _ in range(100):
             last = one.submit(add, last, 1)
         middle = [one.submit(add, last, number) for number in range(50)]
         assert one.submit(add, *middle).result() == 50 * 100 + sum(range(50))
 
-    def test_a_failure_fails_what_needs_it_with_its_cause_and_nothing_runs(self, one: Executor, tmp_path: Path) -> None:
+    def test_failure_fails_dependents_with_its_cause_unrun(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         failing = one.submit(tasks.fail_deeper, one.submit(same, "text", gate)[0])
         dependent = one.submit(tasks.mark, tmp_path / "ran", failing)
@@ -107,14 +107,14 @@ class TestOneGroup:
         assert isinstance(late, DependencyFailed)
         assert type(late.__cause__) is tasks.OwnError
 
-    def test_an_exception_that_cannot_travel_fails_what_needs_it(self, one: Executor, tmp_path: Path) -> None:
+    def test_exception_that_cannot_be_pickled_fails_dependents(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         failing = one.submit(lambda _: tasks.fail_picky(), gate)
         dependent = one.submit(same, failing)
         (tmp_path / "go").touch()
         assert "PickyError" in str(dependent.exception())
 
-    def test_a_cancel_goes_down_the_graph(self, one: Executor, tmp_path: Path) -> None:
+    def test_cancel_cancels_dependents(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         wait_until(gate.running, "the group is busy")
         first = one.submit(same, 1)
@@ -131,9 +131,7 @@ class TestOneGroup:
         (tmp_path / "go").touch()
         assert other.result() == (None,)
 
-    def test_a_future_that_is_done_travels_by_value_and_one_that_is_held_by_reference(
-        self, one: Executor, tmp_path: Path
-    ) -> None:
+    def test_done_future_is_sent_by_value_kept_one_by_reference(self, one: Executor, tmp_path: Path) -> None:
         core = one._runtime
         assert core is not None
         done = one.submit(same, "x" * 1000)
@@ -168,14 +166,14 @@ class TestOneGroup:
         with pytest.raises(TypeError, match="not iterable"):
             list(whole)
 
-    def test_a_part_of_a_future_of_somebody_else_is_a_future(self) -> None:
+    def test_part_of_a_foreign_future_is_a_future(self) -> None:
         other: Future[list[int]] = Future()
         part = get_item_from_future(other, 1)
         assert not part.running()
         other.set_result([1, 2])
         assert (part.result(), part[0].exception().__class__) == (2, TypeError)
 
-    def test_a_part_is_cancelled_with_its_whole(self, one: Executor, tmp_path: Path) -> None:
+    def test_part_is_cancelled_with_its_whole(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         whole = one.submit(same, gate)
         part = whole[0]
@@ -183,26 +181,26 @@ class TestOneGroup:
         assert wait([part]).done == {part}
         (tmp_path / "go").touch()
 
-    def test_futures_of_others_are_taken_when_they_are_done_and_refused_before(self, one: Executor) -> None:
+    def test_foreign_future_is_accepted_only_when_done(self, one: Executor) -> None:
         other: Future[int] = Future()
         with pytest.raises(BadRequest, match="not done and does not belong to this spool"):
             one.submit(add, 1, other)
         other.set_result(41)
         assert one.submit(add, 1, other).result() == 42
 
-    def test_a_result_that_is_a_future_is_an_error_that_says_so(self, one: Executor) -> None:
+    def test_future_as_result_is_a_clear_error(self, one: Executor) -> None:
         error = one.submit(Future).exception()
         assert isinstance(error, NotPicklable)
         assert "send its result()" in str(error)
 
-    def test_an_argument_that_cannot_be_sent_holds_nothing(self, one: Executor, tmp_path: Path) -> None:
+    def test_argument_that_cannot_be_pickled_keeps_nothing(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         with pytest.raises(NotPicklable, match="Argument 1"):
             one.submit(same, gate, tasks.lock())
         (tmp_path / "go").touch()
         gate.result()
 
-    def test_a_task_that_waits_for_another_is_not_running_and_is_counted(self, one: Executor, tmp_path: Path) -> None:
+    def test_dependent_task_is_not_running_and_is_counted(self, one: Executor, tmp_path: Path) -> None:
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         dependent = one.submit(same, gate)
         wait_until(gate.running, "the group is busy")
@@ -225,7 +223,7 @@ def stage(tmp_path: Path, clock: Clock) -> Stage:
     return Stage(tmp_path / "stage", clock)
 
 
-def test_what_is_needed_stays_until_its_last_dependent_has_its_outcome_and_then_all_goes(stage: Stage) -> None:
+def test_outcome_stays_until_the_last_dependent_has_ended(stage: Stage) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -254,7 +252,7 @@ def _claimed(stage: Stage, task: str) -> str:
     return name
 
 
-def test_nobody_needs_to_be_left_who_submitted_it(stage: Stage) -> None:
+def test_dependents_run_without_their_submitter(stage: Stage) -> None:
     inbox = stage.inbox()
     last = inbox.put(pow, 2, 3)
     for _ in range(5):
@@ -267,7 +265,7 @@ def test_nobody_needs_to_be_left_who_submitted_it(stage: Stage) -> None:
     assert future.result(timeout=0) == 13
 
 
-def test_a_new_life_of_a_session_leaves_what_is_needed(stage: Stage) -> None:
+def test_reopened_session_keeps_needed_outcomes(stage: Stage) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -287,7 +285,7 @@ def test_a_new_life_of_a_session_leaves_what_is_needed(stage: Stage) -> None:
     assert left(stage.spool) == [f"ready/{LANE}/{waiting.header.bucket}/{waiting.task_file.name}"]
 
 
-def test_a_task_that_is_lost_keeps_what_it_needs_and_its_retry_works(stage: Stage) -> None:
+def test_lost_task_keeps_its_dependencies_for_a_retry(stage: Stage) -> None:
     from spoolpool.protocol.retry import retry_task
 
     inbox = stage.inbox()
@@ -318,7 +316,7 @@ def test_a_task_that_is_lost_keeps_what_it_needs_and_its_retry_works(stage: Stag
     assert again.result(timeout=0) == 9
 
 
-def test_a_task_that_is_held_back_after_it_raised_goes_on_with_what_it_needs(stage: Stage) -> None:
+def test_task_delayed_after_an_error_still_gets_its_dependencies(stage: Stage) -> None:
     from tests.support.fake_worker import leave_trace_and_raise_at_first
 
     inbox = stage.inbox()
@@ -330,7 +328,7 @@ def test_a_task_that_is_held_back_after_it_raised_goes_on_with_what_it_needs(sta
     assert left(stage.spool) == []
 
 
-def test_an_outcome_that_was_taken_away_fails_what_needs_it_after_a_while(stage: Stage) -> None:
+def test_removed_outcome_fails_dependents_after_a_while(stage: Stage) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -347,7 +345,7 @@ def test_an_outcome_that_was_taken_away_fails_what_needs_it_after_a_while(stage:
     assert f"the outcome of task {first.task} is not in" in str(error) or "No such file" in str(error)
 
 
-def test_an_outcome_that_is_torn_fails_what_needs_it(stage: Stage) -> None:
+def test_torn_outcome_fails_dependents(stage: Stage) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -361,9 +359,7 @@ def test_an_outcome_that_is_torn_fails_what_needs_it(stage: Stage) -> None:
     assert "torn" in str(second.exception(timeout=0))
 
 
-def test_an_outcome_of_an_account_that_the_worker_does_not_trust_is_not_read(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcome_of_an_untrusted_account_is_not_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -380,7 +376,7 @@ def test_an_outcome_of_an_account_that_the_worker_does_not_trust_is_not_read(
     assert "which is not trusted here" in str(error)
 
 
-def test_a_task_that_was_set_aside_fails_what_waits_for_it(stage: Stage) -> None:
+def test_task_that_was_set_aside_fails_dependents(stage: Stage) -> None:
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)
     second = inbox.put(add, first, 1)
@@ -396,7 +392,7 @@ def test_a_task_that_was_set_aside_fails_what_waits_for_it(stage: Stage) -> None
     assert [path for path in left(stage.spool) if not path.startswith("failed")] == []
 
 
-def test_names_of_needed_tasks_that_are_no_names_are_refused(stage: Stage) -> None:
+def test_invalid_names_of_needed_tasks_are_refused(stage: Stage) -> None:
     from spoolpool.format import headers as records
 
     inbox = stage.inbox()
@@ -409,7 +405,7 @@ def test_names_of_needed_tasks_that_are_no_names_are_refused(stage: Stage) -> No
             records.decode_task(bad, "path")
 
 
-def test_more_needs_than_a_header_holds_are_refused_and_leave_nothing(stage: Stage) -> None:
+def test_too_many_dependencies_are_refused_and_leave_nothing(stage: Stage) -> None:
     inbox = stage.inbox()
     needs = CallReferences(stage.spool, new_task_id())
     first = inbox.put(pow, 2, 3)
@@ -422,7 +418,7 @@ def test_more_needs_than_a_header_holds_are_refused_and_leave_nothing(stage: Sta
     assert [future.task for future in inbox.pending()] == [first.task]
 
 
-def test_a_plain_task_costs_no_file_operation_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_without_dependencies_costs_no_extra_operation(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.faults.disk import Disk
 
     inbox = stage.inbox()
@@ -450,7 +446,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_chain_comes_to_its_end_after_its_submitter_was_killed(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_chain_completes_after_its_submitter_was_killed(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     gate, end = tmp_path / "gate", tmp_path / "end"
     worker(spool)
     worker(spool)
@@ -460,7 +456,7 @@ def test_a_chain_comes_to_its_end_after_its_submitter_was_killed(spool: Spool, w
     wait_until(end.exists, "the last task ran")
 
 
-def test_two_executors_of_one_spool_may_need_each_others_tasks(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_executors_of_one_spool_depend_on_each_other(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as other, Executor(spool=spool.path) as exe:
         first = other.submit(add, 1, 2)
         second = exe.submit(add, first, 3)
@@ -471,7 +467,7 @@ def test_two_executors_of_one_spool_may_need_each_others_tasks(spool: Spool, wor
 
 
 @pytest.mark.mpi
-def test_the_values_of_several_ranks_are_an_argument_of_several_ranks(
+def test_values_of_several_ranks_are_an_argument_of_several_ranks(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
     from tests.support import mpi_tasks

@@ -63,7 +63,7 @@ def rounds(observers: list[FailureDetector], workers: Any, claims: Any = None) -
     return found
 
 
-def test_few_workers_are_all_watched_by_everybody() -> None:
+def test_few_workers_are_all_checked_by_each_observer() -> None:
     for count in range(1, MIN_SAMPLE + 1):
         for observers in range(1, count + 1):
             assert sampling_rate(observers) == 1
@@ -72,7 +72,7 @@ def test_few_workers_are_all_watched_by_everybody() -> None:
 
 @pytest.mark.parametrize("workers", [17, 100, 1000, 10_000, 100_000])
 @pytest.mark.parametrize("busy", [0.0, 0.9, 0.999])
-def test_all_looks_together_grow_with_the_workers_and_not_with_their_square(workers: int, busy: float) -> None:
+def test_total_number_of_checks_grows_linearly_with_the_workers(workers: int, busy: float) -> None:
     observers = max(1, round(workers * (1 - busy)))
     together = observers * sampling_rate(observers) * sample_size(workers, observers)
     assert together >= min(MIN_CHECKS, observers) * workers
@@ -80,7 +80,7 @@ def test_all_looks_together_grow_with_the_workers_and_not_with_their_square(work
     assert together <= max(MIN_CHECKS * workers + observers, few, many)
 
 
-def test_who_goes_round_is_told_by_the_claims_that_do_not_change(
+def test_observers_are_counted_by_claims_that_change(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(monkeypatch, clock, 400)
@@ -102,7 +102,7 @@ def test_who_goes_round_is_told_by_the_claims_that_do_not_change(
 
 
 @pytest.mark.parametrize("count", [8, 64, 600])
-def test_the_dead_are_found_within_two_leases_by_observers_that_share_the_watch(
+def test_observers_together_find_the_dead_within_two_leases(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     random.seed(count)
@@ -129,9 +129,7 @@ def test_the_dead_are_found_within_two_leases_by_observers_that_share_the_watch(
     assert not left
 
 
-def test_one_observer_of_many_watches_all_when_the_others_are_gone(
-    spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_observer_of_many_checks_all_workers(spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(1)
     watched = Watched(monkeypatch, clock, 600)
     observer = FailureDetector(spool)
@@ -146,7 +144,7 @@ def test_one_observer_of_many_watches_all_when_the_others_are_gone(
     assert found == {dead}
 
 
-def test_who_has_a_reason_looks_at_everybody_in_every_round(
+def test_observer_of_all_workers_checks_all_in_every_round(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(monkeypatch, clock, 600)
@@ -157,7 +155,7 @@ def test_who_has_a_reason_looks_at_everybody_in_every_round(
         assert set(watched.looks.values()) == {turn}
 
 
-def test_a_supervisor_of_many_groups_finds_the_one_that_died_at_once(stage: Stage) -> None:
+def test_supervisor_of_many_groups_finds_a_dead_one_at_once(stage: Stage) -> None:
     for _ in range(3 * MIN_SAMPLE):
         announce(stage.spool, unknown_process())
     header = stage.submit()

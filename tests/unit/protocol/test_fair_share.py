@@ -63,9 +63,7 @@ WEIGHTS = st.sampled_from([{}, {"fast": 3}, {"fast": 2, "slow": 5}])
 
 @settings(max_examples=100, deadline=None)
 @given(BACKLOGS, WEIGHTS)
-def test_all_that_waits_is_claimed_the_most_urgent_first(
-    waiting: dict[BucketInfo, int], weights: dict[str, int]
-) -> None:
+def test_all_tasks_are_claimed_the_most_urgent_first(waiting: dict[BucketInfo, int], weights: dict[str, int]) -> None:
     order = list(claims(FairShare(weights), dict(waiting)))
     assert Counter(order) == Counter({each: count for each, count in waiting.items() if count})
     for queue in {each.queue for each in waiting} if weights else {""}:
@@ -75,7 +73,7 @@ def test_all_that_waits_is_claimed_the_most_urgent_first(
 
 @settings(max_examples=100, deadline=None)
 @given(BACKLOGS)
-def test_between_two_turns_of_one_everybody_else_who_waits_has_one(waiting: dict[BucketInfo, int]) -> None:
+def test_each_other_submitter_has_a_turn_between_two_turns_of_one(waiting: dict[BucketInfo, int]) -> None:
     """Of users, and of the submitters of one user, at one priority."""
     order = list(claims(FairShare(), dict(waiting)))
     levels: list[Callable[[BucketInfo], object]] = [lambda each: each.user, lambda each: (each.user, each.submitter)]
@@ -100,7 +98,7 @@ def _turns(order: list[BucketInfo], name: Callable[[BucketInfo], object]) -> Ite
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=2), st.integers(1, 200))
-def test_queues_that_have_tasks_get_what_they_weigh_at_every_moment(weights: dict[str, int], count: int) -> None:
+def test_queues_with_tasks_get_their_weights_at_every_moment(weights: dict[str, int], count: int) -> None:
     order = FairShare(weights)
     # priorities order what is in a queue, and give it no greater share
     waiting = {source(queue=queue, priority=ord(queue) - ord("a")): count for queue in weights}
@@ -112,21 +110,21 @@ def test_queues_that_have_tasks_get_what_they_weigh_at_every_moment(weights: dic
             assert abs(one - other) <= step + another + 1e-9
 
 
-def test_a_queue_that_was_empty_saves_nothing_up() -> None:
+def test_empty_queue_saves_nothing_up() -> None:
     order = FairShare({"fast": 1, "slow": 1})
     assert len(list(claims(order, {source(queue="fast"): 100}))) == 100
     waiting = {source(queue="fast"): 10, source(queue="slow"): 10}
     assert [turn.queue for turn in itertools.islice(claims(order, waiting), 6)].count("slow") == 3
 
 
-def test_one_who_comes_later_is_served_next() -> None:
+def test_new_submitter_is_served_next() -> None:
     order = FairShare()
     big, small = source(1, user=1), source(2, user=2)
     assert len(list(itertools.islice(claims(order, {big: 1000}), 500))) == 500
     assert [turn.user for turn in itertools.islice(claims(order, {big: 1000, small: 10}), 20)] == [2, 1] * 10
 
 
-def test_what_is_remembered_of_submitters_is_bounded() -> None:
+def test_memory_of_submitters_is_bounded() -> None:
     order = FairShare()
     for number in range(10_000):
         assert list(claims(order, {source(submitter=number): 1}))
@@ -202,7 +200,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Listed:
     return Listed(monkeypatch)
 
 
-def test_claims_go_round_the_submitters_of_a_private_spool(backlog: Backlog) -> None:
+def test_claims_alternate_between_submitters_of_a_private_spool(backlog: Backlog) -> None:
     for bucket in range(5):
         backlog.put(20, 1, bucket=bucket)
     backlog.put(5, 2, bucket=7)
@@ -211,7 +209,7 @@ def test_claims_go_round_the_submitters_of_a_private_spool(backlog: Backlog) -> 
     assert backlog.submitters(10) == [1] * 10
 
 
-def test_a_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clock: Clock) -> None:
+def test_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clock: Clock) -> None:
     backlog = Backlog(spool, {"fast": 3})
     backlog.put(40, 1, queue="slow")
     backlog.put(40, 2, queue="fast", bucket=1)
@@ -221,7 +219,7 @@ def test_a_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clo
 
 
 @pytest.mark.parametrize("buckets", [1, 50])
-def test_the_listings_of_a_claim_do_not_grow_with_the_backlog(backlog: Backlog, listed: Listed, buckets: int) -> None:
+def test_listings_per_claim_do_not_grow_with_the_backlog(backlog: Backlog, listed: Listed, buckets: int) -> None:
     for bucket in range(buckets):
         backlog.put(3, 1, bucket=bucket)
     backlog.put(3, 2, bucket=buckets)
@@ -229,9 +227,7 @@ def test_the_listings_of_a_claim_do_not_grow_with_the_backlog(backlog: Backlog, 
     assert len(listed.paths) == 4  # the lanes, the buckets of one, and one bucket of each submitter
 
 
-def test_an_empty_look_costs_three_listings_and_a_claim_of_a_lonely_task_no_more(
-    backlog: Backlog, listed: Listed
-) -> None:
+def test_empty_spool_costs_three_listings_and_a_single_task_no_more(backlog: Backlog, listed: Listed) -> None:
     backlog.put(1, 1)
     assert len(backlog.claim(1)) == 1
     assert len(listed.paths) == 3
@@ -239,7 +235,7 @@ def test_an_empty_look_costs_three_listings_and_a_claim_of_a_lonely_task_no_more
     assert len(listed.paths) == 6
 
 
-def test_idle_submitters_cost_no_listing_for_each_claim(backlog: Backlog, listed: Listed, clock: Clock) -> None:
+def test_idle_submitters_cost_no_listing_per_claim(backlog: Backlog, listed: Listed, clock: Clock) -> None:
     for submitter in range(20):
         os.makedirs(backlog.put(0, submitter, bucket=submitter), exist_ok=True)
     for round_ in range(5):
@@ -251,9 +247,7 @@ def test_idle_submitters_cost_no_listing_for_each_claim(backlog: Backlog, listed
     assert backlog.submitters(1) == [3]  # looked at all the same before it is said that nothing waits
 
 
-def test_a_task_in_a_bucket_that_was_empty_is_found_before_a_backlog_a_second_later(
-    backlog: Backlog, clock: Clock
-) -> None:
+def test_task_in_an_empty_bucket_is_found_within_a_second_despite_a_backlog(backlog: Backlog, clock: Clock) -> None:
     Path(backlog.put(0, 1)).mkdir(parents=True)
     backlog.put(50, 2, bucket=2)
     assert backlog.submitters(3) == [2, 2, 2]
@@ -263,9 +257,7 @@ def test_a_task_in_a_bucket_that_was_empty_is_found_before_a_backlog_a_second_la
     assert backlog.submitters(2) == [1, 2]
 
 
-def test_names_that_are_left_alone_do_not_keep_a_worker_from_the_tasks_of_others(
-    backlog: Backlog, listed: Listed, clock: Clock
-) -> None:
+def test_unusable_names_do_not_block_tasks_of_other_submitters(backlog: Backlog, listed: Listed, clock: Clock) -> None:
     for bucket in range(10):
         place = Path(backlog.put(0, 1, bucket=bucket))
         place.mkdir(parents=True)
@@ -279,14 +271,14 @@ def test_names_that_are_left_alone_do_not_keep_a_worker_from_the_tasks_of_others
     assert len(listed.paths) - before == 3
 
 
-def test_an_empty_bucket_goes_once_its_submitter_has_a_later_one(backlog: Backlog, clock: Clock) -> None:
+def test_empty_bucket_is_removed_once_its_submitter_has_a_newer_one(backlog: Backlog, clock: Clock) -> None:
     first = backlog.put(2, 1, bucket=1)
     second = backlog.put(2, 1, bucket=2)
     assert len(backlog.claim(4)) == 4 and backlog.claim(1) == []
     assert not os.path.exists(first) and os.path.exists(second)
 
 
-def test_workers_on_the_same_listing_claim_every_task_once(spool: Spool, clock: Clock) -> None:
+def test_workers_with_the_same_listing_claim_every_task_once(spool: Spool, clock: Clock) -> None:
     one, two = Backlog(spool), Backlog(spool)
     for submitter in range(3):
         one.put(20, submitter, bucket=submitter)
@@ -296,7 +288,7 @@ def test_workers_on_the_same_listing_claim_every_task_once(spool: Spool, clock: 
     assert len(set(found)) == 60
 
 
-def test_within_a_second_only_the_bucket_of_the_last_task_is_listed_anew(
+def test_only_the_bucket_of_the_last_task_is_listed_again_within_a_second(
     backlog: Backlog, listed: Listed, clock: Clock
 ) -> None:
     backlog.put(2, 1, bucket=1)
@@ -313,7 +305,7 @@ def test_within_a_second_only_the_bucket_of_the_last_task_is_listed_anew(
     assert backlog.submitters(1) == [1]
 
 
-def test_a_bucket_that_is_gone_when_it_is_listed_anew_is_no_error(backlog: Backlog, clock: Clock) -> None:
+def test_bucket_that_was_removed_before_its_second_listing_is_no_error(backlog: Backlog, clock: Clock) -> None:
     place = backlog.put(1, 1, bucket=1)
     assert backlog.submitters(1) == [1]
     os.rmdir(place)
@@ -322,7 +314,7 @@ def test_a_bucket_that_is_gone_when_it_is_listed_anew_is_no_error(backlog: Backl
     assert backlog.submitters(1) == [1]
 
 
-def test_a_crowd_wastes_little_on_what_others_have_taken(spool: Spool, clock: Clock) -> None:
+def test_many_workers_waste_few_tries_on_tasks_of_others(spool: Spool, clock: Clock) -> None:
     random.seed(1)
     crowd = [Backlog(spool) for _ in range(16)]
     crowd[0].put(1600, 1)
@@ -341,7 +333,7 @@ def test_a_crowd_wastes_little_on_what_others_have_taken(spool: Spool, clock: Cl
     assert tried["open"] - taken < 0.5 * taken
 
 
-def test_a_task_that_another_has_locked_is_opened_once_by_each_look(
+def test_locked_task_is_opened_once_per_listing(
     backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = backlog.put(3, 1)
@@ -365,7 +357,7 @@ def test_a_task_that_another_has_locked_is_opened_once_by_each_look(
     assert len(backlog.claim(4)) == 3
 
 
-def test_one_worker_alone_goes_by_the_names_again_after_a_crowd(spool: Spool, clock: Clock) -> None:
+def test_last_worker_of_many_claims_in_order_again(spool: Spool, clock: Clock) -> None:
     one, other = Backlog(spool), Backlog(spool)
     one.put(300, 1)
     while len(one.claim(1)) and len(other.claim(9)) == 9 and files.list_names(one.put(0, 1)):

@@ -20,7 +20,7 @@ from tests.support import tasks
 from tests.support.waiting import LIMIT
 
 
-def test_a_call_is_run_by_a_group_that_has_all_the_tags_that_it_asks_for(spool: Spool, worker: Workers) -> None:
+def test_call_runs_on_a_group_with_all_its_tags(spool: Spool, worker: Workers) -> None:
     plain = worker(spool)
     tagged = worker(spool, "--tag", "bigmem", "--tag=a100", "--tag", "unused")
     with Executor(spool=spool.path, resource_dict={"tags": ["bigmem", "a100"]}) as executor:
@@ -33,7 +33,7 @@ def test_a_call_is_run_by_a_group_that_has_all_the_tags_that_it_asks_for(spool: 
         assert untagged.result(LIMIT) == tagged.pid, "a tagged group also runs what asks for nothing"
 
 
-def test_the_groups_that_an_executor_starts_have_the_tags_that_its_calls_ask_for() -> None:
+def test_groups_started_by_an_executor_have_the_tags_of_its_calls() -> None:
     with Executor(max_workers=1, resource_dict={"tags": {"here"}}) as executor:
         assert executor.submit(pow, 2, 3).result(LIMIT) == 8
 
@@ -47,7 +47,7 @@ def test_the_groups_that_an_executor_starts_have_the_tags_that_its_calls_ask_for
         (("a", "b"), (), "tag a, b wanted, groups have no tags"),
     ],
 )
-def test_what_a_group_lacks_is_said(wanted: tuple[str, ...], has: tuple[str, ...], reason: str | None) -> None:
+def test_reason_names_the_missing_tag(wanted: tuple[str, ...], has: tuple[str, ...], reason: str | None) -> None:
     info = WorkerInfo(worker="0" * 16, process=ProcessId.of(1), user="me", tags=has)
     lane = Lane("default", 1, 1, 0, settings.PYTHON, wanted)
     assert info.why_not(lane) == reason
@@ -57,23 +57,23 @@ def test_what_a_group_lacks_is_said(wanted: tuple[str, ...], has: tuple[str, ...
 @pytest.mark.parametrize(
     "wrong", ["a100", [1], None, ["a/b"], [""], ["a+b"], ["x" * 65], [f"{number}{'t' * 60}" for number in range(4)]]
 )
-def test_tags_that_are_none_or_too_many_for_a_name_are_refused(spool: Spool, wrong: Any) -> None:
+def test_invalid_or_too_many_tags_are_refused(spool: Spool, wrong: Any) -> None:
     with Executor(spool=spool.path) as executor, pytest.raises(BadRequest, match="tag"):
         executor.submit(pow, 2, 3, resource_dict={"tags": wrong})
     assert not files.list_names(spool.layout.ready)
 
 
-def test_a_queue_on_the_command_line_may_have_a_weight() -> None:
+def test_queue_option_accepts_a_weight() -> None:
     assert weights_of(["fast=3", "slow", "other=1000"]) == {"fast": 3, "slow": 1, "other": 1000}
 
 
 @pytest.mark.parametrize("wrong", ["fast=", "fast=0", "fast=1001", "fast=-1", "fast=1.5", "fast=x", "=3", "fa/st=3"])
-def test_a_weight_that_makes_no_sense_is_refused(wrong: str) -> None:
+def test_invalid_weight_is_refused(wrong: str) -> None:
     with pytest.raises(BadRequest, match="queue"):
         weights_of([wrong])
 
 
-def test_the_queues_of_a_group_and_their_weights_stand_in_its_entry(spool: Spool, worker: Workers) -> None:
+def test_worker_entry_has_queues_and_weights(spool: Spool, worker: Workers) -> None:
     worker(spool, "--launcher", "local", "--queue", "fast=3", "--queue", "slow", "--tag", "b", "--tag", "a")
     (info,) = workers.read_workers(spool)
     assert (info.queues, info.weights, info.tags) == (("fast", "slow"), {"fast": 3}, ("a", "b"))

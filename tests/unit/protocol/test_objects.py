@@ -125,7 +125,7 @@ def collect_garbage(spool: Spool) -> list[str]:
 # -- put
 
 
-def test_a_hundred_tasks_use_an_array_that_was_written_once(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+def test_hundred_tasks_use_an_array_written_once(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     with Executor(spool=served.path) as executor:
         ref = executor.put(ones)
         assert executor.put(ones.copy()) == ref, "the same content is the same object"
@@ -135,9 +135,7 @@ def test_a_hundred_tasks_use_an_array_that_was_written_once(served: Spool, ones:
     assert not paths(served, "objects", "needs", "tmp")
 
 
-def test_every_process_of_a_node_maps_the_same_memory_and_none_can_write_to_it(
-    served: Spool, ones: np.ndarray[Any, Any]
-) -> None:
+def test_processes_of_a_node_map_the_same_read_only_memory(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     with Executor(spool=served.path) as executor:
         ref = executor.put(ones * 3)
         seen: dict[int, list[str]] = {}
@@ -153,7 +151,7 @@ def test_every_process_of_a_node_maps_the_same_memory_and_none_can_write_to_it(
         assert isinstance(failed, ValueError) and "read-only" in str(failed)
 
 
-def test_a_reference_may_stand_anywhere_and_is_one_value_in_a_call(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+def test_reference_works_at_any_depth_and_is_one_value_per_call(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     with Executor(spool=served.path) as executor:
         ref = executor.put(ones)
         value = {"one": ref, "list": [ref], "box": Box(ref)}
@@ -163,7 +161,7 @@ def test_a_reference_may_stand_anywhere_and_is_one_value_in_a_call(served: Spool
 
 @pytest.mark.mpi
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec")
-def test_all_ranks_of_a_group_map_it(ones: np.ndarray[Any, Any]) -> None:
+def test_all_ranks_of_a_group_map_an_object(ones: np.ndarray[Any, Any]) -> None:
     with Executor(max_workers=1, cores_per_worker=2) as executor:
         ref = executor.put(ones)
         (one, here), (two, there) = executor.submit(mapped, ref).result(LIMIT)  # type: ignore[misc]
@@ -173,15 +171,13 @@ def test_all_ranks_of_a_group_map_it(ones: np.ndarray[Any, Any]) -> None:
             assert executor.submit(write_into, ones).result(LIMIT) == [2.0, 2.0]  # type: ignore[comparison-overlap]
 
 
-def test_no_call_sees_what_another_one_did_to_a_list(served: Spool) -> None:
+def test_call_does_not_see_changes_of_another_call_to_a_list(served: Spool) -> None:
     with Executor(spool=served.path) as executor:
         ref = executor.put({"list": [0]})
         assert [executor.submit(change, ref).result(LIMIT) for _ in range(4)] == [[0, 1]] * 4
 
 
-def test_another_session_uses_a_reference_and_keeps_what_it_refers_to(
-    served: Spool, ones: np.ndarray[Any, Any]
-) -> None:
+def test_other_session_uses_a_reference_and_keeps_the_object(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     second = Executor(spool=served.path)
     with Executor(spool=served.path) as first:
         ref = first.put(ones)
@@ -194,7 +190,7 @@ def test_another_session_uses_a_reference_and_keeps_what_it_refers_to(
     assert not paths(served, "objects", "needs")
 
 
-def test_what_cannot_be_had_is_refused_when_it_is_submitted(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+def test_unusable_reference_is_refused_by_submit(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     with Executor(spool=served.path) as executor, Executor(max_workers=1) as other:
         ref = executor.put(ones)
         with pytest.raises(BadRequest, match="another spool"):
@@ -209,7 +205,7 @@ def test_what_cannot_be_had_is_refused_when_it_is_submitted(served: Spool, ones:
         assert len(paths(served, "needs")) == 1
 
 
-def test_an_array_is_not_copied_when_it_is_put(spool: Spool) -> None:
+def test_put_does_not_copy_an_array(spool: Spool) -> None:
     array = np.ones(4 << 20)
     text = "x" * (16 << 20)
     with Executor(spool=spool.path) as executor:
@@ -226,7 +222,7 @@ def test_an_array_is_not_copied_when_it_is_put(spool: Spool) -> None:
 # -- what a rank keeps
 
 
-def test_a_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]) -> None:
+def test_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]) -> None:
     names = [put_object(spool, *pickling.dumps(ones + number), "writer") for number in range(3)]
     opened: Counter[str] = Counter()
     real = files.open_file
@@ -252,7 +248,7 @@ def test_a_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPat
     assert found.sum() == SIZE, "what a call still has stays good"
 
 
-def test_a_cache_that_hides_an_object_is_waited_for(
+def test_object_hidden_by_a_cache_is_waited_for(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
 ) -> None:
     clock = Clock.installed(monkeypatch)
@@ -269,7 +265,7 @@ def test_a_cache_that_hides_an_object_is_waited_for(
     assert clock.now - began > spool.config.caches
 
 
-def test_a_call_without_the_object_that_it_needs_fails_with_its_name(stage: Stage) -> None:
+def test_call_fails_with_the_name_of_its_missing_object(stage: Stage) -> None:
     inbox = stage.inbox()
     ref = inbox.put_object("needed")
     header = stage.submit(inbox, leave_trace, ref)
@@ -284,9 +280,7 @@ def test_a_call_without_the_object_that_it_needs_fails_with_its_name(stage: Stag
 # -- what is shared by itself
 
 
-def test_what_is_sent_again_is_stored_once_and_each_call_may_write_to_it(
-    served: Spool, ones: np.ndarray[Any, Any]
-) -> None:
+def test_array_sent_twice_is_stored_once_and_writable_for_each_call(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     with Executor(spool=served.path) as executor:
         futures = [executor.submit(write_into, ones) for _ in range(4)]
         assert [future.result(LIMIT) for future in futures] == [2.0] * 4
@@ -299,7 +293,7 @@ def test_what_is_sent_again_is_stored_once_and_each_call_may_write_to_it(
     assert not paths(served, "objects", "needs")
 
 
-def test_functions_and_arguments_that_are_no_arrays_are_shared_too(served: Spool) -> None:
+def test_functions_and_other_arguments_are_shared_too(served: Spool) -> None:
     table = {str(number): number for number in range(100_000)}
 
     def with_table(key: str) -> int:
@@ -315,7 +309,7 @@ def test_functions_and_arguments_that_are_no_arrays_are_shared_too(served: Spool
         assert len(paths(served, "objects")) == 2, "the function, and the table"
 
 
-def test_sharing_has_a_size_and_can_be_switched_off(served: Spool, ones: np.ndarray[Any, Any]) -> None:
+def test_sharing_has_a_threshold_and_can_be_switched_off(served: Spool, ones: np.ndarray[Any, Any]) -> None:
     for least, shared in ((None, 0), (ones.nbytes + 1, 0), (ones.nbytes, 1)):
         with Executor(spool=served.path, submission=Submission(share_from=least)) as executor:
             futures = [executor.submit(total, ones, more=1) for _ in range(3)]
@@ -325,7 +319,7 @@ def test_sharing_has_a_size_and_can_be_switched_off(served: Spool, ones: np.ndar
         Submission(share_from=1)
 
 
-def test_several_buffers_of_one_call_find_their_places(served: Spool) -> None:
+def test_buffers_of_one_call_are_put_in_their_places(served: Spool) -> None:
     arrays = [np.full(SIZE, number) for number in range(4)]
     with Executor(spool=served.path) as executor:
         executor.submit(sum, arrays[1:3]).result(LIMIT)
@@ -340,7 +334,7 @@ def test_several_buffers_of_one_call_find_their_places(served: Spool) -> None:
 # -- when it goes
 
 
-def test_a_submitter_that_is_killed_leaves_what_its_tasks_need_and_gc_takes_it_when_they_are_done(
+def test_killed_submitter_leaves_objects_until_its_tasks_are_done_then_gc_removes_them(
     tmp_path: Path, worker: Workers, after: Callable[[float], None]
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none")
@@ -376,7 +370,7 @@ signal.pause()
     assert not paths(spool, "objects", "needs", "results", "outgoing", "tmp", "ready")
 
 
-def test_an_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Callable[[float], None]) -> None:
+def test_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Callable[[float], None]) -> None:
     inbox = stage.inbox()
     ref = inbox.put_object("needed")
     header = stage.submit(inbox, leave_trace, ref)
@@ -405,9 +399,7 @@ def test_an_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Calla
     assert not paths(stage.spool, "objects", "needs", "results")
 
 
-def test_an_object_that_is_only_named_by_a_task_that_was_removed_goes(
-    stage: Stage, after: Callable[[float], None]
-) -> None:
+def test_object_of_a_removed_task_is_removed(stage: Stage, after: Callable[[float], None]) -> None:
     inbox = stage.inbox()
     stage.submit(inbox, leave_trace, inbox.put_object("needed"))
     inbox._detached = True
@@ -420,7 +412,7 @@ def test_an_object_that_is_only_named_by_a_task_that_was_removed_goes(
     assert not paths(stage.spool, "objects", "needs")
 
 
-def test_an_object_that_is_put_anew_while_it_is_collected_stays(
+def test_object_put_again_during_removal_stays(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
 ) -> None:
     content = pickling.dumps("again")
@@ -436,7 +428,7 @@ def test_an_object_that_is_put_anew_while_it_is_collected_stays(
     assert not paths(spool, "objects", "needs")
 
 
-def test_an_object_that_was_put_anew_since_it_was_listed_stays_although_a_cache_hides_who_holds_it(
+def test_object_put_again_after_the_listing_stays_despite_a_hidden_lease(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
 ) -> None:
     content = pickling.dumps("again")
@@ -449,7 +441,7 @@ def test_an_object_that_was_put_anew_since_it_was_listed_stays_although_a_cache_
     assert paths(spool, "objects") == [f"objects/{name}"] and not paths(spool, "tmp")
 
 
-def test_gc_leaves_alone_what_is_no_file_under_the_name_of_an_object(
+def test_gc_leaves_a_directory_with_the_name_of_an_object(
     spool: Spool, tmp_path: Path, after: Callable[[float], None]
 ) -> None:
     where = Path(spool.layout.objects)
@@ -481,7 +473,7 @@ class Between(Disk):
 
 
 @pytest.mark.parametrize("first", ["put", "remove"])
-def test_at_whichever_operation_one_collects_and_another_puts_what_is_held_is_there(tmp_path: Path, first: str) -> None:
+def test_leased_object_exists_for_any_interleaving_of_put_and_remove(tmp_path: Path, first: str) -> None:
     content = pickling.dumps("again")
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
@@ -500,7 +492,7 @@ def test_at_whichever_operation_one_collects_and_another_puts_what_is_held_is_th
     assert number > 3
 
 
-def test_two_lives_of_one_session_do_not_take_each_others_objects(spool: Spool) -> None:
+def test_processes_of_one_session_keep_each_others_leases(spool: Spool) -> None:
     one, two = SessionObjects(spool, "same"), SessionObjects(spool, "same")
     name = one.put(*pickling.dumps("same"))
     assert two.put(*pickling.dumps("same")) == name
@@ -510,13 +502,13 @@ def test_two_lives_of_one_session_do_not_take_each_others_objects(spool: Spool) 
     assert not paths(spool, "objects", "needs")
 
 
-def test_check_finds_nothing_in_a_spool_with_objects(stage: Stage) -> None:
+def test_check_accepts_a_spool_with_objects(stage: Stage) -> None:
     inbox = stage.inbox()
     stage.submit(inbox, leave_trace, inbox.put_object("needed"))
     assert not check(stage.spool, deep=True)
 
 
-def test_a_signed_spool_signs_its_objects_and_takes_no_others(
+def test_signed_spool_accepts_only_signed_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -538,7 +530,7 @@ def test_a_signed_spool_signs_its_objects_and_takes_no_others(
 # -- crashes and full disks
 
 
-def test_a_submitter_may_die_anywhere_and_leaves_nothing_that_gc_does_not_find(
+def test_submitter_that_dies_at_any_operation_leaves_nothing_that_gc_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: Callable[[float], None]
 ) -> None:
     clock = Clock.installed(monkeypatch)
@@ -565,7 +557,7 @@ def test_a_submitter_may_die_anywhere_and_leaves_nothing_that_gc_does_not_find(
             break
 
 
-def test_a_full_disk_leaves_nothing_of_an_object(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_part_of_an_object(tmp_path: Path) -> None:
     content = pickling.dumps(np.ones(SIZE))
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
@@ -580,7 +572,7 @@ def test_a_full_disk_leaves_nothing_of_an_object(tmp_path: Path) -> None:
     assert number > 3 and len(paths(spool, "objects")) == 1
 
 
-def test_an_object_that_was_removed_and_put_anew_is_opened_anew(spool: Spool, ones: np.ndarray[Any, Any]) -> None:
+def test_object_that_was_removed_and_put_again_is_opened_again(spool: Spool, ones: np.ndarray[Any, Any]) -> None:
     cache = ObjectCache(spool, Trust())
     name = put_object(spool, *pickling.dumps(ones), "writer")
     before = cache.content(name)
@@ -593,7 +585,7 @@ def test_an_object_that_was_removed_and_put_anew_is_opened_anew(spool: Spool, on
 # -- who is believed
 
 
-def test_an_object_that_does_not_hold_what_its_name_says_is_not_unpickled(spool: Spool) -> None:
+def test_object_with_mismatched_content_is_not_unpickled(spool: Spool) -> None:
     good = put_object(spool, *pickling.dumps("good"), "writer")
     bad = put_object(spool, *pickling.dumps("bad"), "writer")
     Path(spool.layout.objects, bad).rename(Path(spool.layout.objects, good))
@@ -603,7 +595,7 @@ def test_an_object_that_does_not_hold_what_its_name_says_is_not_unpickled(spool:
         ObjectCache(spool, Trust()).content(good)
 
 
-def test_an_object_that_was_cut_short_is_made_anew(spool: Spool) -> None:
+def test_truncated_object_is_replaced(spool: Spool) -> None:
     content = pickling.dumps("whole")
     name = put_object(spool, *content, "writer")
     path = Path(spool.layout.objects, name)
@@ -612,7 +604,7 @@ def test_an_object_that_was_cut_short_is_made_anew(spool: Spool) -> None:
     assert pickling.loads(*read_object(spool, name, Trust())[1:]) == "whole"
 
 
-def test_a_link_or_another_accounts_file_in_the_place_of_an_object_is_refused(
+def test_link_or_foreign_file_in_place_of_an_object_is_refused(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pickling.dumps("mine")
@@ -634,7 +626,7 @@ def test_a_link_or_another_accounts_file_in_the_place_of_an_object_is_refused(
         ObjectCache(spool, Trust()).content(name)
 
 
-def test_a_call_gets_no_object_that_its_header_does_not_name(stage: Stage) -> None:
+def test_call_gets_no_object_that_its_header_does_not_name(stage: Stage) -> None:
     inbox = stage.inbox()
     named, secret = inbox.put_object("named"), inbox.put_object("secret")
     payload, buffers = pickling.dumps((leave_trace, (str(stage.effects), secret), {}))
@@ -646,7 +638,7 @@ def test_a_call_gets_no_object_that_its_header_does_not_name(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "0" * 31, f"{'0' * 32}@", f"{'0' * 32}/x"])
-def test_a_header_that_names_no_object_of_a_spools_is_refused(name: str) -> None:
+def test_header_with_an_invalid_object_name_is_refused(name: str) -> None:
     from spoolpool.format import headers as records
     from tests.unit.maintenance.test_garbage import new_header
 
@@ -655,7 +647,7 @@ def test_a_header_that_names_no_object_of_a_spools_is_refused(name: str) -> None
         records.decode_task(data, "path")
 
 
-def test_a_hold_that_was_forgotten_to_be_renewed_is_made_anew(spool: Spool) -> None:
+def test_expired_lease_is_created_again(spool: Spool) -> None:
     mine = ObjectLease("0" * 32, "0" * 8)
     acquire(spool, "inbox", mine)
     path = Path(spool.layout.needs, "inbox", mine.name)

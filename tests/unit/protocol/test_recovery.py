@@ -72,7 +72,7 @@ def watch(stage: Stage, observer: Recovery, leases: float) -> None:
 # -- who is dead
 
 
-def test_a_provably_dead_worker_is_recovered_at_the_first_look(stage: Stage) -> None:
+def test_provably_dead_worker_is_recovered_in_the_first_round(stage: Stage) -> None:
     header, _ = claimed(stage, dead_process())
     [line] = Recovery(stage.spool).round()
     assert header.task in line and "attempt 2 of 2" in line
@@ -80,9 +80,7 @@ def test_a_provably_dead_worker_is_recovered_at_the_first_look(stage: Stage) -> 
 
 
 @pytest.mark.parametrize("elsewhere", [{"boot": "another"}, {"namespace": "pid:[1]"}], ids=str)
-def test_what_happens_in_another_boot_or_namespace_is_not_proven_by_a_pid_that_is_missing_here(
-    stage: Stage, elsewhere: dict[str, str]
-) -> None:
+def test_missing_pid_proves_nothing_about_another_boot_or_namespace(stage: Stage, elsewhere: dict[str, str]) -> None:
     claimed(stage, msgspec.structs.replace(dead_process(), **elsewhere))
     observer = Recovery(stage.spool)
     assert observer.round() == []
@@ -91,7 +89,7 @@ def test_what_happens_in_another_boot_or_namespace_is_not_proven_by_a_pid_that_i
     assert stage.seen().ready
 
 
-def test_a_silent_worker_is_dead_only_after_a_lease_of_silence(stage: Stage) -> None:
+def test_silent_worker_is_dead_after_a_lease(stage: Stage) -> None:
     claimed(stage, unknown_process())
     observer = Recovery(stage.spool)
     watch(stage, observer, 0.75)
@@ -101,7 +99,7 @@ def test_a_silent_worker_is_dead_only_after_a_lease_of_silence(stage: Stage) -> 
     assert stage.seen().ready
 
 
-def test_a_worker_that_beats_is_never_dead_however_long_it_takes(stage: Stage) -> None:
+def test_worker_with_a_heartbeat_is_never_dead(stage: Stage) -> None:
     _, task_file = claimed(stage, unknown_process())
     observer = Recovery(stage.spool)
     for number in range(40):
@@ -112,7 +110,7 @@ def test_a_worker_that_beats_is_never_dead_however_long_it_takes(stage: Stage) -
 
 
 @pytest.mark.parametrize("date", [0, 4_000_000_000])
-def test_the_date_of_a_sign_of_life_proves_nothing_whatever_the_clocks_say(stage: Stage, date: float) -> None:
+def test_date_of_a_heartbeat_proves_nothing(stage: Stage, date: float) -> None:
     _, task_file = claimed(stage, unknown_process())
     beat(stage.spool, task_file.worker, date)
     observer = Recovery(stage.spool)
@@ -126,7 +124,7 @@ def test_the_date_of_a_sign_of_life_proves_nothing_whatever_the_clocks_say(stage
     assert stage.seen().ready
 
 
-def test_time_in_which_nobody_looked_hardly_counts(stage: Stage) -> None:
+def test_time_without_checks_hardly_counts(stage: Stage) -> None:
     claimed(stage, unknown_process())
     observer = Recovery(stage.spool)
     observer.round()
@@ -138,7 +136,7 @@ def test_time_in_which_nobody_looked_hardly_counts(stage: Stage) -> None:
     assert stage.seen().claimed
 
 
-def test_a_sign_of_life_that_cannot_be_seen_is_none_but_nothing_is_concluded_at_once(
+def test_unreadable_heartbeat_is_no_proof_of_death_at_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, task_file = claimed(stage, unknown_process())
@@ -157,7 +155,7 @@ def test_a_sign_of_life_that_cannot_be_seen_is_none_but_nothing_is_concluded_at_
     assert liveness.seconds_since_change(task_file.worker) == 0
 
 
-def test_a_claim_whose_worker_has_no_entry_is_recovered_after_a_lease(stage: Stage) -> None:
+def test_claim_of_a_worker_without_entry_is_recovered_after_a_lease(stage: Stage) -> None:
     _, task_file = claimed(stage, unknown_process())
     workers.remove_worker(stage.spool, task_file.worker)
     observer = Recovery(stage.spool)
@@ -167,7 +165,7 @@ def test_a_claim_whose_worker_has_no_entry_is_recovered_after_a_lease(stage: Sta
     assert stage.seen().ready
 
 
-def test_the_entry_of_a_dead_worker_goes_and_that_of_a_live_one_stays(stage: Stage) -> None:
+def test_entry_of_a_dead_worker_is_removed_that_of_a_live_one_stays(stage: Stage) -> None:
     announce(stage.spool, dead_process())
     silent = announce(stage.spool, unknown_process())
     alive = announce(stage.spool, ProcessId.of(os.getpid()))
@@ -193,29 +191,27 @@ def paused(stage: Stage) -> Iterator[TaskFile]:
     claim.close()
 
 
-def test_a_paused_worker_that_holds_its_lock_keeps_its_claim(stage: Stage, paused: TaskFile) -> None:
+def test_paused_worker_with_its_lock_keeps_its_claim(stage: Stage, paused: TaskFile) -> None:
     observer = Recovery(stage.spool)
     watch(stage, observer, settings.GONE_LEASES - 1)
     assert list(stage.seen().claimed.values()) == [paused]
     assert workers.read_worker(stage.spool, paused.worker) is not None
 
 
-def test_a_lock_witnesses_for_nobody_who_was_silent_for_many_leases(stage: Stage, paused: TaskFile) -> None:
+def test_lock_expires_after_many_leases_of_silence(stage: Stage, paused: TaskFile) -> None:
     observer = Recovery(stage.spool)
     watch(stage, observer, settings.GONE_LEASES + 1)
     assert list(stage.seen().ready.values()) == [paused.requeued()]
 
 
-def test_a_lock_witnesses_for_nobody_who_is_provably_dead(stage: Stage, paused: TaskFile) -> None:
+def test_lock_of_a_provably_dead_worker_does_not_count(stage: Stage, paused: TaskFile) -> None:
     workers.remove_worker(stage.spool, paused.worker)
     announce(stage.spool, dead_process(), worker_id=paused.worker)
     assert Recovery(stage.spool).round()
     assert stage.seen().ready
 
 
-def test_where_there_are_no_locks_the_lease_alone_decides(
-    stage: Stage, paused: TaskFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_locks_the_lease_decides(stage: Stage, paused: TaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "try_lock", lambda fd: Lock.NONE)
     observer = Recovery(stage.spool)
     watch(stage, observer, 0.75)
@@ -227,7 +223,7 @@ def test_where_there_are_no_locks_the_lease_alone_decides(
 # -- what becomes of what they held
 
 
-def test_a_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage) -> None:
+def test_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process())
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     [line] = Recovery(stage.spool).round()
@@ -239,7 +235,7 @@ def test_a_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_torn_outcome_counts_for_nothing_and_its_task_runs_again(stage: Stage, share: float) -> None:
+def test_task_with_a_torn_outcome_runs_again(stage: Stage, share: float) -> None:
     header, task_file = claimed(stage, dead_process())
     whole = b"".join(bytes(part) for part in outcome_of(header, task_file))
     claim = Claim(stage.spool, header, task_file)
@@ -251,7 +247,7 @@ def test_a_torn_outcome_counts_for_nothing_and_its_task_runs_again(stage: Stage,
     assert stage.runs() == {header.task: 1}
 
 
-def test_each_death_costs_an_attempt_and_a_task_without_any_left_is_reported_as_lost(stage: Stage) -> None:
+def test_death_costs_an_attempt_and_the_last_one_reports_the_task_as_lost(stage: Stage) -> None:
     inbox = Inbox(stage.spool, stage.clock)
     future = inbox.put(tasks.pid, max_attempts=3)
     task_file = TaskFile(future.task, 1, 1)
@@ -273,7 +269,7 @@ def test_each_death_costs_an_attempt_and_a_task_without_any_left_is_reported_as_
         assert word in str(error)
 
 
-def test_a_lost_task_is_kept_whole_and_can_be_tried_again(stage: Stage) -> None:
+def test_lost_task_is_kept_whole_and_can_be_retried(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process(), max_attempts=1)
     content = Path(stage.spool.layout.claimed_task(task_file)).read_bytes()
     stage.recover()
@@ -289,7 +285,7 @@ def test_a_lost_task_is_kept_whole_and_can_be_tried_again(stage: Stage) -> None:
     assert not stage.seen().failed
 
 
-def test_a_task_that_says_less_attempts_than_it_has_had_is_not_run(stage: Stage) -> None:
+def test_task_with_more_attempts_than_its_header_allows_is_not_run(stage: Stage) -> None:
     header = stage.submit(max_attempts=1)
     bucket = stage.spool.layout.bucket(header.lane, header.bucket)
     os.rename(f"{bucket}/{header.task}.000001.01", f"{bucket}/{header.task}.000005.03")
@@ -299,7 +295,7 @@ def test_a_task_that_says_less_attempts_than_it_has_had_is_not_run(stage: Stage)
     assert stage.notes("delivered") == {header.task: 1}
 
 
-def test_a_task_file_that_lost_its_content_is_set_aside_and_the_others_are_recovered(stage: Stage) -> None:
+def test_empty_task_file_is_set_aside_and_the_others_are_recovered(stage: Stage) -> None:
     _, torn = claimed(stage, dead_process())
     header, _ = claimed(stage, dead_process())
     os.truncate(stage.spool.layout.claimed_task(torn), 10)
@@ -309,9 +305,7 @@ def test_a_task_file_that_lost_its_content_is_set_aside_and_the_others_are_recov
     assert [task_file.task for task_file in stage.seen().ready.values()] == [header.task]
 
 
-def test_one_claim_that_cannot_be_recovered_now_does_not_keep_the_others(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_in_one_recovery_does_not_block_the_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed(stage, dead_process())
     claimed(stage, dead_process())
     observer = Recovery(stage.spool)
@@ -331,7 +325,7 @@ def test_one_claim_that_cannot_be_recovered_now_does_not_keep_the_others(
     assert not os.listdir(stage.spool.layout.workers)
 
 
-def test_any_number_of_recoverers_at_once_bring_each_task_back_once(stage: Stage) -> None:
+def test_concurrent_recoverers_requeue_each_task_once(stage: Stage) -> None:
     headers = [claimed(stage, dead_process())[0] for _ in range(30)]
     children = []
     for _ in range(4):
@@ -344,7 +338,7 @@ def test_any_number_of_recoverers_at_once_bring_each_task_back_once(stage: Stage
     assert sorted(stage.seen().ready.values()) == sorted(TaskFile(header.task, 2, 2) for header in headers)
 
 
-def test_a_recoverer_that_died_after_a_take_over_is_recovered_itself(stage: Stage) -> None:
+def test_recoverer_that_died_after_a_take_over_is_recovered(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process(), max_attempts=1)
     taken = task_file.reassigned_to(new_worker_id())
     os.rename(stage.spool.layout.claimed_task(task_file), stage.spool.layout.claimed_task(taken))
@@ -355,7 +349,7 @@ def test_a_recoverer_that_died_after_a_take_over_is_recovered_itself(stage: Stag
 # -- the late
 
 
-def test_a_late_worker_does_not_publish_and_its_outcome_goes(stage: Stage) -> None:
+def test_fenced_worker_does_not_publish_and_its_outcome_is_removed(stage: Stage) -> None:
     header, task_file = claimed(stage, unknown_process())
     observer = Recovery(stage.spool)
     watch(stage, observer, 1.5)
@@ -371,7 +365,7 @@ def test_a_late_worker_does_not_publish_and_its_outcome_goes(stage: Stage) -> No
     assert stage.notes("delivered") == {header.task: 1}
 
 
-def test_an_outcome_without_a_purpose_goes_at_the_second_look_later_than_caches_last(stage: Stage) -> None:
+def test_outcome_without_a_purpose_is_removed_after_caches_expire(stage: Stage) -> None:
     header, task_file = claimed(stage, dead_process())
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     os.unlink(stage.spool.layout.claimed_task(task_file))
@@ -386,7 +380,7 @@ def test_an_outcome_without_a_purpose_goes_at_the_second_look_later_than_caches_
 
 
 @pytest.mark.parametrize("place", ["claimed", "results"])
-def test_an_outcome_whose_token_is_seen_at_the_second_look_stays(stage: Stage, place: str) -> None:
+def test_outcome_whose_task_file_is_found_by_the_second_check_stays(stage: Stage, place: str) -> None:
     header, task_file = claimed(stage, unknown_process())
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     where = {
@@ -406,9 +400,7 @@ def test_an_outcome_whose_token_is_seen_at_the_second_look_stays(stage: Stage, p
     assert stage.seen().outgoing
 
 
-def test_claimed_is_looked_into_before_the_results_since_the_token_moves_that_way(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claimed_is_checked_before_results(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     header, task_file = claimed(stage, unknown_process())
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     there, looks = files.exists, []
@@ -427,7 +419,7 @@ def test_claimed_is_looked_into_before_the_results_since_the_token_moves_that_wa
     assert stage.seen().results and stage.seen().outgoing
 
 
-def test_a_session_finds_what_nobody_will_collect_in_its_outgoing(stage: Stage) -> None:
+def test_session_sweeps_outcomes_without_a_purpose(stage: Stage) -> None:
     header, task_file = claimed(stage, ProcessId.of(os.getpid()))  # its worker lives and knows nothing of it
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     os.rename(stage.spool.layout.claimed_task(task_file), f"{stage.diary}-collected")
@@ -441,7 +433,7 @@ def test_a_session_finds_what_nobody_will_collect_in_its_outgoing(stage: Stage) 
     assert list(stage.seen().outgoing.values()) == [other]
 
 
-def test_a_worker_takes_up_a_claim_in_its_name_that_it_forgot(stage: Stage) -> None:
+def test_worker_resumes_a_forgotten_claim_in_its_name(stage: Stage) -> None:
     header = stage.submit()
     worker = announce(stage.spool, ProcessId.of(os.getpid()))
     task_file = TaskFile(header.task, 1, 1).claimed_by(worker)
@@ -509,7 +501,7 @@ def is_over(inbox: Inbox) -> None:
     assert future.exception(timeout=0) is None
 
 
-def test_a_worker_beats_while_c_code_holds_the_interpreters_lock(
+def test_heartbeat_continues_while_c_code_holds_the_gil(
     tmp_path: Path, worker: Workers, gate: Gate, observers: Clock
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.3)
@@ -529,7 +521,7 @@ def test_a_worker_beats_while_c_code_holds_the_interpreters_lock(
     is_over(inbox)
 
 
-def test_the_lock_witnesses_for_a_worker_in_c_code_whose_signs_of_life_do_not_come(
+def test_lock_keeps_the_claim_of_a_worker_in_c_code_without_a_heartbeat(
     tmp_path: Path, worker: Workers, gate: Gate, observers: Clock
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=60.0)
@@ -550,7 +542,7 @@ def test_the_lock_witnesses_for_a_worker_in_c_code_whose_signs_of_life_do_not_co
     is_over(inbox)
 
 
-def test_a_forked_child_that_outlives_its_worker_keeps_neither_the_lock_nor_the_beat(
+def test_forked_child_that_outlives_its_worker_keeps_neither_lock_nor_heartbeat(
     tmp_path: Path, worker: Workers, observers: Clock
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.6)
@@ -583,7 +575,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_worker_that_was_taken_for_dead_ends_by_itself(tmp_path: Path, worker: Workers) -> None:
+def test_fenced_worker_ends_by_itself(tmp_path: Path, worker: Workers) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.3)
     process = worker(spool)
     [name] = os.listdir(spool.layout.workers)
@@ -593,7 +585,7 @@ def test_a_worker_that_was_taken_for_dead_ends_by_itself(tmp_path: Path, worker:
     assert "Traceback" not in worker.said(process)
 
 
-def test_the_lease_of_a_killed_worker_on_another_host_passes_and_its_task_runs_elsewhere(
+def test_task_of_a_killed_worker_on_another_host_runs_again_after_a_lease(
     tmp_path: Path, worker: Workers, observers: Clock
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.3)

@@ -110,9 +110,7 @@ def again(retries: int, seconds: float = 0.0) -> dict[str, Any]:
     return {"retries": retries, "retry_delay": seconds}
 
 
-def test_exceptions_come_back_at_once_or_after_as_many_retries_as_were_asked_for(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_exception_comes_back_after_the_requested_retries(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     def submit(name: str, failures: int, wishes: dict[str, Any] | None) -> Future[tuple[int, int]]:
         return executor.submit(fail_at_first, str(tmp_path / name), failures, resource_dict=wishes)
 
@@ -150,7 +148,7 @@ def test_exceptions_come_back_at_once_or_after_as_many_retries_as_were_asked_for
         {"max_attempts": 100},
     ],
 )
-def test_senseless_wishes_are_refused_by_name(spool: Spool, wishes: dict[str, Any]) -> None:
+def test_invalid_retry_options_are_refused_by_name(spool: Spool, wishes: dict[str, Any]) -> None:
     (name,) = wishes
     with Executor(spool=spool.path) as executor, pytest.raises(BadRequest, match=name):
         executor.submit(pow, 2, 2, resource_dict=wishes)
@@ -159,7 +157,7 @@ def test_senseless_wishes_are_refused_by_name(spool: Spool, wishes: dict[str, An
 # ----------------------------------------------------------------------------------- the delay
 
 
-def test_the_delay_doubles_up_to_five_minutes() -> None:
+def test_delay_doubles_up_to_five_minutes() -> None:
     header = new_header(retries=90, retry_delay=1.5)
     assert [retry_delay(header, attempt) for attempt in range(2, 12)] == [1.5, 3, 6, 12, 24, 48, 96, 192, 300, 300]
     assert retry_delay(header, 99) == 300
@@ -167,7 +165,7 @@ def test_the_delay_doubles_up_to_five_minutes() -> None:
     assert retry_delay(new_header(retry_delay=0.0), 99) == 0
 
 
-def test_a_task_goes_on_when_its_delay_has_passed_and_not_before(spool: Spool, clock: Clock) -> None:
+def test_task_is_ready_when_its_delay_has_passed(spool: Spool, clock: Clock) -> None:
     releaser = DelayedTasks(spool)
     assert releaser.due is None
     for attempt, seconds in ((2, 10.0), (3, 20.0), (4, 40.0)):
@@ -183,7 +181,7 @@ def test_a_task_goes_on_when_its_delay_has_passed_and_not_before(spool: Spool, c
         assert files.list_names(spool.layout.bucket(header.lane, header.bucket)) == [task_file.name]
 
 
-def test_the_delay_is_measured_by_the_observers_own_clock_from_its_first_look(spool: Spool, clock: Clock) -> None:
+def test_delay_is_measured_by_the_observers_clock_from_its_first_round(spool: Spool, clock: Clock) -> None:
     _, task_file = hold(spool, retry_delay=10.0)
     path = f"{spool.layout.waiting}/{task_file.name}"
     first = DelayedTasks(spool)
@@ -201,7 +199,7 @@ def test_the_delay_is_measured_by_the_observers_own_clock_from_its_first_look(sp
     assert second.due is None
 
 
-def test_a_task_that_another_one_released_is_forgotten(spool: Spool, clock: Clock) -> None:
+def test_task_made_ready_by_another_process_is_forgotten(spool: Spool, clock: Clock) -> None:
     header, task_file = hold(spool, retry_delay=10.0)
     releaser = DelayedTasks(spool)
     releaser.round()
@@ -217,9 +215,7 @@ def test_a_task_that_another_one_released_is_forgotten(spool: Spool, clock: Cloc
 # ------------------------------------------------------------------- a task in waiting/ survives
 
 
-def test_a_task_whose_worker_died_while_it_was_held_back_is_released_by_another(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_delayed_task_of_a_dead_worker_is_made_ready_by_another(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     first = worker(spool)
     with Executor(spool=spool.path) as executor:
         future = executor.submit(fail_at_first, str(tmp_path / "trace"), 1, resource_dict=again(1, 1.0))
@@ -231,7 +227,7 @@ def test_a_task_whose_worker_died_while_it_was_held_back_is_released_by_another(
         assert future.result() == (2, 2)
 
 
-def test_a_held_back_task_outlives_recovery_repair_and_the_collection_of_garbage(
+def test_delayed_task_survives_recovery_repair_and_gc(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.2, caches=0.1)
@@ -259,7 +255,7 @@ def release_all(spool: Spool, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_whoever_releases_may_die_at_any_file_operation(tmp_path: Path, clock: Clock, when: Any) -> None:
+def test_process_that_makes_tasks_ready_may_die_at_any_file_operation(tmp_path: Path, clock: Clock, when: Any) -> None:
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
         held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
@@ -285,7 +281,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.when}-{errno.errorcode[fault.error]}")
-def test_any_file_operation_of_a_release_may_fail_or_lie(tmp_path: Path, clock: Clock, fault: Fault) -> None:
+def test_any_file_operation_of_making_ready_may_fail_or_lie(tmp_path: Path, clock: Clock, fault: Fault) -> None:
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
         held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
@@ -300,7 +296,7 @@ def test_any_file_operation_of_a_release_may_fail_or_lie(tmp_path: Path, clock: 
             break
 
 
-def test_many_may_release_at_once_and_each_task_goes_on_once(spool: Spool, clock: Clock) -> None:
+def test_concurrent_workers_make_each_delayed_task_ready_once(spool: Spool, clock: Clock) -> None:
     held = [hold(spool, retry_delay=1.0)[1].name for _ in range(60)]
     releasers = [DelayedTasks(spool) for _ in range(6)]
     for releaser in releasers:
@@ -321,7 +317,7 @@ def test_many_may_release_at_once_and_each_task_goes_on_once(spool: Spool, clock
     assert {name: len(places) for name, places in task_files(spool).items()} == dict.fromkeys(held, 1)
 
 
-def test_who_comes_too_late_makes_no_bucket_that_nobody_would_remove(spool: Spool) -> None:
+def test_late_move_to_a_bucket_leaves_no_empty_bucket(spool: Spool) -> None:
     header, task_file = hold(spool)
     bucket = spool.layout.bucket(header.lane, header.bucket)
     path = f"{spool.layout.waiting}/{task_file.name}"
@@ -332,7 +328,7 @@ def test_who_comes_too_late_makes_no_bucket_that_nobody_would_remove(spool: Spoo
     assert not os.path.exists(bucket)
 
 
-def test_a_bucket_that_vanishes_while_it_is_made_harms_nobody(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that finds it empty removes it."""
     real = os.mkdir
 
@@ -370,7 +366,7 @@ def odd_things(spool: Spool, tmp_path: Path) -> None:
     files.create(str(place / TaskFile(new_task_id(), 2, 2).name), envelope.pack(hostile, b"x"))
 
 
-def test_what_is_odd_in_waiting_is_left_alone_and_hinders_nobody(spool: Spool, clock: Clock, tmp_path: Path) -> None:
+def test_unknown_names_in_waiting_are_left_alone(spool: Spool, clock: Clock, tmp_path: Path) -> None:
     odd_things(spool, tmp_path)
     before = sorted(files.list_names(spool.layout.waiting))
     header, task_file = hold(spool, retry_delay=1.0)
@@ -381,7 +377,7 @@ def test_what_is_odd_in_waiting_is_left_alone_and_hinders_nobody(spool: Spool, c
     assert {each.kind for each in check(spool)} == {"unknown name", "unreadable"}
 
 
-def test_what_cannot_be_released_now_is_tried_again_later_and_not_at_once(
+def test_failed_move_of_a_delayed_task_is_repeated_later(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused, refused_token = hold(spool, retry_delay=1.0)
@@ -406,7 +402,7 @@ def test_what_cannot_be_released_now_is_tried_again_later_and_not_at_once(
     assert sorted(task_files(spool)) == sorted([task_file.name, refused_token.name])
 
 
-def test_a_spool_that_cannot_be_listed_changes_nothing(
+def test_spool_that_cannot_be_listed_changes_nothing(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold(spool, retry_delay=1.0)
@@ -459,23 +455,21 @@ def inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
     ("options", "times"),
     [({}, 4), ({"max_attempts": 1}, 1), ({"max_attempts": 2}, 2), ({"max_attempts": 6}, 6)],
 )
-def test_the_spool_says_how_often_workers_may_die_and_a_task_may_say_otherwise(
-    inbox: Inbox, options: dict[str, int], times: int
-) -> None:
+def test_task_overrides_the_attempts_of_the_spool(inbox: Inbox, options: dict[str, int], times: int) -> None:
     assert deaths(inbox.spool, inbox, **options) == times
     (name,) = files.list_names(inbox.spool.layout.failed)
     assert parse_task_file(name) is not None
 
 
-def test_attempts_that_raised_and_that_died_are_counted_together(inbox: Inbox) -> None:
+def test_retries_and_deaths_are_counted_together(inbox: Inbox) -> None:
     assert deaths(inbox.spool, inbox, max_attempts=2, retries=3) == 5
 
 
-def test_a_task_with_all_attempts_that_a_name_can_count_comes_to_an_end(inbox: Inbox) -> None:
+def test_task_with_the_greatest_number_of_attempts_ends(inbox: Inbox) -> None:
     assert deaths(inbox.spool, inbox, max_attempts=99, retries=90) == 99
 
 
-def test_without_a_wish_of_its_own_a_spool_has_the_default(tmp_path: Path) -> None:
+def test_spool_has_the_default_number_of_attempts(tmp_path: Path) -> None:
     assert Spool.create(tmp_path / "spool").config.max_attempts == settings.MAX_ATTEMPTS
 
 
@@ -503,7 +497,7 @@ def die_once(trace: str) -> str:
     return "done"
 
 
-def test_a_lost_task_runs_again_when_it_is_retried(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_lost_task_runs_again_after_a_retry(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     first = worker(spool)
     worker.may_die(first)
     with Executor(spool=spool.path) as executor:
@@ -531,7 +525,7 @@ def test_a_lost_task_runs_again_when_it_is_retried(spool: Spool, worker: Workers
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(0, 28), slice(-10, None), slice(-4, None)])
-def test_a_task_is_named_by_its_id_or_the_beginning_or_the_end_of_it(spool: Spool, part: slice) -> None:
+def test_task_is_selected_by_its_id_or_a_prefix_or_suffix(spool: Spool, part: slice) -> None:
     tail = "0123456789"
     wanted = lose(spool, task=f"499-0660e5f20d1a76-{tail}")
     lose(spool, task="499-0660e5f20d1a77-9876543210")
@@ -543,7 +537,7 @@ def test_a_task_is_named_by_its_id_or_the_beginning_or_the_end_of_it(spool: Spoo
     assert os.path.isdir(f"{spool.layout.results}/inbox"), "its outcome can come into its session"
 
 
-def test_all_tasks_are_retried_with_all(spool: Spool) -> None:
+def test_all_option_retries_all_tasks(spool: Spool) -> None:
     lost = sorted(lose(spool).task for _ in range(5))
     shown = run("retry", spool.path, "--all")
     assert shown.exit_code == 0
@@ -554,13 +548,13 @@ def test_all_tasks_are_retried_with_all(spool: Spool) -> None:
     assert "Nothing that fits" in empty.stderr
 
 
-def test_a_task_that_is_named_twice_is_retried_once(spool: Spool) -> None:
+def test_task_named_twice_is_retried_once(spool: Spool) -> None:
     task_file = lose(spool)
     shown = run("retry", spool.path, task_file.task, task_file.task, task_file.task[-6:])
     assert (shown.exit_code, shown.output) == (0, f"{task_file.task} waits again.\n")
 
 
-def test_what_fits_no_task_or_several_is_refused_and_nothing_is_changed(spool: Spool) -> None:
+def test_ambiguous_or_unknown_id_changes_nothing(spool: Spool) -> None:
     for number in range(3):
         lose(spool, task=f"499-0660e5f20d1a7{number}-0123456789")
     for words, text in (
@@ -579,7 +573,9 @@ def test_what_fits_no_task_or_several_is_refused_and_nothing_is_changed(spool: S
 
 
 @pytest.mark.parametrize("kind", ["torn", "empty", "FIFO", "directory", "link", "another task"])
-def test_what_cannot_be_retried_is_told_and_the_others_are_retried(spool: Spool, tmp_path: Path, kind: str) -> None:
+def test_task_that_cannot_be_retried_is_reported_and_the_others_are_retried(
+    spool: Spool, tmp_path: Path, kind: str
+) -> None:
     bad, good = lose(spool), lose(spool)
     path = Path(spool.layout.failed) / bad.name
     data = path.read_bytes()
@@ -602,7 +598,7 @@ def test_what_cannot_be_retried_is_told_and_the_others_are_retried(spool: Spool,
     assert os.path.lexists(path)
 
 
-def test_a_task_that_somebody_else_retried_meanwhile_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_that_another_process_retried_is_reported(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file = lose(spool)
     real = Spool.open_session
 
@@ -626,7 +622,7 @@ def test_unknown_names_in_failed_are_no_tasks(spool: Spool) -> None:
     assert files.list_names(spool.layout.failed) == ["junk"]
 
 
-def test_the_environment_may_name_the_spool_of_a_retry(spool: Spool, tmp_path: Path) -> None:
+def test_retry_reads_the_spool_from_the_environment(spool: Spool, tmp_path: Path) -> None:
     first, second, third = lose(spool), lose(spool), lose(spool)
     variables = {settings.ENV_SPOOL: spool.path}
     assert run("retry", first.task, **variables).output == f"{first.task} waits again.\n"

@@ -55,7 +55,7 @@ def take(limited: WaitingLimit) -> int:
         return count
 
 
-def test_submit_past_the_bound_says_so_and_leaves_nothing(spool: Spool) -> None:
+def test_submit_over_the_limit_raises_and_leaves_nothing(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         futures = [executor.submit(pow, i, 2) for i in range(10)]
         with pytest.raises(TooManyWaiting, match=rf"{spool.path}.*10 tasks.*wait_for_room"):
@@ -72,7 +72,7 @@ def _submitted(executor: Executor) -> bool:
         return False
 
 
-def test_who_waits_for_room_gets_it_when_tasks_have_begun(spool: Spool, worker: Workers) -> None:
+def test_submit_waits_for_room_until_tasks_have_begun(spool: Spool, worker: Workers) -> None:
     with (
         Executor(spool=spool.path, submission=Submission(wait_for_room=True)) as executor,
         ThreadPoolExecutor(1) as thread,
@@ -85,7 +85,7 @@ def test_who_waits_for_room_gets_it_when_tasks_have_begun(spool: Spool, worker: 
         assert [future.result(LIMIT) for future in early] == [i**2 for i in range(10)]
 
 
-def test_shutdown_ends_the_waiting_for_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_ends_the_wait_for_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = Executor(spool=spool.path, submission=Submission(wait_for_room=True))
     waiting = [executor.submit(pow, 2, 2) for _ in range(10)]
     waits = threading.Event()
@@ -99,7 +99,7 @@ def test_shutdown_ends_the_waiting_for_room(spool: Spool, monkeypatch: pytest.Mo
     assert all(future.cancel() for future in waiting)
 
 
-def test_there_is_no_count_for_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_tasks_are_not_counted_for_each_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     spool = Spool.create(tmp_path / "large", durability="none", max_waiting=10_000)
     listed: list[str] = []
     names = files.list_names
@@ -112,7 +112,7 @@ def test_there_is_no_count_for_each_task(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(listed) == 2
 
 
-def test_a_count_that_found_no_room_is_used_for_a_while(spool: Spool, clock: Clock) -> None:
+def test_count_without_room_is_used_for_a_while(spool: Spool, clock: Clock) -> None:
     limited = WaitingLimit(spool, 10)
     waiting = fill(spool, 8)
     assert take(limited) == 2
@@ -125,7 +125,7 @@ def test_a_count_that_found_no_room_is_used_for_a_while(spool: Spool, clock: Clo
     assert take(limited) == 1
 
 
-def test_what_was_found_free_is_not_believed_for_ever(spool: Spool, clock: Clock) -> None:
+def test_count_with_room_expires(spool: Spool, clock: Clock) -> None:
     limited = WaitingLimit(spool, 10)
     limited.take()
     fill(spool, 10)  # another submitter of the same user
@@ -133,7 +133,7 @@ def test_what_was_found_free_is_not_believed_for_ever(spool: Spool, clock: Clock
     assert take(limited) == 0
 
 
-def test_the_tasks_of_other_users_do_not_count(spool: Spool) -> None:
+def test_tasks_of_other_users_do_not_count(spool: Spool) -> None:
     import os
 
     fill(spool, 50, user=os.geteuid() + 1)
@@ -142,7 +142,7 @@ def test_the_tasks_of_other_users_do_not_count(spool: Spool) -> None:
     assert WaitingLimit(spool, 10).count() == 3
 
 
-def test_no_more_is_counted_than_may_wait(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_ends_at_the_limit(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     for bucket in range(20):
         fill(spool, 5, bucket=bucket)
     listed: list[str] = []
@@ -152,12 +152,12 @@ def test_no_more_is_counted_than_may_wait(spool: Spool, monkeypatch: pytest.Monk
     assert len(listed) == 4
 
 
-def test_a_spool_without_a_bound_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spool_without_a_limit_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WaitingLimit, "count", lambda _: pytest.fail("counted"))
     with Executor(spool=Spool.create(tmp_path / "free").path) as executor:
         assert executor.submit(pow, 2, 2).cancel()
 
 
-def test_a_bound_that_lets_nothing_in_is_refused(tmp_path: Path) -> None:
+def test_limit_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="at least 1"):
         Spool.create(tmp_path / "spool", max_waiting=0)
