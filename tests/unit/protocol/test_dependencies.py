@@ -1,4 +1,4 @@
-"""A future as an argument: the call waits for it, also where nobody is left who submitted it."""
+"""Futures as arguments: the call waits for them, even after its submitter has ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parts() -> dict[str, object]:
 
 
 class Box:
-    """Something that a user made."""
+    """An object of a user's class."""
 
     def __init__(self, inside: object) -> None:
         self.inside = inside
@@ -46,7 +46,7 @@ def unbox(box: Box) -> object:
 
 
 def left(spool: Spool | str) -> list[str]:
-    """Files of tasks that are still in a spool."""
+    """Return the files of tasks that are still in a spool."""
     root = Path(spool if isinstance(spool, str) else spool.path)
     ours = ("tmp", "ready", "waiting", "needs", "claimed", "outgoing", "results", "failed", "cancel")
     return sorted(str(path.relative_to(root)) for name in ours for path in (root / name).rglob("*") if path.is_file())
@@ -54,7 +54,7 @@ def left(spool: Spool | str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[Executor]:
-    """One group alone."""
+    """An executor with a single group."""
     with Executor(max_workers=1) as executor:
         yield executor
 
@@ -67,7 +67,7 @@ def nothing_left(one: Executor) -> Iterator[None]:
 
 @pytest.mark.usefixtures("nothing_left")
 class TestOneGroup:
-    """With one group nothing can be waited for inside of it."""
+    """With a single group, a call cannot wait inside for another."""
 
     def test_call_gets_the_values_of_futures_at_any_depth(self, one: Executor) -> None:
         two, three = one.submit(add, 1, 1), one.submit(add, 1, 2)
@@ -119,7 +119,7 @@ class TestOneGroup:
         wait_until(gate.running, "the group is busy")
         first = one.submit(same, 1)
         ladder = [[first, first]]
-        for _ in range(30):  # each needs both of the step before: as many ways as 2**30
+        for _ in range(30):  # each needs both results of the step before: 2**30 paths
             ladder.append([one.submit(same, *ladder[-1]) for _ in range(2)])
         other = one.submit(same, gate)
         assert first.cancel()
@@ -210,7 +210,7 @@ class TestOneGroup:
         dependent.result()
 
 
-# -- on the disk, one step after the other
+# -- on disk, step by step
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_reopened_session_keeps_needed_outcomes(stage: Stage) -> None:
     last = later.expect(second.header)
     later.look(rounds=8)
     assert last.result(timeout=0) == 9
-    stage.clock.sleep(1)  # longer than caches last
+    stage.clock.sleep(1)  # until caches have expired
     waiting = later.put(pow, 2, 2)
     later.look(rounds=8)
     assert left(stage.spool) == [f"ready/{LANE}/{waiting.header.bucket}/{waiting.task_file.name}"]
@@ -422,14 +422,14 @@ def test_task_without_dependencies_costs_no_extra_operation(stage: Stage, monkey
     from tests.faults.disk import Disk
 
     inbox = stage.inbox()
-    inbox.put(pow, 2, 3)  # makes the bucket
+    inbox.put(pow, 2, 3)  # it makes the bucket
     disk = Disk()
     with disk.installed():
         inbox.put(pow, 2, 3)
     assert disk.names == ["create", "writev", "close", "rename"]
 
 
-# -- with others
+# -- several executors and ranks
 
 
 SCRIPT = """
@@ -472,7 +472,7 @@ def test_values_of_several_ranks_are_an_argument_of_several_ranks(
 ) -> None:
     from tests.support import mpi_tasks
 
-    big = 40_000  # more than fits into the first message of an order
+    big = 40_000  # too large for the first message of a call
     with Executor(spool=spool.path) as exe:
         ranks = exe.submit(mpi_tasks.rank, resource_dict={"cores": 2})
         data = exe.submit(bytes, big)

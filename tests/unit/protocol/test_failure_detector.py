@@ -1,4 +1,4 @@
-"""How observers share the watch: who is looked at how often, and that no death goes unnoticed."""
+"""Failure detector: the checks are shared among observers, and each death is found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.fake_worker import Clock, Stage, announce, dead_process, info
 
 
 class Watched:
-    """The signs of life of many workers, without files: they move at every look until their worker dies."""
+    """Heartbeats of many workers, without files: they change at each check until their worker dies."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, count: int) -> None:
         self.workers = {new_worker_id() for _ in range(count)}
@@ -55,7 +55,7 @@ def stage(tmp_path: Path, clock: Clock) -> Stage:
 
 
 def rounds(observers: list[FailureDetector], workers: Any, claims: Any = None) -> set[str]:
-    """A quarter of a lease: everybody is asked once; who was found dead."""
+    """Let each observer make a round, if it is due; return the dead workers."""
     found: set[str] = set()
     for observer in observers:
         if observer.due():
@@ -86,13 +86,13 @@ def test_observers_are_counted_by_claims_that_change(
     watched = Watched(monkeypatch, clock, 400)
     claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in list(watched.workers)[:390]}
     observer = FailureDetector(spool)
-    for _ in range(3):  # 390 are in the middle of long tasks: ten are left
+    for _ in range(3):  # 390 run long tasks: ten observers are left
         clock.sleep(spool.config.lease / 4)
         before = watched.looks.total()
         assert observer.due()
         observer.check(watched.workers, claims)
         assert watched.looks.total() - before >= sample_size(400, 10)
-    for _ in range(20):  # short tasks: all of them go round
+    for _ in range(20):  # short tasks: all of them make rounds
         clock.sleep(spool.config.lease / 4)
         claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in claims}
         if observer.due():
@@ -116,14 +116,16 @@ def test_observers_together_find_the_dead_within_two_leases(
     for _ in range(8):
         assert not rounds(observers, watched.workers)
         clock.sleep(quarter)
-    assert watched.looks.total() / 8 / count <= max(2 * MIN_SAMPLE, 6 * MIN_CHECKS)  # each, in a quarter of a lease
+    assert watched.looks.total() / 8 / count <= max(
+        2 * MIN_SAMPLE, 6 * MIN_CHECKS
+    )  # checks per worker in a quarter of a lease
     doomed = random.sample(sorted(watched.workers), count // 8)
     watched.dead = dict.fromkeys(doomed, clock.now)
     left = set(doomed)
     for turn in range(9):
         found = rounds(observers, watched.workers)
-        assert found <= set(doomed)  # nobody who lives
-        assert turn >= 4 or not found  # and nobody before a lease of silence
+        assert found <= set(doomed)  # no live worker
+        assert turn >= 4 or not found  # and none before a lease of silence
         left -= found
         clock.sleep(quarter)
     assert not left
@@ -138,7 +140,7 @@ def test_last_observer_of_many_checks_all_workers(spool: Spool, clock: Clock, mo
     [dead] = set(sorted(survivors)[:1])
     watched.dead = {dead: clock.now}
     found: set[str] = set()
-    for _ in range(8 * 8):  # it learns of it at the next round that it takes, two leases on the average
+    for _ in range(8 * 8):  # it finds it in the next round that it takes: after two leases, on average
         clock.sleep(spool.config.lease / 4)
         found |= rounds([observer], survivors)
     assert found == {dead}

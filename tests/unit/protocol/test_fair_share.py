@@ -1,4 +1,4 @@
-"""Whose turn it is: nobody starves, queues get what they weigh, and the cost does not grow with the backlog."""
+"""Fair share: no submitter starves, queues get their weights, and the cost does not grow with the backlog."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def source(
 
 
 def claims(order: FairShare, waiting: dict[BucketInfo, int]) -> Iterator[BucketInfo]:
-    """Claim until nothing waits any more."""
+    """Claim until no task is left."""
     order.start(waiting)
     while (turn := order.first()) is not None:
         if waiting[turn]:
@@ -74,7 +74,7 @@ def test_all_tasks_are_claimed_the_most_urgent_first(waiting: dict[BucketInfo, i
 @settings(max_examples=100, deadline=None)
 @given(BACKLOGS)
 def test_each_other_submitter_has_a_turn_between_two_turns_of_one(waiting: dict[BucketInfo, int]) -> None:
-    """Of users, and of the submitters of one user, at one priority."""
+    """For users, and for the submitters of one user, at one priority."""
     order = list(claims(FairShare(), dict(waiting)))
     levels: list[Callable[[BucketInfo], object]] = [lambda each: each.user, lambda each: (each.user, each.submitter)]
     for name in levels:
@@ -88,7 +88,7 @@ def test_each_other_submitter_has_a_turn_between_two_turns_of_one(waiting: dict[
 
 
 def _turns(order: list[BucketInfo], name: Callable[[BucketInfo], object]) -> Iterator[tuple[int, int]]:
-    """Positions of two turns of one after the other."""
+    """Return the positions of two successive turns of one name."""
     before: dict[object, int] = {}
     for position, each in enumerate(order):
         if name(each) in before:
@@ -100,7 +100,7 @@ def _turns(order: list[BucketInfo], name: Callable[[BucketInfo], object]) -> Ite
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=2), st.integers(1, 200))
 def test_queues_with_tasks_get_their_weights_at_every_moment(weights: dict[str, int], count: int) -> None:
     order = FairShare(weights)
-    # priorities order what is in a queue, and give it no greater share
+    # priorities order the tasks of a queue, and give it no greater share
     waiting = {source(queue=queue, priority=ord(queue) - ord("a")): count for queue in weights}
     had: Counter[str] = Counter()
     for turn in itertools.islice(claims(order, waiting), count):
@@ -148,7 +148,7 @@ class Backlog:
         self.claimer = Claimer(spool, new_worker_id(), lambda _: True, Trust(), weights)
 
     def put(self, count: int, submitter: int, *, bucket: int = 0, queue: str = "default") -> str:
-        """Put tasks into a bucket; the bucket's directory."""
+        """Put tasks into a bucket; return its directory."""
         lane = Lane(queue, 1, 1, 0, PYTHON).name
         name = f"499-{bucket:014x}-{submitter:08x}"
         for _ in range(count):
@@ -159,7 +159,7 @@ class Backlog:
         return self.spool.layout.bucket(lane, name)
 
     def claim(self, count: int) -> list[TaskHeader]:
-        """Claim and finish so many tasks."""
+        """Claim and finish ``count`` tasks."""
         found = []
         for _ in range(count):
             claim = self.claimer.next()
@@ -171,7 +171,7 @@ class Backlog:
         return found
 
     def submitters(self, count: int) -> list[int]:
-        """Whose tasks the next ones are."""
+        """Claim tasks; return the numbers of their submitters."""
         return [int(header.bucket[-8:], 16) for header in self.claim(count)]
 
 
@@ -181,7 +181,7 @@ def backlog(spool: Spool, clock: Clock) -> Backlog:
 
 
 class Listed:
-    """Counts the listings of directories."""
+    """Counter of listed directories."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: list[str] = []
@@ -215,7 +215,7 @@ def test_worker_serves_queues_in_proportion_to_their_weights(spool: Spool, clock
     backlog.put(40, 2, queue="fast", bucket=1)
     lanes = [parse_lane(header.lane) for header in backlog.claim(40)]
     assert Counter(lane.queue for lane in lanes if lane) == {"fast": 30, "slow": 10}
-    assert len(backlog.claim(100)) == 40  # and an empty queue keeps nobody waiting
+    assert len(backlog.claim(100)) == 40  # an empty queue delays no other
 
 
 @pytest.mark.parametrize("buckets", [1, 50])
@@ -244,7 +244,7 @@ def test_idle_submitters_cost_no_listing_per_claim(backlog: Backlog, listed: Lis
         assert len(backlog.claim(1)) == 1
         assert len(listed.paths) - before == (23 if round_ == 0 else 1)
     backlog.put(1, 3, bucket=3)
-    assert backlog.submitters(1) == [3]  # looked at all the same before it is said that nothing waits
+    assert backlog.submitters(1) == [3]  # checked all the same before the claimer reports no task
 
 
 def test_task_in_an_empty_bucket_is_found_within_a_second_despite_a_backlog(backlog: Backlog, clock: Clock) -> None:
@@ -298,7 +298,7 @@ def test_only_the_bucket_of_the_last_task_is_listed_again_within_a_second(
     backlog.put(1, 2, bucket=2)
     assert backlog.submitters(2) == [1, 1]
     assert len(listed.paths) - before == 1
-    assert backlog.submitters(1) == [2]  # the look that finds the other one does not list the first again
+    assert backlog.submitters(1) == [2]  # the listing that finds the other one does not list the first again
     assert len(listed.paths) - before == 1 + 1 + 3
     backlog.put(1, 1, bucket=1)
     clock.sleep(1.1)

@@ -1,4 +1,4 @@
-"""Tags: what a call may ask of a group besides its shape; and the words for queues on the command line."""
+"""Tags, by which a call selects groups beyond its shape; and queues on the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_call_runs_on_a_group_with_all_its_tags(spool: Spool, worker: Workers) -
         plain.terminate()
         plain.wait(LIMIT)
         untagged = executor.submit(tasks.pid, resource_dict={"tags": []})
-        assert untagged.result(LIMIT) == tagged.pid, "a tagged group also runs what asks for nothing"
+        assert untagged.result(LIMIT) == tagged.pid, "a tagged group also runs calls without tags"
 
 
 def test_groups_started_by_an_executor_have_the_tags_of_its_calls() -> None:

@@ -1,4 +1,4 @@
-"""Objects by reference: stored once, mapped by every group, gone with the last session and task that use them."""
+"""Objects: stored once, mapped by every group, removed after the last session and task that use them."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def write_into(array: np.ndarray[Any, Any]) -> float:
 
 
 def look(value: object) -> tuple[bool, bool]:
-    """Whether an array is writable and whether two that came by one reference are one."""
+    """Return whether an array is writable, and whether two arguments with one reference are one object."""
     one, (two,), three = value["one"], value["list"], value["box"].inside  # type: ignore[index]
     return one.flags.writeable, one is two is three
 
 
 def mapped(array: np.ndarray[Any, Any]) -> tuple[int, list[str]]:
-    """Who runs it, and where an object is mapped here: rights, device and inode."""
+    """Return the process id, and the mapping of an object in it: rights, device and inode."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     ours = [words for words in lines if is_object_id(words[-1].rpartition("/objects/")[2])]
     return os.getpid(), sorted({f"{rights} {device} {inode}" for _, rights, _, device, inode, *_ in ours})
@@ -90,7 +90,7 @@ def ones() -> np.ndarray[Any, Any]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
-    """A spool that two groups serve."""
+    """A spool with two groups."""
     directory = tmp_path_factory.mktemp("served")
     spool = Spool.create(directory / "spool", durability="none")
     workers = Workers(directory)
@@ -107,7 +107,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 @pytest.fixture
 def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let so many days pass by the clock that dates the spool's files."""
+    """Return a function that lets days pass on the clock that dates the spool's files."""
     real = Spool.server_time
 
     def pass_by(days: float) -> None:
@@ -210,7 +210,7 @@ def test_put_does_not_copy_an_array(spool: Spool) -> None:
     text = "x" * (16 << 20)
     with Executor(spool=spool.path) as executor:
         executor.put(np.ones(10))  # imports
-        # a text is pickled, which takes its bytes and some more while they grow; nothing is copied after that
+        # a text is pickled, which takes its bytes and some growth of the buffer; nothing is copied after that
         for value, most in ((array, 0.1 * array.nbytes), (text, 1.6 * len(text))):
             tracemalloc.start()
             executor.put(value)
@@ -219,7 +219,7 @@ def test_put_does_not_copy_an_array(spool: Spool) -> None:
             assert peak < most
 
 
-# -- what a rank keeps
+# -- objects that a rank keeps open
 
 
 def test_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]) -> None:
@@ -242,10 +242,10 @@ def test_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch
     for name in names[1:]:
         cache.content(name)
     assert cache.content(names[2]) and opened[names[2]] == 1
-    assert len(os.listdir("/proc/self/fd")) == before + 2 * 2 + 1, "one is still mapped, since it is in use"
+    assert len(os.listdir("/proc/self/fd")) == before + 2 * 2 + 1, "one is still mapped, because it is in use"
     cache.content(names[0])
-    assert opened[names[0]] == 2, "the one that was not used for the longest goes first"
-    assert found.sum() == SIZE, "what a call still has stays good"
+    assert opened[names[0]] == 2, "the least recently used one is closed first"
+    assert found.sum() == SIZE, "the array of a running call stays valid"
 
 
 def test_object_hidden_by_a_cache_is_waited_for(
@@ -277,7 +277,7 @@ def test_call_fails_with_the_name_of_its_missing_object(stage: Stage) -> None:
     assert not stage.runs() and stage.notes("delivered") == {header.task: 1}
 
 
-# -- what is shared by itself
+# -- automatic sharing
 
 
 def test_array_sent_twice_is_stored_once_and_writable_for_each_call(served: Spool, ones: np.ndarray[Any, Any]) -> None:
@@ -288,7 +288,7 @@ def test_array_sent_twice_is_stored_once_and_writable_for_each_call(served: Spoo
         (name,) = headers[1]
         assert headers == [{}, *[{name: (0,)}] * 3]
         assert paths(served, "objects") == [f"objects/{name}"]
-        ones[0] = 7  # what counts is the content
+        ones[0] = 7  # the content decides, not the object
         assert executor.submit(write_into, ones).result(LIMIT) == 8.0
     assert not paths(served, "objects", "needs")
 
@@ -306,7 +306,7 @@ def test_functions_and_other_arguments_are_shared_too(served: Spool) -> None:
         assert [future.result(LIMIT) for future in by_closure] == [0, 1, 2]
         assert [future.result(LIMIT) for future in as_argument] == [7, 7, 7]
         assert list(in_chunks) == list(range(6))
-        assert len(paths(served, "objects")) == 2, "the function, and the table"
+        assert len(paths(served, "objects")) == 2, "the function and the table"
 
 
 def test_sharing_has_a_threshold_and_can_be_switched_off(served: Spool, ones: np.ndarray[Any, Any]) -> None:
@@ -331,7 +331,7 @@ def test_buffers_of_one_call_are_put_in_their_places(served: Spool) -> None:
         assert (future.result(LIMIT) == expected).all()
 
 
-# -- when it goes
+# -- removal
 
 
 def test_killed_submitter_leaves_objects_until_its_tasks_are_done_then_gc_removes_them(
@@ -355,11 +355,11 @@ signal.pause()
     assert process.stdout is not None and process.stdout.readline() == "there\n"
     assert len(paths(spool, "objects")) == len(paths(spool, "needs")) == 3
     after(40)
-    assert not [path for path in collect_garbage(spool) if path.startswith(("objects", "needs"))], "it lives"
+    assert not [path for path in collect_garbage(spool) if path.startswith(("objects", "needs"))], "it is leased"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     gone = collect_garbage(spool)
-    assert len([path for path in gone if path.startswith("objects/")]) == 1, "the unused one"
+    assert len([path for path in gone if path.startswith("objects/")]) == 1, "only the unused one"
     assert len(paths(spool, "objects")) == 2
     after(0)
     assert worker(spool, "--max-tasks", 3).wait(LIMIT) == 0
@@ -441,7 +441,7 @@ def test_object_put_again_after_the_listing_stays_despite_a_hidden_lease(
     assert paths(spool, "objects") == [f"objects/{name}"] and not paths(spool, "tmp")
 
 
-def test_gc_leaves_a_directory_with_the_name_of_an_object(
+def test_gc_leaves_links_directories_and_fifos_with_the_name_of_an_object(
     spool: Spool, tmp_path: Path, after: Callable[[float], None]
 ) -> None:
     where = Path(spool.layout.objects)
@@ -454,7 +454,7 @@ def test_gc_leaves_a_directory_with_the_name_of_an_object(
 
 
 class Between(Disk):
-    """A disk at one of whose operations somebody else does something as a whole."""
+    """Disk that calls a function of another process before one of its operations."""
 
     def __init__(self, number: int, body: Callable[[], object]) -> None:
         super().__init__()
@@ -518,7 +518,9 @@ def test_signed_spool_accepts_only_signed_objects(
         refs = [executor.put("small"), executor.put(ones)]
         assert executor.submit(len, refs[0]).result(LIMIT) == 5
         assert executor.submit(total, refs[1]).result(LIMIT) == SIZE
-        assert isinstance(executor.submit(write_into, refs[1]).exception(LIMIT), ValueError), "read, and read-only too"
+        assert isinstance(executor.submit(write_into, refs[1]).exception(LIMIT), ValueError), (
+            "it is read, and read-only"
+        )
         assert [executor.submit(write_into, ones).result(LIMIT) for _ in range(3)] == [2.0] * 3
         other = executor.put("other")
         path = Path(spool.layout.objects, other.name)
@@ -546,7 +548,7 @@ def test_submitter_that_dies_at_any_operation_leaves_nothing_that_gc_misses(
         after(0.5)
         collect_garbage(stage.spool)
         stage.work()
-        assert stage.runs().keys() >= stage.notes("submitted").keys(), "what a task needs was collected"
+        assert stage.runs().keys() >= stage.notes("submitted").keys(), "an object that a task needs was removed"
         ran += len(stage.runs())
         after(40)
         collect_garbage(stage.spool)
@@ -568,7 +570,7 @@ def test_full_disk_leaves_no_part_of_an_object(tmp_path: Path) -> None:
         if not disk.struck:
             break
         assert not paths(spool, "objects", "needs", "tmp"), disk.struck
-        assert paths(spool, "objects") == [] and holdings.put(*content), "room was made"
+        assert paths(spool, "objects") == [] and holdings.put(*content), "there is room again"
     assert number > 3 and len(paths(spool, "objects")) == 1
 
 
@@ -582,7 +584,7 @@ def test_object_that_was_removed_and_put_again_is_opened_again(spool: Spool, one
     assert cache.content(name) is not before
 
 
-# -- who is believed
+# -- trust
 
 
 def test_object_with_mismatched_content_is_not_unpickled(spool: Spool) -> None:

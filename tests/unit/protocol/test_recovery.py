@@ -1,6 +1,6 @@
-"""Who is taken for dead, when, and what becomes of what he held.
+"""Recovery: the time at which a worker is taken for dead, and the end of its claims.
 
-The clock is the observer's, and the test moves it; what others do with the files in between is done by hand.
+The test moves the observer's clock, and does by hand the file operations of the other processes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def stage(tmp_path: Path, clock: Clock) -> Stage:
 
 
 def claimed(stage: Stage, process: ProcessId, **options: Any) -> tuple[TaskHeader, TaskFile]:
-    """A task in the hands of a worker that has let go of its lock."""
+    """Submit a task, and claim it for a worker without a lock."""
     header = stage.submit(**options)
     task_file = TaskFile(header.task, 1, 1).claimed_by(announce(stage.spool, process, job="4711"))
     os.rename(
@@ -63,13 +63,13 @@ def beat(spool: Spool, worker: str, date: float) -> None:
 
 
 def watch(stage: Stage, observer: Recovery, leases: float) -> None:
-    """Look, four times a lease, until so many leases have gone by."""
+    """Make four rounds a lease, for a number of leases."""
     for _ in range(round(leases * 4)):
         observer.round()
         stage.clock.sleep(stage.spool.config.lease / 4)
 
 
-# -- who is dead
+# -- which workers are dead
 
 
 def test_provably_dead_worker_is_recovered_in_the_first_round(stage: Stage) -> None:
@@ -115,7 +115,7 @@ def test_date_of_a_heartbeat_proves_nothing(stage: Stage, date: float) -> None:
     beat(stage.spool, task_file.worker, date)
     observer = Recovery(stage.spool)
     watch(stage, observer, 0.75)
-    beat(stage.spool, task_file.worker, date + 1)  # even backwards it would be a sign
+    beat(stage.spool, task_file.worker, date + 1)  # a change backwards counts too
     watch(stage, observer, 0.75)
     beat(stage.spool, task_file.worker, date)
     watch(stage, observer, 0.75)
@@ -136,9 +136,7 @@ def test_time_without_checks_hardly_counts(stage: Stage) -> None:
     assert stage.seen().claimed
 
 
-def test_unreadable_heartbeat_is_no_proof_of_death_at_once(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_heartbeat_is_no_proof_of_death_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     _, task_file = claimed(stage, unknown_process())
     liveness = Liveness(stage.spool)
     assert liveness.seconds_since_change(task_file.worker) == 0
@@ -178,12 +176,12 @@ def test_entry_of_a_dead_worker_is_removed_that_of_a_live_one_stays(stage: Stage
     assert os.listdir(stage.spool.layout.workers) == [alive]
 
 
-# -- locks as witnesses
+# -- locks
 
 
 @pytest.fixture
 def paused(stage: Stage) -> Iterator[TaskFile]:
-    """A worker that holds the lock of its claim, and gives no sign of life."""
+    """Claim of a worker that holds its lock, and has no heartbeat."""
     stage.submit()
     claim = Claimer(stage.spool, announce(stage.spool, unknown_process()), lambda _: True, Trust()).next()
     assert claim is not None
@@ -220,7 +218,7 @@ def test_without_locks_the_lease_decides(stage: Stage, paused: TaskFile, monkeyp
     assert stage.seen().ready
 
 
-# -- what becomes of what they held
+# -- the end of their claims
 
 
 def test_complete_outcome_is_committed_and_its_task_not_run_again(stage: Stage) -> None:
@@ -346,7 +344,7 @@ def test_recoverer_that_died_after_a_take_over_is_recovered(stage: Stage) -> Non
     assert stage.notes("delivered") == {header.task: 1}
 
 
-# -- the late
+# -- fenced workers
 
 
 def test_fenced_worker_does_not_publish_and_its_outcome_is_removed(stage: Stage) -> None:
@@ -396,7 +394,7 @@ def test_outcome_whose_task_file_is_found_by_the_second_check_stays(stage: Stage
     observer.discard(stage.session, task_file)
     os.rename(where, hidden)
     stage.clock.sleep(100)
-    observer.discard(stage.session, task_file)  # a first look again
+    observer.discard(stage.session, task_file)  # a first check again
     assert stage.seen().outgoing
 
 
@@ -408,7 +406,7 @@ def test_claimed_is_checked_before_results(stage: Stage, monkeypatch: pytest.Mon
     def look(path: str) -> bool:
         found = there(path)
         looks.append(os.path.relpath(path, stage.spool.path).split("/")[0])
-        if len(looks) == 1:  # it is committed between the two looks
+        if len(looks) == 1:  # it is committed between the two checks
             Claim(stage.spool, header, task_file).commit()
         return found
 
@@ -420,7 +418,7 @@ def test_claimed_is_checked_before_results(stage: Stage, monkeypatch: pytest.Mon
 
 
 def test_session_sweeps_outcomes_without_a_purpose(stage: Stage) -> None:
-    header, task_file = claimed(stage, ProcessId.of(os.getpid()))  # its worker lives and knows nothing of it
+    header, task_file = claimed(stage, ProcessId.of(os.getpid()))  # its worker is alive and does not know of it
     Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
     os.rename(stage.spool.layout.claimed_task(task_file), f"{stage.diary}-collected")
     other = TaskFile(new_task_id(), 1, 1, task_file.worker)
@@ -451,7 +449,7 @@ def test_worker_resumes_a_forgotten_claim_in_its_name(stage: Stage) -> None:
 
 @pytest.fixture
 def observers(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock of those alone who look after others in this process: the test waits by the real one."""
+    """Clock of the observers in this process; the test itself waits by the real clock."""
     return Clock.installed(monkeypatch, observers=True)
 
 
@@ -460,7 +458,7 @@ def children_of(pid: int) -> list[int]:
 
 
 class Gate:
-    """A file whose lock is held until the gate is opened."""
+    """File with a lock that is held until the gate is opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -468,7 +466,7 @@ class Gate:
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def open(self) -> None:
-        """Let through who waits; harmless when repeated."""
+        """Release the lock; harmless when repeated."""
         self._file.close()
 
 
@@ -493,7 +491,7 @@ def only_claim(spool: Spool) -> TaskFile:
 
 
 def is_over(inbox: Inbox) -> None:
-    """The task is committed and has its value."""
+    """Return whether the task is committed with its value."""
     results = f"{inbox.spool.layout.results}/{inbox.name}"
     wait_until(lambda: os.listdir(results), "the task is committed")
     inbox.look()
@@ -513,9 +511,7 @@ def test_heartbeat_continues_while_c_code_holds_the_gil(
     for number in range(2 * settings.BEATS_PER_LEASE):  # for two leases
         liveness.seconds_since_change(task_file.worker)
         observers.sleep(0.1)
-        wait_until(
-            lambda: liveness.seconds_since_change(task_file.worker) == 0, f"a sign of life after {number} others"
-        )
+        wait_until(lambda: liveness.seconds_since_change(task_file.worker) == 0, f"heartbeat {number + 1}")
     assert only_claim(spool) == task_file
     gate.open()
     is_over(inbox)
@@ -559,7 +555,7 @@ def test_forked_child_that_outlives_its_worker_keeps_neither_lock_nor_heartbeat(
         process.wait()
         assert runs(child)
         assert try_lock(fd) is Lock.TAKEN
-        wait_until(lambda: not runs(beating), "nobody beats any more")
+        wait_until(lambda: not runs(beating), "the heartbeat process ended")
         assert runs(child)
     finally:
         files.close(fd)

@@ -1,4 +1,4 @@
-"""What is tried again, how often, when, and by whom: after an exception, after a death, and when a person asks."""
+"""Retries: after an exception, after the death of a worker, and by 'spool retry'."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The monotonic clock of whoever holds tasks back."""
+    """Monotonic clock of the module that delays tasks."""
     moved = Clock()
     monkeypatch.setattr(delay, "time", moved)
     return moved
@@ -68,8 +68,8 @@ def write(path: str, header: TaskHeader) -> None:
     files.create(path, envelope.pack(records.encode(header), b"x"))
 
 
-def hold(spool: Spool, *, attempt: int = 2, **more: Any) -> tuple[TaskHeader, TaskFile]:
-    """A task that is held back before an attempt."""
+def delay_one(spool: Spool, *, attempt: int = 2, **more: Any) -> tuple[TaskHeader, TaskFile]:
+    """Put a task into waiting/, before an attempt."""
     header = new_header(retries=5, **more)
     task_file = TaskFile(header.task, attempt, attempt)
     write(f"{spool.layout.waiting}/{task_file.name}", header)
@@ -77,7 +77,7 @@ def hold(spool: Spool, *, attempt: int = 2, **more: Any) -> tuple[TaskHeader, Ta
 
 
 def task_files(spool: Spool) -> dict[str, list[str]]:
-    """Where the tasks stand: the directories by the names of the tokens."""
+    """Return the directories of the task files, by their names."""
     seen = scan(spool)
     found: dict[str, list[str]] = {}
     for path in [*seen.ready, *seen.claimed, *seen.results, *seen.failed]:
@@ -94,7 +94,7 @@ def run(*arguments: object, **variables: str) -> click.testing.Result:
 
 
 def fail_at_first(trace: str, failures: int) -> tuple[int, int]:
-    """Raise so many times, then return how often it was run and which attempt the last was."""
+    """Raise ``times`` times, then return the number of runs and the last attempt."""
     from spoolpool import current_task
 
     with open(trace, "a", encoding="ascii") as file:
@@ -166,23 +166,23 @@ def test_delay_doubles_up_to_five_minutes() -> None:
 
 
 def test_task_is_ready_when_its_delay_has_passed(spool: Spool, clock: Clock) -> None:
-    releaser = DelayedTasks(spool)
-    assert releaser.due is None
+    delayed = DelayedTasks(spool)
+    assert delayed.due is None
     for attempt, seconds in ((2, 10.0), (3, 20.0), (4, 40.0)):
-        header, task_file = hold(spool, attempt=attempt, retry_delay=10.0)
-        assert releaser.round() == 0
-        assert releaser.due == clock.now + seconds
+        header, task_file = delay_one(spool, attempt=attempt, retry_delay=10.0)
+        assert delayed.round() == 0
+        assert delayed.due == clock.now + seconds
         clock.sleep(seconds - 0.1)
-        assert releaser.round() == 0
+        assert delayed.round() == 0
         assert task_files(spool)[task_file.name] == ["waiting"]
         clock.sleep(0.1)
-        assert releaser.round() == 1
-        assert releaser.due is None
+        assert delayed.round() == 1
+        assert delayed.due is None
         assert files.list_names(spool.layout.bucket(header.lane, header.bucket)) == [task_file.name]
 
 
 def test_delay_is_measured_by_the_observers_clock_from_its_first_round(spool: Spool, clock: Clock) -> None:
-    _, task_file = hold(spool, retry_delay=10.0)
+    _, task_file = delay_one(spool, retry_delay=10.0)
     path = f"{spool.layout.waiting}/{task_file.name}"
     first = DelayedTasks(spool)
     first.round()
@@ -200,16 +200,16 @@ def test_delay_is_measured_by_the_observers_clock_from_its_first_round(spool: Sp
 
 
 def test_task_made_ready_by_another_process_is_forgotten(spool: Spool, clock: Clock) -> None:
-    header, task_file = hold(spool, retry_delay=10.0)
-    releaser = DelayedTasks(spool)
-    releaser.round()
+    header, task_file = delay_one(spool, retry_delay=10.0)
+    delayed = DelayedTasks(spool)
+    delayed.round()
     spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
     files.move(
         f"{spool.layout.waiting}/{task_file.name}",
         f"{spool.layout.bucket(header.lane, header.bucket)}/{task_file.name}",
     )
-    releaser.round()
-    assert releaser.due is None
+    delayed.round()
+    assert delayed.due is None
 
 
 # ------------------------------------------------------------------- a task in waiting/ survives
@@ -219,7 +219,7 @@ def test_delayed_task_of_a_dead_worker_is_made_ready_by_another(spool: Spool, wo
     first = worker(spool)
     with Executor(spool=spool.path) as executor:
         future = executor.submit(fail_at_first, str(tmp_path / "trace"), 1, resource_dict=again(1, 1.0))
-        wait_until(lambda: files.list_names(spool.layout.waiting), "the task is held back")
+        wait_until(lambda: files.list_names(spool.layout.waiting), "the task is delayed")
         worker.may_die(first)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
@@ -231,7 +231,7 @@ def test_delayed_task_survives_recovery_repair_and_gc(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=0.2, caches=0.1)
-    _, task_file = hold(spool, retry_delay=10.0)
+    _, task_file = delay_one(spool, retry_delay=10.0)
     real = Spool.server_time
     monkeypatch.setattr(Spool, "server_time", lambda each: real(each) + 1e9)
     announce(spool, dead_process())
@@ -240,17 +240,17 @@ def test_delayed_task_survives_recovery_repair_and_gc(
     spool.open_session("inbox")
     spool.close_session("inbox")
     assert files.list_names(spool.layout.waiting) == [task_file.name]
-    releaser = DelayedTasks(spool)
-    releaser.round()
+    delayed = DelayedTasks(spool)
+    delayed.round()
     clock.sleep(10.0)
-    assert releaser.round() == 1
+    assert delayed.round() == 1
 
 
-def release_all(spool: Spool, clock: Clock) -> None:
-    """What a worker does that comes by after a while, and again later."""
-    releaser = DelayedTasks(spool)
+def make_all_ready(spool: Spool, clock: Clock) -> None:
+    """Make the rounds of a worker after a while, and again later."""
+    delayed = DelayedTasks(spool)
     for _ in range(3):
-        releaser.round()
+        delayed.round()
         clock.sleep(100.0)
 
 
@@ -258,11 +258,11 @@ def release_all(spool: Spool, clock: Clock) -> None:
 def test_process_that_makes_tasks_ready_may_die_at_any_file_operation(tmp_path: Path, clock: Clock, when: Any) -> None:
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
-        held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
-        ended = in_child(Disk(at(number, Fault(when))), lambda spool=spool: release_all(spool, clock))
+        held = [delay_one(spool, retry_delay=1.0)[1].name for _ in range(2)]
+        ended = in_child(Disk(at(number, Fault(when))), lambda spool=spool: make_all_ready(spool, clock))
         assert sorted(task_files(spool)) == sorted(held)
         assert all(len(places) == 1 for places in task_files(spool).values())
-        release_all(spool, clock)
+        make_all_ready(spool, clock)
         assert files.list_names(spool.layout.waiting) == []
         assert sorted(task_files(spool)) == sorted(held)
         if ended != CRASHED:
@@ -284,12 +284,12 @@ FAULTS = [
 def test_any_file_operation_of_making_ready_may_fail_or_lie(tmp_path: Path, clock: Clock, fault: Fault) -> None:
     for number in itertools.count(1):
         spool = Spool.create(tmp_path / f"spool-{number}", durability="none")
-        held = [hold(spool, retry_delay=1.0)[1].name for _ in range(2)]
+        held = [delay_one(spool, retry_delay=1.0)[1].name for _ in range(2)]
         disk = Disk(at(number, fault))
         with disk.installed():
-            release_all(spool, clock)
+            make_all_ready(spool, clock)
         assert {name: len(places) for name, places in task_files(spool).items()} == dict.fromkeys(held, 1)
-        release_all(spool, clock)
+        make_all_ready(spool, clock)
         assert files.list_names(spool.layout.waiting) == []
         if not disk.struck:
             assert number > 10
@@ -297,18 +297,18 @@ def test_any_file_operation_of_making_ready_may_fail_or_lie(tmp_path: Path, cloc
 
 
 def test_concurrent_workers_make_each_delayed_task_ready_once(spool: Spool, clock: Clock) -> None:
-    held = [hold(spool, retry_delay=1.0)[1].name for _ in range(60)]
-    releasers = [DelayedTasks(spool) for _ in range(6)]
-    for releaser in releasers:
-        releaser.round()
+    held = [delay_one(spool, retry_delay=1.0)[1].name for _ in range(60)]
+    observers = [DelayedTasks(spool) for _ in range(6)]
+    for delayed in observers:
+        delayed.round()
     clock.sleep(1.0)
-    start = threading.Barrier(len(releasers))
+    start = threading.Barrier(len(observers))
 
-    def release(releaser: DelayedTasks) -> None:
+    def make_ready(delayed: DelayedTasks) -> None:
         start.wait()
-        releaser.round()
+        delayed.round()
 
-    threads = [threading.Thread(target=release, args=(releaser,)) for releaser in releasers]
+    threads = [threading.Thread(target=make_ready, args=(delayed,)) for delayed in observers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -318,7 +318,7 @@ def test_concurrent_workers_make_each_delayed_task_ready_once(spool: Spool, cloc
 
 
 def test_late_move_to_a_bucket_leaves_no_empty_bucket(spool: Spool) -> None:
-    header, task_file = hold(spool)
+    header, task_file = delay_one(spool)
     bucket = spool.layout.bucket(header.lane, header.bucket)
     path = f"{spool.layout.waiting}/{task_file.name}"
     assert move_to_bucket(spool, path, header, task_file)
@@ -329,7 +329,7 @@ def test_late_move_to_a_bucket_leaves_no_empty_bucket(spool: Spool) -> None:
 
 
 def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that finds it empty removes it."""
+    """As if a worker finds the bucket empty and removes it."""
     real = os.mkdir
 
     def removed_again(path: str, mode: int = 0o777) -> None:
@@ -337,7 +337,7 @@ def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: 
         if is_bucket(os.path.basename(path)):
             os.rmdir(path)
 
-    header, task_file = hold(spool)
+    header, task_file = delay_one(spool)
     monkeypatch.setattr(files.os, "mkdir", removed_again)
     path = f"{spool.layout.waiting}/{task_file.name}"
     assert not move_to_bucket(spool, path, header, task_file)
@@ -345,11 +345,11 @@ def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: 
     assert move_to_bucket(spool, path, header, task_file)
 
 
-# --------------------------------------------------------------------------- what is odd in waiting/
+# --------------------------------------------------------------------------- unknown names in waiting/
 
 
-def odd_things(spool: Spool, tmp_path: Path) -> None:
-    """Put what is no held-back task into waiting/."""
+def unknown_names(spool: Spool, tmp_path: Path) -> None:
+    """Put names into waiting/ that are no delayed tasks."""
     place = Path(spool.layout.waiting)
     other = new_header()
     write(str(tmp_path / "outside"), other)
@@ -367,10 +367,10 @@ def odd_things(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_unknown_names_in_waiting_are_left_alone(spool: Spool, clock: Clock, tmp_path: Path) -> None:
-    odd_things(spool, tmp_path)
+    unknown_names(spool, tmp_path)
     before = sorted(files.list_names(spool.layout.waiting))
-    header, task_file = hold(spool, retry_delay=1.0)
-    release_all(spool, clock)
+    header, task_file = delay_one(spool, retry_delay=1.0)
+    make_all_ready(spool, clock)
     assert sorted(files.list_names(spool.layout.waiting)) == before
     assert files.list_names(spool.layout.bucket(header.lane, header.bucket)) == [task_file.name]
     assert files.list_names(f"{spool.layout.ready}/{LANE}") == [header.bucket]
@@ -380,10 +380,10 @@ def test_unknown_names_in_waiting_are_left_alone(spool: Spool, clock: Clock, tmp
 def test_failed_move_of_a_delayed_task_is_repeated_later(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused, refused_token = hold(spool, retry_delay=1.0)
-    _, task_file = hold(spool, retry_delay=1.0)
-    releaser = DelayedTasks(spool)
-    releaser.round()
+    refused, refused_token = delay_one(spool, retry_delay=1.0)
+    _, task_file = delay_one(spool, retry_delay=1.0)
+    delayed = DelayedTasks(spool)
+    delayed.round()
     clock.sleep(1.0)
     real = files.move
 
@@ -393,39 +393,39 @@ def test_failed_move_of_a_delayed_task_is_repeated_later(
         real(source, target, **options)
 
     monkeypatch.setattr(files, "move", move)
-    assert releaser.round() == 1
+    assert delayed.round() == 1
     assert files.list_names(spool.layout.waiting) == [refused_token.name]
-    assert releaser.due is not None and releaser.due > clock.now, "a worker waits that long: it must not spin"
+    assert delayed.due is not None and delayed.due > clock.now, "a worker sleeps until then: it must not spin"
     monkeypatch.setattr(files, "move", real)
-    clock.now = releaser.due
-    assert releaser.round() == 1
+    clock.now = delayed.due
+    assert delayed.round() == 1
     assert sorted(task_files(spool)) == sorted([task_file.name, refused_token.name])
 
 
 def test_spool_that_cannot_be_listed_changes_nothing(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold(spool, retry_delay=1.0)
-    releaser = DelayedTasks(spool)
-    releaser.round()
-    due = releaser.due
+    delay_one(spool, retry_delay=1.0)
+    delayed = DelayedTasks(spool)
+    delayed.round()
+    due = delayed.due
 
     def away(directory: str) -> list[str]:
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", directory)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "list_names", away)
-        assert releaser.round() == 0
-    assert releaser.due == due
+        assert delayed.round() == 0
+    assert delayed.due == due
     clock.sleep(1.0)
-    assert releaser.round() == 1
+    assert delayed.round() == 1
 
 
 # ------------------------------------------------------------------------------- after a death
 
 
 def deaths(spool: Spool, inbox: Inbox, **options: Any) -> int:
-    """How many workers of a task can die until it is reported as lost."""
+    """Return how many workers of a task can die until it is reported as lost."""
     future = inbox.put(pow, 2, 2, **options)
     for number in itertools.count(1):
         dead = announce(spool, dead_process())
@@ -444,7 +444,7 @@ def deaths(spool: Spool, inbox: Inbox, **options: Any) -> int:
 
 @pytest.fixture
 def inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
-    """A session of a spool whose tasks may be claimed four times by workers that die."""
+    """A session of a spool with four attempts for each task."""
     moved = Clock.installed(monkeypatch)
     made = Inbox(Spool.create(tmp_path / "spool", durability="none", max_attempts=4), moved)
     yield made
@@ -473,11 +473,11 @@ def test_spool_has_the_default_number_of_attempts(tmp_path: Path) -> None:
     assert Spool.create(tmp_path / "spool").config.max_attempts == settings.MAX_ATTEMPTS
 
 
-# ----------------------------------------------------------------------------- when a person asks
+# ----------------------------------------------------------------------------- 'spool retry'
 
 
 def lose(spool: Spool, *, task: str = "", **more: Any) -> TaskFile:
-    """A task in failed/, as its submitter left it there."""
+    """Put a task into failed/, as its submitter does."""
     header = new_header(**more)
     if task:
         header = msgspec.structs.replace(header, task=task)
@@ -534,7 +534,7 @@ def test_task_is_selected_by_its_id_or_a_prefix_or_suffix(spool: Spool, part: sl
     assert list(task_files(spool)) != [] and len(files.list_names(spool.layout.failed)) == 1
     (path,) = scan(spool).ready
     assert os.path.basename(path) == TaskFile(wanted.task, wanted.claim + 1, 1).name
-    assert os.path.isdir(f"{spool.layout.results}/inbox"), "its outcome can come into its session"
+    assert os.path.isdir(f"{spool.layout.results}/inbox"), "the session can take its outcome"
 
 
 def test_all_option_retries_all_tasks(spool: Spool) -> None:

@@ -1,4 +1,4 @@
-"""How many tasks of one user may wait: told or waited for, and hardly ever counted."""
+"""Limit of the waiting tasks of one user: submit raises or waits, and seldom counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def fill(spool: Spool, count: int, *, user: int | None = None, bucket: int = 0) -> list[Path]:
-    """Files with the names of waiting tasks."""
+    """Create files with the names of waiting tasks; return their paths."""
     lane = Lane("default", 1, 1, 0, "3.11", (), user).name
     place = Path(spool.layout.bucket(lane, f"499-{bucket:014x}-{0:08x}"))
     place.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def fill(spool: Spool, count: int, *, user: int | None = None, bucket: int = 0) 
 
 
 def take(limited: WaitingLimit) -> int:
-    """Take places until none is free; how many there were."""
+    """Take places until none is free; return how many there were."""
     count = 0
     try:
         while True:
@@ -79,7 +79,7 @@ def test_submit_waits_for_room_until_tasks_have_begun(spool: Spool, worker: Work
     ):
         early = [executor.submit(pow, i, 2) for i in range(10)]
         late = thread.submit(lambda: list(executor.map(pow, range(30), [2] * 30)))
-        wait_until(lambda: len(executor) == 10, "the bound was reached")
+        wait_until(lambda: len(executor) == 10, "the limit is reached")
         worker(spool)
         assert late.result(LIMIT) == [i**2 for i in range(30)]
         assert [future.result(LIMIT) for future in early] == [i**2 for i in range(10)]
