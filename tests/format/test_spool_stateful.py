@@ -1,7 +1,7 @@
-"""The spool against a plain dictionary: any order of what submitters, workers and recoverers do.
+"""Stateful test of the spool against a dictionary, with any order of steps of submitters, workers and recoverers.
 
-The model says where the token of each task stands, and what its outcome is; after every rule the tree is compared
-with it. All clocks are the test's: nobody waits.
+The model has the directory of each task file, and the outcome of each task; after every rule the tree is compared with
+it. The test moves all clocks, and does not wait.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ CHOICE = st.integers(0, 10**6)
 
 @dataclass
 class Task:
-    """What the model knows of a task."""
+    """A task in the model."""
 
     header: TaskHeader
     place: str
-    """ready, claimed, results, failed, or "" for nowhere: it was delivered."""
+    """ready, claimed, results, failed, or "" after the delivery."""
     task_file: TaskFile
     outcome: str = ""
-    """value, cancelled or lost, once it is published."""
+    """value, cancelled or lost, after the commit."""
     written: str = ""
-    """Worker that has written its outcome for the claim that stands, but has not committed it."""
+    """Worker that has written the outcome of the current claim, and not committed it."""
 
 
 @dataclass
-class Person:
-    """A worker, as the model sees it."""
+class Worker:
+    """A worker in the model."""
 
     name: str
     claimer: Claimer
-    state: str = "lives"
-    """lives, paused (holds its lock, does not beat), silent (neither), dead (provably)."""
+    state: str = "alive"
+    """alive, paused (has its lock, no heartbeat), or silent (neither)."""
     claim: Claim | None = None
 
 
 class SpoolMachine(RuleBasedStateMachine):
-    """Every rule is one thing that somebody does."""
+    """Each rule is one step of one process."""
 
     @initialize()
     def begin(self) -> None:
@@ -76,7 +76,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.spool = self.stage.spool
         self.inbox = Inbox(self.spool, self.clock)
         self.tasks: dict[str, Task] = {}
-        self.people: list[Person] = []
+        self.workers: list[Worker] = []
         self.beats = 0
         for _ in range(3):
             self.start_worker()
@@ -94,13 +94,13 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # -- submitters
 
-    @precondition(lambda self: len(self.having("ready")) < 6)
+    @precondition(lambda self: len(self.tasks_in("ready")) < 6)
     @rule(priority=st.integers(-1, 1), attempts=st.integers(1, 2))
     def submit(self, priority: int, attempts: int) -> None:
         future = self.inbox.put(leave_trace, str(self.stage.effects), priority=priority, max_attempts=attempts)
         self.tasks[future.task] = Task(future.header, "ready", future.task_file)
 
-    @precondition(lambda self: len(self.having("ready")) > 2)
+    @precondition(lambda self: len(self.tasks_in("ready")) > 2)
     @rule(choice=CHOICE)
     def cancel(self, choice: int) -> None:
         task = list(self.tasks.values())[choice % len(self.tasks)]
@@ -113,58 +113,58 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        self.inbox.look(rounds=0)  # one pass, in which it has no time to recover anything
-        for task in self.having("results"):
+        self.inbox.look(rounds=0)  # one pass, without time for a recovery
+        for task in self.tasks_in("results"):
             assert self.delivered(task) == task.outcome
             task.place = "failed" if task.outcome == "lost" else ""
 
-    @precondition(lambda self: self.having("failed"))
+    @precondition(lambda self: self.tasks_in("failed"))
     @rule(choice=CHOICE)
-    def try_again(self, choice: int) -> None:
-        failed = self.having("failed")
+    def retry(self, choice: int) -> None:
+        failed = self.tasks_in("failed")
         task = failed[choice % len(failed)]
         assert retry_task(self.spool, task.task_file.name) == task.header.task
         task.place, task.outcome = "ready", ""
         task.task_file = TaskFile(task.header.task, task.task_file.claim + 1, 1)
         self.inbox.expect(task.header)
-        self.stage.published.pop(task.header.task)  # a new life has an outcome of its own
+        self.stage.published.pop(task.header.task)  # after a retry it has another outcome
 
     # -- workers
 
-    @precondition(lambda self: len(self.people) < 4)
+    @precondition(lambda self: len(self.workers) < 4)
     @rule()
     def start_worker(self) -> None:
         name = announce(self.spool, unknown_process())
-        self.people.append(Person(name, Claimer(self.spool, name, lambda _: True, Trust())))
+        self.workers.append(Worker(name, Claimer(self.spool, name, lambda _: True, Trust())))
 
     @precondition(lambda self: self.idle())
     @rule(choice=CHOICE)
     def claim_too(self, choice: int) -> None:
-        """Once more, since without claims nothing happens."""
+        """The same rule again, because without claims nothing happens."""
         self.claim(choice)
 
     @precondition(lambda self: self.idle())
     @rule(choice=CHOICE)
     def claim(self, choice: int) -> None:
-        person = self.idle()[choice % len(self.idle())]
+        worker = self.idle()[choice % len(self.idle())]
         self.clock.sleep(2.0)  # a listing is used for a second
-        waiting = self.having("ready")
-        person.claim = person.claimer.next()
-        assert (person.claim is not None) == bool(waiting)
-        if person.claim is not None:
-            task = self.tasks[person.claim.task_file.task]
+        waiting = self.tasks_in("ready")
+        worker.claim = worker.claimer.next()
+        assert (worker.claim is not None) == bool(waiting)
+        if worker.claim is not None:
+            task = self.tasks[worker.claim.task_file.task]
             assert task.header.task[:3] == min(other.header.task[:3] for other in waiting), "a more urgent one waits"
-            task.place, task.task_file = "claimed", task.task_file.claimed_by(person.name)
-            assert person.claim.task_file == task.task_file
+            task.place, task.task_file = "claimed", task.task_file.claimed_by(worker.name)
+            assert worker.claim.task_file == task.task_file
 
     @precondition(lambda self: self.busy())
     @rule(choice=CHOICE)
     def publish(self, choice: int) -> None:
-        """Also late: by a worker whom others took for dead, and by one who had written it before."""
-        person, task, mine = self.chosen(choice)
+        """Publish an outcome: also by a fenced worker, and by a worker that has written it before."""
+        worker, task, mine = self.chosen(choice)
         if not (mine and task.written):
-            self.write(person)
-        claim = self.release(person)
+            self.write(worker)
+        claim = self.take_claim(worker)
         done_for_it = task.place == "results" and task.task_file == claim.task_file
         assert claim.commit() is (mine or done_for_it)
         if mine:
@@ -173,70 +173,70 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.busy())
     @rule(choice=CHOICE)
     def write_without_commit(self, choice: int) -> None:
-        person, task, mine = self.chosen(choice)
+        worker, task, mine = self.chosen(choice)
         if mine and not task.written:
-            self.write(person)
-            task.written = person.name
+            self.write(worker)
+            task.written = worker.name
 
     @precondition(lambda self: self.busy())
     @rule(choice=CHOICE)
-    def give_back(self, choice: int) -> None:
-        person, task, mine = self.chosen(choice)
-        self.release(person).release()
+    def release(self, choice: int) -> None:
+        worker, task, mine = self.chosen(choice)
+        self.take_claim(worker).release()
         if mine:
             task.place, task.written = "ready", ""
             task.task_file = TaskFile(task.header.task, task.task_file.claim + 1, task.task_file.attempt)
 
-    @precondition(lambda self: self.people)
+    @precondition(lambda self: self.workers)
     @rule(choice=CHOICE, how=st.sampled_from(["killed", "entry removed"]))
     def crash(self, choice: int, how: str) -> None:
-        person = self.people.pop(choice % len(self.people))
-        if person.claim is not None:
-            person.claim.close()
-        shutil.rmtree(self.spool.layout.worker(person.name), ignore_errors=True)
+        worker = self.workers.pop(choice % len(self.workers))
+        if worker.claim is not None:
+            worker.claim.close()
+        shutil.rmtree(self.spool.layout.worker(worker.name), ignore_errors=True)
         if how == "killed":
-            announce(self.spool, dead_process(), worker_id=person.name)
+            announce(self.spool, dead_process(), worker_id=worker.name)
 
-    @precondition(lambda self: self.people)
-    @rule(choice=CHOICE, state=st.sampled_from(["lives", "paused", "silent"]))
+    @precondition(lambda self: self.workers)
+    @rule(choice=CHOICE, state=st.sampled_from(["alive", "paused", "silent"]))
     def change(self, choice: int, state: str) -> None:
-        """Stop it, let it go on; silent: its lock is lost as well, as where locks do not reach across hosts."""
-        person = self.people[choice % len(self.people)]
-        if person.state == "silent" and person.claim is not None:
-            return  # a lock that is lost does not come back
-        person.state = state
-        if state == "silent" and person.claim is not None:
-            person.claim.close()
+        """Pause or resume a worker; a silent one also loses its lock, as if locks do not reach other hosts."""
+        worker = self.workers[choice % len(self.workers)]
+        if worker.state == "silent" and worker.claim is not None:
+            return  # a lost lock does not come back
+        worker.state = state
+        if state == "silent" and worker.claim is not None:
+            worker.claim.close()
 
     # -- recoverers
 
     @precondition(lambda self: self.busy())
     @rule(choice=CHOICE)
     def take_for_dead(self, choice: int) -> None:
-        """Somebody recovers what a live worker holds that is neither heard nor seen: it will come back, and be late."""
-        person, _, _ = self.chosen(choice)
-        assert person.claim is not None
-        person.claim.close()
-        person.state = "silent"
+        """Recover the claim of a live worker that is silent: it continues later, fenced."""
+        worker, _, _ = self.chosen(choice)
+        assert worker.claim is not None
+        worker.claim.close()
+        worker.state = "silent"
         self.recover()
 
     @rule()
     def recover(self) -> None:
-        """Somebody watches for more than a lease."""
+        """Observe for more than a lease."""
         recovery = Recovery(self.spool)
         for _ in range(5):
             self.beat()
             recovery.round()
             self.clock.sleep(self.spool.config.lease)
-        alive = {person.name for person in self.people if person.state == "lives"}
-        holding = {person.name for person in self.people if person.state == "paused"}
-        for task in self.having("claimed"):
+        alive = {worker.name for worker in self.workers if worker.state == "alive"}
+        holding = {worker.name for worker in self.workers if worker.state == "paused"}
+        for task in self.tasks_in("claimed"):
             if task.task_file.worker not in alive | holding:
-                self.brought_back(task)
-        # who was silent, or idle and paused, was taken for dead, and its entry is gone: it will end
-        self.people = [person for person in self.people if person.state == "lives" or (person.claim is not None)]
+                self.recovered(task)
+        # a silent worker, or a paused one without a claim, was taken for dead: its entry is gone, and it ends
+        self.workers = [worker for worker in self.workers if worker.state == "alive" or (worker.claim is not None)]
 
-    def brought_back(self, task: Task) -> None:
+    def recovered(self, task: Task) -> None:
         if task.written:
             task.place, task.outcome, task.written = "results", "value", ""
         elif task.task_file.attempt < task.header.max_attempts:
@@ -244,44 +244,44 @@ class SpoolMachine(RuleBasedStateMachine):
             task.task_file = TaskFile(task.header.task, task.task_file.claim + 1, task.task_file.attempt + 1)
         else:
             task.place, task.outcome = "results", "lost"
-            task.task_file = task.task_file._replace(claim=task.task_file.claim + 1, worker="")  # whoever took it over
+            task.task_file = task.task_file._replace(claim=task.task_file.claim + 1, worker="")  # the recoverer's
 
-    # -- what they need
+    # -- helpers of the rules
 
-    def having(self, place: str) -> list[Task]:
+    def tasks_in(self, place: str) -> list[Task]:
         return [task for task in self.tasks.values() if task.place == place]
 
-    def idle(self) -> list[Person]:
-        return [person for person in self.people if person.claim is None and person.state == "lives"]
+    def idle(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.claim is None and worker.state == "alive"]
 
-    def busy(self) -> list[Person]:
-        return [person for person in self.people if person.claim is not None]
+    def busy(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.claim is not None]
 
-    def chosen(self, choice: int) -> tuple[Person, Task, bool]:
-        """A busy worker, its task, and whether the claim is still its own."""
-        person = self.busy()[choice % len(self.busy())]
-        assert person.claim is not None
-        task = self.tasks[person.claim.task_file.task]
-        return person, task, task.place == "claimed" and task.task_file == person.claim.task_file
+    def chosen(self, choice: int) -> tuple[Worker, Task, bool]:
+        """Return a busy worker, its task, and whether it still has the claim."""
+        worker = self.busy()[choice % len(self.busy())]
+        assert worker.claim is not None
+        task = self.tasks[worker.claim.task_file.task]
+        return worker, task, task.place == "claimed" and task.task_file == worker.claim.task_file
 
-    def release(self, person: Person) -> Claim:
-        assert person.claim is not None
-        claim, person.claim = person.claim, None
+    def take_claim(self, worker: Worker) -> Claim:
+        assert worker.claim is not None
+        claim, worker.claim = worker.claim, None
         claim.close()
         return claim
 
-    def write(self, person: Person) -> None:
-        assert person.claim is not None
+    def write(self, worker: Worker) -> None:
+        assert worker.claim is not None
         try:
-            person.claim.write_outcome(outcome_of(person.claim.header, person.claim.task_file))
-        except FileExistsError:  # it was fenced after it had written it
-            assert self.stage.outcome(person.claim.task_file) is not None
+            worker.claim.write_outcome(outcome_of(worker.claim.header, worker.claim.task_file))
+        except FileExistsError:  # it was fenced after it had written the outcome
+            assert self.stage.outcome(worker.claim.task_file) is not None
 
     def beat(self) -> None:
         self.beats += 1
-        for person in self.people:
-            beat = Path(self.spool.layout.worker(person.name), "beat")
-            if person.state == "lives" and beat.exists():
+        for worker in self.workers:
+            beat = Path(self.spool.layout.worker(worker.name), "beat")
+            if worker.state == "alive" and beat.exists():
                 os.utime(beat, (self.beats, self.beats))
 
     def delivered(self, task: Task) -> str:
@@ -291,36 +291,36 @@ class SpoolMachine(RuleBasedStateMachine):
             return "cancelled"
         return "lost" if future.exception() else str(future.result())
 
-    # -- what must hold
+    # -- invariants
 
     @invariant()
-    def every_task_is_where_the_model_has_it(self) -> None:
+    def every_task_file_is_where_the_model_has_it(self) -> None:
         if not hasattr(self, "tasks"):
             return
         seen = self.stage.seen()
         for place in ("ready", "claimed", "results", "failed"):
             there = {task_file.task: task_file for task_file in getattr(seen, place).values()}
             assert len(there) == len(getattr(seen, place))
-            assert there.keys() == {task.header.task for task in self.having(place)}, place
-            for task in self.having(place):
+            assert there.keys() == {task.header.task for task in self.tasks_in(place)}, place
+            for task in self.tasks_in(place):
                 found = there[task.header.task]
                 if task.outcome == "lost" and not task.task_file.worker:
                     task.task_file = task.task_file.claimed_by(found.worker)
                 assert found == task.task_file
 
     @invariant()
-    def whatever_is_published_is_complete(self) -> None:
+    def every_published_outcome_is_complete(self) -> None:
         if hasattr(self, "tasks"):
             self.stage.check()
             assert not os.listdir(self.spool.layout.tmp)
 
     def end(self) -> None:
-        """Let all of it come to its end: everything is delivered, nothing is left."""
-        for person in self.people:
-            if person.claim is not None:
-                person.claim.close()
-            shutil.rmtree(self.spool.layout.worker(person.name), ignore_errors=True)
-        self.people = []
+        """Finish all tasks: each one is delivered, and nothing is left."""
+        for worker in self.workers:
+            if worker.claim is not None:
+                worker.claim.close()
+            shutil.rmtree(self.spool.layout.worker(worker.name), ignore_errors=True)
+        self.workers = []
         for _ in range(2):
             self.recover()
             self.stage.work()

@@ -1,4 +1,4 @@
-"""Tasks that stand where a test wants them, with the outcomes that belong to them."""
+"""Task files in any state, with their outcomes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spoolpool.system import files
 from tests.support.fake_worker import LANE
 
 BAD = Failure(type="ValueError", message="too \x1b[2Jbad", traceback="Traceback:\n  here\n")
-"""Why a task failed, in words that a terminal must not see."""
+"""Failure of a task, with control characters that must not reach a terminal."""
 
 
 def put(
@@ -31,7 +31,7 @@ def put(
     failure: Failure = BAD,
     **more: Any,
 ) -> str:
-    """A task in a state, submitted so many seconds ago, whose id ends like this; returns the id."""
+    """Create a task in a state, submitted ``ago`` seconds ago, with an id that ends with ``end``; return the id."""
     task = f"499-{time.time_ns() // 1000 - int(ago * 1e6):014x}-{end or os.urandom(5).hex()}"
     fields = {"session": "inbox", "name": "some.function", "submitted": time.time() - ago, "host": "login1", **more}
     header = TaskHeader(task=task, lane=lane, bucket=bucket_name(task, new_submitter_id()), **fields)
