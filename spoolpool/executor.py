@@ -28,11 +28,11 @@ from spoolpool.client.batched import batched
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.map import iterate_values
 from spoolpool.client.options import ExecutorOptions
-from spoolpool.client.packing import Packer, PackKey
+from spoolpool.client.packing import Packer
+from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadRequest
-from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import new_task_id
 from spoolpool.launch.allocation import usable_cores
 from spoolpool.monitor import graph
@@ -171,49 +171,30 @@ class Executor(futures.Executor):
             return cached
         references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.objects.acquire)
         try:
-            payload, buffers = pickling.dumps_call(fn, args, kwargs, references.refer, options.submission.least_shared)
-            keys = {"cache": cache_key, "key": key}
-            if self._packer is None or cache_key:
-                return self._submit(runtime, references, fn, payload, buffers, resources, keys)
-            pack_key = PackKey(options.lane(resources).name, pickling.label(fn), resources)
-            packed = self._packer.take(fn, payload, buffers, references, pack_key)
+            call = PreparedCall(
+                fn,
+                pickling.label(fn),
+                options.lane(resources).name,
+                *pickling.dumps_call(fn, args, kwargs, references.refer, options.submission.least_shared),
+                resources,
+                references,
+                init=runtime.init,
+                key=key,
+                cache=cache_key,
+            )
+            packer = None if cache_key else self._packer
+            packed = None if packer is None else packer.take(call)
             if packed is not None:
                 return packed
-            future = self._submit(runtime, references, fn, payload, buffers, resources, keys)
-            self._packer.sent(fn, future)
+            with self._lock:
+                runtime.prepare(resources.shape)
+            future = runtime.submit(call)
+            if packer is not None:
+                packer.sent(fn, future)
             return future
         except BaseException:
             references.drop()
             raise
-
-    def _submit(
-        self,
-        runtime: ExecutorRuntime,
-        references: CallReferences,
-        fn: Callable[..., T],
-        payload: Buffer,
-        buffers: list[Buffer],
-        resources: Resources,
-        keys: dict[str, Any],
-    ) -> Future[T]:
-        with self._lock:
-            runtime.prepare(resources.shape)
-        buffers, shared = runtime.session.objects.share(buffers, self._options.submission.least_shared)
-        future = runtime.session.submit(
-            payload,
-            buffers,
-            lane=self._options.lane(resources).name,
-            name=pickling.label(fn),
-            max_attempts=resources.max_attempts,
-            init=runtime.init,
-            needs=references,
-            objects={**references.objects, **shared},
-            **keys,
-            **resources.header_fields(runtime.spool.server_time),
-        )
-        if runtime.stream is not None:
-            runtime.stream.submitted()
-        return future
 
     def asubmit(
         self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 from spoolpool.calls import pickling
 from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.map import Sizes
+from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadTaskFile, BrokenSpool
-from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources
 from spoolpool.wire import PackResults, run_pack
@@ -47,7 +47,7 @@ class PackKey(NamedTuple):
 
     lane: str
     name: str
-    wishes: Resources
+    resources: Resources
 
 
 class Pack:
@@ -125,20 +125,19 @@ class Packer:
         self._lines: dict[object, FunctionStats] = {}
         core.flush_with(self.flush)
 
-    def take(
-        self,
-        function: Callable[..., Any],
-        payload: Buffer,
-        buffers: list[Buffer],
-        needs: CallReferences,
-        shape: PackKey,
-    ) -> PackedFuture | None:
-        """Take a pickled call, or None where it should have a task of its own."""
-        size = len(payload) + sum(map(len, buffers))
-        if size > _SMALL or not needs.is_empty or self._core.init or any(_is_wished(shape.wishes, n) for n in _ALONE):
+    def take(self, call: PreparedCall) -> PackedFuture | None:
+        """Take a call into a pack; returns None for a call that should have a task of its own."""
+        size = len(call.payload) + sum(map(len, call.buffers))
+        if (
+            size > _SMALL
+            or not call.references.is_empty
+            or call.init
+            or any(_is_set(call.resources, n) for n in _ALONE)
+        ):
             return None
+        shape = PackKey(call.lane, call.name, call.resources)
         with self._lock:
-            line = self._line(function)
+            line = self._line(call.function)
             most = line.sizes.next()
             if most == 1 or line.on_their_way < BUSY:
                 return None
@@ -148,7 +147,7 @@ class Packer:
                     self._send(pack)
                 pack = line.open = Pack(self, line, shape)
             future = PackedFuture(pack)
-            pack.calls.append((future, bytes(payload), [bytes(each) for each in buffers]))
+            pack.calls.append((future, bytes(call.payload), [bytes(each) for each in call.buffers]))
             if len(pack.calls) >= most:
                 self._send(pack)
         return future
@@ -236,19 +235,15 @@ class Packer:
             return Future()
         for number, (future, _, _) in enumerate(pack.calls):
             future.keys = (number,)
-        core, shape, wishes = self._core, pack.shape, pack.shape.wishes
+        core, shape, resources = self._core, pack.shape, pack.shape.resources
         calls = [(payload, buffers) for _, payload, buffers in pack.calls]
         try:
-            core.prepare(wishes.shape)
+            core.prepare(resources.shape)
             payload, buffers = pickling.dumps((run_pack, (calls,), {}))
+            references = CallReferences(core.spool, new_task_id(resources.priority))
+            name = f"{shape.name} x{len(calls)}"
             task = pack.task = core.session.submit(
-                payload,
-                buffers,
-                lane=shape.lane,
-                name=f"{shape.name} x{len(calls)}",
-                max_attempts=wishes.max_attempts,
-                needs=CallReferences(core.spool, new_task_id(wishes.priority)),
-                **wishes.header_fields(core.spool.server_time),
+                PreparedCall(run_pack, name, shape.lane, payload, buffers, resources, references)
             )
         except Exception as error:  # noqa: BLE001  of the spool, or that the session is closed: nobody else is told
             pack.task = Future()
@@ -296,8 +291,8 @@ class Packer:
                     future.set_exception(error) if error is not None else future.set_result(value)
 
 
-def _is_wished(wishes: Resources, name: str) -> bool:
-    return bool(getattr(wishes, name) != getattr(_USUAL, name))
+def _is_set(resources: Resources, name: str) -> bool:
+    return bool(getattr(resources, name) != getattr(_DEFAULT, name))
 
 
-_USUAL = Resources()
+_DEFAULT = Resources()

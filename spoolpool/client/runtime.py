@@ -17,7 +17,9 @@ from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client import temporary_spool
+from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
+from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.resume import SessionReplay
 from spoolpool.client.session import Session
 from spoolpool.errors import BadRequest, BrokenSpool
@@ -197,6 +199,14 @@ class ExecutorRuntime:
         payload, buffers = pickling.dumps(value, _refuse_reference)
         name = self.session.objects.put(payload, buffers)
         return ObjectRef(self.spool.config.id, name, len(payload) + sum(map(len, buffers)))
+
+    def submit(self, call: PreparedCall) -> TaskFuture:
+        """Put a call into the spool, with its large buffers as objects where they were sent before."""
+        buffers, objects = self.session.objects.share(call.buffers, self.options.submission.least_shared)
+        future = self.session.submit(call._replace(buffers=buffers, objects=objects) if objects else call)
+        if self.stream is not None:
+            self.stream.submitted()
+        return future
 
     def prepare(self, shape: Shape) -> None:
         """Start groups for a call if none has its shape. Raises :class:`BrokenSpool` if none can be started."""

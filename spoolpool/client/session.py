@@ -7,21 +7,19 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
-from spoolpool import settings
 from spoolpool.client.collector import Collector, set_aside
 from spoolpool.client.futures import TaskFuture, finish, wait
 from spoolpool.client.object_store import SessionObjects
 from spoolpool.client.pending import PendingTasks
+from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.retention import Held
 from spoolpool.context import assistance
 from spoolpool.errors import BrokenSpool, NotTrusted
 from spoolpool.format import envelope, headers
-from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
-from spoolpool.format.names import CANCELLED, TaskFile, check_session, new_task_id, parse_task_file
+from spoolpool.format.names import CANCELLED, TaskFile, check_session, parse_task_file
 from spoolpool.monitor.graph import Node
 from spoolpool.monitor.inventory import find_session_tasks
 from spoolpool.monitor.query import TaskView
@@ -77,59 +75,51 @@ class Session:
 
     # -- submitting
 
-    def submit(
-        self,
-        payload: Buffer,
-        buffers: list[Buffer],
-        *,
-        lane: str,
-        name: str,
-        priority: int = settings.PRIORITY,
-        max_attempts: int | None = None,
-        init: str = "",
-        needs: CallReferences | None = None,
-        **asked: Any,
-    ) -> TaskFuture:
-        """Put one pickled call into the spool; when this returns, nothing but ``cancel`` loses it.
+    def submit(self, call: PreparedCall) -> TaskFuture:
+        """Put a call into the spool; after the return only ``cancel`` can lose it.
 
-        ``asked`` are more fields of its header. ``needs`` are what was asked about the futures in it: it waits for
-        them, and where one has failed already, its future has too. Raises ``RuntimeError`` once the session is closed,
-        :class:`BrokenSpool` once it failed, and :class:`TooManyWaiting` where the spool bounds what may wait, unless
-        the session waits for room.
+        The task waits for the futures among the arguments. If one of them has failed already, the returned future has
+        failed too, and there is no task. Raises ``RuntimeError`` after the session was closed, :class:`BrokenSpool`
+        after it failed, and :class:`TooManyWaiting` at the spool's limit of waiting tasks, unless the session waits
+        for room.
         """
+        references, resources = call.references, call.resources
         self._submitter.await_room(self._open_still if self._wait_for_room else None)
-        task_id = needs.task if needs is not None else new_task_id(priority)
         header = TaskHeader(
-            task=task_id,
+            task=references.task,
             session=self.name,
-            lane=lane,
-            bucket=self._submitter.bucket(lane, task_id),
-            name=name,
+            lane=call.lane,
+            bucket=self._submitter.bucket(call.lane, references.task),
+            name=call.name,
             user=self._user,
             host=hostname(),
             submitted=time.time(),
-            max_attempts=max_attempts or self.spool.config.max_attempts,
-            init=init,
-            needs=needs.of_header() if needs is not None else {},
+            max_attempts=resources.max_attempts or self.spool.config.max_attempts,
+            init=call.init,
+            needs=references.of_header(),
+            objects={**references.objects, **call.objects},
             spool=self.spool.config.id,
-            **asked,
+            key=call.key,
+            cache=call.cache,
+            **resources.header_fields(self.spool.server_time),
         )
         future = TaskFuture(self, header, here=True)
-        if needs is not None and needs.end(future):
+        if references.end(future):
             return future
         with self._awaited.lock:
             self._open_still()
-            self._awaited.add(future, needs)
+            self._awaited.add(future, references)
             wake = self._collector.start()
         try:
-            future.task_file = self._submitter.submit(header, envelope.pack(headers.encode(header), payload, buffers))
+            parts = envelope.pack(headers.encode(header), call.payload, call.buffers)
+            future.task_file = self._submitter.submit(header, parts)
         except BaseException:
-            self._awaited.withdraw(task_id)
+            self._awaited.withdraw(header.task)
             raise
-        # when it began: a worker may be done by now
-        self._awaited.note("submitted", future, name=name, t=header.submitted)
-        if header.needs and needs is not None:
-            needs.submitted(future)
+        # dated by the header, since a worker may have finished the task by now
+        self._awaited.note("submitted", future, name=call.name, t=header.submitted)
+        if header.needs:
+            references.submitted(future)
         if wake:
             self._collector.wake()
         return future
@@ -283,9 +273,7 @@ class Session:
         self._collector.on_outcome = call
 
     def on_result(self, call: Callable[[TaskHeader, OutcomeHeader, str, str], None]) -> None:
-        """Have this called with a result that is to be kept: see
-        :attr:`spoolpool.client.collector.Collector.on_result`.
-        """
+        """Set the callback for results to be cached; see :attr:`Collector.on_result`."""
         self._collector.on_result = call
 
     def fail(self, reason: BaseException, lane: str | None = None) -> None:

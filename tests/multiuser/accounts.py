@@ -17,11 +17,10 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.calls import pickling
-from spoolpool.client.references import CallReferences
 from spoolpool.client.session import TaskFuture
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import Lane, new_task_id
+from spoolpool.format.names import Lane
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.spool import Spool
@@ -32,7 +31,16 @@ from spoolpool.worker import loop
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.serial_group import SerialGroup
 from tests.servers.base import wait_for
-from tests.support.fake_worker import Clock, Inbox, SilentRegistration, SilentWatch, announce, dead_process, info_of
+from tests.support.fake_worker import (
+    Clock,
+    Inbox,
+    SilentRegistration,
+    SilentWatch,
+    announce,
+    dead_process,
+    info_of,
+    prepare_call,
+)
 from tests.support.processes import in_fork
 
 
@@ -186,11 +194,8 @@ class Scene:
     @staticmethod
     def put(inbox: Inbox, function: Any, *args: object, **more: Any) -> TaskFuture:
         """Submit a call, into the lane of whoever acts."""
-        task_id = new_task_id(more.pop("priority", settings.PRIORITY))
-        needs = CallReferences(inbox.spool, task_id, inbox.objects.acquire)
-        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
         lane = Lane("default", 1, 1, 0, settings.PYTHON, user=os.geteuid()).name
-        return inbox.submit(payload, buffers, lane=lane, name="tested", needs=needs, objects=needs.objects, **more)
+        return inbox.submit(prepare_call(inbox, function, *args, lane=lane, **more))
 
     def file_of(self, future: TaskFuture) -> Path:
         """Where a task waits."""

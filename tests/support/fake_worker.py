@@ -24,6 +24,7 @@ from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
 from spoolpool.client import collector, retention
 from spoolpool.client.futures import TaskFuture
+from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.session import Session
 from spoolpool.context import current_task
@@ -51,6 +52,7 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import backoff, files
 from spoolpool.system.processes import ProcessId
@@ -225,6 +227,15 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
         Worker(spool, group, info_of(ProcessId.of(os.getpid()), **info), options).run()
 
 
+def prepare_call(inbox: Session, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:
+    """Pickle a call; the options are fields of :class:`PreparedCall`, or else keys of a ``resource_dict``."""
+    fields = {name: options.pop(name) for name in PreparedCall._fields if name in options}
+    resources = Resources().updated(options)
+    references = CallReferences(inbox.spool, new_task_id(resources.priority), inbox.objects.acquire)
+    pickled = pickling.dumps((function, args, {}), references.refer)
+    return PreparedCall(function, "tested", lane, *pickled, resources, references)._replace(**fields)
+
+
 class Inbox(Session):
     """Session without a thread: it collects only in :meth:`look`."""
 
@@ -237,11 +248,7 @@ class Inbox(Session):
 
     def put(self, function: Any, *args: Any, **options: Any) -> TaskFuture:
         """Submit a call."""
-        task_id = new_task_id(options.pop("priority", settings.PRIORITY))
-        needs = CallReferences(self.spool, task_id, self.objects.acquire)
-        payload, buffers = pickling.dumps((function, args, {}), needs.refer)
-        options["objects"] = needs.objects
-        future = self.submit(payload, buffers, lane=LANE, name="tested", needs=needs, **options)
+        future = self.submit(prepare_call(self, function, *args, **options))
         self.given[future.task] = future
         return future
 

@@ -177,7 +177,7 @@ def test_not_before_is_measured_by_the_clock_of_the_filesystem(tmp_path: Path, m
     monkeypatch.setattr(delay, "time", ticking)
     server = [5000.0]
     monkeypatch.setattr(Spool, "server_time", lambda self: server[0])
-    header = stage.submit(not_before=5100.0)
+    header = stage.submit(not_before=100.0)
     releaser = DelayedTasks(stage.spool)
     assert releaser.round() == 0 and stage.places() == {header.task: [f"waiting/{header.task}.000001.01"]}
     assert releaser.due == ticking.now + 100
@@ -199,7 +199,7 @@ def test_a_task_waits_for_its_dependencies_and_its_start_time(tmp_path: Path, mo
     monkeypatch.setattr(Spool, "server_time", lambda self: server[0])
     inbox = stage.inbox()
     first = stage.submit(inbox)
-    second = stage.submit(inbox, tasks.mark, inbox.given[first.task], not_before=5100.0)
+    second = stage.submit(inbox, tasks.mark, inbox.given[first.task], not_before=100.0)
     stage.work()
     stage.collect(inbox, [first])
     assert stage.places()[second.task][0].startswith("waiting/")
@@ -227,9 +227,9 @@ def test_no_group_is_reported_missing_for_a_task_before_its_start_time(
 ) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     inbox = stage.inbox()
-    StarvationMonitor(stage.spool).check([stage.submit(inbox, not_before=time.time() + 1000)])
+    StarvationMonitor(stage.spool).check([stage.submit(inbox, not_before=1000.0)])
     assert not caplog.messages
-    StarvationMonitor(stage.spool).check([stage.submit(inbox, not_before=1.0)])
+    StarvationMonitor(stage.spool).check([stage.submit(inbox, not_before=datetime.fromtimestamp(1.0, timezone.utc))])
     assert "no worker group is alive" in caplog.text
 
 

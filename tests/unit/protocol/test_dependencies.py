@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor, Spool, as_completed, get_item_from_future, split_future, wait
-from spoolpool.calls import pickling
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotPicklable, RemoteTraceback, WorkerLost
 from spoolpool.format.names import new_task_id
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support import tasks
-from tests.support.fake_worker import LANE, Clock, Stage, announce, dead_process
+from tests.support.fake_worker import LANE, Clock, Stage, announce, dead_process, prepare_call
 from tests.support.processes import run_script
 from tests.support.waiting import wait_until
 
@@ -413,7 +412,7 @@ def test_too_many_dependencies_are_refused_and_leave_nothing(stage: Stage) -> No
     for _ in range(33_000):
         needs._held["inbox", new_task_id()] = inbox, first
     with pytest.raises(BadRequest, match="30 000 futures"):
-        inbox.submit(*pickling.dumps(1), lane=LANE, name="tested", needs=needs)
+        inbox.submit(prepare_call(inbox, pow, 2, 3, references=needs))
     assert files.list_names(stage.spool.layout.needs) == []
     assert [future.task for future in inbox.pending()] == [first.task]
 

@@ -21,8 +21,9 @@ from spoolpool import Executor, Spool, Submission
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.object_store import SessionObjects
+from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotTrusted, SpoolFull, SpoolpoolError
-from spoolpool.format.names import ObjectLease, is_object_id, new_worker_id, parse_lease, parse_task_file
+from spoolpool.format.names import ObjectLease, is_object_id, new_task_id, new_worker_id, parse_lease, parse_task_file
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
@@ -35,7 +36,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.faults.disk import CRASHED, SPACE, Disk, Fault, at, in_child
-from tests.support.fake_worker import Clock, Stage, leave_trace
+from tests.support.fake_worker import Clock, Stage, leave_trace, prepare_call
 from tests.support.processes import start_script
 from tests.support.waiting import LIMIT, wait_until
 
@@ -631,9 +632,9 @@ def test_link_or_foreign_file_in_place_of_an_object_is_refused(
 def test_call_gets_no_object_that_its_header_does_not_name(stage: Stage) -> None:
     inbox = stage.inbox()
     named, secret = inbox.put_object("named"), inbox.put_object("secret")
-    payload, buffers = pickling.dumps((leave_trace, (str(stage.effects), secret), {}))
-    lane = stage.submit(inbox).lane
-    future = inbox.submit(payload, buffers, lane=lane, name="forged", objects={named.name: ()})
+    call = prepare_call(inbox, leave_trace, str(stage.effects), secret)
+    forged = CallReferences(stage.spool, new_task_id())
+    future = inbox.submit(call._replace(references=forged, objects={named.name: ()}))
     stage.work()
     inbox.look()
     assert isinstance(future.exception(0), BadTaskFile) and "does not name" in str(future.exception(0))

@@ -1,0 +1,37 @@
+"""A pickled call on its way from ``submit`` into a pack or into the spool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from spoolpool.client.references import CallReferences
+from spoolpool.format.envelope import Buffer
+from spoolpool.resources import Resources
+
+
+class PreparedCall(NamedTuple):
+    """A pickled call and all that its task file says about it."""
+
+    function: Callable[..., Any]
+    """The function, which names the statistics for packing."""
+    name: str
+    """Text for people."""
+    lane: str
+    """Name of the lane."""
+    payload: Buffer
+    """Pickle of function and arguments."""
+    buffers: list[Buffer]
+    """Out-of-band buffers of the pickle, without those in objects."""
+    resources: Resources
+    """Requested resources."""
+    references: CallReferences
+    """Task id, and the futures and objects among the arguments."""
+    objects: Mapping[str, tuple[int, ...]] = {}
+    """Objects that replace buffers, by the names of their files, with the positions of the buffers."""
+    init: str = ""
+    """Object id of the ``init_function``."""
+    key: str = ""
+    """Fingerprint by which a resumed session finds the task; empty without one."""
+    cache: str = ""
+    """Key under which the result is cached; empty if it is not."""
