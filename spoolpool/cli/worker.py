@@ -10,7 +10,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, say
 from spoolpool.cli.worker_options import WorkerCommandOptions, weights_of
-from spoolpool.cli.worker_rank import on_signals, open_spool, ranks_started, work
+from spoolpool.cli.worker_rank import ranks_started, run_rank
 from spoolpool.format.names import check_tags
 from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.resources import read_memory
@@ -133,7 +133,7 @@ def main(**options: Any) -> None:
     if wishes.group_of is None and (wishes.launcher or wishes.groups or wishes.given_shapes or in_batch_script()):
         supervise(wishes)
     else:
-        sys.exit(work(wishes))
+        sys.exit(run_rank(wishes))
 
 
 def in_batch_script() -> bool:
@@ -147,11 +147,12 @@ def supervise(wishes: WorkerCommandOptions) -> None:
     """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
     from spoolpool.launch.selection import select_launcher
     from spoolpool.pool.supervisor import Supervisor
-    from spoolpool.system.stop_request import StopRequest
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.system.stop_request import StopRequest, stop_on_signals
 
     launcher = select_launcher(wishes.launcher or "auto")
     supervisor = Supervisor(
-        open_spool(wishes.directory),
+        Spool(wishes.directory),
         launcher,
         wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
         wishes.launch,
@@ -162,7 +163,7 @@ def supervise(wishes: WorkerCommandOptions) -> None:
         echo=say,
     )
     stopping, hurry = StopRequest(), StopRequest()
-    on_signals(stopping.set, hurry.set)
+    stop_on_signals(stopping.set, hurry.set)
     supervisor.run(stopping, hurry)
 
 

@@ -1,8 +1,10 @@
-"""Request to stop, made by a signal handler while the main thread waits for it."""
+"""Requests to stop, made by signal handlers while the main thread runs or waits."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 
@@ -33,3 +35,20 @@ class StopRequest:
             with contextlib.suppress(Empty):
                 self._queue.get(timeout=seconds)
         return self._is_set
+
+
+def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
+    """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: die)."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def again(_number: int, _frame: object) -> None:
+        if hurry is not None:
+            hurry()
+
+    def first(_number: int, _frame: object) -> None:
+        for name in names:
+            signal.signal(name, again if hurry is not None else signal.SIG_DFL)
+        stop()
+
+    for name in names:
+        signal.signal(name, first)

@@ -54,7 +54,7 @@ def on_this_host(comm: Comm) -> Comm:
 
 
 class CommunicatorCleaner:
-    """Knows what functions leave behind in a communicator, and takes out what can be taken out.
+    """Detects and removes the messages that functions leave behind in a communicator.
 
     ``comm`` is the communicator to give to functions; it has the name ``MPI.COMM_WORLD`` too.
     """
@@ -62,43 +62,54 @@ class CommunicatorCleaner:
     comm: Any
 
     def __init__(self, comm: Comm) -> None:
-        self.use(comm)
+        self._use(comm)
+        self.renewals = 0
+        """Number of communicators that replaced the first one."""
+        self.clean = True
+        """Whether the last :meth:`sweep` has removed all messages."""
 
-    def use(self, comm: Comm) -> None:
-        """Have functions find this communicator, also under the name that all of them know."""
+    def _use(self, comm: Comm) -> None:
+        """Let functions find this communicator, also under the name that all of them know."""
         from mpi4py import MPI
 
         self.comm = _watched(comm)
         self._sent: list[Request] = []
         MPI.COMM_WORLD = self.comm  # type: ignore[misc]
 
+    def renew(self, comm: Comm) -> None:
+        """Replace the communicator by a new one."""
+        self._use(comm)
+        self.renewals += 1
+        self.clean = True
+
     def begin(self) -> None:
-        """A function begins; every rank is done with the one before."""
+        """Prepare for a function; each rank is done with the one before."""
         all_done(self._sent)
         self.comm.called = 0
 
     def end(self, serial: int) -> None:
-        """The function has ended on all ranks (else one could still receive this): send each a last message."""
+        """Send each rank a last message, after the function has ended on all ranks: before, it could receive this."""
         last, _ = Head(0, serial).message()
         self._sent = [self.comm.Isend(last, rank, _TAG) for rank in range(self.comm.Get_size())]
 
     @property
     def collectives(self) -> int:
-        """The same number on all ranks that have called the same one-sided collectives since :meth:`begin`."""
+        """Number that is the same on all ranks that have called the same one-sided collectives since :meth:`begin`."""
         called: int = self.comm.called
         return called
 
-    def sweep(self, serial: int, seconds: float) -> bool:
-        """Take out the messages for this rank, up to each rank's last, which all send by :meth:`end`.
+    def sweep(self, serial: int, seconds: float) -> None:
+        """Remove the messages to this rank, up to the last message of each rank, which all send by :meth:`end`.
 
-        MPI keeps the order of messages between two ranks, and shows what has come only bit by bit: without a
-        last message nobody can know that there is no other. False if one has not come after ``seconds``: a
-        receive that a function left open has taken it.
+        MPI keeps the order of messages between two ranks, and shows arrived messages only little by little: without a
+        last message nothing proves that there is no further one. If one has not come after ``seconds``, a receive that
+        the function left open has taken it; then the communicator is not :attr:`clean`.
         """
         from mpi4py import MPI
 
         last, _ = Head(0, serial).message()
         status, backoff, end = MPI.Status(), Backoff(*_SWEEPING), time.monotonic() + seconds
+        self.clean = False
         for rank in range(self.comm.Get_size()):
             text = bytearray()
             while text != last:
@@ -106,7 +117,7 @@ class CommunicatorCleaner:
                 if found is None:
                     if time.monotonic() > end:
                         log.warning("A task left a receive open: its communicator is replaced.")
-                        return False
+                        return
                     backoff.sleep()
                     continue
                 text = bytearray(min(status.Get_count(MPI.BYTE), FIRST + 1))
@@ -114,7 +125,7 @@ class CommunicatorCleaner:
                     found.Recv([text, MPI.BYTE])
                 if text != last:
                     log.warning("A task left a message from rank %d with tag %d behind.", rank, status.tag)
-        return True
+        self.clean = True
 
 
 def _watched(comm: MPI.Comm) -> Any:

@@ -28,6 +28,7 @@ from spoolpool.security.permissions import Mode
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
 from spoolpool.worker import loop
+from spoolpool.worker.group import RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.serial_group import SerialGroup
 from tests.servers.base import wait_for
@@ -225,7 +226,7 @@ class Scene:
                 trust_groups=trust.groups,
                 trust_all=trust.everybody,
             )
-            group = SerialGroup(objects=ObjectCache(Spool(self.path), trust))
+            group = SerialGroup(RankEnvironment(objects=ObjectCache(Spool(self.path), trust)))
             Worker(
                 Spool(self.path), group, info, WorkerOptions(trust=trust, idle_timeout=seconds, max_tasks=tasks)
             ).run()

@@ -56,7 +56,8 @@ from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import backoff, files
 from spoolpool.system.processes import ProcessId
-from spoolpool.worker import loop, publish
+from spoolpool.worker import execution, housekeeping, idle_wait, loop, publish
+from spoolpool.worker.group import RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.publish import outcome_parts
 from spoolpool.worker.serial_group import SerialGroup
@@ -85,7 +86,8 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """Install a clock for all that waits in this process, or for the ``observers`` of heartbeats only."""
         clock = cls()
-        others = () if observers else (backoff, claimer, dependencies, listing, publish, retention, loop)
+        worker = publish, loop, execution, housekeeping, idle_wait
+        others = () if observers else (backoff, claimer, dependencies, listing, retention, *worker)
         for module in (recovery, heartbeat, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
@@ -222,7 +224,9 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Registration", SilentRegistration)
         patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(clock, 100))
-        group = SerialGroup(objects=ObjectCache(spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0))
+        group = SerialGroup(
+            RankEnvironment(objects=ObjectCache(spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0))
+        )
         options = WorkerOptions(max_tasks=tasks, idle_timeout=0.3)
         Worker(spool, group, info_of(ProcessId.of(os.getpid()), **info), options).run()
 

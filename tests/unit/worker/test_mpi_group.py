@@ -26,7 +26,7 @@ from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
-from spoolpool.worker.loop import _LOOK_EVERY
+from spoolpool.worker.housekeeping import CHECK_INTERVAL
 from tests.conftest import Workers
 from tests.support import mpi_tasks, tasks
 from tests.support.processes import processes_of
@@ -362,7 +362,7 @@ def test_sigterm_lets_the_running_task_end_and_leaves_the_waiting_ones(start, sp
     process.terminate()
     wait_until(lambda: asked_to_stop(spool, process), "the group was told")
     told = time.monotonic()
-    wait_until(lambda: time.monotonic() > told + 2 * _LOOK_EVERY, "a look for the stop file is due")
+    wait_until(lambda: time.monotonic() > told + 2 * CHECK_INTERVAL, "the check for the stop file is due")
     gate.touch()
     assert running.result(LIMIT) == ["done", "done"]
     assert process.wait(LIMIT) == 0
@@ -441,6 +441,7 @@ from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
 from spoolpool.worker import mpi, mpi_group, mpi_messages
+from spoolpool.worker.group import TaskCall
 from tests.support import mpi_tasks
 
 world = MPI.COMM_WORLD
@@ -450,7 +451,7 @@ mine = mpi_group.MPIGroup(world, lambda *_: True, supervised={supervised}, grace
 def ask(function, *arguments):
     task_file = TaskFile(new_task_id(0), 1, 1).claimed_by(new_worker_id())
     header = TaskHeader(task=task_file.task, session="s", lane="l", bucket="b")
-    report, ranks = mine.run(task_file, header, pickling.dumps((function, arguments, {{}})), None)
+    report, ranks = mine.run(TaskCall(task_file, header, pickling.dumps((function, arguments, {{}}))))
     outcome = OutcomeHeader(task=task_file.task, kind="error" if report.failure else "result", worker="w", ranks=ranks,
                             failure=report.failure)
     return value_of(outcome, Envelope(b"", report.payload, report.buffers))

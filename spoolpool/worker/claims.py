@@ -1,0 +1,80 @@
+"""Claims of one worker: the active ones, and the sources of new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+from spoolpool.errors import SpoolpoolError
+from spoolpool.format.names import Lane
+from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.security.trust import Trust
+from spoolpool.system import fork
+
+log = logging.getLogger(__name__)
+
+
+class Claims:
+    """Claims of one worker. The first active claim is the one of the loop, each further one is of a subtask.
+
+    A *subtask* is a task that the running task has submitted and waits for.
+    """
+
+    def __init__(self, spool: Spool, info: WorkerInfo, trust: Trust, serves: Callable[[Lane], bool]) -> None:
+        self._new_claimer = functools.partial(Claimer, spool, info.worker, serves, trust)
+        self.claimer = self._new_claimer(info.weights)
+        """Source of the tasks for the loop."""
+        self._subtask_claimers: dict[str, Claimer] = {}
+        self._active: list[Claim] = []
+        self.uncertain = False
+        """Whether an error may have hidden a claim that was made in this worker's name."""
+        fork.call_in_child(self, Claims.close_locks)
+
+    def close_locks(self) -> None:
+        """Close the locks in a forked child, where they would testify that a dead worker lives."""
+        for claim in self._active:
+            claim.close()
+
+    def next_subtask(self, submitter: str) -> Claim | None:
+        """Claim the next task of one submitter."""
+        if submitter not in self._subtask_claimers:
+            self._subtask_claimers[submitter] = self._new_claimer(submitter=submitter)
+        return self._subtask_claimers[submitter].next()
+
+    def next_forgotten(self) -> Claim | None:
+        """Return a claim in this worker's name that is not active."""
+        claim = self.claimer.forgotten([claim.task_file for claim in self._active])
+        self.uncertain = claim is not None  # there may be more
+        return claim
+
+    @contextlib.contextmanager
+    def active(self, claim: Claim) -> Iterator[None]:
+        """Count a claim among the active ones, and close its lock at the end."""
+        self._active.append(claim)
+        try:
+            yield
+        finally:
+            claim.close()
+            self._active.remove(claim)
+            if not self._active:
+                self._subtask_claimers.clear()
+
+    def release(self) -> bool:
+        """Release the tasks of all active claims, from any thread; return whether there were any.
+
+        The main thread may be about to commit one of them: one of the two renames succeeds.
+        """
+        claims = list(self._active)
+        for claim in claims:
+            task = claim.task_file.task
+            try:
+                claim.release()
+                log.warning("Task %s was released: it did not end in time.", task)
+            except (OSError, SpoolpoolError) as error:  # recovery requeues it after the death of this worker
+                log.warning("Cannot release task %s: %s", task, error)
+        return bool(claims)

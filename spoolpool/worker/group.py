@@ -1,0 +1,111 @@
+"""Base of worker groups: the call of a task, and its execution on one rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spoolpool.calls.interruption import Interrupter
+from spoolpool.calls.results import DependencyValue
+from spoolpool.calls.run import InitializerCache, RankResult, run_call
+from spoolpool.context import CurrentTask
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import TaskFile
+from spoolpool.worker.capture import Capture
+from spoolpool.worker.mpi_messages import Content
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.progress import Progress
+
+
+class TaskCall(NamedTuple):
+    """Call of a claimed task, with everything that the ranks need to run it."""
+
+    task_file: TaskFile
+    header: TaskHeader
+    content: Content
+    """Pickled function and arguments."""
+    init: Content | None = None
+    """Pickled ``init_function`` of the session; None if there is none, or if the group has called it already."""
+    dependencies: Sequence[DependencyValue] = ()
+    """Results to which the arguments refer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnvironment:
+    """Surroundings of the calls on one rank."""
+
+    spool: str = ""
+    """Directory of the spool."""
+    ends: float | None = None
+    """End of the worker in seconds since the epoch, by this host's clock; for functions that ask."""
+    interrupter: Interrupter = field(default_factory=lambda: Interrupter(None, None, 0.0))
+    capture: Capture = field(default_factory=lambda: Capture(None))
+    progress: Progress | None = None
+    """Progress of the tasks, reported by rank 0."""
+    objects: ObjectCache | None = None
+
+
+class Group(ABC):
+    """Ranks that run one call at a time together, as seen from one of them."""
+
+    size = 1
+    rank = 0
+
+    def __init__(self, environment: RankEnvironment | None = None, *, supervised: bool = False) -> None:
+        self._environment = environment or RankEnvironment()
+        self._supervised = supervised
+        self._initializers = InitializerCache()
+
+    @property
+    def tainted(self) -> bool:
+        """Whether an interrupted call may have left something behind; then a supervisor replaces the group."""
+        return self._supervised and self._environment.interrupter.interrupted
+
+    def is_initialized(self, init: str) -> bool:
+        """Return whether this ``init_function`` was called in the group."""
+        return self._initializers.knows(init)
+
+    @abstractmethod
+    def run(self, call: TaskCall) -> tuple[RankResult, int]:
+        """Run a call on all ranks; return the result and the number of ranks that ran it."""
+
+    @abstractmethod
+    def settle(self, *, idle: bool) -> None:
+        """Prepare for the next task, after the outcome was published, which need not wait for this.
+
+        Unless ``idle``, only let the other ranks prepare meanwhile: the next task may be there already.
+        """
+
+    def stop(self) -> None:
+        """End the group after its last task."""
+        self._environment.capture.close()
+
+    def _run_here(self, call: TaskCall, comm: Any = None) -> RankResult:
+        """Run a call on this rank. It may be called again inside a call that waits for subtasks."""
+        task_file, environment = call.task_file, self._environment
+        task = CurrentTask(
+            id=task_file.task,
+            attempt=task_file.attempt,
+            worker=task_file.worker,
+            rank=self.rank,
+            size=self.size,
+            comm=comm,
+            spool=environment.spool,
+            ends=environment.ends,
+            _progress=None if self.rank else environment.progress,
+        )
+        with environment.capture.of(task_file):
+            return run_call(
+                task,
+                *call.content,
+                header=call.header,
+                init_content=call.init,
+                presets=self._initializers,
+                needed=call.dependencies,
+                objects=environment.objects,
+                guard=environment.interrupter.watch(task_file, call.header),
+            )

@@ -1,0 +1,166 @@
+"""Composition of a worker: builds one rank of a group, and the loop on rank 0."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from spoolpool import settings
+from spoolpool.calls.interruption import Interrupter, Publish
+from spoolpool.errors import LauncherError, SpoolpoolError
+from spoolpool.format.names import is_worker_id, new_worker_id
+from spoolpool.protocol.cancel import is_requested
+from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.progress import Progress
+from spoolpool.protocol.registration import report_start_error
+from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.security.trust import Trust
+from spoolpool.system.accounts import account_name
+from spoolpool.system.processes import ProcessId, hostname
+from spoolpool.system.stop_request import StopRequest, stop_on_signals
+from spoolpool.worker.capture import Capture
+from spoolpool.worker.group import Group, RankEnvironment
+from spoolpool.worker.loop import Worker, WorkerOptions
+from spoolpool.worker.mpi import World
+from spoolpool.worker.mpi_group import MPIGroup
+from spoolpool.worker.publish import publish_for_group
+from spoolpool.worker.serial_group import SerialGroup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Configuration of a worker, the same on each rank."""
+
+    directory: str
+    """Directory of the spool."""
+    worker: str = ""
+    """Id that the supervisor has chosen for the worker; empty without a supervisor."""
+    world_size: int
+    """Number of ranks that the launcher has started."""
+    ranks: int | None = None
+    """Ranks of each group; None for all that were started."""
+    threads: int = 1
+    """Threads of each rank."""
+    gpus: int = 0
+    """GPUs of each rank."""
+    queues: Mapping[str, int]
+    """Weights of the queues by their names."""
+    tags: tuple[str, ...] = ()
+    """Further properties that tasks may ask for."""
+    grace: float
+    """Seconds for the other ranks to report after one has failed."""
+    drain: float | None
+    """Seconds for the running task after a request to stop; None if it may take as long as it needs."""
+    options: WorkerOptions
+
+
+def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
+    """Run one rank of a worker until its end; return the exit code. ``echo_stderr`` prints a message to a person."""
+    if config.world_size > 1:
+        return _run_mpi_rank(config, echo_stderr)
+    spool = Spool(config.directory)
+    environment = _environment(config, spool, 0, publish_for_group(spool))
+    group = SerialGroup(environment, supervised=config.options.supervised)
+    code = _run_leader(spool, group, config, echo_stderr)
+    group.stop()
+    return code
+
+
+def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
+    world: World | None = None
+    try:
+        world = World(config.ranks, config.world_size)
+        rank = world.comm.Get_rank()
+        keys = world.share(Spool(config.directory).secrets() if rank == 0 else b"")
+        spool = Spool(config.directory, keys=keys)
+        publish = publish_for_group(spool)
+        group = MPIGroup(
+            world.comm,
+            publish,
+            _environment(config, spool, rank, None if rank else publish),
+            supervised=config.options.supervised and not world.split,
+            grace=config.grace,
+        )
+        code = 0
+        if rank == 0:
+            named = replace(config, worker="") if world.split else config
+            code = _run_leader(Spool(config.directory), group, named, echo_stderr)
+            group.stop()
+        else:
+            _serve(group)
+        world.leave(code)
+    except BaseException as error:
+        if isinstance(error, SpoolpoolError):
+            echo_stderr(f"spool-worker: {error}")
+        else:
+            log.exception("A rank of the group failed")
+        if world is not None:  # otherwise the other ranks would wait for this one for ever
+            world.abort(getattr(error, "exit_code", 1))
+        elif config.worker and isinstance(error, LauncherError):
+            report_start_error(Spool(config.directory), config.worker, str(error))
+            return settings.EXIT_START
+        return getattr(error, "exit_code", 1)
+    return code
+
+
+def _environment(config: RankConfig, spool: Spool, rank: int, publish: Publish | None) -> RankEnvironment:
+    return RankEnvironment(
+        spool=spool.path,
+        ends=config.options.ends,
+        interrupter=Interrupter(functools.partial(is_requested, spool), publish, config.grace),
+        capture=Capture(spool.path, rank),
+        progress=Progress(spool.path),
+        objects=ObjectCache(spool, _trust(spool, config)),
+    )
+
+
+def _trust(spool: Spool, config: RankConfig) -> Trust:
+    """Return the accounts whose tasks and objects are read: in a dropbox all."""
+    return Trust(everybody=True) if spool.config.mode == "dropbox" else config.options.trust
+
+
+def _serve(group: MPIGroup) -> None:
+    """Run a rank other than 0. It leaves the end of the group to rank 0, which gets the signal as well."""
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    group.serve()
+
+
+def _run_leader(spool: Spool, group: Group, config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
+    """Run the loop of rank 0."""
+    trust = _trust(spool, config)
+    info = WorkerInfo(
+        worker=config.worker if is_worker_id(config.worker) else new_worker_id(),
+        process=ProcessId.of(os.getpid()),
+        user=account_name(os.geteuid()),
+        ranks=group.size,
+        threads=config.threads,
+        gpus=config.gpus,
+        queues=tuple(config.queues),
+        weights={queue: weight for queue, weight in config.queues.items() if weight != 1},
+        tags=config.tags,
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        batch=os.environ.get(settings.ENV_JOB, ""),
+        started=time.time(),
+        trust_users=tuple(sorted(trust.uids)),
+        trust_groups=trust.groups,
+        trust_all=trust.everybody,
+    )
+    requested = StopRequest()
+    stop_on_signals(requested.set)  # a signal during the registration must not leave the worker's entry behind
+    worker = Worker(spool, group, info, replace(config.options, trust=trust))
+    stop = functools.partial(worker.stop, config.drain)
+    stop_on_signals(stop)
+    if requested.is_set():
+        stop()
+    if not config.options.supervised:
+        echo_stderr(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
+    return worker.run()
