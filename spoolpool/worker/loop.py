@@ -134,7 +134,8 @@ class Worker:
                     return settings.EXIT_RENEW
                 if self._options.max_tasks is not None and done >= self._options.max_tasks:
                     return 0
-                self._stopping |= not self._housekeeping.after_task(begun)
+                if not self._housekeeping.after_task(begun):
+                    self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
             elif not self._wait(directories | {self._registration.directory, self._spool.layout.waiting}):
                 break
         return 0
@@ -178,6 +179,7 @@ class Worker:
         idle.event_pending = False
         if self._options.idle_timeout is not None and idle.seconds > self._options.idle_timeout:
             return False
-        self._stopping |= not housekeeping.run_due(self._execution.resume_forgotten)
+        if not housekeeping.run_due(self._execution.resume_forgotten):
+            self._stopping = True
         idle.wait(housekeeping.delayed.due, housekeeping.worker_count)
         return True
