@@ -1,7 +1,7 @@
-"""What one rank's tasks print, they and their child processes, goes to a file: the rank's log.
+"""Capture of the output of tasks and of their child processes in the output log of the rank.
 
-While a task runs, descriptors 1 and 2 are the log. So nothing has to be pumped, children inherit them, and what was
-printed before a rank was killed is there. One file serves all tasks of a rank, one after the other
+While a task runs, descriptors 1 and 2 are the log. So no process copies the output, child processes inherit the
+descriptors, and the output before a rank was killed is kept. One file serves all tasks of a rank, one after the other
 (:mod:`spoolpool.format.output`): a task that prints nothing costs no operation on metadata and leaves no trace.
 """
 
@@ -26,242 +26,308 @@ from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY = 1.0  # seconds between looks at how much a task has printed
-_SHARES = 4  # of tasks, in a file; then another one is begun
-_PARTS = 2  # files that are kept of a rank
+_CHECK_INTERVAL = 1.0  # seconds between checks of the length of an output
+_OUTPUTS_PER_FILE = 4  # outputs of full length in a file, before the next file is begun
+_FILES = 2  # files that are kept of a rank
 _RETRY_SECONDS = 60.0
-_HIGH = 200  # the lowest number of a descriptor of ours
+_HIGH = 200  # lowest number of a descriptor of this module
 _IOLBF = 1  # of stdio.h
 
 
 class Capture:
-    """The output of one rank, whose tasks come one after the other. Nothing of it ever fails.
+    """Output of the tasks of one rank, which run one after the other. It never fails.
 
-    ``directory`` is the spool's; None captures nothing. It is not looked at before the first task. Its ``spool.json``
-    says how much is kept: of each task its first and its last part, of each rank its last files.
+    ``directory`` is the spool, which is not read before the first task; None captures nothing. Its ``spool.json`` says
+    how much is kept: the first and the last part of each task's output, and the last files of each rank.
     """
 
     def __init__(self, directory: str | None, rank: int = 0) -> None:
-        self._directory = os.path.abspath(directory or "")
+        self._directory = directory and os.path.abspath(directory)
         self._rank = rank
-        self._limit = None if directory else 0  # bytes per task; None: not known yet; 0: nothing is captured
-        self._tokens: list[TaskFile] = []  # the task that runs is the last; those before it wait for it
-        self._log = OutputFile("", rank)
-        self._remote = False
-        self._append, self._file = (
-            -1,
-            LogFile(-1),
-        )  # two descriptors of the log; what tasks print comes through the first
-        self._identity = (0, 0)
-        self._saved = (-1, -1)  # descriptors 1 and 2 as they were
-        self._running = False
-        self._next = self._end = 0  # where the next mark goes, if the log still ends there
+        self._task_files: list[TaskFile] = []  # the last one runs, the others wait for subtasks
+        self._log: _RankLog | None = None
+        self._streams = _Streams()
         self._retry_due = 0.0
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._dormant = True
-        self._closed = False
-        self._awake = threading.Event()
-        self._synced = 0
-        self._flush_stdio: Callable[[None], object] = lambda _: None
+        self._watcher = _LengthWatcher(self._check)
 
     def of(self, task_file: TaskFile) -> Capture:
-        """``with capture.of(token)``: what is printed is this task's, also where another one waits for it meanwhile."""
-        self._tokens.append(task_file)
+        """Return the context manager that captures the output of a task, also inside that of a waiting task."""
+        self._task_files.append(task_file)
         return self
 
     def __enter__(self) -> None:
-        if self._running:
+        if len(self._task_files) > 1:
             self._end_output()
         self._begin_output()
 
     def __exit__(self, *_: object) -> None:
-        if self._running:
-            self._end_output()
-        self._tokens.pop()
-        if self._tokens:
+        self._end_output()
+        self._task_files.pop()
+        if self._task_files:
             self._begin_output()
 
     def _begin_output(self) -> None:
-        if self._limit == 0:
+        if self._directory is None:
             return
-        task_file = self._tokens[-1]
+        task_file = self._task_files[-1]
         try:
-            if self._append < 0:
-                if time.monotonic() < self._retry_due or not self._start(task_file.worker):
+            if self._log is None:
+                if time.monotonic() < self._retry_due:
                     return
-            elif self._next > _SHARES * (self._limit or 0):
-                self._begin_part(self._log.part + 1)
-            end = self._file.end()
-            # else the task before was silent, and so were the processes that it left behind: over its mark
-            self._file.begin_output(end if end != self._end else self._next, task_file, time.time())
-            self._running = True
-            os.dup2(self._append, 1)
-            os.dup2(self._append, 2)
+                spool = Spool(self._directory)
+                if not spool.config.output:
+                    self._directory = None
+                    return
+                self._streams.open()
+                self._log = _RankLog(spool, OutputFile(task_file.worker, self._rank))
+            self._streams.redirect(self._log.begin_output(task_file))
         except (OSError, SpoolpoolError) as error:
             self._give_up(error)
             return
-        if self._dormant:
-            self._wake()
+        self._watcher.begin()
 
     def _end_output(self) -> None:
-        self._flush()
+        if self._log is None:
+            return
+        self._streams.flush()
         try:
-            with self._lock:
-                self._running = False
-                os.dup2(self._saved[0], 1)
-                os.dup2(self._saved[1], 2)
-                self._end = self._bounded(self._file.end())
-                length = self._end - self._file.offset - HEADER_SIZE
-                if length or self._remote:  # nobody here takes an empty output for one of which something is to come
-                    self._file.end_output(length)
-                self._next = self._end if length else self._file.offset
+            self._streams.restore()
+            self._log.end_output()
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """No more tasks come. A log in which nothing stands is taken away."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._append >= 0 and not self._next and self._file.end() == self._end:
-                files.remove(self._path)
+        """End the capture after the last task; remove a log that has no output."""
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                self._log.remove_if_empty()
         self._give_up(None)
-        self._closed = True
-        self._awake.set()
+        self._watcher.close()
 
-    # -- files and descriptors
+    def _give_up(self, error: Exception | None) -> None:
+        """Return to the state before the first task; after an error, for a while."""
+        self._streams.close()
+        rank_log, self._log = self._log, None
+        if rank_log is not None:
+            rank_log.close()
+        if error is not None:
+            self._retry_due = time.monotonic() + _RETRY_SECONDS
+            log.warning("The output of tasks is not captured for %g s: %s", _RETRY_SECONDS, error)
+
+    def _check(self) -> bool:
+        """Cut the output of the running task if it is too long; return False if none is captured."""
+        rank_log = self._log
+        return rank_log is not None and rank_log.check()
+
+
+class _RankLog:
+    """Output log of a rank, opened twice: tasks print through a descriptor in append mode, headers go by offset.
+
+    The lock keeps the thread that cuts a long output from a file that the end of the task changes or closes.
+    """
+
+    def __init__(self, spool: Spool, name: OutputFile) -> None:
+        self._spool = spool
+        self._remote = not mounts.is_local(spool.path)
+        self._name = name
+        self._append, self._file = -1, LogFile(-1)
+        self._identity = (0, 0)
+        self._next = self._end = self._synced = 0  # offset of the next header, if the log still ends there
+        self._running = False
+        self._lock = threading.Lock()
+        self._open(name)
 
     @property
     def _path(self) -> str:
-        return f"{self._directory}/logs/{self._log.name}"
+        return self._spool.layout.log(self._name)
 
-    def _start(self, worker: str) -> bool:
-        """Open the log of a worker, at its first task; False if nothing is to be captured."""
-        spool = Spool(self._directory)
-        self._limit = spool.config.output
-        self._mode = spool.rights.file
-        if not self._limit:
-            return False
-        self._remote = not mounts.is_local(self._directory)
-        self._saved = (_high(1), _high(2))
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # somebody put another kind in its place
-                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        self._flush_stdio = _line_buffered_stdio()
-        self._log = OutputFile(worker, self._rank)
-        self._begin_part(0)
-        return True
-
-    def _begin_part(self, part: int) -> None:
-        """Go on in a new file, and remove the one before the last."""
-        if part >= _PARTS:
-            files.remove(f"{self._directory}/logs/{self._log._replace(part=part - _PARTS).name}")
-        self._log = self._log._replace(part=part)
-        append = files.open_append(self._path, self._mode, exact=self._mode != 0o600)
-        edit = files.open_file(self._path, write=True)
-        first, second = os.fstat(append), os.fstat(edit)
-        if not os.path.samestat(first, second):
-            raise OSError(f"{self._path} was exchanged for another file")
+    def _open(self, name: OutputFile) -> None:
+        """Continue in this file, and remove the one before the last."""
+        if name.part >= _FILES:
+            files.remove(self._spool.layout.log(name._replace(part=name.part - _FILES)))
+        self._name = name
+        mode = self._spool.rights.file
+        append = _move_high(files.open_append(self._path, mode, exact=mode != 0o600))
+        edit = _move_high(files.open_file(self._path, write=True))
+        status = os.fstat(append)
+        if not os.path.samestat(status, os.fstat(edit)):
+            raise OSError(f"{self._path} was replaced by another file")
+        self.close()
         with self._lock:
-            for fd in (self._append, self._file.fd):
-                if fd >= 0:
-                    files.close(fd)
-            self._append, self._file = _moved(append), LogFile(_moved(edit))
-            self._identity = (first.st_dev, first.st_ino)
-            self._next = self._end = self._synced = first.st_size
+            self._append, self._file = append, LogFile(edit)
+            self._identity = (status.st_dev, status.st_ino)
+            self._next = self._end = self._synced = status.st_size
 
-    def _give_up(self, error: Exception | None) -> None:
-        """Be as before the first task; with an error, for a while."""
-        with self._lock:
-            self._running = False
-            for fd, saved in zip((1, 2), self._saved, strict=True):
-                if saved >= 0:
-                    with contextlib.suppress(OSError):  # a task closed whatever it found
-                        os.dup2(saved, fd)
-            for fd in (*self._saved, self._append, self._file.fd):
-                if fd >= 0:
-                    files.close(fd)
-            self._saved, self._append, self._file = (-1, -1), -1, LogFile(-1)
-        if error is not None:
-            self._retry_due = time.monotonic() + _RETRY_SECONDS
-            log.warning("What tasks print is not captured for %g s: %s", _RETRY_SECONDS, error)
+    def begin_output(self, task_file: TaskFile) -> int:
+        """Write the header of a task; return the descriptor for its output."""
+        if self._next > _OUTPUTS_PER_FILE * self._spool.config.output:
+            self._open(self._name._replace(part=self._name.part + 1))
+        end = self._file.end()
+        # unless a process that an earlier task left behind has printed, the header of a silent task is overwritten
+        self._file.begin_output(end if end != self._end else self._next, task_file, time.time())
+        self._running = True
+        return self._append
 
-    def _flush(self) -> None:
-        """Have everything go out that this process has printed and kept in a buffer."""
-        for stream in (sys.stdout, sys.stderr):
-            try:  # noqa: SIM105  contextlib.suppress would take longer than all the rest here
-                stream.flush()
-            except Exception:  # noqa: BLE001, S110  a task put something of its own there; or the disk is full
-                pass
-        self._flush_stdio(None)
-
-    # -- bounds
-
-    def _wake(self) -> None:
-        self._dormant = False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._look_after, name="spoolpool-output", daemon=True)
-            self._thread.start()
-        self._awake.set()
-
-    def _look_after(self) -> None:
-        """While a task runs, look once a second how much it has printed."""
-        backoff = Backoff(_LOOK_EVERY, _LOOK_EVERY)
-        while not self._closed:
-            if not self._running:
-                self._awake.clear()
-                self._dormant = True
-                if not self._running:  # else one began before it could see that it must wake this thread
-                    self._awake.wait()
-                self._dormant = False
-            backoff.sleep()
-            try:
-                self._look()
-            except OSError as error:
-                log.info("What the task prints cannot be bounded: %s", error)
-
-    def _look(self) -> None:
+    def end_output(self) -> None:
+        """Complete the header of the task, after the descriptors were restored."""
         with self._lock:
             if not self._running:
                 return
-            end = self._bounded(self._file.end())
+            self._running = False
+            self._end = self._cut(self._file.end())
+            length = self._end - self._file.offset - HEADER_SIZE
+            if length or self._remote:  # readers on this host do not take an empty output for an incomplete one
+                self._file.end_output(length)
+            self._next = self._end if length else self._file.offset
+
+    def check(self) -> bool:
+        """Cut the output of the running task if it is too long; return False if no task runs."""
+        with self._lock:
+            if not self._running:
+                return False
+            end = self._cut(self._file.end())
             edit, grown = self._file.fd, end != self._synced
             self._synced = end
-        if grown and self._remote:  # else other hosts would see it when the kernel likes
+        if grown and self._remote:  # otherwise the kernel decides when other hosts see the output
             files.sync(edit)
+        return True
 
-    def _bounded(self, end: int) -> int:
-        """Keep the first and the last part of an output that is too long; returns where the log ends now."""
-        limit = self._limit or 0
+    def _cut(self, end: int) -> int:
+        """Reduce an output that is too long to its first and its last part; return the end of the log."""
+        limit = self._spool.config.output
         if end - self._file.offset - HEADER_SIZE <= limit:
             return end
         status = os.fstat(self._file.fd)
         if (status.st_dev, status.st_ino) != self._identity:
-            raise OSError(f"the descriptor of {self._path} is another file's: the task closed it")
+            raise OSError(f"the descriptor of {self._path} is another file now: the task closed it")
         return self._file.cut_output(end, limit)
 
+    def remove_if_empty(self) -> None:
+        """Remove the log if it has no output."""
+        with self._lock:
+            if not self._next and self._file.end() == self._end:
+                files.remove(self._path)
 
-def _high(fd: int) -> int:
-    """A copy of a descriptor, with a number that a task does not get again that closes all it finds."""
+    def close(self) -> None:
+        """Close the descriptors."""
+        with self._lock:
+            self._running = False
+            for fd in (self._append, self._file.fd):
+                if fd >= 0:
+                    files.close(fd)
+            self._append, self._file = -1, LogFile(-1)
+
+
+class _Streams:
+    """Standard output and standard error of this process, which can be redirected."""
+
+    def __init__(self) -> None:
+        self._saved = (-1, -1)
+        self._flush_stdio: Callable[[None], object] = lambda _: None
+
+    def open(self) -> None:
+        """Save the descriptors, and let Python and compiled code print line by line."""
+        self._saved = (_copy_high(1), _copy_high(2))
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # another kind of stream was assigned
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        self._flush_stdio = _line_buffered_stdio()
+
+    def redirect(self, target: int) -> None:
+        """Let both be the file of a descriptor."""
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+
+    def restore(self) -> None:
+        """Let both be what they were."""
+        os.dup2(self._saved[0], 1)
+        os.dup2(self._saved[1], 2)
+
+    def flush(self) -> None:
+        """Write out what this process has printed into buffers."""
+        for stream in (sys.stdout, sys.stderr):
+            try:  # noqa: SIM105  contextlib.suppress would take longer than the rest of this method
+                stream.flush()
+            except Exception:  # noqa: BLE001, S110  a task assigned a stream of its own; or the disk is full
+                pass
+        self._flush_stdio(None)
+
+    def close(self) -> None:
+        """Restore both, and close the saved descriptors."""
+        for fd, saved in zip((1, 2), self._saved, strict=True):
+            if saved >= 0:
+                with contextlib.suppress(OSError):  # a task closed all descriptors that it found
+                    os.dup2(saved, fd)
+                files.close(saved)
+        self._saved = (-1, -1)
+
+
+class _LengthWatcher:
+    """Thread that calls a check once a second while a task runs; the check returns False if none does."""
+
+    def __init__(self, check: Callable[[], bool]) -> None:
+        self._check = check
+        self._thread: threading.Thread | None = None
+        self._awake = threading.Event()
+        self._dormant = True
+        self._begun = self._closed = False
+
+    def begin(self) -> None:
+        """Wake the thread at the beginning of a task. Without need this costs no system call."""
+        self._begun = True
+        if not self._dormant:
+            return
+        self._dormant = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="spoolpool-output", daemon=True)
+            self._thread.start()
+        self._awake.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._awake.set()
+
+    def _watch(self) -> None:
+        backoff = Backoff(_CHECK_INTERVAL, _CHECK_INTERVAL)
+        while not self._closed:
+            backoff.sleep()
+            self._begun = False
+            try:
+                running = self._check()
+            except OSError as error:
+                log.info("The output of the task cannot be cut: %s", error)
+                running = True
+            if not running:
+                self._awake.clear()
+                self._dormant = True
+                if not self._begun and not self._closed:  # a task that began earlier has not seen that it must wake
+                    self._awake.wait()
+                self._dormant = False
+
+
+def _copy_high(fd: int) -> int:
+    """Return a copy of a descriptor under a high number, which is not assigned again once a task has closed it."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError:
         pass
     try:
-        return os.dup(fd)  # so many descriptors are not allowed
+        return os.dup(fd)  # the limit of descriptors is lower
     except OSError:
-        return _moved(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))  # it is closed
+        return _move_high(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))  # it is closed
 
 
-def _moved(fd: int) -> int:
-    """The same file under such a number."""
-    moved = _high(fd)
+def _move_high(fd: int) -> int:
+    """Move a descriptor to a high number."""
+    moved = _copy_high(fd)
     files.close(fd)
     return moved
 
 
 def _line_buffered_stdio() -> Callable[[None], object]:
-    """Have compiled code print line by line, as far as it uses C's ``stdout``; returns what flushes it."""
+    """Let compiled code print line by line, as far as it uses ``stdout`` of C; return the function that flushes it."""
     libc = ctypes.PyDLL(None)
-    with contextlib.suppress(ValueError):  # no such name in this C library
+    with contextlib.suppress(ValueError):  # this C library has no such name
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IOLBF, 0)
     return libc.fflush

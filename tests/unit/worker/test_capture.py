@@ -49,7 +49,7 @@ def spool(tmp_path: Path) -> Spool:
 @pytest.fixture
 def captured(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     """What a rank has; nobody but the test looks how much was printed."""
-    monkeypatch.setattr(Capture, "_wake", lambda self: None)
+    monkeypatch.setattr(capturing._LengthWatcher, "begin", lambda self: None)
     found = Capture(spool.path)
     yield found
     found.close()
@@ -215,7 +215,7 @@ def test_of_a_long_output_the_first_and_the_last_part_are_kept(spool: Spool, cap
     with captured.of(task_file):
         for burst in range(bursts):
             os.write(1, whole[len(whole) * burst // bursts : len(whole) * (burst + 1) // bursts])
-            captured._look()
+            captured._check()
             assert log_of(spool).stat().st_size <= HEADER_SIZE + LIMIT + NOTE_SIZE
     with captured.of(following):
         os.write(1, b"the next task's")
@@ -226,7 +226,7 @@ def test_of_a_long_output_the_first_and_the_last_part_are_kept(spool: Spool, cap
 def test_a_long_output_is_cut_while_the_task_runs(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.waiting import wait_until
 
-    monkeypatch.setattr(capturing, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(capturing, "_CHECK_INTERVAL", 0.01)
     captured = Capture(spool.path)
     with captured.of(new_token()):
         os.write(1, b"x" * (4 * LIMIT))
@@ -268,7 +268,7 @@ def test_a_log_that_cannot_be_made_is_told_of_and_the_task_runs_all_the_same(
         with captured.of(new_token()):
             assert os.path.samestat(os.fstat(1), before)
     assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "What tasks print is not captured for 60 s"
+        "The output of tasks is not captured for 60 s"
     ]
 
 
@@ -348,10 +348,10 @@ def test_a_follower_reads_on_behind_what_was_cut_out(spool: Spool, captured: Cap
         os.write(1, whole[:seen])
         found = follow(following)
         assert found == whole[:seen]
-        captured._look()
+        captured._check()
         found += follow(following)
         os.write(1, whole[seen:])
-        captured._look()
+        captured._check()
         found += follow(following)
     following.finish(task_file)
     found += follow(following)
