@@ -30,7 +30,7 @@ from spoolpool.worker.group import Group, TaskCall
 from spoolpool.worker.housekeeping import Housekeeping
 from spoolpool.worker.publish import (
     Publisher,
-    cancellation_report,
+    is_cancellation,
     cancelled_parts,
     dependency_failure_report,
     outcome_parts,
@@ -147,7 +147,7 @@ class Execution:
         begun = time.monotonic()
         report, ranks = self._call(claim, dependencies)
         ran = time.monotonic() - begun
-        if cancellation_report(report):
+        if is_cancellation(report):
             return ClaimOutcome(cancelled_parts(task_file), None, ran)
         if report.failure and self._retry(claim, report.failure, started):
             return None

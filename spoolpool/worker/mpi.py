@@ -1,6 +1,6 @@
-"""What is asked of MPI itself; the only module that imports mpi4py, and not before it is used.
+"""Calls of MPI itself, in the only module that imports mpi4py, and not before it is used.
 
-A serial worker never loads MPI: some (Debian's Open MPI under srun) end a process that has no ranks beside it.
+A serial worker never loads MPI: some (Debian's Open MPI under srun) end a process that is the only rank.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ log = logging.getLogger(__name__)
 _LEAVING = (0.0001, 0.2)
 _SWEEPING = (0.00002, 0.02)
 _TAG = 32767
-"""The greatest tag that every MPI has: a function is least likely to use it."""
+"""The greatest tag that each MPI has: a function is least likely to use it."""
 
 _ONE_SIDED = re.compile(
     "I?(bcast|gatherv?|scatterv?|reduce|(ex)?scan)|I(barrier|all.*|reduce_scatter.*)", re.IGNORECASE
 )
-"""Collectives that a rank can leave although another never comes: its message then waits for that one's next."""
+"""Collectives that a rank can leave although another rank never calls them: its message meets the next call there."""
 
 
 def all_done(requests: Sequence[Request]) -> bool:
-    """Whether all these transfers are done; to ask is also what lets MPI go on with them."""
+    """Return whether all these transfers are done; the test also makes MPI continue them."""
     from mpi4py import MPI
 
     return MPI.Request.Testall(requests)
 
 
 def on_this_host(comm: Comm) -> Comm:
-    """The ranks of ``comm`` that share this host, in the same order."""
+    """Return a communicator of the ranks of ``comm`` that share this host, in the same order."""
     from mpi4py import MPI
 
     return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.Get_rank())
@@ -129,33 +129,33 @@ class CommunicatorCleaner:
 
 
 def _watched(comm: MPI.Comm) -> Any:
-    """A communicator of the same group and context that remembers which one-sided collectives were called."""
+    """Return a communicator of the same group and context that records the calls of one-sided collectives."""
     from mpi4py import MPI
 
     class Watched(MPI.Intracomm):
         called = 0
 
-    def remembering(method: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        def call_it(self: Watched, *args: Any, **kwargs: Any) -> Any:
+        def record_and_call(self: Watched, *args: Any, **kwargs: Any) -> Any:
             self.called = zlib.crc32(method.__name__.encode(), self.called)
             return method(self, *args, **kwargs)
 
-        return call_it
+        return record_and_call
 
     for name in filter(_ONE_SIDED.fullmatch, dir(MPI.Intracomm)):
-        setattr(Watched, name, remembering(getattr(MPI.Intracomm, name)))
+        setattr(Watched, name, recording(getattr(MPI.Intracomm, name)))
     return Watched(comm)
 
 
 class World:
-    """All ranks that the launcher started, and the group of this one among them."""
+    """All ranks that the launcher started, and the group of this rank among them."""
 
     def __init__(self, ranks: int | None, expected: int | None) -> None:
         """Split ``COMM_WORLD`` into groups of ``ranks`` (all of it if None).
 
-        Raises :class:`LauncherError` where the world has not the size that was asked for: a launcher and
-        an MPI that do not fit make many worlds of one rank, with no error of their own.
+        Raises :class:`LauncherError` if the size of the world is not ``expected``: a launcher and an MPI that do not
+        fit make many worlds of one rank, without an error.
         """
         from mpi4py import MPI
 
@@ -180,15 +180,15 @@ class World:
             self.comm = MPI.COMM_WORLD.Split(self.rank // ranks, self.rank)
 
     def share(self, data: bytes) -> bytes:
-        """What rank 0 of this group gives, on all its ranks."""
+        """Broadcast bytes from rank 0 to all ranks of the group."""
         shared: bytes = self.comm.bcast(data)
         return shared
 
     def leave(self, code: int) -> None:
-        """Wait, without spinning, until every rank of every group is about to end, and end MPI.
+        """Wait without spinning until each rank of each group is about to end, then finalize MPI.
 
-        MPI may wait for ever for a message that a function sent and nobody received: then the process ends
-        with ``code`` here.
+        MPI may wait for ever for a message that a function sent and that was not received: then the process ends here,
+        with ``code``.
         """
         from mpi4py import MPI
 
@@ -201,8 +201,8 @@ class World:
         limit.start()
         try:
             MPI.Finalize()
-        except MPI.Exception as error:  # as when the buffer of such a message is gone
-            log.info("MPI did not end well: %s", error)
+        except MPI.Exception as error:  # for example, the buffer of such a message was freed
+            log.info("MPI could not be finalized: %s", error)
             os._exit(code)
         limit.cancel()
 

@@ -1,4 +1,4 @@
-"""Outcomes as files, and their way into the spool where not rank 0 but another one must publish."""
+"""Outcome files, and their publication by rank 0 or, in an emergency, by any rank or thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 def outcome_parts(
     header: TaskHeader, task_file: TaskFile, report: RankResult, ranks: int, started: float
 ) -> list[Buffer]:
-    """The file of an outcome."""
+    """Return the contents of the outcome file of a call."""
     kind: Kind = "error" if report.failure else "result"
     outcome = OutcomeHeader(
         task=header.task,
@@ -48,29 +48,29 @@ def outcome_parts(
 
 
 def cancelled_parts(task_file: TaskFile) -> list[Buffer]:
-    """The file that says that a task was not run, since it was cancelled, or something that it needs."""
+    """Return the contents of the outcome file of a task that was cancelled, or whose dependency was."""
     outcome = OutcomeHeader(task=task_file.task, kind="cancelled", worker=task_file.worker, host=hostname())
     return envelope.pack(headers.encode(outcome), b"")
 
 
 def dependency_failure_report(error: DependencyFailed) -> RankResult:
-    """The report of a call that was not made; there is no traceback, so that the cause stays the other's exception."""
+    """Return the report of a task whose dependency failed; without a traceback, its cause is that task's exception."""
     report = failure_report(error, 0)
     assert report.failure is not None
     return report._replace(failure=msgspec.structs.replace(report.failure, traceback=""))
 
 
-def cancellation_report(report: RankResult) -> bool:
-    """Whether a call ended since its task was cancelled while it ran."""
+def is_cancellation(report: RankResult) -> bool:
+    """Return whether a call ended because its task was cancelled while it ran."""
     return report.failure is not None and report.failure.type == _CANCELLED
 
 
 def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResult], bool]:
-    """A function by which any rank or thread can publish the outcome of its group's task before it ends the group."""
+    """Return the function with which any rank or thread publishes the outcome of a task before it ends its group."""
 
     def publish(header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
         try:
-            if cancellation_report(report):
+            if is_cancellation(report):
                 parts = cancelled_parts(task_file)
             elif task_file.attempt <= header.retries:
                 Claim(spool, header, task_file).delay()
@@ -89,17 +89,17 @@ def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResul
 
 
 class Publisher:
-    """Writes and commits the outcomes of one group of so many ranks."""
+    """Writes and commits the outcomes of one group with this number of ranks."""
 
     def __init__(self, spool: Spool, ranks: int) -> None:
         self._spool = spool
         self._ranks = ranks
 
     def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
-        """Write and commit; whether that was ours to do.
+        """Write and commit an outcome; return False if the claim was lost.
 
-        Tries on while the disk is full, then publishes that instead of the result. Where the worker is to end
-        meanwhile, as ``stopping`` says, it gives the task back and raises :class:`SpoolFull`.
+        While the disk is full, tries again for the length of a lease, then publishes that error in place of the result.
+        If ``stopping`` says meanwhile that the worker is to end, releases the task and raises :class:`SpoolFull`.
         """
         backoff: Backoff | None = None
         deadline = 0.0
@@ -120,28 +120,28 @@ class Publisher:
                 if stopping():
                     claim.release()
                     raise SpoolFull(
-                        f"Ended before the result of {claim.task_file.task} could be written ({error.strerror}): it "
-                        "waits again."
+                        f"The worker ended before the result of task {claim.task_file.task} could be written to "
+                        f"{self._spool.path} ({error.strerror}). The task is ready again."
                     ) from error
                 backoff.sleep()
         return claim.commit()
 
     def _write(self, claim: Claim, parts: list[Buffer]) -> None:
-        """Make the file of an outcome, whatever lies in its place."""
+        """Create the outcome file, and replace an incomplete one of this claim."""
         try:
             claim.write_outcome(parts)
             return
         except FileExistsError:
             if self._ranks > 1:
                 self._await_abort()
-        # nobody else made it: a request was repeated, or this process made half of it and could not take it away
+        # it is of this process: the request was repeated (NFS), or a partial write could not be removed
         if not claim.has_outcome(os.geteuid()):
             outgoing = self._spool.outgoing(claim.header.session, claim.owner)
             files.remove(f"{outgoing}/{claim.task_file.name}")
             claim.write_outcome(parts)
 
     def _await_abort(self) -> None:
-        """Another rank may have published its exception; then it is about to end the group."""
+        """Wait for the end: another rank may have published its exception, and is about to abort the group."""
         backoff = Backoff(0.05, 1.0)
         end = time.monotonic() + settings.GRACE
         while time.monotonic() < end:

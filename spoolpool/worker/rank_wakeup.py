@@ -1,7 +1,7 @@
-"""How ranks on one host wake each other: a FIFO for each, because a rank that waits in MPI burns a core.
+"""Wake-up of ranks on one host by a FIFO for each rank, because a rank that waits in MPI burns a core.
 
-A rank that has sent a message writes a byte into the FIFO of the rank that waits for it. The byte says nothing
-but "look now": whoever waits looks by itself too, in a slow rhythm, and so nothing depends on a byte.
+A rank that has sent a message writes a byte into the FIFO of the receiver. The byte only means "check now": the
+receiver also checks without it, with a growing backoff, so that a lost byte costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from spoolpool.system.backoff import Backoff
 
 
 class Wakeup:
-    """The FIFOs of one host, whose lowest rank (the leader) and the others wake each other.
+    """FIFOs of one host, by which its lowest rank (the leader) and its other ranks wake each other.
 
-    Made by all ranks of ``node`` together, the communicator of those ranks of ``group`` that share this host.
-    Where FIFOs cannot be made or are not seen by all (containers with a ``/tmp`` each), there is no waking.
+    All ranks of ``node`` make it together; that is the communicator of the ranks of ``group`` that share this host. If
+    the FIFOs cannot be made, or not all ranks see them (containers with a ``/tmp`` each), there is no wake-up.
     """
 
     def __init__(self, node: Any, group: Any) -> None:
@@ -28,7 +28,7 @@ class Wakeup:
         mine = node.Get_rank()
         directory = None
         if mine == 0:
-            with contextlib.suppress(OSError):  # no room: then without
+            with contextlib.suppress(OSError):  # the disk is full: no wake-up
                 directory = tempfile.mkdtemp(prefix="spoolpool-")
                 for number in range(len(ranks)):
                     os.mkfifo(f"{directory}/{number}", 0o600)
@@ -37,39 +37,38 @@ class Wakeup:
         if directory is not None:
             with contextlib.suppress(OSError):
                 for number in range(len(ranks)) if mine == 0 else (mine, 0):
-                    # for reading as well: so no end of it is ever missing, and no open waits
+                    # for reading as well: then the other end is never missing, and the open does not wait
                     opened[number] = os.open(f"{directory}/{number}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        everybody = all(node.allgather(mine in opened and (mine > 0 or len(opened) == len(ranks))))
+        complete = all(node.allgather(mine in opened and (mine > 0 or len(opened) == len(ranks))))
         if mine == 0 and directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
         self._fd = opened.pop(mine, -1)
         self._poll = select.poll()
         self._others = {ranks[number]: fd for number, fd in opened.items()}
-        if not everybody:
+        if not complete:
             self.close()
         elif self._fd >= 0:
             self._poll.register(self._fd, select.POLLIN)
         self.leads = mine == 0
         """Whether this is the lowest rank of its host."""
-        self.whole = everybody and len(ranks) == group.Get_size()
-        """Whether all ranks of the group are on this host and can be woken."""
-        self.woken = everybody and (self.whole or mine > 0)
-        """Whether this rank is woken by everybody from whom it awaits something, or by its leader."""
+        on_one_host = len(ranks) == group.Get_size()
+        self.woken = complete and (on_one_host or mine > 0)
+        """Whether this rank is woken by each rank from which it awaits messages, or by its leader."""
 
     def wake(self, rank: int) -> None:
-        """Wake a rank, if it is one of this host's that can be woken from here."""
+        """Wake a rank, if it is on this host and can be woken from here."""
         fd = self._others.get(rank)
         if fd is not None:
-            with contextlib.suppress(OSError):  # full: it wakes anyway; closed by a task: it looks by itself
+            with contextlib.suppress(OSError):  # full: it wakes anyway; closed by a task: no wake-up
                 os.write(fd, b"\0")
 
     def wake_all(self) -> None:
-        """Wake every rank that can be woken from here."""
+        """Wake each rank that can be woken from here."""
         for rank in self._others:
             self.wake(rank)
 
     def wait(self, backoff: Backoff) -> None:
-        """Wait until woken, at most for the next step of ``rhythm``, which starts again after a waking."""
+        """Wait until woken, at most for the next step of ``backoff``, which is reset by a wake-up."""
         if self._fd < 0 or not self.woken:
             backoff.sleep()
         elif self._poll.poll(backoff.next() * 1000):
@@ -80,7 +79,7 @@ class Wakeup:
                 self._fd = -1
 
     def close(self) -> None:
-        """Give the descriptors back; harmless when repeated."""
+        """Close the descriptors; harmless when repeated."""
         for fd in (self._fd, *self._others.values()):
             if fd >= 0:
                 with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
-from spoolpool.client import options
+from spoolpool.client import runtime
 from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
 from spoolpool.launch.launcher import LaunchOptions, python_worker
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
@@ -334,7 +334,7 @@ class TooFew(MpiexecLauncher):
 
 
 def test_a_launcher_that_does_not_fit_breaks_the_executor_at_once_with_its_reason(monkeypatch):
-    monkeypatch.setattr(options, "choose", lambda name: TooFew(MPIEXEC))
+    monkeypatch.setattr(runtime, "select_launcher", lambda name: TooFew(MPIEXEC))
     with Executor(max_workers=1, cores_per_worker=3) as embedded:
         error = embedded.submit(mpi_tasks.where).exception(LIMIT)
         assert isinstance(error, BrokenSpool) and "MPI sees 2 ranks where 3 were started" in str(error)
