@@ -1,4 +1,4 @@
-"""``spool-worker``: the ranks of a worker group, or the supervisor of several groups."""
+"""``spool-worker``: one rank of a worker group, or the supervisor of several groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, say
-from spoolpool.cli.worker_options import WorkerCommandOptions, weights_of
+from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
 from spoolpool.cli.worker_rank import ranks_started, run_rank
 from spoolpool.format.names import check_tags
 from spoolpool.launch.launcher import LaunchOptions
@@ -30,7 +30,7 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 @click.option(
     "--groups",
     type=click.IntRange(1),
-    help="Supervise so many groups.  [default with --launcher: as many as the job around holds, or 1]",
+    help="Supervise this number of groups.  [default with --launcher: as many as the job around holds, or 1]",
 )
 @click.option(
     "--shape",
@@ -42,23 +42,23 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 @click.option(
     "--launcher",
     type=click.Choice(["auto", "local", "mpiexec", "srun", "flux"]),
-    help="Supervise groups that are started through this.  [default with --groups, and in a batch script: auto]",
+    help="Supervise groups that this launcher starts.  [default with --groups, and in a batch script: auto]",
 )
 @click.option(
     "--launcher-option",
     "extra",
     multiple=True,
-    help="Hand this on to srun or mpiexec, or to Flux as a shell option NAME=VALUE (repeat for more).",
+    help="Argument for srun or mpiexec, or shell option NAME=VALUE for Flux (repeat for more).",
 )
-@click.option("--memory", metavar="SIZE", default="0", help="Memory per rank that srun is asked for, such as 4G.")
+@click.option("--memory", metavar="SIZE", default="0", help="Memory per rank that srun requests, such as 4G.")
 @click.option("--cwd", type=click.Path(file_okay=False), help="Working directory of the groups.")
-@click.option("--output", default="", help="File for what Flux jobs print.  [default: as of the supervisor]")
+@click.option("--output", default="", help="File for the output of Flux jobs.  [default: output of the supervisor]")
 @click.option(
     "--urgency",
     type=click.IntRange(0, 31),
     default=16,
     show_default=True,
-    help="How urgent the Flux jobs of the groups are among the others of the instance.",
+    help="Urgency of the Flux jobs of the groups among the jobs of the instance.",
 )
 @click.option("--oversubscribe", is_flag=True, help="Start more ranks than there are cores.")
 @click.option(
@@ -68,10 +68,10 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
     metavar="NAME[=WEIGHT]",
     default=("default",),
     show_default=True,
-    help="Serve this queue (repeat for more); of two that have tasks, one of weight 3 gets three for one of the other.",
+    help="Serve this queue (repeat for more); while others have tasks, weight 3 gets three times as many as weight 1.",
 )
 @click.option(
-    "--tag", "tags", multiple=True, help="Also run tasks that ask for this tag (repeat for more): what the groups have."
+    "--tag", "tags", multiple=True, help="Property of the groups; also run tasks that require it (repeat for more)."
 )
 @click.option(
     "--trust-user",
@@ -83,82 +83,84 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
     "--trust-group",
     "trusted_groups",
     multiple=True,
-    help="Also run tasks of this group's members (repeat for more), whoever they are at the time.",
+    help="Also run tasks of the members of this group at the time (repeat for more).",
 )
-@click.option("--idle-timeout", type=float, help="End after so many seconds without a task.")
-@click.option("--max-tasks", type=click.IntRange(1), help="End each group after so many tasks.")
+@click.option("--idle-timeout", type=float, help="Seconds without a task after which a group ends.")
+@click.option("--max-tasks", type=click.IntRange(1), help="Number of tasks after which each group ends.")
 @click.option(
     "--grace",
     type=float,
     default=settings.GRACE,
     show_default=True,
-    help="Seconds for the other ranks to report after one failed; then the group is replaced.",
+    help="Seconds for the other ranks to report after one has failed; then the group is replaced.",
 )
 @click.option(
     "--max-time",
     type=float,
-    help="End after so many seconds.  [default in a job: what is left of its walltime]",
+    help="Seconds after which to end.  [default in a job: the rest of its walltime]",
 )
 @click.option(
     "--drain",
     type=float,
     default=20.0,
     show_default=True,
-    help="Seconds that running tasks get to finish at the end; then they are given back.",
+    help="Seconds for running tasks to finish at the end; then they are released.",
 )
-@click.option("--group-of", type=click.IntRange(1), hidden=True, help="One of so many ranks that a supervisor started.")
+@click.option(
+    "--group-of", type=click.IntRange(1), hidden=True, help="Be one of this number of ranks, started by a supervisor."
+)
 def main(**options: Any) -> None:
     """Run tasks from SPOOL.
 
-    Without a launcher, this process and the ranks beside it are the workers:
+    Without a launcher, this process and the other ranks that were started with it are the workers:
 
     \b
       spool-worker /shared/spool                          one group of one rank
       mpiexec -n 2 spool-worker /shared/spool             one group of two ranks
       mpiexec -n 8 spool-worker /shared/spool --ranks 4   two groups of four
 
-    With --launcher or --groups, and in a batch script of Slurm or Flux, it starts groups, and replaces those that die:
+    With --launcher or --groups, and in a batch script of Slurm or Flux, it starts groups, and replaces dead ones:
 
     \b
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
       exec spool-worker /shared/spool --ranks 8 --threads 2     (in a script for sbatch)
 
-    Ends at SIGTERM, SIGINT or SIGUSR1 after the tasks that run; a supervisor gives those back that take longer
-    than --drain. At a second signal it ends at once.
+    Ends at SIGTERM, SIGINT or SIGUSR1 after the running tasks; a supervisor releases tasks that take longer than
+    --drain. Ends at once at a second signal.
     """
     options["memory"] = read_memory(options["memory"])
     launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})
-    given = {"queues": weights_of(options["queues"]), "tags": check_tags(options["tags"]), "launch": launch}
-    wishes = WorkerCommandOptions(**{**options, **given})
-    if wishes.group_of is None and (wishes.launcher or wishes.groups or wishes.given_shapes or in_batch_script()):
-        supervise(wishes)
+    read = {"queues": read_weights(options["queues"]), "tags": check_tags(options["tags"]), "launch": launch}
+    given = WorkerCommandOptions(**{**options, **read})
+    if given.group_of is None and (given.launcher or given.groups or given.given_shapes or in_batch_script()):
+        supervise(given)
     else:
-        sys.exit(run_rank(wishes))
+        sys.exit(run_rank(given))
 
 
 def in_batch_script() -> bool:
-    """Whether this process is the script of a Slurm job or a Flux batch job, and no rank of anything."""
+    """Return whether this process is the script of a Slurm job or a Flux batch job, and not a rank."""
     from spoolpool.launch.allocation import find_allocation, in_step
 
     return find_allocation().system != "none" and not in_step() and ranks_started() == 1
 
 
-def supervise(wishes: WorkerCommandOptions) -> None:
-    """Start groups and look after them until told to end, until the time is up, or until all ended by themselves."""
+def supervise(options: WorkerCommandOptions) -> None:
+    """Supervise groups until a signal requests a stop, the time is up, or all groups have ended."""
     from spoolpool.launch.selection import select_launcher
     from spoolpool.pool.supervisor import Supervisor
     from spoolpool.protocol.spool import Spool
     from spoolpool.system.stop_request import StopRequest, stop_on_signals
 
-    launcher = select_launcher(wishes.launcher or "auto")
+    launcher = select_launcher(options.launcher or "auto")
     supervisor = Supervisor(
-        Spool(wishes.directory),
+        Spool(options.directory),
         launcher,
-        wishes.shapes(alone=launcher.name in ("local", "mpiexec")),
-        wishes.launch,
-        arguments=wishes.for_groups(),
-        max_time=wishes.max_time,
-        drain=wishes.drain,
+        options.shapes(single=launcher.name in ("local", "mpiexec")),
+        options.launch,
+        arguments=options.group_arguments(),
+        max_time=options.max_time,
+        drain=options.drain,
         as_json="--log-json" in common_arguments(),
         echo=say,
     )

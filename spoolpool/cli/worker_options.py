@@ -1,4 +1,4 @@
-"""The options of ``spool-worker``, as they were given."""
+"""Options of ``spool-worker``, as they were given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spoolpool.resources import Shape, read_shape
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerCommandOptions:
-    """The options of the command line; each field is one."""
+    """Options of the command line, one in each field."""
 
     directory: str
     ranks: int | None
@@ -25,7 +25,7 @@ class WorkerCommandOptions:
     launcher: str | None
     launch: LaunchOptions
     queues: dict[str, int]
-    """Their weights by their names."""
+    """Weights by the names of queues."""
     tags: tuple[str, ...]
     trusted: tuple[str, ...]
     trusted_groups: tuple[str, ...]
@@ -36,36 +36,38 @@ class WorkerCommandOptions:
     drain: float
     group_of: int | None
 
-    def shapes(self, *, alone: bool) -> list[tuple[Shape, int | None]]:
-        """Shapes of groups and their numbers; ``alone``: of a shape without a number there is one."""
+    def shapes(self, *, single: bool) -> list[tuple[Shape, int | None]]:
+        """Return the shapes of groups with their numbers, None for as many as fit.
+
+        A shape without a number has one group if ``single``.
+        """
         if not self.given_shapes:
             shape = Shape(ranks=self.ranks or 1, threads=self.threads, gpus=self.gpus)
-            return [(shape, self.groups or (1 if alone else None))]
+            return [(shape, self.groups or (1 if single else None))]
         if self.groups or self.ranks or self.threads != 1 or self.gpus:
-            raise BadRequest("--shape says it all: leave out --groups, --ranks, --threads and --gpus.")
-        found = [read_shape(text) for text in self.given_shapes]
-        if len({shape for shape, _ in found}) < len(found):
-            raise BadRequest(f"One shape was given twice in {' '.join(self.given_shapes)}.")
-        return found
+            raise BadRequest("--shape takes the place of --groups, --ranks, --threads and --gpus: leave those out.")
+        requests = [read_shape(text) for text in self.given_shapes]
+        if len({shape for shape, _ in requests}) < len(requests):
+            raise BadRequest(f"One shape occurs twice in the options --shape: {' '.join(self.given_shapes)}.")
+        return requests
 
-    def for_groups(self) -> list[str]:
-        """The options that a supervisor hands on to its groups."""
-        arguments = [*common_arguments(), "--grace", str(self.grace), "--drain", str(self.drain)]
-        arguments += [f"--queue={queue}={weight}" for queue, weight in self.queues.items()]
-        arguments += [f"--tag={tag}" for tag in self.tags]
-        for user in self.trusted:
-            arguments += ["--trust-user", user]
-        for group in self.trusted_groups:
-            arguments += ["--trust-group", group]
-        if self.idle_timeout is not None:
-            arguments += ["--idle-timeout", str(self.idle_timeout)]
-        if self.max_tasks is not None:
-            arguments += ["--max-tasks", str(self.max_tasks)]
-        return arguments
+    def group_arguments(self) -> list[str]:
+        """Return the arguments that a supervisor passes to each group."""
+        limits = {"--idle-timeout": self.idle_timeout, "--max-tasks": self.max_tasks}
+        return [
+            *common_arguments(),
+            f"--grace={self.grace}",
+            f"--drain={self.drain}",
+            *(f"--queue={queue}={weight}" for queue, weight in self.queues.items()),
+            *(f"--tag={tag}" for tag in self.tags),
+            *(f"--trust-user={user}" for user in self.trusted),
+            *(f"--trust-group={group}" for group in self.trusted_groups),
+            *(f"{name}={value}" for name, value in limits.items() if value is not None),
+        ]
 
 
-def weights_of(queues: Iterable[str]) -> dict[str, int]:
-    """Weights by the names of queues, out of texts like ``fast=3``; 1 where none is given."""
+def read_weights(queues: Iterable[str]) -> dict[str, int]:
+    """Return the weights of queues by their names, read from texts such as ``fast=3``; 1 if a text has no weight."""
     weights = {}
     for text in queues:
         name, given, weight = text.partition("=")

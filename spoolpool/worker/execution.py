@@ -30,9 +30,9 @@ from spoolpool.worker.group import Group, TaskCall
 from spoolpool.worker.housekeeping import Housekeeping
 from spoolpool.worker.publish import (
     Publisher,
-    is_cancellation,
     cancelled_parts,
     dependency_failure_report,
+    is_cancellation,
     outcome_parts,
 )
 

@@ -64,8 +64,8 @@ def test_groups_of_several_shapes_serve_the_tasks_of_each(spool: Spool, worker: 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--shape", "1", "--ranks", "2"], "--shape says it all"),
-        (["--shape", "1=2", "--shape", "1=3"], "given twice"),
+        (["--shape", "1", "--ranks", "2"], "--shape takes the place of"),
+        (["--shape", "1=2", "--shape", "1=3"], "occurs twice"),
         (["--shape", "none"], "RANKS"),
         (["--shape", "1+1gpu=3", "--launcher", "local"], r"3 group.*cannot be placed in this host.*2 GPU"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
-from spoolpool.cli.worker_options import weights_of
+from spoolpool.cli.worker_options import read_weights
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import Lane
 from spoolpool.protocol import workers
@@ -64,13 +64,13 @@ def test_invalid_or_too_many_tags_are_refused(spool: Spool, wrong: Any) -> None:
 
 
 def test_queue_option_accepts_a_weight() -> None:
-    assert weights_of(["fast=3", "slow", "other=1000"]) == {"fast": 3, "slow": 1, "other": 1000}
+    assert read_weights(["fast=3", "slow", "other=1000"]) == {"fast": 3, "slow": 1, "other": 1000}
 
 
 @pytest.mark.parametrize("wrong", ["fast=", "fast=0", "fast=1001", "fast=-1", "fast=1.5", "fast=x", "=3", "fa/st=3"])
 def test_invalid_weight_is_refused(wrong: str) -> None:
     with pytest.raises(BadRequest, match="queue"):
-        weights_of([wrong])
+        read_weights([wrong])
 
 
 def test_worker_entry_has_queues_and_weights(spool: Spool, worker: Workers) -> None:
