@@ -1,4 +1,4 @@
-"""What a spool is set to, once for all who use it: the file ``spool.json``."""
+"""Settings of a spool, equal for all its users: the file ``spool.json``."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ from spoolpool.system import files
 _LIMIT = 1 << 20
 
 
-class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """For how many seconds ``spool gc`` keeps what nobody asked for."""
+class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds for which ``spool gc`` keeps data that no process asks for."""
 
     results: float = 30 * 86400.0
     """Outcomes that were not collected."""
     sessions: float = 86400.0
-    """The same, and the session itself, once its submitter is provably dead."""
+    """Outcomes of a session with a provably dead submitter, and the session itself."""
     unfinished: float = 86400.0
-    """Files in ``tmp/``: what a submitter had not finished when it died."""
+    """Files in ``tmp/``, left by writers that died."""
     journals: float = 365 * 86400.0
     """Journals."""
     logs: float = 30 * 86400.0
     """Captured output."""
     cache: float = 30 * 86400.0
-    """Results in the cache, since they were last used."""
+    """Cached results, since their last use."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``spool.json`` says; written once, when the spool is made."""
+    """Content of ``spool.json``; written once, when the spool is made."""
 
     format: int
     """Version of the tree."""
     id: str
-    """Random; tells a spool from another that is mounted in its place."""
+    """Random; distinguishes the spool from another one that is mounted in its place."""
     mode: Mode = "private"
-    """Who may use it: its owner, a group, or everybody who may drop tasks."""
+    """Accounts that may use the spool."""
     durability: files.Durability = "data"
-    """What a task survives."""
+    """Failures that a task survives."""
     lease: float = settings.LEASE
-    """Seconds that a claim outlives the last sign of life of its worker."""
+    """Seconds that a claim outlives the last heartbeat of its worker."""
     max_attempts: int = settings.MAX_ATTEMPTS
-    """Attempts of a task that does not say itself."""
+    """Attempts of a task that does not set them itself."""
     caches: float = settings.CACHE_SECONDS
-    """Seconds for which a client of the filesystem may go on seeing what is no longer so."""
+    """Seconds for which a client of the filesystem may see an outdated state."""
     output: int = settings.OUTPUT
-    """Bytes that are kept of what one rank of a task prints; 0: it goes where the worker's own words go."""
-    keep: Keep = Keep()
-    """What ``spool gc`` leaves."""
+    """Limit in bytes of the output of one rank of a task; with 0 it is not captured but goes to the worker's streams."""
+    keep: RetentionPolicy = RetentionPolicy()
+    """Data that ``spool gc`` keeps."""
     temporary: bool = False
-    """Belongs to one executor, and goes with it."""
+    """Whether the spool belongs to one executor and is removed with it."""
     max_waiting: int | None = None
-    """Tasks of one user that may wait at a time; no bound if None."""
+    """Limit of the queued tasks of one user; None: no limit."""
     signed: bool = False
-    """Whether every file that may be unpickled carries a signature."""
+    """Whether every file that may be unpickled has a signature."""
 
 
 def read_config(where: Layout) -> tuple[Config, os.stat_result]:
-    """What the file says, with its owner and rights.
+    """Return the config of a spool and the status of its file.
 
     Raises :class:`NotASpool`, :class:`SpoolVersion` or :class:`SpoolDenied`.
     """
@@ -80,17 +80,17 @@ def read_config(where: Layout) -> tuple[Config, os.stat_result]:
             ) from error
         raise NotASpool(
             f"{where.root} is not a spool: {where.config} cannot be read ({error.strerror}). Make one with "
-            f"'spool init {where.root}', or look whether the filesystem is mounted on {os.uname().nodename}."
+            f"'spool init {where.root}', or check that the filesystem is mounted on {os.uname().nodename}."
         ) from error
     try:
         version = msgspec.json.decode(data, type=dict).get("format")
         if isinstance(version, int) and version > FORMAT:
             raise SpoolVersion(
-                f"The spool {where.root} has format {version}; this spoolpool knows formats up to "
-                f"{FORMAT}. Install a newer spoolpool here, or use another spool."
+                f"The spool {where.root} has format {version}; this version of spoolpool reads formats up to {FORMAT}. "
+                "Install a newer spoolpool here, or use another spool."
             )
         return msgspec.json.decode(data, type=Config), status
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise NotASpool(
-            f"{where.root} is not a spool: {where.config} is not what 'spool init' writes ({error})."
+            f"{where.root} is not a spool: {where.config} was not written by 'spool init' ({error})."
         ) from error

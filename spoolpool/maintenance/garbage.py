@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.names import (
     CANCELLED,
     TaskFile,
@@ -59,7 +59,7 @@ class GarbageItem:
     """Expected modification time of an object; the object stays if it has another one."""
 
 
-def find_garbage(spool: Spool, keep: Keep | None = None) -> list[GarbageItem]:
+def find_garbage(spool: Spool, keep: RetentionPolicy | None = None) -> list[GarbageItem]:
     """List the garbage by a retention policy (the spool's own, if None), in the order of removal; remove nothing.
 
     Never listed are waiting, running and failed tasks, committed tasks without an outcome, and names that no spool has.
@@ -123,7 +123,7 @@ class _Links:
 class _Rules:
     """Rules of a retention policy; ``now`` is the time of the file server."""
 
-    def __init__(self, spool: Spool, keep: Keep, now: float) -> None:
+    def __init__(self, spool: Spool, keep: RetentionPolicy, now: float) -> None:
         self._spool = spool
         self._keep = keep
         self._now = now

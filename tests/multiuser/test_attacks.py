@@ -18,7 +18,7 @@ import pytest
 from spoolpool.client.session import TaskFuture
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.format import envelope
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.layout import Layout
@@ -410,7 +410,7 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
     with scene.owner.acting():
         spool = Spool(scene.path)
         check.repair(spool, check.check(spool), seconds=0.0)
-        now = Keep(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)
+        now = RetentionPolicy(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Spool, "server_time", lambda _: 9e9)
             garbage.remove(spool, garbage.find_garbage(spool, now))

@@ -11,7 +11,7 @@ from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.errors import DependencyFailed, NotTrusted
 from spoolpool.format import envelope
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.protocol.objects import object_id, put_object
 from spoolpool.protocol.spool import Spool
@@ -52,7 +52,7 @@ def test_an_object_goes_round_whatever_the_umask_is_and_goes_with_its_session(sc
     if scene.mode == "dropbox":  # where alice cannot see who else holds it, its owner collects it
         with scene.owner.acting():
             spool = Spool(scene.path)
-            remove(spool, find_garbage(spool, Keep(unfinished=-1.0)))
+            remove(spool, find_garbage(spool, RetentionPolicy(unfinished=-1.0)))
     assert not scene.left("objects") and not scene.left("tmp")
 
 

@@ -31,7 +31,7 @@ from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.format import envelope
 from spoolpool.format import headers as records
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import (
     CANCELLED,
@@ -501,7 +501,7 @@ class Stage:
         if unfinished := files.list_names(self.spool.layout.tmp):
             for name in unfinished:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
-            garbage.remove(self.spool, garbage.find_garbage(self.spool, Keep()))
+            garbage.remove(self.spool, garbage.find_garbage(self.spool, RetentionPolicy()))
             assert files.list_names(self.spool.layout.tmp) == []
             self.collect(inbox, self.headers(self.seen().results))  # kept for the unfinished tasks
             inbox.look(rounds=8)

@@ -22,7 +22,7 @@ from spoolpool import Executor, get_cache_data, settings
 from spoolpool.cli.spool import main
 from spoolpool.client.result_cache import Cache, Entry, cache_of, key_of, open_cache
 from spoolpool.errors import BadRequest
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.maintenance import garbage
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol.spool import Spool
@@ -279,7 +279,7 @@ def test_who_dies_while_it_is_kept_leaves_an_unfinished_write_alone(
         in_fork(lambda: keep(cache, 1))
     monkeypatch.undo()
     assert cache.find(KEY) is None
-    (rubbish,) = garbage.find_garbage(spool, Keep(unfinished=-1))
+    (rubbish,) = garbage.find_garbage(spool, RetentionPolicy(unfinished=-1))
     assert rubbish.path.startswith(f"cache/{os.geteuid()}/tmp/{KEY}.")
     assert garbage.remove(spool, [rubbish]) == 1
     keep(cache, 2)

@@ -20,7 +20,7 @@ from spoolpool.cli.spool import main
 from spoolpool.errors import WorkerLost
 from spoolpool.format import envelope
 from spoolpool.format import headers as records
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import (
@@ -213,7 +213,7 @@ def test_clocks_of_hosts_do_not_matter(spool: Spool, monkeypatch: pytest.MonkeyP
     for name in (f"tmp/{task}", f"journal/{session}.jsonl"):
         (Path(spool.path) / name).touch()
     put(spool, "results", new_worker_id())
-    keep = Keep(results=3600.0, unfinished=3600.0, journals=3600.0, logs=3600.0, sessions=3600.0)
+    keep = RetentionPolicy(results=3600.0, unfinished=3600.0, journals=3600.0, logs=3600.0, sessions=3600.0)
     monkeypatch.setattr("time.time", lambda: 1e9 + offset)
     assert find_garbage(spool, keep) == []
 
@@ -572,7 +572,7 @@ def test_negative_retention_time_is_refused(spool: Spool, option: str) -> None:
 
 
 def test_retention_policy_is_read_from_the_spool(spool: Spool) -> None:
-    config = msgspec.structs.replace(spool.config, keep=Keep(unfinished=60.0))
+    config = msgspec.structs.replace(spool.config, keep=RetentionPolicy(unfinished=60.0))
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
     spool = Spool(spool.path)
     task = new_task_id()

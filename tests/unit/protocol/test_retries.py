@@ -21,7 +21,7 @@ from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, WorkerLost
 from spoolpool.format import envelope
 from spoolpool.format import headers as records
-from spoolpool.format.config import Keep
+from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import (
     TaskFile,
@@ -236,7 +236,9 @@ def test_delayed_task_survives_recovery_repair_and_gc(
     monkeypatch.setattr(Spool, "server_time", lambda each: real(each) + 1e9)
     announce(spool, dead_process())
     repair(spool, check(spool))
-    remove(spool, find_garbage(spool, Keep(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)))
+    remove(
+        spool, find_garbage(spool, RetentionPolicy(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0))
+    )
     spool.open_session("inbox")
     spool.close_session("inbox")
     assert files.list_names(spool.layout.waiting) == [task_file.name]
