@@ -214,7 +214,7 @@ class Session:
         """Whether no worker has claimed the task yet (or it waits again, after its worker died)."""
         header = future.header
         # in this order: it goes from the one to the other
-        names = files.list_names(self.spool.layout.waiting) if header.held else []
+        names = files.list_names(self.spool.layout.waiting) if header.delayed else []
         names += files.list_names(self.spool.layout.bucket(header.lane, header.bucket))
         listed = map(parse_task_file, names)
         return any(task_file is not None and task_file.task == header.task for task_file in listed)
@@ -223,7 +223,7 @@ class Session:
         """How many tasks no worker has claimed yet."""
         pending = {future.task: future.header for future in self.pending()}
         where = {self.spool.layout.bucket(each.lane, each.bucket) for each in pending.values()}
-        if any(each.held for each in pending.values()):
+        if any(each.delayed for each in pending.values()):
             where.add(self.spool.layout.waiting)
         listed = {
             task_file.task for at in where for task_file in map(parse_task_file, files.list_names(at)) if task_file

@@ -52,7 +52,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     caches: float = settings.CACHE_SECONDS
     """Seconds for which a client of the filesystem may see an outdated state."""
     output: int = settings.OUTPUT
-    """Limit in bytes of the output of one rank of a task; with 0 it is not captured but goes to the worker's streams."""
+    """Limit in bytes of the captured output of one rank of a task; with 0 it goes to the worker's own streams."""
     keep: RetentionPolicy = RetentionPolicy()
     """Data that ``spool gc`` keeps."""
     temporary: bool = False

@@ -1,4 +1,4 @@
-"""The file format: prefix, header, pickle, out-of-band buffers, checksum.
+"""File format: prefix, header, pickle, out-of-band buffers, checksum.
 
 ========  =====================================================================
 bytes     meaning
@@ -13,12 +13,11 @@ bytes     meaning
 ..        header: JSON
 ..        pickle, protocol 5
 ..        buffers, each at the next multiple of 4096, so that it can be mapped
-16        xxh3-128 over everything before: finds torn files, proves nothing else
+16        xxh3-128 over everything before: finds torn files, is no proof of origin
 40        in signed spools: the signature (see :mod:`spoolpool.security.signing`)
 ========  =====================================================================
 
-All numbers are little-endian. Only the prefix and the header are needed to know everything about a
-task but its code and data.
+All numbers are little-endian. The prefix and the header contain all information about a task except its code and data.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ _MAP_FROM = 1 << 20  # smaller files are cheaper to read than to map
 Buffer = bytes | memoryview
 
 Check = Callable[[str, memoryview, bytes], None]
-"""Raises unless the signature (the last argument) of the file at a path with this content is right."""
+"""Function that raises unless a signature (last argument) is valid for the file at a path with this content."""
 
 
 class Envelope(NamedTuple):
-    """What is in a file: the header's bytes, the pickle, and its buffers (views of the mapped file)."""
+    """Content of a file: the bytes of the header, the pickle, and its buffers (views of the mapped file)."""
 
     header: bytes
     payload: Buffer
@@ -59,11 +58,11 @@ class Envelope(NamedTuple):
 
 
 def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
-    """The parts of a file, to be written one after the other. No buffer is copied."""
+    """Return the parts of a file, to be written one after another. No buffer is copied."""
     if len(header) > _HEADER_LIMIT:
         raise BadRequest(
-            f"A header would have {len(header)} bytes, and may have {_HEADER_LIMIT}: this call names too much, such as "
-            "more than 30 000 futures among its arguments. Join them in several steps."
+            f"The header of a call would have {len(header)} bytes; the limit is {_HEADER_LIMIT}. The call refers to "
+            "too many tasks or objects, for instance to more than 30 000 futures. Join them in several steps."
         )
     lengths = [len(buffer) for buffer in buffers]
     end = _PREFIX.size + 8 * len(lengths) + len(header) + len(payload)
@@ -88,9 +87,9 @@ def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list
 
 
 def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
-    """Number of buffers, length of header and pickle, and of the file; checked against its real size."""
+    """Return the number of buffers and the lengths of header, pickle and file, checked against the real size."""
     if len(data) < _PREFIX.size or data[:8] != MAGIC:
-        raise BadTaskFile(f"{path} does not begin like a file of spoolpool's: it is foreign or torn.")
+        raise BadTaskFile(f"{path} does not begin like a file of spoolpool: it is foreign or torn.")
     _, version, count, header, payload, total = _PREFIX.unpack_from(data)
     if version > FORMAT:
         raise SpoolVersion(f"{path} has format {version}; this spoolpool reads up to {FORMAT}. Install a newer one.")
@@ -101,11 +100,11 @@ def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
 
 
 def _read_private(fd: int, size: int, path: str) -> memoryview:
-    """So many bytes, or all up to the end, in pages of this process's own."""
+    """Return this many bytes of a file, or all up to its end, in private pages of this process."""
     try:
         pages = memoryview(mmap.mmap(-1, size))
     except (OSError, OverflowError) as error:
-        raise BadTaskFile(f"{path} has {size} bytes, for which there is no memory here ({error}).") from error
+        raise BadTaskFile(f"{path} has {size} bytes, and there is no memory for them here ({error}).") from error
     done = 0
     while more := os.preadv(fd, [pages[done:]], done):
         done += more
@@ -113,18 +112,18 @@ def _read_private(fd: int, size: int, path: str) -> memoryview:
 
 
 def read(fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True) -> Envelope:
-    """Read and check an opened file of ``size`` bytes; a large one is mapped, not copied.
+    """Read and check an opened file of ``size`` bytes; a large file is mapped, not copied.
 
-    The mapping is private: arrays in it can be written to and change no file; or, not ``writable``, they cannot be
-    written to, and all processes of this host share its memory. ``check`` is for files of signed
-    spools, which are never mapped: whoever may write the file could change it after its check. Raises
-    :class:`BadTaskFile` for a torn or foreign file, :class:`SpoolVersion` for a newer one, and what ``check`` raises.
+    The mapping is private. If it is ``writable``, changes of the arrays in it do not change the file; otherwise all
+    processes of this host share its memory. ``check`` is for files of signed spools, which are never mapped: another
+    process could change the file after its check. Raises :class:`BadTaskFile` for a torn or foreign file,
+    :class:`SpoolVersion` for a newer one, and the exceptions of ``check``.
     """
     whole: Buffer
     whole = start = files.read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
     signed = signing.SIZE if check else 0
     if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
-        raise NotTrusted(f"{path} is not signed, and this spool is. It was not unpickled, and left alone.")
+        raise NotTrusted(f"{path} is not signed, but files of this spool must be. It was not unpickled.")
     count, header_length, payload_length, total = _sizes(start, size - signed, path)
     if size >= _MAP_FROM and check:
         whole = _read_private(fd, size, path)
@@ -136,10 +135,10 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
         raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
     if check:
         check(path, body, bytes(whole[size - signed :]))
-        count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # now it is believed
+        count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # authentic now
     position = _PREFIX.size + 8 * count
     if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:
-        end = position + header_length  # as most: nothing is to be aligned, and no view is needed
+        end = position + header_length  # the usual case: nothing is aligned, no views are needed
         return Envelope(start[position:end], start[end:-_DIGEST], ())
     header = bytes(body[position : position + header_length])
     position += header_length
@@ -149,19 +148,19 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     for length in struct.unpack_from(f"<{count}Q", body, _PREFIX.size):
         position += -position % PAGE
         if position + length > total - _DIGEST:
-            raise BadTaskFile(f"{path} names a buffer beyond its own end.")
-        # bytes are read-only and arrays from them too: only the small copy pays for being writable
+            raise BadTaskFile(f"{path} has a buffer beyond its end: it was not written by spoolpool.")
+        # bytes are read-only, and so are arrays made from them: a small buffer is copied to be writable
         piece = body[position : position + length]
         copied = writable and size < _MAP_FROM
         buffers.append(memoryview(bytearray(piece)) if copied else piece if writable else piece.toreadonly())
         position += length
     if position != total - _DIGEST:
-        raise BadTaskFile(f"{path} names lengths that do not add up to its own: it was not written by spoolpool.")
+        raise BadTaskFile(f"The lengths in {path} do not add up to its size: it was not written by spoolpool.")
     return Envelope(header, payload, buffers)
 
 
 def read_header(fd: int, size: int, path: str, check: Check | None = None) -> bytes:
-    """The header alone, without a look at the rest of the file but its length, unless there is a signature to check."""
+    """Return the header alone; of the rest of the file only the length is checked, unless a signature is checked."""
     if check:
         return read(fd, size, path, check).header
     start = files.read_at(fd, min(size, _SMALL), 0)

@@ -1,4 +1,4 @@
-"""The records: what the headers of task and outcome files say. Reading one never unpickles anything."""
+"""Records in the headers of task and outcome files. Reading a record never unpickles anything."""
 
 from __future__ import annotations
 
@@ -20,100 +20,99 @@ from spoolpool.format.names import (
 )
 
 Kind = Literal["result", "error", "cancelled", "lost"]
-"""How a task ended: with a value, with an exception, not at all since it was cancelled, or with the
-death of its workers."""
+"""End of a task: with a value, with an exception, by cancellation, or by the death of its workers."""
 
 
 class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What a task asks for and where it came from."""
+    """Requirements and origin of a task."""
 
     task: str
     """Task id."""
     session: str
-    """Inbox that gets the result."""
+    """Session that gets the outcome."""
     lane: str
     """Name of the lane."""
     bucket: str
-    """Directory in the lane to which the task also returns when it must wait again."""
+    """Bucket of the task, to which it also returns when it is queued again."""
     name: str = ""
-    """What is called, for people."""
+    """Name of the function, for display."""
     user: str = ""
-    """Account that says it submitted (the file's owner is what counts)."""
+    """Name of the submitting account, unverified: the owner of the file decides."""
     host: str = ""
-    """Where it was submitted."""
+    """Submitting host."""
     submitted: float = 0.0
     """Seconds since the epoch on the submitting host's clock."""
     max_attempts: int = settings.MAX_ATTEMPTS
     """Claims that may end with the death of the worker."""
     retries: int = 0
-    """Times that it is tried again after it raised."""
+    """Further attempts after the call raised."""
     retry_delay: float = 1.0
-    """Seconds before the first of these; each further one waits twice as long."""
+    """Seconds before the first retry; doubled for each further one."""
     time_limit: float = 0.0
-    """Seconds after which the call is interrupted; none if 0."""
+    """Seconds after which the call is interrupted; 0: no limit."""
     cwd: str = ""
-    """Working directory of the call; the worker's own if empty."""
+    """Working directory of the call; empty: that of the worker."""
     init: str = ""
     """Object id of the session's ``init_function``."""
     spool: str = ""
-    """Id of the spool for which it was made; no worker of another runs it."""
+    """Id of the spool of the task; workers of other spools do not run it."""
     needs: dict[str, tuple[str, ...]] = {}
-    """Tasks whose outcomes the call's arguments refer to, by their sessions."""
+    """Dependencies: tasks with results that the arguments refer to, by their sessions."""
     key: str = ""
-    """Fingerprint of the call, by which its session finds it again; empty where it is not to be."""
+    """Fingerprint of the call, by which a resumed session finds the task; empty: it is not found."""
 
     objects: dict[str, tuple[int, ...]] = {}
-    """Objects that the call's arguments refer to, by their files' names; with the places of the call's buffers that
-    stand in them, if any."""
+    """Objects that the arguments refer to, by the names of their files. An object that replaces buffers of the call has
+    the positions of these buffers."""
     not_before: float = 0.0
-    """Seconds since the epoch before which it does not start, by the clock that dates the spool's files."""
+    """Earliest start: seconds since the epoch, by the clock that dates the files of the spool."""
     env: dict[str, str] = {}
-    """Variables that the function finds in its environment."""
+    """Environment variables of the function."""
     memory: int = 0
-    """Bytes of memory per rank that were asked for, as information; nothing was said if 0."""
+    """Requested memory per rank in bytes, for information; 0: not specified."""
     error_log_file: str = ""
-    """File to which a rank appends function, arguments and traceback when the function raises; none if empty."""
+    """File to which a rank appends function, arguments and traceback when the function raises; empty: none."""
     cache: str = ""
-    """Key under which its result is kept in a cache, by whoever collects it; not at all if empty."""
+    """Key under which the collector caches the result; empty: it does not."""
 
     @property
-    def held(self) -> bool:
-        """Whether it is held back when it is submitted: for others, or until its time has come."""
+    def delayed(self) -> bool:
+        """Whether the task is delayed at its submission: for dependencies, or until its earliest start."""
         return bool(self.needs) or self.not_before > 0
 
-    def needed(self) -> Iterator[tuple[str, str]]:
-        """Session and id of each task that it needs."""
+    def dependencies(self) -> Iterator[tuple[str, str]]:
+        """Yield session and id of each task that this task depends on."""
         return ((session, each) for session, tasks in self.needs.items() for each in tasks)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An exception in words."""
+    """Description of an exception in text."""
 
     type: str
-    """Qualified name of its class."""
+    """Qualified name of the class."""
     message: str
-    """Its text, at most 4 KiB."""
+    """Text of the exception, at most 4 KiB."""
     traceback: str = ""
-    """The remote traceback with rank and host, at most 64 KiB."""
+    """Traceback on the worker, at most 64 KiB."""
     rank: int = 0
-    """Lowest rank that raised it."""
+    """Lowest rank that raised the exception."""
     host: str = ""
-    """Where that rank ran."""
+    """Host of that rank."""
 
 
 class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """How one claim of a task ended."""
+    """End of one claim of a task."""
 
     task: str
     """Task id."""
     kind: Kind
-    """How it ended."""
+    """Kind of the end."""
     worker: str
-    """Worker that says so."""
+    """Worker that wrote the outcome."""
     host: str = ""
     """Host of its rank 0."""
     attempt: int = 1
-    """Which attempt it was."""
+    """Number of the attempt, from 1."""
     started: float = 0.0
     """Seconds since the epoch, the worker host's clock."""
     ended: float = 0.0
@@ -121,7 +120,7 @@ class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ranks: int = 1
     """Ranks whose return values the payload holds."""
     failure: Failure | None = None
-    """The exception, where there is one."""
+    """Description of the exception, if there is one."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -132,35 +131,35 @@ Header = TypeVar("Header")
 
 
 def attempts(header: TaskHeader) -> int:
-    """All attempts that a task has: those that may end with a worker's death, and those that may raise.
+    """Return the limit of attempts of a task: claims that may end with a worker's death, plus retries; at most 99.
 
-    They are counted together, to 99: a name has two digits for them.
+    Both are counted together, by the two digits in the name of a task file.
     """
     return min(header.max_attempts + header.retries, 99)
 
 
 def encode(header: TaskHeader | OutcomeHeader) -> bytes:
-    """A header as JSON."""
+    """Encode a header as JSON."""
     return _encoder.encode(header)
 
 
 def decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:
-    """Decode the header of the file at ``path``; raise :class:`BadTaskFile` where it is no such header."""
+    """Decode the header of the file at ``path``; raise :class:`BadTaskFile` if it cannot be decoded."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadTaskFile(
-            f"The header of {path} cannot be read: {error}. It was written by something else, or by a "
-            "version of spoolpool that this one does not know."
+            f"The header of {path} cannot be read: {error}. It was not written by spoolpool, or by a version that this "
+            "one does not know."
         ) from None
 
 
 def decode_task(data: bytes, path: str) -> TaskHeader:
-    """Read a task's header, with every name in it checked before it can become part of a path."""
+    """Decode the header of a task; every name in it is checked before it can become part of a path."""
     header = decode(_task_decoder, data, path)
     if not (header.init or header.objects or header.cache or header.needs) and (
         is_task_id(header.task) and is_session(header.session) and parse_lane(header.lane) and is_bucket(header.bucket)
-    ):  # as most
+    ):  # the usual case
         return header
     wrong = [
         f"{field} {value!r}"
@@ -172,15 +171,15 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
             ("init", header.init, not header.init or is_object_id(header.init)),
             ("objects", list(header.objects), all(map(is_object_file, header.objects))),
             ("cache", header.cache, not header.cache or is_cache_key(header.cache)),
-            ("needs", header.needs, all(is_session(s) and is_task_id(t) for s, t in header.needed())),
+            ("needs", header.needs, all(is_session(s) and is_task_id(t) for s, t in header.dependencies())),
         )
         if not good
     ]
     if wrong:
-        raise BadTaskFile(f"The header of {path} names {', '.join(wrong)}: not a name of a spool's.")
+        raise BadTaskFile(f"The header of {path} has the invalid name {', '.join(wrong)}.")
     return header
 
 
 def decode_outcome(data: bytes, path: str) -> OutcomeHeader:
-    """Read an outcome's header."""
+    """Decode the header of an outcome."""
     return decode(_outcome_decoder, data, path)

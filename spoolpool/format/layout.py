@@ -6,7 +6,7 @@ from spoolpool.format.names import DependencyLink, OutputFile, TaskFile
 
 
 class Layout:
-    """Where everything lies below one spool directory."""
+    """Paths below one spool directory."""
 
     DIRECTORIES = (
         "tmp",
@@ -24,7 +24,7 @@ class Layout:
         "logs",
     )
     ON_DEMAND = ("jobs", "needs", "cache")
-    """Directories that are made by the first who needs them."""
+    """Directories that are made when they are first needed."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -47,41 +47,41 @@ class Layout:
         self.jobs = f"{root}/jobs"
 
     def lane(self, lane: str) -> str:
-        """Directory of a lane's buckets."""
+        """Return the directory of a lane, which contains its buckets."""
         return f"{self.ready}/{lane}"
 
     def bucket(self, lane: str, bucket: str) -> str:
-        """Directory of waiting tasks."""
+        """Return the directory of a bucket, which contains ready tasks."""
         return f"{self.ready}/{lane}/{bucket}"
 
     def claimed_task(self, task_file: TaskFile) -> str:
-        """A task that runs."""
+        """Return the path of a claimed task."""
         return f"{self.claimed}/{task_file.name}"
 
     def outcome(self, session: str, task_file: TaskFile) -> str:
-        """An outcome: complete or not, committed or not."""
+        """Return the path of an outcome, complete or not, committed or not."""
         return f"{self.outgoing}/{session}/{task_file.name}"
 
     def result(self, session: str, task_file: TaskFile) -> str:
-        """A task file after its commit: its outcome can be collected."""
+        """Return the path of a task file after its commit: its outcome can be collected."""
         return f"{self.results}/{session}/{task_file.name}"
 
     def session(self, session: str) -> str:
-        """Says who submits under a session; its modification time is its sign of life, where there are beats."""
+        """Return the entry of a session, the file on its submitter. Its modification time is its heartbeat, if any."""
         return f"{self.sessions}/{session}.json"
 
     def log(self, log: OutputFile) -> str:
-        """Captured output of one rank."""
+        """Return the output log of one rank."""
         return f"{self.logs}/{log.name}"
 
     def dependency_link(self, session: str, link: DependencyLink) -> str:
-        """Says, as long as it is there, that the outcome of a task of this session is needed."""
+        """Return the path of a link. While it exists, the outcome of a task of this session is needed."""
         return f"{self.needs}/{session}/{link.name}"
 
     def object(self, name: str, user: int | None) -> str:
-        """An object; in shared spools each account has its own."""
+        """Return the path of an object; in shared spools each account has its own objects."""
         return f"{self.objects}/{name}" if user is None else f"{self.objects}/{name}@{user}"
 
     def worker(self, worker: str) -> str:
-        """Directory of one worker."""
+        """Return the directory of a worker's entry."""
         return f"{self.workers}/{worker}"

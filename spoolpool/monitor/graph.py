@@ -91,7 +91,7 @@ class Graph:
 
 
 def _node(header: TaskHeader, state: State) -> Node:
-    needs = tuple(each for _, each in header.needed())
+    needs = tuple(each for _, each in header.dependencies())
     return Node(header.task, header.session, header.name, header.lane, state, needs)
 
 

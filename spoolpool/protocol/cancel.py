@@ -26,7 +26,7 @@ def cancel_task(spool: Spool, header: TaskHeader, task_file: TaskFile, *, delaye
     inbox = spool.results(header.session, spool.account)
     target = f"{inbox}/{task_file.claimed_by(CANCELLED).name}"
     # in this order: a task file moves from waiting/ to its bucket
-    for where in (spool.layout.waiting, "") if delayed or header.held else ("",):
+    for where in (spool.layout.waiting, "") if delayed or header.delayed else ("",):
         try:
             place = where or spool.bucket(header.lane, header.bucket)
             files.move(f"{place}/{task_file.name}", target)

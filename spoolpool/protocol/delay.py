@@ -186,7 +186,7 @@ class DelayedTasks:
         """Make a task ready that waits for no other one, if its header agrees; return whether this call did it."""
         try:
             header = read_task(self._spool, f"{self._spool.layout.waiting}/{task_file.name}", task_file)
-            if missing := [each for each in header.needed() if not self._index.find(*each)]:
+            if missing := [each for each in header.dependencies() if not self._index.find(*each)]:
                 for each in missing:  # its links were not seen, or are gone
                     self._wait_for(task_file, *each)
                 return False

@@ -31,7 +31,7 @@ _BECAUSE = ", because "
 
 def add_links(spool: Spool, header: TaskHeader) -> None:
     """Create a link for each task that this one needs."""
-    for session, needed in header.needed():
+    for session, needed in header.dependencies():
         directory, name = os.path.split(spool.layout.dependency_link(session, DependencyLink(needed, header.task)))
 
         def create(directory: str = directory, name: str = name) -> None:
@@ -46,7 +46,7 @@ def add_links(spool: Spool, header: TaskHeader) -> None:
 
 def remove_links(spool: Spool, header: TaskHeader) -> None:
     """Remove the links of a task that has its outcome, or was not submitted."""
-    for session, needed in header.needed():
+    for session, needed in header.dependencies():
         path = spool.layout.dependency_link(session, DependencyLink(needed, header.task))
         directory, name = os.path.split(path)
         try:
@@ -111,7 +111,7 @@ class Dependencies:
         end = time.monotonic() + max(self._spool.config.lease, self._spool.config.caches)
         while True:
             try:
-                return [self._read(header, session, task) for session, task in header.needed()]
+                return [self._read(header, session, task) for session, task in header.dependencies()]
             except (_NotEnded, OSError, BadTaskFile) as reason:
                 if not may_wait():
                     return None

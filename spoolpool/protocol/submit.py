@@ -104,12 +104,12 @@ class Submitter:
 
     def _publish(self, source: str, header: TaskHeader, task_file: TaskFile) -> None:
         spool = self._spool
-        directory = spool.layout.waiting if header.held else spool.layout.bucket(header.lane, header.bucket)
+        directory = spool.layout.waiting if header.delayed else spool.layout.bucket(header.lane, header.bucket)
         target = f"{directory}/{task_file.name}"
         backoff: Backoff | None = None
         for left in range(_TRIES - 1, -1, -1):
             try:
-                if spool.shared and not header.held:
+                if spool.shared and not header.delayed:
                     target = f"{spool.bucket(header.lane, header.bucket)}/{task_file.name}"
                 files.move(source, target, durability=spool.config.durability)
                 return

@@ -1,4 +1,4 @@
-"""The file format: what is packed comes back, and nothing else is taken for it."""
+"""File format: a packed file is read back, and every other file is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGE = 1 << 20
 """Bytes from which a file is mapped."""
 
 PREFIX = struct.Struct("<8sHHIQQ")
-"""The prefix, as ``docs/format.md`` has it: magic, version, buffers, lengths of header, pickle and file."""
+"""The prefix of ``docs/format.md``: magic, version, number of buffers, lengths of header, pickle and file."""
 
 
 def packed(header: bytes = b'{"a": 1}', payload: bytes = b"payload", buffers: Sequence[Buffer] = ()) -> bytes:
@@ -49,7 +49,7 @@ parts = st.binary(max_size=300)
 
 @settings(max_examples=80, deadline=None)
 @given(parts, parts, st.lists(st.binary(max_size=3 * PAGE), max_size=5))
-def test_what_was_packed_is_read(
+def test_a_packed_file_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, payload: bytes, buffers: list[bytes]
 ) -> None:
     path = tmp_path_factory.mktemp("envelope") / "file"
@@ -90,7 +90,7 @@ def test_every_buffer_begins_at_a_page_of_the_file(size: int) -> None:
 
 
 def address(buffer: Buffer) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # which it refuses for what cannot be written to
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # raises for a read-only buffer
 
 
 def test_buffers_of_a_large_file_are_mapped_at_pages_and_not_copied(path: Path) -> None:
@@ -101,10 +101,10 @@ def test_buffers_of_a_large_file_are_mapped_at_pages_and_not_copied(path: Path) 
 
 
 @pytest.mark.parametrize("size", [1000, LARGE])
-def test_buffers_can_be_written_to_and_the_file_stays_as_it_is(size: int, path: Path) -> None:
+def test_buffers_are_writable_and_the_file_stays_unchanged(size: int, path: Path) -> None:
     data = packed(buffers=[bytes(size)])
     content = read(path, data)
-    content.buffers[0][0] = 7  # type: ignore[index]  # that it can is what is tested
+    content.buffers[0][0] = 7  # type: ignore[index]  # must be possible
     assert content.buffers[0][0] == 7
     assert path.read_bytes() == data
     assert read(path).buffers[0][0] == 0
@@ -116,7 +116,7 @@ def test_a_mapped_file_is_whole_after_it_was_removed(path: Path) -> None:
     assert bytes(content.buffers[0]) == b"x" * LARGE
 
 
-def test_a_file_that_is_torn_at_any_byte_is_found_out(path: Path) -> None:
+def test_a_file_torn_at_any_byte_is_refused(path: Path) -> None:
     small, with_buffers = packed(), packed(buffers=[b"abc", bytes(10)])
     torn = [small[:length] for length in range(len(small))]
     torn += [with_buffers[:length] for length in range(0, len(with_buffers), 61)]
@@ -125,7 +125,7 @@ def test_a_file_that_is_torn_at_any_byte_is_found_out(path: Path) -> None:
             read(path, data)
 
 
-def test_a_file_with_any_byte_changed_is_found_out(path: Path) -> None:
+def test_a_file_with_any_byte_changed_is_refused(path: Path) -> None:
     whole = packed(payload=b"payload" * 3)
     for position in range(len(whole)):
         changed = bytearray(whole)
@@ -135,13 +135,13 @@ def test_a_file_with_any_byte_changed_is_found_out(path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\0", b"x" * 100, bytes(PAGE)])
-def test_a_file_with_something_behind_it_is_found_out(end: bytes, path: Path) -> None:
+def test_a_file_with_trailing_bytes_is_refused(end: bytes, path: Path) -> None:
     with pytest.raises(BadTaskFile, match=str(path)):
         read(path, packed() + end)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"#!/bin/sh\n" * 10, b"\x80\x05K\x01.", bytes(2 * LARGE)])
-def test_a_foreign_file_is_found_out(data: bytes, path: Path) -> None:
+def test_a_foreign_file_is_refused(data: bytes, path: Path) -> None:
     with pytest.raises(BadTaskFile, match="foreign or torn"):
         read(path, data)
     fd = files.open_file(str(path))
@@ -152,7 +152,7 @@ def test_a_foreign_file_is_found_out(data: bytes, path: Path) -> None:
         files.close(fd)
 
 
-def test_a_file_of_a_later_version_says_so(path: Path) -> None:
+def test_a_file_of_a_later_version_raises_spool_version(path: Path) -> None:
     whole = packed()
     later = whole[:8] + struct.pack("<H", 2) + whole[10:]
     with pytest.raises(SpoolVersion, match="format 2"):
@@ -168,34 +168,34 @@ ABSURD = {
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field in ABSURD for value in ABSURD[field][1]])
-def test_absurd_lengths_are_not_believed(field: str, value: int, path: Path) -> None:
+def test_absurd_lengths_are_refused(field: str, value: int, path: Path) -> None:
     whole = packed(buffers=[bytes(100)])
     fields = list(PREFIX.unpack_from(whole))
     fields[ABSURD[field][0]] = value
     lying = PREFIX.pack(*fields) + whole[PREFIX.size :]
-    for data in (lying, signed(lying)):  # also where its writer has made the checksum fit
+    for data in (lying, with_checksum(lying)):  # also with a valid checksum
         with pytest.raises(BadTaskFile, match=str(path)):
             read(path, data)
 
 
 @pytest.mark.parametrize("value", [0, 99, 101, 1 << 25, 1 << 40, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("size", [100, LARGE])
-def test_a_buffer_that_does_not_end_with_its_file_is_not_believed(value: int, size: int, path: Path) -> None:
+def test_a_buffer_that_does_not_end_with_its_file_is_refused(value: int, size: int, path: Path) -> None:
     whole = packed(buffers=[bytes(size)])
     lying = whole[: PREFIX.size] + struct.pack("<Q", value) + whole[PREFIX.size + 8 :]
     with pytest.raises(BadTaskFile, match=str(path)):
-        read(path, signed(lying))
+        read(path, with_checksum(lying))
 
 
-def signed(data: bytes) -> bytes:
-    """With the checksum that fits."""
+def with_checksum(data: bytes) -> bytes:
+    """Return a file with a valid checksum."""
     import xxhash
 
     return data[:-16] + xxhash.xxh3_128_digest(data[:-16])
 
 
 @pytest.mark.parametrize("hole", [100_000, 3 * LARGE])
-def test_a_file_full_of_zeros_as_after_a_power_loss_is_found_out(hole: int, path: Path) -> None:
+def test_a_file_of_zeros_as_after_a_power_loss_is_refused(hole: int, path: Path) -> None:
     whole = packed(buffers=[b"x" * hole])
     path.write_bytes(whole[:100])
     os.truncate(path, len(whole))
@@ -217,7 +217,7 @@ def test_a_sparse_file_with_a_header_of_a_terabyte_costs_nothing(path: Path) -> 
 
 @pytest.fixture
 def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filesystem that gives and takes a few bytes at a time, as POSIX allows it."""
+    """A filesystem that reads and writes a few bytes at a time, as POSIX allows."""
 
     class Slow:
         def __getattr__(self, name: str) -> object:
@@ -234,7 +234,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_at_a_time")
-def test_short_reads_and_writes_are_gone_on_with(path: Path) -> None:
+def test_short_reads_and_writes_are_continued(path: Path) -> None:
     header, payload, buffers = b"h" * 50, b"p" * 3000, [b"b" * 5000]
     files.create(str(path), envelope.pack(header, payload, buffers))
     content = read(path)

@@ -1,4 +1,4 @@
-"""Names: what is made is read back, and what was not made here is never taken for it."""
+"""Names: a formatted name is parsed back, and no other text parses."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ HOSTILE = [
 
 
 @given(task_files)
-def test_a_token_is_read_as_it_was_made(task_file: TaskFile) -> None:
+def test_the_name_of_a_task_file_is_parsed_back(task_file: TaskFile) -> None:
     assert parse_task_file(task_file.name) == task_file
 
 
 @given(lanes)
-def test_a_lane_is_read_as_it_was_made(lane: Lane) -> None:
+def test_the_name_of_a_lane_is_parsed_back(lane: Lane) -> None:
     assert parse_lane(lane.name) == lane
 
 
@@ -122,7 +122,7 @@ def test_a_lane_is_read_as_it_was_made(lane: Lane) -> None:
 @example("default.r1t1g0.py3.11@01")
 @example("default.r1t1g0.py3.11+b+a")
 @example("default.r1t1g0.py3.11+a+a@0")
-def test_what_is_read_would_be_made_the_same_way(text: str) -> None:
+def test_a_parsed_name_is_formatted_the_same_way(text: str) -> None:
     task_file, lane = parse_task_file(text), parse_lane(text)
     assert task_file is None or task_file.name == text
     assert lane is None or lane.name == text
@@ -132,7 +132,7 @@ def test_what_is_read_would_be_made_the_same_way(text: str) -> None:
     st.one_of(st.sampled_from(GOOD), task_files.map(lambda task_file: task_file.name)), st.text(min_size=1, max_size=5)
 )
 @example("my-session_1", "\n")
-def test_whatever_is_put_before_a_name_or_behind_it_is_never_part_of_a_path(good: str, more: str) -> None:
+def test_a_name_with_a_prefix_or_suffix_never_becomes_a_path(good: str, more: str) -> None:
     for text in (good + more, more + good):
         for read in READERS:
             if read(text):
@@ -141,7 +141,7 @@ def test_whatever_is_put_before_a_name_or_behind_it_is_never_part_of_a_path(good
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_nobodys(name: str) -> None:
+def test_hostile_names_do_not_parse(name: str) -> None:
     for read in READERS:
         assert not read(name)
     with pytest.raises(BadRequest):
@@ -152,7 +152,7 @@ def test_hostile_names_are_nobodys(name: str) -> None:
         check_tags([name])
 
 
-def test_a_lane_whose_name_is_too_long_for_a_directory_is_refused_with_its_length() -> None:
+def test_a_lane_name_too_long_for_a_directory_is_refused_with_its_length() -> None:
     lane = Lane("q" * 32, 9_999_999, 9999, 999, "3.11", tuple(f"{number}{'t' * 60}" for number in range(3)))
     assert parse_lane(check_lane(lane).name) == lane
     longer = lane._replace(tags=(*lane.tags, "x" * 12))
@@ -161,7 +161,7 @@ def test_a_lane_whose_name_is_too_long_for_a_directory_is_refused_with_its_lengt
     assert parse_lane(longer.name) is None
 
 
-def test_new_names_can_be_read() -> None:
+def test_new_names_parse() -> None:
     task = new_task_id()
     assert is_task_id(task)
     assert is_worker_id(new_worker_id())
@@ -170,25 +170,25 @@ def test_new_names_can_be_read() -> None:
     assert is_unfinished(task)
 
 
-def test_no_two_new_names_are_the_same() -> None:
+def test_new_names_are_unique() -> None:
     assert len({new_task_id() for _ in range(1000)}) == 1000
     assert len({new_worker_id() for _ in range(1000)}) == 1000
 
 
 @given(st.integers(-499, 499), st.integers(-499, 499))
-def test_a_greater_priority_sorts_before_a_lesser_one_whenever_it_was_submitted(one: int, other: int) -> None:
+def test_a_greater_priority_sorts_first_whenever_it_was_submitted(one: int, other: int) -> None:
     first, second = new_task_id(one), new_task_id(other)
     if one != other:
         assert (first < second) == (one > other)
 
 
 @pytest.mark.parametrize("priority", [-500, 500, 10**6])
-def test_a_priority_that_has_no_place_in_a_name_is_refused(priority: int) -> None:
+def test_a_priority_out_of_range_is_refused(priority: int) -> None:
     with pytest.raises(BadRequest, match="priority"):
         new_task_id(priority)
 
 
-def test_tasks_of_one_priority_sort_by_the_time_of_their_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_of_one_priority_sort_by_submission_time(monkeypatch: pytest.MonkeyPatch) -> None:
     names = []
     for now in (1, 10**15, 10**18, 1_800_000_000 * 10**9, 2**62):
         monkeypatch.setattr(time, "time_ns", lambda now=now: now)
@@ -197,7 +197,7 @@ def test_tasks_of_one_priority_sort_by_the_time_of_their_submission(monkeypatch:
 
 
 @given(task_files)
-def test_every_step_of_a_task_has_a_name_that_it_never_had(task_file: TaskFile) -> None:
+def test_every_step_of_a_task_has_a_new_name(task_file: TaskFile) -> None:
     if task_file.claim > 999_990:
         return
     worker = "fedcba9876543210"
@@ -209,13 +209,13 @@ def test_every_step_of_a_task_has_a_name_that_it_never_had(task_file: TaskFile) 
     assert all(parse_task_file(step.name) == step for step in steps)
 
 
-def test_buckets_sort_as_their_first_tasks_do() -> None:
+def test_buckets_sort_like_their_first_tasks() -> None:
     first, second, urgent = new_task_id(), new_task_id(), new_task_id(1)
     names = [bucket_name(task, new_submitter_id()) for task in (urgent, first, second)]
     assert [name[:18] for name in sorted(names)] == [urgent[:18], first[:18], second[:18]]
 
 
-def test_every_path_lies_below_the_spool_in_a_directory_that_every_spool_has() -> None:
+def test_every_path_is_in_a_directory_of_the_spool() -> None:
     where = Layout("/spool")
     task_file = TaskFile("499-0660e6e464b511-22dc7470e2", 1, 1, "0123456789abcdef")
     paths = [
