@@ -1,4 +1,4 @@
-"""A task may submit to the spool that it came from and wait for it, also where no group is free."""
+"""Tasks that submit subtasks to their own spool and wait for them, also if no group is free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 
 
 def depth(levels: int) -> list[str]:
-    """The tasks from this one to the innermost one, each submitted by the one before it."""
+    """Return the ids of a chain of subtasks, each submitted by the one before."""
     if not levels:
         return [current_task().id]
     with Executor(spool=current_task().spool) as inner:
@@ -25,7 +25,7 @@ def depth(levels: int) -> list[str]:
 
 
 def tree(levels: int) -> int:
-    """Two tasks of the next level, and one that needs both."""
+    """Submit two tasks of the next level, and one that depends on both."""
     if not levels:
         return 1
     with Executor(spool=current_task().spool) as inner:
@@ -33,8 +33,8 @@ def tree(levels: int) -> int:
         return int(inner.submit(sum, both).result())
 
 
-def every_way(count: int) -> list[Any]:
-    """All the ways to wait."""
+def wait_in_each_way(count: int) -> list[Any]:
+    """Wait for subtasks in each way."""
     with Executor(spool=current_task().spool) as inner:
         given = list(inner.map(abs, range(-count, 0)))
         some = [inner.submit(abs, -number) for number in range(count)]
@@ -48,32 +48,32 @@ def every_way(count: int) -> list[Any]:
 
 
 def raise_inner() -> None:
-    """An exception of an inner task that nobody catches."""
+    """Raise the exception of a subtask."""
     with Executor(spool=current_task().spool) as inner:
         inner.submit(tasks.fail, tasks.OwnError("inner")).result()
 
 
 def leave_unawaited(path: str) -> str:
-    """Submit and do not wait."""
+    """Submit a subtask and do not wait for it."""
     inner = Executor(spool=current_task().spool)
     inner.submit(tasks.mark, path)
     return "left"
 
 
-def too_soon() -> str:
-    """A wait with a limit, for what cannot be had."""
+def wait_with_timeout() -> str:
+    """Wait with a timeout for a subtask that no group serves."""
     with Executor(spool=current_task().spool, submission=Submission(queue="nobody")) as inner:
         future = inner.submit(abs, -1)
         try:
             future.result(timeout=0.2)
         except TimeoutError:
             future.cancel()
-            return "too soon"
+            return "timeout"
     return "done"
 
 
-def from_a_thread() -> list[int]:
-    """Another thread of a task waits for what its main thread runs, or nobody would."""
+def wait_in_a_thread() -> list[int]:
+    """Wait in another thread of a task for a subtask that only the main thread can run."""
     found: list[int] = []
     with Executor(spool=current_task().spool) as inner:
         future = inner.submit(abs, -7)
@@ -84,25 +84,25 @@ def from_a_thread() -> list[int]:
     return found
 
 
-def sit(started: str, end: str) -> int:
-    """Wait inside for what another process ends."""
+def wait_for_subtask(started: str, end: str) -> int:
+    """Wait for a subtask that ends once a file exists."""
     with Executor(spool=current_task().spool) as inner:
         return int(inner.submit(tasks.mark_and_wait, started, end, 5).result())
 
 
 @pytest.fixture
 def alone(spool: Spool, worker: Workers) -> Spool:
-    """A spool that one group serves."""
+    """Spool that one group serves."""
     worker(spool)
     return spool
 
 
-def test_with_one_group_tasks_wait_for_tasks_that_wait_for_tasks(alone: Spool, tmp_path: Path) -> None:
+def test_one_group_runs_subtasks_at_any_depth(alone: Spool, tmp_path: Path) -> None:
     with Executor(spool=alone.path) as exe:
         ids = exe.submit(depth, 3).result()
         assert len(set(ids)) == 4
         assert [future.result() for future in [exe.submit(tree, 3) for _ in range(2)]] == [8, 8]
-        assert exe.submit(every_way, 4).result() == [
+        assert exe.submit(wait_in_each_way, 4).result() == [
             [4, 3, 2, 1],
             {0, 1, 2, 3},
             {"b": [1, 2]},
@@ -112,29 +112,27 @@ def test_with_one_group_tasks_wait_for_tasks_that_wait_for_tasks(alone: Spool, t
         ]
         assert isinstance(exe.submit(raise_inner).exception(), tasks.OwnError)
         assert exe.submit(leave_unawaited, str(tmp_path / "ran")).result() == "left"
-        wait_until((tmp_path / "ran").exists, "what was left ran")
-        assert exe.submit(too_soon).result() == "too soon"
-        assert exe.submit(from_a_thread).result() == [7]
-        # the working directory is the task's own again after an inner one
+        wait_until((tmp_path / "ran").exists, "the subtask that was left ran")
+        assert exe.submit(wait_with_timeout).result() == "timeout"
+        assert exe.submit(wait_in_a_thread).result() == [7]
+        # the working directory of the task is restored after a subtask
         assert exe.submit(tasks.get_cwd).result() == os.getcwd()
-    wait_until(lambda: not check(alone), "nothing is left that should not be there")
+    wait_until(lambda: not check(alone), "the spool is consistent")
 
 
-def test_more_tasks_that_wait_than_groups(spool: Spool, worker: Workers) -> None:
+def test_more_waiting_tasks_than_groups_are_completed(spool: Spool, worker: Workers) -> None:
     worker(spool, "--launcher", "local", "--groups", "2", await_groups=2)
     with Executor(spool=spool.path) as exe:
         assert {future.result() for future in [exe.submit(tree, 2) for _ in range(6)]} == {4}
 
 
-def test_a_group_that_dies_while_it_runs_an_inner_task_loses_neither(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_death_of_a_group_in_a_subtask_loses_no_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     started, end = tmp_path / "started", tmp_path / "end"
     first = worker(spool)
     worker.may_die(first)
     with Executor(spool=spool.path) as exe:
-        future = exe.submit(sit, str(started), str(end))
-        wait_until(started.exists, "the inner task runs")
+        future = exe.submit(wait_for_subtask, str(started), str(end))
+        wait_until(started.exists, "the subtask runs")
         assert len(os.listdir(spool.layout.claimed)) == 2
         first.kill()
         first.wait()
@@ -143,14 +141,12 @@ def test_a_group_that_dies_while_it_runs_an_inner_task_loses_neither(
         assert future.result() == 5
 
 
-def test_a_group_that_is_told_to_end_finishes_what_its_task_waits_for(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_group_that_is_to_end_finishes_the_subtasks_of_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     started, end = tmp_path / "started", tmp_path / "end"
     process = worker(spool)
     with Executor(spool=spool.path) as exe:
-        future = exe.submit(sit, str(started), str(end))
-        wait_until(started.exists, "the inner task runs")
+        future = exe.submit(wait_for_subtask, str(started), str(end))
+        wait_until(started.exists, "the subtask runs")
         process.terminate()
         end.touch()
         assert future.result() == 5

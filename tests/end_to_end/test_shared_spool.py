@@ -1,4 +1,4 @@
-"""A spool, workers and submitters that know nothing of each other but its directory."""
+"""Workers and submitters that share a spool and know only its directory."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ BIN = Path(sys.executable).parent
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the package's commands."""
+    """Run a command of the package."""
     name, *rest = map(str, arguments)
     return subprocess.run([BIN / name, *rest], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT)
 
 
 def task_files(spool: Spool, directory: str) -> list[str]:
-    """Names of the task files below one of a spool's directories."""
+    """Return the names of the task files below a directory of a spool."""
     found = Path(spool.path, directory).rglob("*")
     return sorted(path.name for path in found if parse_task_file(path.name))
 
 
 def files(spool: Spool) -> set[str]:
-    """Every file of a spool, but of what its workers, their tasks and sessions say."""
+    """Return all files of a spool without those about workers, sessions, logs and journals."""
     about = ("workers", "journal", "sessions", "logs")
     every = (path.relative_to(spool.path) for path in Path(spool.path).rglob("*") if not path.is_dir())
     return {str(path) for path in every if path.parts[0] not in about}
 
 
-# ------------------------------------------------------------------------------------ by hand
+# ------------------------------------------------------------------------------------ commands
 
 SUBMIT = """
 import sys
@@ -70,7 +70,7 @@ with Executor(spool=sys.argv[1]) as executor:
 """
 
 
-def test_by_hand_a_spool_a_worker_and_a_script(tmp_path: Path) -> None:
+def test_commands_serve_a_script(tmp_path: Path) -> None:
     path = tmp_path / "spool"
     made = command("spool", "init", path)
     assert made.returncode == 0 and str(path) in made.stdout
@@ -89,14 +89,14 @@ def test_by_hand_a_spool_a_worker_and_a_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_by_hand_ranks_that_mpiexec_started(spool: Spool, worker: Workers) -> None:
+def test_ranks_started_by_mpiexec_form_a_group(spool: Spool, worker: Workers) -> None:
     worker(spool, mpi_ranks=2)
     with Executor(spool=spool.path, cores_per_worker=2) as executor:
         assert executor.submit(tasks.communicator).result(LIMIT) == [(0, 2), (1, 2)]
 
 
 @pytest.mark.mpi
-def test_by_hand_groups_that_a_supervisor_starts(spool: Spool, worker: Workers) -> None:
+def test_supervisor_starts_groups_and_replaces_them(spool: Spool, worker: Workers) -> None:
     worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--groups", 2, await_groups=2)
     with Executor(spool=spool.path, cores_per_worker=2) as executor:
         assert executor.submit(tasks.communicator).result(LIMIT) == [(0, 2), (1, 2)]
@@ -105,7 +105,7 @@ def test_by_hand_groups_that_a_supervisor_starts(spool: Spool, worker: Workers) 
         assert executor.submit(tasks.communicator).result(LIMIT) == [(0, 2), (1, 2)]
 
 
-def test_tasks_wait_for_workers_and_workers_for_tasks(spool: Spool, worker: Workers) -> None:
+def test_tasks_wait_for_workers_and_workers_wait_for_tasks(spool: Spool, worker: Workers) -> None:
     with Executor(spool=spool.path) as executor:
         early = [executor.submit(pow, i, 2) for i in range(5)]
         assert len(executor) == 5
@@ -114,9 +114,7 @@ def test_tasks_wait_for_workers_and_workers_for_tasks(spool: Spool, worker: Work
         assert executor.submit(pow, 3, 2).result(LIMIT) == 9
 
 
-def test_more_tasks_than_a_bucket_holds_are_done(
-    spool: Spool, worker: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_in_several_buckets_are_run(spool: Spool, worker: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "BUCKET_SIZE", 7)
     with Executor(spool=spool.path) as executor:
         futures = [executor.submit(pow, i, 2) for i in range(50)]
@@ -127,16 +125,16 @@ def test_more_tasks_than_a_bucket_holds_are_done(
     assert files(spool) == {"spool.json"}
 
 
-def test_an_attached_executor_may_bring_groups_of_its_own(spool: Spool) -> None:
+def test_attached_executor_may_start_groups(spool: Spool) -> None:
     with Executor(max_workers=1, spool=spool.path) as executor:
         assert executor.submit(pow, 2, 3).result(LIMIT) == 8
         assert len(workers.read_workers(spool)) == 1
     assert workers.read_workers(spool) == []
     assert processes_of(spool.path) == []
-    assert Spool(spool.path).config == spool.config  # the spool is not the executor's to remove
+    assert Spool(spool.path).config == spool.config  # the spool does not belong to the executor
 
 
-def test_the_groups_of_a_killed_submitter_end_and_the_spool_stays(spool: Spool, tmp_path: Path) -> None:
+def test_groups_of_a_killed_submitter_end_and_the_spool_stays(spool: Spool, tmp_path: Path) -> None:
     text = """
         import sys
         from spoolpool import Executor
@@ -156,11 +154,11 @@ def test_the_groups_of_a_killed_submitter_end_and_the_spool_stays(spool: Spool, 
     assert Spool(spool.path).config == spool.config
 
 
-def test_a_worker_that_is_told_to_end_finishes_its_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_worker_finishes_its_task_after_sigterm(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     serving = worker(spool)
     with Executor(spool=spool.path) as executor:
         running = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end", "done")
-        wait_until((tmp_path / "started").exists, "the task began")
+        wait_until((tmp_path / "started").exists, "the task runs")
         waiting = executor.submit(pow, 2, 2)
         serving.send_signal(signal.SIGTERM)
         (tmp_path / "end").touch()
@@ -174,7 +172,7 @@ def test_a_worker_that_is_told_to_end_finishes_its_task(spool: Spool, worker: Wo
 # ------------------------------------------------------------------------- several submitters
 
 
-def test_two_submitters_at_once_get_their_own_results(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_concurrent_submitters_get_their_own_results(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     worker(spool)
     worker(spool)
     scripts = [start_script(tmp_path / f"{start}.py", SUBMIT, spool.path, start, 200) for start in (0, 1000)]
@@ -183,7 +181,7 @@ def test_two_submitters_at_once_get_their_own_results(spool: Spool, worker: Work
     assert files(spool) == {"spool.json"}
 
 
-def test_the_results_of_another_session_are_not_touched(spool: Spool, worker: Workers) -> None:
+def test_results_of_another_session_are_not_changed(spool: Spool, worker: Workers) -> None:
     worker(spool)
     other = start_session_that_collects_nothing(spool)
     wait_until(lambda: task_files(spool, f"results/{other}"), "the other session has a result")
@@ -195,7 +193,7 @@ def test_the_results_of_another_session_are_not_touched(spool: Spool, worker: Wo
 
 
 def start_session_that_collects_nothing(spool: Spool) -> str:
-    """A submitter that dies before it gets its result; returns the name of its session."""
+    """Run a submitter that ends before it collects its result; return the name of its session."""
 
     def submit() -> str:
         executor = Executor(spool=spool.path)
@@ -209,7 +207,7 @@ def start_session_that_collects_nothing(spool: Spool) -> str:
     return str(in_fork(submit))
 
 
-def test_a_forked_child_has_a_session_of_its_own(spool: Spool, worker: Workers) -> None:
+def test_forked_child_has_its_own_session(spool: Spool, worker: Workers) -> None:
     worker(spool)
     with Executor(spool=spool.path) as executor:
         parents = executor.info["session"]
@@ -225,7 +223,7 @@ def test_a_forked_child_has_a_session_of_its_own(spool: Spool, worker: Workers) 
         assert waiting.result(LIMIT) == 4
 
 
-def test_a_script_that_ends_without_shutdown_has_its_tasks_done(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+def test_tasks_of_a_script_that_ends_without_shutdown_are_run(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     worker(spool)
     text = """
         import sys
@@ -240,29 +238,29 @@ def test_a_script_that_ends_without_shutdown_has_its_tasks_done(spool: Spool, wo
     assert (ended.stdout, ended.stderr, ended.returncode) == ("32\n", "", 0)
 
 
-# ----------------------------------------------------------------------------- nobody serves
+# ----------------------------------------------------------------------------- no worker
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_who_waits_where_no_worker_is_alive_is_told_so_once(
+def test_submitter_is_warned_once_if_no_worker_is_alive(
     spool: Spool, worker: Workers, soon: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
-        wait_until(lambda: told(caplog), "the submitter was told")
-        assert re.search("1 task.* wait .*no worker group is alive.*spool-worker", told(caplog)[0])
-        assert spool.path in told(caplog)[0]
+        wait_until(lambda: warnings(caplog), "the submitter was warned")
+        assert re.search("1 task.* wait .*no worker group is alive.*spool-worker", warnings(caplog)[0])
+        assert spool.path in warnings(caplog)[0]
         status = command("spool", "status", spool.path)
         assert re.search("BLOCKED +1 .*no worker group is alive", status.stdout)
         worker(spool)
         assert future.result(LIMIT) == 4
-    assert len(told(caplog)) == 1
+    assert len(warnings(caplog)) == 1
 
 
-def test_who_waits_lets_everybody_list_anew_what_his_task_passes_through(
+def test_submitter_touches_the_directories_of_a_waiting_task(
     spool: Spool, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(starvation, "_FIRST_REFRESH", 0.01)
@@ -270,10 +268,10 @@ def test_who_waits_lets_everybody_list_anew_what_his_task_passes_through(
         future = executor.submit(pow, 2, 2)
         (bucket,) = {path.parent for path in Path(spool.layout.ready).rglob(future.task + ".*")}
         inbox = next(Path(spool.layout.results).iterdir())
-        ways = [spool.layout.ready, bucket.parent, bucket, spool.layout.waiting, spool.layout.claimed, inbox]
-        for way in ways:
-            os.utime(way, (0, 0))
-        wait_until(lambda: all(os.stat(way).st_mtime for way in ways), "they have another time")
+        passed = [spool.layout.ready, bucket.parent, bucket, spool.layout.waiting, spool.layout.claimed, inbox]
+        for directory in passed:
+            os.utime(directory, (0, 0))
+        wait_until(lambda: all(os.stat(directory).st_mtime for directory in passed), "all directories were touched")
         assert future.cancel()
 
 
@@ -288,7 +286,7 @@ def test_who_waits_lets_everybody_list_anew_what_his_task_passes_through(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_who_asks_for_more_than_any_group_has_is_told_so(
+def test_submitter_is_warned_of_requirements_that_no_group_meets(
     spool: Spool,
     worker: Workers,
     soon: None,
@@ -299,19 +297,19 @@ def test_who_asks_for_more_than_any_group_has_is_told_so(
     worker(spool)
     with Executor(spool=spool.path, **asked) as executor:
         future = executor.submit(pow, 2, 2)
-        wait_until(lambda: told(caplog), "the submitter was told")
-        assert reason in told(caplog)[0]
+        wait_until(lambda: warnings(caplog), "the submitter was warned")
+        assert reason in warnings(caplog)[0]
         assert reason in command("spool", "status", spool.path).stdout
         assert future.cancel()
 
 
-def test_a_task_that_asks_for_no_rank_at_all_is_refused(spool: Spool) -> None:
+def test_task_with_zero_cores_is_rejected(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor, pytest.raises(BadRequest, match="cores is 0"):
         executor.submit(pow, 2, 2, resource_dict={"cores": 0})
     assert files(spool) == {"spool.json"}
 
 
-def test_a_spool_that_vanishes_fails_what_waits_in_it(spool: Spool, soon: None) -> None:
+def test_tasks_fail_if_their_spool_is_removed(spool: Spool, soon: None) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
         shutil.rmtree(spool.path)
@@ -321,15 +319,15 @@ def test_a_spool_that_vanishes_fails_what_waits_in_it(spool: Spool, soon: None) 
             executor.submit(pow, 2, 2)
 
 
-# ------------------------------------------------------------------------------- not a spool
+# ------------------------------------------------------------------------------- no spool
 
 
-def everybody(path: object) -> list[Callable[[], subprocess.CompletedProcess[str]]]:
-    """The commands that want a spool."""
+def commands_of(path: object) -> list[Callable[[], subprocess.CompletedProcess[str]]]:
+    """Return runs of the commands that open a spool."""
     return [lambda: command("spool", "status", path), lambda: command("spool-worker", path)]
 
 
-def test_what_is_no_spool_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_error_for_a_missing_spool_says_how_to_create_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
     (tmp_path / "torn").mkdir()
@@ -339,25 +337,25 @@ def test_what_is_no_spool_is_told_with_what_to_do(tmp_path: Path) -> None:
     for name in ("missing", "empty", "file", "torn", "foreign"):
         with pytest.raises(NotASpool, match=f"{tmp_path / name} is not a spool"):
             Executor(spool=tmp_path / name)
-    for run in everybody(tmp_path / "missing"):
+    for run in commands_of(tmp_path / "missing"):
         ended = run()
         assert ended.returncode == NotASpool.exit_code == 3
         assert f"spool init {tmp_path / 'missing'}" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
-def test_a_spool_of_a_newer_version_is_refused(spool: Spool) -> None:
+def test_spool_of_a_newer_version_is_rejected(spool: Spool) -> None:
     config = Path(spool.layout.config)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99, "something": "new"}))
     with pytest.raises(SpoolVersion, match="format 99"):
         Executor(spool=spool.path)
-    for run in everybody(spool.path):
+    for run in commands_of(spool.path):
         ended = run()
         assert ended.returncode == SpoolVersion.exit_code == 4
         assert "newer" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_directory_that_is_in_use_does_not_become_a_spool(spool: Spool, tmp_path: Path) -> None:
+def test_spool_is_not_created_in_a_directory_with_other_files(spool: Spool, tmp_path: Path) -> None:
     again = command("spool", "init", spool.path)
     assert again.returncode == BadRequest.exit_code
     assert "is a spool already" in again.stderr
@@ -372,7 +370,7 @@ def test_a_directory_that_is_in_use_does_not_become_a_spool(spool: Spool, tmp_pa
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A directory that every account can enter."""
+    """Directory that each account can enter."""
     path = Path(tempfile.mkdtemp(prefix="public-"))
     path.chmod(0o755)
     yield path
@@ -380,7 +378,7 @@ def public() -> Iterator[Path]:
 
 
 def as_another(function: Callable[[], object]) -> object:
-    """What a function returns, or its exception, when an account without rights calls it."""
+    """Call a function as an account without rights; return its value or its exception."""
     if os.geteuid():
         pytest.skip("only root can act as another account")
 
@@ -394,7 +392,7 @@ def as_another(function: Callable[[], object]) -> object:
 
 
 @pytest.mark.multiuser
-def test_who_may_not_enter_a_spool_is_told(public: Path) -> None:
+def test_spool_without_search_permission_is_an_error(public: Path) -> None:
     spool = Spool.create(public / "spool")
     error = as_another(lambda: Executor(spool=spool.path))
     assert isinstance(error, SpoolDenied)
@@ -402,13 +400,13 @@ def test_who_may_not_enter_a_spool_is_told(public: Path) -> None:
 
 
 @pytest.fixture
-def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rights that somebody changed after the spool was opened are as they are."""
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the check of permissions, as if they were changed after the spool was opened."""
     monkeypatch.setattr(permissions, "check_tree", lambda *_: None)
 
 
 @pytest.mark.multiuser
-def test_who_may_look_and_not_write_is_told_and_leaves_nothing(public: Path, unlooked: None) -> None:
+def test_spool_without_write_permission_is_an_error_and_unchanged(public: Path, unchecked: None) -> None:
     spool = Spool.create(public / "spool")
     for path in (public / "spool").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -420,7 +418,7 @@ def test_who_may_look_and_not_write_is_told_and_leaves_nothing(public: Path, unl
 
 
 @pytest.mark.multiuser
-def test_who_may_have_a_session_and_not_submit_is_told_and_leaves_nothing(public: Path, unlooked: None) -> None:
+def test_submission_without_permission_is_an_error_and_leaves_no_file(public: Path, unchecked: None) -> None:
     spool = Spool.create(public / "spool")
     (public / "spool").chmod(0o755)
     (public / "spool" / "spool.json").chmod(0o644)
@@ -443,7 +441,7 @@ def test_who_may_have_a_session_and_not_submit_is_told_and_leaves_nothing(public
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of one MiB and 120 files."""
+    """Filesystem of one MiB and 120 files."""
     path = tmp_path / "small"
     path.mkdir()
     mounted = subprocess.run(
@@ -458,14 +456,14 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> Path:
-    """Leave no byte free; returns the file to remove."""
+    """Fill a filesystem; return the file to remove."""
     with (path / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
     return path / "filling"
 
 
-def test_a_task_that_does_not_fit_is_told_and_leaves_nothing(small: Path, worker: Workers) -> None:
+def test_task_larger_than_the_disk_is_an_error_and_leaves_no_file(small: Path, worker: Workers) -> None:
     spool = Spool.create(small / "spool", durability="none")
     worker(spool)
     with Executor(spool=spool.path) as executor:
@@ -473,10 +471,10 @@ def test_a_task_that_does_not_fit_is_told_and_leaves_nothing(small: Path, worker
             executor.submit(len, bytes(2_000_000))
         assert files(spool) == {"spool.json"}
         assert len(executor) == 0
-        assert executor.submit(len, bytes(1000)).result(LIMIT) == 1000  # a smaller one does
+        assert executor.submit(len, bytes(1000)).result(LIMIT) == 1000  # a smaller one fits
 
 
-def test_a_full_disk_is_told_and_free_again_goes_on(small: Path, worker: Workers) -> None:
+def test_full_disk_is_an_error_and_submission_works_again_afterwards(small: Path, worker: Workers) -> None:
     spool = Spool.create(small / "spool", durability="none")
     with Executor(spool=spool.path) as executor:
         filling = fill(small)
@@ -490,8 +488,8 @@ def test_a_full_disk_is_told_and_free_again_goes_on(small: Path, worker: Workers
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])
-def test_a_disk_without_inodes_is_told_wherever_it_is_met(small: Path, left: int) -> None:
-    """The file, the directory of the lane, or that of the bucket is what there is no place for."""
+def test_lack_of_inodes_at_any_step_of_a_submission_is_an_error(small: Path, left: int) -> None:
+    """Exhaust the inodes for the task file, the directory of the lane, or the directory of the bucket."""
     spool = Spool.create(small / "spool", durability="none")
     with Executor(spool=spool.path) as executor:
         others = []
@@ -509,7 +507,7 @@ def test_a_disk_without_inodes_is_told_wherever_it_is_met(small: Path, left: int
         assert executor.submit(pow, 2, 2).cancel()
 
 
-def test_a_spool_on_a_full_disk_cannot_be_opened_and_says_why(small: Path) -> None:
+def test_opening_a_spool_on_a_full_disk_is_an_error(small: Path) -> None:
     spool = Spool.create(small / "spool", durability="none")
     with contextlib.suppress(OSError):
         for number in range(1000):
@@ -525,12 +523,12 @@ def make_big_result(started: Path, end: Path) -> bytes:
     return bytes(100_000)
 
 
-def test_a_result_waits_until_the_disk_has_room(small: Path, worker: Workers, tmp_path: Path) -> None:
+def test_result_is_published_once_the_disk_has_space(small: Path, worker: Workers, tmp_path: Path) -> None:
     spool = Spool.create(small / "spool", durability="none")
     serving = worker(spool)
     with Executor(spool=spool.path) as executor:
         future = executor.submit(make_big_result, tmp_path / "started", tmp_path / "end")
-        wait_until((tmp_path / "started").exists, "the task began")
+        wait_until((tmp_path / "started").exists, "the task runs")
         filling = fill(small)
         (tmp_path / "end").touch()
         wait_until(lambda: "Cannot write the outcome" in worker.said(serving), "the worker met the full disk")
@@ -541,7 +539,7 @@ def test_a_result_waits_until_the_disk_has_room(small: Path, worker: Workers, tm
     assert files(spool) == {"spool.json"}
 
 
-def test_a_result_that_never_fits_becomes_an_error_of_its_task(small: Path, worker: Workers) -> None:
+def test_result_larger_than_the_disk_becomes_an_error_of_its_task(small: Path, worker: Workers) -> None:
     spool = Spool.create(small / "spool", durability="none", lease=1.0)
     worker(spool)
     with Executor(spool=spool.path) as executor:
@@ -550,7 +548,7 @@ def test_a_result_that_never_fits_becomes_an_error_of_its_task(small: Path, work
         assert executor.submit(pow, 2, 2).result(LIMIT) == 4
 
 
-def test_a_claim_is_given_back_by_a_worker_that_must_end_while_the_disk_is_full(
+def test_worker_that_ends_while_the_disk_is_full_releases_its_claim(
     small: Path, worker: Workers, tmp_path: Path
 ) -> None:
     spool = Spool.create(small / "spool", durability="none")
@@ -558,7 +556,7 @@ def test_a_claim_is_given_back_by_a_worker_that_must_end_while_the_disk_is_full(
     worker.may_die(serving)
     with Executor(spool=spool.path) as executor:
         future = executor.submit(make_big_result, tmp_path / "started", tmp_path / "end")
-        wait_until((tmp_path / "started").exists, "the task began")
+        wait_until((tmp_path / "started").exists, "the task runs")
         filling = fill(small)
         (tmp_path / "end").touch()
         wait_until(lambda: "Cannot write the outcome" in worker.said(serving), "the worker met the full disk")
@@ -575,9 +573,7 @@ def test_a_claim_is_given_back_by_a_worker_that_must_end_while_the_disk_is_full(
 # ------------------------------------------------------------------- foreign and torn files
 
 
-def test_a_task_that_cannot_be_read_is_set_aside_its_submitter_is_told_and_the_rest_goes_on(
-    spool: Spool, worker: Workers, soon: None
-) -> None:
+def test_unreadable_task_is_set_aside_and_reported_and_others_run(spool: Spool, worker: Workers, soon: None) -> None:
     with Executor(spool=spool.path) as executor:
         futures = [executor.submit(pow, i, 2) for i in range(5)]
         names = task_files(spool, "ready")
@@ -586,7 +582,7 @@ def test_a_task_that_cannot_be_read_is_set_aside_its_submitter_is_told_and_the_r
         data = (bucket / names[1]).read_bytes()
         (bucket / names[1]).write_bytes(data[:-20] + bytes(20))  # as after a loss of power
         data = (bucket / names[2]).read_bytes()
-        (bucket / names[2]).write_bytes(data[:8] + b"\x63\0" + data[10:])  # of a version that is still to come
+        (bucket / names[2]).write_bytes(data[:8] + b"\x63\0" + data[10:])  # of a later version
         serving = worker(spool)
         assert [future.result(LIMIT) for future in futures[3:]] == [9, 16]
         for future, name in zip(futures[:3], names[:3], strict=True):
@@ -598,13 +594,13 @@ def test_a_task_that_cannot_be_read_is_set_aside_its_submitter_is_told_and_the_r
     assert worker.said(serving).count("has format 99") == 1
 
 
-def test_foreign_files_in_ready_are_reported_once_and_hinder_nobody(spool: Spool, worker: Workers) -> None:
+def test_foreign_files_in_ready_are_reported_once_and_stop_no_task(spool: Spool, worker: Workers) -> None:
     lane = Lane("default", 1, 1, 0, settings.PYTHON).name
     bucket = Path(spool.layout.bucket(lane, f"499-{0:014x}-{0:08x}"))
     bucket.mkdir(parents=True)
 
     def name(number: int) -> Path:
-        return bucket / f"000-{number:014x}-{0:010x}.000001.01"  # more urgent than any of ours
+        return bucket / f"000-{number:014x}-{0:010x}.000001.01"  # more urgent than the tasks of the test
 
     name(1).write_text("hello\n")
     name(2).touch()
@@ -629,14 +625,17 @@ def test_foreign_files_in_ready_are_reported_once_and_hinder_nobody(spool: Spool
     )
     assert sorted(os.listdir(bucket)) == sorted([name(3).name, name(4).name, name(5).name, "README", ".nfs0001"])
     for number in range(1, 6):
-        assert worker.said(serving).count(f"{name(number).name[:29]}") in (1, 2)  # once, and where it is kept
+        assert worker.said(serving).count(f"{name(number).name[:29]}") in (
+            1,
+            2,
+        )  # once, and once more with the path where it is kept
     assert Path("/etc/passwd").exists()
 
 
 @pytest.mark.multiuser
-def test_a_task_of_an_account_that_is_not_trusted_is_left_alone(spool: Spool, worker: Workers) -> None:
+def test_task_of_an_untrusted_account_is_not_run(spool: Spool, worker: Workers) -> None:
     if os.geteuid():
-        pytest.skip("only root can make another account's file")
+        pytest.skip("only root can create a file of another account")
     with Executor(spool=spool.path) as executor:
         foreign, own = (executor.submit(pow, i, 2) for i in (2, 3))
         names = task_files(spool, "ready")
@@ -651,11 +650,11 @@ def test_a_task_of_an_account_that_is_not_trusted_is_left_alone(spool: Spool, wo
         assert foreign.result(LIMIT) == 4
 
 
-def test_a_foreign_file_among_the_results_hinders_nobody(spool: Spool, worker: Workers) -> None:
+def test_foreign_file_among_results_stops_no_collection(spool: Spool, worker: Workers) -> None:
     worker(spool)
     with Executor(spool=spool.path) as executor:
         inbox = Path(spool.layout.results, executor.info["session"])
         (inbox / "README").write_text("not a result")
-        (inbox / f"499-{0:014x}-{0:010x}.000001.01.{0:016x}").write_text("nobody's result")
+        (inbox / f"499-{0:014x}-{0:010x}.000001.01.{0:016x}").write_text("result without a task")
         assert list(executor.map(abs, range(5))) == list(range(5))
     assert len(os.listdir(inbox)) == 2

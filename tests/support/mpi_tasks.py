@@ -12,7 +12,7 @@ from tests.support.tasks import OwnError, PickyError, lock, mark, wait_for
 
 
 def where() -> tuple[int, int, int]:
-    """Rank and size of the world as MPI has it, and the sum of the ranks that it reaches."""
+    """Return rank and size of the world of MPI, and the sum of the ranks that it connects."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -20,7 +20,7 @@ def where() -> tuple[int, int, int]:
 
 
 def where_in_the_group() -> tuple[int, int, int, bool]:
-    """The same of the group's own communicator, and whether that is what ``COMM_WORLD`` names."""
+    """Return rank, size and sum of pids of the group's communicator, and whether ``COMM_WORLD`` is the same."""
     from mpi4py import MPI
 
     from spoolpool import current_task
@@ -30,7 +30,7 @@ def where_in_the_group() -> tuple[int, int, int, bool]:
 
 
 def meet(mine: str | Path, other: str | Path) -> tuple[int, tuple[int, ...]]:
-    """Wait for a task of another group while this one holds its own; the pids that the communicator joins."""
+    """Wait for a task of another group that runs at the same time; return size and pids of the communicator."""
     from spoolpool import current_task
 
     comm = current_task().comm
@@ -47,7 +47,7 @@ def rank() -> int:
 
 
 def raises_on(who: tuple[int, ...], error: str = "") -> int:
-    """Raise on some ranks; the others return."""
+    """Raise on some ranks, return on the others."""
     mine = rank()
     if mine in who:
         if error == "picky":
@@ -57,12 +57,12 @@ def raises_on(who: tuple[int, ...], error: str = "") -> int:
 
 
 def lock_on(who: tuple[int, ...]) -> Any:
-    """Return what cannot be pickled on some ranks."""
+    """Return a value that cannot be pickled on some ranks."""
     return lock() if rank() in who else rank()
 
 
 def raises_while_others_wait(who: int, trace: str | Path) -> None:
-    """Raise on one rank while all others sit in a collective that it never joins."""
+    """Raise on one rank while all others wait in a collective that it never joins."""
     from mpi4py import MPI
 
     mark(trace)
@@ -72,13 +72,13 @@ def raises_while_others_wait(who: int, trace: str | Path) -> None:
 
 
 def leaves_behind(what: str) -> str:
-    """Leave a message in ``COMM_WORLD`` that nobody receives."""
+    """Leave a message in ``COMM_WORLD`` that is never received."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
     last = comm.size - 1
     match what.split():
-        case ["gather", "raise"]:  # as a neighbour has it: the next task read the value of this one's last rank
+        case ["gather", "raise"]:  # without a cleaner, the next task gathers the value of the last rank of this one
             if comm.rank == 0:
                 raise OwnError("before its gather")
             comm.gather("stale")
@@ -100,14 +100,14 @@ def leaves_behind(what: str) -> str:
         case ["send", "to", "itself"]:
             comm.isend("stale", comm.rank)
         case ["receive"]:
-            # kept, as a library would: the memory must outlive the function
+            # kept, like in a library: the memory must outlive the function
             buffer = bytearray(4000)
             sys.modules["kept"] = (buffer, comm.Irecv(buffer, MPI.ANY_SOURCE, MPI.ANY_TAG))  # type: ignore[assignment]
     return "left"
 
 
 def exchange(value: Any) -> tuple[Any, ...]:
-    """Send a value in all ways of :func:`leaves_behind`, with the widest receives."""
+    """Send a value in all ways of :func:`leaves_behind`, with receives that match any message."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -120,13 +120,13 @@ def exchange(value: Any) -> tuple[Any, ...]:
 
 
 def exchanged(value: Any, size: int) -> list[tuple[Any, ...]]:
-    """What :func:`exchange` returns."""
-    everybody = [(value, rank) for rank in range(size)]
-    return [(everybody if rank == 0 else None, value, (value, (rank - 1) % size)) for rank in range(size)]
+    """Return the values of :func:`exchange` on all ranks."""
+    gathered = [(value, rank) for rank in range(size)]
+    return [(gathered if rank == 0 else None, value, (value, (rank - 1) % size)) for rank in range(size)]
 
 
 def ends(how: str, who: int, trace: str | Path) -> None:
-    """End one rank's process; the others wait for it in a collective."""
+    """End the process of one rank, while the others wait for it in a collective."""
     from mpi4py import MPI
 
     if rank() == who:
@@ -140,13 +140,13 @@ def ends(how: str, who: int, trace: str | Path) -> None:
 
 
 def scaled(array: Any, keep: list[Any]) -> Any:
-    """An array that depends on the rank; the argument can be written to."""
+    """Return an array that depends on the rank, after writing to the argument."""
     array += rank()
     return {"array": array, "keep": keep}
 
 
 def preset(trace: str) -> dict[str, Any]:
-    """An ``init_function``'s work: it leaves a trace for each rank."""
+    """Initialize a rank, as an ``init_function`` that leaves a trace for each rank."""
     mark(f"{trace}-{rank()}")
     return {"seed": 100 + rank()}
 
@@ -156,7 +156,7 @@ def use_preset(seed: int = 0) -> int:
 
 
 def nested() -> Any:
-    """Run a group of one's own from within a rank."""
+    """Start a group on a rank."""
     from spoolpool import Executor
 
     with Executor(max_workers=1, cores_per_worker=2) as executor:
@@ -174,7 +174,7 @@ def echo(value: Any) -> tuple[Any, int]:
 
 
 def only_rank_0_waits(trace: str | Path) -> None:
-    """Raise on all ranks but the first, which waits for them."""
+    """Raise on all ranks but 0, which waits for them."""
     from mpi4py import MPI
 
     mark(trace)
@@ -184,7 +184,7 @@ def only_rank_0_waits(trace: str | Path) -> None:
 
 
 def preset_that_fails_first(trace: str, who: int) -> dict[str, Any]:
-    """An ``init_function`` that fails on one rank when it is called for the first time."""
+    """Initialize a rank, as an ``init_function`` whose first call fails on one rank."""
     if rank() == who and not os.path.exists(trace):
         mark(trace)
         raise OwnError("no seed yet")
@@ -192,7 +192,7 @@ def preset_that_fails_first(trace: str, who: int) -> dict[str, Any]:
 
 
 def close_fifos() -> None:
-    """As a function that makes a daemon of itself: close whatever is open."""
+    """Close the FIFOs of the group, like a function that becomes a daemon."""
     for name in os.listdir("/proc/self/fd"):
         path = f"/proc/self/fd/{name}"
         if os.path.islink(path) and "spoolpool-" in os.readlink(path):

@@ -1,4 +1,4 @@
-"""What tasks print is kept, whoever prints it and however their rank ends, within bounds; silence leaves nothing."""
+"""Capture of the output of tasks and their child processes: order, limits, faults and reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs,
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
-from spoolpool.worker import capture as capturing
+from spoolpool.worker import capture as capture_module
 from spoolpool.worker.capture import Capture
 from tests.support.processes import in_fork
 
@@ -28,12 +28,12 @@ WORKER = "0123456789abcdef"
 LIMIT = 1 << 16
 
 
-def new_token(claim: int = 1) -> TaskFile:
+def new_task_file(claim: int = 1) -> TaskFile:
     return TaskFile(new_task_id(), claim, 1, WORKER)
 
 
 def printed(spool: Spool, task: str) -> bytes:
-    """All that is kept of what a task printed."""
+    """Return the kept output of a task."""
     return b"".join(piece for output in outputs(spool, task, Trust()) for piece in read(spool, output, Trust()))
 
 
@@ -47,30 +47,30 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def captured(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
-    """What a rank has; nobody but the test looks how much was printed."""
-    monkeypatch.setattr(capturing._LengthWatcher, "begin", lambda self: None)
-    found = Capture(spool.path)
-    yield found
-    found.close()
+def capture(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
+    """Capture of a rank, whose outputs are cut only when the test calls the check."""
+    monkeypatch.setattr(capture_module._LengthWatcher, "begin", lambda self: None)
+    made = Capture(spool.path)
+    yield made
+    made.close()
 
 
-# ------------------------------------------------------------------------------------ what is kept
+# ------------------------------------------------------------------------------------ kept output
 
 
-def test_what_python_compiled_code_and_child_processes_print_is_kept_in_its_order(
-    spool: Spool, captured: Capture, monkeypatch: pytest.MonkeyPatch
+def test_output_of_python_compiled_code_and_children_is_kept_in_order(
+    spool: Spool, capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, fd in (("stdout", 1), ("stderr", 2)):  # pytest's own are no streams on the descriptors
+    for name, fd in (("stdout", 1), ("stderr", 2)):  # the streams of pytest do not write to the descriptors
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False)))
-    first, second = new_token(), new_token()
-    with captured.of(first):
+    first, second = new_task_file(), new_task_file()
+    with capture.of(first):
         print("from Python")
         os.write(1, b"to the descriptor\n")
         ctypes.CDLL(None).puts(b"from C")
         subprocess.run(["sh", "-c", "echo from a child; echo its complaint >&2"])
         print("no end of line", end="")
-    with captured.of(second):
+    with capture.of(second):
         ctypes.CDLL(None).printf(b"in C's buffer")
         print("complaint", file=sys.stderr)
     assert printed(spool, first.task) == (
@@ -79,70 +79,68 @@ def test_what_python_compiled_code_and_child_processes_print_is_kept_in_its_orde
     assert sorted(printed(spool, second.task)) == sorted(b"complaint\nin C's buffer")
 
 
-def test_the_descriptors_are_what_they_were_between_tasks(captured: Capture) -> None:
+def test_descriptors_are_restored_between_tasks(capture: Capture) -> None:
     before = [os.fstat(fd) for fd in (1, 2)]
-    with captured.of(new_token()):
+    with capture.of(new_task_file()):
         assert not os.path.samestat(os.fstat(1), before[0])
         assert os.path.samestat(os.fstat(1), os.fstat(2))
     assert [os.path.samestat(os.fstat(fd), status) for fd, status in zip((1, 2), before, strict=True)] == [True, True]
 
 
-def test_silent_tasks_leave_nothing(spool: Spool, captured: Capture) -> None:
+def test_silent_tasks_leave_no_log(spool: Spool, capture: Capture) -> None:
     for _ in range(100):
-        with captured.of(new_token()):
+        with capture.of(new_task_file()):
             pass
     assert log_of(spool).stat().st_size == HEADER_SIZE
-    captured.close()
+    capture.close()
     assert files.list_names(spool.layout.logs) == []
 
 
-def test_the_mark_of_a_silent_task_is_not_taken_for_the_next_ones(spool: Spool, captured: Capture) -> None:
-    task_files = [new_token() for _ in range(4)]
+def test_header_of_a_silent_task_does_not_affect_other_outputs(spool: Spool, capture: Capture) -> None:
+    task_files = [new_task_file() for _ in range(4)]
     for task_file, text in zip(task_files, (b"", b"one\n", b"", b"two\n"), strict=True):
-        with captured.of(task_file):
+        with capture.of(task_file):
             os.write(1, text)
     assert [printed(spool, task_file.task) for task_file in task_files] == [b"", b"one\n", b"", b"two\n"]
 
 
-def test_a_log_with_something_in_it_outlives_its_worker(spool: Spool, captured: Capture) -> None:
-    task_file = new_token()
-    with captured.of(task_file):
+def test_log_with_output_outlives_its_worker(spool: Spool, capture: Capture) -> None:
+    task_file = new_task_file()
+    with capture.of(task_file):
         os.write(1, b"last words\n")
-    captured.close()
+    capture.close()
     assert printed(spool, task_file.task) == b"last words\n"
 
 
-def test_only_the_owner_can_read_a_log(spool: Spool, captured: Capture) -> None:
-    with captured.of(new_token()):
+def test_only_its_owner_can_read_a_log(spool: Spool, capture: Capture) -> None:
+    with capture.of(new_task_file()):
         assert log_of(spool).stat().st_mode & 0o777 == 0o600
 
 
-def test_every_claim_of_a_task_is_kept(spool: Spool, captured: Capture) -> None:
-    task_file = new_token()
+def test_output_of_each_claim_of_a_task_is_kept(spool: Spool, capture: Capture) -> None:
+    task_file = new_task_file()
     for claim in (1, 2):
-        with captured.of(task_file._replace(claim=claim)):
+        with capture.of(task_file._replace(claim=claim)):
             os.write(1, f"claim {claim}\n".encode())
     assert [output.header.task_file.claim for output in outputs(spool, task_file.task, Trust())] == [1, 2]
     assert printed(spool, task_file.task) == b"claim 1\nclaim 2\n"
 
 
-def test_a_task_that_another_one_waits_for_in_its_process_has_an_output_of_its_own(
-    spool: Spool, captured: Capture
-) -> None:
-    outer, inner, innermost = (new_token() for _ in range(3))
+def test_subtask_in_the_same_process_has_its_own_output(spool: Spool, capture: Capture) -> None:
+    outer, inner, innermost = (new_task_file() for _ in range(3))
     watching, late = OutputFollower(spool, Trust()), OutputFollower(spool, Trust())
     watching.add(outer)
     seen = b""
-    with captured.of(outer):
+    with capture.of(outer):
         os.write(1, b"outer\n")
         seen += follow(watching)
-        with captured.of(inner):
+        with capture.of(inner):
             os.write(1, b"inner\n")
-            with captured.of(innermost):
+            with capture.of(innermost):
                 seen += follow(watching)
         os.write(1, b"outer again\n")
         seen += follow(watching)
-        with captured.of(innermost._replace(claim=2)):
+        with capture.of(innermost._replace(claim=2)):
             pass
         os.write(1, b"and again\n")
     for task_file in (outer, inner):
@@ -156,30 +154,30 @@ def test_a_task_that_another_one_waits_for_in_its_process_has_an_output_of_its_o
     )
 
 
-def test_a_copy_of_a_log_in_a_tasks_output_is_its_output(spool: Spool, captured: Capture) -> None:
-    first, second, third = new_token(), new_token(), new_token()
-    with captured.of(first):
+def test_copy_of_a_log_in_an_output_is_not_parsed(spool: Spool, capture: Capture) -> None:
+    first, second, third = new_task_file(), new_task_file(), new_task_file()
+    with capture.of(first):
         os.write(1, b"x" * 1000)
     copy = log_of(spool).read_bytes()
-    with captured.of(second):
+    with capture.of(second):
         os.write(1, copy)
-    with captured.of(third):
+    with capture.of(third):
         os.write(1, b"third")
     assert printed(spool, first.task) == b"x" * 1000
     assert printed(spool, second.task) == copy
     assert printed(spool, third.task) == b"third"
 
 
-def test_what_a_process_prints_that_a_task_left_behind_spoils_no_other_output(spool: Spool, captured: Capture) -> None:
-    first, second, third = new_token(), new_token(), new_token()
-    with captured.of(first):
+def test_output_of_a_background_process_does_not_affect_other_outputs(spool: Spool, capture: Capture) -> None:
+    first, second, third = new_task_file(), new_task_file(), new_task_file()
+    with capture.of(first):
         os.write(1, b"first\n")
         left = os.dup(1)
     os.write(left, b"late\n")
-    with captured.of(second):
+    with capture.of(second):
         pass
     os.write(left, b"later\n")
-    with captured.of(third):
+    with capture.of(third):
         os.write(1, b"third\n")
     os.close(left)
     assert printed(spool, first.task) == b"first\n"
@@ -188,15 +186,15 @@ def test_what_a_process_prints_that_a_task_left_behind_spoils_no_other_output(sp
     assert b"later\n" in log_of(spool).read_bytes()
 
 
-# ------------------------------------------------------------------------------------------ bounds
+# ------------------------------------------------------------------------------------------ limits
 
 
 def long_output(lines: int) -> bytes:
     return b"".join(b"line %06d\n" % number for number in range(lines))
 
 
-def first_and_last(whole: bytes, kept: bytes) -> None:
-    """What is kept is a first part, a note of how much is missing, and a last part."""
+def check_first_and_last(whole: bytes, kept: bytes) -> None:
+    """Check that ``kept`` is the first part of ``whole``, a note with the missing bytes, and the last part."""
     match = re.search(rb"\n\[\.\.\. (\d{15}) bytes were cut out here \.\.\.\]\n", kept)
     assert match
     first, last = kept[: match.start()], kept[match.end() :]
@@ -209,35 +207,35 @@ def first_and_last(whole: bytes, kept: bytes) -> None:
 
 
 @pytest.mark.parametrize("bursts", [1, 2, 7])
-def test_of_a_long_output_the_first_and_the_last_part_are_kept(spool: Spool, captured: Capture, bursts: int) -> None:
+def test_first_and_last_part_of_a_long_output_are_kept(spool: Spool, capture: Capture, bursts: int) -> None:
     whole = long_output(20_000 * bursts)
-    task_file, following = new_token(), new_token()
-    with captured.of(task_file):
+    task_file, following = new_task_file(), new_task_file()
+    with capture.of(task_file):
         for burst in range(bursts):
             os.write(1, whole[len(whole) * burst // bursts : len(whole) * (burst + 1) // bursts])
-            captured._check()
+            capture._check()
             assert log_of(spool).stat().st_size <= HEADER_SIZE + LIMIT + NOTE_SIZE
-    with captured.of(following):
+    with capture.of(following):
         os.write(1, b"the next task's")
-    first_and_last(whole, printed(spool, task_file.task))
+    check_first_and_last(whole, printed(spool, task_file.task))
     assert printed(spool, following.task) == b"the next task's"
 
 
-def test_a_long_output_is_cut_while_the_task_runs(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_output_is_cut_while_the_task_runs(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.waiting import wait_until
 
-    monkeypatch.setattr(capturing, "_CHECK_INTERVAL", 0.01)
-    captured = Capture(spool.path)
-    with captured.of(new_token()):
+    monkeypatch.setattr(capture_module, "_CHECK_INTERVAL", 0.01)
+    capture = Capture(spool.path)
+    with capture.of(new_task_file()):
         os.write(1, b"x" * (4 * LIMIT))
         wait_until(lambda: log_of(spool).stat().st_size <= HEADER_SIZE + LIMIT, "the log was cut")
-    captured.close()
+    capture.close()
 
 
-def test_a_rank_keeps_its_last_files(spool: Spool, captured: Capture) -> None:
-    task_files = [new_token() for _ in range(20)]
+def test_last_files_of_a_rank_are_kept(spool: Spool, capture: Capture) -> None:
+    task_files = [new_task_file() for _ in range(20)]
     for task_file in task_files:
-        with captured.of(task_file):
+        with capture.of(task_file):
             os.write(1, b"x" * LIMIT)
     paths = sorted(filter(None, map(parse_output_file, files.list_names(spool.layout.logs))))
     assert len(paths) == 2
@@ -247,11 +245,11 @@ def test_a_rank_keeps_its_last_files(spool: Spool, captured: Capture) -> None:
     assert printed(spool, task_files[0].task) == b""
 
 
-def test_a_spool_that_keeps_no_output_leaves_the_descriptors_alone(tmp_path: Path) -> None:
+def test_descriptors_are_unchanged_if_the_spool_keeps_no_output(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "another", output=0)
-    captured = Capture(spool.path)
+    capture = Capture(spool.path)
     before = os.fstat(1)
-    with captured.of(new_token()):
+    with capture.of(new_task_file()):
         assert os.path.samestat(os.fstat(1), before)
     assert files.list_names(spool.layout.logs) == []
 
@@ -259,38 +257,38 @@ def test_a_spool_that_keeps_no_output_leaves_the_descriptors_alone(tmp_path: Pat
 # ------------------------------------------------------------------------------------------ faults
 
 
-def test_a_log_that_cannot_be_made_is_told_of_and_the_task_runs_all_the_same(
-    spool: Spool, captured: Capture, caplog: pytest.LogCaptureFixture
+def test_task_runs_with_a_warning_if_its_log_cannot_be_created(
+    spool: Spool, capture: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.rmdir(spool.layout.logs)
     before = os.fstat(1)
     for _ in range(2):
-        with captured.of(new_token()):
+        with capture.of(new_task_file()):
             assert os.path.samestat(os.fstat(1), before)
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "The output of tasks is not captured for 60 s"
     ]
 
 
-def test_a_link_in_the_place_of_a_log_is_not_followed(spool: Spool, captured: Capture, tmp_path: Path) -> None:
+def test_symbolic_link_in_place_of_a_log_is_not_followed(spool: Spool, capture: Capture, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     log_of(spool).symlink_to(victim)
-    with captured.of(new_token()):
+    with capture.of(new_task_file()):
         os.write(1, b"")
     assert victim.read_text() == "precious"
 
 
-def test_a_task_that_closes_all_descriptors_ends_neither_itself_nor_the_next_one(spool: Spool) -> None:
+def test_task_that_closes_all_descriptors_and_the_next_one_complete(spool: Spool) -> None:
     def close_all() -> list[bytes]:
-        captured = Capture(spool.path)
+        capture = Capture(spool.path)
         for _ in range(2):
-            with captured.of(new_token()):
+            with capture.of(new_task_file()):
                 os.write(1, b"before\n")
                 os.closerange(100, 400)
         return [log_of(spool).read_bytes()[HEADER_SIZE:]]
 
-    # the descriptors as they were are lost too: what is printed from then on comes after the first task's
+    # the saved descriptors are closed too: later output follows that of the first task
     assert in_fork(close_all) == [b"before\nbefore\n"]
 
 
@@ -301,11 +299,11 @@ def follow(following: OutputFollower) -> bytes:
     return b"".join(each.data for each in following.poll())
 
 
-def test_an_output_is_read_as_it_comes(spool: Spool, captured: Capture) -> None:
-    task_file, following = new_token(), OutputFollower(spool, Trust())
+def test_follower_reads_output_while_it_is_written(spool: Spool, capture: Capture) -> None:
+    task_file, following = new_task_file(), OutputFollower(spool, Trust())
     following.add(task_file)
     assert follow(following) == b""
-    with captured.of(task_file):
+    with capture.of(task_file):
         for text in (b"one\n", b"two\nhalf a", b" line\n"):
             os.write(1, text)
             assert follow(following) == text
@@ -319,13 +317,11 @@ def test_an_output_is_read_as_it_comes(spool: Spool, captured: Capture) -> None:
     assert len(following) == 0
 
 
-def test_a_follower_misses_nothing_of_many_short_tasks_and_takes_nothing_of_others(
-    spool: Spool, captured: Capture
-) -> None:
+def test_follower_reads_all_output_of_its_tasks_and_no_other(spool: Spool, capture: Capture) -> None:
     following = OutputFollower(spool, Trust())
-    task_files = [new_token() for _ in range(30)]
+    task_files = [new_task_file() for _ in range(30)]
     for number, task_file in enumerate(task_files):
-        with captured.of(task_file):
+        with capture.of(task_file):
             if number % 3:
                 os.write(1, task_file.task.encode())
         if number % 5 == 4:
@@ -339,19 +335,19 @@ def test_a_follower_misses_nothing_of_many_short_tasks_and_takes_nothing_of_othe
 
 
 @pytest.mark.parametrize("seen", [0, 1000, LIMIT // 2 + 1000, LIMIT, 3 * LIMIT])
-def test_a_follower_reads_on_behind_what_was_cut_out(spool: Spool, captured: Capture, seen: int) -> None:
+def test_follower_continues_after_a_cut(spool: Spool, capture: Capture, seen: int) -> None:
     whole = long_output(30_000)
     assert len(whole) > 4 * LIMIT
-    task_file, following = new_token(), OutputFollower(spool, Trust())
+    task_file, following = new_task_file(), OutputFollower(spool, Trust())
     following.add(task_file)
-    with captured.of(task_file):
+    with capture.of(task_file):
         os.write(1, whole[:seen])
         found = follow(following)
         assert found == whole[:seen]
-        captured._check()
+        capture._check()
         found += follow(following)
         os.write(1, whole[seen:])
-        captured._check()
+        capture._check()
         found += follow(following)
     following.finish(task_file)
     found += follow(following)
@@ -363,11 +359,11 @@ def test_a_follower_reads_on_behind_what_was_cut_out(spool: Spool, captured: Cap
     assert len(before) + len(after) < len(whole)
 
 
-def test_a_follower_goes_on_in_the_next_file(spool: Spool, captured: Capture) -> None:
+def test_follower_continues_in_the_next_file(spool: Spool, capture: Capture) -> None:
     following = OutputFollower(spool, Trust())
     for _ in range(12):
-        task_file = new_token()
-        with captured.of(task_file):
+        task_file = new_task_file()
+        with capture.of(task_file):
             os.write(1, b"y" * LIMIT)
         following.add(task_file)
         following.finish(task_file)
@@ -375,35 +371,35 @@ def test_a_follower_goes_on_in_the_next_file(spool: Spool, captured: Capture) ->
     assert max(filter(None, map(parse_output_file, files.list_names(spool.layout.logs)))).part > 1
 
 
-def test_a_log_of_another_account_is_not_read(spool: Spool, captured: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    task_file = new_token()
-    with captured.of(task_file):
+def test_log_of_another_account_is_not_read(spool: Spool, capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_file = new_task_file()
+    with capture.of(task_file):
         os.write(1, b"secret")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(NotTrusted):
         outputs(spool, task_file.task, Trust())
 
 
-def test_a_log_with_a_second_name_is_not_read(spool: Spool, captured: Capture, tmp_path: Path) -> None:
-    task_file = new_token()
-    with captured.of(task_file):
+def test_log_with_a_second_hard_link_is_not_read(spool: Spool, capture: Capture, tmp_path: Path) -> None:
+    task_file = new_task_file()
+    with capture.of(task_file):
         os.write(1, b"text")
     os.link(log_of(spool), tmp_path / "lent")
     with pytest.raises(BadTaskFile):
         outputs(spool, task_file.task, Trust())
 
 
-def test_tasks_are_found_by_a_part_of_their_id_in_the_logs_alone(spool: Spool, captured: Capture) -> None:
-    task_file, other = new_token(), new_token()
+def test_tasks_are_found_in_logs_by_a_part_of_their_id(spool: Spool, capture: Capture) -> None:
+    task_file, other = new_task_file(), new_task_file()
     for each in (task_file, other):
-        with captured.of(each):
+        with capture.of(each):
             os.write(1, b"text")
     assert tasks_like(spool, task_file.task[-10:], Trust()) == {task_file.task}
     assert tasks_like(spool, "499-", Trust()) == {task_file.task, other.task}
     assert tasks_like(spool, new_worker_id(), Trust()) == set()
 
 
-def test_lines_come_whole_and_the_last_one_in_the_end() -> None:
+def test_lines_are_complete_and_the_last_one_comes_at_the_end() -> None:
     lines = Lines()
     assert lines.feed(b"one\ntwo") == [b"one"]
     assert lines.feed(b" and a half\n\nthree") == [b"two and a half", b""]
@@ -422,5 +418,5 @@ def test_lines_come_whole_and_the_last_one_in_the_end() -> None:
         ("\u202egpj.exe".encode(), "\\u202egpj.exe"),
     ],
 )
-def test_a_terminal_gets_nothing_that_does_more_than_colour_text(line: bytes, text: str) -> None:
+def test_only_colours_are_sent_to_a_terminal(line: bytes, text: str) -> None:
     assert for_terminal(line) == text

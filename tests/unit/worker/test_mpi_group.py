@@ -1,4 +1,4 @@
-"""Worker groups on real MPI ranks, more of them than there are cores."""
+"""Worker groups of real MPI ranks, more than there are cores."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ MPIEXEC = find_mpiexec() or ""
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not MPIEXEC, reason="there is no mpiexec")]
 
 Submit = Callable[..., Future[Any]]
-"""Submits a call to groups of so many ranks: ``submit(ranks, function, *arguments, **wishes)``."""
+"""Function that submits a call for a number of ranks: ``submit(ranks, function, *arguments, **resources)``."""
 
 
 @pytest.fixture
 def submit(spool: Spool) -> Iterator[Submit]:
     with Executor(spool=spool.path) as attached:
 
-        def submit(ranks: int, function: Callable[..., Any], *arguments: Any, **wishes: Any) -> Future[Any]:
-            return attached.submit(function, *arguments, resource_dict={"cores": ranks, **wishes})
+        def submit(ranks: int, function: Callable[..., Any], *arguments: Any, **resources: Any) -> Future[Any]:
+            return attached.submit(function, *arguments, resource_dict={"cores": ranks, **resources})
 
         yield submit
 
 
 @pytest.fixture(params=["supervised", "by hand"])
 def start(request: pytest.FixtureRequest, spool: Spool, worker: Workers) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts one group of so many ranks, in both ways."""
+    """Function that starts one group with a number of ranks, in both ways."""
 
     def start(ranks: int, *options: object) -> subprocess.Popen[bytes]:
         if request.param == "by hand":
@@ -74,19 +74,19 @@ def tasks_in(spool: Spool, where: str) -> int:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_result_is_the_list_of_the_ranks_values_in_rank_order(ranks, start, submit):
+def test_result_is_the_list_of_values_in_rank_order(ranks, start, submit):
     start(ranks)
     total = sum(range(ranks))
     assert submit(ranks, mpi_tasks.where).result(LIMIT) == [(rank, ranks, total) for rank in range(ranks)]
     assert [len(values) for values in (submit(ranks, tasks.pid).result(LIMIT) for _ in range(20))] == [ranks] * 20
 
 
-def test_one_rank_gives_the_bare_value_without_mpi(spool, worker, submit):
+def test_one_rank_without_mpi_returns_the_plain_value(spool, worker, submit):
     worker(spool)
     assert submit(1, tasks.rank_and_size).result(LIMIT) == (0, 1)
 
 
-def test_one_rank_of_a_split_world_gives_the_bare_value(spool, worker, submit):
+def test_one_rank_of_a_split_world_returns_the_plain_value(spool, worker, submit):
     worker(spool, "--ranks", 1, mpi_ranks=2, await_groups=2)
     assert {submit(1, mpi_tasks.where).result(LIMIT) for _ in range(4)} == {(0, 1, 0)}
 
@@ -98,7 +98,7 @@ def test_comm_world_is_the_group(start, submit):
     assert values == [(0, 2, pids, True), (1, 2, pids, True)]
 
 
-def test_a_big_world_is_split_into_groups_that_work_at_the_same_time(spool, worker, submit, tmp_path):
+def test_world_is_split_into_groups_that_run_concurrently(spool, worker, submit, tmp_path):
     worker(spool, "--ranks", 2, mpi_ranks=4, await_groups=2)
     a, b = tmp_path / "a", tmp_path / "b"
     one, other = submit(2, mpi_tasks.meet, a, b), submit(2, mpi_tasks.meet, b, a)
@@ -108,7 +108,7 @@ def test_a_big_world_is_split_into_groups_that_work_at_the_same_time(spool, work
     assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
 
 
-def test_arrays_pass_through_a_group_and_can_be_written_to(start, submit):
+def test_arrays_pass_through_a_group_and_are_writable(start, submit):
     numpy = pytest.importorskip("numpy")
     start(2)
     array, small = numpy.arange(300_000, dtype=float), numpy.ones(3)
@@ -118,7 +118,7 @@ def test_arrays_pass_through_a_group_and_can_be_written_to(start, submit):
         assert numpy.array_equal(value["keep"][0], small) and value["keep"][1] == "word"
 
 
-def test_a_rank_can_run_groups_of_its_own(spool, worker, submit):
+def test_rank_can_start_groups(spool, worker, submit):
     worker(spool, mpi_ranks=2)
     inner = [(0, 2, 1), (1, 2, 1)]
     assert submit(2, mpi_tasks.nested).result(LIMIT) == [inner, inner]
@@ -128,7 +128,7 @@ def test_a_rank_can_run_groups_of_its_own(spool, worker, submit):
 
 
 def on(*ways: tuple[str, Any]) -> pytest.MarkDecorator:
-    """In which way the group is started, and which ranks misbehave."""
+    """Parametrize a test by the way to start the group and the ranks that misbehave."""
     return pytest.mark.parametrize(("start", "who"), ways, indirect=["start"], ids=[f"{a}: {b}" for a, b in ways])
 
 
@@ -140,7 +140,7 @@ def on(*ways: tuple[str, Any]) -> pytest.MarkDecorator:
     ("supervised", (0,)),
     ("supervised", (3,)),
 )
-def test_an_exception_comes_back_with_rank_host_and_traceback_and_the_next_task_runs(who, start, submit):
+def test_exception_has_rank_host_and_traceback_and_the_next_task_runs(who, start, submit):
     start(4)
     error = submit(4, mpi_tasks.raises_on, who).exception(LIMIT)
     assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who[0]}"
@@ -149,7 +149,7 @@ def test_an_exception_comes_back_with_rank_host_and_traceback_and_the_next_task_
     assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
 
 
-def test_a_task_that_fails_alike_on_all_ranks_costs_no_new_group(start, submit):
+def test_group_is_kept_after_the_same_exception_on_all_ranks(start, submit):
     start(2)
     before = submit(2, tasks.pid).result(LIMIT)
     assert type(submit(2, mpi_tasks.raises_on, (0, 1)).exception(LIMIT)).__name__ == "OwnError"
@@ -157,7 +157,7 @@ def test_a_task_that_fails_alike_on_all_ranks_costs_no_new_group(start, submit):
 
 
 @on(("by hand", 0), ("by hand", 1), ("supervised", 1))
-def test_a_result_that_cannot_be_pickled_on_one_rank_is_an_error_of_that_task_alone(who, start, submit):
+def test_unpicklable_result_on_one_rank_is_an_error_of_that_task_only(who, start, submit):
     start(2)
     error = submit(2, mpi_tasks.lock_on, (who,)).exception(LIMIT)
     assert isinstance(error, NotPicklable) and f"from rank {who} on {socket.gethostname()}" in str(error)
@@ -165,7 +165,7 @@ def test_a_result_that_cannot_be_pickled_on_one_rank_is_an_error_of_that_task_al
 
 
 @on(("by hand", (0,)), ("by hand", (1,)), ("supervised", (0, 1)))
-def test_an_exception_that_cannot_travel_is_told_of(who, start, submit):
+def test_unpicklable_exception_is_reported(who, start, submit):
     start(2)
     error = submit(2, mpi_tasks.raises_on, who, "picky").exception(LIMIT)
     assert isinstance(error, TaskFailed) and f"on {who[0]} (code 7)" in str(error)
@@ -174,17 +174,17 @@ def test_an_exception_that_cannot_travel_is_told_of(who, start, submit):
 
 
 @pytest.mark.parametrize("who", [0, 3])
-def test_one_rank_that_raises_while_the_others_wait_ends_in_its_exception(who, spool, worker, submit, tmp_path):
+def test_exception_of_a_rank_is_the_outcome_while_others_wait_for_it(who, spool, worker, submit, tmp_path):
     worker(spool, "--launcher", "mpiexec", "--ranks", 4, "--grace", 0.5)
     error = submit(4, mpi_tasks.raises_while_others_wait, who, tmp_path / "trace").exception(LIMIT)
     assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who}"
     assert f"On rank {who}, host {socket.gethostname()}" in str(error.__cause__)
     assert "in raises_while_others_wait" in str(error.__cause__)
     assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
-    assert len((tmp_path / "trace").read_text().split()) == 4  # it ran once on each rank
+    assert len((tmp_path / "trace").read_text().split()) == 4  # once on each rank
 
 
-def test_two_ranks_that_raise_while_another_waits_give_one_outcome(spool, worker, submit, tmp_path):
+def test_two_ranks_that_raise_while_another_waits_have_one_outcome(spool, worker, submit, tmp_path):
     worker(spool, "--launcher", "mpiexec", "--ranks", 3, "--grace", 0.5)
     error = submit(3, mpi_tasks.only_rank_0_waits, tmp_path / "trace").exception(LIMIT)
     assert re.fullmatch("from rank [12]", str(error))
@@ -192,15 +192,15 @@ def test_two_ranks_that_raise_while_another_waits_give_one_outcome(spool, worker
     assert len((tmp_path / "trace").read_text().split()) == 3
 
 
-# -- messages that are left behind
+# -- messages left behind
 
 LEFT = ["gather raise", "gather", "bcast", "isend", "isend raise", "large isend", "send to itself", "receive"]
 
 
 @pytest.mark.parametrize(("start", "ranks"), [("supervised", 2), ("by hand", 4)], indirect=["start"])
 @pytest.mark.parametrize("what", LEFT)
-def test_no_message_that_a_task_left_behind_reaches_the_next_one(what, ranks, start, submit):
-    # that a receive took what ends a task is found when the grace period is over
+def test_message_left_by_a_task_does_not_reach_the_next_one(what, ranks, start, submit):
+    # the loss of a last message to an open receive is detected after the grace period
     process = start(ranks, *(("--grace", 0.5) if what == "receive" else ()))
     ended = submit(ranks, mpi_tasks.leaves_behind, what)
     if "raise" in what:
@@ -210,10 +210,10 @@ def test_no_message_that_a_task_left_behind_reaches_the_next_one(what, ranks, st
     for value in ("fresh", "fresher"):
         assert submit(ranks, mpi_tasks.exchange, value).result(LIMIT) == mpi_tasks.exchanged(value, ranks)
     process.terminate()
-    assert process.wait(LIMIT) == 0  # nothing that was left keeps MPI from its end
+    assert process.wait(LIMIT) == 0  # no message that was left prevents the end of MPI
 
 
-def test_every_result_belongs_to_its_task_however_tasks_end(spool, worker, submit):
+def test_each_result_belongs_to_its_task_after_any_end_of_a_task(spool, worker, submit):
     worker(spool, mpi_ranks=2)
     dice = random.Random(2)
     expected: list[tuple[str, Future[Any]]] = []
@@ -239,7 +239,7 @@ def test_every_result_belongs_to_its_task_however_tasks_end(spool, worker, submi
 
 
 @pytest.mark.parametrize(("how", "who"), [("os._exit", 0), ("SIGSEGV", 1), ("SIGKILL", 0), ("SIGKILL", 1)])
-def test_the_death_of_a_rank_ends_neither_the_supervisor_nor_other_groups(how, who, spool, worker, submit, tmp_path):
+def test_death_of_a_rank_does_not_affect_the_supervisor_and_other_groups(how, who, spool, worker, submit, tmp_path):
     supervisor = worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--groups", 2, await_groups=2)
     gate, trace = tmp_path / "gate", tmp_path / "trace"
     long = submit(2, tasks.wait_for, gate, "long")
@@ -247,7 +247,7 @@ def test_the_death_of_a_rank_ends_neither_the_supervisor_nor_other_groups(how, w
     deadly = submit(2, mpi_tasks.ends, how, who, trace, max_attempts=2)
     error = deadly.exception(LIMIT)
     assert isinstance(error, WorkerLost) and "attempt 2" in str(error)
-    assert len(trace.read_text().split()) == 2  # it was tried again once
+    assert len(trace.read_text().split()) == 2  # one retry
     assert not long.done()
     gate.touch()
     assert long.result(LIMIT) == ["long", "long"]
@@ -263,7 +263,7 @@ def test_sys_exit_on_one_rank_is_an_exception_of_the_task(who, spool, worker, su
     assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
 
 
-def test_a_group_whose_mpiexec_is_killed_is_replaced_and_its_task_runs_again(spool, worker, submit, tmp_path):
+def test_group_of_a_killed_mpiexec_is_replaced_and_its_task_runs_again(spool, worker, submit, tmp_path):
     worker(spool, "--launcher", "mpiexec", "--ranks", 2)
     gate, trace = tmp_path / "gate", tmp_path / "trace"
     future = submit(2, tasks.mark_and_wait, trace, gate, "done")
@@ -317,7 +317,7 @@ def run_worker(spool: Spool, *options: object, ranks: int = 0) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
 
 
-def test_a_world_of_another_size_than_was_asked_for_is_an_error_with_advice(spool):
+def test_world_of_an_unexpected_size_is_an_error_with_advice(spool):
     two_of_three = run_worker(spool, "--group-of", 3, ranks=2)
     assert two_of_three.returncode == LauncherError.exit_code
     assert "MPI sees 2 ranks where 3 were started" in two_of_three.stderr
@@ -327,13 +327,13 @@ def test_a_world_of_another_size_than_was_asked_for_is_an_error_with_advice(spoo
 
 
 class TooFew(MpiexecLauncher):
-    """A launcher and an MPI that do not fit."""
+    """Launcher that starts fewer ranks than were requested."""
 
     def command(self, shape: Shape, arguments: Any, options: LaunchOptions) -> list[str]:
         return [MPIEXEC, "-n", "2", *python_worker(arguments)]
 
 
-def test_a_launcher_that_does_not_fit_breaks_the_executor_at_once_with_its_reason(monkeypatch):
+def test_mismatched_launcher_breaks_the_executor_immediately(monkeypatch):
     monkeypatch.setattr(runtime, "select_launcher", lambda name: TooFew(MPIEXEC))
     with Executor(max_workers=1, cores_per_worker=3) as embedded:
         error = embedded.submit(mpi_tasks.where).exception(LIMIT)
@@ -342,27 +342,27 @@ def test_a_launcher_that_does_not_fit_breaks_the_executor_at_once_with_its_reaso
             embedded.submit(mpi_tasks.where)
 
 
-def test_ranks_that_do_not_divide_into_groups_are_an_error(spool):
+def test_ranks_not_divisible_into_groups_are_an_error(spool):
     run = run_worker(spool, "--ranks", 2, ranks=3)
     assert run.returncode == LauncherError.exit_code
     assert "3 ranks cannot be split into groups of 2" in run.stderr
 
 
-def test_one_process_cannot_be_a_group_of_two(spool):
+def test_one_process_as_a_group_of_two_is_an_error(spool):
     run = run_worker(spool, "--ranks", 2)
     assert run.returncode != 0 and "mpiexec -n 2" in run.stderr
 
 
-def test_sigterm_lets_the_running_task_end_and_leaves_the_waiting_ones(start, spool, submit, tmp_path):
+def test_sigterm_ends_a_group_after_the_running_task(start, spool, submit, tmp_path):
     process = start(2)
     gate, trace = tmp_path / "gate", tmp_path / "trace"
     running = submit(2, tasks.mark_and_wait, trace, gate, "done")
     waiting = submit(2, tasks.mark, tmp_path / "never")
     wait_until(trace.exists, "the task runs")
     process.terminate()
-    wait_until(lambda: asked_to_stop(spool, process), "the group was told")
-    told = time.monotonic()
-    wait_until(lambda: time.monotonic() > told + 2 * CHECK_INTERVAL, "the check for the stop file is due")
+    wait_until(lambda: stop_was_requested(spool, process), "the group received the request")
+    requested = time.monotonic()
+    wait_until(lambda: time.monotonic() > requested + 2 * CHECK_INTERVAL, "the check for the stop file is due")
     gate.touch()
     assert running.result(LIMIT) == ["done", "done"]
     assert process.wait(LIMIT) == 0
@@ -370,8 +370,8 @@ def test_sigterm_lets_the_running_task_end_and_leaves_the_waiting_ones(start, sp
     assert not (tmp_path / "never").exists() and waiting.cancel()
 
 
-def asked_to_stop(spool: Spool, process: subprocess.Popen[bytes]) -> bool:
-    """Whether the signal has reached the groups: as a file of the supervisor's, or in person."""
+def stop_was_requested(spool: Spool, process: subprocess.Popen[bytes]) -> bool:
+    """Return whether the request has reached the groups: as a file from the supervisor, or as a signal."""
     if list(Path(spool.path, "workers").glob("*/stop")):
         return True
     return bool(process.args[0] == MPIEXEC) and all(
@@ -380,13 +380,13 @@ def asked_to_stop(spool: Spool, process: subprocess.Popen[bytes]) -> bool:
 
 
 def signal_is_default(pid: int) -> bool:
-    """Whether rank 0 has taken notice of a first SIGTERM: it then lets a second one end it."""
+    """Return whether rank 0 has received a first SIGTERM, after which the default action of a second one ends it."""
     text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     caught = int(re.findall("SigCgt:\t(.*)", text)[0], 16)
     return not caught >> (signal.SIGTERM - 1) & 1
 
 
-def test_a_group_ends_after_so_many_tasks(spool, worker, submit):
+def test_group_ends_after_max_tasks(spool, worker, submit):
     process = worker(spool, "--max-tasks", 2, mpi_ranks=2)
     futures = [submit(2, tasks.pid) for _ in range(3)]
     assert [len(future.result(LIMIT)) for future in futures[:2]] == [2, 2]
@@ -395,14 +395,14 @@ def test_a_group_ends_after_so_many_tasks(spool, worker, submit):
     no_process_is_left(spool)
 
 
-def test_groups_of_a_supervisor_end_after_so_many_tasks_and_it_after_them(spool, worker, submit):
+def test_supervisor_ends_after_its_groups_end_at_max_tasks(spool, worker, submit):
     process = worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--max-tasks", 1)
     assert len(submit(2, tasks.pid).result(LIMIT)) == 2
     assert process.wait(LIMIT) == 0
     no_process_is_left(spool)
 
 
-def test_an_idle_group_ends_after_its_timeout(start, spool):
+def test_idle_group_ends_after_its_timeout(start, spool):
     process = start(2, "--idle-timeout", 0.3)
     assert process.wait(LIMIT) == 0
     no_process_is_left(spool)
@@ -418,11 +418,11 @@ def test_idle_ranks_do_not_spin(spool, worker, submit):
     before, start = [cpu_seconds(pid) for pid in pids], time.monotonic()
     wait_until(lambda: time.monotonic() - start > 3, "the group was idle for a while")
     share = sum(map(cpu_seconds, pids)) - sum(before)
-    # a rank that waits in MPI takes a whole core: two of them would have all of this machine's
+    # a rank that waits in MPI uses a whole core: two of them would use all of this machine
     assert share < 0.2 * (time.monotonic() - start)
 
 
-def test_nothing_is_left_in_the_temporary_directory(spool, worker, submit, tmp_path):
+def test_temporary_directory_is_empty_after_the_end(spool, worker, submit, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     worker(spool, mpi_ranks=2, TMPDIR=str(temporary))
@@ -466,7 +466,7 @@ else:
 
 
 def run_program(tmp_path: Path, ranks: int, body: str, patch: str = "", supervised: bool = False) -> str:
-    """Run a group whose rank 0 does what ``body`` says; returns what was said."""
+    """Run a group whose rank 0 executes ``body``; return the output."""
     program = tmp_path / "program.py"
     body = "".join(f"    {line}\n" for line in body.splitlines())
     program.write_text(PROGRAM.format(patch=patch, body=body, supervised=supervised), encoding="utf-8")
@@ -491,11 +491,11 @@ for length in (0, 1, 3000, *range(3600, 4100, 7), 70_001, 300_000):
 
 
 @pytest.mark.parametrize("piece", [1 << 30, 1000])
-def test_values_of_every_size_pass_whole_and_in_pieces(piece, tmp_path):
+def test_values_of_any_size_are_transferred(piece, tmp_path):
     run_program(tmp_path, 3, SIZES, patch=f"mpi_messages.PIECE = {piece}")
 
 
-def test_arrays_beside_the_pickle_pass_in_pieces(tmp_path):
+def test_out_of_band_arrays_are_transferred_in_pieces(tmp_path):
     pytest.importorskip("numpy")
     body = """
 import numpy
@@ -513,20 +513,20 @@ NO_FIFO = "import os, errno\ndef mkfifo(*_): raise OSError(errno.EPERM, 'no')\no
 
 
 @pytest.mark.parametrize("hosts", [ALONE, TWO_HOSTS, NO_FIFO], ids=["four hosts", "two hosts", "no fifos"])
-def test_ranks_that_nobody_can_wake_look_by_themselves(hosts, tmp_path):
+def test_ranks_without_wake_up_poll(hosts, tmp_path):
     body = """
 for number in range(20):
     assert ask(mpi_tasks.exchange, number) == mpi_tasks.exchanged(number, 4)
     try:
         ask(mpi_tasks.raises_on, (number % 4,))
-        raise SystemExit("it should have raised")
+        raise SystemExit("no exception")
     except Exception as error:
         assert str(error) == f"from rank {number % 4}"
 """
     run_program(tmp_path, 4, body, patch=hosts)
 
 
-def test_a_group_that_closed_all_descriptors_goes_on(tmp_path):
+def test_group_continues_after_its_fifos_were_closed(tmp_path):
     body = """
 assert ask(mpi_tasks.close_fifos) == [None, None]
 for number in range(20):
@@ -535,7 +535,7 @@ for number in range(20):
     run_program(tmp_path, 2, body)
 
 
-def test_a_group_without_a_supervisor_asks_for_a_new_one_when_mpi_has_no_more_communicators(tmp_path):
+def test_unsupervised_group_is_tainted_once_mpi_has_no_more_communicators(tmp_path):
     body = """
 for number in range(3):
     assert not mine.tainted
