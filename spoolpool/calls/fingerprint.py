@@ -1,18 +1,19 @@
-"""The fingerprint of a call: a strong hash of the function's code and its arguments, the same on every host.
+"""Fingerprints of calls: strong hashes of a function's code and its arguments, equal on every host.
 
-Two calls with one fingerprint compute the same thing, as far as can be told without running them. Where it is not
-certain, fingerprints differ: a miss costs a run, a wrong hit costs a result.
+Two calls with the same fingerprint compute the same result, as far as this is known without running them. In case of
+doubt their fingerprints differ: a miss costs a run, a wrong hit costs a result.
 
-What counts of a function: its bytecode with that of the functions in it, constants, defaults, what it closes over,
-its attributes; and of its globals those that it names, with the functions and classes among them followed in the same
-way, also as attributes of modules. What does not: where it stands, its comments, annotations, and what it imports in
-its body, which counts by its name. Functions and classes of the standard library, of ``site-packages`` and of
-spoolpool count by their names and their package's version; one that is called or given itself by its code as well.
+Of a function, these count: its bytecode and that of its inner functions, constants, defaults, closure and attributes,
+and the globals that it names. Functions and classes among these globals are followed in the same way, also as
+attributes of modules. These do not count: its position, comments and annotations. A module that it imports in its body
+counts by its name alone. Functions and classes of the standard library, of ``site-packages`` and of spoolpool count by
+their names and the version of their package. The called function itself, and functions among the arguments, also count
+by their code if they come from a library.
 
-What counts of a value: its type and its content. Lists and dicts in their order, sets and the attributes of objects
-without it, arrays of NumPy by dtype, shape and bytes, everything else as it pickles itself, with the methods of its
-class; what was put into a spool by the hash that is its name. That one object stands in two places counts, as a
-function could see it.
+Of a value, type and content count: lists and dicts in their order, sets and the attributes of objects regardless of
+order, NumPy arrays by dtype, shape and bytes, all other objects by their own pickling method and the methods of their
+class. Stored objects count by the hash in their name. It also counts if one object occurs in two places, because a
+function can detect that.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from spoolpool.calls import pickling
 from spoolpool.errors import BadRequest
 
 _ALGORITHM = "spoolpool-1"
-"""Part of every fingerprint: another way of counting has other fingerprints."""
+"""Part of every fingerprint, so that another algorithm has other fingerprints."""
 
 Stands = Callable[["Future[Any]"], object]
-"""Gives what counts for a future, as the fingerprint of the call for which it stands; None where it has none."""
+"""Function that returns the replacement of a future, for instance the fingerprint of its call; None if it has none."""
 
 _NOT_OF_A_CLASS = frozenset(
     {
@@ -43,11 +44,11 @@ _NOT_OF_A_CLASS = frozenset(
         *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
     }
 )
-"""What the interpreter keeps in a class; ``__static_attributes__`` has no order of its own."""
+"""Attributes that the interpreter sets in a class; the order of ``__static_attributes__`` is undefined."""
 
 
 class _Unstable(Exception):
-    """There is no way to tell the same value again in another process; the text says why."""
+    """A value cannot be recognized in another process; the text is the reason."""
 
 
 def fingerprint(
@@ -58,44 +59,43 @@ def fingerprint(
     resources: object = None,
     stands_for: Stands | None = None,
 ) -> str:
-    """The fingerprint of a call, 64 hexadecimal digits; ``resources`` count where they are given.
+    """Return the fingerprint of a call, 64 hexadecimal digits; ``resources`` count if they are given.
 
-    For a future among the arguments ``stands_for`` is asked, so that the call for which it stands counts, and not its
-    value.
-    Raises :class:`BadRequest` that names the argument which has no stable fingerprint: one that cannot be pickled,
-    or a future without a fingerprint.
+    ``stands_for`` is called for each future among the arguments, so that the call of the future counts instead of its
+    value. Raises :class:`BadRequest`, with the name of the argument, for an argument without a stable fingerprint: a
+    value that cannot be pickled, or a future without a fingerprint.
     """
     walk = _Walk(stands_for)
     walk.text(_ALGORITHM, settings.PYTHON)
     parts: list[tuple[str, object]] = [("The function", function)]
     parts += [(f"Argument {i}", arg) for i, arg in enumerate(args)]
     parts += [(f"Argument {key!r}", kwargs[key]) for key in sorted(kwargs)]
-    parts.append(("What is asked for with resource_dict", resources))
+    parts.append(("The resource_dict", resources))
     for what, part in parts:
-        walk.text(what)
+        walk.text(what)  # so the texts above are part of every fingerprint
         try:
             walk.value(part)
         except (_Unstable, RecursionError) as error:
             why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise BadRequest(
                 f"{what} of the call to {pickling.label(function)} has no fingerprint by which the call could be found "
-                f"again: {why}. Give the call a key of your own (cache_key), or pass what it is made from."
+                f"again: {why}. Give the call your own key (cache_key), or pass the values from which it is created."
             ) from None
     return walk.digest().hex()
 
 
 class _Walk:
-    """Goes through values in an order that depends on nothing but them, and hashes what it meets.
+    """Traversal of values in an order that depends on the values alone; it hashes each value that it visits.
 
-    What is tagged has a length or a count, so that no two values give the same bytes. Objects that can be told apart
-    are numbered when they are met first; it is their number that counts when they are met again, in a cycle too.
+    Each tag is followed by a length or a count, so that different values give different bytes. Objects with an identity
+    are numbered at their first visit. At further visits, in a cycle too, this number counts.
     """
 
     def __init__(self, stands_for: Stands | None, inside: frozenset[int] = frozenset()) -> None:
         self._hash = hashlib.sha256()
         self._stands_for = stands_for
         self._inside = inside  # ids of the sets whose elements are being hashed
-        self._met: dict[int, tuple[int, object]] = {}  # the object too: its id must stay its own
+        self._met: dict[int, tuple[int, object]] = {}  # keep a reference, otherwise id() could be reused
         self._modules: set[tuple[int, frozenset[str] | None]] = set()
 
     def digest(self) -> bytes:
@@ -151,7 +151,7 @@ class _Walk:
             self._class(value)
         elif isinstance(value, Future):
             self._future(value)
-        elif kind is pickling.ObjectRef:  # in whatever spool, and of whichever account
+        elif kind is pickling.ObjectRef:  # in any spool, of any account
             self.text("object", value.name.partition("@")[0], str(value.size))
         elif not self._array(value, kind):
             self._reduced(value, kind)
@@ -190,10 +190,10 @@ class _Walk:
             self._referred(function.__globals__[name], names[name])
 
     def _referred(self, value: Any, names: frozenset[str] | None = None) -> None:
-        """What code only names: of a library by its name and version."""
+        """Hash a value that code names; a value of a library counts by its name and version."""
         try:
             self._followed(value, names)
-        except _Unstable:  # a lock, an open file: the code has its own where it runs
+        except _Unstable:  # a lock or an open file: the worker has its own
             self.text("unstable", type(value).__qualname__)
 
     def _followed(self, value: Any, names: frozenset[str] | None) -> None:
@@ -202,14 +202,16 @@ class _Walk:
             return
         if isinstance(value, types.FunctionType):
             home = value.__globals__.get("__name__", "")
-            version = None if value.__closure__ else _library_version(home)  # a decorator's holds somebody's function
+            version = (
+                None if value.__closure__ else _library_version(home)
+            )  # a decorator's closure has a user's function
             if version is not None:
                 self.text("library", home, value.__qualname__, version)
                 return
         self.value(value)
 
     def _module(self, module: types.ModuleType, names: frozenset[str] | None = None) -> None:
-        """A module of which the code uses these names (all if None), where it is no library."""
+        """Hash a module. Of a module that is no library, the names that the code uses count; all of them if None."""
         version = _library_version(module.__name__)
         self.text("module", module.__name__, version or "")
         if version is not None or (id(module), names) in self._modules:
@@ -261,7 +263,7 @@ class _Walk:
     def _future(self, future: Future[Any]) -> None:
         found = self._stands_for(future) if self._stands_for is not None else None
         if found is None:
-            raise _Unstable("it is a future, or has one in it, of a call that has no fingerprint itself")
+            raise _Unstable("it is or contains a future of a call without a fingerprint")
         self.text("future")
         self.value(found)
 
@@ -278,11 +280,11 @@ class _Walk:
         return True
 
     def _reduced(self, value: Any, kind: type) -> None:
-        """As the object pickles itself."""
+        """Hash an object by its own pickling method."""
         try:
             reduce = copyreg.dispatch_table.get(kind)
             reduced = reduce(value) if reduce is not None else value.__reduce_ex__(4)
-        except Exception as error:  # noqa: BLE001  whatever a __reduce__ raises
+        except Exception as error:  # noqa: BLE001  a __reduce__ may raise anything
             raise _Unstable(f"a {kind.__qualname__} cannot be pickled ({type(error).__name__}: {error})") from None
         if isinstance(reduced, str):
             home = getattr(value, "__module__", None) or ""
@@ -333,7 +335,7 @@ _LEAVES: dict[type, tuple[bytes, Callable[[Any], bytes]]] = {
 
 @functools.lru_cache(maxsize=4096)
 def _digest_of_code(code: types.CodeType) -> bytes:
-    """What the code does; not where it stands."""
+    """Return a hash of the operations of a code object, regardless of its position."""
     walk = _Walk(None)
     walk.text(code.co_name)
     numbers = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
@@ -344,7 +346,7 @@ def _digest_of_code(code: types.CodeType) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _globals_of(code: types.CodeType) -> dict[str, frozenset[str]]:
-    """The globals that the code and the functions in it name; with each the names that stand beside it."""
+    """Return the globals that a code object and its inner functions name, each with the names in the same code."""
     import dis
 
     found: dict[str, frozenset[str]] = {}
@@ -359,7 +361,7 @@ def _globals_of(code: types.CodeType) -> dict[str, frozenset[str]]:
 
 
 def _library_version(name: str) -> str | None:
-    """The version of the library to which a module belongs, perhaps empty; None for what is under one's own hands."""
+    """Return the version of a module's library, possibly empty; None for a module that belongs to no library."""
     top = name.partition(".")[0]
     if not pickling.is_library(name):
         return None

@@ -1,15 +1,15 @@
-"""Ends a call before it ends by itself: its time is up, or somebody took the task back.
+"""Interruption of a running call, when its time limit is exceeded or its task is cancelled.
 
-A call runs in the main thread, where Python handles signals. A thread of its own watches it, and interrupts it with a
-signal whose handler raises::
+A call runs in the main thread, where Python handles signals. A separate thread watches the call and interrupts it with
+a signal; the signal handler raises::
 
     main thread                      watching thread
     with watch(token, header):
         function()             <---  signal: raises TaskTimeout or TaskCancelled in the function
-                                     (a grace period later) still there: the process is ended
+                                     (a grace period later) if it still runs: ends the process
 
-The signal comes through where the function sleeps or waits, and not while compiled code runs: that is what the end of
-the process is for. A plain call costs no system call.
+The exception is raised while the function sleeps or waits, but not while compiled code runs; the end of the process is
+for that case. A plain call costs no system call.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from spoolpool.system.processes import ProcessId, hostname
 
 log = logging.getLogger(__name__)
 
-_OWN, _TOLD = signal.SIGRTMIN + 5, signal.SIGRTMIN + 6  # no batch system and no MPI sends them by itself
+_OWN, _FROM_ANOTHER_RANK = signal.SIGRTMIN + 5, signal.SIGRTMIN + 6  # no batch system and no MPI uses them
 
-_FIRST_LOOK, _LAST_LOOK = 1.0, 5.0  # seconds between looks at the marks of those that are to be cancelled
-_NOTHING_RUNS = 3.0  # seconds after which the thread goes to sleep until the next call
+_FIRST_CHECK, _LAST_CHECK = 1.0, 5.0  # seconds between checks for a cancel request
+_IDLE = 3.0  # seconds without a call after which the thread sleeps until the next call
 
 
 Publish = Callable[[TaskHeader, TaskFile, RankResult], bool]
-"""Publishes an outcome from any thread and rank; False where another rank did."""
+"""Function that publishes an outcome from any thread and rank; it returns False if another rank did."""
 
 
 class _Call(NamedTuple):
@@ -56,41 +56,41 @@ class _Call(NamedTuple):
 
 
 class Interrupter:
-    """Watches the calls of one rank. Made in the main thread; elsewhere it interrupts nothing.
+    """Watcher of the calls of one rank. It interrupts calls only if it was created in the main thread.
 
-    ``asked`` says whether a task is to be cancelled: a look at the disk, made every few seconds. ``publish`` publishes
-    the outcome of a call that goes on for ``grace`` seconds after it was interrupted; then the process ends. A rank
-    that is not given the one leaves the look, and the other the end, to others.
+    ``is_requested`` returns whether the cancellation of a task is requested; it reads the disk, every few seconds.
+    ``publish`` publishes the outcome of a call that still runs ``grace`` seconds after its interruption; then the
+    process ends. A rank without ``is_requested`` or without ``publish`` leaves that check or that end to other ranks.
     """
 
-    def __init__(self, asked: Callable[[TaskFile], bool] | None, publish: Publish | None, grace: float) -> None:
-        self._asked = asked
+    def __init__(self, is_requested: Callable[[TaskFile], bool] | None, publish: Publish | None, grace: float) -> None:
+        self._is_requested = is_requested
         self._publish = publish
         self._grace = grace
         self._others: Sequence[ProcessId] = ()
         self.interrupted = False
-        """Whether a call was ever interrupted."""
+        """Whether any call was interrupted."""
         self._call: _Call | None = None
         self._reason: BaseException = TaskCancelled()
         self._target: _Call | None = None
-        self._deciding = threading.Lock()
+        self._ending = threading.Lock()
         self._wake = threading.Event()
         self._asleep = False
         self._thread: threading.Thread | None = None
         self._able = threading.current_thread() is threading.main_thread()
         if self._able:
             signal.signal(_OWN, self._raise)
-            signal.signal(_TOLD, self._told)
+            signal.signal(_FROM_ANOTHER_RANK, self._raise_cancelled)
 
     def share(self, node: Any) -> None:
-        """Let one of the ranks that share a host look for all of them: called by all, with their communicator."""
+        """Leave the checks to one rank per host. All ranks of a host call this, with their communicator."""
         self._others = [each for each in node.allgather(ProcessId.of(os.getpid())) if each.pid != os.getpid()]
         if node.Get_rank() > 0:
-            self._asked, self._others = None, []
+            self._is_requested, self._others = None, []
 
     @contextlib.contextmanager
     def watch(self, task_file: TaskFile, header: TaskHeader) -> Iterator[None]:
-        """Let what runs in here be interrupted."""
+        """Watch the call that runs in this context."""
         if not self._able:
             yield
             return
@@ -102,43 +102,43 @@ class Interrupter:
         elif self._asleep or header.time_limit:
             self._wake.set()
         if header.time_limit and self._publish is not None:
-            # for compiled code that never lets another thread run; the death costs the task an attempt
-            faulthandler.dump_traceback_later(header.time_limit + 2 * self._grace + _NOTHING_RUNS, exit=True)
+            # for compiled code that never releases the GIL; the death costs the task an attempt
+            faulthandler.dump_traceback_later(header.time_limit + 2 * self._grace + _IDLE, exit=True)
         try:
             yield
         finally:
             try:
-                self._call = before  # a call that waits for another one may run that itself
+                self._call = before  # a call that waits for another task may run that task itself
             finally:
-                self._call = before  # here too, since it may be just now that the signal comes
+                self._call = before  # again, because the signal may arrive at the previous line
             if header.time_limit and self._publish is not None:
                 faulthandler.cancel_dump_traceback_later()
             if mine is self._target:
                 self._target = None
-                with self._deciding:  # the thread may be about to end the process: then let it
+                with self._ending:  # if the thread is about to end the process, wait for that
                     pass
 
     def _raise(self, _number: int, _frame: FrameType | None) -> None:
-        if self._call is not None and self._call is self._target:  # else the call ended before the signal came
+        if self._call is not None and self._call is self._target:  # else the call ended before the signal arrived
             raise self._reason
 
-    def _told(self, _number: int, _frame: FrameType | None) -> None:
+    def _raise_cancelled(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None:
             self.interrupted = True
             raise TaskCancelled
 
     def _watch(self) -> None:
-        backoff = Backoff(_FIRST_LOOK, _LAST_LOOK)
+        backoff = Backoff(_FIRST_CHECK, _LAST_CHECK)
         seen: _Call | None = None
         due = idle_since = time.monotonic()
         while True:
             call, now = self._call, time.monotonic()
-            if call is None and now - idle_since > _NOTHING_RUNS:
+            if call is None and now - idle_since > _IDLE:
                 self._sleep()
-                idle_since = time.monotonic()  # else it would sleep again between two short calls, and each wake it
+                idle_since = time.monotonic()  # else it would sleep between two short calls, and each would wake it
                 continue
             if call is None:
-                self._wait(_FIRST_LOOK)
+                self._wait(_FIRST_CHECK)
                 continue
             idle_since = now
             if call is not seen:
@@ -146,18 +146,22 @@ class Interrupter:
                 backoff.reset()
                 due = call.began + backoff.next()
             limit = call.header.time_limit
-            left = call.began + limit - now if limit else _LAST_LOOK
+            left = call.began + limit - now if limit else _LAST_CHECK
             if left <= 0:
                 self._interrupt(call, _timeout(call))
             elif now >= due:
                 due = now + backoff.next()
-                if self._is_asked(call):
+                if self._is_cancelled(call):
                     self._interrupt(call, TaskCancelled())
             else:
                 self._wait(min(left, due - now))
 
     def _sleep(self) -> None:
-        """Wait for the next call. Whoever begins one looks at the flag after it said so, and this the other way."""
+        """Wait for the next call.
+
+        A call that begins sets ``_call`` and then reads ``_asleep``. This thread sets ``_asleep`` and then reads
+        ``_call``. So no call is missed.
+        """
         self._asleep = True
         if self._call is None:
             self._wake.wait()
@@ -168,49 +172,48 @@ class Interrupter:
         if self._wake.wait(seconds):
             self._wake.clear()
 
-    def _is_asked(self, call: _Call) -> bool:
+    def _is_cancelled(self, call: _Call) -> bool:
         try:
-            return self._asked is not None and self._asked(call.task_file)
-        except OSError as error:  # the server is away for a moment
-            log.info("The look whether %s is to be cancelled was put off: %s", call.task_file.task, error)
+            return self._is_requested is not None and self._is_requested(call.task_file)
+        except OSError as error:  # the server is unreachable for a moment
+            log.info("The check whether %s is cancelled was postponed: %s", call.task_file.task, error)
             return False
 
     def _interrupt(self, call: _Call, reason: BaseException) -> None:
-        """Raise in the call; if it is still there after the grace period, end the process."""
+        """Raise an exception in the call; if the call still runs after the grace period, end the process."""
         if isinstance(reason, TaskCancelled):
             for other in self._others:
                 if other.is_alive_here():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(other.pid, _TOLD)
+                        os.kill(other.pid, _FROM_ANOTHER_RANK)
         self._reason, self._target, self.interrupted = reason, call, True
         signal.pthread_kill(threading.main_thread().ident or 0, _OWN)
         end = time.monotonic() + self._grace
         while self._call is call and time.monotonic() < end:
             self._wait(min(0.1, self._grace))
-        with self._deciding:
+        with self._ending:
             if self._call is call and self._publish is not None:
                 log.warning("%s does not end: its group is replaced.", call.task_file.task)
                 try:
                     self._publish(call.header, call.task_file, _report(reason))
-                finally:  # what could not be published is a dead worker's
+                finally:  # if this fails, the task is recovered like that of a dead worker
                     os._exit(settings.EXIT_RENEW)
-        while self._call is call:  # without somebody to end it, it goes on
-            self._wait(_LAST_LOOK)
+        while self._call is call:  # no publish function: only another rank can end it
+            self._wait(_LAST_CHECK)
 
 
 def _report(reason: BaseException) -> RankResult:
-    """The report of a call that is still running, with the place where it is."""
+    """Return the result of an interrupted call that still runs, with its current stack."""
     report = failure_report(reason, 0)
     frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  as its documentation says
     if frame is None or report.failure is None:
         return report
-    story = f"{report.failure.traceback}\nIt was still here:\n{''.join(traceback.format_stack(frame))}"
-    return report._replace(failure=msgspec.structs.replace(report.failure, traceback=story))
+    text = f"{report.failure.traceback}\nIt was still here:\n{''.join(traceback.format_stack(frame))}"
+    return report._replace(failure=msgspec.structs.replace(report.failure, traceback=text))
 
 
 def _timeout(call: _Call) -> TaskTimeout:
     return TaskTimeout(
         f"Task {call.task_file.task} ran for longer than its time_limit of {call.header.time_limit:g} s, on "
-        f"{hostname()}. "
-        "Give it more time, or let it save what it has."
+        f"{hostname()}. Give it more time, or let it save intermediate results."
     )

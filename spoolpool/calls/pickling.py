@@ -1,7 +1,7 @@
-"""Objects to bytes and back: cloudpickle, protocol 5, large buffers out of band.
+"""Pickling of calls and results: cloudpickle, protocol 5, large buffers out of band.
 
-Functions of ``__main__``, of a notebook or of a module that is not installed travel by value, since the
-worker could not import them; installed modules travel by reference.
+Functions of ``__main__``, of a notebook or of a module that is not installed are pickled by value, because the worker
+could not import them. Installed modules are pickled by reference.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, Spoolpool
 from spoolpool.format.envelope import Buffer
 
 OUT_OF_BAND = 32768
-"""Bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
+"""Size in bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
 
-_OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
+_SET_BY_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 _PLAIN_CONTAINERS = frozenset({tuple, list, dict})
@@ -35,12 +35,12 @@ _PLAIN_CONTAINERS = frozenset({tuple, list, dict})
 
 @functools.cache
 def _import_wire() -> None:
-    """Import the module that has the names of rebuilding functions; cloudpickle names only what is imported."""
+    """Import the module of the functions that a pickle names; cloudpickle refers to imported modules only."""
     importlib.import_module("spoolpool.wire")
 
 
 class Reference(NamedTuple):
-    """What travels in the place of a future: which task's result, and the way to a part of it."""
+    """Pickled stand-in for a future: session, task id, and the keys that select a part of its result."""
 
     session: str
     task: str
@@ -49,9 +49,9 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectRef:
-    """What :meth:`spoolpool.Executor.put` returns: an argument that is the value that was put.
+    """Reference to an object, from :meth:`spoolpool.Executor.put`; as an argument of a call it becomes the value.
 
-    It can be pickled, and used by other sessions of the same spool as long as one that is open holds the object.
+    It can be pickled. Other sessions of the same spool can use it as long as an open session has a lease on the object.
     """
 
     spool: str
@@ -69,33 +69,33 @@ class ObjectRef:
 
 
 Refer = Callable[["Future[Any] | ObjectRef"], "Reference | ObjectRef | object"]
-"""Says what travels in the place of a future: a reference, or its value. It is told of objects as well."""
+"""Function that returns the replacement of a future: a reference, or its value. It is called for objects too."""
 
 Find = Callable[["Reference | ObjectRef"], object]
-"""Gives what a reference refers to."""
+"""Function that returns the value of a reference."""
 
 _find: ContextVar[Find | None] = ContextVar("spoolpool_find", default=None)
 
 
 def task_result(*reference: Any) -> object:
-    """Return the value of a reference to a task's result; outside of a call the reference itself."""
+    """Return the value of a reference to a task's result; outside of a call, the reference itself."""
     find = _find.get()
     return Reference(*reference) if find is None else find(Reference(*reference))
 
 
 def stored_object(*ref: Any) -> object:
-    """Return the value of a stored object; outside of a call its reference."""
+    """Return the value of a stored object; outside of a call, its reference."""
     find = _find.get()
     return ObjectRef(*ref) if find is None else find(ObjectRef(*ref))
 
 
 def substitute(value: object) -> object:
-    """Return the value that was pickled in the place of a future."""
+    """Return the value that replaced a future in a pickle."""
     return value
 
 
 def _is_plain(value: object, depth: int = 4) -> bool:
-    """Whether the value is small and made of builtins alone, so that nothing of it could need a module."""
+    """Return whether a value is small and consists of builtins alone, so that no part of it needs a module."""
     kind = type(value)
     if kind in _PLAIN:
         return True
@@ -107,17 +107,17 @@ def _is_plain(value: object, depth: int = 4) -> bool:
         if not all(type(key) is str for key in value):
             return False
         value = value.values()
-    for item in value:  # type: ignore[attr-defined]  # noqa: SIM110  three times as quick as all(), for every call
+    for item in value:  # type: ignore[attr-defined]  # noqa: SIM110  three times as fast as all(), for every call
         if type(item) not in _PLAIN and not _is_plain(item, depth - 1):
             return False
     return True
 
 
 def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:
-    """Pickle; returns the pickle and its out-of-band buffers, which are views, not copies.
+    """Return the pickle of a value and its out-of-band buffers, which are views, not copies.
 
-    ``refer`` is asked about each future and told of each object in it, wherever they are. Raises
-    :class:`NotPicklable` with what cloudpickle said, and the :class:`BadRequest` that ``refer`` raises.
+    ``refer`` is called for each future and each object anywhere in the value. Raises :class:`NotPicklable` with the
+    message of cloudpickle, and the :class:`BadRequest` of ``refer``.
     """
     buffers: list[Buffer] = []
 
@@ -129,7 +129,7 @@ def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffe
         return False
 
     try:
-        if _is_plain(value):  # needs no look at modules, and takes a third of the time
+        if _is_plain(value):  # without a check of modules it takes a third of the time
             return pickle.dumps(value, protocol=5), buffers
         _register_local_modules()
         stream = io.BytesIO()
@@ -138,16 +138,16 @@ def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffe
         pickler.dump(value)
     except BadRequest:
         raise
-    except Exception as error:  # whatever a __reduce__ raises
-        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle makes it a cause
+    except Exception as error:  # a __reduce__ may raise anything
+        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle raises it as a cause
             raise NotPicklable(f"{short(value)} cannot be pickled: it is nested too deeply.") from None
         raise NotPicklable(f"{short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
-    return stream.getvalue(), buffers  # no copy: BytesIO hands out the bytes that it filled
+    return stream.getvalue(), buffers  # no copy: BytesIO returns the bytes that it filled
 
 
 @functools.cache
 def _pickler() -> Callable[..., Any]:
-    """cloudpickle's pickler, which is imported when it is needed, with a way for local modules that know each other."""
+    """Return a subclass of cloudpickle's pickler. It supports futures, objects, and local modules that form a cycle."""
     import cloudpickle
 
     _import_wire()
@@ -157,7 +157,7 @@ def _pickler() -> Callable[..., Any]:
 
         def reducer_override(self, value: object) -> Any:
             if isinstance(value, Future):
-                return self._in_place_of(value)
+                return self._replacement_of(value)
             if isinstance(value, ObjectRef) and self.refer is not None:
                 self.refer(value)
             if not isinstance(value, types.ModuleType):
@@ -166,13 +166,13 @@ def _pickler() -> Callable[..., Any]:
                 return import_optional, (value.__name__,)
             if value.__name__ not in _local:
                 return super().reducer_override(value)
-            # cloudpickle makes and fills a module in one step, and runs into endless recursion
-            state = {key: each for key, each in vars(value).items() if key not in _OF_THE_IMPORT}
+            # cloudpickle makes and fills a module in one step, which for a cycle of modules is an endless recursion
+            state = {key: each for key, each in vars(value).items() if key not in _SET_BY_IMPORT}
             return types.ModuleType, (value.__name__,), state, None, None, fill_module
 
-        def _in_place_of(self, future: Future[Any]) -> Any:
+        def _replacement_of(self, future: Future[Any]) -> Any:
             if self.refer is None:
-                raise NotPicklable("a future can be an argument of submit, and nothing else: send its result().")
+                raise NotPicklable("a future can only be an argument of submit(): send its result() instead.")
             found = self.refer(future)
             return (task_result, tuple(found)) if isinstance(found, Reference) else (substitute, (found,))
 
@@ -197,7 +197,7 @@ def import_optional(name: str) -> types.ModuleType | None:
 
 
 class _Apart:
-    """A large part of a call that was pickled by itself, so that it is the same bytes in every call that has it."""
+    """Large part of a call that was pickled on its own, so that its bytes are the same in every call."""
 
     def __init__(self, payload: Buffer, buffers: list[Buffer]) -> None:
         self._buffers = [pickle.PickleBuffer(each) for each in (payload, *buffers)]
@@ -212,7 +212,7 @@ def join_parts(payload: Buffer, *buffers: Buffer) -> object:
 
 
 for _function in (task_result, stored_object, substitute, fill_module, import_optional, join_parts):
-    _function.__module__ = "spoolpool.wire"  # files name them; spoolpool.wire lists them as part of the format
+    _function.__module__ = "spoolpool.wire"  # files contain these names; spoolpool.wire lists them
 
 
 def dumps_call(
@@ -222,9 +222,9 @@ def dumps_call(
     refer: Refer | None = None,
     apart: int = sys.maxsize,
 ) -> tuple[Buffer, list[Buffer]]:
-    """Pickle a call; a :class:`NotPicklable` names the argument that could not be.
+    """Pickle a call; raise a :class:`NotPicklable` that names the argument that cannot be pickled.
 
-    A function or argument whose pickle has ``apart`` bytes or more becomes a buffer of its own.
+    A function or argument with a pickle of ``apart`` bytes or more becomes a separate buffer.
     """
     try:
         whole = dumps((fn, args, kwargs), refer)
@@ -245,16 +245,16 @@ def dumps_call(
                 dumps(part, refer)
             except NotPicklable as error:
                 raise NotPicklable(
-                    f"{what} of the call to {label(fn)} cannot be sent to a worker. {error} Make it "
-                    "inside the function instead, or pass what it is made from."
+                    f"{what} of the call to {label(fn)} cannot be sent to a worker. {error} Create it inside the "
+                    "function instead, or pass the values from which it is created."
                 ) from whole
         raise
 
 
 def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = None) -> Any:
-    """Unpickle; raises :class:`NotUnpicklable` that names a package that is missing here.
+    """Unpickle; raise :class:`NotUnpicklable` otherwise, with the name of a package that is missing here.
 
-    ``find`` is asked for what references refer to; what it raises is not changed.
+    ``find`` returns the values of references; its exceptions are passed on.
     """
     before = _find.set(find)
     try:
@@ -263,20 +263,19 @@ def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = N
         raise
     except ModuleNotFoundError as error:
         raise NotUnpicklable(
-            f"The package {error.name!r} is needed to read what was sent and is not installed in "
-            f"{sys.prefix} on {os.uname().nodename}. Install it there, or define the function in the "
-            "script that submits it."
+            f"The package {error.name!r} is needed to unpickle a call or result and is not installed in {sys.prefix} "
+            f"on {os.uname().nodename}. Install it there, or define the function in the script that submits it."
         ) from error
-    except Exception as error:  # whatever a constructor raises
+    except Exception as error:  # a constructor may raise anything
         raise NotUnpicklable(
-            f"What was sent cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
+            f"A call or result cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
         ) from error
     finally:
         _find.reset(before)
 
 
 def label(fn: object) -> str:
-    """What is called, for people; at most 80 characters."""
+    """Return the name of a function for display, at most 80 characters."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
@@ -286,7 +285,7 @@ def label(fn: object) -> str:
 
 
 def short(value: object, length: int = 60) -> str:
-    """A value for people, in so many characters at most."""
+    """Return a value for display, in at most ``length`` characters."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  a broken __repr__ must not hide the reason
@@ -296,7 +295,7 @@ def short(value: object, length: int = 60) -> str:
 
 @functools.cache
 def _site_roots() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where a fresh interpreter imports from: the library and ``site-packages``, and what ``.pth`` files name.
+    """Return the directories from which a fresh interpreter imports: libraries, and directories in ``.pth`` files.
 
     The latter are projects that were installed in place (``pip install --editable``).
     """
@@ -308,17 +307,17 @@ def _site_roots() -> tuple[tuple[str, ...], tuple[str, ...]]:
             try:
                 with open(pth, encoding="utf-8") as file:
                     lines = [line.strip() for line in file]
-            except (OSError, UnicodeDecodeError):  # not ours to judge: its modules travel by value
+            except (OSError, UnicodeDecodeError):  # its modules are pickled by value
                 continue
             projects |= {line for line in lines if os.path.isdir(line)}
     return tuple(map(os.path.realpath, libraries)), tuple(map(os.path.realpath, projects))
 
 
 def _is_installed(name: str, file: str) -> bool:
-    """Whether a fresh interpreter of this installation finds the module.
+    """Return whether a fresh interpreter of this installation finds a module.
 
-    A library's modules need not be called like their files (``os.path``, vendored packages): what imports the
-    library gives them their names. A project's folder also holds what is not installed, such as scripts.
+    Modules of a library may have other names than their files (``os.path``, vendored packages): importing the library
+    defines these names. The directory of a project also contains modules that are not installed, for instance scripts.
     """
     if name.partition(".")[0] == "spoolpool" or _in_a_library(file):
         return True
@@ -334,9 +333,9 @@ def _in_a_library(file: str) -> bool:
 
 
 def is_library(name: str) -> bool:
-    """Whether an imported module is the standard library's, of ``site-packages``, or spoolpool's.
+    """Return whether an imported module belongs to the standard library, ``site-packages`` or spoolpool.
 
-    What is installed in place (``pip install --editable``) is not: it changes under one's hands.
+    A project that is installed in place (``pip install --editable``) is no library: it changes between two calls.
     """
     top = name.partition(".")[0]
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -348,14 +347,14 @@ def is_library(name: str) -> bool:
 
 
 _seen: set[str] = set()
-"""Modules that were looked at; it mirrors cloudpickle's registry, which is one per process as well."""
+"""Modules that were checked; it mirrors cloudpickle's registry, which also exists once per process."""
 
 _local: set[str] = set()
-"""Those of them that are not installed, by the names that they give themselves."""
+"""Modules among them that are not installed, by their ``__name__``."""
 
 
 def _register_local_modules() -> None:
-    """Tell cloudpickle about imported modules that are not installed, each once."""
+    """Register the imported modules that are not installed with cloudpickle, each once."""
     new = sys.modules.keys() - _seen
     if not new:
         return

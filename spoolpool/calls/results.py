@@ -1,4 +1,4 @@
-"""What an outcome holds: a value, the values of several ranks, or an exception with where it happened."""
+"""Content of an outcome: a value, the values of several ranks, or an exception with its remote traceback."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ if TYPE_CHECKING:
 
 
 class DependencyValue(NamedTuple):
-    """The result of a task, for a call that has a reference to it among its arguments."""
+    """Result of a task, for a call with a reference to it among its arguments."""
 
     session: str
     task: str
     ranks: int
-    """Ranks whose values are in it."""
+    """Number of ranks with a value in the result."""
     payload: Buffer
     buffers: Sequence[Buffer]
 
 
 class ReferenceResolver:
-    """What the references of one call refer to; each is unpickled when it is first asked for.
+    """Resolver of the references of one call. It unpickles each value at the first use.
 
-    ``named`` are the objects that the call's header names.
+    ``named`` are the objects that the header of the call names.
     """
 
     def __init__(
-        self, needed: Iterable[DependencyValue], objects: ObjectCache | None = None, named: Container[str] = frozenset()
+        self,
+        dependencies: Iterable[DependencyValue],
+        objects: ObjectCache | None = None,
+        named: Container[str] = frozenset(),
     ) -> None:
-        self._needed = {(each.session, each.task): each for each in needed}
+        self._dependencies = {(each.session, each.task): each for each in dependencies}
         self._objects = objects
         self._named = named
         self._values: dict[tuple[str, str], Any] = {}
 
     def __call__(self, reference: Reference | ObjectRef) -> Any:
-        """The value, or the part of it; raises :class:`DependencyFailed` where it cannot be had."""
+        """Return the value or the selected part of it; raise :class:`DependencyFailed` where that part is missing."""
         return self._object(reference) if isinstance(reference, ObjectRef) else self._result(reference)
 
     def _object(self, ref: ObjectRef) -> Any:
@@ -56,14 +59,14 @@ class ReferenceResolver:
     def _result(self, reference: Reference) -> Any:
         key = reference.session, reference.task
         if key not in self._values:
-            if key not in self._needed:
+            if key not in self._dependencies:
                 raise BadTaskFile(f"The call refers to the result of {reference.task}, which its header does not name.")
-            self._values[key] = value_of_ranks(*self._needed[key][2:])
+            self._values[key] = value_of_ranks(*self._dependencies[key][2:])
         value = self._values[key]
         for part in reference.keys:
             try:
                 value = value[part]
-            except Exception as error:  # whatever its __getitem__ raises
+            except Exception as error:  # a __getitem__ may raise anything
                 raise DependencyFailed(
                     f"The result of task {reference.task} ({type(value).__name__}) has no part [{part!r}]: "
                     f"{type(error).__name__}: {error}"
@@ -72,8 +75,8 @@ class ReferenceResolver:
 
 
 def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
-    """Attach where it happened to an exception that came back, as a cause."""
-    caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by another task's exception
+    """Attach the remote traceback to an exception from a worker, as its cause."""
+    caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by the exception of another task
     if failure is not None and failure.traceback and not caused:
         text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
         error.__cause__ = RemoteTraceback(text)
@@ -81,14 +84,14 @@ def remote_error(error: BaseException, failure: Failure | None) -> BaseException
 
 
 def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
-    """The value that an outcome holds; raises the exception that it holds, with its remote traceback."""
+    """Return the value in an outcome, or raise the exception in it with its remote traceback."""
     if outcome.kind == "result":
         return value_of_ranks(outcome.ranks, content.payload, content.buffers)
     raise error_of(outcome, content)
 
 
 def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
-    """The value of one rank, or the list of the values of several."""
+    """Return the value of one rank, or the list of the values of several ranks."""
     if ranks == 1:
         return pickling.loads(payload, buffers)
     values, used = [], 0
@@ -99,7 +102,7 @@ def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> An
 
 
 def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
-    """The exception that an outcome holds, with its remote traceback; or the reason why it cannot be had."""
+    """Return the exception in an outcome with its remote traceback, or the error that prevents its unpickling."""
     try:
         error = pickling.loads(content.payload, content.buffers)
     except SpoolpoolError as reason:

@@ -1,4 +1,4 @@
-"""Run one call on one rank, and turn what comes of it into bytes."""
+"""Execution of one call on one rank, with its result as bytes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 _MESSAGE = 4096
 _TRACEBACK = 65536
-_ARGUMENT = 1000  # characters of an argument in the file of errors
+_ARGUMENT = 1000  # characters of an argument in the error log file
 
 
 class RankResult(NamedTuple):
-    """What a rank has to say about its call: a pickled value, or a pickled exception and its story."""
+    """Result of a call on one rank: the pickled value, or the pickled exception with its description."""
 
     payload: Buffer
     buffers: Sequence[Buffer]
@@ -41,43 +41,43 @@ class RankResult(NamedTuple):
 
 
 class InitializerCache:
-    """Keyword arguments that a session's ``init_function`` presets, made once per group and rank."""
+    """Cache of the keyword arguments that the ``init_function`` of a session returns, called once per rank."""
 
     def __init__(self) -> None:
         self._made: dict[str, dict[str, Any]] = {}
 
     def knows(self, init: str) -> bool:
-        """Whether this ``init_function`` was called."""
+        """Return whether this ``init_function`` was called."""
         return init in self._made
 
     def make(self, init: str, payload: Buffer, buffers: Sequence[Buffer], worker: str) -> None:
-        """Call an ``init_function`` in a worker and keep what it returns."""
+        """Call an ``init_function`` in a worker and cache the result."""
         function = pickling.loads(payload, buffers)
         made = function(**_worker_id(function, (), {}, worker))
         if not isinstance(made, dict) or not all(isinstance(key, str) for key in made):
             raise BadRequest(
                 f"The init_function {pickling.label(function)} returned {type(made).__name__}: it must return "
-                "a dict from names of arguments to values."
+                "a dict of argument names and values."
             )
         self._made[init] = made
 
     def of(self, init: str) -> Mapping[str, Any]:
-        """What a session's ``init_function`` presets; nothing without one."""
+        """Return the arguments of a session's ``init_function``; empty if the session has none."""
         return self._made.get(init, {})
 
 
 _NOTHING = contextlib.nullcontext()
 
 _WORKER_ID = ("spoolpool_worker_id", "executorlib_worker_id")
-"""Parameters that get the id of the worker. The second one is for functions that were written for executorlib."""
+"""Parameters that get the id of the worker. The second one is for functions written for executorlib."""
 
 
 def _worker_id(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], worker: str
 ) -> dict[str, Any]:
-    """The worker's id as an argument, where a Python function has a parameter for it that nobody gave.
+    """Return the worker's id as a keyword argument, if a Python function has an unset parameter for it.
 
-    Found without a look at the signature, which would cost more than a small call.
+    It does not inspect the signature, which would take longer than a small call.
     """
     code = getattr(function.func if isinstance(function, functools.partial) else function, "__code__", None)
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code is not None else ()
@@ -88,14 +88,14 @@ def _worker_id(
 def _not_given(
     values: Mapping[str, Any], function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of some values, by names, that are for parameters of a function which a call does not give."""
-    if isinstance(function, functools.partial):  # what it has bound by name looks like a default in its signature
+    """Return the values, by their names, for parameters of a function that a call does not set."""
+    if isinstance(function, functools.partial):  # its keywords look like defaults in its signature
         bound: functools.partial[Any] = function
         function, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
     try:
         signature = inspect.signature(function)
         given = signature.bind_partial(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # a builtin without a signature, or a wrong call: it will say so itself
+    except (TypeError, ValueError):  # a builtin without a signature, or a wrong call, which will raise by itself
         return {}
     return {
         name: values[name]
@@ -111,35 +111,36 @@ def run_call(
     *,
     header: TaskHeader,
     init_content: tuple[Buffer, Sequence[Buffer]] | None = None,
-    presets: InitializerCache,
-    needed: Sequence[DependencyValue] = (),
+    initializers: InitializerCache,
+    dependencies: Sequence[DependencyValue] = (),
     objects: ObjectCache | None = None,
     guard: AbstractContextManager[None] | None = None,
 ) -> RankResult:
-    """Unpickle and make the call; never raises, whatever the function does short of ending the process.
+    """Unpickle and run the call. It never raises: only the end of the process prevents a result.
 
-    ``header`` says in which directory, with which variables, presets and ``objects``; ``needed`` are the results to
-    which its arguments refer; ``guard`` is around the function: :meth:`spoolpool.calls.interruption.Interrupter.watch`.
+    ``header`` determines the directory, the environment, the preset arguments and the objects of the call.
+    ``dependencies`` are the results to which its arguments refer. The function runs inside ``guard``:
+    :meth:`spoolpool.calls.interruption.Interrupter.watch`.
     """
     called: tuple[Any, ...] = ()
     try:
         with running(task), _directory(header.cwd) if header.cwd else _NOTHING:
-            if init_content is not None and not presets.knows(header.init):
-                presets.make(header.init, *init_content, task.worker)
+            if init_content is not None and not initializers.knows(header.init):
+                initializers.make(header.init, *init_content, task.worker)
             with _variables(header.env) if header.env else _NOTHING:
                 find = None
                 if header.objects and objects is not None:
                     buffers = objects.fill(header.objects, buffers)
-                if needed or header.objects:
-                    find = ReferenceResolver(needed, objects, header.objects)
+                if dependencies or header.objects:
+                    find = ReferenceResolver(dependencies, objects, header.objects)
                 called = pickling.loads(payload, buffers, find)
                 function, args, kwargs = called
                 kwargs.update(_worker_id(function, args, kwargs, task.worker))
-                if made := presets.of(header.init):
+                if made := initializers.of(header.init):
                     kwargs.update(_not_given(made, function, args, kwargs))
                 with guard or _NOTHING:
                     value = function(*args, **kwargs)
-    except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt too: they end the task, not the group
+    except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt, too, end the task, not the group
         report = failure_report(error, task.rank)
         if header.error_log_file and not isinstance(error, TaskCancelled):
             _log_error(header.error_log_file, task, header.name, called, report.failure)
@@ -149,14 +150,14 @@ def run_call(
     except NotPicklable as error:
         reason = NotPicklable(
             f"The result of the task ({type(value).__name__}) cannot be sent back from rank {task.rank} on "
-            f"{hostname()}. {error} Return what it is made from."
+            f"{hostname()}. {error} Return the values from which it is created."
         )
         return failure_report(reason, task.rank)
 
 
 @contextlib.contextmanager
 def _directory(path: str) -> Iterator[None]:
-    """Run in a working directory, made if missing."""
+    """Run in a working directory, which is created if missing."""
     before = os.getcwd()
     try:
         os.makedirs(path, exist_ok=True)
@@ -168,13 +169,13 @@ def _directory(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # somebody removed it meanwhile
+        with contextlib.suppress(OSError):  # it was removed meanwhile
             os.chdir(before)
 
 
 @contextlib.contextmanager
 def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Run with some variables of the environment set, and put back afterwards what was there before."""
+    """Run with environment variables set, and restore their previous values afterwards."""
     before = {name: os.environ.get(name) for name in wanted}
     try:
         os.environ.update(wanted)
@@ -188,9 +189,10 @@ def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 def _log_error(path: str, task: CurrentTask, name: str, called: tuple[Any, ...], failure: Failure | None) -> None:
-    """Append to a file of the user's what was called, with what, and what came of it.
+    """Append function, arguments and traceback to a file of the user.
 
-    In one piece, so that what ranks of one host write is not mixed. The task has its outcome also where this fails.
+    It is one write, so that entries of several ranks on a host are not mixed. An error here does not change the outcome
+    of the task.
     """
     function, args, kwargs = called or (None, (), {})
     lines = [
@@ -212,11 +214,11 @@ def _log_error(path: str, task: CurrentTask, name: str, called: tuple[Any, ...],
 
 
 def failure_report(error: BaseException, rank: int) -> RankResult:
-    """The report of an exception; one that cannot travel is told of by a :class:`TaskFailed`."""
+    """Return the result of a call that raised; a :class:`TaskFailed` replaces an exception that cannot be pickled."""
     failure = describe_failure(error, rank)
     try:
         payload, buffers = pickling.dumps(error)
-        # made bytes first, as the reader sees them: a constructor may ask for more than was pickled
+        # from bytes, like the reader: a constructor may require more arguments than were pickled
         copy = pickling.loads(bytes(payload), buffers)
         if type(copy) is not type(error) and type(copy).__qualname__ != type(error).__qualname__:
             raise NotPicklable(f"it comes back as {type(copy).__name__}")
@@ -231,7 +233,7 @@ def failure_report(error: BaseException, rank: int) -> RankResult:
 
 
 def describe_failure(error: BaseException, rank: int) -> Failure:
-    """An exception in words, with the frames of the function alone."""
+    """Return the description of an exception, with the frames of the function alone."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, contextlib.__file__):
         frames = frames.tb_next
@@ -239,7 +241,7 @@ def describe_failure(error: BaseException, rank: int) -> Failure:
         text = "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
         message = str(error)
     except Exception:  # noqa: BLE001  a broken __str__ must not cost the task its outcome
-        text, message = f"{type(error).__name__}: (its text cannot be had)\n", "(its text cannot be had)"
+        text, message = f"{type(error).__name__}: (its __str__ failed)\n", "(its __str__ failed)"
     kind = type(error)
     return Failure(
         type=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",

@@ -104,8 +104,8 @@ class Group(ABC):
                 *call.content,
                 header=call.header,
                 init_content=call.init,
-                presets=self._initializers,
-                needed=call.dependencies,
+                initializers=self._initializers,
+                dependencies=call.dependencies,
                 objects=environment.objects,
                 guard=environment.interrupter.watch(task_file, call.header),
             )

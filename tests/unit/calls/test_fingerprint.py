@@ -1,4 +1,4 @@
-"""The fingerprint of a call: the same in every process, another one when anything that counts changes."""
+"""Fingerprints of calls: equal in every process, and different after a change that matters."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_fingerprint_is_the_same_in_processes_with_other_hash_seeds(tmp_path
     assert all(len(value) == 64 for value in first.values())
 
 
-def test_where_a_function_stands_does_not_count_and_its_comments_neither(tmp_path: Path) -> None:
+def test_position_and_comments_of_a_function_do_not_count(tmp_path: Path) -> None:
     moved = MODULE.replace("def odd", "# a remark\n\n\ndef odd")
     found = []
     for name, text in (("a", MODULE), ("b", moved)):
@@ -123,7 +123,7 @@ def test_where_a_function_stands_does_not_count_and_its_comments_neither(tmp_pat
 
 
 def made(source: str, name: str = "f", **names: Any) -> Any:
-    """A function of a module of its own."""
+    """Return a function of a new module."""
     space: dict[str, Any] = {"__name__": "made", **names}
     exec(source, space)
     return space[name]
@@ -144,7 +144,7 @@ PLAIN = "def f(x, y=1, *, z=2):\n    return x + 3\n"
         "async def f(x, y=1, *, z=2):\n    return x + 3\n",
     ],
 )
-def test_a_function_that_changed_has_another_fingerprint(changed: str) -> None:
+def test_a_changed_function_has_another_fingerprint(changed: str) -> None:
     assert fingerprint(made(PLAIN), (1,), {}) == fingerprint(made(PLAIN), (1,), {})
     assert fingerprint(made(PLAIN), (1,), {}) != fingerprint(made(changed), (1,), {})
 
@@ -196,7 +196,7 @@ def f(): return m.n.a(), g()
         ("from functools import {} as g\ndef f(): return g(1)", "wraps", "cache"),
     ],
 )  # fmt: skip
-def test_what_a_function_refers_to_counts(source: str, before: str, after: str) -> None:
+def test_names_that_a_function_refers_to_count(source: str, before: str, after: str) -> None:
     old, again, new = (fingerprint(made(source.format(value)), (), {}) for value in (before, before, after))
     assert old == again
     assert old != new
@@ -207,7 +207,7 @@ def test_a_global_that_the_function_does_not_name_does_not_count() -> None:
     assert fingerprint(made(source.format(1)), (), {}) == fingerprint(made(source.format(2)), (), {})
 
 
-def test_a_lock_among_the_globals_counts_by_its_kind_alone() -> None:
+def test_a_lock_among_the_globals_counts_by_its_type_alone() -> None:
     locked = "def f():\n    with LOCK: return 1"
     one, other = (fingerprint(made(locked, LOCK=threading.Lock()), (), {}) for _ in range(2))
     assert one == other
@@ -233,7 +233,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-def test_values_that_differ_have_other_fingerprints() -> None:
+def test_different_values_have_different_fingerprints() -> None:
     found = [fingerprint(len, (value,), {}) for value in VALUES]
     assert found == [fingerprint(len, (value,), {}) for value in VALUES]
     assert len(set(found)) == len(found)
@@ -250,7 +250,7 @@ def test_values_that_differ_have_other_fingerprints() -> None:
         ((1, (2, "x")), (1, (2, "x"))),
     ],
 )
-def test_values_that_are_the_same_have_the_same_fingerprint(one: Any, other: Any) -> None:
+def test_equal_values_have_the_same_fingerprint(one: Any, other: Any) -> None:
     assert fingerprint(len, (one,), {}) == fingerprint(len, (other,), {})
 
 
@@ -275,12 +275,12 @@ def test_the_names_of_arguments_and_the_resources_count() -> None:
         ((Future(),), {}, "Argument 0 .* a future"),
     ],
 )
-def test_an_argument_without_a_fingerprint_is_named(args: Any, kwargs: Any, said: str) -> None:
+def test_the_error_names_an_argument_without_a_fingerprint(args: Any, kwargs: Any, said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         fingerprint(tasks.mark, args, kwargs)
 
 
-def test_what_is_nested_too_deeply_is_named() -> None:
+def test_the_error_names_an_argument_that_is_nested_too_deeply() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -288,14 +288,14 @@ def test_what_is_nested_too_deeply_is_named() -> None:
         fingerprint(tasks.mark, (deep,), {})
 
 
-def test_what_was_put_into_a_spool_counts_by_its_content() -> None:
+def test_an_object_reference_counts_by_the_content_of_the_object() -> None:
     refs = [ObjectRef("spool", "a" * 32, 9), ObjectRef("other", f"{'a' * 32}@1000", 9), ObjectRef("spool", "b" * 32, 9)]
     one, elsewhere, other = (fingerprint(len, ([ref],), {}) for ref in refs)
     assert one == elsewhere
     assert one != other
 
 
-def test_a_future_counts_by_the_call_for_which_it_stands() -> None:
+def test_a_future_counts_by_the_fingerprint_of_its_call() -> None:
     first, second = Future[int](), Future[int]()
     names = {first: "a" * 64, second: "b" * 64}
     one = fingerprint(len, ([first],), {}, stands_for=names.get)

@@ -1,4 +1,4 @@
-"""What travels by value and what by reference, between real processes."""
+"""Pickling by value and by reference, between real processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def executor() -> Iterator[Executor]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are started in a directory where nothing can be imported from."""
+    """Workers start in a directory without modules to import."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -93,17 +93,17 @@ with Executor(max_workers=1) as exe:
 """
 
 
-def test_what_a_script_defines_travels_by_value(tmp_path: Path, elsewhere: None) -> None:
+def test_definitions_of_a_script_are_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     ended = run_script(tmp_path / "script.py", MAIN)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("all right\n", "", 0)
 
 
-def test_what_is_typed_at_a_prompt_travels_by_value(elsewhere: None) -> None:
+def test_definitions_at_a_prompt_are_pickled_by_value(elsewhere: None) -> None:
     ended = subprocess.run([sys.executable, "-"], input=MAIN, capture_output=True, text=True, timeout=LIMIT)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("all right\n", "", 0)
 
 
-def test_what_a_cell_of_ipython_defines_travels_by_value(tmp_path: Path, elsewhere: None) -> None:
+def test_definitions_in_a_cell_of_ipython_are_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     pytest.importorskip("IPython", reason="IPython is not installed")
     (tmp_path / "cells.ipy").write_text("%autoawait asyncio\n" + MAIN)
     ended = subprocess.run(
@@ -118,7 +118,7 @@ def test_what_a_cell_of_ipython_defines_travels_by_value(tmp_path: Path, elsewhe
     assert ended.returncode == 0
 
 
-def test_what_a_namespace_without_a_module_defines_travels_by_value(executor: Executor) -> None:
+def test_definitions_in_a_namespace_without_a_module_are_pickled_by_value(executor: Executor) -> None:
     namespace: dict[str, Any] = {"__name__": "cell_of_a_notebook"}
     exec("scale = 3\ndef scaled(x):\n    return scale * x\n", namespace)
     assert executor.submit(namespace["scaled"], 4).result() == 12
@@ -134,7 +134,7 @@ def write_modules(directory: Path, **modules: str) -> None:
         path.write_text(textwrap.dedent(text))
 
 
-def test_local_modules_travel_by_value_with_those_that_they_call(tmp_path: Path, elsewhere: None) -> None:
+def test_local_modules_are_pickled_by_value_with_the_modules_that_they_use(tmp_path: Path, elsewhere: None) -> None:
     write_modules(
         tmp_path,
         outer="""
@@ -167,7 +167,7 @@ def test_local_modules_travel_by_value_with_those_that_they_call(tmp_path: Path,
     assert (ended.stdout, ended.stderr, ended.returncode) == ("8\n", "", 0)
 
 
-def test_local_packages_travel_by_value(tmp_path: Path, elsewhere: None) -> None:
+def test_local_packages_are_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     write_modules(
         tmp_path,
         package__in____init__="",
@@ -191,7 +191,7 @@ def test_local_packages_travel_by_value(tmp_path: Path, elsewhere: None) -> None
     assert (ended.stdout, ended.stderr, ended.returncode) == ("8\n", "", 0)
 
 
-def test_local_modules_that_know_each_other_travel_by_value(tmp_path: Path, elsewhere: None) -> None:
+def test_local_modules_that_import_each_other_are_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     write_modules(
         tmp_path,
         even="import odd, sys\nme = sys.modules[__name__]\n"
@@ -213,8 +213,8 @@ def test_local_modules_that_know_each_other_travel_by_value(tmp_path: Path, else
     assert (ended.stdout, ended.stderr, ended.returncode) == ("True False\n8\n", "", 0)
 
 
-def test_nothing_but_local_modules_is_taken_for_local(tmp_path: Path, elsewhere: None) -> None:
-    """Several modules of the library are called otherwise than their files."""
+def test_only_local_modules_are_registered_as_local(tmp_path: Path, elsewhere: None) -> None:
+    """Several modules of the standard library have other names than their files."""
     write_modules(tmp_path, near="def call():\n    return 1\n")
     script = """
         import cloudpickle, cloudpickle.cloudpickle, email.mime.text, json, multiprocessing, numpy, os.path, near
@@ -226,7 +226,7 @@ def test_nothing_but_local_modules_is_taken_for_local(tmp_path: Path, elsewhere:
     assert (ended.stdout, ended.stderr, ended.returncode) == ("['near']\n", "", 0)
 
 
-def test_a_local_module_that_is_imported_late_travels_by_value(tmp_path: Path, elsewhere: None) -> None:
+def test_a_local_module_that_is_imported_late_is_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     write_modules(tmp_path, late="def call():\n    return 'late'\n")
     script = """
         from spoolpool import Executor
@@ -240,18 +240,18 @@ def test_a_local_module_that_is_imported_late_travels_by_value(tmp_path: Path, e
     assert (ended.stdout, ended.stderr, ended.returncode) == ("late\n", "", 0)
 
 
-def test_installed_functions_travel_by_reference() -> None:
+def test_installed_functions_are_pickled_by_reference() -> None:
     for function in (json.loads, os.path.join, np.linalg.norm, functools.reduce, pickling.label, tasks.pid):
         payload, _ = pickling.dumps(function)
         assert len(payload) < 200, function
         assert pickle.loads(payload) is function
 
 
-# ------------------------------------------------------------------------ things of all kinds
+# ------------------------------------------------------------------ callables and arguments
 
 
 class Counter:
-    """Something with a state, and callable."""
+    """Callable with a state."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -261,7 +261,7 @@ class Counter:
         return self.count
 
 
-def test_things_that_can_be_called_can_be_submitted(executor: Executor) -> None:
+def test_callables_of_all_kinds_can_be_submitted(executor: Executor) -> None:
     counter = Counter()
     assert executor.submit(counter, 3).result() == 3
     assert counter.count == 0  # the worker had a copy
@@ -270,7 +270,7 @@ def test_things_that_can_be_called_can_be_submitted(executor: Executor) -> None:
     assert executor.submit(Counter).result().count == 0
 
 
-def test_arguments_are_taken_as_they_are_when_they_are_submitted(executor: Executor, tmp_path: Path) -> None:
+def test_arguments_are_pickled_at_submission(executor: Executor, tmp_path: Path) -> None:
     held = executor.submit(tasks.wait_for, tmp_path / "end")
     given = [1, 2]
     future = executor.submit(sum, given)
@@ -281,7 +281,7 @@ def test_arguments_are_taken_as_they_are_when_they_are_submitted(executor: Execu
 
 
 @pytest.mark.parametrize("size", [0, 10, 100_000, 3_000_000])
-def test_arrays_arrive_and_can_be_written_to_on_both_sides(executor: Executor, size: int) -> None:
+def test_arrays_are_writable_in_the_worker_and_in_the_result(executor: Executor, size: int) -> None:
     array = np.arange(size, dtype=np.float64)
     back = executor.submit(add_in_place, array, 1.0).result()
     assert np.array_equal(back, np.arange(size) + 1.0)
@@ -294,16 +294,16 @@ def add_in_place(array: Any, number: float) -> Any:
     return array
 
 
-def test_a_bytearray_and_a_view_of_memory_arrive(executor: Executor) -> None:
+def test_bytearrays_can_be_sent_and_returned(executor: Executor) -> None:
     big = bytearray(os.urandom(1 << 20))
     assert executor.submit(bytes, big).result() == bytes(big)
     assert executor.submit(bytearray, big).result() == big
 
 
-# ------------------------------------------------------------------- what cannot be sent
+# ----------------------------------------------------------------- values that cannot be sent
 
 
-def test_what_is_nested_too_deeply_is_told() -> None:
+def test_a_value_that_is_nested_too_deeply_is_refused() -> None:
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
@@ -312,7 +312,7 @@ def test_what_is_nested_too_deeply_is_told() -> None:
 
 
 class Stubborn:
-    """Neither pickle nor repr gets on with it."""
+    """Object for which pickle and repr raise."""
 
     def __reduce__(self) -> str:
         raise RuntimeError("never")
@@ -321,12 +321,12 @@ class Stubborn:
         raise RuntimeError("nor that")
 
 
-def test_a_broken_repr_does_not_hide_why_something_cannot_be_pickled() -> None:
+def test_a_broken_repr_does_not_hide_the_pickling_error() -> None:
     with pytest.raises(NotPicklable, match=r"<Stubborn> .* RuntimeError: never"):
         pickling.dumps(Stubborn())
 
 
-def test_a_package_that_is_missing_on_the_other_side_is_named(executor: Executor) -> None:
+def test_the_error_names_a_package_that_is_missing_on_the_worker(executor: Executor) -> None:
     only_here = types.ModuleType("only_here")
     exec("def call():\n    return 1\n", only_here.__dict__)
     sys.modules["only_here"] = only_here
