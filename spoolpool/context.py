@@ -1,4 +1,4 @@
-"""What a running function can ask about its task: :func:`current_task`."""
+"""Task context of a running function: :func:`current_task`."""
 
 from __future__ import annotations
 
@@ -17,52 +17,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CurrentTask:
-    """The task that runs."""
+    """The running task. It is valid only while the task runs, and cannot be pickled."""
 
     __module__ = "spoolpool"
 
     id: str
     """Task id."""
     attempt: int
-    """Which attempt this is, from 1."""
+    """Number of the attempt, from 1."""
     spool: str = ""
-    """Directory of the spool that it came from: ``Executor(spool=current_task().spool)`` submits to it."""
+    """Directory of the task's spool: ``Executor(spool=current_task().spool)`` submits to it."""
     worker: str
     """Id of the worker group."""
     rank: int = 0
-    """This process's rank in the group."""
+    """Rank of this process in the group."""
     size: int = 1
-    """Ranks of the group."""
+    """Number of ranks of the group."""
     comm: Any = None
-    """The group's communicator (``mpi4py.MPI.Comm``); None in a group of one rank without MPI."""
+    """Communicator of the group (``mpi4py.MPI.Comm``); None in a group of one rank without MPI."""
     ends: float | None = None
-    """End of the group's job in seconds since the epoch, if it is known."""
+    """End of the group's job in seconds since the epoch, if known."""
     _scratch: list[str] = field(default_factory=list)
     _progress: Progress | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a CurrentTask is valid only while its task runs: send its fields")
+
     def remaining(self) -> float | None:
-        """Seconds until the group's job ends; None if there is no end or it is not known."""
+        """Return the seconds until the end of the group's job; None if it has no end or the end is unknown."""
         import time
 
         return None if self.ends is None else max(0.0, self.ends - time.time())
 
     def progress(self, fraction: float | None, text: str = "") -> None:
-        """Say how far the task is, for people who look: ``fraction`` from 0 to 1, or None if it is not known.
+        """Report the progress of the task for display: ``fraction`` from 0 to 1, or None if unknown.
 
-        Call it as often as you like: it is written down about twice a second. What ranks other than 0 say is not.
+        It may be called at any rate; about two reports per second are written. Only rank 0 reports.
         """
         if self._progress is not None:
             self._progress.report(self.worker, self.id, fraction, text)
 
     @property
     def scratch(self) -> str:
-        """A directory of this rank's own, below ``TMPDIR``, that is removed when the task ends."""
+        """Private directory of this rank below ``TMPDIR``; it is removed when the task ends."""
         if not self._scratch:
             self._scratch.append(tempfile.mkdtemp(prefix=f"spoolpool-{self.id[-10:]}-"))
         return self._scratch[0]
 
     def clean(self) -> None:
-        """Remove the scratch directory and forget the progress; done when the task ends."""
+        """Remove the scratch directory and finish the progress; called when the task ends."""
         if self._progress is not None:
             self._progress.finish()
         while self._scratch:
@@ -73,24 +76,24 @@ _current: ContextVar[CurrentTask | None] = ContextVar("spoolpool_current_task", 
 
 
 def current_task() -> CurrentTask:
-    """The task whose function calls this. Raises :class:`SpoolpoolError` outside of a task."""
+    """Return the task of the calling function; raise :class:`SpoolpoolError` outside of a task."""
     task = _current.get()
     if task is None:
         raise SpoolpoolError(
-            "current_task() was called outside of a task: only a function that a worker runs has one. "
-            "Threads that it starts get it by contextvars.copy_context()."
+            "current_task() was called outside of a task: only a function that a worker runs has a task. "
+            "Start its threads with contextvars.copy_context() to give them the task."
         )
     return task
 
 
 Assist = Callable[[str], bool]
-"""Runs one waiting task of a submitter in this thread; whether there was one."""
+"""Function that runs one ready task of a submitter in this thread; it returns whether there was a task."""
 
 _assist: ContextVar[tuple[str, Assist] | None] = ContextVar("spoolpool_assist", default=None)
 
 
-class assisting:  # noqa: N801  a context, as contextlib's; a generator would cost three times as much at each task
-    """Let a function that waits for tasks of its own spool run them meanwhile."""
+class assisting:  # noqa: N801  named like contextlib's; a generator would take three times as long, for each task
+    """Context in which a function that waits for tasks of its own spool runs ready tasks meanwhile."""
 
     def __init__(self, spool: str, assist: Assist) -> None:
         self._given = spool, assist
@@ -103,13 +106,16 @@ class assisting:  # noqa: N801  a context, as contextlib's; a generator would co
 
 
 def assistance(spool: str) -> Assist | None:
-    """What runs tasks of a spool while a task waits for them; None outside of a task, and where the group cannot."""
+    """Return the function that runs ready tasks of a spool in this thread.
+
+    None outside of a task, and in a group that cannot run tasks inside a task.
+    """
     found = _assist.get()
     return found[1] if found is not None and found[0] == spool else None
 
 
 class running:  # noqa: N801  as above
-    """Make ``task`` the current one, and remove its scratch directory afterwards."""
+    """Context in which ``task`` is the current task; its scratch directory is removed at the end."""
 
     def __init__(self, task: CurrentTask) -> None:
         self._task = task

@@ -1,7 +1,7 @@
-"""Everything that goes wrong has a class here; the docstring is its meaning to a user.
+"""Exceptions of spoolpool. The docstring of each class is its meaning to a user.
 
-Each message says what was being done, to which path, what was found, and what to do. All errors
-survive a pickle round trip, since they may travel through a spool as somebody's result.
+A message contains the action, the path, the finding and the remedy. All exceptions survive a pickle round trip, since
+they may be the outcome of a task. ``exit_code`` is the exit code of a command that ends with the exception.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 
 class RemoteTraceback(Exception):
-    """The traceback on the worker's side; the cause of an exception that came back from a task."""
+    """Traceback on the worker; it is the cause of an exception that a task raised."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -23,82 +23,82 @@ class RemoteTraceback(Exception):
 
 
 class SpoolpoolError(Exception):
-    """Something that spoolpool can explain went wrong."""
+    """Base class of the errors that spoolpool detects, and the class of those without a class of their own."""
 
     exit_code: ClassVar[int] = 1
 
 
 class NotASpool(SpoolpoolError):
-    """The directory is not a spool, or is not there, or cannot be seen from this host."""
+    """The directory is not a spool, does not exist, or is not visible from this host."""
 
     exit_code = 3
 
 
 class SpoolVersion(SpoolpoolError):
-    """The spool was made by a newer spoolpool with another layout on disk."""
+    """The spool was made by a newer version of spoolpool with another format on disk."""
 
     exit_code = 4
 
 
 class SpoolDenied(SpoolpoolError):
-    """The account may not do in this spool what was asked for."""
+    """The account has no permission for the operation in this spool."""
 
     exit_code = 5
 
 
 class SpoolFull(SpoolpoolError):
-    """The filesystem of the spool has no space, no inodes or no quota left."""
+    """The filesystem of the spool has no space, inodes or quota left."""
 
     exit_code = 6
 
 
 class BadTaskFile(SpoolpoolError):
-    """A file in the spool is torn, foreign, or written by a newer version."""
+    """A file in the spool is torn, foreign, or of a newer version."""
 
     exit_code = 7
 
 
 class NotTrusted(SpoolpoolError):
-    """A file is of an account that is not trusted, or its signature is wrong, or others can change directories.
+    """A file belongs to an untrusted account or has a wrong signature, or other accounts can change directories.
 
-    Nothing of it was unpickled.
+    Nothing was unpickled.
     """
 
     exit_code = 8
 
 
 class BadRequest(SpoolpoolError, ValueError):
-    """A task asks for something that does not exist or makes no sense."""
+    """An argument is invalid, or a task requests resources that do not exist."""
 
     exit_code = 9
 
 
 class NotPicklable(SpoolpoolError, pickle.PicklingError):
-    """A function, an argument or a result cannot be turned into bytes."""
+    """A function, an argument or a result cannot be pickled."""
 
     exit_code = 10
 
 
 class NotUnpicklable(SpoolpoolError, pickle.UnpicklingError):
-    """Bytes from the other side cannot be turned into an object here, as when a package is missing."""
+    """A call or a result cannot be unpickled here, for instance because a package is missing."""
 
     exit_code = 11
 
 
 class WorkerLost(SpoolpoolError):
-    """The worker of a task died each time that the task was claimed, until its attempts were used up."""
+    """The workers of a task died in all its attempts."""
 
     exit_code = 12
 
 
 class TaskFailed(SpoolpoolError):
-    """A task raised an exception that cannot travel; its type, text and traceback are in the message."""
+    """A task raised an exception that cannot be pickled; its type, text and traceback are in the message."""
 
     exit_code = 13
 
 
 class DependencyFailed(SpoolpoolError):
-    """A task was not run, since another one whose result it needs failed; the cause is that one's exception."""
+    """A task was not run because a task that it depends on failed; the cause is the exception of that task."""
 
     exit_code = 21
 
@@ -108,7 +108,7 @@ class DependencyFailed(SpoolpoolError):
         return type(self), self.args, (cause, None if cause is None else cause.__cause__)
 
     def __setstate__(self, state: tuple[BaseException | None, BaseException | None]) -> None:  # type: ignore[override]
-        """Restore both causes."""
+        """Restore the cause and its remote traceback."""
         cause, before = state
         if cause is not None:
             cause.__cause__ = before
@@ -116,46 +116,46 @@ class DependencyFailed(SpoolpoolError):
 
 
 class NobodyServes(SpoolpoolError):
-    """No live worker group can run the task, and the message says why."""
+    """No live worker group can run the task, for the reason in the message."""
 
     exit_code = 14
 
 
 class LauncherError(SpoolpoolError):
-    """A worker group cannot be started: the launcher is missing, or its ranks do not find each other."""
+    """A worker group cannot be started: the launcher is missing, or the ranks do not connect to each other."""
 
     exit_code = 15
 
 
 class BrokenSpool(SpoolpoolError, BrokenExecutor):
-    """The worker groups or the thread that collects results ended, so that nothing can be awaited."""
+    """The worker groups or the collecting thread ended, so that pending futures get no result."""
 
     exit_code = 16
 
 
 class TaskTimeout(SpoolpoolError, TimeoutError):
-    """Something that was given a limited time did not happen within it; a task: its ``time_limit``."""
+    """A time limit was exceeded, such as the ``time_limit`` of a task."""
 
     exit_code = 17
 
 
 class TaskCancelled(KeyboardInterrupt):
-    """Raised in a function that runs, when its task is cancelled: let it pass, as one does with Ctrl-C."""
+    """Raised in a running function when its task is cancelled. Do not suppress it, like ``KeyboardInterrupt``."""
 
 
 class NoKey(NotTrusted):
-    """The key of a signed spool is not here, may be known to others, or is not the one with which a file was signed."""
+    """The key of a signed spool is missing here, may be known to other accounts, or did not sign a file."""
 
     exit_code = 18
 
 
 class BadNode(SpoolpoolError):
-    """Every worker group that was started on a node died, so that none is started there any more."""
+    """Every worker group on a node died, so that no more are started there."""
 
     exit_code = 19
 
 
 class TooManyWaiting(SpoolpoolError):
-    """As many tasks of this user wait in the spool as may."""
+    """The user's limit of queued tasks in the spool is reached."""
 
     exit_code = 20
