@@ -22,8 +22,6 @@ from spoolpool.resources import Shape
 
 log = logging.getLogger(__name__)
 
-_CANCEL_SECONDS = 15.0  # Flux kills the processes of a cancelled job after 5 s
-
 
 def _connect() -> Any:
     """Return a handle of the instance. A handle belongs to one thread."""
@@ -45,6 +43,8 @@ def _connect() -> Any:
 
 class FluxGroup:
     """Job of one group. A thread waits for the job's events and its output: nothing is polled."""
+
+    end_seconds = 15.0  # Flux kills the processes of a cancelled job after 5 s
 
     def __init__(self, jobspec: Any, urgency: int, output: Sequence[int]) -> None:
         """Submit the job; ``output``: descriptors for the output of its ranks, which are duplicated."""
@@ -98,21 +98,15 @@ class FluxGroup:
         """Return the exit code once all processes of the job have ended, else None."""
         return self._code if self._clean.is_set() else None
 
-    def end(self) -> None:
-        """Cancel the job, kill it if that takes too long, and wait until all its processes have ended."""
-        for number in (None, signal.SIGKILL):
-            if not self._clean.is_set():
-                self._send(number)
-                self._clean.wait(_CANCEL_SECONDS)
-
-    def _send(self, number: int | None) -> None:
+    def end(self, *, kill: bool = False) -> None:
+        """Cancel the job, or kill its processes."""
         import flux.job
 
         try:
-            if number is None:
-                flux.job.cancel(_connect(), self._id, "the group was ended")
+            if kill:
+                flux.job.kill(_connect(), self._id, signal.SIGKILL)
             else:
-                flux.job.kill(_connect(), self._id, number)
+                flux.job.cancel(_connect(), self._id, "the group was ended")
         except (OSError, LauncherError) as error:  # the job or the instance has ended meanwhile
             log.info("Flux job %s: %s", self._id, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -19,8 +18,6 @@ from spoolpool.launch.output_relay import Relay, close_all
 from spoolpool.resources import Shape
 from spoolpool.system import gpus
 from spoolpool.system.environment import without_mpi
-
-_END_SECONDS = 5.0
 
 WORKER_MODULE = "spoolpool.cli.worker"
 """Module that each rank runs as ``python -m``."""
@@ -54,8 +51,11 @@ class GroupProcess(Protocol):
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal; None while a rank is running."""
 
-    def end(self) -> None:
-        """End all ranks and wait until they have ended, at most some seconds."""
+    end_seconds: float
+    """Time that its ranks may take to end after :meth:`end`."""
+
+    def end(self, *, kill: bool = False) -> None:
+        """Ask all ranks to end at once, or kill them; do not wait."""
 
 
 class Launcher(ABC):
@@ -88,6 +88,8 @@ class Launcher(ABC):
 class CommandProcess:
     """Command of one group, in a session of its own: a Ctrl-C reaches the supervisor only."""
 
+    end_seconds = 5.0
+
     def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None, output: Sequence[int]) -> None:
         """Start the command; raises ``OSError``.
 
@@ -96,6 +98,7 @@ class CommandProcess:
         """
         stdout, stderr = output[:2] or (None, None)
         self._kept = list(output)
+        self._ending = False
         try:
             self._process = subprocess.Popen(
                 command,
@@ -109,30 +112,30 @@ class CommandProcess:
             self._kept = self._kept[2:]
             close_all(output[:2])
         except OSError:
-            self._close()
+            close_all(self._kept)
             raise
-
-    def _close(self) -> None:
-        close_all(self._kept)
-        self._kept = []
 
     def poll(self) -> int | None:
         """Return the exit code of the command; None while it is running."""
         code = self._process.poll()
         if code is not None:
-            self._close()
+            if self._ending:  # ranks may be left on this host
+                self._signal(signal.SIGKILL)
+            self._ending = False
+            close_all(self._kept)
+            self._kept = []
         return code
 
-    def end(self) -> None:
-        """Send SIGTERM, after which srun and mpiexec end their ranks on all hosts, then kill the rest on this host."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, number)
-            except (ProcessLookupError, PermissionError):
-                self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_SECONDS)
-        self._close()
+    def end(self, *, kill: bool = False) -> None:
+        """Send SIGTERM, after which srun and mpiexec end their ranks on all hosts, or SIGKILL."""
+        self._ending = True
+        self._signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            self._process.send_signal(number)
 
 
 class CommandLauncher(Launcher):

@@ -31,33 +31,31 @@ def mpi_of_library() -> str:
     Raises :class:`LauncherError` if mpi4py cannot be loaded.
     """
     try:
-        answer = subprocess.run(
+        version = subprocess.run(
             [sys.executable, "-c", _VERSION],
             capture_output=True,
             text=True,
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,
             env=without_mpi(os.environ),
-            check=False,
+            check=True,
         )
-        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-    except subprocess.TimeoutExpired as error:
-        answer, reason = None, str(error)
-    if answer is None or answer.returncode:
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
         raise LauncherError(
             f"mpi4py cannot be loaded by {sys.executable}: {reason}. Groups of several ranks need it: install it with "
             "the site's MPI."
-        )
-    return _implementation(answer.stdout)
+        ) from error
+    return _implementation(version.stdout)
 
 
 @functools.cache
 def mpi_of_command(mpiexec: str) -> str:
     """Return the implementation of an mpiexec: ``openmpi``, ``mpich``, or ``unknown`` also if it cannot be run."""
     try:
-        answer = subprocess.run(
+        version = subprocess.run(
             [mpiexec, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return _implementation(answer.stdout + answer.stderr)
+    return _implementation(version.stdout + version.stderr)

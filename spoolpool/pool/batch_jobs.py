@@ -143,7 +143,7 @@ def find_jobs(spool: Spool) -> list[SpoolJob]:
         if record.cluster != batch_system.cluster(system):
             continue
         if system not in active:
-            active[system] = {each.name: each for each in batch_system.active_jobs(system)}
+            active[system] = batch_system.active_jobs(system)
         now = now or spool.server_time()
         submitted = files.mtime_ns(_record_path(spool, record.name))
         if submitted is None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError
@@ -98,26 +98,17 @@ class Job:
         return answer.partition(";")[0].replace("\N{LATIN SMALL LETTER F WITH HOOK}", "f")  # as Flux lists it in ASCII
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActiveJob:
+class ActiveJob(NamedTuple):
     """Job of this account that is pending or running."""
 
     id: str
-    """Id in the batch system."""
     state: Literal["pending", "running"]
-    """Whether it has begun."""
-    name: str
-    """Name."""
 
 
-def active_jobs(system: System) -> list[ActiveJob]:
-    """Return all pending and running jobs of this account, by one command. Raises :class:`LauncherError`."""
+def active_jobs(system: System) -> dict[str, ActiveJob]:
+    """Return the pending and running jobs of this account by name, by one command. Raises :class:`LauncherError`."""
     rows = [line.strip().split("|", 2) for line in _run(_LIST[system], "list the batch jobs").splitlines()]
-    return [
-        ActiveJob(id=row[0], state="pending" if row[1] in _PENDING else "running", name=row[2])
-        for row in rows
-        if len(row) == 3
-    ]
+    return {row[2]: ActiveJob(row[0], "pending" if row[1] in _PENDING else "running") for row in rows if len(row) == 3}
 
 
 def cancel(system: System, job: str, name: str) -> None:
@@ -131,7 +122,8 @@ def cancel(system: System, job: str, name: str) -> None:
     try:
         _run(command, "cancel a batch job")
     except LauncherError:
-        if any((each.id, each.name) == (job, name) for each in active_jobs(system)):
+        active = active_jobs(system).get(name)
+        if active is not None and active.id == job:
             raise
 
 

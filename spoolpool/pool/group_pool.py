@@ -25,7 +25,7 @@ from spoolpool.system.backoff import Backoff
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
-_START_SECONDS = 60.0  # for groups that are still starting at the end; longer than NFS hides a new name from a look-up
+_NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
 
 
@@ -227,8 +227,8 @@ class GroupPool:
         """End every group after the task that it runs; return the tasks that were released instead.
 
         A group that still runs after ``seconds`` (None: without limit), or once ``hurry`` returns True, is ended, and
-        its task is released. A group that has not announced itself within a minute is ended in any case: it has no
-        entry for a request and no task, so that waiting for it might have no end.
+        its task is released. A group without an entry for a minute is ended in any case: it has no task, and hangs in
+        its start or exit, so that waiting for it might have no end.
         """
         with self._lock:
             slots, self._slots = self._slots, []
@@ -236,17 +236,16 @@ class GroupPool:
                 self._request_stop(slot)
         backoff = Backoff(0.002, 0.1)
         begun = time.monotonic()
-        starting = {worker for worker in self._ending if self._has_no_entry(worker)}
+        no_entry_since: dict[str, float] = {}
         released: list[str] = []
         while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
-            passed = time.monotonic() - begun
-            late: set[str] = set()
-            if hurry() or (seconds is not None and passed > seconds):
+            now = time.monotonic()
+            if hurry() or (seconds is not None and now - begun > seconds):
                 late = running
-            elif passed > _START_SECONDS:
-                late = {worker for worker in running & starting if self._has_no_entry(worker)}
-            for worker in late:
-                self._ending[worker].end()
+            else:
+                no_entry_since = {w: no_entry_since.get(w, now) for w in running if self._has_no_entry(w)}
+                late = {worker for worker, since in no_entry_since.items() if now - since > _NO_ENTRY_SECONDS}
+            _end([self._ending[worker] for worker in late])
             for worker in late:
                 del self._ending[worker]
                 try:
@@ -263,6 +262,18 @@ class GroupPool:
 
     def _has_no_entry(self, worker: str) -> bool:
         return files.is_missing(f"{self._spool.layout.worker(worker)}/info.json")
+
+
+def _end(processes: Sequence[GroupProcess]) -> None:
+    """End groups all at once: each may take some seconds, and the walltime may end before."""
+    backoff = Backoff(0.002, 0.1)
+    for kill in (False, True):
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
+            process.end(kill=kill)
+        end = time.monotonic() + max((process.end_seconds for process in running), default=0.0)
+        while time.monotonic() < end and any(process.poll() is None for process in running):
+            backoff.sleep()
 
 
 def describe(code: int) -> str:

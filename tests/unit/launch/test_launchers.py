@@ -183,7 +183,7 @@ def test_descriptors_of_a_command_are_closed_when_it_has_ended_or_cannot_be_star
     assert [is_open(each) for each in pipes] == [False, False, True, True]
     assert group.poll() is None
     group.end()
-    assert group.poll() is not None
+    assert wait_until(lambda: group.poll() is not None, "it has ended")
     assert not any(map(is_open, pipes))
     pipes = [descriptor for _ in range(2) for descriptor in os.pipe()]
     with pytest.raises(OSError, match="no-program"):

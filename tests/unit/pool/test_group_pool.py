@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,13 +27,16 @@ class Group:
 
     worker: str
     code: Callable[[], int | None] = lambda: None
-    ended: bool = False
+    ignores_requests: bool = False
+    ends: list[str] = field(default_factory=list)
+    end_seconds = 5.0
 
     def poll(self) -> int | None:
-        return -15 if self.ended else self.code()
+        has_ended = "kill" in self.ends or (self.ends and not self.ignores_requests)
+        return -15 if has_ended else self.code()
 
-    def end(self) -> None:
-        self.ended = True
+    def end(self, *, kill: bool = False) -> None:
+        self.ends.append("kill" if kill else "ask")
 
 
 @dataclass
@@ -81,13 +85,20 @@ def is_asked_to_stop(spool: Spool, group: Group) -> bool:
     return os.path.exists(f"{spool.layout.worker(group.worker)}/stop")
 
 
-def test_stop_waits_for_working_groups_and_ends_groups_without_an_entry(spool: Spool, clock: Clock) -> None:
+def test_stop_waits_for_working_groups_and_ends_groups_that_hang_in_start_or_exit(spool: Spool, clock: Clock) -> None:
     groups = Groups()
     pool = GroupPool(spool, groups, options=LaunchOptions())
-    pool.resize(ONE, 3)
-    works, starts, _hangs = groups.started
+    pool.resize(ONE, 4)
+    works, starts, _hangs_in_start, hangs_in_exit = groups.started
     begun = clock.now
     announce(spool, works)
+    announce(spool, hangs_in_exit)
+
+    def leave_and_hang() -> None:
+        if clock.now > begun + 500 and os.path.exists(spool.layout.worker(hangs_in_exit.worker)):
+            shutil.rmtree(spool.layout.worker(hangs_in_exit.worker))
+
+    hangs_in_exit.code = leave_and_hang
     works.code = lambda: 0 if is_asked_to_stop(spool, works) and clock.now > begun + 1000 else None
 
     def start_late() -> int | None:
@@ -97,8 +108,20 @@ def test_stop_waits_for_working_groups_and_ends_groups_without_an_entry(spool: S
 
     starts.code = start_late
     assert pool.stop(None) == []
-    assert [group.ended for group in groups.started] == [False, False, True]
+    assert [group.ends for group in groups.started] == [[], [], ["ask"], ["ask"]]
     assert clock.now > begun + 1000
+
+
+def test_stop_ends_late_groups_all_at_once_and_kills_those_that_do_not_end(spool: Spool, clock: Clock) -> None:
+    groups = Groups()
+    pool = GroupPool(spool, groups, options=LaunchOptions())
+    pool.resize(ONE, 30)
+    for group in groups.started[10:]:
+        group.ignores_requests = True
+    begun = clock.now
+    assert pool.stop(1.0) == []
+    assert [group.ends for group in groups.started] == [["ask"]] * 10 + [["ask", "kill"]] * 20
+    assert clock.now < begun + 1.0 + Group.end_seconds + 1.0
 
 
 @pytest.mark.parametrize(
