@@ -234,17 +234,17 @@ class _Streams:
         self._flush_stdio = _line_buffered_stdio()
 
     def redirect(self, target: int) -> None:
-        """Let both be the file of a descriptor."""
+        """Redirect both to the file of a descriptor."""
         os.dup2(target, 1)
         os.dup2(target, 2)
 
     def restore(self) -> None:
-        """Let both be what they were."""
+        """Undo :meth:`redirect`."""
         os.dup2(self._saved[0], 1)
         os.dup2(self._saved[1], 2)
 
     def flush(self) -> None:
-        """Write out what this process has printed into buffers."""
+        """Write out the buffered output of this process."""
         for stream in (sys.stdout, sys.stderr):
             try:  # noqa: SIM105  contextlib.suppress would take longer than the rest of this method
                 stream.flush()

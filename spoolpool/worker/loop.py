@@ -1,4 +1,4 @@
-"""Loop of a worker: rank 0 of a group claims tasks and runs them until it is told to end."""
+"""Loop of a worker: rank 0 of a group claims tasks and runs them until its end is requested."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class MPIGroup(Group):
         votes = answers.heads()
         if wrong := [vote.serial for vote in votes if vote.serial != link.serial]:
             raise LauncherError(f"Ranks voted about task {wrong[0]} in place of {link.serial}: the group is broken.")
-        failed = [0] if mine.failure else [rank for rank, vote in enumerate(votes, 1) if vote.what == _FAILED][:1]
+        failed = [0] if mine.failure else [rank for rank, vote in enumerate(votes, 1) if vote.kind == _FAILED][:1]
         alike = all(vote.mark == self._mark(mine, call.header) for vote in votes)
         chosen = failed or range(self.size)
         self._damaged = self._damaged or self._must_end(alike=alike)
@@ -175,8 +175,8 @@ class MPIGroup(Group):
 
     def serve(self) -> None:
         """Run the calls of rank 0 until it ends the group."""
-        while (order := self._link.receive_order(IDLE)).what != _STOP:
-            if order.what == _RENEW:
+        while (order := self._link.receive_order(IDLE)).kind != _STOP:
+            if order.kind == _RENEW:
                 self._renew()
             else:
                 self._link.serial = order.serial
@@ -199,7 +199,7 @@ class MPIGroup(Group):
         if verdict.serial != link.serial:
             raise LauncherError(f"Rank 0 judges task {verdict.serial}, and rank {self.rank} ran {link.serial}.")
         self._cleaner.end(link.serial)
-        if verdict.what == _SEND:
+        if verdict.kind == _SEND:
             link.send_payload(large)
         self._clean_up(alike=bool(verdict.mark))
         link.send(0, _READY, ACK, self._cleaner.clean)

@@ -65,18 +65,18 @@ class RankLink:
         self.others = range(1, self._comm.Get_size())
 
     def send(
-        self, rank: int, what: int, tag: int = _ORDER, mark: int = 0, parts: Sequence[Buffer] = ()
+        self, rank: int, kind: int, tag: int = _ORDER, mark: int = 0, parts: Sequence[Buffer] = ()
     ) -> Sequence[Buffer]:
         """Send a message to a rank and wake it; return the parts that were too large for it."""
-        first, large = Head(what, self.serial, mark).message(parts)
+        first, large = Head(kind, self.serial, mark).message(parts)
         request = self._comm.Isend(first, rank, tag)
         self._wakeup.wake(rank)
         self.wait([request])
         return large
 
-    def send_all(self, what: int, parts: Sequence[Buffer] = ()) -> None:
+    def send_all(self, kind: int, parts: Sequence[Buffer] = ()) -> None:
         """Send a message to all other ranks, and broadcast the parts that are too large for it."""
-        first, large = Head(what, self.serial).message(parts)
+        first, large = Head(kind, self.serial).message(parts)
         requests = [self._comm.Isend(first, rank, _ORDER) for rank in self.others]
         self._wakeup.wake_all()
         self.wait(requests)

@@ -28,7 +28,7 @@ Take = Callable[[int], memoryview]
 class Head(NamedTuple):
     """Beginning of each first message."""
 
-    what: int
+    kind: int
     """Kind of the message: a number of an order, a vote or a verdict."""
     serial: int
     """Number of the task in this group."""
@@ -47,7 +47,7 @@ class Head(NamedTuple):
     def message(self, parts: Sequence[Buffer] = ()) -> tuple[bytes, Sequence[Buffer]]:
         """Return the first message, and the parts that must follow it because they are too large."""
         inside = _HEAD.size + sum(map(len, parts)) <= FIRST
-        head = _HEAD.pack(self.what, self.serial, self.mark, len(parts[0]) if parts else 0, inside)
+        head = _HEAD.pack(self.kind, self.serial, self.mark, len(parts[0]) if parts else 0, inside)
         return (b"".join((head, *parts)), ()) if inside else (head, parts)
 
 

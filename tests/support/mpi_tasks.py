@@ -46,38 +46,38 @@ def rank() -> int:
     return MPI.COMM_WORLD.Get_rank()
 
 
-def raises_on(who: tuple[int, ...], error: str = "") -> int:
+def raises_on(failing: tuple[int, ...], error: str = "") -> int:
     """Raise on some ranks, return on the others."""
     mine = rank()
-    if mine in who:
+    if mine in failing:
         if error == "picky":
             raise PickyError(7, f"on {mine}")
         raise OwnError(f"from rank {mine}")
     return mine
 
 
-def lock_on(who: tuple[int, ...]) -> Any:
+def lock_on(failing: tuple[int, ...]) -> Any:
     """Return a value that cannot be pickled on some ranks."""
-    return lock() if rank() in who else rank()
+    return lock() if rank() in failing else rank()
 
 
-def raises_while_others_wait(who: int, trace: str | Path) -> None:
+def raises_while_others_wait(failing: int, trace: str | Path) -> None:
     """Raise on one rank while all others wait in a collective that it never joins."""
     from mpi4py import MPI
 
     mark(trace)
-    if rank() == who:
-        raise OwnError(f"from rank {who}")
+    if rank() == failing:
+        raise OwnError(f"from rank {failing}")
     MPI.COMM_WORLD.Barrier()
 
 
-def leaves_behind(what: str) -> str:
+def leaves_behind(kind: str) -> str:
     """Leave a message in ``COMM_WORLD`` that is never received."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
     last = comm.size - 1
-    match what.split():
+    match kind.split():
         case ["gather", "raise"]:  # without a cleaner, the next task gathers the value of the last rank of this one
             if comm.rank == 0:
                 raise OwnError("before its gather")
@@ -125,11 +125,11 @@ def exchanged(value: Any, size: int) -> list[tuple[Any, ...]]:
     return [(gathered if rank == 0 else None, value, (value, (rank - 1) % size)) for rank in range(size)]
 
 
-def ends(how: str, who: int, trace: str | Path) -> None:
+def ends(how: str, failing: int, trace: str | Path) -> None:
     """End the process of one rank, while the others wait for it in a collective."""
     from mpi4py import MPI
 
-    if rank() == who:
+    if rank() == failing:
         mark(trace)
         if how == "sys.exit":
             sys.exit(3)
@@ -183,9 +183,9 @@ def only_rank_0_waits(trace: str | Path) -> None:
     MPI.COMM_WORLD.Barrier()
 
 
-def preset_that_fails_first(trace: str, who: int) -> dict[str, Any]:
+def preset_that_fails_first(trace: str, failing: int) -> dict[str, Any]:
     """Initialize a rank, as an ``init_function`` whose first call fails on one rank."""
-    if rank() == who and not os.path.exists(trace):
+    if rank() == failing and not os.path.exists(trace):
         mark(trace)
         raise OwnError("no seed yet")
     return {"seed": 100 + rank()}

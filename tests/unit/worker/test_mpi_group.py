@@ -129,7 +129,7 @@ def test_rank_can_start_groups(spool, worker, submit):
 
 def on(*ways: tuple[str, Any]) -> pytest.MarkDecorator:
     """Parametrize a test by the way to start the group and the ranks that misbehave."""
-    return pytest.mark.parametrize(("start", "who"), ways, indirect=["start"], ids=[f"{a}: {b}" for a, b in ways])
+    return pytest.mark.parametrize(("start", "failing"), ways, indirect=["start"], ids=[f"{a}: {b}" for a, b in ways])
 
 
 @on(
@@ -140,11 +140,11 @@ def on(*ways: tuple[str, Any]) -> pytest.MarkDecorator:
     ("supervised", (0,)),
     ("supervised", (3,)),
 )
-def test_exception_has_rank_host_and_traceback_and_the_next_task_runs(who, start, submit):
+def test_exception_has_rank_host_and_traceback_and_the_next_task_runs(failing, start, submit):
     start(4)
-    error = submit(4, mpi_tasks.raises_on, who).exception(LIMIT)
-    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who[0]}"
-    assert f"On rank {who[0]}, host {socket.gethostname()}" in str(error.__cause__)
+    error = submit(4, mpi_tasks.raises_on, failing).exception(LIMIT)
+    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {failing[0]}"
+    assert f"On rank {failing[0]}, host {socket.gethostname()}" in str(error.__cause__)
     assert "in raises_on" in str(error.__cause__)
     assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
 
@@ -157,28 +157,28 @@ def test_group_is_kept_after_the_same_exception_on_all_ranks(start, submit):
 
 
 @on(("by hand", 0), ("by hand", 1), ("supervised", 1))
-def test_unpicklable_result_on_one_rank_is_an_error_of_that_task_only(who, start, submit):
+def test_unpicklable_result_on_one_rank_is_an_error_of_that_task_only(failing, start, submit):
     start(2)
-    error = submit(2, mpi_tasks.lock_on, (who,)).exception(LIMIT)
-    assert isinstance(error, NotPicklable) and f"from rank {who} on {socket.gethostname()}" in str(error)
+    error = submit(2, mpi_tasks.lock_on, (failing,)).exception(LIMIT)
+    assert isinstance(error, NotPicklable) and f"from rank {failing} on {socket.gethostname()}" in str(error)
     assert submit(2, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 2)
 
 
 @on(("by hand", (0,)), ("by hand", (1,)), ("supervised", (0, 1)))
-def test_unpicklable_exception_is_reported(who, start, submit):
+def test_unpicklable_exception_is_reported(failing, start, submit):
     start(2)
-    error = submit(2, mpi_tasks.raises_on, who, "picky").exception(LIMIT)
-    assert isinstance(error, TaskFailed) and f"on {who[0]} (code 7)" in str(error)
+    error = submit(2, mpi_tasks.raises_on, failing, "picky").exception(LIMIT)
+    assert isinstance(error, TaskFailed) and f"on {failing[0]} (code 7)" in str(error)
     assert "in raises_on" in str(error.__cause__)
     assert submit(2, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 2)
 
 
-@pytest.mark.parametrize("who", [0, 3])
-def test_exception_of_a_rank_is_the_outcome_while_others_wait_for_it(who, spool, worker, submit, tmp_path):
+@pytest.mark.parametrize("failing", [0, 3])
+def test_exception_of_a_rank_is_the_outcome_while_others_wait_for_it(failing, spool, worker, submit, tmp_path):
     worker(spool, "--launcher", "mpiexec", "--ranks", 4, "--grace", 0.5)
-    error = submit(4, mpi_tasks.raises_while_others_wait, who, tmp_path / "trace").exception(LIMIT)
-    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {who}"
-    assert f"On rank {who}, host {socket.gethostname()}" in str(error.__cause__)
+    error = submit(4, mpi_tasks.raises_while_others_wait, failing, tmp_path / "trace").exception(LIMIT)
+    assert type(error).__name__ == "OwnError" and str(error) == f"from rank {failing}"
+    assert f"On rank {failing}, host {socket.gethostname()}" in str(error.__cause__)
     assert "in raises_while_others_wait" in str(error.__cause__)
     assert submit(4, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 4)
     assert len((tmp_path / "trace").read_text().split()) == 4  # once on each rank
@@ -198,12 +198,12 @@ LEFT = ["gather raise", "gather", "bcast", "isend", "isend raise", "large isend"
 
 
 @pytest.mark.parametrize(("start", "ranks"), [("supervised", 2), ("by hand", 4)], indirect=["start"])
-@pytest.mark.parametrize("what", LEFT)
-def test_message_left_by_a_task_does_not_reach_the_next_one(what, ranks, start, submit):
+@pytest.mark.parametrize("kind", LEFT)
+def test_message_left_by_a_task_does_not_reach_the_next_one(kind, ranks, start, submit):
     # the loss of a last message to an open receive is detected after the grace period
-    process = start(ranks, *(("--grace", 0.5) if what == "receive" else ()))
-    ended = submit(ranks, mpi_tasks.leaves_behind, what)
-    if "raise" in what:
+    process = start(ranks, *(("--grace", 0.5) if kind == "receive" else ()))
+    ended = submit(ranks, mpi_tasks.leaves_behind, kind)
+    if "raise" in kind:
         assert type(ended.exception(LIMIT)).__name__ == "OwnError"
     else:
         assert ended.result(LIMIT) == ["left"] * ranks
@@ -238,13 +238,13 @@ def test_each_result_belongs_to_its_task_after_any_end_of_a_task(spool, worker, 
 # -- the death of ranks
 
 
-@pytest.mark.parametrize(("how", "who"), [("os._exit", 0), ("SIGSEGV", 1), ("SIGKILL", 0), ("SIGKILL", 1)])
-def test_death_of_a_rank_does_not_affect_the_supervisor_and_other_groups(how, who, spool, worker, submit, tmp_path):
+@pytest.mark.parametrize(("how", "failing"), [("os._exit", 0), ("SIGSEGV", 1), ("SIGKILL", 0), ("SIGKILL", 1)])
+def test_death_of_a_rank_does_not_affect_the_supervisor_and_other_groups(how, failing, spool, worker, submit, tmp_path):
     supervisor = worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--groups", 2, await_groups=2)
     gate, trace = tmp_path / "gate", tmp_path / "trace"
     long = submit(2, tasks.wait_for, gate, "long")
     wait_until(lambda: not tasks_in(spool, "ready"), "the long task was claimed")
-    deadly = submit(2, mpi_tasks.ends, how, who, trace, max_attempts=2)
+    deadly = submit(2, mpi_tasks.ends, how, failing, trace, max_attempts=2)
     error = deadly.exception(LIMIT)
     assert isinstance(error, WorkerLost) and "attempt 2" in str(error)
     assert len(trace.read_text().split()) == 2  # one retry
@@ -255,10 +255,10 @@ def test_death_of_a_rank_does_not_affect_the_supervisor_and_other_groups(how, wh
     assert supervisor.poll() is None
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_sys_exit_on_one_rank_is_an_exception_of_the_task(who, spool, worker, submit, tmp_path):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_sys_exit_on_one_rank_is_an_exception_of_the_task(failing, spool, worker, submit, tmp_path):
     worker(spool, "--launcher", "mpiexec", "--ranks", 2, "--grace", 0.5)
-    error = submit(2, mpi_tasks.ends, "sys.exit", who, tmp_path / "trace").exception(LIMIT)
+    error = submit(2, mpi_tasks.ends, "sys.exit", failing, tmp_path / "trace").exception(LIMIT)
     assert isinstance(error, SystemExit) and error.code == 3
     assert submit(2, mpi_tasks.where).result(LIMIT) == [(0, 2, 1), (1, 2, 1)]
 
@@ -302,10 +302,10 @@ def test_init_function_is_called_once_on_each_rank_of_a_group(spool, worker, tmp
     assert [len(Path(f"{trace}-{rank}").read_text().split()) for rank in range(2)] == [1, 1]
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_init_function_that_failed_on_one_rank_is_called_again(who, spool, worker, tmp_path):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_init_function_that_failed_on_one_rank_is_called_again(failing, spool, worker, tmp_path):
     worker(spool, mpi_ranks=2)
-    init = functools.partial(mpi_tasks.preset_that_fails_first, str(tmp_path / "init"), who)
+    init = functools.partial(mpi_tasks.preset_that_fails_first, str(tmp_path / "init"), failing)
     with Executor(spool=spool.path, cores_per_worker=2, init_function=init) as attached:
         assert str(attached.submit(mpi_tasks.use_preset).exception(LIMIT)) == "no seed yet"
         assert attached.submit(mpi_tasks.use_preset).result(LIMIT) == [100, 101]
