@@ -77,16 +77,19 @@ Find = Callable[["Reference | ObjectRef"], object]
 _find: ContextVar[Find | None] = ContextVar("spoolpool_find", default=None)
 
 
-def task_result(*reference: Any) -> object:
+def _resolve(reference: Reference | ObjectRef) -> object:
+    find = _find.get()
+    return reference if find is None else find(reference)
+
+
+def task_result(session: str, task: str, keys: tuple[object, ...] = ()) -> object:
     """Return the value of a reference to a task's result; outside of a call, the reference itself."""
-    find = _find.get()
-    return Reference(*reference) if find is None else find(Reference(*reference))
+    return _resolve(Reference(session, task, keys))
 
 
-def stored_object(*ref: Any) -> object:
+def stored_object(spool: str, name: str, size: int) -> object:
     """Return the value of a stored object; outside of a call, its reference."""
-    find = _find.get()
-    return ObjectRef(*ref) if find is None else find(ObjectRef(*ref))
+    return _resolve(ObjectRef(spool, name, size))
 
 
 def substitute(value: object) -> object:

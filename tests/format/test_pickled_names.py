@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import pickle
+import re
 import sys
 import types
 from concurrent.futures import Future
@@ -173,3 +175,12 @@ def test_a_module_that_this_version_does_not_have_is_read_as_none() -> None:
     module = types.ModuleType("spoolpool.removed")
     assert pickling.loads(*pickling.dumps(module)) is None
     assert pickling.loads(*pickling.dumps(pickling)) is pickling
+
+
+def test_the_format_page_lists_the_names_of_wire_with_their_arguments() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", page, re.MULTILINE))
+    assert listed.keys() == set(wire.__all__)
+    for name, arguments in listed.items():
+        parameters = inspect.signature(getattr(wire, name)).parameters
+        assert [each.strip("*") for each in arguments.split(", ") if each != "*"] == list(parameters), name
