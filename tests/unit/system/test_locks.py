@@ -1,4 +1,4 @@
-"""Locks as witnesses: who holds one lives; who died holds none; and where there are none, nobody is stopped."""
+"""File locks: a live process holds its lock, a dead one does not, and a filesystem without locks is no error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 def holder(path: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Another process with the lock."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -64,12 +64,12 @@ def test_a_lock_is_taken_once_at_a_time(path: str) -> None:
     files.close(second)
 
 
-def test_taking_it_changes_nothing_in_the_file(path: str) -> None:
+def test_taking_a_lock_does_not_change_the_file(path: str) -> None:
     assert ask(path) is Lock.TAKEN
     assert Path(path).read_bytes() == b"content"
 
 
-def test_it_goes_with_the_file_when_that_is_renamed(path: str, tmp_path: Path) -> None:
+def test_a_lock_stays_with_a_renamed_file(path: str, tmp_path: Path) -> None:
     fd = files.open_file(path, write=True)
     assert try_lock(fd) is Lock.TAKEN
     target = str(tmp_path / "claimed")
@@ -89,7 +89,7 @@ def test_a_stopped_process_holds_its_lock_and_a_killed_one_does_not(path: str, h
     assert ask(path) is Lock.TAKEN
 
 
-def test_a_forked_child_shares_it_until_it_closes_its_descriptor(path: str) -> None:
+def test_a_forked_child_shares_the_lock_until_it_closes_its_descriptor(path: str) -> None:
     fd = files.open_file(path, write=True)
     assert try_lock(fd) is Lock.TAKEN
     closed, end = os.pipe(), os.pipe()
@@ -112,7 +112,7 @@ def test_a_forked_child_shares_it_until_it_closes_its_descriptor(path: str) -> N
         os.close(pipe[1])
 
 
-def test_a_program_that_is_started_meanwhile_does_not_inherit_it(path: str) -> None:
+def test_a_child_program_does_not_inherit_a_lock(path: str) -> None:
     fd = files.open_file(path, write=True)
     assert try_lock(fd) is Lock.TAKEN
     with subprocess.Popen(["sleep", "1000"], close_fds=False) as process:
@@ -124,7 +124,7 @@ def test_a_program_that_is_started_meanwhile_does_not_inherit_it(path: str) -> N
 
 
 @pytest.mark.parametrize("number", sorted(UNSUPPORTED), ids=errno.errorcode.get)
-def test_where_there_are_no_locks_nobody_is_stopped(number: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filesystem_without_locks_is_no_error(number: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(fd: int, *, blocking: bool) -> bool:
         raise OSError(number, os.strerror(number))
 
@@ -132,7 +132,7 @@ def test_where_there_are_no_locks_nobody_is_stopped(number: int, path: str, monk
     assert ask(path) is Lock.NONE
 
 
-def test_an_error_that_says_nothing_about_locks_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(fd: int, *, blocking: bool) -> bool:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -142,6 +142,6 @@ def test_an_error_that_says_nothing_about_locks_is_told(path: str, monkeypatch: 
 
 
 def test_submitting_needs_no_locks(tmp_path: Path) -> None:
-    """The import takes 30 ms, which a submitter need not wait."""
+    """The import of filelock takes 30 ms, which a submitter can save."""
     script = "import sys, spoolpool, spoolpool.client.session, spoolpool.executor; print('filelock' in sys.modules)"
     assert run_script(tmp_path / "script.py", script).stdout == "False\n"

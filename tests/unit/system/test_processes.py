@@ -1,4 +1,4 @@
-"""Which process is provably dead: the same boot and the same pid namespace, and it is not there any more."""
+"""Proof that a process is dead: same boot, same pid namespace, and no process of its identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that lives until the test ends it."""
+    """A process that runs until the test ends it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
@@ -30,19 +30,19 @@ def state_of(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
-def test_a_process_that_runs_is_not_dead(process: subprocess.Popen[bytes]) -> None:
+def test_a_running_process_is_not_dead(process: subprocess.Popen[bytes]) -> None:
     assert not ProcessId.of(process.pid).is_provably_dead()
     assert not ProcessId.of(os.getpid()).is_provably_dead()
 
 
-def test_a_process_that_was_stopped_is_not_dead(process: subprocess.Popen[bytes]) -> None:
+def test_a_stopped_process_is_not_dead(process: subprocess.Popen[bytes]) -> None:
     who = ProcessId.of(process.pid)
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: state_of(process.pid) == "T", "it has stopped")
     assert not who.is_provably_dead()
 
 
-def test_a_process_that_ended_is_dead_before_and_after_its_parent_took_notice(
+def test_an_ended_process_is_dead_before_and_after_its_parent_reaps_it(
     process: subprocess.Popen[bytes],
 ) -> None:
     who = ProcessId.of(process.pid)
@@ -69,7 +69,7 @@ def test_another_process_with_the_same_pid_is_another_process(process: subproces
     ],
     ids=str,
 )
-def test_nothing_is_proven_about_a_process_of_another_boot_or_namespace_or_of_one_that_is_not_known(
+def test_nothing_is_proven_about_a_process_of_another_or_unknown_boot_or_namespace(
     elsewhere: dict[str, str], process: subprocess.Popen[bytes]
 ) -> None:
     who = ProcessId.of(process.pid)
@@ -85,17 +85,17 @@ def test_the_name_of_the_host_proves_nothing(process: subprocess.Popen[bytes]) -
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**62])
-def test_a_pid_that_nobody_can_have_is_not_dead_for_that(pid: int) -> None:
+def test_a_process_with_an_impossible_pid_is_not_provably_dead(pid: int) -> None:
     assert not msgspec.structs.replace(ProcessId.of(os.getpid()), pid=pid).is_provably_dead()
 
 
-def test_nobody_is_dead_where_proc_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_dead_where_proc_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
     monkeypatch.setattr(processes, "read_proc", lambda path: "")
     assert not who.is_provably_dead()
 
 
-def test_a_process_that_proc_hides_from_this_account_is_not_dead(
+def test_a_process_hidden_by_proc_is_not_dead(
     process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = ProcessId.of(process.pid)
@@ -119,7 +119,7 @@ print(others.is_provably_dead(), gone.is_provably_dead())
 
 
 @pytest.mark.multiuser
-def test_another_accounts_process_lives_where_proc_is_mounted_with_hidepid(process: subprocess.Popen[bytes]) -> None:
+def test_a_process_of_another_account_is_alive_with_hidepid(process: subprocess.Popen[bytes]) -> None:
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("needs root and unshare, to mount another /proc")
     gone = msgspec.structs.replace(ProcessId.of(os.getpid()), pid=2**22 + 1)
@@ -140,7 +140,7 @@ print(msgspec.json.decode(sys.argv[1], type=ProcessId).is_provably_dead())
 """
 
 
-def test_a_process_in_another_pid_namespace_proves_nothing() -> None:
+def test_nothing_is_proven_from_another_pid_namespace() -> None:
     who = msgspec.structs.replace(ProcessId.of(os.getpid()), start="12")
     assert who.is_provably_dead()
     command = ["unshare", "-f", "-p", "--mount-proc", sys.executable, "-c", PROVE, msgspec.json.encode(who).decode()]

@@ -1,4 +1,4 @@
-"""Waiting for a change: what ends a wait, what does not, and that all of it works without inotify."""
+"""Directory watchers: the events that end a wait, and the behaviour without inotify."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def watch() -> Iterator[DirectoryWatcher]:
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[DirectoryWatcher]:
-    """A watch of a user who has used up the instances of inotify."""
+    """A watcher after the limit of inotify instances is reached."""
     monkeypatch.setattr(inotify_c, "inotify_init", lambda: -1)
     watch = DirectoryWatcher()
     yield watch
@@ -35,7 +35,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_name_that_comes_ends_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_a_new_name_ends_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -47,37 +47,37 @@ def test_a_name_that_comes_ends_the_wait(watch: DirectoryWatcher, tmp_path: Path
     assert watch.wait(LIMIT)
 
 
-def test_a_change_that_came_before_the_wait_ends_it_at_once(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_a_change_before_the_wait_ends_it_at_once(watch: DirectoryWatcher, tmp_path: Path) -> None:
     watch.add(str(tmp_path))
     (tmp_path / "file").touch()
     assert watch.wait(0)
     assert not watch.wait(0)
 
 
-def test_a_name_that_goes_ends_nothing(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_a_removed_name_does_not_end_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     watch.add(str(tmp_path))
     (tmp_path / "file").unlink()
     assert not watch.wait(0)
 
 
-def test_what_was_cleared_ends_nothing(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_cleared_changes_do_not_end_the_wait(watch: DirectoryWatcher, tmp_path: Path) -> None:
     watch.add(str(tmp_path))
-    for number in range(600):  # more events than one read takes
+    for number in range(600):  # more events than one read returns
         (tmp_path / f"{number:0200}").touch()
     watch.wake()
     watch.clear()
     assert not watch.wait(0)
 
 
-def test_a_thread_that_wakes_it_ends_the_wait(watch: DirectoryWatcher) -> None:
+def test_a_wake_from_a_thread_ends_the_wait(watch: DirectoryWatcher) -> None:
     thread = threading.Thread(target=watch.wake)
     thread.start()
     assert watch.wait(LIMIT)
     thread.join()
 
 
-def test_a_signal_handler_that_wakes_it_ends_the_wait(watch: DirectoryWatcher) -> None:
+def test_a_wake_from_a_signal_handler_ends_the_wait(watch: DirectoryWatcher) -> None:
     before = signal.signal(signal.SIGUSR1, lambda *_: watch.wake())
     try:
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
@@ -86,7 +86,7 @@ def test_a_signal_handler_that_wakes_it_ends_the_wait(watch: DirectoryWatcher) -
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_waking_it_more_often_than_anybody_waits_blocks_nobody(watch: DirectoryWatcher) -> None:
+def test_repeated_wakes_without_a_wait_do_not_block(watch: DirectoryWatcher) -> None:
     for _ in range(100_000):
         watch.wake()
     assert watch.wait(LIMIT)
@@ -106,9 +106,7 @@ def test_only_the_kept_directories_end_the_wait(watch: DirectoryWatcher, tmp_pat
         assert watch.wait(LIMIT)
 
 
-def test_a_directory_that_is_removed_and_made_again_is_watched_again_once_it_was_missed(
-    watch: DirectoryWatcher, tmp_path: Path
-) -> None:
+def test_a_directory_that_is_made_again_is_watched_again(watch: DirectoryWatcher, tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     for _ in range(3):
         bucket.mkdir()
@@ -121,16 +119,14 @@ def test_a_directory_that_is_removed_and_made_again_is_watched_again_once_it_was
         watch.keep({str(tmp_path)})
 
 
-def test_a_directory_that_is_not_there_is_no_error(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_a_missing_directory_is_no_error(watch: DirectoryWatcher, tmp_path: Path) -> None:
     watch.add(str(tmp_path / "missing"))
     watch.keep({str(tmp_path / "gone"), str(tmp_path)})
     (tmp_path / "file").touch()
     assert watch.wait(LIMIT)
 
 
-def test_without_inotify_the_wait_ends_when_its_time_is_over_or_somebody_wakes_it(
-    blind: DirectoryWatcher, tmp_path: Path
-) -> None:
+def test_without_inotify_the_wait_ends_after_its_timeout_or_a_wake(blind: DirectoryWatcher, tmp_path: Path) -> None:
     blind.add(str(tmp_path))
     blind.keep({str(tmp_path)})
     (tmp_path / "file").touch()
@@ -141,7 +137,7 @@ def test_without_inotify_the_wait_ends_when_its_time_is_over_or_somebody_wakes_i
     assert not blind.wait(0)
 
 
-def test_inotify_begins_with_the_first_directory_and_never_after_the_end(tmp_path: Path) -> None:
+def test_inotify_is_opened_with_the_first_directory_and_not_after_close(tmp_path: Path) -> None:
     watch = DirectoryWatcher()
     assert watch._inotify < 0
     watch.add(str(tmp_path))
@@ -155,7 +151,7 @@ def test_inotify_begins_with_the_first_directory_and_never_after_the_end(tmp_pat
     assert unused._inotify < 0
 
 
-def test_closing_gives_every_descriptor_back_and_may_be_repeated(tmp_path: Path) -> None:
+def test_close_releases_all_descriptors_and_may_be_repeated(tmp_path: Path) -> None:
     before = descriptors()
     for _ in range(20):
         watch = DirectoryWatcher()
@@ -167,7 +163,7 @@ def test_closing_gives_every_descriptor_back_and_may_be_repeated(tmp_path: Path)
     assert descriptors() == before
 
 
-def test_one_that_nobody_closed_gives_every_descriptor_back_when_it_is_dropped() -> None:
+def test_a_watcher_that_was_not_closed_releases_its_descriptors_when_collected() -> None:
     before = descriptors()
     watch = DirectoryWatcher()
     assert descriptors() > before
@@ -175,7 +171,7 @@ def test_one_that_nobody_closed_gives_every_descriptor_back_when_it_is_dropped()
     assert descriptors() == before
 
 
-def test_a_started_program_inherits_no_descriptor_of_it(watch: DirectoryWatcher, tmp_path: Path) -> None:
+def test_a_child_program_inherits_no_descriptor_of_a_watcher(watch: DirectoryWatcher, tmp_path: Path) -> None:
     watch.add(str(tmp_path))
     fds = [watch._read, watch._write, watch._inotify]
     assert not any(os.get_inheritable(fd) for fd in fds)
