@@ -1,4 +1,4 @@
-"""What many tests share: a spool, and real worker processes that serve it."""
+"""Fixtures of many tests: a spool, and real worker processes that serve it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spoolpool.client import collector
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
+from tests.support.environment import isolate
 from tests.support.waiting import LIMIT, wait_until
 
 
@@ -36,21 +37,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Scheduling(config, log)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the tests independent of the machine; in a hook, since the workers of a test may import this module too."""
+    import hypothesis
+
+    isolate()
+    # a machine under load would fail the limit of 200 ms for an example
+    hypothesis.settings.register_profile("spoolpool", deadline=None)
+    hypothesis.settings.load_profile("spoolpool")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Output that a page shows is compared with what the commands print now."""
+    """Add an option that updates the console output in the pages; without it the output is compared."""
     parser.addoption(
-        "--update-pages", action="store_true", help="write what commands print into the pages that show it"
+        "--update-pages", action="store_true", help="write the output of commands into the pages that show it"
     )
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
-    """A new spool that nobody serves."""
+    """A new spool without workers."""
     return Spool.create(tmp_path / "spool", durability="none")
 
 
 class Workers:
-    """Starts ``spool-worker`` processes; knows which of them were meant to end badly."""
+    """Starter of ``spool-worker`` processes, which all have to end well but for those that a test names."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -68,7 +79,7 @@ class Workers:
             assert mpiexec is not None
             command = [mpiexec, "-n", str(mpi_ranks), *command]
         log = self._directory / f"worker-{len(self._started)}.log"
-        before = _groups(path) if await_groups else 0
+        before = _groups(path) if await_groups else set()
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command,
@@ -81,21 +92,21 @@ class Workers:
         self._started.append((process, log))
         if await_groups:
             wait_until(
-                lambda: process.poll() is not None or _groups(path) >= before + await_groups,
+                lambda: process.poll() is not None or len(_groups(path) - before) >= await_groups,
                 f"the groups of {' '.join(command)} announced themselves",
             )
         return process
 
     def may_die(self, process: subprocess.Popen[bytes]) -> None:
-        """This one will be killed, or has a reason to fail."""
+        """Note that a worker will be killed, or has a reason to fail."""
         self._doomed.add(process.pid)
 
     def said(self, process: subprocess.Popen[bytes]) -> str:
-        """What a worker has written so far."""
+        """Return the output of a worker so far."""
         return next(log for started, log in self._started if started is process).read_text(encoding="utf-8")
 
     def stop(self) -> None:
-        """End all in order; fails if one had ended badly."""
+        """End all workers in order; fail if one ended badly."""
         for process, _ in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -111,13 +122,14 @@ class Workers:
         assert not bad, "\n".join(bad)
 
 
-def _groups(path: str) -> int:
-    return len(workers.read_workers(Spool(path)))
+def _groups(path: str) -> set[str]:
+    # ids: the entry of a dead group may be removed at any moment, so that a number would say nothing
+    return {info.worker for info in workers.read_workers(Spool(path))}
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Workers]:
-    """Starts worker processes, and ends them after the test; one that crashed unexpectedly fails the test."""
+    """Starter of worker processes, which are ended after the test; an unexpected crash fails the test."""
     workers = Workers(tmp_path)
     try:
         yield workers
@@ -138,6 +150,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let submitters look at once, not after seconds, whether anybody serves what they wait for."""
+    """Let submitters check within milliseconds, not seconds, whether a group serves their tasks."""
     monkeypatch.setattr(collector, "_FIRST_CHECK", 0.01)
     monkeypatch.setattr(collector, "_CHECK_EVERY", 0.05)

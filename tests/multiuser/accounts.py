@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from spoolpool.worker.group import RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.serial_group import SerialGroup
 from tests.servers.base import wait_for
+from tests.support.accounts import unused_name
 from tests.support.fake_worker import (
     Clock,
     Inbox,
@@ -98,12 +97,11 @@ class People:
 
     def __init__(self) -> None:
         self._made: list[str] = []
-        mark = f"{os.getpid():x}"
-        self.project = f"project{mark}"
+        self.project = unused_name("project")
         self._command("groupadd", self.project)
         gid = _number("group", self.project)
         for each in ("alice", "bob", "mallory", "service", "outsider"):
-            name = f"{each}{mark}"
+            name = unused_name(each)
             more = () if each in ("service", "outsider") else ("--groups", self.project)
             self._command("useradd", "--no-create-home", "--user-group", "--shell", "/bin/sh", *more, name)
             self._made.append(name)
@@ -265,17 +263,6 @@ class Scene:
     def left(self, directory: str) -> list[str]:
         """Names in one of the spool's own directories."""
         return sorted(os.listdir(self.path / directory))
-
-
-@contextlib.contextmanager
-def public_directory() -> Iterator[Path]:
-    """A directory of root's that every account can enter."""
-    path = Path(tempfile.mkdtemp(prefix="spoolpool-multiuser-"))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> str:

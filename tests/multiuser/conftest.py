@@ -1,10 +1,9 @@
-"""Accounts that exist while a module's tests run, and scenes for them."""
+"""Accounts that exist for all tests of this folder, and scenes for them."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import pkgutil
 import shutil
 from collections.abc import Iterator
@@ -14,18 +13,19 @@ import pytest
 
 import spoolpool
 from spoolpool.calls import pickling
-from tests.multiuser.accounts import People, Scene, fail_at_first, public_directory
+from tests.multiuser.accounts import People, Scene, fail_at_first
+from tests.support.accounts import public_directory, why_not_as_another
 from tests.support.fake_worker import Clock
 
 LATE = ("encodings.ascii", "filelock", "grp", "pwd", "watchdog.observers.inotify_c")
 """What the package imports late."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def people() -> Iterator[People]:
-    """The accounts."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make accounts and to act as them")
+    """The accounts. The package remembers the name of an account, so that no number may get another name."""
+    if reason := why_not_as_another():
+        pytest.skip(reason)
     for name in (*LATE, *(each.name for each in pkgutil.walk_packages(spoolpool.__path__, "spoolpool."))):
         with contextlib.suppress(ImportError):  # it needs what is not installed
             importlib.import_module(name)  # now: the accounts may not be allowed to read where the interpreter lies

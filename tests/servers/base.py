@@ -181,6 +181,10 @@ class Node:
         self._started.append(process)
         return process
 
+    def is_alive(self) -> bool:
+        """Return whether its first process runs, and so perhaps others."""
+        return self._first.poll() is None
+
     def ip(self, arguments: str) -> None:
         """Run ip(8) on the network of this node."""
         command(["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", *arguments.split()])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
+import random
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,19 +26,24 @@ def missing() -> str | None:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Return TCP ports of the loopback network that nobody listens on, for now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return TCP ports without a listener on any address, and that the kernel gives to no connection by itself."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    for port in random.sample(range(10_000, max(first, 20_000)), k=2000):
+        with socket.socket() as each, contextlib.suppress(OSError):
+            each.bind(("", port))
+            found.append(port)
+        if len(found) == number:
+            return found
+    raise ServerError(f"fewer than {number} TCP ports are free between 10000 and {first}")
 
 
 class Slurm(Server):
     """A Slurm of ``nodes`` nodes n1, n2, ..., each with ``cpus`` CPUs, ``gpus`` GPUs and ``memory`` megabytes.
 
-    ``users``: accounts that must exist; those made for it go away at the end.  ``options``: lines of slurm.conf that
-    win over the ones here.  ``env`` is the environment to run ``sbatch``, ``srun`` and so on with.
+    ``users``: accounts to make, by the starts of their names.  ``accounts`` has their full names, which no account of
+    the machine has; they are removed at the end.  ``options``: lines of slurm.conf that win over the ones here.
+    ``env`` is the environment to run ``sbatch``, ``srun`` and so on with.
     """
 
     def __init__(
@@ -54,8 +60,8 @@ class Slurm(Server):
         self.names = tuple(f"n{i + 1}" for i in range(nodes))
         self._claim = f"CPUs={cpus} CoresPerSocket={cpus} RealMemory={memory}"
         self._gpus = gpus
-        self._users = tuple(users)
-        self._new_users: list[str] = []
+        self.accounts = {user: f"{user}{secrets.token_hex(4)}" for user in users}
+        self._made: list[str] = []
         self._options = dict(options or {})
         self._etc = self.directory / "etc"
         self.env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(self._etc / "slurm.conf")}
@@ -64,12 +70,16 @@ class Slurm(Server):
         """Run a command with :attr:`env`; return its output, or raise ServerError if it fails."""
         return command([*as_user(user), *argv], timeout=timeout, env=self.env, **options)
 
+    def home(self, account: str) -> Path:
+        """Return the home directory of an account that was made for it."""
+        return self.directory / "home" / account
+
     def start(self) -> None:
         for name in ("etc", "gpu", "home", "munge", "state", "spool"):
             (self.directory / name).mkdir()
-        for user in set(self._users) - {entry.pw_name for entry in pwd.getpwall()}:
-            command(["useradd", "--create-home", "--home-dir", self.directory / "home" / user, user])
-            self._new_users.append(user)
+        for name in self.accounts.values():
+            command(["useradd", "--create-home", "--home-dir", self.home(name), name])
+            self._made.append(name)
         self._write_configuration()
         controller = self.nodes["ctl"] = Node("ctl", network="machine", hosts=self._etc / "hosts")
         munge = self.directory / "munge"
@@ -156,5 +166,5 @@ class Slurm(Server):
 
     def stop(self) -> None:
         super().stop()
-        while self._new_users:
-            command(["userdel", "--force", self._new_users.pop()])
+        while self._made:
+            command(["userdel", "--force", self._made.pop()])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm, wait_for
+from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, ServerError, Slurm, wait_for
 from tests.servers.base import MountedFileServer
 from tests.sharedfs.mounts import Place
 from tests.sharedfs.running import running, traces
@@ -21,7 +21,7 @@ def fs(place: Place) -> FileServer:
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Server]:
+def slurm() -> Iterator[Slurm]:
     with running("slurm", lambda directory: Slurm(directory, nodes=2, users=("alice",))) as server:
         yield server
 
@@ -195,10 +195,11 @@ class TestSlurm:
 
     @pytest.mark.multiuser
     def test_a_user_can_submit_a_job(self, slurm):
-        home = slurm.directory / "home/alice"
+        alice = slurm.accounts["alice"]
+        home = slurm.home(alice)
         wrap = ["sbatch", "--wait", "-n3", f"--output={home}/output", "--wrap", "srun id -un"]
-        slurm.run(wrap, user="alice", cwd="/tmp")
-        assert (home / "output").read_text() == "alice\n" * 3
+        slurm.run(wrap, user=alice, cwd=home)
+        assert (home / "output").read_text() == f"{alice}\n" * 3
 
     def test_a_node_dies_and_comes_back(self, slurm):
         slurm.restart("n2")

@@ -23,6 +23,7 @@ from spoolpool.system.backoff import Backoff
 from tests.servers import Slurm
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
+from tests.support.accounts import unused_id
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_until
 
@@ -118,9 +119,9 @@ def test_records_of_other_accounts_and_clusters_are_ignored(login: Site) -> None
     path.write_text(text.replace('"virtual"', '"elsewhere"'))
     assert batch_jobs.find_jobs(login.spool) == []
     path.write_text(text)
-    os.chown(path, 12345, 12345)
+    os.chown(path, unused_id(), -1)
     assert batch_jobs.find_jobs(login.spool) == []
-    os.chown(path, 0, 0)
+    os.chown(path, os.geteuid(), -1)
     assert len(batch_jobs.find_jobs(login.spool)) == 1
 
 

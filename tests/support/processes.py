@@ -1,4 +1,4 @@
-"""The real processes that tests start and look for."""
+"""Real processes that tests start and look for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.waiting import LIMIT
 
 
 def processes_of(text: str | os.PathLike[str]) -> list[int]:
-    """Pids of the processes that have this text on their command lines, as the workers of a spool its path."""
+    """Return the pids of the processes with a text on their command lines, as the path of a spool on its workers'."""
     wanted = os.fsencode(text)
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 command = (entry / "cmdline").read_bytes()
-            except OSError:  # it ended meanwhile
+            except OSError:  # it ended between the two reads
                 continue
             if wanted in command:
                 found.append(int(entry.name))
@@ -41,16 +41,16 @@ def is_running(pid: int) -> bool:
 
 
 def kill_processes_of(text: str | os.PathLike[str]) -> list[int]:
-    """End these processes as the kernel does when memory is short; returns their pids."""
+    """Kill the processes with a text on their command lines, as the kernel does when memory is short; return them."""
     pids = processes_of(text)
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # one of them was another's child, and ended with it
+        with contextlib.suppress(ProcessLookupError):  # a child of another one, which ended with it
             os.kill(pid, signal.SIGKILL)
     return pids
 
 
 def start_script(path: Path, text: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:
-    """Start a Python program whose text is given; its output and its errors are pipes."""
+    """Start a Python program with this text; its output and its errors are pipes."""
     path.write_text(text, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, str(path), *map(str, arguments)],
@@ -63,22 +63,25 @@ def start_script(path: Path, text: str, *arguments: object, **variables: object)
 
 
 def run_script(path: Path, text: str, *arguments: object, **variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run a Python program whose text is given to its end; how it ended is for the test to judge."""
+    """Run a Python program with this text to its end; its exit code is for the test to judge."""
     process = start_script(path, text, *arguments, **variables)
     try:
         output, errors = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         process.kill()
-        output, errors = process.communicate()
+        try:
+            output, errors = process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:  # processes that it started hold the pipes
+            output, errors = "", "(its pipes are still open)"
         raise AssertionError(f"{path} did not end. It said: {output}{errors}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def in_fork(function: Callable[[], object]) -> object:
-    """What a function returns in a forked child, or the exception that it raises there."""
+    """Return the value of a function that a forked child calls, or the exception that it raises there."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads run is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads run: that is tested
         pid = os.fork()
     if pid == 0:
         try:

@@ -36,8 +36,8 @@ from spoolpool.system.accounts import account_name
 from tests.conftest import Workers
 from tests.end_to_end.test_docs import codes, section, table
 from tests.support import tasks
+from tests.support.accounts import as_another, as_root, public_directory
 from tests.support.fake_worker import LANE, announce, dead_process, unknown_process
-from tests.support.processes import in_fork
 from tests.support.waiting import LIMIT, wait_until
 
 BIN = Path(sys.executable).parent
@@ -224,21 +224,16 @@ def test_init_on_a_full_disk_says_so_and_leaves_nothing(
     assert run("init", path).exit_code == 0
 
 
+@as_root
 @pytest.mark.multiuser
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_init_where_one_may_not_write_is_told(tmp_path: Path) -> None:
-    for each in (tmp_path, *tmp_path.parents):
-        if each.stat().st_uid == os.geteuid() and each.is_relative_to("/tmp") and each != Path("/tmp"):
-            each.chmod(0o755)
+def test_init_where_one_may_not_write_is_told() -> None:
+    with public_directory() as place:
 
-    def as_nobody() -> object:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        shown = run("init", tmp_path / "spool")
-        return shown.exit_code, shown.stderr
+        def init() -> object:
+            shown = run("init", place / "spool")
+            return shown.exit_code, shown.stderr
 
-    code, text = in_fork(as_nobody)  # type: ignore[misc]
+        code, text = as_another(init)  # type: ignore[misc]
     assert code == SpoolDenied.exit_code
     assert "Permission denied" in text and "Traceback" not in text
 

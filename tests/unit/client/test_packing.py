@@ -87,7 +87,7 @@ def test_calls_share_a_task_and_each_has_what_came_of_it(blocked: Blocked) -> No
     error = calls[1].exception()
     assert isinstance(error, tasks.OwnError) and error.args == ("mine",)
     assert isinstance(error.__cause__, RemoteTraceback) and "in act" in str(error.__cause__)
-    assert "spoolpool/pack.py" not in str(error.__cause__)
+    assert "spoolpool/wire.py" not in str(error.__cause__) and "spoolpool/calls/" not in str(error.__cause__)
     assert isinstance(calls[2].exception(), NotPicklable)
 
 
@@ -217,8 +217,7 @@ calls = [executor.submit(act, sys.argv[2]) for _ in range(200)]
 
 
 def test_a_script_that_just_ends_has_all_its_calls_made(served: Spool, tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    done = run_script(tmp_path / "script.py", PROGRAM, served.path, tmp_path / "mark", PYTHONPATH=root)
+    done = run_script(tmp_path / "script.py", PROGRAM, served.path, tmp_path / "mark")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "mark").read_text().splitlines()) == 200
 

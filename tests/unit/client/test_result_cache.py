@@ -32,6 +32,7 @@ from spoolpool.system import files
 from tests.conftest import Workers
 from tests.multiuser.accounts import Canary
 from tests.support import tasks
+from tests.support.accounts import as_root, unused_id
 from tests.support.processes import in_fork, run_script
 
 KEY = "ab" * 32
@@ -345,47 +346,46 @@ def test_the_answer_to_a_repeated_request_does_no_harm(cache: Cache, monkeypatch
 
 # -------------------------------------------------------------------------------------------- trust
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to another account")
-NOBODY = 65534
+STRANGER = unused_id()
 
 
-@root
+@as_root
 @pytest.mark.multiuser
 def test_another_accounts_result_is_used_where_it_is_trusted_and_else_not_unpickled(
     cache: Cache, tmp_path: Path
 ) -> None:
     path = Path(keep(cache, Canary(tmp_path / "canary")))
-    theirs = Path(cache.directory) / str(NOBODY) / KEY[:2] / KEY
+    theirs = Path(cache.directory) / str(STRANGER) / KEY[:2] / KEY
     theirs.parent.mkdir(parents=True)
     path.rename(theirs)
-    os.chown(theirs, NOBODY, -1)
+    os.chown(theirs, STRANGER, -1)
     assert cache.find(KEY) is None
     assert not (tmp_path / "canary").exists()
-    assert Cache(cache.directory, Trust([NOBODY])).find(KEY) is not None
+    assert Cache(cache.directory, Trust([STRANGER])).find(KEY) is not None
     assert (tmp_path / "canary").exists()
     (row,) = get_cache_data(cache.directory, results=True)
     assert "result" not in row
-    (row,) = get_cache_data(cache.directory, results=True, trust=[NOBODY])
+    (row,) = get_cache_data(cache.directory, results=True, trust=[STRANGER])
     assert "result" in row
 
 
-@root
+@as_root
 @pytest.mark.multiuser
 def test_a_result_that_another_account_put_among_ones_own_is_not_unpickled(cache: Cache, tmp_path: Path) -> None:
     path = keep(cache, Canary(tmp_path / "canary"))
-    os.chown(path, NOBODY, -1)
-    for trust in (Trust(), Trust([NOBODY])):  # a trusted account's results lie in its own directory
+    os.chown(path, STRANGER, -1)
+    for trust in (Trust(), Trust([STRANGER])):  # a trusted account's results lie in its own directory
         assert Cache(cache.directory, trust).find(KEY) is None
     assert not (tmp_path / "canary").exists()
     assert os.path.exists(path)
 
 
-@root
+@as_root
 @pytest.mark.multiuser
 def test_nothing_is_written_into_a_directory_of_another_account(cache: Cache) -> None:
     path = Path(cache.directory) / str(os.geteuid())
     path.mkdir(parents=True)
-    os.chown(path, NOBODY, -1)
+    os.chown(path, STRANGER, -1)
     with pytest.raises(PermissionError):
         cache.keep(Entry(key=KEY), pickle.dumps(1), [])
     assert [each for each in path.rglob("*") if each.is_file()] == []

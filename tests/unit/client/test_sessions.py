@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -230,18 +231,21 @@ def test_two_processes_of_one_session_both_get_everything(stage: Stage) -> None:
     assert info is None, "each takes back only what it said itself"
 
 
-@pytest.mark.parametrize(
-    ("before", "stays"), [(dead_process, False), (unknown_process, False), (lambda: ProcessId.of(os.getppid()), True)]
-)
-def test_who_opens_a_session_says_so_in_the_place_of_who_does_not_live_here(
-    spool: Spool, before: Callable[[], ProcessId], stays: bool
+@pytest.mark.parametrize(("before", "stays"), [("dead", False), ("on another host", False), ("alive", True)])
+def test_opening_a_session_replaces_the_entry_of_a_process_that_is_not_alive_here(
+    spool: Spool, before: str, stays: bool
 ) -> None:
-    said = sessions.SessionInfo(process=before(), user="somebody", keeps=True)
-    Path(spool.layout.session("inbox")).write_bytes(msgspec.json.encode(said))
-    with come(spool):
-        info = sessions.read_session(spool, "inbox")
-        assert info is not None and info.process == (said.process if stays else ProcessId.of(os.getpid()))
-    assert (sessions.read_session(spool, "inbox") is not None) == stays
+    with subprocess.Popen(["sleep", "1000"]) as alive:
+        process = {"dead": dead_process(), "on another host": unknown_process(), "alive": ProcessId.of(alive.pid)}
+        entry = sessions.SessionInfo(process=process[before], user="somebody", keeps=True)
+        Path(spool.layout.session("inbox")).write_bytes(msgspec.json.encode(entry))
+        try:
+            with come(spool):
+                info = sessions.read_session(spool, "inbox")
+                assert info is not None and info.process == (entry.process if stays else ProcessId.of(os.getpid()))
+            assert (sessions.read_session(spool, "inbox") is not None) == stays
+        finally:
+            alive.kill()
 
 
 def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -45,14 +46,6 @@ def fake(tmp_path: Path) -> Fake:
         return str(path)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment outside any allocation and any rank."""
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "FLUX_", "PMI", "OMPI_")) or name == settings.ENV_MPIEXEC:
-            monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +192,6 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("error", [OSError("the broker is gone"), RuntimeError("not known to these bindings")])
 def test_flux_job_whose_events_cannot_be_read_counts_as_ended(
     monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -211,6 +203,7 @@ def test_flux_job_whose_events_cannot_be_read_counts_as_ended(
         submit=lambda *_, **__: 17, event_watch_async=watch, output_event_watch_async=lambda *_: None
     )
     monkeypatch.setattr(flux, "_connect", object)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setitem(sys.modules, "flux", types.SimpleNamespace(job=job))
     monkeypatch.setitem(sys.modules, "flux.job", job)
     group = flux.FluxGroup(None, 16, (1, 2))

@@ -72,6 +72,7 @@ def test_killed_relay_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
     for pipe in pipes:
         os.close(pipe)
     relay.close()
+    relay._process.wait(LIMIT)  # close() waits for some seconds only
     assert capfd.readouterr().out == "[01234567 a] still here\n"
 
 
@@ -86,6 +87,6 @@ def test_relay_ignores_signals_of_a_batch_system_also_while_it_starts(
     for pipe in pipes:
         os.close(pipe)
     relay.close()
-    assert relay._process.poll() == 0
+    assert relay._process.wait(LIMIT) == 0
     assert capfd.readouterr().out == "[01234567 a] forwarded\n"
     assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

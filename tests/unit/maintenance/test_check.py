@@ -36,6 +36,7 @@ from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.system import files, locks
 from tests.conftest import Workers
 from tests.support import tasks
+from tests.support.accounts import as_root, unused_id
 from tests.support.fake_worker import LANE, announce, dead_process, info_of, outcome_of, unknown_process
 from tests.support.waiting import wait_until
 
@@ -408,11 +409,11 @@ def test_file_without_read_permission_is_reported(
     assert "Permission denied" in found.text
 
 
+@as_root
 @pytest.mark.multiuser
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file somebody else's")
 def test_file_of_another_account_is_reported_and_not_read(tree: Tree) -> None:
     path, _ = tree.put("ready")
-    os.chown(path, 12345, -1)
+    os.chown(path, unused_id(), -1)
     (found,) = check(tree.spool)
     assert (found.kind, found.path) == ("unreadable", tree.of(path))
     assert "not trusted" in found.text

@@ -29,6 +29,7 @@ from spoolpool.system import files, locks, mounts
 from spoolpool.system.mounts import find_mount
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.watch import DirectoryWatcher
+from tests.support.accounts import as_root, unused_id
 from tests.support.fake_worker import dead_process
 from tests.support.waiting import LIMIT, wait_until
 
@@ -509,13 +510,14 @@ def test_symbolic_link_to_a_rendezvous_is_refused(directory: Path, tmp_path: Pat
     assert find_peer(str(directory)) is None
 
 
+@as_root
 @pytest.mark.multiuser
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory somebody else's")
 def test_rendezvous_of_another_account_is_refused_and_not_changed(directory: Path) -> None:
     rendezvous = Rendezvous.create(str(directory))
     rendezvous.invite()
-    os.chown(rendezvous.path, 12345, -1)
-    with pytest.raises(NotTrusted, match="12345"):
+    stranger = unused_id()
+    os.chown(rendezvous.path, stranger, -1)
+    with pytest.raises(NotTrusted, match=f"belongs to uid {stranger}"):
         Rendezvous(rendezvous.path)
     assert find_peer(str(directory)) is None
     assert os.path.exists(f"{rendezvous.path}/peer")

@@ -24,11 +24,12 @@ from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import hostname
 from tests.conftest import Workers
+from tests.support.accounts import as_root, unused_id
 from tests.support.fake_worker import Clock, Stage
 from tests.support.processes import in_fork
 from tests.support.waiting import LIMIT, wait_until
 
-OTHER_ACCOUNT = 65534
+OTHER_ACCOUNT = unused_id()
 
 
 def spool_journal(spool: Spool, *options: object) -> list[str]:
@@ -207,11 +208,11 @@ def test_filters_select_by_task_account_time_and_event(spool: Spool) -> None:
     assert len(spool_journal(spool, "--since", time.strftime("%Y-%m-%dT%H:%M", time.localtime(now - 120)))) == 3
     assert len(spool_journal(spool, "--event", "task", "--event", "recovered")) == 3
     assert len(spool_journal(spool, "--user", account_name(os.geteuid()))) == 4
-    assert spool_journal(spool, "--user", os.geteuid() + 1) == []
+    assert spool_journal(spool, "--user", unused_id()) == []
 
 
+@as_root
 @pytest.mark.multiuser
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
 def test_line_with_another_account_than_its_file_is_marked(spool: Spool) -> None:
     forged = write(spool, "forged", {"t": 1.0, "account": "root", "forged": False}, {"t": 2.0, "uid": OTHER_ACCOUNT})
     os.chown(forged, OTHER_ACCOUNT, OTHER_ACCOUNT)
@@ -221,7 +222,7 @@ def test_line_with_another_account_than_its_file_is_marked(spool: Spool) -> None
     assert f"{name}@somewhere" in second and "!" not in second
     documents = [json.loads(line) for line in spool_journal(spool, "--json")]
     assert [(each["account"], each["forged"]) for each in documents] == [(name, True), (name, False)]
-    assert len(spool_journal(spool, "--user", name)) == 2
+    assert len(spool_journal(spool, "--user", OTHER_ACCOUNT)) == 2
 
 
 def test_lines_are_escaped_for_the_terminal(spool: Spool) -> None:

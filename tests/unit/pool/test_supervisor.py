@@ -89,6 +89,8 @@ def test_each_line_of_groups_is_whole_and_labelled_with_group_and_node(uncapture
     groups = {info.process.pid: info.worker for info in workers.read_workers(uncaptured)}
     supervisor.terminate()
     assert supervisor.wait(LIMIT) == 0
+    count = 2 * 50 * len(texts)
+    wait_until(lambda: worker.said(supervisor).count("text-") >= count, "the relay, which ends later, wrote all of it")
     lines = [line for line in worker.said(supervisor).splitlines() if "text-" in line]
     labels = {f"[{groups[pid][:8]} {HOST}]" for pid in pids}
     assert {line[: line.index("]") + 1] for line in lines} == labels
@@ -105,6 +107,7 @@ def test_lines_of_ranks_are_labelled_with_the_rank(uncaptured: Spool, worker: Wo
     (info,) = workers.read_workers(uncaptured)
     supervisor.terminate()
     assert supervisor.wait(LIMIT) == 0
+    wait_until(lambda: worker.said(supervisor).count("hello") >= 80, "the relay, which ends later, wrote all of it")
     lines = Counter(line for line in worker.said(supervisor).splitlines() if "hello" in line)
     assert lines == {f"[{info.worker[:8]} {HOST} {rank}] hello {n}": 2 for rank in range(2) for n in range(20)}
 

@@ -449,7 +449,7 @@ def test_chain_completes_after_its_submitter_was_killed(spool: Spool, worker: Wo
     gate, end = tmp_path / "gate", tmp_path / "end"
     worker(spool)
     worker(spool)
-    done = run_script(tmp_path / "script.py", SCRIPT, spool.path, gate, end, PYTHONPATH=os.getcwd())
+    done = run_script(tmp_path / "script.py", SCRIPT, spool.path, gate, end)
     assert done.returncode == -9, done.stderr
     gate.touch()
     wait_until(end.exists, "the last task ran")

@@ -8,7 +8,6 @@ import mmap
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support import tasks
+from tests.support.accounts import as_root, become, public_directory, unused_id
 from tests.support.fake_worker import LANE, Clock, Inbox, Stage, announce, dead_process, outcome_of
 from tests.support.processes import in_fork
 from tests.support.waiting import LIMIT, wait_until
@@ -388,25 +388,24 @@ def test_a_key_file_that_is_a_link_or_is_damaged_is_refused(spool: Spool, key: P
         claimer(spool)
 
 
+@as_root
 @pytest.mark.multiuser
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another account")
 def test_a_key_of_another_account_is_refused_except_roots() -> None:
+    reader, other = unused_id(), unused_id()
+
     def read() -> object:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
+        become(reader)
         return len(signing.read_keys(str(key)))
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # every account can enter it
-        os.chmod(place, 0o755)
-        key = Path(place, "key")
+    with public_directory() as place:
+        key = place / "key"
         signing.make_key(str(key))
         key.chmod(0o640)
-        os.chown(key, 0, 65534)
+        os.chown(key, 0, reader)
         assert in_fork(read) == 1
-        os.chown(key, 65533, 65534)
+        os.chown(key, other, reader)
         error = in_fork(read)
-    assert isinstance(error, NoKey) and "belongs to uid 65533" in str(error)
+    assert isinstance(error, NoKey) and f"belongs to uid {other}" in str(error)
 
 
 def test_without_the_variable_the_key_is_in_the_configuration_directory(

@@ -33,11 +33,10 @@ from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.accounts import account_name
+from tests.support.accounts import as_root, known_account, unused_id
 from tests.support.fake_worker import LANE, Clock, Inbox, Stage, announce, dead_process, info_of
 
-STRANGER = 65534
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
+STRANGER = unused_id()
 
 
 class Trap:
@@ -102,7 +101,9 @@ def test_a_file_of_another_account_is_trusted_only_if_that_account_is_named(tmp_
     with pytest.raises(NotTrusted, match=f"{path} belongs to {account_name(STRANGER)}"):
         check(path, Trust())
     assert check(path, Trust([STRANGER])) == 0
-    assert check(path, Trust([account_name(STRANGER)])) == 0
+    known = known_account()
+    os.chown(path, known.pw_uid, known.pw_gid)
+    assert check(path, Trust([known.pw_name])) == 0
 
 
 @as_root
@@ -111,11 +112,9 @@ def test_a_file_of_a_group_member_is_trusted_if_the_group_is_named_primary_or_no
 ) -> None:
     path = tmp_path / "file"
     path.touch()
-    os.chown(path, STRANGER, STRANGER)
-    primary = grp.getgrgid(pwd.getpwuid(STRANGER).pw_gid).gr_name
-    assert check(path, Trust(groups=[primary])) == 0
-    with pytest.raises(NotTrusted):
-        check(path, Trust(groups=["daemon"]))
+    member = known_account()
+    os.chown(path, member.pw_uid, member.pw_gid)
+    assert check(path, Trust(groups=[grp.getgrgid(member.pw_gid).gr_name])) == 0
     groups = os.getgrouplist
     daemon = grp.getgrnam("daemon").gr_gid
     monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [*groups(name, gid), daemon])
@@ -131,7 +130,7 @@ def test_an_unknown_group_cannot_be_trusted() -> None:
 def test_the_reason_why_a_lane_is_unserved_names_the_untrusted_account() -> None:
     lane = Lane("default", 1, 1, 0, settings.PYTHON, user=0)
     groups = [info_of(dead_process()), info_of(dead_process(), trust_users=(1, STRANGER))]
-    assert workers.why_unserved(lane.name, groups) == "no group trusts root (--trust-user, --trust-group)"
+    assert workers.why_unserved(lane.name, groups) == f"no group trusts {account_name(0)} (--trust-user, --trust-group)"
     for more in (
         {"trust_users": (0,)},
         {"trust_groups": (grp.getgrgid(pwd.getpwuid(0).pw_gid).gr_name,)},

@@ -14,6 +14,7 @@ import pytest
 
 from spoolpool.system import processes
 from spoolpool.system.processes import ProcessId
+from tests.support.accounts import as_root, unused_id
 from tests.support.waiting import LIMIT, wait_until
 
 
@@ -111,21 +112,23 @@ HIDING = """\
 import encodings.ascii, os, sys
 import msgspec
 from spoolpool.system.processes import ProcessId
-os.setgid(65534), os.setuid(65534)
-others, gone = (msgspec.json.decode(text, type=ProcessId) for text in sys.argv[1:])
+number = int(sys.argv[1])
+os.setgid(number), os.setuid(number)
+others, gone = (msgspec.json.decode(text, type=ProcessId) for text in sys.argv[2:])
 assert not os.path.exists(f"/proc/{others.pid}/stat"), "proc does not hide it"
 print(others.is_provably_dead(), gone.is_provably_dead())
 """
 
 
+@as_root
 @pytest.mark.multiuser
 def test_a_process_of_another_account_is_alive_with_hidepid(process: subprocess.Popen[bytes]) -> None:
-    if os.geteuid() or not shutil.which("unshare"):
-        pytest.skip("needs root and unshare, to mount another /proc")
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare, to mount another /proc")
     gone = msgspec.structs.replace(ProcessId.of(os.getpid()), pid=2**22 + 1)
     arguments = [msgspec.json.encode(who).decode() for who in (ProcessId.of(process.pid), gone)]
     script = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", HIDING, *arguments]
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", HIDING, str(unused_id()), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     if "mount:" in result.stderr:
         pytest.skip(f"/proc cannot be mounted here: {result.stderr}")
