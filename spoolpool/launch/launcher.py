@@ -48,11 +48,11 @@ class LaunchOptions:
 class GroupProcess(Protocol):
     """Processes of one group that was started."""
 
-    def poll(self) -> int | None:
-        """Return the exit code, negative for a signal; None while a rank is running."""
-
     end_seconds: float
     """Time that its ranks may take to end after :meth:`end`."""
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while a rank is running."""
 
     def end(self, *, kill: bool = False) -> None:
         """Ask all ranks to end at once, or kill them; do not wait."""

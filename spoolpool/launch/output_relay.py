@@ -7,9 +7,11 @@ its pipes. Its memory is bounded by one unfinished line per pipe. While it canno
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -56,9 +58,11 @@ class Relay:
         if self._process.poll() is not None:  # it was killed
             self._socket.close()
             self._start()
+        # runs of equal nodes: the names of 20 000 ranks are more than a message holds
+        runs = [(node, len(list(ranks))) for node, ranks in itertools.groupby(nodes)]
         reading, writing = zip(os.pipe(), os.pipe(), strict=True)
         try:
-            socket.send_fds(self._socket, [json.dumps([group[:8], nodes, label, rank]).encode()], reading)
+            socket.send_fds(self._socket, [json.dumps([group[:8], runs, label, rank]).encode()], reading)
         except OSError:
             close_all(writing)
             raise
@@ -103,12 +107,13 @@ class _Source:
     """Reading end of one pipe."""
 
     def __init__(
-        self, target: int, as_json: bool, group: str, nodes: Sequence[str], label: str, rank: int | None
+        self, target: int, as_json: bool, group: str, runs: Sequence[tuple[str, int]], label: str, rank: int | None
     ) -> None:
         self._target = target
         self._as_json = as_json
         self._group = group
-        self._nodes = nodes
+        self._nodes = [node for node, ranks in runs for _ in range(ranks)]
+        self._only_node = self._nodes[0] if len({node for node, _ in runs}) == 1 else None
         self._label = re.compile(label.encode())
         self._rank = rank
         self._rest = b""
@@ -123,13 +128,12 @@ class _Source:
         _write(self._target, b"".join(map(self._labelled, lines)))
 
     def _labelled(self, line: bytes) -> bytes:
-        rank, nodes = self._rank, self._nodes
+        rank, node = self._rank, self._only_node
         if self._label.groups and (match := self._label.match(line)):
             rank, line = int(match[1]), line[match.end() :]
-        node = nodes[0] if len(set(nodes)) == 1 else None
-        if rank is not None and rank < len(nodes):
-            node = nodes[rank]
-        if len(nodes) == 1:
+        if rank is not None and rank < len(self._nodes):
+            node = self._nodes[rank]
+        if len(self._nodes) == 1:
             rank = None
         if self._as_json:
             return json.dumps({"group": self._group, "node": node, "rank": rank, **_fields(line)}).encode() + b"\n"
@@ -155,6 +159,8 @@ def _write(target: int, data: bytes) -> None:
 def _main(form: str) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    # a soft limit of 1024 descriptors would close the pipes of the 511th group
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     supervisor = socket.socket(fileno=0)
     selector = selectors.DefaultSelector()
     selector.register(supervisor, selectors.EVENT_READ)

@@ -81,7 +81,7 @@ class Supervisor:
             nodes = "; ".join(f"{node} ({reason})" for node, reason in pool.excluded_nodes.items())
             raise BadNode(
                 f"Every worker group that was started there died, so that these nodes were given up: {nodes}. Look at "
-                "them before the next job; what their groups printed is above."
+                "them before the next job; the output of their groups is above."
             )
         if pool.broken:
             raise LauncherError(" ".join(pool.broken.values()))

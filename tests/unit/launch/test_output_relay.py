@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -61,6 +62,40 @@ def test_long_line_is_split_to_bound_memory() -> None:
     lines = relayed(*["x" * 10_000] * 5)[0].splitlines()
     assert "".join(line.removeprefix("[01234567] ") for line in lines) == "x" * 50_000
     assert max(map(len, lines)) < 17_000
+
+
+def test_group_of_very_many_ranks_is_labelled(capfd: pytest.CaptureFixture[str]) -> None:
+    relay = Relay()
+    pipes = relay.pipes("0123456789abcdef", [f"node{rank // 100}" for rank in range(50_000)], r"(\d+): ")
+    os.write(pipes[0], b"49999: last\n")
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    assert capfd.readouterr().out == "[01234567 node499 49999] last\n"
+
+
+def test_groups_beyond_the_soft_limit_of_descriptors_keep_their_output(capfd: pytest.CaptureFixture[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        relay = Relay()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    pipes = [relay.pipes(f"{number:08d}", ["a"]) for number in range(200)]
+    for out, _ in pipes:
+        os.write(out, b"line\n")
+    text = ""
+
+    def is_forwarded() -> bool:
+        nonlocal text
+        text += capfd.readouterr().out
+        return text.count("\n") == 200
+
+    wait_until(is_forwarded, "all lines were forwarded")
+    for pipe in (pipe for pair in pipes for pipe in pair):
+        os.close(pipe)
+    relay.close()
+    assert sorted(text.splitlines()) == [f"[{number:08d} a] line" for number in range(200)]
 
 
 def test_killed_relay_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
