@@ -4,7 +4,7 @@
 
     submit(fn, *args)                                       future.result()
          |                                                        ^
-    pickle -> Session.submit -> ready/ ... worker ... results/ -> collecting thread
+    pickle -> SubmitterSession.submit -> ready/ ... worker ... results/ -> collector
 
 An *embedded* executor has its own spool in a temporary directory, and worker groups that work for it alone. An
 *attached* executor puts its tasks into a spool that worker groups elsewhere serve.
@@ -162,11 +162,11 @@ class Executor(futures.Executor):
         key = ""
         if runtime.replay is not None:
             key = runtime.replay.key(fn, args, kwargs, resources)
-            if (earlier := runtime.replay.take_up(key)) is not None:
+            if (earlier := runtime.replay.next_future(key)) is not None:
                 return earlier
         cache_key, cached = "", None
         if runtime.memo is not None:
-            cache_key, cached = runtime.memo.look(fn, args, kwargs, resources, runtime.session)
+            cache_key, cached = runtime.memo.find(fn, args, kwargs, resources, runtime.session)
         if cached is not None:
             return cached
         references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.objects.acquire)
@@ -183,17 +183,17 @@ class Executor(futures.Executor):
                 cache=cache_key,
             )
             packer = None if cache_key else self._packer
-            packed = None if packer is None else packer.take(call)
+            packed = None if packer is None else packer.gather(call)
             if packed is not None:
                 return packed
             with self._lock:
                 runtime.prepare(resources.shape)
             future = runtime.submit(call)
             if packer is not None:
-                packer.sent(fn, future)
+                packer.count_unpacked(fn, future)
             return future
         except BaseException:
-            references.drop()
+            references.release()
             raise
 
     def asubmit(
@@ -232,7 +232,7 @@ class Executor(futures.Executor):
             return True
         if not running or future.done() or not isinstance(future, TaskFuture):
             return False
-        self._require_runtime().session.interrupt(future)
+        self._require_runtime().session.pending.request_cancel(future.task)
         return True
 
     def map(
@@ -307,7 +307,7 @@ class Executor(futures.Executor):
             return
         runtime.flush()
         if cancel_futures:
-            for future in runtime.session.pending():
+            for future in runtime.session.pending.futures():
                 future.cancel()
         if detach or (detach is None and options.session is not None and options.session.detach):
             runtime.session.detach()
@@ -344,7 +344,7 @@ class Executor(futures.Executor):
         graph.export(self._nodes(), filename)
 
     def _nodes(self) -> list[graph.Node]:
-        return self._last_runtime().session.nodes()
+        return self._last_runtime().session.pending.nodes()
 
     # -- the interface of pympipool
 
@@ -387,7 +387,7 @@ class Executor(futures.Executor):
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: :attr:`info` and the number of unfinished tasks. Asks no file."""
         runtime = self._runtime
-        state = "ended" if self._shut or runtime is None else f"{len(runtime.session.pending())} tasks pending"
+        state = "ended" if self._shut or runtime is None else f"{len(runtime.session.pending.futures())} tasks pending"
         rows = {"": f"{type(self).__name__}, {state}", **(self.info if runtime is not None else {})}
         lines = (
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()
@@ -396,7 +396,11 @@ class Executor(futures.Executor):
 
     def __len__(self) -> int:
         """Number of tasks of this executor that no worker has claimed yet."""
-        return self._runtime.session.waiting() if self._runtime is not None and os.getpid() == self._pid else 0
+        return (
+            self._runtime.session.pending.count_unclaimed()
+            if self._runtime is not None and os.getpid() == self._pid
+            else 0
+        )
 
     def __bool__(self) -> bool:
         return True

@@ -15,7 +15,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import explained, say, shown
 from spoolpool.cli.task_selection import Duration
-from spoolpool.client.result_cache import Kept, open_cache, record
+from spoolpool.client.result_cache import CachedResult, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -65,7 +65,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
 @_filters
 @click.option("-l", "--long", is_flag=True, help="Whole keys, and the arguments.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per result and line.")
-def ls(chosen: list[Kept], named: bool, long: bool, as_json: bool) -> None:
+def ls(chosen: list[CachedResult], named: bool, long: bool, as_json: bool) -> None:
     """List the kept results of SPOOL, or below a directory; without one, those of embedded executors.
 
     \b
@@ -94,7 +94,7 @@ def _row(key: str, used: str, took: str, size: str, user: str, name: str) -> str
 @_filters
 @click.option("--all", "everything", is_flag=True, help="Every kept result.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rm(chosen: list[Kept], named: bool, everything: bool, yes: bool) -> None:
+def rm(chosen: list[CachedResult], named: bool, everything: bool, yes: bool) -> None:
     """Remove kept results of SPOOL, or below a directory; without one, those of embedded executors.
 
     \b
@@ -119,7 +119,7 @@ def rm(chosen: list[Kept], named: bool, everything: bool, yes: bool) -> None:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _ask(chosen: list[Kept]) -> None:
+def _ask(chosen: list[CachedResult]) -> None:
     """Ask before something is done that cannot be undone; without a terminal there is nobody to ask."""
     if not sys.stdin.isatty():
         raise BadRequest(f"Would remove {len(chosen)} kept result(s). Nobody can be asked here: add --yes if meant.")

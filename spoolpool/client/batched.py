@@ -1,4 +1,4 @@
-"""Futures of lists: the values of many futures, so many at a time, as they come."""
+"""Futures of lists, which collect the values of many futures as they are done."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ T = TypeVar("T")
 
 
 def batched(futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
-    """Futures of lists of ``n`` values each (of the last one perhaps fewer), in the order in which these are done.
+    """Return futures of lists of ``n`` values each (the last list may be shorter), in the order of completion.
 
-    Calls that fail or are cancelled come last, whenever they end: so the first lists are whole. A list to which such a
-    call belongs has the exception of the first of them. To cancel a list is of no consequence for the calls.
-    ``futures`` may be of any executor; each is taken once. A list is not itself a call: give its ``result()`` to
-    another one, and not its future.
+    Failed and cancelled calls are put into the last lists whenever they end, so that the first lists are complete. The
+    future of a list with failed calls has the exception of the first of them. Cancelling the future of a list does not
+    cancel its calls. ``futures`` may be of any executor; duplicates count once. The future of a list is not a task:
+    pass its ``result()`` to another call, and not the future.
     """
     if n < 1:
-        raise BadRequest(f"A batch of {n} futures was asked for; it must be of at least 1.")
+        raise BadRequest(f"The size of a batch is {n}; it must be at least 1.")
     given = list(dict.fromkeys(futures))
     lists: list[Future[list[T]]] = [DerivedFuture(given) for _ in range(-(-len(given) // n))]
-    filling = _Filling(lists, len(given), n)
+    batches = _Batches(lists, len(given), n)
     for future in given:
-        future.add_done_callback(filling.take)
+        future.add_done_callback(batches.add)
     return lists
 
 
-class _Filling:
-    """Puts what is done into lists; called in whatever thread a future is done."""
+class _Batches:
+    """Lists being filled with values, in the threads in which the futures are done."""
 
     def __init__(self, lists: list[Future[list[Any]]], count: int, n: int) -> None:
         self._lists = lists
@@ -43,12 +43,12 @@ class _Filling:
         self._filled = 0
         self._lock = threading.Lock()
 
-    def take(self, future: Future[Any]) -> None:
-        """One is done."""
+    def add(self, future: Future[Any]) -> None:
+        """Add the outcome of a future that is done."""
         try:
             error = None
             value = future.result()
-        except BaseException as raised:  # noqa: BLE001  the call's own, or that it was cancelled
+        except BaseException as raised:  # noqa: BLE001  of the call, or its cancellation
             error = raised
         with self._lock:
             self._left -= 1
@@ -56,8 +56,8 @@ class _Filling:
                 self._values.append(value)
             else:
                 self._failures.append(error)
-            full = self._full()
-        for batch, content in full:  # outside of the lock: its callbacks may do anything
+            complete = self._complete()
+        for batch, content in complete:  # outside of the lock, since callbacks of the batch run here
             if not batch.set_running_or_notify_cancel():
                 continue
             if isinstance(content, BaseException):
@@ -65,7 +65,8 @@ class _Filling:
             else:
                 batch.set_result(content)
 
-    def _full(self) -> list[tuple[Future[list[Any]], list[Any] | BaseException]]:
+    def _complete(self) -> list[tuple[Future[list[Any]], list[Any] | BaseException]]:
+        """Return the batches that are complete now, under the lock, with their values or their exception."""
         found: list[tuple[Future[list[Any]], list[Any] | BaseException]] = []
         while self._filled < len(self._lists):
             if len(self._values) >= self._n:

@@ -1,4 +1,8 @@
-"""The future of a task: the standard library's, which can also ask the spool, and be an argument of another call."""
+"""Futures of tasks, and the functions that wait for them.
+
+They are futures of the standard library that also read the state of the task in the spool, and that may be arguments
+of other calls. A task that waits for tasks of its own executes them meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -24,136 +28,137 @@ from spoolpool.format.names import TaskFile
 from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
-    from spoolpool.client.session import Session
+    from spoolpool.client.session import SubmitterSession
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_FIRST_LOOK, _LAST_LOOK = 0.0005, 0.1
+_FIRST_POLL, _LAST_POLL = 0.0005, 0.1  # seconds between two attempts to run a task, growing
 
 
 class TaskFuture(Future[Any]):
-    """The standard library's future, of a task in a spool: it can be cancelled until a worker claims it."""
+    """Future of a task in a spool; it can be cancelled until a worker claims the task."""
 
-    def __init__(self, session: Session, header: TaskHeader, *, here: bool = False) -> None:
+    def __init__(self, session: SubmitterSession, header: TaskHeader, *, submitted_by_this_run: bool = False) -> None:
         super().__init__()
-        self._session = session
+        self.session = session
+        """The session that receives the outcome."""
         self.header = header
-        self.here = here
-        """Whether this object's session submitted the task, and not an earlier life of it."""
+        self.submitted_by_this_run = submitted_by_this_run
+        """Whether this object's session submitted the task; else an earlier run of the session did."""
         self.task_file = TaskFile(header.task, 1, 1)
         self.seconds: float | None = None
-        """How long the worker that made its outcome had it in hand; None if there is none, or it is not done."""
-        self._asking = threading.RLock()
+        """Duration of the attempt that produced the outcome; None before the outcome, and for a cached result."""
+        self._state_lock = threading.RLock()
 
     @property
     def task(self) -> str:
-        """Task id, by which the command line knows it too."""
+        """Task id, as the command line shows it."""
         return self.header.task
 
-    @property
-    def inbox(self) -> Session:
-        """The session that awaits the task."""
-        return self._session
-
     def __getitem__(self, key: object) -> PartFuture:
-        """The future of a part of the result; as an argument it is taken from the whole by the worker."""
+        """Return the future of a part of the result; the worker selects the part if it is an argument of a call."""
         return PartFuture(self, (key,))
 
     __iter__: ClassVar[None] = None
-    """A future has parts, and yet nobody knows how many."""
+    """Not iterable: the number of parts is unknown before the result."""
 
     def result(self, timeout: float | None = None) -> Any:
-        """The value, or the exception that the task raised; a task that waits for its own tasks runs them meanwhile."""
-        return super().result(awaited(self, timeout))
+        """Return the result, or raise the exception of the task. A waiting task executes its own tasks meanwhile."""
+        return super().result(_assist(self, timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The exception that the task raised, or None; waits as :meth:`result` does."""
-        return super().exception(awaited(self, timeout))
+        """Return the exception of the task, or None; waits as :meth:`result` does."""
+        return super().exception(_assist(self, timeout))
 
     def cancel(self) -> bool:
-        """Take the task back, and what needs it; False once a worker has claimed it, or it is done."""
+        """Cancel the task and its dependents; returns False once a worker has claimed the task, or it is done."""
         if self.cancelled():
             return True
-        if not self.take_back():
+        if not self.cancel_alone():
             return False
         left: list[TaskFuture] = [self]
         while left:
             future = left.pop()
-            dependents = future.inbox.dependents(future.task)
-            left += [each for each in dependents if not each.done() and each.take_back()]
+            dependents = future.session.pending.dependents(future.task)
+            left += [each for each in dependents if not each.done() and each.cancel_alone()]
         return True
 
-    def take_back(self) -> bool:
-        """Take back this one alone."""
-        with self._asking:
+    def cancel_alone(self) -> bool:
+        """Cancel the task as :meth:`cancel` does, without its dependents."""
+        with self._state_lock:
             if self.cancelled():
                 return True
-            if self.done() or not self._session.cancel(self):
+            if self.done() or not self.session.cancel(self):
                 return False
-            self.withdrawn()
+            self.mark_cancelled()
             return True
 
-    def withdrawn(self) -> None:
-        """Be cancelled, since nobody will run the task. Whoever cancels it and the collecting thread both say so."""
+    def mark_cancelled(self) -> None:
+        """Set the state to cancelled, for a task that no worker will run. May be called twice.
+
+        The cancelling thread and the collector thread may both call it for the same task.
+        """
         if super().cancel():
-            with self._condition:  # only one of them may tell the waiters
+            with self._condition:  # only one of the two threads may notify the waiters
                 if self._state == CANCELLED:
                     self.set_running_or_notify_cancel()
-        else:  # running() was asked meanwhile, and took a task that does not wait for one that runs
+        else:  # race: running() listed the spool during the cancellation, and set the state to running
             with contextlib.suppress(InvalidStateError):  # done
                 self.set_exception(CancelledError())
 
-    def claimed(self) -> bool:
-        """Be running, unless it is over already; whether an outcome can still be given to it."""
+    def mark_claimed(self) -> bool:
+        """Set the state to running if the task was pending; returns whether the future can still get an outcome."""
         with self._condition:
             return self._state == RUNNING or (self._state == PENDING and self.set_running_or_notify_cancel())
 
     def after_fork(self) -> None:
-        """In a forked child: a thread of the parent may have held the locks at that moment."""
+        """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""
         self._condition = threading.Condition()
-        self._asking = threading.RLock()
-        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # the parent calls them
+        self._state_lock = threading.RLock()
+        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # only the parent calls them
 
     def running(self) -> bool:
-        """Whether a worker has claimed the task; asks the spool."""
-        with self._asking:  # a task that is being cancelled waits no longer, and yet does not run
-            return super().running() or (not self.done() and not self._session.waits(self) and self.claimed())
+        """Return whether a worker has claimed the task; lists the spool."""
+        with self._state_lock:  # race: a task being cancelled is no longer ready, but does not run
+            return super().running() or (
+                not self.done() and not self.session.pending.is_unclaimed(self) and self.mark_claimed()
+            )
 
 
 def finish(future: TaskFuture, value: object = None, error: BaseException | None = None) -> None:
-    """Give a future its outcome; one that was cancelled meanwhile keeps that."""
+    """Give a future its outcome; a future that was cancelled meanwhile stays cancelled."""
     try:
-        if not future.claimed():
+        if not future.mark_claimed():
             return
         if error is not None:
             future.set_exception(error)
         else:
             future.set_result(value)
     except Exception:
-        log.exception("A future could not be given its outcome")
+        log.exception("Cannot set the outcome of the future of task %s", future.task)
 
 
 class DerivedFuture(Future[Any]):
-    """A future that is done through others: who waits for it waits for them."""
+    """Future that depends on other futures; waiting for it means waiting for them."""
 
-    def __init__(self, of: Iterable[Future[Any]]) -> None:
+    def __init__(self, sources: Iterable[Future[Any]]) -> None:
         super().__init__()
-        self.of = tuple(of)
-        """The others."""
+        self.sources = tuple(sources)
+        """The other futures."""
 
     def result(self, timeout: float | None = None) -> Any:
-        """The value, or the exception that a task raised; a task that waits for its own tasks runs them meanwhile."""
-        return super().result(awaited(self, timeout))
+        """Return the result, or raise the exception of a task. A waiting task executes its own tasks meanwhile."""
+        return super().result(_assist(self, timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The exception, or None; waits as :meth:`result` does."""
-        return super().exception(awaited(self, timeout))
+        """Return the exception, or None; waits as :meth:`result` does."""
+        return super().exception(_assist(self, timeout))
 
 
 class PartFuture(DerivedFuture):
-    """The future of a part of a result: ``future["key"]``, ``future[0]``, and so on inwards.
+    """Future of a part of a result: ``future["key"]``, ``future[0]``, or a part of a part.
 
     Cancelling it cancels the whole.
     """
@@ -173,13 +178,13 @@ class PartFuture(DerivedFuture):
             value = whole.result()
             for key in self.keys:
                 value = value[key]
-        except Exception as error:  # noqa: BLE001  the task's own, or of the value's __getitem__
+        except Exception as error:  # noqa: BLE001  of the task, or of __getitem__ of its result
             self.set_exception(error)
         else:
             self.set_result(value)
 
     def __getitem__(self, key: object) -> PartFuture:
-        """The future of a part of the part."""
+        """Return the future of a part of this part."""
         return PartFuture(self.whole, (*self.keys, key))
 
     __iter__: ClassVar[None] = None
@@ -189,33 +194,38 @@ class PartFuture(DerivedFuture):
         return self.whole.cancel()
 
     def running(self) -> bool:
-        """Whether a worker has claimed the task."""
+        """Return whether a worker has claimed the task; lists the spool."""
         return not self.done() and self.whole.running()
 
 
 def split_future(future: Future[Any], n: int) -> list[PartFuture]:
-    """Futures of the first ``n`` items of a result that is a list or tuple."""
+    """Return futures of the first ``n`` items of a result that is a list or tuple."""
     return [get_item_from_future(future, number) for number in range(n)]
 
 
 def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
-    """The future of one item of a result."""
+    """Return the future of one item of a result."""
     return future[key] if isinstance(future, (TaskFuture, PartFuture)) else PartFuture(future, (key,))
 
 
 # -- waiting
 
 
-def _inboxes(waited_for: Iterable[Future[Any]]) -> list[Session]:
-    """Sessions of these futures whose tasks the caller, being a task itself, can run while it waits."""
-    wholes = {each for future in waited_for for each in (future.of if isinstance(future, DerivedFuture) else (future,))}
-    found = {id(each.inbox): each.inbox for each in wholes if isinstance(each, TaskFuture)}
-    return [inbox for inbox in found.values() if inbox.assists()]
+def _assistable(awaited: Iterable[Future[Any]]) -> list[SubmitterSession]:
+    """Return the sessions of these futures whose tasks the caller, a task itself, can execute while it waits."""
+    wholes = {
+        each
+        for future in awaited
+        for each in (future.sources if isinstance(future, DerivedFuture) else (future,))
+        if isinstance(each, TaskFuture)
+    }
+    sessions = {id(each.session): each.session for each in wholes}
+    return [session for session in sessions.values() if session.can_assist()]
 
 
-def awaited(future: Future[Any], timeout: float | None) -> float | None:
-    """Run what can be run until a future is done; returns what is left of ``timeout``."""
-    if future.done() or not _inboxes([future]):
+def _assist(future: Future[Any], timeout: float | None) -> float | None:
+    """Execute tasks in a waiting task until a future is done; returns the rest of ``timeout``."""
+    if future.done() or not _assistable([future]):
         return timeout
     end = None if timeout is None else time.monotonic() + timeout
     wait([future], timeout)
@@ -225,25 +235,25 @@ def awaited(future: Future[Any], timeout: float | None) -> float | None:
 def wait(
     fs: Iterable[Future[T]], timeout: float | None = None, return_when: str = ALL_COMPLETED
 ) -> DoneAndNotDoneFutures[T]:
-    """``concurrent.futures.wait``, which in a task also runs the tasks that are waited for, if nobody else does."""
-    waited_for = set(fs)
-    inboxes = _inboxes(waited_for)
-    if not inboxes:
-        return futures.wait(waited_for, timeout, return_when)
+    """Wait as ``concurrent.futures.wait`` does; a waiting task executes unclaimed tasks of its sessions meanwhile."""
+    awaited = set(fs)
+    sessions = _assistable(awaited)
+    if not sessions:
+        return futures.wait(awaited, timeout, return_when)
     end = None if timeout is None else time.monotonic() + timeout
-    backoff = Backoff(_FIRST_LOOK, _LAST_LOOK)
+    backoff = Backoff(_FIRST_POLL, _LAST_POLL)
     while True:
-        found = futures.wait(waited_for, 0, return_when)
-        left = _LAST_LOOK if end is None else end - time.monotonic()
-        if left <= 0 or _enough(found, return_when):
+        found = futures.wait(awaited, 0, return_when)
+        left = _LAST_POLL if end is None else end - time.monotonic()
+        if left <= 0 or _is_complete(found, return_when):
             return found
-        if any(inbox.assist() for inbox in inboxes):
+        if any(session.assist() for session in sessions):
             backoff.reset()
         else:
-            futures.wait(waited_for, min(left, backoff.next()), return_when)
+            futures.wait(awaited, min(left, backoff.next()), return_when)
 
 
-def _enough(found: DoneAndNotDoneFutures[T], return_when: str) -> bool:
+def _is_complete(found: DoneAndNotDoneFutures[T], return_when: str) -> bool:
     if not found.not_done or (return_when == FIRST_COMPLETED and found.done):
         return True
     failed = (not future.cancelled() and future.exception() is not None for future in found.done)
@@ -251,16 +261,16 @@ def _enough(found: DoneAndNotDoneFutures[T], return_when: str) -> bool:
 
 
 def as_completed(fs: Iterable[Future[T]], timeout: float | None = None) -> Iterator[Future[T]]:
-    """``concurrent.futures.as_completed``, which in a task also runs the tasks that are waited for."""
+    """Yield as ``concurrent.futures.as_completed`` does; a waiting task executes its own tasks as in :func:`wait`."""
     pending = set(fs)
-    if not _inboxes(pending):
+    if not _assistable(pending):
         yield from futures.as_completed(pending, timeout)
         return
     end = None if timeout is None else time.monotonic() + timeout
     while pending:
         done, pending = wait(pending, None if end is None else end - time.monotonic(), FIRST_COMPLETED)
         if not done:
-            raise futures.TimeoutError(f"{len(pending)} futures are not done")
+            raise futures.TimeoutError(f"{len(pending)} futures are not done after {timeout} s")
         yield from done
 
 

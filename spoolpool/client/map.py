@@ -1,4 +1,4 @@
-"""``map``: calls over iterables, several in a task where they are short, and their values in order."""
+"""``map``: calls over iterables, several of them in a task if they are short, and their values in order."""
 
 from __future__ import annotations
 
@@ -19,73 +19,73 @@ Submit = Callable[..., "Future[Any]"]
 Call = tuple[Any, ...]
 
 TARGET = 0.1
-"""Seconds that a task is to take which is made of short calls: some hundred times what a task itself costs."""
+"""Duration of a task of short calls in seconds: about a hundred times the overhead of a task."""
 
 _MOST = 10_000  # calls in a task
-_FASTER = 4  # times as many calls as in the tasks that were measured
-_FIRST, _AHEAD = 8, 256  # tasks ahead: at first; at most, for short ones
+_GROWTH = 4  # largest ratio of the calls in the next task to those in the largest measured one
+_FIRST, _AHEAD = 8, 256  # tasks submitted ahead: at first; at most, for short tasks
 
 
-class Sizes:
-    """How many calls are to be in the next task; ``fixed``, or what was measured of the last ones."""
+class ChunkSize:
+    """Number of calls in the next task: ``fixed``, or adapted to the durations of the last tasks."""
 
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
         self._measured: deque[tuple[int, float]] = deque(maxlen=8)
 
     def next(self) -> int:
-        """At least 1."""
+        """Return the number of calls, at least 1."""
         if self._fixed is not None:
             return self._fixed
-        measured = list(self._measured)  # the thread that collects adds to it
+        measured = list(self._measured)  # a copy: the collector thread appends
         calls, seconds = sum(count for count, _ in measured), sum(each for _, each in measured)
         if not calls:
             return 1
         largest = max(count for count, _ in measured)
-        return max(1, min(_MOST, _FASTER * largest, int(TARGET * calls / max(seconds, 1e-9))))
+        return max(1, min(_MOST, _GROWTH * largest, int(TARGET * calls / max(seconds, 1e-9))))
 
     def measure(self, future: Future[Any], calls: int) -> None:
-        """Learn from a task of so many calls when it is done."""
+        """Take the duration of a task of this number of calls into account, once it is done."""
 
-        def note(done: Future[Any]) -> None:
-            if isinstance(done, TaskFuture) and done.seconds is not None:  # else it was not run
+        def add(done: Future[Any]) -> None:
+            if isinstance(done, TaskFuture) and done.seconds is not None:  # else the task was not run
                 self._measured.append((calls, done.seconds))
 
         if self._fixed is None:
-            future.add_done_callback(note)
+            future.add_done_callback(add)
 
 
 class _Ahead:
-    """The tasks that were submitted and whose values are still to come, in order."""
+    """Submitted tasks whose values were not yet yielded, in order."""
 
-    def __init__(self, submit: Submit, function: Callable[..., Any], calls: Iterator[Call], sizes: Sizes) -> None:
+    def __init__(self, submit: Submit, function: Callable[..., Any], calls: Iterator[Call], size: ChunkSize) -> None:
         self._submit = submit
         self._function = function
         self._calls = calls
-        self._sizes = sizes
-        self._packed: deque[bool] = deque()
+        self._size = size
+        self._is_chunk: deque[bool] = deque()
         self.tasks: deque[Future[Any]] = deque()
-        self.drawn: Any = None
+        self.bar: Any = None
 
     def fill(self, room: int | None) -> None:
-        """Submit until so many are ahead, or (None) all that there is."""
+        """Submit calls until ``room`` tasks are ahead; all calls if None."""
         while room is None or len(self.tasks) < room:
-            size = self._sizes.next()
+            size = self._size.next()
             chunk = list(itertools.islice(self._calls, size))
             if not chunk:
                 return
             future = (
                 self._submit(self._function, *chunk[0]) if size == 1 else self._submit(run_chunk, self._function, chunk)
             )
-            self._sizes.measure(future, len(chunk))
-            progress_bar.count(self.drawn, [future])
+            self._size.measure(future, len(chunk))
+            progress_bar.count(self.bar, [future])
             self.tasks.append(future)
-            self._packed.append(size > 1)
+            self._is_chunk.append(size > 1)
 
     def pop(self) -> bool:
-        """The first has given its values; whether they are a list of them."""
+        """Remove the first task; returns whether its result is the list of the values of a chunk."""
         self.tasks.popleft()
-        return self._packed.popleft()
+        return self._is_chunk.popleft()
 
 
 def iterate_values(
@@ -99,31 +99,32 @@ def iterate_values(
     end: float | None,
     progress: bool,
 ) -> Iterator[Any]:
-    """The values of calls in order; see :meth:`spoolpool.executor.Executor.map`.
+    """Return an iterator over the values of calls in order; see :meth:`spoolpool.executor.Executor.map`.
 
-    What may be ahead is submitted at once, the rest when a value is asked for.
+    The first tasks are submitted before the return, and the others while values are fetched. ``end`` is a monotonic
+    time.
     """
     auto = chunksize == "auto"
-    ahead = _Ahead(submit, function, calls, Sizes(None if chunksize == "auto" else chunksize))
+    ahead = _Ahead(submit, function, calls, ChunkSize(None if chunksize == "auto" else chunksize))
     room = min(_FIRST, buffersize or _FIRST) if auto else buffersize
     ahead.fill(room)
 
-    def each(room: int | None) -> Iterator[Any]:
+    def values(room: int | None) -> Iterator[Any]:
         total = None if auto or buffersize is not None else len(ahead.tasks)
-        with progress_bar.bar(total) if progress else contextlib.nullcontext() as drawn:
-            progress_bar.count(drawn, ahead.tasks)
-            ahead.drawn = drawn
+        with progress_bar.bar(total) if progress else contextlib.nullcontext() as bar:
+            progress_bar.count(bar, ahead.tasks)
+            ahead.bar = bar
             try:
                 while ahead.tasks:
                     if auto:
                         assert room is not None
-                        room = _patient(ahead, room, buffersize, end)
+                        room = _wait_for_first(ahead, room, buffersize, end)
                     elif room is not None:
                         ahead.fill(len(ahead.tasks) + 1)
                     value = ahead.tasks[0].result(None if end is None else end - time.monotonic())
                     if not ahead.pop():
                         yield value
-                    elif ranks > 1:  # each rank has all values of the chunk
+                    elif ranks > 1:  # a list of each rank's values of the chunk
                         yield from map(list, zip(*value, strict=True))
                     else:
                         yield from value
@@ -131,30 +132,31 @@ def iterate_values(
                 for future in ahead.tasks:
                     future.cancel()
 
-    return each(room)
+    return values(room)
 
 
-def _patient(ahead: _Ahead, room: int, most: int | None, end: float | None) -> int:
-    """Wait for the first task, and let ever more be ahead meanwhile; returns how many may be now.
+def _wait_for_first(ahead: _Ahead, room: int, most: int | None, end: float | None) -> int:
+    """Wait for the first task while increasing the number of tasks ahead; returns that number.
 
-    As long as tasks come, it is one more for each, up to a number that keeps many groups busy with short calls. Where
-    the first one runs and does not come, calls are long, and a task for each does no harm: twice as many every time,
-    without an end. Where it waits for a group, nothing is known yet, and nothing more is submitted.
+    It grows by one with each finished task, up to a number that keeps many groups busy with short tasks. If the first
+    task runs for :data:`TARGET` seconds, calls are long, and a task for each is cheap: the number doubles each time,
+    up to ``most``. If the first task is not claimed yet, the duration of the calls is unknown, and nothing is
+    submitted.
     """
     while not ahead.tasks[0].done():
         left = TARGET if end is None else min(TARGET, end - time.monotonic())
         if left <= 0:
             raise futures.TimeoutError
-        if not wait([ahead.tasks[0]], left).done and _runs(ahead.tasks[0]):
+        if not wait([ahead.tasks[0]], left).done and _is_running(ahead.tasks[0]):
             room = 2 * room if most is None else min(2 * room, most)
             ahead.fill(room)
     room = max(room, min(room + 1, most or _AHEAD, _AHEAD))
-    ahead.fill(room + 1)  # the first is about to go
+    ahead.fill(room + 1)  # the first task is about to be removed
     return room
 
 
-def _runs(future: Future[Any]) -> bool:
+def _is_running(future: Future[Any]) -> bool:
     try:
         return future.running()
-    except OSError:  # the server is away for a moment
+    except OSError:  # the file server is unreachable for a moment
         return False

@@ -1,11 +1,11 @@
-"""What an executor knows of calls that were made before: their keys, and their results in a :mod:`cache`.
+"""Memoizer: finds the results of earlier calls in a :mod:`~spoolpool.client.result_cache`, and adds new ones.
 
 ::
 
     submit ---- key ----> find ---- hit ----> a finished future, and no task
                            | miss
                            v
-                    a task with its key ---> outcome ---> keep, in a thread of its own ---> the cache
+                    a task with the key ---> outcome ---> keep, in the writer thread ---> the cache
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from spoolpool.calls import pickling
 from spoolpool.calls.fingerprint import fingerprint
 from spoolpool.client.futures import PartFuture, TaskFuture, finish
-from spoolpool.client.result_cache import Cache, Entry, key_of
+from spoolpool.client.result_cache import Cache, Entry, key_of_user_key
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import new_task_id
@@ -30,54 +30,53 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 
 if TYPE_CHECKING:
-    from spoolpool.client.session import Session
+    from spoolpool.client.session import SubmitterSession
 
 log = logging.getLogger(__name__)
 
-_MOST = 10_000  # notes
+_MOST = 10_000  # descriptions of calls without a result yet
 
 
 class Memoizer:
-    """Finds and keeps the results of one executor's calls; may be used from several threads.
+    """Memoizer of one executor's calls. The methods may be called from any thread.
 
-    ``accept`` says whose outcomes are worth keeping: those that the executor believes itself.
+    Only outcomes of the accounts in ``accept``, the ones that the executor trusts itself, are kept.
     """
 
     def __init__(self, cache: Cache, spool: Spool, accept: Trust, init: Callable[[], Any] | None = None) -> None:
         self._cache = cache
         self._spool = spool
         self._accept = accept
-        self._init = None if init is None else fingerprint(init, (), {})  # what it presets changes results
-        self._notes: dict[str, tuple[str, str]] = {}  # by key: the key that was given, and the arguments, for people
+        self._init = None if init is None else fingerprint(init, (), {})  # its preset arguments change results
+        self._descriptions: dict[str, tuple[str, str]] = {}  # by key: the user's cache_key, and the arguments as text
         self._writing: dict[str, Future[None]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="spoolpool-cache")
-        self._complained = False
+        self._warned = False
 
     # -- finding
 
-    def look(
+    def find(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        wishes: Resources,
-        session: Session,
+        resources: Resources,
+        session: SubmitterSession,
     ) -> tuple[str, TaskFuture | None]:
-        """The key of a call, and a finished future if its result was kept; then no task is needed.
+        """Return the key of a call, and a finished future if its result is in the cache, so that no task is needed.
 
-        The key is empty where the result is neither looked for nor to be kept: where ``wishes`` say so, and where a
-        future is among the arguments of which nobody knows for which call it stands. Raises :class:`BadRequest` that
-        names an argument without a fingerprint.
+        The key is empty if the call is not cached: if ``resources`` disable it, or if an argument is a future of a call
+        without a key. Raises :class:`BadRequest` that names an argument without a fingerprint.
         """
-        key = self._key(function, args, kwargs, wishes)
-        if (writing := self._writing.get(key)) is not None:  # so that who has a result finds it
+        key = self._key(function, args, kwargs, resources)
+        if (writing := self._writing.get(key)) is not None:  # so that a result that was delivered is found
             wait([writing])
         found = self._cache.find(key) if key else None
         if found is None:
             if key:
-                if len(self._notes) > _MOST:  # of calls that failed
-                    self._notes.clear()
-                self._notes[key] = wishes.cache_key, _told(args, kwargs)
+                if len(self._descriptions) > _MOST:  # most belong to calls that failed
+                    self._descriptions.clear()
+                self._descriptions[key] = resources.cache_key, _describe(args, kwargs)
             return key, None
         header = TaskHeader(
             task=new_task_id(),
@@ -88,17 +87,17 @@ class Memoizer:
             submitted=time.time(),
             cache=key,
         )
-        future = TaskFuture(session, header, here=True)
+        future = TaskFuture(session, header, submitted_by_this_run=True)
         finish(future, value=found[1])
         return key, future
 
     def _key(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], wishes: Resources
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], resources: Resources
     ) -> str:
-        if not wishes.cache:
+        if not resources.cache:
             return ""
-        if wishes.cache_key:
-            return key_of(wishes.cache_key)
+        if resources.cache_key:
+            return key_of_user_key(resources.cache_key)
         unknown = False
 
         def stands_for(future: Future[Any]) -> object:
@@ -108,34 +107,34 @@ class Memoizer:
             unknown = unknown or not key
             return key, keys
 
-        # the ranks always count, since they make the result a list
-        resources = (wishes.cores, self._init, wishes.decisive() if wishes.cache == "resources" else None)
-        key = fingerprint(function, args, kwargs, resources=resources, stands_for=stands_for)
+        # always with the number of ranks, since several make the result a list
+        decisive = (resources.cores, self._init, resources.decisive() if resources.cache == "resources" else None)
+        key = fingerprint(function, args, kwargs, resources=decisive, stands_for=stands_for)
         return "" if unknown else key
 
     # -- keeping
 
     def keep(self, header: TaskHeader, outcome: OutcomeHeader, path: str, label: str) -> None:
-        """Keep the result of a task: what its outcome at a path holds, before its future's owner may change it.
+        """Keep the result of a task, read from its outcome at a path, since the delivered object may be changed.
 
-        It costs an open(2); the rest is done in another thread. Never raises: what finds no room is not kept, and
-        nothing else is lost.
+        This opens the file, which the collector may remove afterwards; the writer thread does the rest. Errors are
+        logged and not raised: without a cache entry the call only runs again.
         """
         try:
             fd = files.open_file(path)
         except OSError as error:
-            self._not_kept(error)
+            self._log_failure(error)
             return
         try:
             writing = self._writer.submit(self._write, fd, header, outcome, path, label)
-        except RuntimeError:  # the interpreter ends, and takes no more for its threads
+        except RuntimeError:  # during the exit of the interpreter, which starts no more work in threads
             self._write(fd, header, outcome, path, label)
         else:
             self._writing[header.cache] = writing
             writing.add_done_callback(lambda _: self._writing.pop(header.cache, None))
 
     def _write(self, fd: int, header: TaskHeader, outcome: OutcomeHeader, path: str, label: str) -> None:
-        given, arguments = self._notes.pop(header.cache, ("", ""))
+        given, arguments = self._descriptions.pop(header.cache, ("", ""))
         try:
             content = self._spool.read(fd, self._accept.check(fd, path).st_size, path, label)
             entry = Entry(
@@ -149,23 +148,23 @@ class Memoizer:
             )
             self._cache.keep(entry, content.payload, content.buffers)
         except (OSError, SpoolpoolError) as error:
-            self._not_kept(error)
+            self._log_failure(error)
         finally:
             files.close(fd)
 
-    def _not_kept(self, error: Exception) -> None:
-        level = logging.INFO if self._complained else logging.WARNING
-        self._complained = True
-        log.log(level, "A result was not kept in the cache %s: %s", self._cache.directory, error)
+    def _log_failure(self, error: Exception) -> None:
+        level = logging.INFO if self._warned else logging.WARNING
+        self._warned = True
+        log.log(level, "Cannot keep a result in the cache %s: %s", self._cache.directory, error)
 
     def close(self) -> None:
-        """Wait until everything is kept that came."""
+        """Wait until all given results are kept."""
         self._writer.shutdown()
 
 
-def _told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Arguments for people."""
-    told = [reprlib.repr(each) for each in args]
-    told += [f"{name}={reprlib.repr(each)}" for name, each in kwargs.items()]
-    text = ", ".join(told)
+def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return the arguments as text of at most 200 characters."""
+    parts = [reprlib.repr(each) for each in args]
+    parts += [f"{name}={reprlib.repr(each)}" for name, each in kwargs.items()]
+    text = ", ".join(parts)
     return text if len(text) <= 200 else f"{text[:197]}..."

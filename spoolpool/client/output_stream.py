@@ -9,7 +9,7 @@ import sys
 import threading
 from queue import SimpleQueue
 
-from spoolpool.client.session import Session
+from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, parse_lane, parse_task_file
@@ -27,7 +27,7 @@ class OutputStream:
     It prints to the current ``sys.stdout``, also a notebook's. The lines of one rank keep their order.
     """
 
-    def __init__(self, session: Session, trust: Trust) -> None:
+    def __init__(self, session: SubmitterSession, trust: Trust) -> None:
         self._session = session
         self._follower = OutputFollower(session.spool, trust)
         self._wake_ups: SimpleQueue[tuple[TaskHeader, TaskFile] | None] = SimpleQueue()  # with a finished task, if any
@@ -36,7 +36,7 @@ class OutputStream:
         self._lines: dict[tuple[TaskFile, int], Lines] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"spoolpool-output-{session.name}", daemon=True)
-        session.on_outcome(self.ended)
+        session.collector.on_outcome = self.ended
         self._thread.start()
 
     def submitted(self) -> None:
@@ -60,7 +60,7 @@ class OutputStream:
     def _run(self) -> None:
         backoff = Backoff(0.01, 0.5)
         while True:
-            pending = {future.task: future.header for future in self._session.pending()}
+            pending = {future.task: future.header for future in self._session.pending.futures()}
             try:
                 printed = self._print_new(pending)
             except OSError as error:  # the file server is unreachable for a moment

@@ -1,16 +1,19 @@
-"""Several short calls in one task, though each was submitted by itself and has a future of its own.
+"""Packing: several short calls share one task, though each was submitted by itself and has a future of its own.
 
 ::
 
-    submit --+--> a task of its own          nothing is known of the function yet, its calls are long, or few wait
+    submit --+--> a task of its own        the function's calls are long or unmeasured, or few of its tasks are pending
              |
-             +--> the open pack of its line  many tasks of the function wait or run, and its calls are short
+             +--> the function's open pack  its calls are short, and many of its tasks are pending
                        |
-                       +--> a task: when it is full; when one of those tasks ends and few are left; when a result of
-                            it is waited for or needed by another call; and before the executor ends
+                       +--> a task          when the pack is full; when a task of the function ends and few are left;
+                             |              when one of its results is awaited or is an argument of another call;
+                             |              before the executor ends
+                             v
+                  the futures of the calls  with their part of the result
 
-A pack is open only while tasks of its function are on their way, and each that comes back lets it go if few are
-left. So no clock is needed, and a call waits in memory only as long as groups have the same to do anyway.
+A pack is open only while tasks of its function are pending, and the end of one of them submits it if few are left. So
+no timer is needed, and a call waits in memory only as long as the worker groups have calls of the same function to run.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any, NamedTuple
 
 from spoolpool.calls import pickling
 from spoolpool.client.futures import PartFuture, TaskFuture
-from spoolpool.client.map import Sizes
+from spoolpool.client.map import ChunkSize
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.runtime import ExecutorRuntime
@@ -34,265 +37,268 @@ from spoolpool.resources import Resources
 from spoolpool.wire import PackResults, run_pack
 
 BUSY = 4
-"""Tasks of a function that wait or run, from which on its next calls are gathered."""
+"""Pending tasks of a function from which on its next calls are packed."""
 
-_SMALL = 1 << 16  # bytes of a pickled call, from which on it has a task of its own
-_KNOWN = 256  # functions of which times are remembered
-_ALONE = ("cores", "retries", "time_limit", "not_before", "error_log_file")
-"""Wishes that are about one call: where one is not as usual, the call has a task of its own."""
+_SMALL = 1 << 16  # bytes of a pickled call from which on it is not packed
+_KNOWN = 256  # functions with statistics
+_UNPACKED = ("cores", "retries", "time_limit", "not_before", "error_log_file")
+"""Requests that concern one call: a call that sets one of them is not packed."""
+_DEFAULT = Resources()
+
+
+class Packer:
+    """Packer of the calls of an executor. The methods may be called from any thread."""
+
+    def __init__(self, runtime: ExecutorRuntime) -> None:
+        self._runtime = runtime
+        self._pid = os.getpid()
+        # reentrant: a task may be done before its callbacks are added, which then run at once; and a garbage collection
+        # may run in any thread at any moment, and close the executor, which flushes
+        self._lock = threading.RLock()
+        self._cancel_ended = threading.Condition(self._lock)
+        self._statistics: dict[object, FunctionStats] = {}
+        runtime.flush_with(self.flush)
+
+    # -- gather, send, deliver
+
+    def gather(self, call: PreparedCall) -> PackedFuture | None:
+        """Add a call to the open pack of its function; returns None for a call that must have its own task."""
+        if not _is_packable(call):
+            return None
+        key = PackKey(call.lane, call.name, call.resources)
+        with self._lock:
+            stats = self.stats_of(call.function)
+            size = stats.size.next()
+            if size == 1 or stats.pending_tasks < BUSY:
+                return None
+            pack = stats.open_pack
+            if pack is None or pack.key != key:
+                if pack is not None:
+                    self._send(pack)
+                pack = stats.open_pack = Pack(stats, key)
+            future = PackedFuture(self, pack)
+            pack.calls.append(_Call(future, bytes(call.payload), [bytes(each) for each in call.buffers]))
+            if len(pack.calls) >= size:
+                self._send(pack)
+        return future
+
+    def flush(self) -> None:
+        """Submit all open packs."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            for stats in self._statistics.values():
+                if stats.open_pack is not None:
+                    self._send(stats.open_pack)
+
+    def _send(self, pack: Pack) -> Future[Any]:
+        """Submit a pack, under the lock; an error becomes the error of each of its futures."""
+        if pack.stats.open_pack is pack:
+            pack.stats.open_pack = None
+        if not pack.calls:  # all were cancelled
+            return Future()
+        for position, call in enumerate(pack.calls):
+            call.future.keys = (position,)
+        key, resources = pack.key, pack.key.resources
+        try:
+            self._runtime.prepare(resources.shape)
+            pickled = pickling.dumps((run_pack, ([(call.payload, call.buffers) for call in pack.calls],), {}))
+            references = CallReferences(self._runtime.spool, new_task_id(resources.priority))
+            name = f"{key.name} x{len(pack.calls)}"
+            task = pack.task = self._runtime.submit(
+                PreparedCall(run_pack, name, key.lane, *pickled, resources, references)
+            )
+        except Exception as error:  # noqa: BLE001  of the spool or of a closed session: only the futures can report it
+            pack.task = Future()
+            pack.task.set_exception(error)
+            pack.deliver(pack.task)
+            return pack.task
+        self._count(pack.stats, task, len(pack.calls))
+        task.add_done_callback(pack.deliver)
+        return task
+
+    def count_unpacked(self, function: Callable[..., Any], task: Future[Any]) -> None:
+        """Count a call that was submitted as a task of its own."""
+        with self._lock:
+            self._count(self.stats_of(function), task, 1)
+
+    def _count(self, stats: FunctionStats, task: Future[Any], calls: int) -> None:
+        stats.pending_tasks += 1
+        stats.size.measure(task, calls)
+        task.add_done_callback(lambda _: self._count_ended(stats))
+
+    def _count_ended(self, stats: FunctionStats) -> None:
+        with self._lock:
+            stats.pending_tasks -= 1
+            if stats.open_pack is not None and stats.pending_tasks < BUSY:
+                self._send(stats.open_pack)
+
+    def stats_of(self, function: Any) -> FunctionStats:
+        """Return the statistics of a function, under the lock; functions with the same code share them."""
+        while isinstance(function, functools.partial):
+            function = function.func
+        key = getattr(function, "__code__", function)
+        key = key if isinstance(key, Hashable) else type(function)
+        if key not in self._statistics and len(self._statistics) >= _KNOWN:
+            self._statistics = {key: stats for key, stats in self._statistics.items() if stats.pending_tasks}
+        return self._statistics.setdefault(key, FunctionStats())
+
+    # -- requests of the futures
+
+    def task_of(self, future: PackedFuture, *, keep_pack: bool = False) -> Future[Any]:
+        """Return the future of the task of a call; submits its pack if it is open.
+
+        With ``keep_pack`` no call of the pack can be cancelled any more, since another call refers to the task.
+        """
+        if os.getpid() != self._pid:
+            raise BrokenSpool("The future belongs to the parent process; it cannot be used after fork.")
+        with self._lock:
+            self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
+            future.pack.is_argument |= keep_pack
+            return future.pack.task or self._send(future.pack)
+
+    def cancel(self, future: PackedFuture) -> bool:
+        """Cancel one call. If its pack was submitted, that task is cancelled, and the other calls are packed anew."""
+        with self._lock:
+            self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
+            pack, task = future.pack, future.pack.task
+            if future.done() or pack.is_argument:
+                return future.cancelled()
+            pack.is_cancelling = task is not None
+            if task is None:
+                pack.calls = [call for call in pack.calls if call.future is not future]
+        if task is None:
+            return future.mark_cancelled()
+        # outside of the lock: a thread that cancels the task itself holds the task's lock, and acquires this one
+        cancelled = not isinstance(task, TaskFuture) or task.cancel_alone()
+        with self._lock:
+            pack.is_cancelling = False
+            self._cancel_ended.notify_all()
+            if not cancelled:
+                return False
+            # the old pack is left empty: a later callback of its task must not cancel the other calls
+            others, pack.calls = [call for call in pack.calls if call.future is not future], []
+            if others:
+                self._gather_again(pack, others)
+        return future.mark_cancelled()
+
+    def _gather_again(self, old: Pack, calls: list[_Call]) -> None:
+        """Move calls of a cancelled task into another pack; it is submitted at once if it cannot be the open one."""
+        stats, open_pack = old.stats, old.stats.open_pack
+        pack = open_pack if open_pack is not None and open_pack.key == old.key else Pack(stats, old.key)
+        for call in calls:
+            call.future.pack = pack
+        pack.calls += calls
+        if open_pack in (None, pack) and stats.pending_tasks >= BUSY:
+            stats.open_pack = pack
+        else:
+            self._send(pack)
+
+
+class FunctionStats:
+    """State of one function: measured durations, number of pending tasks, and the open pack."""
+
+    def __init__(self) -> None:
+        self.size = ChunkSize(None)
+        self.pending_tasks = 0
+        self.open_pack: Pack | None = None
 
 
 class PackKey(NamedTuple):
-    """What calls of one pack have in common."""
+    """Common properties of the calls of a pack."""
 
     lane: str
     name: str
     resources: Resources
 
 
+class _Call(NamedTuple):
+    future: PackedFuture
+    payload: bytes
+    buffers: list[bytes]
+
+
 class Pack:
-    """Calls that share a task, or will: with their futures, and as they were pickled."""
+    """Calls that share a task, or will. The packer changes it under its lock."""
 
-    def __init__(self, packer: Packer, line: FunctionStats, shape: PackKey) -> None:
-        self.packer = packer
-        self.line = line
-        self.shape = shape
-        self.calls: list[tuple[PackedFuture, bytes, list[bytes]]] = []
+    def __init__(self, stats: FunctionStats, key: PackKey) -> None:
+        self.stats = stats
+        self.key = key
+        self.calls: list[_Call] = []
         self.task: Future[Any] | None = None
-        """The task's future, once it was submitted."""
-        self.needed = False
-        """Whether another call refers to it, so that it must stay what it is."""
-        self.dissolving = False
+        """Future of the task, once it was submitted."""
+        self.is_argument = False
+        """Whether another call refers to the task, so that it must not be cancelled for the sake of one call."""
+        self.is_cancelling = False
 
-
-class FunctionStats:
-    """What is known of one function: how long its calls take, how many of its tasks are on their way."""
-
-    def __init__(self) -> None:
-        self.sizes = Sizes(None)
-        self.on_their_way = 0
-        self.open: Pack | None = None
-
-
-class PackedFuture(PartFuture):
-    """The future of a call that shares a task, or will."""
-
-    def __init__(self, pack: Pack) -> None:
-        Future.__init__(self)
-        self.pack = pack
-        self.keys = ()
-        self._told = False
-
-    @property
-    def whole(self) -> Future[Any]:  # type: ignore[override]
-        """The future of the task, for another call that refers to it; a pack that is open is submitted now."""
-        return self.pack.packer.task_of(self, needed=True)
-
-    @property
-    def of(self) -> tuple[Future[Any], ...]:  # type: ignore[override]
-        """The same, for who waits for it."""
-        return (self.pack.packer.task_of(self),)
-
-    def running(self) -> bool:
-        """Whether a worker has claimed the task."""
-        task = self.pack.task
-        return not self.done() and task is not None and task.running()
-
-    def cancel(self) -> bool:
-        """Take the call back, and no other; False once a worker has its task, another call needs it, or it is done."""
-        return self.cancelled() or (not self.done() and self.pack.packer.take_back(self))
-
-    def end(self) -> bool:
-        """Be cancelled, since nobody will run the call. Of several threads that come here one tells who waits."""
-        if not Future.cancel(self):  # the class above would cancel the whole task
-            return False
-        with self._condition:
-            told, self._told = self._told, True
-        if not told:
-            self.set_running_or_notify_cancel()
-        return True
-
-
-class Packer:
-    """Decides which calls of an executor share a task. Its methods may be called from any thread."""
-
-    def __init__(self, core: ExecutorRuntime) -> None:
-        self._core = core
-        self._pid = os.getpid()
-        # reentrant: a future may be done already when somebody asks to be told
-        self._lock = threading.RLock()
-        self._dissolved = threading.Condition(self._lock)
-        self._lines: dict[object, FunctionStats] = {}
-        core.flush_with(self.flush)
-
-    def take(self, call: PreparedCall) -> PackedFuture | None:
-        """Take a call into a pack; returns None for a call that should have a task of its own."""
-        size = len(call.payload) + sum(map(len, call.buffers))
-        if (
-            size > _SMALL
-            or not call.references.is_empty
-            or call.init
-            or any(_is_set(call.resources, n) for n in _ALONE)
-        ):
-            return None
-        shape = PackKey(call.lane, call.name, call.resources)
-        with self._lock:
-            line = self._line(call.function)
-            most = line.sizes.next()
-            if most == 1 or line.on_their_way < BUSY:
-                return None
-            pack = line.open
-            if pack is None or pack.shape != shape:
-                if pack is not None:
-                    self._send(pack)
-                pack = line.open = Pack(self, line, shape)
-            future = PackedFuture(pack)
-            pack.calls.append((future, bytes(call.payload), [bytes(each) for each in call.buffers]))
-            if len(pack.calls) >= most:
-                self._send(pack)
-        return future
-
-    def sent(self, function: Callable[..., Any], future: Future[Any]) -> None:
-        """A call went into a task of its own."""
-        with self._lock:
-            line = self._line(function)
-            line.on_their_way += 1
-        line.sizes.measure(future, 1)
-        future.add_done_callback(lambda _: self._came_back(line))
-
-    def flush(self) -> None:
-        """Submit whatever is open."""
-        if os.getpid() != self._pid:
+    def deliver(self, task: Future[Any]) -> None:
+        """Give each call its part of the outcome of the task."""
+        if self.is_cancelling and task.cancelled():  # for one call; the others go into another pack
             return
-        with self._lock:
-            for line in self._lines.values():
-                if line.open is not None:
-                    self._send(line.open)
-
-    def task_of(self, future: PackedFuture, *, needed: bool = False) -> Future[Any]:
-        """The task's future, submitted now if it was not."""
-        if os.getpid() != self._pid:
-            raise BrokenSpool("This future is the parent process's: ask for it there.")
-        with self._lock:
-            self._dissolved.wait_for(lambda: not future.pack.dissolving)
-            future.pack.needed |= needed
-            return future.pack.task or self._send(future.pack)
-
-    def take_back(self, future: PackedFuture) -> bool:
-        """Take one call back. If it is in the spool, its task is taken back, and the others go into a new one."""
-        with self._lock:
-            self._dissolved.wait_for(lambda: not future.pack.dissolving)
-            pack, task = future.pack, future.pack.task
-            if future.done() or pack.needed:
-                return future.cancelled()
-            pack.dissolving = task is not None
-            if task is None:
-                pack.calls = [call for call in pack.calls if call[0] is not future]
-        if task is None:
-            return future.end()
-        # outside of the lock: whoever cancels the task itself holds its own lock, and asks for this one
-        taken = not isinstance(task, TaskFuture) or task.take_back()
-        with self._lock:
-            pack.dissolving = False
-            self._dissolved.notify_all()
-            if not taken:
-                return False
-            # none are left in the old one: that its task was cancelled may be told only later, and is not about them
-            rest, pack.calls = [call for call in pack.calls if call[0] is not future], []
-            if rest:
-                self._gather(pack, rest)
-        return future.end()
-
-    # -- inside
-
-    def _line(self, function: Any) -> FunctionStats:
-        while isinstance(function, functools.partial):
-            function = function.func
-        key = getattr(function, "__code__", function)
-        key = key if isinstance(key, Hashable) else type(function)
-        if key not in self._lines and len(self._lines) >= _KNOWN:
-            self._lines = {each: line for each, line in self._lines.items() if line.on_their_way}
-        return self._lines.setdefault(key, FunctionStats())
-
-    def _gather(self, old: Pack, calls: list[tuple[PackedFuture, bytes, list[bytes]]]) -> None:
-        """Calls whose task was taken back go into another one, later if they can wait."""
-        pack = Pack(self, old.line, old.shape)
-        if old.line.open is not None and old.line.open.shape == old.shape:
-            pack = old.line.open
-        for call in calls:
-            call[0].pack = pack
-        pack.calls += calls
-        if old.line.open in (None, pack) and old.line.on_their_way >= BUSY:
-            old.line.open = pack
-        else:
-            self._send(pack)
-
-    def _send(self, pack: Pack) -> Future[Any]:
-        """Submit a pack, under the lock. What goes wrong is told to each of its futures."""
-        if pack.line.open is pack:
-            pack.line.open = None
-        if not pack.calls:  # all were taken back
-            return Future()
-        for number, (future, _, _) in enumerate(pack.calls):
-            future.keys = (number,)
-        core, shape, resources = self._core, pack.shape, pack.shape.resources
-        calls = [(payload, buffers) for _, payload, buffers in pack.calls]
-        try:
-            core.prepare(resources.shape)
-            payload, buffers = pickling.dumps((run_pack, (calls,), {}))
-            references = CallReferences(core.spool, new_task_id(resources.priority))
-            name = f"{shape.name} x{len(calls)}"
-            task = pack.task = core.session.submit(
-                PreparedCall(run_pack, name, shape.lane, payload, buffers, resources, references)
-            )
-        except Exception as error:  # noqa: BLE001  of the spool, or that the session is closed: nobody else is told
-            pack.task = Future()
-            pack.task.set_exception(error)
-            self._deliver(pack, pack.task)
-            return pack.task
-        if core.stream is not None:
-            core.stream.submitted()
-        pack.line.on_their_way += 1
-        pack.line.sizes.measure(task, len(calls))
-        task.add_done_callback(functools.partial(self._landed, pack))
-        return task
-
-    def _landed(self, pack: Pack, task: Future[Any]) -> None:
-        self._came_back(pack.line)
-        if not (pack.dissolving and task.cancelled()):
-            self._deliver(pack, task)
-
-    def _came_back(self, line: FunctionStats) -> None:
-        with self._lock:
-            line.on_their_way -= 1
-            if line.open is not None and line.on_their_way < BUSY:
-                self._send(line.open)
-
-    @staticmethod
-    def _deliver(pack: Pack, task: Future[Any]) -> None:
-        """Give each call what came of it."""
         results: Any = None
         error: BaseException | None = None
         try:
             results = task.result()
-            if not isinstance(results, PackResults) or len(results) != len(pack.calls):
-                error = BadTaskFile(f"The outcome of a pack of {len(pack.calls)} calls is {type(results).__name__}.")
-        except BaseException as raised:  # noqa: BLE001  the whole task failed, or was cancelled
+            if not isinstance(results, PackResults) or len(results) != len(self.calls):
+                found = type(results).__name__
+                error = BadTaskFile(f"The result of a pack of {len(self.calls)} calls is an object of type {found}.")
+        except BaseException as raised:  # noqa: BLE001  of the whole task, or its cancellation
             error = raised
-        for number, (future, _, _) in enumerate(pack.calls):
+        for position, call in enumerate(self.calls):
             if isinstance(error, CancelledError):
-                future.end()
-            elif future.set_running_or_notify_cancel():
+                call.future.mark_cancelled()
+            elif call.future.set_running_or_notify_cancel():
                 try:
-                    value = results[number] if error is None else None
-                except BaseException as raised:  # noqa: BLE001  the call's own
-                    future.set_exception(raised.with_traceback(None))
+                    value = results[position] if error is None else None
+                except BaseException as raised:  # noqa: BLE001  of the call
+                    call.future.set_exception(raised.with_traceback(None))
                 else:
-                    future.set_exception(error) if error is not None else future.set_result(value)
+                    call.future.set_exception(error) if error is not None else call.future.set_result(value)
 
 
-def _is_set(resources: Resources, name: str) -> bool:
-    return bool(getattr(resources, name) != getattr(_DEFAULT, name))
+class PackedFuture(PartFuture):
+    """Future of a call that shares a task, or will."""
+
+    def __init__(self, packer: Packer, pack: Pack) -> None:
+        Future.__init__(self)
+        self._packer = packer
+        self.pack = pack
+        self.keys = ()
+        self._notified = False
+
+    @property
+    def whole(self) -> Future[Any]:  # type: ignore[override]
+        """Future of the task, for another call that refers to it; submits an open pack."""
+        return self._packer.task_of(self, keep_pack=True)
+
+    @property
+    def sources(self) -> tuple[Future[Any], ...]:  # type: ignore[override]
+        """Future of the task, for a thread that waits for it; submits an open pack."""
+        return (self._packer.task_of(self),)
+
+    def running(self) -> bool:
+        """Return whether a worker has claimed the task; lists the spool."""
+        task = self.pack.task
+        return not self.done() and task is not None and task.running()
+
+    def cancel(self) -> bool:
+        """Cancel this call alone; returns False if it is done, claimed, or shares its task with an argument."""
+        return self.cancelled() or (not self.done() and self._packer.cancel(self))
+
+    def mark_cancelled(self) -> bool:
+        """Set the state to cancelled, and notify the waiters once, also if several threads call this."""
+        if not Future.cancel(self):  # not PartFuture.cancel, which cancels the whole task
+            return False
+        with self._condition:
+            notified, self._notified = self._notified, True
+        if not notified:
+            self.set_running_or_notify_cancel()
+        return True
 
 
-_DEFAULT = Resources()
+def _is_packable(call: PreparedCall) -> bool:
+    if call.init or not call.references.is_empty:
+        return False
+    if any(getattr(call.resources, name) != getattr(_DEFAULT, name) for name in _UNPACKED):
+        return False
+    return len(call.payload) + sum(map(len, call.buffers)) <= _SMALL

@@ -1,4 +1,4 @@
-"""The futures of one session that have no outcome yet, and what follows when one gets it."""
+"""Futures of one session without an outcome, and the consequences of an outcome."""
 
 from __future__ import annotations
 
@@ -8,141 +8,183 @@ from weakref import WeakValueDictionary
 
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.references import CallReferences
-from spoolpool.client.retention import Retention
+from spoolpool.client.retention import OutcomeState, Retention
 from spoolpool.format.headers import Kind
-from spoolpool.format.names import TaskFile
-from spoolpool.monitor.graph import Graph
+from spoolpool.format.names import TaskFile, parse_task_file
+from spoolpool.monitor.graph import Graph, Node
 from spoolpool.protocol import cancel
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.spool import Spool
+from spoolpool.system import files
 
 
 class PendingTasks:
-    """What a session waits for. All methods may be called from any thread; ``lock`` is the session's own."""
+    """Pending tasks of a session. The methods may be called from any thread; ``lock`` is the lock of the session."""
 
     def __init__(self, spool: Spool, session: str, *, keeps_all: bool) -> None:
         self.spool = spool
         self.session = session
-        # reentrant: garbage is collected in any thread at any moment, and may end in Session.close()
+        # reentrant: a garbage collection may run in any thread at any moment, and close the session
         self.lock = threading.RLock()
         self.retention = Retention(spool, session, self.lock, keeps_all=keeps_all)
-        self.graph = Graph()
-        """Of the tasks that need others, and those."""
-        self._futures: dict[str, TaskFuture] = {}
-        self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
-        self._none_left = threading.Condition(self.lock)
-        self._marked: set[str] = set()
         self.lost = False
         """Whether a task was lost with its workers, and is kept in ``failed/``."""
-        # a temporary spool is one executor's alone, and goes with it: nobody will ask what happened there
+        self._graph = Graph()  # of the tasks with dependencies or dependents
+        self._futures: dict[str, TaskFuture] = {}
+        self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
+        self._empty = threading.Condition(self.lock)
+        self._cancel_requested: set[str] = set()
+        # a temporary spool belongs to one executor and is removed with it: its journal would not be read
         self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), session)
 
     def __len__(self) -> int:
         return len(self._futures)
 
     def get(self, task: str) -> TaskFuture | None:
-        """The future of a task, if it has no outcome yet."""
+        """Return the future of a task that has no outcome yet."""
         return self._futures.get(task)
 
-    def tasks(self) -> Container[str]:
-        """Ids of the tasks without an outcome, as they are at any moment."""
+    def ids(self) -> Container[str]:
+        """Return a live view of the ids of the pending tasks."""
         return self._futures.keys()
 
     def futures(self, lane: str | None = None) -> list[TaskFuture]:
-        """Futures without an outcome (of a lane; of any if None), in the order of their submission."""
+        """Return the pending futures (of a lane; of all lanes if None), in the order of their submission."""
         with self.lock:
             return [future for future in self._futures.values() if lane in (None, future.header.lane)]
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until nothing is awaited; whether that is so."""
-        with self._none_left:
-            return self._none_left.wait_for(lambda: not self._futures, seconds)
+        """Wait until no task is pending; returns whether this is so."""
+        with self._empty:
+            return self._empty.wait_for(lambda: not self._futures, seconds)
 
-    # -- what is added, and taken out without an outcome
+    def is_unclaimed(self, future: TaskFuture) -> bool:
+        """Return whether the task has no claim, or none any more after the death of its worker; lists the spool."""
+        header = future.header
+        # in this order: a task moves from waiting/ to its bucket
+        names = files.list_names(self.spool.layout.waiting) if header.delayed else []
+        names += files.list_names(self.spool.layout.bucket(header.lane, header.bucket))
+        listed = map(parse_task_file, names)
+        return any(task_file is not None and task_file.task == header.task for task_file in listed)
 
-    def add(self, future: TaskFuture, needs: CallReferences | None = None) -> None:
-        """A task is about to be in the spool."""
+    def count_unclaimed(self) -> int:
+        """Return the number of pending tasks without a claim; lists the spool."""
+        headers = {future.task: future.header for future in self.futures()}
+        directories = {self.spool.layout.bucket(each.lane, each.bucket) for each in headers.values()}
+        if any(each.delayed for each in headers.values()):
+            directories.add(self.spool.layout.waiting)
+        listed = {
+            task_file.task
+            for directory in directories
+            for task_file in map(parse_task_file, files.list_names(directory))
+            if task_file
+        }
+        return len(listed & headers.keys())
+
+    # -- dependencies
+
+    def retain(self, task: str, references: CallReferences) -> OutcomeState:
+        """Retain the outcome of a task in the spool for a call, unless it was removed already."""
+        with self.lock:
+            future = self._futures.get(task)
+            if future is not None:
+                self._graph.expect(future.header)
+            return self.retention.retain(task, references, pending=future is not None)
+
+    def dependents(self, task: str) -> list[TaskFuture]:
+        """Return the futures of this process that depend on a task."""
+        return [each.future for each in self.retention.dependents(task) if each.future is not None]
+
+    def nodes(self) -> list[Node]:
+        """Return the pending tasks, and all with dependencies or dependents, for :mod:`spoolpool.monitor.graph`."""
+        return self._graph.nodes(future.header for future in self.futures())
+
+    # -- additions, and removals without an outcome
+
+    def add(self, future: TaskFuture, references: CallReferences | None = None) -> None:
+        """Add a task that is about to be written into the spool."""
         with self.lock:
             self._futures[future.task] = future
             if self.retention.keeps_all:
                 self._known[future.task] = future
-            if future.header.needs and needs is not None:
-                self.retention.add(future.task, needs)
-                self.graph.add(future.header, [each.header for each in needs.futures()])
+            if future.header.needs and references is not None:
+                self.retention.add(future.task, references)
+                self._graph.add(future.header, [each.header for each in references.dependencies()])
 
     def known(self, task: str) -> TaskFuture | None:
-        """The future of a task of a session that keeps its outcomes, done or not, as long as somebody holds it."""
+        """Return the existing future of a task, done or not, of a session that keeps its outcomes."""
         return self._known.get(task)
 
     def withdraw(self, task: str) -> None:
-        """It was not put in after all."""
+        """Remove a task whose submission failed."""
         with self.lock:
             self.retention.withdraw(task)
-            self._forget(task)
+            self._remove(task)
 
     def forget(self, lane: str | None = None) -> list[TaskFuture]:
-        """Wait for nothing any more (of a lane; of any if None); returns what was awaited."""
+        """Remove and return all pending futures (of a lane; of all lanes if None)."""
         with self.lock:
             forgotten = self.futures(lane)
             for future in forgotten:
-                self._forget(future.task)
+                self._remove(future.task)
         return forgotten
 
-    def _forget(self, task: str) -> None:
+    def _remove(self, task: str) -> None:
         self._futures.pop(task, None)
         if not self._futures:
-            self._none_left.notify_all()
+            self._empty.notify_all()
 
-    def mark(self, task: str) -> None:
-        """Ask whoever runs a task to end it, and take the mark away once the task is over."""
+    def request_cancel(self, task: str) -> None:
+        """Request that the worker interrupts a task; the request is withdrawn once the task has ended."""
         with self.lock:
             if task in self._futures:
-                self._marked.add(task)
+                self._cancel_requested.add(task)
                 cancel.request(self.spool, task)
 
     # -- outcomes
 
-    def ended(self, future: TaskFuture, task_file: TaskFile, kind: Kind) -> None:
-        """A future has the outcome that this token stands for, which can be taken away."""
+    def mark_delivered(self, future: TaskFuture, task_file: TaskFile, kind: Kind) -> None:
+        """Remove a task whose future got the outcome of this attempt, so that the outcome can be removed too."""
         self.lost = self.lost or kind == "lost"
-        self.retention.delivered(task_file, kind, future.header, here=future.here)
-        self.over(future)
-        self.graph.finish(future.task, kind)  # after that nobody says any more that it is expected
+        here = future.submitted_by_this_run
+        self.retention.add_delivered(task_file, kind, future.header, submitted_by_this_run=here)
+        self.mark_ended(future)
+        self._graph.finish(future.task, kind)  # last: retain() calls expect() only for a pending task
 
-    def over(self, future: TaskFuture) -> None:
-        """Nothing is awaited of a task any more; what waits for it may go."""
+    def mark_ended(self, future: TaskFuture) -> None:
+        """Remove a task that gets no further outcome, and make the tasks ready that depend on it alone."""
         with self.lock:
-            if future.task in self._marked:
-                self._marked.remove(future.task)
+            if future.task in self._cancel_requested:
+                self._cancel_requested.remove(future.task)
                 cancel.withdraw_request(self.spool, future.task)
-            self._forget(future.task)
-            holders = self.retention.holders(future.task)
-        for needs in holders:
-            needs.ended(self.session, future.task)
+            self._remove(future.task)
+            dependents = self.retention.dependents(future.task)
+        for references in dependents:
+            references.mark_ended(self.session, future.task)
 
     # -- the journal
 
-    def note(self, event: str, future: TaskFuture, **fields: object) -> None:
-        """Write into the journal what became of a task."""
+    def record_event(self, event: str, future: TaskFuture, **fields: object) -> None:
+        """Add an event of a task to the journal."""
         if self._journal is not None:
             with self.lock:
                 self._journal.write(event, task=future.task, session=self.session, lane=future.header.lane, **fields)
 
     def flush(self, age: float) -> bool:
-        """Write what the journal gathered, if that is so old (in seconds); whether something is left to write."""
+        """Write the journal's buffer if it is older than ``age`` seconds; returns whether lines are left."""
         with self.lock:
             return self._journal is not None and self._journal.flush(age)
 
     def close(self) -> None:
-        """Close the journal; harmless when repeated."""
+        """Close the journal. May be repeated."""
         with self.lock:
             if self._journal is not None:
                 self._journal.close()
 
     def after_fork(self) -> list[TaskFuture]:
-        """In a forked child: everything is the parent's. Returns what was awaited there."""
+        """Drop the parent's state in a forked child; returns the futures that were pending in the parent."""
         self.lock = threading.RLock()
-        self._none_left = threading.Condition(self.lock)
-        self._journal = None  # what it has gathered is the parent's to write
+        self._empty = threading.Condition(self.lock)
+        self._journal = None  # only the parent writes its buffer
         futures, self._futures = list(self._futures.values()), {}
         return futures

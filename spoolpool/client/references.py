@@ -1,7 +1,7 @@
-"""What a call needs of other tasks: while it is pickled, and until it has its outcome.
+"""References of a call to futures and objects among its arguments, from pickling until the call has its outcome.
 
-A future among the arguments travels as a reference. From the moment at which it is pickled the session that awaits it
-holds it for the call: its outcome stays in the spool, where the worker of the call finds it.
+A future among the arguments is pickled as a reference to its task, a *dependency* of the call. From that moment the
+session of that task retains its outcome in the spool, where the worker of the call reads it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.client.futures import PartFuture, TaskFuture, finish
@@ -18,124 +18,118 @@ from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
 from spoolpool.protocol.delay import make_ready
 from spoolpool.protocol.spool import Spool
 
-if TYPE_CHECKING:
-    from spoolpool.client.session import Session
-
 
 class CallReferences:
-    """What one call needs, which will be the given task. :meth:`refer` is asked about each future in it."""
+    """Dependencies and objects of one call, which becomes the given task; filled by :meth:`refer` during pickling."""
 
-    def __init__(self, spool: Spool, task: str, take: Callable[[ObjectRef], None] | None = None) -> None:
-        """``take`` holds an object for the session that submits the call."""
+    def __init__(self, spool: Spool, task: str, acquire: Callable[[ObjectRef], None] | None = None) -> None:
+        """``acquire`` leases an object for the session that submits the call."""
         self._spool = spool
-        self._take = take
+        self._acquire = acquire
         self.objects: dict[str, tuple[int, ...]] = {}
-        """Objects that it names, as a task's header has them."""
+        """Objects among the arguments, in the form of the task header."""
         self.task = task
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, str], tuple[Session, TaskFuture]] = {}
+        self._dependencies: dict[tuple[str, str], TaskFuture] = {}
         self._pending: set[tuple[str, str]] = set()
-        self._ended_badly: Future[Any] | None = None
+        self._failed: Future[Any] | None = None
         self.future: TaskFuture | None = None
-        """The call's own, once it is in the spool."""
+        """Future of the call, while its task is in the spool."""
 
-    def refer(self, future: Future[Any] | ObjectRef) -> object:
-        """What travels in the place of a future: a reference as long as its outcome is in the spool, else its value.
+    def refer(self, argument: Future[Any] | ObjectRef) -> object:
+        """Return the value to pickle for a future: a reference while its outcome is in the spool, else its result.
 
-        An object is held, and travels as it is. Raises :class:`BadRequest` for a future that is not done and whose
-        outcome will not be in this spool, and for an object that is not there.
+        An object is leased and returned unchanged. Raises :class:`BadRequest` for an unfinished future whose outcome
+        will not be in this spool, and for an object that is not in it.
         """
-        if isinstance(future, ObjectRef):
-            if self._take is not None and future.name not in self.objects:
-                self._take(future)
-            self.objects[future.name] = ()
-            return future
-        whole, keys = (future.whole, future.keys) if isinstance(future, PartFuture) else (future, ())
-        if isinstance(whole, TaskFuture):
-            session: Any = whole.inbox
-            key = session.name, whole.task
-            if session.spool.config.id == self._spool.config.id:
-                held = session.hold(whole.task, self)
-                if held != "gone":
-                    self._held[key] = session, whole
-                    if held == "pending":
-                        self._pending.add(key)
-                    return Reference(*key, keys)
-        if not future.done():
+        if isinstance(argument, ObjectRef):
+            if self._acquire is not None and argument.name not in self.objects:
+                self._acquire(argument)
+            self.objects[argument.name] = ()
+            return argument
+        whole, keys = (argument.whole, argument.keys) if isinstance(argument, PartFuture) else (argument, ())
+        if isinstance(whole, TaskFuture) and whole.session.spool.config.id == self._spool.config.id:
+            key = whole.session.name, whole.task
+            state = whole.session.pending.retain(whole.task, self)
+            if state != "removed":
+                self._dependencies[key] = whole
+                if state == "pending":
+                    self._pending.add(key)
+                return Reference(*key, keys)
+        if not argument.done():
             raise BadRequest(
-                "An argument is a future that is not done and does not belong to this spool: wait for it first, and "
-                "give its result."
+                "An argument is an unfinished future that does not belong to this spool: wait for it, and pass its "
+                "result."
             )
-        if future.cancelled() or future.exception() is not None:
-            self._ended_badly = self._ended_badly or future
+        if argument.cancelled() or argument.exception() is not None:
+            self._failed = self._failed or argument
             return None
-        return future.result()
+        return argument.result()
 
     @property
     def is_empty(self) -> bool:
-        """Whether the call needs nothing: neither futures nor objects are in it."""
-        return not (self._held or self.objects or self._ended_badly is not None)
+        """Whether the call has neither futures nor objects among its arguments."""
+        return not (self._dependencies or self.objects or self._failed is not None)
 
-    def of_header(self) -> dict[str, tuple[str, ...]]:
-        """What the header says: tasks by their sessions."""
-        if not self._held:  # as most
+    def by_session(self) -> dict[str, tuple[str, ...]]:
+        """Return the task ids of the dependencies by session, in the form of the task header."""
+        if not self._dependencies:  # most calls
             return {}
         found: dict[str, list[str]] = {}
-        for session, task in self._held:
+        for session, task in self._dependencies:
             found.setdefault(session, []).append(task)
         return {session: tuple(tasks) for session, tasks in found.items()}
 
-    def futures(self) -> list[TaskFuture]:
-        """What it needs."""
-        return [future for _, future in self._held.values()]
+    def dependencies(self) -> list[TaskFuture]:
+        """Return the futures of the dependencies."""
+        return list(self._dependencies.values())
 
-    def end(self, future: TaskFuture) -> bool:
-        """End the call's own future at once if something that the call needs is known to have failed; whether it is."""
-        bad = self._ended_badly
-        if bad is None:
+    def finish_if_failed(self, future: TaskFuture) -> bool:
+        """Finish the future of the call if one of its arguments has failed already; returns whether it did."""
+        failed = self._failed
+        if failed is None:
             return False
-        self.drop()
-        if bad.cancelled():
-            future.withdrawn()
+        self.release()
+        if failed.cancelled():
+            future.mark_cancelled()
             return True
-        cause = bad.exception()
+        cause = failed.exception()
         if isinstance(cause, DependencyFailed) and cause.__cause__ is not None:
             cause = cause.__cause__
         error = DependencyFailed(
-            f"The call to {future.header.name} was not made, because an argument of it failed: "
+            f"The call of {future.header.name} was not submitted, because an argument of it failed: "
             f"{type(cause).__name__}: {cause}"
         )
         error.__cause__ = cause
         finish(future, error=error)
         return True
 
-    def submitted(self, future: TaskFuture) -> None:
-        """The call is in the spool, and held back; it may go once what it needs has ended."""
+    def mark_submitted(self, future: TaskFuture) -> None:
+        """Note that the delayed task is in the spool; it becomes ready once all dependencies have ended."""
         with self._lock:
             self.future = future
-            go = not self._pending
-        if go:
-            self._release()
+            is_ready = not self._pending
+        if is_ready:
+            self._make_ready(future)
 
-    def ended(self, session: str, task: str) -> None:
-        """One of the tasks that it needs has its outcome."""
+    def mark_ended(self, session: str, task: str) -> None:
+        """Note that a dependency has its outcome."""
         with self._lock:
             self._pending.discard((session, task))
-            go = self.future is not None and not self._pending
-        if go:
-            self._release()
+            future = None if self._pending else self.future
+        if future is not None:
+            self._make_ready(future)
 
-    def _release(self) -> None:
-        assert self.future is not None
-        if self.future.header.not_before:  # workers know whose clock says when
+    def _make_ready(self, future: TaskFuture) -> None:
+        if future.header.not_before:  # decided by the workers, on the clock of the file server
             return
-        with contextlib.suppress(OSError, SpoolpoolError):  # a worker will do it
-            make_ready(self._spool, self.future.header, self.future.task_file)
+        with contextlib.suppress(OSError, SpoolpoolError):  # a worker does it later
+            make_ready(self._spool, future.header, future.task_file)
 
-    def drop(self) -> None:
-        """The call has its outcome, or will not be made; harmless when repeated."""
+    def release(self) -> None:
+        """Release the outcomes of the dependencies, once the call has its outcome or is given up. May be repeated."""
         with self._lock:
-            held, self._held = self._held, {}
+            released, self._dependencies = self._dependencies, {}
             self.future = None
-        for (_, task), (session, _) in held.items():
-            session.drop(task, self.task)
+        for (_, task), future in released.items():
+            future.session.pending.retention.release(task, self.task)

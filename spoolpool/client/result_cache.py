@@ -1,12 +1,12 @@
-"""Results that are kept, so that the same call need not run again: found by the key of the call.
+"""Cache of results, found by the key of the call, so that the same call need not run again.
 
 ::
 
     CACHE/UID/tmp/…            written here first
-    CACHE/UID/ab/abcd…         the result of the call with the key abcd…, as this account had it
+    CACHE/UID/ab/abcd…         the result of the call with the key abcd…, written by this account
 
-Each account writes below a directory of its own. A result is taken only from a file that belongs to the account of
-its directory, if that is one's own or trusted, and whose header names the key.
+Each account writes below a directory of its own. A result is used only if its file belongs to the account of its
+directory, if that account is this one or trusted, and if the header names the key.
 """
 
 from __future__ import annotations
@@ -38,49 +38,49 @@ from spoolpool.system.accounts import account_name
 
 log = logging.getLogger(__name__)
 
-_FRESH = 86400.0  # seconds after which the use of a result is noted: that many between two changes of its file
+_TOUCH_SECONDS = 86400.0  # least time between two updates of the modification time, which records the last use
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the header of a kept result says."""
+    """Header of a cached result."""
 
     key: str
     """Key of the call."""
     name: str = ""
-    """What was called, for people."""
+    """Name of the function, for display."""
     arguments: str = ""
-    """Its arguments, for people: at most 200 characters."""
+    """Arguments as text of at most 200 characters, for display."""
     given: str = ""
-    """The key as the user gave it, where he did (``cache_key``)."""
+    """The user's own key (``cache_key``); empty without one."""
     created: float = 0.0
-    """When it was kept: seconds since the epoch, the clock of the host that did."""
+    """Time of the writing, in seconds since the epoch on the clock of the writing host."""
     seconds: float = 0.0
-    """How long the call took."""
+    """Duration of the call."""
     ranks: int = 1
-    """Ranks whose return values it holds."""
+    """Number of ranks whose return values are in it."""
 
 
 _decoder = msgspec.json.Decoder(Entry)
 
 
-class Kept(NamedTuple):
+class CachedResult(NamedTuple):
     """A result in a cache, as a listing shows it."""
 
     entry: Entry
     path: str
     owner: int
     size: int
-    """Bytes of its file."""
+    """Size of the file in bytes."""
     used: float
-    """When it was last used, to the day: seconds since the epoch, the clock of the filesystem's server."""
+    """Day of the last use, in seconds since the epoch on the clock of the file server."""
 
 
 class Cache:
-    """The kept results below one directory, which may be shared.
+    """Cached results below one directory, which may be shared.
 
-    ``trust`` says whose results are taken besides one's own; ``signature`` signs and checks them where they are in a
-    signed spool. Who may read what this account writes follows from the mode of the directory: whoever may list it;
-    ``mode`` is for making it.
+    Results of this account and of the accounts in ``trust`` are used; ``signature`` signs and checks them in a signed
+    spool. The accounts that may list the directory may also read what this account writes; ``mode`` is its mode if it
+    has to be created.
     """
 
     def __init__(self, directory: str, trust: Trust, signature: Signature | None = None, mode: int = 0o700) -> None:
@@ -90,40 +90,41 @@ class Cache:
         self._signature = signature
 
     def find(self, key: str) -> tuple[Entry, Any] | None:
-        """A kept result with its value; None where there is none that is trusted, whole, and can be unpickled here."""
+        """Return a cached result with its value; None if no result is trusted, complete, and can be unpickled here."""
         own = os.geteuid()
         for uid in (own, *sorted(self._trust.uids - {own})):
             path = self._path(uid, key)
             try:
                 fd = files.open_file(path)
-            except OSError:  # not there, or not for this account's eyes
+            except OSError:  # missing, or not readable for this account
                 continue
             try:
                 status = self._trust.check(fd, path)
                 if status.st_uid != uid:
-                    raise NotTrusted(f"{path} belongs to {account_name(status.st_uid)}. It was not read.")
+                    owner = account_name(status.st_uid)
+                    raise NotTrusted(f"{path} belongs to {owner}, not to {account_name(uid)}; refusing to read it.")
                 content = envelope.read(fd, status.st_size, path, self._check(key))
                 entry = headers.decode(_decoder, content.header, path)
                 if entry.key != key:
-                    raise BadTaskFile(f"{path} says that it is the result of another call.")
+                    raise BadTaskFile(f"The header of {path} names the key {entry.key} of another call.")
                 value = value_of_ranks(entry.ranks, content.payload, content.buffers)
             except (OSError, SpoolpoolError) as error:
-                log.warning("A kept result was not used: %s", error)
+                log.warning("Ignoring a cached result: %s", error)
                 if isinstance(error, BadTaskFile) and uid == own:
-                    # torn when the power failed, and in the way of a good one
+                    # torn by a power failure; it would keep a new result from being stored
                     with contextlib.suppress(OSError):
                         files.remove(path)
                 continue
             finally:
                 files.close(fd)
-            if uid == own and time.time() - status.st_mtime > _FRESH:
-                with contextlib.suppress(OSError):  # 'spool gc' goes by it
+            if uid == own and time.time() - status.st_mtime > _TOUCH_SECONDS:
+                with contextlib.suppress(OSError):  # 'spool gc' removes results by this time
                     files.touch(path)
             return entry, value
         return None
 
     def keep(self, entry: Entry, payload: Buffer, buffers: Iterable[Buffer]) -> None:
-        """Keep a result, unless this account has one of that key; raises ``OSError`` and leaves nothing then."""
+        """Store a result, unless this account has one with this key. Raises ``OSError``, and then leaves no file."""
         own = os.geteuid()
         target = self._path(own, entry.key)
         if files.exists(target):
@@ -136,43 +137,47 @@ class Cache:
         for directory in (base, f"{base}/tmp", os.path.dirname(target)):
             files.make_directory(directory, home)
         if files.owner(base) != own:
-            raise PermissionError(errno.EPERM, "The directory for one's own results belongs to another account", base)
+            raise PermissionError(
+                errno.EPERM, "The directory for this account's results belongs to another account", base
+            )
         source = f"{base}/tmp/{entry.key}.{os.urandom(8).hex()}"
-        # unsynced: what a power failure tears is no result, and a miss costs a run
+        # not synced: a file torn by a power failure is detected, and a miss only costs a run
         files.create(source, parts, mode=file, exact=True)
         try:
-            files.move(source, target)  # two who come here at once have results of equal worth
+            files.move(source, target)  # race: another process may store its result of the same call; both are valid
         except OSError:
-            if not files.is_missing(source):  # else it happened; the answer was for a repeated request
+            if not files.is_missing(source):  # else NFS repeated the request, and the error answers the second one
                 files.remove(source)
                 raise
 
-    def entries(self) -> Iterator[Kept]:
-        """All results that can be seen here, of whatever account; what cannot be read is left out."""
+    def entries(self) -> Iterator[CachedResult]:
+        """Iterate over the readable results of all accounts."""
         users: Iterable[str] = map(str, self._trust.uids)
-        with contextlib.suppress(PermissionError):  # a dropbox shows nobody what others have
+        with contextlib.suppress(PermissionError):  # a dropbox does not show the directories of other accounts
             users = filter(is_account, files.list_names(self.directory))
         for user in sorted(users):
             for part in sorted(filter(is_cache_part, _names(f"{self.directory}/{user}"))):
                 for key in sorted(filter(is_cache_key, _names(f"{self.directory}/{user}/{part}"))):
                     with contextlib.suppress(OSError, SpoolpoolError):
-                        yield self._kept(key, f"{self.directory}/{user}/{part}/{key}")
+                        yield self._read_entry(key, f"{self.directory}/{user}/{part}/{key}")
 
-    def value(self, kept: Kept) -> Any:
-        """The value of a listed result; raises :class:`NotTrusted` for that of an account that is not trusted."""
-        fd = files.open_file(kept.path)
+    def value(self, cached: CachedResult) -> Any:
+        """Return the value of a listed result. Raises :class:`NotTrusted` if its account is not trusted."""
+        fd = files.open_file(cached.path)
         try:
-            status = self._trust.check(fd, kept.path)
-            content = envelope.read(fd, status.st_size, kept.path, self._check(kept.entry.key))
+            status = self._trust.check(fd, cached.path)
+            content = envelope.read(fd, status.st_size, cached.path, self._check(cached.entry.key))
         finally:
             files.close(fd)
-        ranks = headers.decode(_decoder, content.header, kept.path).ranks
+        ranks = headers.decode(_decoder, content.header, cached.path).ranks
         return value_of_ranks(ranks, content.payload, content.buffers)
 
-    def _kept(self, key: str, path: str) -> Kept:
+    def _read_entry(self, key: str, path: str) -> CachedResult:
         with files.reading(path) as (fd, status):
             header = envelope.read_header(fd, status.st_size, path, self._check(key))
-            return Kept(headers.decode(_decoder, header, path), path, status.st_uid, status.st_size, status.st_mtime)
+            return CachedResult(
+                headers.decode(_decoder, header, path), path, status.st_uid, status.st_size, status.st_mtime
+            )
 
     def _path(self, uid: int, key: str) -> str:
         return f"{self.directory}/{uid}/{key[:2]}/{key}"
@@ -181,7 +186,7 @@ class Cache:
         return None if self._signature is None else functools.partial(self._signature.check, cache_label(key))
 
     def _modes(self) -> tuple[int, int]:
-        """Permission bits of the directories and files that this account makes here."""
+        """Return the permission bits of the directories and files that this account creates here."""
         files.make_parents(self.directory)
         files.make_directory(self.directory, self._mode)
         mode = stat.S_IMODE(os.stat(self.directory).st_mode)
@@ -191,7 +196,7 @@ class Cache:
 
 
 def open_cache(where: str | os.PathLike[str] | None, trust: Trust) -> Cache:
-    """The cache of a spool, or below a directory that is none; without one, that of an account's embedded executors."""
+    """Return the cache of a spool, or below another directory; if None, the cache of embedded executors."""
     if where is None:
         home = os.environ.get("XDG_CACHE_HOME", "")
         home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
@@ -203,51 +208,51 @@ def open_cache(where: str | os.PathLike[str] | None, trust: Trust) -> Cache:
 
 
 def cache_of(spool: Spool, trust: Trust) -> Cache:
-    """The cache of a spool."""
+    """Return the cache of a spool."""
     return Cache(spool.layout.cache, trust, spool.signature, spool.rights.of("cache"))
 
 
-def key_of(given: str) -> str:
-    """The name of a key that a user gave, whatever is in it: no fingerprint is the same."""
+def key_of_user_key(given: str) -> str:
+    """Return the key for a user's ``cache_key``, which may be any text; it differs from all fingerprints."""
     return hashlib.sha256(f"cache_key\0{settings.PYTHON}\0{given}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def get_cache_data(
     where: str | os.PathLike[str] | None = None, *, results: bool = False, trust: Iterable[str | int] = ()
 ) -> list[dict[str, Any]]:
-    """What a cache holds, as a table: a list of rows for ``pandas.DataFrame``.
+    """Return the content of a cache as a list of rows for ``pandas.DataFrame``.
 
-    ``where`` is a spool or the directory of a cache; without it, the one that embedded executors use. A row has the
-    keys ``function``, ``arguments``, ``cache_key`` (as the user gave it, else empty), ``key``, ``user``, ``created``
-    (seconds since the epoch), ``used``, ``seconds`` (that the call took), ``size`` (bytes) and ``path``; with
-    ``results`` also ``result``, which for accounts that are not named in ``trust`` is missing.
+    ``where`` is a spool or the directory of a cache; if None, the cache of embedded executors. A row has the keys
+    ``function``, ``arguments``, ``cache_key`` (the user's own key, or empty), ``key``, ``user``, ``created`` and
+    ``used`` (seconds since the epoch), ``seconds`` (duration of the call), ``size`` (bytes) and ``path``; with
+    ``results`` also ``result``, unless the account is neither this one nor named in ``trust``.
     """
     trusted = Trust(trust)
     cache = open_cache(where, trusted)
     rows = []
-    for kept in cache.entries():
-        row = record(kept)
+    for cached in cache.entries():
+        row = record(cached)
         if results:
-            with contextlib.suppress(OSError, SpoolpoolError):  # not trusted, torn, or removed just now
-                row["result"] = cache.value(kept)
+            with contextlib.suppress(OSError, SpoolpoolError):  # not trusted, torn, or race: removed since the listing
+                row["result"] = cache.value(cached)
         rows.append(row)
     return rows
 
 
-def record(kept: Kept) -> dict[str, Any]:
-    """A row of the table."""
-    entry = kept.entry
+def record(cached: CachedResult) -> dict[str, Any]:
+    """Return the row of a result for the table."""
+    entry = cached.entry
     return {
         "function": entry.name,
         "arguments": entry.arguments,
         "cache_key": entry.given,
         "key": entry.key,
-        "user": account_name(kept.owner),
+        "user": account_name(cached.owner),
         "created": entry.created,
-        "used": kept.used,
+        "used": cached.used,
         "seconds": entry.seconds,
-        "size": kept.size,
-        "path": kept.path,
+        "size": cached.size,
+        "path": cached.path,
     }
 
 

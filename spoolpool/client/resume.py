@@ -1,11 +1,11 @@
-"""What a session was asked in an earlier life: the same script, run again, takes up the tasks of its calls.
+"""Replay of a named session: the calls of a script that runs again get the tasks of its earlier runs.
 
 ::
 
-    submit ---- key ----> take_up ---- there ----> the future of that task
-                             | not there
+    submit ---- key ----> next_future ---- found ----> the future of that task
+                             | not found
                              v
-                          a new task, with its key in the header
+                          a new task, with the key in its header
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from spoolpool.calls.fingerprint import fingerprint
 from spoolpool.client.futures import PartFuture, TaskFuture
-from spoolpool.client.session import Session
+from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import SpoolDenied, SpoolpoolError
 from spoolpool.format.names import CANCELLED
 from spoolpool.monitor.inventory import find_session_tasks
@@ -29,16 +29,16 @@ from spoolpool.resources import Resources
 
 
 class SessionReplay:
-    """The tasks that a session had when this process came to it. May be used from several threads.
+    """Tasks that a session had when this process opened it. The methods may be called from any thread.
 
-    Each of them stands for one call: a script that makes the same call three times has three tasks, and finds three
-    when it is run again. One that failed, was cancelled, or has an outcome that cannot be read stands for none, so
-    that its call is made again. ``init`` is the executor's ``init_function``, which counts as well.
+    Each task stands for one call: a script that makes the same call three times has three tasks, and finds three when
+    it runs again. The call of a task that failed, was cancelled, or has an unreadable outcome is made again. ``init``,
+    the executor's ``init_function``, is part of the keys.
 
-    Raises :class:`SpoolDenied` where this account cannot see all of them: what it does not see it would submit again.
+    Raises :class:`SpoolDenied` if this account cannot list all tasks, since it would submit the others again.
     """
 
-    def __init__(self, session: Session, init: Callable[[], object] | None) -> None:
+    def __init__(self, session: SubmitterSession, init: Callable[[], object] | None) -> None:
         self._session = session
         self._init = None if init is None else fingerprint(init, (), {})
         self._lock = threading.Lock()
@@ -48,35 +48,39 @@ class SessionReplay:
             path, reason = min(unlisted.items())
             raise SpoolDenied(
                 f"Cannot resume the session {session.name} of {session.spool.path}: {path} cannot be listed "
-                f"({reason}), and what waits or runs would be submitted again. In a dropbox its owner alone sees all; "
-                "futures() gives the results that are there."
+                f"({reason}), so waiting and running tasks would be submitted again. Only the owner of a dropbox can "
+                "list them; futures() returns the finished tasks."
             )
         for task in tasks:
             if task.header and task.header.key:
                 self._left.setdefault(task.header.key, deque()).append(task)
 
     def key(
-        self, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object], wishes: Resources
+        self,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        resources: Resources,
     ) -> str:
-        """By what a call is found again: function, arguments and resources.
+        """Return the fingerprint of a call, made of function, arguments and resources.
 
         Raises :class:`BadRequest` that names an argument without a fingerprint.
         """
-        resources = (wishes.decisive(), self._init)
-        return fingerprint(function, args, kwargs, resources=resources, stands_for=_stands_for)
+        decisive = (resources.decisive(), self._init)
+        return fingerprint(function, args, kwargs, resources=decisive, stands_for=_stands_for)
 
-    def take_up(self, key: str) -> TaskFuture | None:
-        """The future of the next task of this key, done or not; None where none is left."""
+    def next_future(self, key: str) -> TaskFuture | None:
+        """Return the future of the next task of this key, done or not; None if there is none left."""
         with self._lock:
             left = self._left.get(key)
             while left:
                 task = left.popleft()
-                if self._is_good(task.location):
-                    return self._session.take_up(task)
+                if self._is_usable(task.location):
+                    return self._session.future_of(task)
         return None
 
-    def _is_good(self, task: TaskLocation) -> bool:
-        """Whether a task has its result, or can still have it."""
+    def _is_usable(self, task: TaskLocation) -> bool:
+        """Return whether a task has a result, or can still get one."""
         if task.place != "done":
             return task.place != "failed"
         if task.task_file.worker == CANCELLED:
@@ -90,7 +94,7 @@ class SessionReplay:
 
 
 def _stands_for(future: Future[Any]) -> object:
-    """What counts for a future among the arguments: the call for which it stands, or its value."""
+    """Return the part of the fingerprint for a future among the arguments: the key of its call, or its value."""
     whole, keys = (future.whole, future.keys) if isinstance(future, PartFuture) else (future, ())
     if isinstance(whole, TaskFuture) and whole.header.key:
         return whole.header.key, keys

@@ -1,9 +1,9 @@
-"""Outcomes that were delivered and are still in the spool: what keeps them there, and how they go.
+"""Decision when a delivered outcome is removed from the spool.
 
-A session that keeps its outcomes for a later process moves and removes none. In any other one an outcome stays as long
-as a call needs it. Which calls do, this process knows of those that it submitted. Of the earlier life of a session the
-edges in ``needs/`` tell, which are listed when it begins and again later than caches last; until then what was
-delivered of that life stays.
+A session that keeps its outcomes for a later process moves and removes none. In any other session an outcome is
+retained as long as a dependent needs it. The dependents that this process submitted are known in memory. Those of an
+earlier run of the session are found as dependency links in ``needs/``, listed when the session begins and once more
+after the lifetime of file system caches; until then the outcomes delivered for the earlier run are retained.
 """
 
 from __future__ import annotations
@@ -21,90 +21,97 @@ from spoolpool.protocol.dependencies import remove_links
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
-Held = Literal["pending", "there", "gone"]
+OutcomeState = Literal["pending", "retained", "removed"]
 
 
 class _Delivered(NamedTuple):
     kind: Kind
     header: TaskHeader
-    here: bool
-    """Whether it was submitted in this life of its session."""
+    submitted_by_this_run: bool
 
 
 class Retention:
-    """The delivered outcomes of one session. Its methods may be called from any thread; ``lock`` is the session's."""
+    """Delivered outcomes of one session that are still in the spool, and their dependents.
+
+    The methods may be called from any thread; ``lock`` belongs to the session.
+    """
 
     def __init__(self, spool: Spool, session: str, lock: threading.RLock, *, keeps_all: bool) -> None:
         self._spool = spool
         self._session = session
         self._lock = lock
         self.keeps_all = keeps_all
-        self._needs: dict[str, CallReferences] = {}  # by the tasks of this session that need something
-        self._holders: dict[str, dict[str, CallReferences | None]] = {}  # by what is needed; None: of an earlier life
-        self._delivered: dict[str, _Delivered] = {}  # by the names of tokens
-        self._kept: dict[str, TaskFile] = {}
-        self._sure: float | None = None
-        self._looked = False
+        self._references: dict[str, CallReferences] = {}  # by task of this session, if it has dependencies
+        self._dependents: dict[str, dict[str, CallReferences | None]] = {}
+        """By task and dependent; None for a dependent of an earlier run."""
+        self._delivered: dict[str, _Delivered] = {}  # by name of the task file
+        self._retained: dict[str, TaskFile] = {}  # by task
+        self._links_final_at: float | None = None
+        """Monotonic time of the last listing of an earlier run's links; None if there are no links, or after it."""
+        self._links_listed = False
 
-    # -- what is needed
+    # -- dependents
 
-    def add(self, task: str, needs: CallReferences) -> None:
-        """A task of this session needs others."""
+    def add(self, task: str, references: CallReferences) -> None:
+        """Add the references of a task of this session, to be released with the removal of its own outcome."""
         with self._lock:
-            self._needs[task] = needs
+            self._references[task] = references
 
     def withdraw(self, task: str) -> None:
-        """It was not submitted after all; whoever made its needs drops them."""
+        """Undo :meth:`add` for a task whose submission failed; the caller releases its references."""
         with self._lock:
-            self._needs.pop(task, None)
+            self._references.pop(task, None)
 
-    def hold(self, task: str, needs: CallReferences, *, pending: bool) -> Held:
-        """Keep the outcome of a task for a call, if it is not gone."""
+    def retain(self, task: str, references: CallReferences, *, pending: bool) -> OutcomeState:
+        """Retain the outcome of a task for a call, unless the outcome was removed already."""
         with self._lock:
-            if not pending and task not in self._holders:
-                return "gone"
-            self._holders.setdefault(task, {})[needs.task] = needs
-            return "pending" if pending else "there"
+            if not pending and task not in self._dependents:
+                return "removed"
+            self._dependents.setdefault(task, {})[references.task] = references
+            return "pending" if pending else "retained"
 
-    def drop(self, task: str, needed_by: str) -> None:
-        """A call needs an outcome no longer; where it was the last one, the outcome goes."""
+    def release(self, task: str, dependent: str) -> None:
+        """Release an outcome that was retained for a call; after its last dependent it is removed."""
         with self._lock:
-            holders = self._holders.get(task, {})
-            holders.pop(needed_by, None)
-            if holders:
+            dependents = self._dependents.get(task, {})
+            dependents.pop(dependent, None)
+            if dependents:
                 return
-            self._holders.pop(task, None)
-            kept = self._kept.pop(task, None)
-        if kept is not None:
+            self._dependents.pop(task, None)
+            retained = self._retained.pop(task, None)
+        if retained is not None:
             with contextlib.suppress(OSError, NotTrusted):  # the collector tries again
-                self.settle(kept)
+                self.discard_if_unneeded(retained)
 
-    def holders(self, task: str) -> list[CallReferences]:
-        """The calls of this process that need a task."""
-        if not self._holders:  # as nearly always
+    def dependents(self, task: str) -> list[CallReferences]:
+        """Return the references of the calls of this process that depend on a task."""
+        if not self._dependents:  # the common case
             return []
         with self._lock:
-            return [needs for needs in self._holders.get(task, {}).values() if needs is not None]
+            return [references for references in self._dependents.get(task, {}).values() if references is not None]
 
-    def keeps(self, task: str) -> bool:
-        """Whether the outcome of a task was delivered and stays for now."""
-        return task in self._kept
+    def is_retained(self, task: str) -> bool:
+        """Return whether the outcome of a task was delivered and is retained now."""
+        return task in self._retained
 
-    # -- what was delivered
+    # -- delivered outcomes
 
-    def delivered(self, task_file: TaskFile, kind: Kind, header: TaskHeader, *, here: bool) -> None:
-        """An outcome was delivered, and can be taken away."""
-        self._delivered[task_file.name] = _Delivered(kind, header, here)
+    def add_delivered(
+        self, task_file: TaskFile, kind: Kind, header: TaskHeader, *, submitted_by_this_run: bool
+    ) -> None:
+        """Note that an outcome was delivered, so that it can be removed."""
+        self._delivered[task_file.name] = _Delivered(kind, header, submitted_by_this_run)
 
-    def knows(self, task_file: TaskFile) -> bool:
-        """Whether the outcome that this token stands for was delivered."""
+    def was_delivered(self, task_file: TaskFile) -> bool:
+        """Return whether the outcome of this attempt was delivered and not removed since."""
         return task_file.name in self._delivered
 
-    def settle(self, task_file: TaskFile) -> bool:
-        """Take a delivered outcome away, unless something needs it; whether it went. Harmless when repeated.
+    def discard_if_unneeded(self, task_file: TaskFile) -> bool:
+        """Remove a delivered outcome unless it has dependents; returns whether it was removed. May be repeated.
 
-        First its edges: nothing is needed for it any more. Then the token, and only if that was ours to do, the
-        outcome. A task that was lost keeps its edges in ``failed/``, because a retry needs what they hold.
+        The links of the task go first, since the task needs no dependency any more; then its task file; and then the
+        outcome, only if this call removed the task file. A lost task keeps its links in ``failed/``: a retry needs the
+        outcomes that they retain.
         """
         name = task_file.name
         found = self._delivered.get(name)
@@ -113,17 +120,18 @@ class Retention:
         if found.header.needs and found.kind != "lost":
             remove_links(self._spool, found.header)
             with self._lock:
-                needs = self._needs.pop(task_file.task, None)
-            if needs is not None:
-                needs.drop()
-            for needed in found.header.needs.get(self._session, ()):
-                self.drop(needed, task_file.task)
+                references = self._references.pop(task_file.task, None)
+            if references is not None:
+                references.release()
+            for dependency in found.header.needs.get(self._session, ()):
+                self.release(dependency, task_file.task)
         with self._lock:
             if self.keeps_all:
                 self._delivered.pop(name, None)
                 return False
-            if task_file.task in self._holders or not (found.here or self._sure is None):
-                self._kept[task_file.task] = task_file
+            links_final = found.submitted_by_this_run or self._links_final_at is None
+            if task_file.task in self._dependents or not links_final:
+                self._retained[task_file.task] = task_file
                 return False
         results = self._spool.results(self._session, self._spool.account)
         outgoing = self._spool.outgoing(self._session, self._spool.account)
@@ -136,39 +144,45 @@ class Retention:
         self._delivered.pop(name, None)
         return True
 
-    # -- an earlier life
+    # -- earlier runs of the session
 
-    def look(self) -> None:
-        """Learn from the disk what is needed of this session: call it before anything is collected, and then often.
+    def list_links(self) -> None:
+        """List the dependency links of an earlier run: call it before the first outcome is collected, and then often.
 
-        It lists only as long as there is something to learn.
+        It reads the spool only as long as a listing can change the result.
         """
         now = time.monotonic()
-        where = f"{self._spool.layout.needs}/{self._session}"
-        if not self._looked:
-            if files.exists(where):
-                self._sure = now + max(self._spool.config.lease, self._spool.config.caches)
-                self._take(where)
-            self._looked = True
-        elif (self._sure is not None and now > self._sure) or any(None in by.values() for by in self._others()):
-            self._take(where)
-            if self._sure is not None and now > self._sure:
-                self._sure = None
-                for kept in [task_file for task, task_file in self._kept.items() if task not in self._holders]:
-                    self._kept.pop(kept.task, None)
-                    self.settle(kept)
+        directory = f"{self._spool.layout.needs}/{self._session}"
+        if not self._links_listed:
+            if files.exists(directory):
+                self._links_final_at = now + max(self._spool.config.lease, self._spool.config.caches)
+                self._compare_links(directory)
+            self._links_listed = True
+        elif (self._links_final_at is not None and now > self._links_final_at) or self._has_earlier_dependents():
+            self._compare_links(directory)
+            if self._links_final_at is not None and now > self._links_final_at:
+                self._links_final_at = None
+                unneeded = [file for task, file in self._retained.items() if task not in self._dependents]
+                for task_file in unneeded:
+                    self._retained.pop(task_file.task, None)
+                    self.discard_if_unneeded(task_file)
 
-    def _others(self) -> list[dict[str, CallReferences | None]]:
+    def _has_earlier_dependents(self) -> bool:
         with self._lock:
-            return list(self._holders.values())
+            return any(None in dependents.values() for dependents in self._dependents.values())
 
-    def _take(self, where: str) -> None:
-        """Compare what the edges say with what is known."""
-        edges = {edge for edge in map(parse_link, files.list_names(where)) if edge is not None}
+    def _compare_links(self, directory: str) -> None:
+        """Add dependents of new links, and release the outcomes whose links were removed."""
+        links = {link for link in map(parse_link, files.list_names(directory)) if link is not None}
         with self._lock:
-            for edge in edges:
-                self._holders.setdefault(edge.task, {}).setdefault(edge.needed_by, None)
-            known = [(task, by) for task, each in self._holders.items() for by, needs in each.items() if needs is None]
-        for task, by in known:
-            if DependencyLink(task, by) not in edges:
-                self.drop(task, by)
+            for link in links:
+                self._dependents.setdefault(link.task, {}).setdefault(link.needed_by, None)
+            known = [
+                DependencyLink(task, dependent)
+                for task, dependents in self._dependents.items()
+                for dependent, references in dependents.items()
+                if references is None
+            ]
+        for link in known:
+            if link not in links:
+                self.release(link.task, link.needed_by)

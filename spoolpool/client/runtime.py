@@ -21,7 +21,7 @@ from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.resume import SessionReplay
-from spoolpool.client.session import Session
+from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
 from spoolpool.launch.launcher import Launcher, LaunchOptions
@@ -76,7 +76,7 @@ class ExecutorRuntime:
         self.replay: SessionReplay | None = None
         self.flush: Callable[[], None] = _nothing
         """Submits the calls that are gathered but not yet in the spool."""
-        self.session = Session(
+        self.session = SubmitterSession(
             spool,
             name,
             accept=self.accept,
@@ -127,7 +127,7 @@ class ExecutorRuntime:
             self.init = self.put(options.init_function).name.partition("@")[0]
         if options.cache:
             self.memo = self._memoizer()
-            self.session.on_result(self.memo.keep)
+            self.session.collector.on_result = self.memo.keep
         if options.session is not None:
             self.session.may_be_left = options.session.detach
             if options.session.resume:
@@ -152,11 +152,11 @@ class ExecutorRuntime:
         """Supervise the worker groups until the executor is closed and its tasks are done."""
         backoff = Backoff(0.01, 0.5)
         try:
-            while not (self._closed and self.session.wait(0)):
+            while not (self._closed and self.session.pending.wait(0)):
                 if self._supervise():
                     backoff.reset()
                 if self._closed:
-                    self.session.wait(backoff.next())
+                    self.session.pending.wait(backoff.next())
                 else:
                     with contextlib.suppress(queue.Empty):
                         self._awake.get(timeout=backoff.next())
@@ -178,7 +178,7 @@ class ExecutorRuntime:
         """Check the groups and batch jobs once; returns whether a group's state changed."""
         # a task that must not start yet needs no group: one that is alive at that time claims it
         now = time.time()
-        lanes = {future.header.lane for future in self.session.pending() if future.header.not_before <= now}
+        lanes = {future.header.lane for future in self.session.pending.futures() if future.header.not_before <= now}
         if self.jobs is not None:
             self.jobs.step(lanes)
             if self.jobs.broken and lanes:
@@ -250,7 +250,7 @@ class ExecutorRuntime:
 
     def join(self) -> None:
         """Wait for the end of the threads, after :meth:`close`; returns at once in one of them, as in a callback."""
-        if self.session.collects_here() or self._thread is threading.current_thread():
+        if self.session.collector.runs_here() or self._thread is threading.current_thread():
             return
         self.session.join()
         if self.stream is not None:
@@ -282,19 +282,21 @@ def _nothing() -> None:
     """Flush nothing."""
 
 
-_at_work: weakref.WeakSet[ExecutorRuntime | Session] = weakref.WeakSet()
+_at_work: weakref.WeakSet[ExecutorRuntime | SubmitterSession] = weakref.WeakSet()
 """Objects whose threads keep them alive when their executor is gone; the exit of the process waits for them."""
 
 
-def _close_at_exit(each: ExecutorRuntime | Session) -> None:
+def _close_at_exit(each: ExecutorRuntime | SubmitterSession) -> None:
     _at_work.add(each)
     fork.call_in_child(each, _at_work.discard)
 
 
 def _at_exit() -> None:
-    working = sorted(_at_work, key=lambda each: isinstance(each, Session))  # a runtime first flushes into its session
+    working = sorted(
+        _at_work, key=lambda each: isinstance(each, SubmitterSession)
+    )  # a runtime first flushes into its session
     for each in working:
-        if isinstance(each, Session) and each.may_be_left:
+        if isinstance(each, SubmitterSession) and each.may_be_left:
             each.detach()
         else:
             each.close()

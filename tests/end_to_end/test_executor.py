@@ -413,7 +413,7 @@ def test_a_task_cancelled_from_outside_after_a_call_of_running_is_still_finished
     future = single.submit(pow, 2, 2)
     assert isinstance(future, TaskFuture)
     assert future.set_running_or_notify_cancel()  # as running() does if it lists the spool during the rename
-    session = future._session
+    session = future.session
     assert cancel.cancel_task(session.spool, future.header, future.task_file)
     with pytest.raises(CancelledError):
         future.result(LIMIT)
@@ -532,7 +532,7 @@ def test_an_executor_in_a_reference_cycle_can_be_collected_by_any_thread() -> No
     assert runtime is not None
     executor.me = executor  # type: ignore[attr-defined]
     del executor
-    with runtime.session._awaited.lock:
+    with runtime.session.pending.lock:
         gc.collect()
     wait_until(lambda: not where.exists(), "the temporary spool was removed")
 

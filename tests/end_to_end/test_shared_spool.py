@@ -198,7 +198,7 @@ def start_session_that_collects_nothing(spool: Spool) -> str:
         executor = Executor(spool=spool.path)
         core = executor._runtime
         assert core is not None
-        core.session._collector.start = lambda: False  # type: ignore[method-assign]
+        core.session.collector.start = lambda: False  # type: ignore[method-assign]
         executor.submit(pow, 2, 2)
         name: str = executor.info["session"]
         return name

@@ -139,7 +139,7 @@ def test_submit_that_cannot_tell_whether_its_task_exists_raises(runner: Runner) 
         with Disk(plan).installed(), pytest.raises(SpoolDenied, match="submit a task"):
             inbox.put(pow, 2, 5)
         assert not stage.places()
-        assert not inbox.pending()
+        assert not inbox.pending.futures()
 
 
 def test_cancel_that_was_done_but_raised_enoent_is_a_cancel(runner: Runner) -> None:

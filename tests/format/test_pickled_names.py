@@ -23,7 +23,7 @@ import spoolpool.joblib
 from spoolpool import Executor, ShellExecutor, Submission, SubprocessExecutor, wire
 from spoolpool.calls import pickling
 from spoolpool.cli.spool import main
-from spoolpool.client.map import Sizes
+from spoolpool.client.map import ChunkSize
 from spoolpool.client.packing import BUSY
 from spoolpool.errors import DependencyFailed, NotPicklable
 from spoolpool.protocol.claimer import Claimer
@@ -120,7 +120,7 @@ def names_of_packs(spool: Spool, local: Any) -> set[Name]:
     """Return the names in a task with several calls and in its result. Sessions whose files stay make no such tasks."""
     executor = Executor(spool=spool.path, submission=Submission(queue="unserved", pack=True))
     assert executor._packer is not None
-    executor._packer._line(local.use_module).sizes = Sizes(4)
+    executor._packer.stats_of(local.use_module).size = ChunkSize(4)
     for _ in range(BUSY + 4):
         executor.submit(local.use_module)
     names = set(names_in_spool(Path(spool.path)))

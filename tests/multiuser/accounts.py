@@ -15,7 +15,7 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.calls import pickling
-from spoolpool.client.session import TaskFuture
+from spoolpool.client.futures import TaskFuture
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane
@@ -169,7 +169,7 @@ class Scene:
         self.path = self.make("spool")
         with self.alice.acting():
             self.inbox = Inbox(Spool(self.path), clock, "alices")
-            self.inbox._collector._accept = Trust([self.worker.uid])
+            self.inbox.collector._accept = Trust([self.worker.uid])
         self.lane = Lane("default", 1, 1, 0, settings.PYTHON, user=self.alice.uid).name
 
     def make(self, name: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spoolpool.client.session import TaskFuture
+from spoolpool.client.futures import TaskFuture
 from spoolpool.errors import NotTrusted, SpoolDenied
 from spoolpool.format import envelope
 from spoolpool.format.config import RetentionPolicy
@@ -423,7 +423,7 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
     assert {path for home in {each.parent for each in safe} for path in home.iterdir()} == set(safe)
     with scene.alice.acting():
         # as it does every few seconds, and makes again what was collected as garbage
-        scene.inbox._collector.still_there()
+        scene.inbox.collector.check_spool()
     scene.is_well()
 
 
@@ -446,7 +446,7 @@ def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned
         assert not any(os.listdir(each) for each in homes)
     assert [name for name in group.left("failed") if name.startswith(future.task)], "it is kept"
     with group.alice.acting(), pytest.raises(NotTrusted, match="is a symbolic link"):
-        group.inbox._collector.still_there()
+        group.inbox.collector.check_spool()
     assert not any(os.listdir(each) for each in homes)
 
 
@@ -680,7 +680,7 @@ def test_files_of_nobody_are_run_by_nobody(group: Scene, caplog: Log) -> None:
 
 def test_a_result_from_an_account_that_the_submitter_did_not_name_is_an_error_that_names_it(group: Scene) -> None:
     with group.alice.acting():
-        group.inbox._collector._accept = Trust()
+        group.inbox.collector._accept = Trust()
     future = group.submit()
     group.work()
     group.collect()

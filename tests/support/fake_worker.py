@@ -26,7 +26,7 @@ from spoolpool.client import collector, retention
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
-from spoolpool.client.session import Session
+from spoolpool.client.session import SubmitterSession
 from spoolpool.context import current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.format import envelope
@@ -231,7 +231,7 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
         Worker(spool, group, info_of(ProcessId.of(os.getpid()), **info), options).run()
 
 
-def prepare_call(inbox: Session, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:
+def prepare_call(inbox: SubmitterSession, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:
     """Pickle a call; the options are fields of :class:`PreparedCall`, or else keys of a ``resource_dict``."""
     fields = {name: options.pop(name) for name in PreparedCall._fields if name in options}
     resources = Resources().updated(options)
@@ -240,13 +240,13 @@ def prepare_call(inbox: Session, function: Any, *args: Any, lane: str = LANE, **
     return PreparedCall(function, "tested", lane, *pickled, resources, references)._replace(**fields)
 
 
-class Inbox(Session):
+class Inbox(SubmitterSession):
     """Session without a thread: it collects only in :meth:`look`."""
 
     def __init__(self, spool: Spool, clock: Clock, name: str = "inbox", *, keeps: bool = False) -> None:
         super().__init__(spool, name, accept=Trust(), submitter=submitter_of(name) if keeps else "", keeps=keeps)
-        self._collector.close()
-        self._collector.start = lambda: False  # type: ignore[method-assign]
+        self.collector.close()
+        self.collector.start = lambda: False  # type: ignore[method-assign]
         self._clock = clock
         self.given: dict[str, TaskFuture] = {}
 
@@ -262,24 +262,24 @@ class Inbox(Session):
 
     def expect(self, header: TaskHeader) -> TaskFuture:
         """Return the future of a task, even if another process of this session submitted it."""
-        future = self._awaited.get(header.task)
+        future = self.pending.get(header.task)
         if future is None:
             future = self.given[header.task] = TaskFuture(self, header)
-            self._awaited.add(future)
+            self.pending.add(future)
         return future
 
     def forget(self, task: str | None = None) -> None:
         """Stop waiting for a task, or for all."""
-        with self._awaited.lock:
-            for each in self.pending():
+        with self.pending.lock:
+            for each in self.pending.futures():
                 if task in (None, each.task):
-                    self._awaited._forget(each.task)
+                    self.pending._remove(each.task)
 
     def look(self, rounds: int = 3) -> None:
         """Do the work of the collecting thread for a few rounds."""
-        self._collector._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
+        self.collector._watch = SilentWatch(self._clock, rounds)  # type: ignore[assignment]
         with contextlib.suppress(EndOfRounds):
-            self._collector._loop()
+            self.collector._loop()
 
 
 class Seen(NamedTuple):
@@ -319,7 +319,7 @@ class Stage:
     def close(self) -> None:
         """Close the journals of all sessions."""
         for inbox in self._inboxes:
-            inbox._awaited.close()
+            inbox.pending.close()
         self._inboxes.clear()
 
     def restore(self, copy: Path) -> None:

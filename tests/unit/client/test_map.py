@@ -14,7 +14,7 @@ import pytest
 from spoolpool import Executor, current_task
 from spoolpool.client.batched import batched
 from spoolpool.client.futures import TaskFuture
-from spoolpool.client.map import TARGET, Sizes
+from spoolpool.client.map import TARGET, ChunkSize
 from spoolpool.errors import BadRequest, TaskTimeout
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -88,7 +88,7 @@ def test_where_nobody_serves_nothing_more_is_submitted_than_the_first_few(
         with pytest.raises(TimeoutError):
             next(values)
         assert len(submitted) == 8
-        assert executor._runtime is not None and executor._runtime.session.pending() == []  # taken back
+        assert executor._runtime is not None and executor._runtime.session.pending.futures() == []  # taken back
         assert files.list_names(spool.layout.claimed) == []
 
 
@@ -141,7 +141,7 @@ def done(seconds: float) -> TaskFuture:
 
 
 def test_the_size_follows_what_was_measured() -> None:
-    sizes = Sizes(None)
+    sizes = ChunkSize(None)
     assert sizes.next() == 1
     sizes.measure(done(TARGET / 1000), 1)
     assert sizes.next() == 4  # one that was quick by chance is not believed at once
@@ -154,7 +154,7 @@ def test_the_size_follows_what_was_measured() -> None:
         sizes.measure(done(100 * TARGET), 32)
     assert sizes.next() == 1
     sizes.measure(Future(), 1)
-    assert Sizes(7).next() == 7
+    assert ChunkSize(7).next() == 7
 
 
 # ------------------------------------------------------------------------------------------ batched

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, Submission, as_completed, current_task, wait
-from spoolpool.client.map import TARGET, Sizes
+from spoolpool.client.map import TARGET, ChunkSize
 from spoolpool.client.packing import BUSY, PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull, WorkerLost
 from spoolpool.monitor.scan import scan
@@ -41,7 +41,7 @@ def act(path: Path | None = None, value: Any = None, error: BaseException | None
 def packs_of(executor: Executor, function: Callable[..., Any], size: int) -> None:
     """Let it be known of a function that so many of its calls are to share a task."""
     assert executor._packer is not None
-    executor._packer._line(function).sizes = Sizes(size)
+    executor._packer.stats_of(function).size = ChunkSize(size)
 
 
 class Blocked:
@@ -139,7 +139,7 @@ def test_all_calls_of_a_pack_can_be_taken_back(blocked: Blocked) -> None:
 def test_a_task_that_is_cancelled_from_outside_cancels_its_calls(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(4)]
     assert blocked.executor._runtime is not None
-    (pack,) = [each for each in blocked.executor._runtime.session.pending() if each.header.name.endswith("x4")]
+    (pack,) = [each for each in blocked.executor._runtime.session.pending.futures() if each.header.name.endswith("x4")]
     pack.cancel()
     assert all(each.cancelled() for each in calls)
     with pytest.raises(Exception, match=r"^$"):

@@ -20,7 +20,7 @@ import pytest
 
 from spoolpool import Executor, get_cache_data, settings
 from spoolpool.cli.spool import main
-from spoolpool.client.result_cache import Cache, Entry, cache_of, key_of, open_cache
+from spoolpool.client.result_cache import Cache, Entry, cache_of, key_of_user_key, open_cache
 from spoolpool.errors import BadRequest
 from spoolpool.format.config import RetentionPolicy
 from spoolpool.maintenance import garbage
@@ -264,7 +264,7 @@ def test_without_room_the_result_comes_and_is_not_kept(
             assert executor.submit(tasks.keywords, full=value).result() == {"full": value}
             executor.submit(tasks.keywords, full=value).result()
         executor.shutdown()  # now nothing is being written
-    said = [each for each in caplog.records if "was not kept" in each.message]
+    said = [each for each in caplog.records if "Cannot keep a result" in each.message]
     assert [each.levelno for each in said].count(logging.WARNING) == 1
     assert "No space left" in said[0].message
     assert get_cache_data(tmp_path / "cache") == []
@@ -502,7 +502,7 @@ def test_gc_removes_what_nobody_has_used_for_long(spool: Spool) -> None:
 
 
 def test_a_key_of_ones_own_is_never_another_calls() -> None:
-    assert len({key_of(text) for text in ("", "a", "b", "a\0", "\udce4")}) == 5
+    assert len({key_of_user_key(text) for text in ("", "a", "b", "a\0", "\udce4")}) == 5
 
 
 def test_the_cache_of_a_directory_is_told_from_that_of_a_spool(spool: Spool, tmp_path: Path) -> None:

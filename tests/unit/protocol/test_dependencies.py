@@ -138,7 +138,7 @@ class TestOneGroup:
         wait_until(lambda: not left(core.spool), "its outcome is gone")
         plain = CallReferences(core.spool, new_task_id())
         assert plain.refer(done) == done.result()
-        assert plain.of_header() == {}
+        assert plain.by_session() == {}
         gate = one.submit(tasks.wait_for, tmp_path / "go")
         again = one.submit(same, "y" * 1000)
         holding = one.submit(same, again, gate)
@@ -182,7 +182,7 @@ class TestOneGroup:
 
     def test_foreign_future_is_accepted_only_when_done(self, one: Executor) -> None:
         other: Future[int] = Future()
-        with pytest.raises(BadRequest, match="not done and does not belong to this spool"):
+        with pytest.raises(BadRequest, match="unfinished future that does not belong to this spool"):
             one.submit(add, 1, other)
         other.set_result(41)
         assert one.submit(add, 1, other).result() == 42
@@ -410,11 +410,11 @@ def test_too_many_dependencies_are_refused_and_leave_nothing(stage: Stage) -> No
     first = inbox.put(pow, 2, 3)
     needs.refer(first)
     for _ in range(33_000):
-        needs._held["inbox", new_task_id()] = inbox, first
+        needs._dependencies["inbox", new_task_id()] = first
     with pytest.raises(BadRequest, match="30 000 futures"):
         inbox.submit(prepare_call(inbox, pow, 2, 3, references=needs))
     assert files.list_names(stage.spool.layout.needs) == []
-    assert [future.task for future in inbox.pending()] == [first.task]
+    assert [future.task for future in inbox.pending.futures()] == [first.task]
 
 
 def test_task_without_dependencies_costs_no_extra_operation(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
