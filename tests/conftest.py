@@ -151,5 +151,4 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let submitters check within milliseconds, not seconds, whether a group serves their tasks."""
-    monkeypatch.setattr(collector, "_FIRST_CHECK", 0.01)
-    monkeypatch.setattr(collector, "_CHECK_EVERY", 0.05)
+    monkeypatch.setattr(collector, "_CHECK_SECONDS", 0.05)
