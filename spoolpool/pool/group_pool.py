@@ -116,9 +116,11 @@ class GroupPool:
             for slot in list(self._slots):
                 changed |= self._check(slot)
             self._repeat_stop_requests()
+            # a group may die after its check: its entry and claims must stay until the next one, which judges by them
+            running = {slot.worker for slot in self._slots if slot.process is not None}
         if time.monotonic() < self._recover_until:
             try:
-                for line in self._recovery.round():
+                for line in self._recovery.round(running):
                     log.warning("Recovered %s", line)
             except OSError as error:  # the server does not answer for a moment
                 log.info("Recovery is delayed: %s", error)

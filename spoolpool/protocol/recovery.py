@@ -43,8 +43,8 @@ class Recovery:
         self.worker_count = 0
         """Number of workers in the last round that was taken."""
 
-    def round(self) -> list[str]:
-        """Check the claims of all workers once; return a line of text for each task that was recovered.
+    def round(self, spare: Container[str] = ()) -> list[str]:
+        """Check the claims of all workers but ``spare`` once; return a line of text for each task that was recovered.
 
         To be called four times a lease; if there are many observers, most of these calls leave the round to others.
         In a dropbox only the owner can see all claims, and makes rounds.
@@ -56,7 +56,8 @@ class Recovery:
         claims = self._claims()
         entries = set(filter(is_worker_id, files.list_names(self._spool.layout.workers)))
         self.worker_count = len(entries)
-        dead = self._detector.check(claims.keys() | entries, claims)
+        checked = self._detector.check(claims.keys() | entries, claims)
+        dead = {worker: lock_expired for worker, lock_expired in checked.items() if worker not in spare}
         if self._me in claims:
             dead[self._me] = True
         for worker, lock_expired in dead.items():

@@ -16,7 +16,9 @@ from spoolpool.pool import group_pool, slot
 from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
-from tests.support.fake_worker import Clock
+from tests.support import fake_worker
+from tests.support.fake_worker import Clock, dead_process
+from tests.support.task_files import put
 
 ONE = Shape(ranks=1)
 
@@ -122,6 +124,23 @@ def test_stop_ends_late_groups_all_at_once_and_kills_those_that_do_not_end(spool
     assert pool.stop(1.0) == []
     assert [group.ends for group in groups.started] == [["ask"]] * 10 + [["ask", "kill"]] * 20
     assert clock.now < begun + 1.0 + Group.end_seconds + 1.0
+
+
+def test_group_that_dies_after_its_check_is_judged_before_its_task_is_recovered(spool: Spool, clock: Clock) -> None:
+    groups = Groups()
+    pool = GroupPool(spool, groups, options=LaunchOptions())
+    pool.resize(ONE, 2)
+    first, second = groups.started
+    first.code = lambda: -9
+    pool.step()  # the death of a group begins the rounds of recovery
+    fake_worker.announce(spool, dead_process(), worker_id=second.worker)
+    put(spool, "running", worker=second.worker)
+    pool.step()
+    second.code = lambda: -9
+    pool.step()
+    (judged,) = (each for each in pool._slots if each.worker == second.worker)
+    assert (judged.deaths_by_task, judged.deaths, judged.failed_starts) == (1, 0, 0)
+    assert not os.listdir(spool.layout.claimed) and not os.path.exists(spool.layout.worker(second.worker))
 
 
 @pytest.mark.parametrize(
