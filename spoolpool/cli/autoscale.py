@@ -10,7 +10,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.batch_options import job, job_options, worker_options
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.errors import LauncherError
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.scaling_policy import ScalingPolicy
@@ -53,7 +53,7 @@ from spoolpool.system.stop_request import StopRequest
     help="Seconds without a task after which the groups end.",
 )
 @job_options
-@explained
+@report_errors
 def autoscale(
     directory: str,
     once: bool,
@@ -88,10 +88,12 @@ def autoscale(
         while True:
             try:
                 for line in scaler.round():
-                    click.echo(shown(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"))
+                    echo_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
             except (LauncherError, OSError) as error:
                 if once:
                     raise
-                say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")  # the batch system may be back at the next look
+                echo_stderr(
+                    f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}"
+                )  # the batch system may be back at the next look
             if once or ending.wait(every):
                 return

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.task_selection import Duration
 from spoolpool.client.result_cache import CachedResult, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
@@ -33,12 +33,11 @@ def cache() -> None:
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the kept results that its words and options name, and say whether they name any."""
 
-    @explained
+    @report_errors
     @functools.wraps(function)
     def run(
         where: str | None, keys: tuple[str, ...], name: str | None, user: str | None, unused: float | None, **more: Any
     ) -> None:
-
         now = time.time()
         chosen = [
             each
@@ -83,7 +82,7 @@ def ls(chosen: list[CachedResult], named: bool, long: bool, as_json: bool) -> No
         name += f"  [{row['cache_key']}]" if row["cache_key"] else ""
         key = row["key"] if long else row["key"][:10]
         used = format_duration(time.time() - row["used"])
-        click.echo(shown(_row(key, used, format_duration(row["seconds"]), str(row["size"]), row["user"], name)))
+        echo_escaped(_row(key, used, format_duration(row["seconds"]), str(row["size"]), row["user"], name))
 
 
 def _row(key: str, used: str, took: str, size: str, user: str, name: str) -> str:
@@ -113,7 +112,7 @@ def rm(chosen: list[CachedResult], named: bool, everything: bool, yes: bool) -> 
             files.remove(each.path)
         except OSError as error:
             stayed += 1
-            say(shown(f"{each.path} stays: {error.strerror}."))
+            echo_escaped(f"{each.path} stays: {error.strerror}.", err=True)
     click.echo(f"Removed {len(chosen) - stayed} kept result(s).")
     if stayed:
         sys.exit(SpoolpoolError.exit_code)
@@ -124,7 +123,7 @@ def _ask(chosen: list[CachedResult]) -> None:
     if not sys.stdin.isatty():
         raise BadRequest(f"Would remove {len(chosen)} kept result(s). Nobody can be asked here: add --yes if meant.")
     for each in chosen[:_SHOWN]:
-        say(shown(f"  {each.entry.key[:10]}  {each.size} bytes  {each.entry.name}({each.entry.arguments})"))
+        echo_escaped(f"  {each.entry.key[:10]}  {each.size} bytes  {each.entry.name}({each.entry.arguments})", err=True)
     if len(chosen) > _SHOWN:
-        say(f"  and {len(chosen) - _SHOWN} more")
+        echo_stderr(f"  and {len(chosen) - _SHOWN} more")
     click.confirm("Remove them?", abort=True, err=True)

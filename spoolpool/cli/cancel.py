@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spoolpool.cli.output import say
+from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.task_selection import Selection, confirm, selects
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.cancel import cancel_task, request
@@ -24,22 +24,22 @@ def cancel(selection: Selection, yes: bool) -> None:
     """
     chosen = selection.chosen()
     confirm("cancel", chosen, yes)
-    for sight in chosen:
-        if _take_back(sight):
-            selection.note("cancelled", sight)
-            click.echo(f"{sight.id} was taken back.")
+    for view in chosen:
+        if _take_back(view):
+            selection.note("cancelled", view)
+            click.echo(f"{view.id} was taken back.")
         else:
-            request(selection.spool, sight.id)
-            selection.note("cancel asked", sight)
-            click.echo(f"{sight.id} is to be cancelled.")
+            request(selection.spool, view.id)
+            selection.note("cancel asked", view)
+            click.echo(f"{view.id} is to be cancelled.")
     if not chosen:
-        say("Nothing that fits waits or runs.")
+        echo_stderr("Nothing that fits waits or runs.")
 
 
-def _take_back(sight: TaskView) -> bool:
+def _take_back(view: TaskView) -> bool:
     """Whether nobody had claimed the task, and now nobody will."""
-    header, standing = sight.header, sight.location
-    if standing.place == "running" or header is None:
+    header, location = view.header, view.location
+    if location.place == "running" or header is None:
         return False
-    sight.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
-    return cancel_task(sight.spool, header, standing.task_file, delayed=standing.place == "held")
+    view.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
+    return cancel_task(view.spool, header, location.task_file, delayed=location.place == "held")

@@ -9,7 +9,7 @@ import sys
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, shown
+from spoolpool.cli.output import echo_escaped, report_errors
 from spoolpool.maintenance import check as checking
 from spoolpool.protocol.spool import Spool
 
@@ -19,7 +19,7 @@ from spoolpool.protocol.spool import Spool
 @click.option("--repair", is_flag=True, help="Do what can be done; what is not understood stays as it is.")
 @click.option("--quick", is_flag=True, help="Do not read the files: names alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@explained
+@report_errors
 def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     """Look whether everything in SPOOL is as it should be, while it is in use.
 
@@ -36,9 +36,9 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
         click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))
     else:
         for line in done:
-            click.echo(shown(f"{'done':<14} {line}"))
+            echo_escaped(f"{'done':<14} {line}")
         for each in left:
-            click.echo(shown(f"{each.kind:<14} {each.path}: {each.text}."))
+            echo_escaped(f"{each.kind:<14} {each.path}: {each.text}.")
         if not left:
             click.echo(f"{spool.path}: nothing is wrong.")
     sys.exit(1 if left else 0)

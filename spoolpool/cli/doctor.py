@@ -10,7 +10,7 @@ import sys
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.maintenance import doctor as practice
 from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
 
@@ -19,7 +19,7 @@ from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
 @click.argument("directory", metavar="DIR", envvar=settings.ENV_SPOOL, type=click.Path(exists=True, file_okay=False))
 @click.option("--peer", is_flag=True, help="Be the far side, on another host, of a doctor that is started next.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@explained
+@report_errors
 def doctor(directory: str, peer: bool, as_json: bool) -> None:
     """Try what the filesystem of DIR can be trusted with. DIR is a spool, or a directory that may become one.
 
@@ -34,9 +34,9 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
     if peer:
         rendezvous = Rendezvous.create(directory)
         rendezvous.invite()
-        say("Waiting for 'spool doctor' on another host (10 minutes at most).")
+        echo_stderr("Waiting for 'spool doctor' on another host (10 minutes at most).")
         count = Peer(rendezvous).serve()
-        say(f"Did what was asked, {count} time(s)." if count else "Nobody came.")
+        echo_stderr(f"Did what was asked, {count} time(s)." if count else "Nobody came.")
         return
     across, answers = practice.examine(directory)
     best = practice.recommend(answers)
@@ -50,7 +50,7 @@ def doctor(directory: str, peer: bool, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
     else:
         for answer in answers:
-            click.echo(shown(f"{answer.grade:<5} {answer.question:<17} {answer.text}."))
+            echo_escaped(f"{answer.grade:<5} {answer.question:<17} {answer.text}.")
         click.echo(f"Verdict: {practice.verdict(answers)}.")
         click.echo(f"Settings: spool init --lease {best.lease:g} --caches {best.caches:g}")
         if not across:

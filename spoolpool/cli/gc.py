@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say
+from spoolpool.cli.output import echo_stderr, report_errors
 from spoolpool.maintenance import check, garbage
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -23,7 +23,7 @@ _DAYS = click.FloatRange(min=0)
 @click.option("--journals", type=_DAYS, help="Days for which journals are kept.")
 @click.option("--cache", type=_DAYS, help="Days for which kept results are, since they were last used.")
 @click.option("--logs", type=_DAYS, help="Days for which captured output is kept.")
-@explained
+@report_errors
 def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     """Remove from SPOOL what nobody will ask for any more.
 
@@ -36,7 +36,7 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     orphans = [each for each in check.check(spool, deep=False) if each.kind == "orphan outcome"]
     if orphans and not dry_run:
         seconds = max(spool.config.lease, spool.config.caches)
-        say(f"A second look at {len(orphans)} outcome(s) that lost their task follows in {seconds:g} s.")
+        echo_stderr(f"A second look at {len(orphans)} outcome(s) that lost their task follows in {seconds:g} s.")
         check.repair(spool, orphans)
         orphans = [each for each in orphans if not files.exists(f"{spool.path}/{each.path}")]
     found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given))

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import report_errors
 from spoolpool.monitor import graph as graphs
 from spoolpool.protocol.spool import Spool
 
@@ -20,7 +20,7 @@ from spoolpool.protocol.spool import Spool
 @click.option("--mermaid", "form", flag_value="mmd", help="Text for Mermaid.")
 @click.option("--svg", "form", flag_value="svg", help="Picture, drawn by Graphviz.")
 @click.option("--json", "form", flag_value="json", help="JSON, as Executor.export_workflow writes it.")
-@explained
+@report_errors
 def graph(directory: str, session: str, form: Literal["dot", "mmd", "svg", "json"]) -> None:
     """Print the dependency graph of the tasks in SPOOL.
 

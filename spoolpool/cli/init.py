@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import report_errors
 from spoolpool.protocol.spool import Spool
 
 
@@ -59,7 +59,7 @@ from spoolpool.protocol.spool import Spool
     "which run as you.",
 )
 @click.option("--group", metavar="NAME", help="The group of --mode group; a group of your own for --mode dropbox.")
-@explained
+@report_errors
 def init(directory: str, mode: str, group: str | None, durability: str, output: float, **options: Any) -> None:
     """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
 

@@ -12,14 +12,14 @@ from datetime import datetime
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, shown, when
+from spoolpool.cli.output import escape_for_terminal, report_errors, when
 from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.journal import Line, lines
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.accounts import account_name
 
-_TOLD = frozenset({"t", "event", "by", "uid", "host", "task"})
+_COLUMNS = frozenset({"t", "event", "by", "uid", "host", "task"})
 """What a line says in its columns."""
 
 
@@ -45,7 +45,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 )
 @click.option("--event", "events", metavar="NAME", multiple=True, help="Of this kind; repeat for more.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are, with 'account' and 'forged' added.")
-@explained
+@report_errors
 def journal(
     directory: str, task: str | None, user: str | None, since: float | None, events: tuple[str, ...], as_json: bool
 ) -> None:
@@ -64,7 +64,7 @@ def journal(
             and (not events or event.event in events)
             and (task is None or event.about.startswith(task) or event.about.endswith(task))
         ):
-            out.write(_with_account(line) if as_json else f"{shown(_told(line))}\n".encode())
+            out.write(_with_account(line) if as_json else f"{escape_for_terminal(_line(line))}\n".encode())
     out.flush()
 
 
@@ -80,7 +80,6 @@ def _uid(user: str) -> int:
 
 @functools.cache
 def _account(uid: int) -> str:
-
     return account_name(uid)
 
 
@@ -94,9 +93,9 @@ def _with_account(line: Line) -> bytes:
     return line.text.rstrip()[:-1] + b", " + added.encode() + b"\n"
 
 
-def _told(line: Line) -> str:
+def _line(line: Line) -> str:
     said = json.loads(line.text)
-    rest = " ".join(f"{key}={value}" for key, value in said.items() if key not in _TOLD and value != "")
+    rest = " ".join(f"{key}={value}" for key, value in said.items() if key not in _COLUMNS and value != "")
     who = f"{_account(line.owner)}@{line.event.host}"
     mark = f" ! says that it is {_account(line.event.uid)}" if _forged(line) else ""
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, shown
+from spoolpool.cli.output import echo_escaped, report_errors
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import signing
@@ -29,12 +29,12 @@ def _path(directory: str) -> str:
 
 def _tell(path: str, keys: Sequence[Key]) -> None:
     for number, each in enumerate(keys):
-        click.echo(shown(f"{each.id}  {'valid' if number else 'signs'}  {path}"))
+        echo_escaped(f"{each.id}  {'valid' if number else 'signs'}  {path}")
 
 
 @key.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@explained
+@report_errors
 def new(directory: str) -> None:
     """Make the first key of SPOOL, in a file that you alone can read, and print its id.
 
@@ -47,7 +47,7 @@ def new(directory: str) -> None:
 @key.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--finish", is_flag=True, help="End the validity of the key before the newest.")
-@explained
+@report_errors
 def rotate(directory: str, finish: bool) -> None:
     """Put a new key for SPOOL into the key file; the one before stays valid until --finish, or the next time.
 
@@ -59,7 +59,7 @@ def rotate(directory: str, finish: bool) -> None:
 
 @key.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@explained
+@report_errors
 def show(directory: str) -> None:
     """Print the ids of the keys of SPOOL that are here, and where; never the keys."""
     path = _path(directory)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import click
 
-from spoolpool.cli.output import explained, say, when
+from spoolpool.cli.output import echo_stderr, report_errors, when
 from spoolpool.cli.task_selection import complete, spool_and_tasks
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import TaskFile, is_task_id, parse_task_file
@@ -26,7 +26,7 @@ from spoolpool.system.backoff import Backoff
 @click.option("-f", "--follow", is_flag=True, help="Go on as more comes, until the task has ended.")
 @click.option("--rank", type=click.IntRange(0), help="What this rank printed alone.  [default: all]")
 @click.option("--trust-user", "trusted", multiple=True, help="Also read what workers of this account wrote; repeat.")
-@explained
+@report_errors
 def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[str, ...]) -> None:
     """Show what tasks printed: standard output and standard error, of all ranks and their child processes.
 
@@ -45,7 +45,7 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
     for task in [_task(spool, trust, word) for word in tasks]:
         claims = _follow(spool, trust, task, rank) if follow else set()
         if not _show(spool, trust, task, rank, without=claims) and not claims:
-            say(f"Nothing is kept that {task} printed{'' if rank is None else f' on rank {rank}'}.")
+            echo_stderr(f"Nothing is kept that {task} printed{'' if rank is None else f' on rank {rank}'}.")
 
 
 def _task(spool: Spool, trust: Trust, word: str) -> str:
@@ -65,12 +65,11 @@ class _Printer:
     """Writes the output of one claim: as it is to a file or pipe, safe to a terminal."""
 
     def __init__(self, task_file: TaskFile, worker: str, started: float, *, numbered: bool) -> None:
-
         self._lines: dict[int, Lines] = {}
         self._new = Lines
         self._numbered = numbered
         self._safe = sys.stdout.isatty()
-        say(f"-- {task_file.task}, attempt {task_file.attempt}, worker {worker}, {when(started)}")
+        echo_stderr(f"-- {task_file.task}, attempt {task_file.attempt}, worker {worker}, {when(started)}")
 
     def write(self, rank: int, data: bytes) -> None:
         """Something that a rank printed; empty: no more of it comes."""

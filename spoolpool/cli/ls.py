@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.output import shown
+from spoolpool.cli.output import echo_escaped
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.monitor.query import TaskView
 from spoolpool.system.text import format_duration
@@ -34,21 +34,21 @@ def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | 
     A TASK is an id, or the beginning or end of one that fits one task alone.
     """
     titled = sys.stdout.isatty() and not (ids or as_json)
-    for sight in islice(selection.each(), limit):
+    for view in islice(selection.each(), limit):
         if titled:
             click.echo(
                 click.style(_row("TASK", "STATE", "AGE", "USER", "LANE", "SESSION", "NAME", long=long), bold=True)
             )
             titled = False
         if ids:
-            click.echo(sight.id)
+            click.echo(view.id)
         elif as_json:
-            click.echo(json.dumps(record(sight)))
+            click.echo(json.dumps(record(view)))
         else:
-            since = format_duration(time.time() - sight.submitted)
-            name = sight.name or f"({sight.problem})"
-            row = _row(sight.id, sight.state, since, sight.owner, sight.lane, sight.session, name, long=long)
-            click.echo(shown(row))
+            since = format_duration(time.time() - view.submitted)
+            name = view.name or f"({view.problem})"
+            row = _row(view.id, view.state, since, view.owner, view.lane, view.session, name, long=long)
+            echo_escaped(row)
 
 
 def _row(task: str, state: str, since: str, user: str, lane: str, session: str, name: str, *, long: bool) -> str:
@@ -58,24 +58,24 @@ def _row(task: str, state: str, since: str, user: str, lane: str, session: str, 
     return f"{task[-10:]:<10}  {state:<9}  {since:>6}  {user[:8]:<8}  {lane[:22]:<22}  {name}"
 
 
-def record(sight: TaskView) -> dict[str, Any]:
+def record(view: TaskView) -> dict[str, Any]:
     """A task as JSON; the keys are documented in docs/cli.md."""
-    task_file, header, outcome = sight.location.task_file, sight.header, sight.outcome
+    task_file, header, outcome = view.location.task_file, view.header, view.outcome
     return {
-        "task": sight.id,
-        "state": sight.state,
-        "path": sight.location.path,
-        "lane": sight.lane,
-        "session": sight.session,
-        "name": sight.name,
-        "user": sight.owner,
-        "submitted": sight.submitted,
-        "since": sight.since,
+        "task": view.id,
+        "state": view.state,
+        "path": view.location.path,
+        "lane": view.lane,
+        "session": view.session,
+        "name": view.name,
+        "user": view.owner,
+        "submitted": view.submitted,
+        "since": view.since,
         "claim": task_file.claim,
         "attempt": task_file.attempt,
         "worker": task_file.worker,
         "host": header.host if header else "",
         "started": outcome.started if outcome else 0.0,
         "ended": outcome.ended if outcome else 0.0,
-        "problem": sight.problem,
+        "problem": view.problem,
     }

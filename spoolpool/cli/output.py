@@ -22,21 +22,26 @@ _VERBOSE, _JSON, _DEBUG = "spoolpool.verbose", "spoolpool.json", "spoolpool.debu
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def say(text: str) -> None:
+def echo_stderr(text: str) -> None:
     """Tell a person what happens; on standard error, so that standard output stays for results."""
     click.echo(text, err=True)
 
 
-def shown(text: str) -> str:
+def escape_for_terminal(text: str) -> str:
     """The text with everything escaped that would do something to a terminal: names on disk hold what they like."""
     if text.isprintable():  # by far the most are, and this takes a hundredth of the time
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def shown_lines(text: str) -> str:
+def echo_escaped(text: str, *, err: bool = False) -> None:
+    """Print one line of which :func:`escape_for_terminal` has escaped the text; ``err``: to standard error."""
+    click.echo(escape_for_terminal(text), err=err)
+
+
+def escape_lines(text: str) -> str:
     """The same of a text of several lines."""
-    return "\n".join(map(shown, text.splitlines()))
+    return "\n".join(map(escape_for_terminal, text.splitlines()))
 
 
 def when(seconds: float) -> str:
@@ -44,7 +49,7 @@ def when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
 
-def explained(function: Callable[..., Any]) -> Callable[..., Any]:
+def report_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn an error into one line, with what to do, and an exit code; ``--debug``: into a traceback."""
 
     @functools.wraps(function)
@@ -58,7 +63,7 @@ def explained(function: Callable[..., Any]) -> Callable[..., Any]:
             if context.meta.get(_DEBUG) or getattr(error, "errno", 0) == errno.EPIPE:
                 raise
             text, code = _in_words(error, context)
-            say(shown(f"{context.command_path}: {text}"))
+            echo_escaped(f"{context.command_path}: {text}", err=True)
             sys.exit(code)
 
     return run
@@ -154,7 +159,7 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     def wrap(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def run(**kwargs: Any) -> Any:
-            return explained(function)(**kwargs)
+            return report_errors(function)(**kwargs)
 
         return with_common(click.command(name, context_settings=CONTEXT)(run))
 

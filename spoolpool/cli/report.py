@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say
+from spoolpool.cli.output import echo_stderr, report_errors
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.report import figure
 from spoolpool.monitor.report.page import page
@@ -22,7 +22,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option("-o", "--output", type=_FILE, help="Write a page for a browser there.")
 @click.option("--png", type=_FILE, help="Write a picture there.")
 @click.option("--svg", type=_FILE, help="Write a picture there that can be scaled.")
-@explained
+@report_errors
 def report(directory: str, output: str | None, png: str | None, svg: str | None) -> None:
     """Show what happened in SPOOL: groups over time, waiting and running, durations, failures, recoveries.
 
@@ -41,4 +41,4 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
         if path:
             figure.save(summary, path, kind)
     written = ", ".join(filter(None, (output, png, svg)))
-    say(f"Wrote {written}: {summary.tasks} task(s) of {len(summary.groups)} group(s).")
+    echo_stderr(f"Wrote {written}: {summary.tasks} task(s) of {len(summary.groups)} group(s).")

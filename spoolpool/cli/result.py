@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from spoolpool.calls.results import value_of
-from spoolpool.cli.output import say, shown_lines
+from spoolpool.cli.output import echo_stderr, escape_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
 from spoolpool.monitor.query import TaskView
@@ -41,15 +41,15 @@ def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> Non
         raise BadRequest(
             f"No task in {selection.spool.path} that fits has a result: see 'spool ls {selection.spool.path}'."
         )
-    codes = [display(lambda sight=sight: read_value(sight, trusted), as_json=as_json) for sight in chosen]  # type: ignore[misc]
+    codes = [display(lambda view=view: read_value(view, trusted), as_json=as_json) for view in chosen]  # type: ignore[misc]
     sys.exit(max(codes))
 
 
-def read_value(sight: TaskView, trusted: tuple[str, ...]) -> Any:
+def read_value(view: TaskView, trusted: tuple[str, ...]) -> Any:
     """The value, or the exception raised; unpickled only if the file's owner is trusted."""
-    if sight.state == "cancelled":
-        raise TaskFailed(f"Task {sight.id} was cancelled: it has no value.")
-    return value_of(*read_outcome(sight.spool, sight.session, sight.location.task_file, Trust(trusted)))
+    if view.state == "cancelled":
+        raise TaskFailed(f"Task {view.id} was cancelled: it has no value.")
+    return value_of(*read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted)))
 
 
 def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
@@ -62,7 +62,9 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
     except SpoolpoolError:
         raise
     except Exception as error:  # noqa: BLE001  it is the task's own
-        say(shown_lines("".join(traceback.format_exception_only(type(error), error)) + str(error.__cause__ or "")))
+        echo_stderr(
+            escape_lines("".join(traceback.format_exception_only(type(error), error)) + str(error.__cause__ or ""))
+        )
         return TaskFailed.exit_code
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, subprocess.CompletedProcess):
@@ -71,7 +73,7 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
         click.echo(
             json.dumps(value, default=repr)
             if as_json
-            else shown_lines(value if isinstance(value, str) else repr(value))
+            else escape_lines(value if isinstance(value, str) else repr(value))
         )
     return 0
 

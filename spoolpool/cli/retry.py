@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spoolpool.cli.output import say
+from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import SpoolpoolError
 from spoolpool.protocol.retry import retry_task
@@ -24,16 +24,16 @@ def retry(selection: Selection) -> None:
     """
     failures: list[SpoolpoolError] = []
     chosen = selection.chosen()
-    for sight in chosen:
+    for view in chosen:
         try:
-            session = sight.session if sight.location.place == "done" else ""
-            click.echo(f"{retry_task(selection.spool, sight.location.task_file.name, session)} waits again.")
-            selection.note("retried", sight)
+            session = view.session if view.location.place == "done" else ""
+            click.echo(f"{retry_task(selection.spool, view.location.task_file.name, session)} waits again.")
+            selection.note("retried", view)
         except SpoolpoolError as error:  # the others can be tried all the same
             failures.append(error)
     for failure in failures[1:]:
-        say(str(failure))
+        echo_stderr(str(failure))
     if failures:
         raise failures[0]
     if not chosen:
-        say("Nothing that fits was lost or set aside.")
+        echo_stderr("Nothing that fits was lost or set aside.")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
 from spoolpool.cli.task_selection import Selection, confirm
@@ -37,13 +37,13 @@ def session() -> None:
 @session.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per session and line.")
-@explained
+@report_errors
 def ls(directory: str, as_json: bool) -> None:
     """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
     spool = Spool(directory)
-    walk = SpoolScanner(spool.path)
+    scanner = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
-    for name, found in count_session_tasks(spool, walk).items():
+    for name, found in count_session_tasks(spool, scanner).items():
         info = read_session(spool, name)
         user = (
             info.user if info else accounts.account_name(files.owner(f"{spool.layout.results}/{name}") or spool.owner)
@@ -59,10 +59,10 @@ def ls(directory: str, as_json: bool) -> None:
             titled = False
         since = format_duration(time.time() - found.last) if found.last else "-"
         row = _row(name, user, _state(info), since, *map(str, counts.values()))
-        click.echo(shown(row))
-    for path, reason in walk.unlisted.items():
-        say(shown(f"Not seen: {spool.path}/{path} ({reason}). Ask its owner, or look again later."))
-    if walk.unlisted:
+        echo_escaped(row)
+    for path, reason in scanner.unlisted.items():
+        echo_escaped(f"Not seen: {spool.path}/{path} ({reason}). Ask its owner, or look again later.", err=True)
+    if scanner.unlisted:
         sys.exit(SpoolpoolError.exit_code)
 
 
@@ -86,7 +86,7 @@ def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
     "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of this account's workers."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
-@explained
+@report_errors
 def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) -> None:
     """Print what the tasks of a session returned or raised, in the order of their submission; they stay.
 
@@ -95,28 +95,28 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
     """
     spool = Spool(directory)
     failures = 0
-    for sight in _tasks(spool, name):
-        told: dict[str, Any] = {"task": sight.id, "state": sight.state, "name": sight.name}
+    for view in _tasks(spool, name):
+        told: dict[str, Any] = {"task": view.id, "state": view.state, "name": view.name}
         try:
-            told.update(_told(sight, trusted))
+            told.update(_value_or_error(view, trusted))
         except (OSError, SpoolpoolError) as error:
             failures += 1
-            say(shown(f"{sight.id}: {error}"))
+            echo_escaped(f"{view.id}: {error}", err=True)
             continue
         if as_json:
             click.echo(json.dumps(told, default=repr))
         else:
             text = reprlib.repr(told["value"]) if "value" in told else told.get("error", "")
-            click.echo(shown(f"{sight.id}  {sight.state:<9}  {sight.name}  {text}"))
+            echo_escaped(f"{view.id}  {view.state:<9}  {view.name}  {text}")
     if failures:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _told(sight: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
+def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
     """The value of a task that returned one; how another one ended, in words, for which nothing is unpickled."""
-    if sight.state == "done":
-        return {"value": read_value(sight, trusted)}
-    failure = sight.outcome.failure if sight.outcome else None
+    if view.state == "done":
+        return {"value": read_value(view, trusted)}
+    failure = view.outcome.failure if view.outcome else None
     return {"error": f"{failure.type}: {failure.message}"} if failure else {}
 
 
@@ -124,29 +124,29 @@ def _told(sight: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.argument("name", metavar="SESSION")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@explained
+@report_errors
 def rm(directory: str, name: str, yes: bool) -> None:
     """Remove a session with all its outcomes, and with what failed of it.
 
     Nothing is removed while tasks of it wait or run: 'spool cancel SPOOL --session SESSION' takes those back.
     """
     spool = Spool(directory)
-    sights = _tasks(spool, name)
-    busy = sum(sight.state not in _ENDED for sight in sights)
+    views = _tasks(spool, name)
+    busy = sum(view.state not in _ENDED for view in views)
     if busy:
         raise BadRequest(
             f"{busy} task(s) of the session {name} wait or run: 'spool cancel {spool.path} --session {name}' takes "
             "them back, 'spool wait' waits for them."
         )
-    confirm("remove", sights, yes)
+    confirm("remove", views, yes)
     kept = 0
     with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
-        for sight in reversed(sights):  # the latest first: a task was submitted after those that it needs
-            if needed := needed_by(sight):
+        for view in reversed(views):  # the latest first: a task was submitted after those that it needs
+            if needed := needed_by(view):
                 kept += 1
-                say(f"{sight.id} stays: task {needed} waits for its result. Cancel that first.")
-            elif remove(sight):
-                selection.note("removed", sight)
+                echo_stderr(f"{view.id} stays: task {needed} waits for its result. Cancel that first.")
+            elif remove(view):
+                selection.note("removed", view)
     spool.close_session(name)
     click.echo(f"The session {name} was removed{f', but for {kept} task(s)' * bool(kept)}.")
     if kept:
@@ -156,7 +156,7 @@ def rm(directory: str, name: str, yes: bool) -> None:
 def _tasks(spool: Spool, name: str) -> list[TaskView]:
     """All tasks of a session, in the order of submission; raises :class:`BadRequest` where there is no such session."""
     check_session(name)
-    sights = sorted(select(spool, Query(session=name)), key=lambda sight: sight.id.partition("-")[2])
-    if not sights and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
+    views = sorted(select(spool, Query(session=name)), key=lambda view: view.id.partition("-")[2])
+    if not views and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
         raise BadRequest(f"There is no session {name} in {spool.path}: see 'spool session ls {spool.path}'.")
-    return sights
+    return views

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 
 from spoolpool.cli.ls import record
-from spoolpool.cli.output import shown, when
+from spoolpool.cli.output import echo_escaped, when
 from spoolpool.cli.status_screen import progress
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.format.headers import TaskHeader
@@ -30,45 +30,44 @@ def show(selection: Selection, as_json: bool) -> None:
       spool show SPOOL e7819e56d5
       spool show SPOOL --state running --name relax
     """
-    for number, sight in enumerate(selection.chosen()):
-        history = sight.attempts()
+    for number, view in enumerate(selection.chosen()):
+        history = view.attempts()
         if as_json:
-            click.echo(json.dumps({**record(sight), "attempts": [each._asdict() for each in history]}))
+            click.echo(json.dumps({**record(view), "attempts": [each._asdict() for each in history]}))
             continue
         if number:
             click.echo()
-        for word, text in (*_lines(sight), *_said(sight), *_history(history)):
-            click.echo(shown(f"{word:<10} {text}"))
+        for word, text in (*_lines(view), *_said(view), *_history(history)):
+            echo_escaped(f"{word:<10} {text}")
 
 
-def _lines(sight: TaskView) -> Iterator[tuple[str, str]]:
-    task_file, header, outcome = sight.location.task_file, sight.header, sight.outcome
-    since = f", since {when(sight.since)}" if sight.since else ""
-    yield "Task", sight.id
-    yield "State", f"{sight.state}{since}{', to be cancelled' if _is_marked(sight) else ''}"
+def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
+    task_file, header, outcome = view.location.task_file, view.header, view.outcome
+    since = f", since {when(view.since)}" if view.since else ""
+    yield "Task", view.id
+    yield "State", f"{view.state}{since}{', to be cancelled' if _is_marked(view) else ''}"
     if header is None:
-        yield "Problem", sight.problem
+        yield "Problem", view.problem
     else:
         yield "Name", header.name
         yield "Lane", header.lane
         yield "Session", header.session
         ago = format_duration(time.time() - header.submitted)
-        yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {sight.owner}"
+        yield "Submitted", f"{when(header.submitted)} ({ago} ago) on {header.host} by {view.owner}"
         yield from _asked(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with a worker's death"
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
-    yield "File", f"{sight.spool.path}/{sight.location.path}"
+    yield "File", f"{view.spool.path}/{view.location.path}"
     if outcome is not None:
-        yield "Outcome", sight.spool.layout.outcome(sight.session, task_file)
+        yield "Outcome", view.spool.layout.outcome(view.session, task_file)
         if failure := outcome.failure:
             yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
-            yield "", f"'spool traceback {sight.spool.path} {sight.id}' shows more"
+            yield "", f"'spool traceback {view.spool.path} {view.id}' shows more"
 
 
-def _is_marked(sight: TaskView) -> bool:
-
-    return sight.location.place in ("held", "waiting", "running") and files.exists(
-        f"{sight.spool.layout.cancel}/{sight.id}"
+def _is_marked(view: TaskView) -> bool:
+    return view.location.place in ("held", "waiting", "running") and files.exists(
+        f"{view.spool.layout.cancel}/{view.id}"
     )
 
 
@@ -88,14 +87,14 @@ def _asked(header: TaskHeader) -> Iterator[tuple[str, str]]:
         yield "Error log", header.error_log_file
 
 
-def _said(sight: TaskView) -> Iterator[tuple[str, str]]:
+def _said(view: TaskView) -> Iterator[tuple[str, str]]:
     """How far a task says it is, and where to read what it printed."""
-    worker = sight.location.task_file.worker
-    told = progress_of(sight.spool, worker) if sight.location.place == "running" else None
-    if told is not None and told.task == sight.id:
+    worker = view.location.task_file.worker
+    told = progress_of(view.spool, worker) if view.location.place == "running" else None
+    if told is not None and told.task == view.id:
         yield "Progress", f"{progress(told)} ({when(told.told)})"
     if worker and worker != CANCELLED:
-        yield "Output", f"'spool logs {sight.spool.path} {sight.id}' shows what was printed and is kept"
+        yield "Output", f"'spool logs {view.spool.path} {view.id}' shows what was printed and is kept"
 
 
 def _history(history: list[Attempt]) -> Iterator[tuple[str, str]]:

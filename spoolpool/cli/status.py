@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained
+from spoolpool.cli.output import report_errors
 from spoolpool.cli.status_screen import as_json as document
 from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
@@ -34,7 +34,7 @@ _interval = click.option(
 @click.option("-w", "--watch", is_flag=True, help="Go on looking, as 'spool top' does.")
 @_interval
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output; with --watch one per line.")
-@explained
+@report_errors
 def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
     """Show what blocks in SPOOL, what waits and runs, who works on what, and when it may be done.
 
@@ -53,7 +53,7 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
             backoff.sleep()
             click.echo(json.dumps(document(observer.collect())))
     elif watch:
-        _live(observer, interval)
+        _watch(observer, interval)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for line in lines(observer.collect(), width=width):
@@ -63,13 +63,13 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @click.command()
 @_argument
 @_interval
-@explained
+@report_errors
 def top(directory: str, interval: float) -> None:
     """Show SPOOL as 'spool status' does, again and again, until q or Ctrl-C."""
-    _live(StatusCollector(Spool(directory)), interval)
+    _watch(StatusCollector(Spool(directory)), interval)
 
 
-def _live(observer: StatusCollector, interval: float) -> None:
+def _watch(observer: StatusCollector, interval: float) -> None:
     """Repaint the terminal from the top at every look: only what changed is seen to change."""
     if not sys.stdout.isatty():
         raise BadRequest("There is no terminal to show it on: use 'spool status' for one look, or --json.")

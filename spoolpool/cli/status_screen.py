@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.output import shown
+from spoolpool.cli.output import escape_for_terminal
 from spoolpool.monitor.scan import PLACES
 from spoolpool.monitor.status import Blocked, GroupStatus, Status
 from spoolpool.protocol.progress import TaskProgress
@@ -112,7 +112,9 @@ def _counts(status: Status, width: int) -> Iterator[str]:
     yield click.style(head.rstrip(), bold=True)
     for row in status.counts:
         numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
-        yield shown(f"{_cut(row.lane or '(not looked at)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
+        yield escape_for_terminal(
+            f"{_cut(row.lane or '(not looked at)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}"
+        )
 
 
 def _groups(status: Status, width: int, most: int) -> Iterator[str]:
@@ -123,9 +125,9 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
     chosen = sorted(status.groups, key=lambda each: not each.task)[:most]
     for each in status.groups:
         if each in chosen:
-            yield shown(_group(each, name))
+            yield escape_for_terminal(_group(each, name))
             if each.progress is not None:
-                yield shown(_cut(f"         {progress(each.progress)}", width))
+                yield escape_for_terminal(_cut(f"         {progress(each.progress)}", width))
     if len(status.groups) > len(chosen):
         yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
 
@@ -150,6 +152,10 @@ def _cut(text: str, most: int) -> str:
 
 
 def _wrapped(word: str, text: str, width: int | None, **style: Any) -> Iterator[str]:
-    broken = [shown(text)] if width is None else wrap(shown(text), max(20, width - _LEFT), break_on_hyphens=False)
+    broken = (
+        [escape_for_terminal(text)]
+        if width is None
+        else wrap(escape_for_terminal(text), max(20, width - _LEFT), break_on_hyphens=False)
+    )
     for number, line in enumerate(broken):
         yield click.style(f"{word if number == 0 else '':<{_LEFT}}", **style) + line

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say
+from spoolpool.cli.output import echo_stderr, report_errors
 from spoolpool.cli.result import display
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
@@ -27,7 +27,7 @@ _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a task needs, where its result goes, and who waits."""
 
-    @explained
+    @report_errors
     @functools.wraps(function)
     def run(
         directory: str | None,
@@ -163,10 +163,12 @@ def _submit(
         if not wait:
             click.echo(future.task)  # type: ignore[attr-defined]
             return
-        say(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
+        echo_stderr(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
         code = display(future.result)
     except KeyboardInterrupt:
-        say("Interrupted: the task goes on. 'spool cancel' ends it, 'spool result' has its value when it is done.")
+        echo_stderr(
+            "Interrupted: the task goes on. 'spool cancel' ends it, 'spool result' has its value when it is done."
+        )
         raise
     finally:
         executor.detach()

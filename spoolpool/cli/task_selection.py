@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from spoolpool import settings
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.monitor.query import Query, State, TaskView, find_by_ids, select
 from spoolpool.monitor.scan import SpoolScanner
@@ -49,36 +49,36 @@ class Selection:
     """The tasks of a spool that the words and options of a command name; ``states`` are those that it can be about."""
 
     def __init__(self, words: tuple[str, ...], states: Collection[State], everything: bool, query: Query) -> None:
-
         directory, self._words = spool_and_tasks(words)
         self.spool: Spool = Spool(directory)
         self._is_open = not self._words and query.is_empty
         self._everything = everything
         self._query = query if query.states else dataclasses.replace(query, states=tuple(states))
-        self._walk = SpoolScanner(self.spool.path)
+        self._scanner = SpoolScanner(self.spool.path)
 
     def each(self) -> Iterator[TaskView]:
         """The tasks as they are met, which may be all; says in the end what could not be seen."""
         if self._words:
-            yield from find_by_ids(self.spool, self._words, self._query, self._walk)
+            yield from find_by_ids(self.spool, self._words, self._query, self._scanner)
         else:
-            yield from select(self.spool, self._query, self._walk)
-        for directory, reason in self._walk.unlisted.items():
-            say(shown(f"Not seen: {self.spool.path}/{directory} ({reason}). Ask its owner, or look again later."))
+            yield from select(self.spool, self._query, self._scanner)
+        for directory, reason in self._scanner.unlisted.items():
+            echo_escaped(
+                f"Not seen: {self.spool.path}/{directory} ({reason}). Ask its owner, or look again later.", err=True
+            )
 
     @property
     def unseen(self) -> bool:
         """Whether something could not be seen, so that tasks may be missing."""
-        return bool(self._walk.unlisted)
+        return bool(self._scanner.unlisted)
 
     @functools.cached_property
     def _journal(self) -> Journal:
-
         return Journal(self.spool, submitters_journal(), "spool")
 
-    def note(self, event: str, sight: TaskView) -> None:
+    def note(self, event: str, view: TaskView) -> None:
         """Write into the journal what was done to a task, so that it is known who did it."""
-        self._journal.write(event, task=sight.id, session=sight.session)
+        self._journal.write(event, task=view.id, session=view.session)
 
     def close(self) -> None:
         """The command has ended."""
@@ -111,9 +111,9 @@ def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
         return [CompletionItem(incomplete, type="dir")]
     directory, _rest = spool_and_tasks(words)
     found = []
-    for standing in SpoolScanner(directory).tasks():
-        if standing.task_file.task.startswith(incomplete):
-            found.append(CompletionItem(standing.task_file.task, help=standing.place))
+    for location in SpoolScanner(directory).tasks():
+        if location.task_file.task.startswith(incomplete):
+            found.append(CompletionItem(location.task_file.task, help=location.place))
             if len(found) == _OFFERED:
                 break
     return found
@@ -126,10 +126,9 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        @explained
+        @report_errors
         @functools.wraps(function)
         def run(words: tuple[str, ...], **options: Any) -> None:
-
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
             selection = Selection(words, states, options.pop("everything", False), query)
             try:
@@ -159,15 +158,17 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
     return wrap
 
 
-def confirm(doing: str, sights: list[TaskView], yes: bool) -> None:
+def confirm(doing: str, views: list[TaskView], yes: bool) -> None:
     """Ask before something is done that cannot be undone; without a terminal there is nobody to ask."""
-    if yes or not sights:
+    if yes or not views:
         return
     if not sys.stdin.isatty():
-        raise BadRequest(f"Would {doing} {len(sights)} task(s). Nobody can be asked here: add --yes if that is meant.")
-    for sight in sights[:_SHOWN]:
-        say(shown(f"  {sight.id}  {sight.state}  {format_duration(time.time() - sight.submitted)}  {sight.name}"))
-    if len(sights) > _SHOWN:
-        say(f"  and {len(sights) - _SHOWN} more")
-    which = "this task" if len(sights) == 1 else f"these {len(sights)} tasks"
+        raise BadRequest(f"Would {doing} {len(views)} task(s). Nobody can be asked here: add --yes if that is meant.")
+    for view in views[:_SHOWN]:
+        echo_escaped(
+            f"  {view.id}  {view.state}  {format_duration(time.time() - view.submitted)}  {view.name}", err=True
+        )
+    if len(views) > _SHOWN:
+        echo_stderr(f"  and {len(views) - _SHOWN} more")
+    which = "this task" if len(views) == 1 else f"these {len(views)} tasks"
     click.confirm(f"{doing.capitalize()} {which}?", abort=True, err=True)

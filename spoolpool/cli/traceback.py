@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spoolpool.cli.output import shown, shown_lines
+from spoolpool.cli.output import echo_escaped, escape_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest
 
@@ -25,15 +25,13 @@ def traceback(selection: Selection) -> None:
         raise BadRequest(
             f"No task in {selection.spool.path} that fits has failed: see 'spool ls {selection.spool.path}'."
         )
-    for number, sight in enumerate(chosen):
+    for number, view in enumerate(chosen):
         if number:
             click.echo()
-        failure = sight.outcome.failure if sight.outcome else None
-        click.echo(shown(f"{sight.id}  {sight.name or sight.problem}"))
+        failure = view.outcome.failure if view.outcome else None
+        echo_escaped(f"{view.id}  {view.name or view.problem}")
         if failure is None:
-            click.echo(
-                f"It is kept as {sight.spool.path}/{sight.location.path}; 'spool show' tells what is known of it."
-            )
+            click.echo(f"It is kept as {view.spool.path}/{view.location.path}; 'spool show' tells what is known of it.")
             continue
-        click.echo(shown(f"{failure.type} on rank {failure.rank}, host {failure.host}"))
-        click.echo(shown_lines(failure.traceback or failure.message))
+        echo_escaped(f"{failure.type} on rank {failure.rank}, host {failure.host}")
+        click.echo(escape_lines(failure.traceback or failure.message))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.output import say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr
 from spoolpool.cli.task_selection import Duration, Selection, selects
 from spoolpool.errors import TaskTimeout
 from spoolpool.monitor.wait import Waiter
@@ -52,10 +52,10 @@ def wait(selection: Selection, timeout: float | None) -> None:
                     f"{timeout:g} s. Wait again, or see 'spool status {selection.spool.path}'."
                 )
             for text in waiter.warnings():
-                say(shown(text))
+                echo_escaped(text, err=True)
             backoff.sleep()
     ends = waiter.ends()
-    say(
+    echo_stderr(
         ", ".join(f"{count} {state}" for state, count in sorted(Counter(ends.values()).items()))
         or "Nothing to wait for."
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import command, common_arguments, say
+from spoolpool.cli.output import command, common_arguments, echo_stderr
 from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
 from spoolpool.cli.worker_rank import ranks_started, run_rank
 from spoolpool.format.names import check_tags
@@ -162,7 +162,7 @@ def supervise(options: WorkerCommandOptions) -> None:
         max_time=options.max_time,
         drain=options.drain,
         as_json="--log-json" in common_arguments(),
-        echo=say,
+        echo=echo_stderr,
     )
     stopping, hurry = StopRequest(), StopRequest()
     stop_on_signals(stopping.set, hurry.set)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from spoolpool import settings
-from spoolpool.cli.output import say
+from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.worker_options import WorkerCommandOptions
 from spoolpool.errors import BadRequest
 
@@ -63,4 +63,4 @@ def run_rank(options: WorkerCommandOptions) -> int:
             max_time=options.max_time,
         ),
     )
-    return main.run_rank(config, echo_stderr=say)
+    return main.run_rank(config, echo_stderr=echo_stderr)

@@ -8,7 +8,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.batch_options import job, job_options
-from spoolpool.cli.output import explained, say, shown
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
@@ -29,7 +29,7 @@ def workers() -> None:
 @click.option("--jobs", "count", type=click.IntRange(1), default=1, show_default=True, help="Submit so many jobs.")
 @click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
 @job_options
-@explained
+@report_errors
 def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
     """Submit batch jobs whose script is spool-worker, and print their ids.
 
@@ -47,7 +47,7 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@explained
+@report_errors
 def ls(directory: str) -> None:
     """List the worker groups of SPOOL: id, host, job, shape, and what they are; then its batch jobs."""
     spool = Spool(directory)
@@ -56,18 +56,17 @@ def ls(directory: str) -> None:
         state = "alive" if liveness.is_alive(info) else "dead"
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
-        click.echo(shown(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}"))
+        echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}")
     for each in find_jobs(spool):
         if each.state != "over":
             record = each.record
             purpose = f"for {record.lane}" if record.lane else "started by hand"
             purpose += f", session {record.session}" if record.session else ""
             text = f"{each.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
-            click.echo(shown(text))
+            echo_escaped(text)
 
 
 def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
-
     found = entries(spool)
     if everything == bool(named):
         raise BadRequest(f"Name groups, jobs or hosts, or --all. There are {len(found)} groups.")
@@ -84,7 +83,7 @@ def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[Work
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.argument("named", metavar="[GROUP|JOB|HOST]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All groups of the spool.")
-@explained
+@report_errors
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     """Let groups end after the task that they run. A supervisor ends with its last group."""
     spool = Spool(directory)
@@ -105,7 +104,7 @@ def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     show_default=True,
     help="Seconds for groups to end in order; then their jobs are cancelled.",
 )
-@explained
+@report_errors
 def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: float) -> None:
     """End batch jobs that were submitted for SPOOL, and wait until they are gone.
 
@@ -123,6 +122,6 @@ def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: floa
     if everything:
         for info in _chosen(spool, (), True):
             request_stop(spool, info.worker)
-            say(f"{info.worker} on {info.process.host} was asked to end.")
+            echo_stderr(f"{info.worker} on {info.process.host} was asked to end.")
     for line in end_jobs(spool, lambda job: job.record.name in wanted, seconds):
-        say(line)
+        echo_stderr(line)

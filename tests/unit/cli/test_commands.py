@@ -612,5 +612,5 @@ def test_a_spool_may_be_named_as_one_stands_to_it(spool: Spool, monkeypatch: pyt
 
 def test_what_a_terminal_would_act_upon_is_escaped() -> None:
     odd = os.fsdecode(b"a b\x1b[31m\n\xff\xe2\x80\xae\xc3\xa9")
-    assert output.shown(odd) == "a b\\x1b[31m\\n\\udcff\\u202eé"
-    assert output.shown("plain: 'text' (ü)") == "plain: 'text' (ü)"
+    assert output.escape_for_terminal(odd) == "a b\\x1b[31m\\n\\udcff\\u202eé"
+    assert output.escape_for_terminal("plain: 'text' (ü)") == "plain: 'text' (ü)"
