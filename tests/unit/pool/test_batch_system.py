@@ -1,4 +1,4 @@
-"""Batch scripts that jobs write, and those of the documentation."""
+"""Batch scripts of jobs and of the documentation."""
 
 from __future__ import annotations
 

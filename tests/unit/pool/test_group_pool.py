@@ -1,4 +1,4 @@
-"""Pool of worker groups whose processes are simulated."""
+"""Pool of worker groups with simulated processes."""
 
 from __future__ import annotations
 
