@@ -1,4 +1,4 @@
-"""Neither side opens a network socket: both work where there is no network at all."""
+"""Submitters and workers open no network socket, and work without any network interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import sys
 log, program = sys.argv.pop(1), sys.argv.pop(1)
 
 def note(event, args):
-    if event.startswith("socket.") and not (event == "socket.__new__" and args[1] == 1):  # AF_UNIX is no network
+    if event.startswith("socket.") and not (event == "socket.__new__" and args[1] == 1):  # not AF_UNIX
         with open(log, "a") as file:
             file.write(f"{event} {args!r}\\n")
 
@@ -54,21 +54,21 @@ except OSError as error:
 
 @functools.cache
 def without_network() -> list[str] | None:
-    """The command that runs another one in a network namespace of its own; None without the right to make one."""
+    """Return a command prefix that creates a network namespace; None if this account may not create one."""
     for command in (["unshare", "-n"], ["unshare", "-rn"]):
         if shutil.which("unshare"):
             made = subprocess.run([*command, sys.executable, "-c", NETWORK], capture_output=True, text=True)
             if made.returncode == 0:
-                assert "unreachable" in made.stdout, "no interface is up there, not even the loopback"
+                assert "unreachable" in made.stdout, "an interface is up in the namespace"
                 return command
     return None
 
 
 def start(program: str, log: Path, *arguments: str, network: bool) -> subprocess.Popen[str]:
-    """Start a program that notes each socket of a network which it makes."""
+    """Start a program that logs each network socket that it creates."""
     prefix = [] if network else without_network()
     if prefix is None:
-        pytest.skip("this account may not make a network namespace")
+        pytest.skip("this account may not create a network namespace")
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", AUDITED, str(log), program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -81,20 +81,20 @@ def start(program: str, log: Path, *arguments: str, network: bool) -> subprocess
 network = pytest.mark.parametrize("network", [True, False], ids=["with a network", "without any interface"])
 
 
-def test_the_check_finds_sockets(tmp_path: Path) -> None:
+def test_audit_hook_finds_sockets(tmp_path: Path) -> None:
     process = start(NETWORK, tmp_path / "log", network=True)
     process.communicate(timeout=LIMIT)
     assert "socket.__new__" in (tmp_path / "log").read_text() and "socket.connect" in (tmp_path / "log").read_text()
 
 
 @network
-def test_a_submitter_and_a_worker_open_no_socket(network: bool, tmp_path: Path) -> None:
+def test_submitter_and_worker_open_no_socket(network: bool, tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "spool", durability="none", lease=1.0)
     log = tmp_path / "log"
     worker = start(WORKER, log, spool.path, network=network)
     try:
         wait_until(
-            lambda: worker.poll() is not None or list(Path(spool.layout.workers).iterdir()), "the worker is there"
+            lambda: worker.poll() is not None or list(Path(spool.layout.workers).iterdir()), "the worker has registered"
         )
         submitter = start(SUBMITTER, log, spool.path, network=network)
         output, errors = submitter.communicate(timeout=LIMIT)
@@ -107,7 +107,7 @@ def test_a_submitter_and_a_worker_open_no_socket(network: bool, tmp_path: Path) 
 
 
 @network
-def test_an_executor_with_a_group_of_its_own_opens_no_socket(network: bool, tmp_path: Path) -> None:
+def test_embedded_executor_opens_no_socket(network: bool, tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start(EMBEDDED, log, network=network)
     output, errors = process.communicate(timeout=LIMIT)

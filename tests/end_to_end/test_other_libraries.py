@@ -1,4 +1,4 @@
-"""Others' ways to use an executor: coroutines, joblib, dask, and workflows that carry an executor's parameters."""
+"""Executors in coroutines, joblib, dask, and pickled workflows; requests for package versions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tests.support.waiting import LIMIT, wait_until
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    with Executor(max_workers=2) as made:
-        yield made
+    with Executor(max_workers=2) as shared:
+        yield shared
 
 
 class TestCoroutines:
-    def test_awaited_calls_run_side_by_side_and_give_values_and_exceptions(self, executor: Executor) -> None:
-        async def ask() -> Any:
-            together = [executor.asubmit(pow, 2, number) for number in range(5)]
+    def test_awaited_calls_run_concurrently_and_give_values_and_exceptions(self, executor: Executor) -> None:
+        async def compute() -> Any:
+            awaited = [executor.asubmit(pow, 2, number) for number in range(5)]
             with pytest.raises(ZeroDivisionError):
                 await executor.asubmit(divmod, 1, 0)
-            return await asyncio.gather(*together)
+            return await asyncio.gather(*awaited)
 
-        assert asyncio.run(asyncio.wait_for(ask(), LIMIT)) == [1, 2, 4, 8, 16]
+        assert asyncio.run(asyncio.wait_for(compute(), LIMIT)) == [1, 2, 4, 8, 16]
 
-    def test_a_cancelled_coroutine_takes_its_task_back(self, spool: Spool) -> None:
+    def test_cancelling_a_coroutine_cancels_its_task(self, spool: Spool) -> None:
         with Executor(spool=spool.path) as attached:
 
             async def give_up() -> None:
@@ -47,9 +47,9 @@ class TestCoroutines:
                     await waiting
 
             asyncio.run(give_up())
-            wait_until(lambda: len(attached) == 0, "the task is taken back")
+            wait_until(lambda: len(attached) == 0, "the task is cancelled")
 
-    def test_a_call_outside_of_an_event_loop_is_refused_and_not_submitted(self, spool: Spool) -> None:
+    def test_call_outside_of_an_event_loop_is_refused(self, spool: Spool) -> None:
         with Executor(spool=spool.path) as attached:
             with pytest.raises(RuntimeError):
                 attached.asubmit(pow, 2, 3)
@@ -61,7 +61,7 @@ class TestJoblib:
     def joblib(self) -> Any:
         import joblib
 
-        import spoolpool.joblib  # noqa: F401  it registers the backend
+        import spoolpool.joblib  # noqa: F401  the import registers the backend
 
         return joblib
 
@@ -75,7 +75,7 @@ class TestJoblib:
             with pytest.raises(ValueError, match="on purpose"):
                 joblib.Parallel()([joblib.delayed(tasks.fail)(ValueError("on purpose"))])
 
-    def test_parallel_packs_short_calls_by_itself(self, joblib: Any, spool: Spool, worker: Workers) -> None:
+    def test_parallel_packs_short_calls(self, joblib: Any, spool: Spool, worker: Workers) -> None:
         worker(spool)
         with joblib.parallel_config("spoolpool", spool=spool.path):
             joblib.Parallel()(joblib.delayed(abs)(number) for number in range(2000))
@@ -84,7 +84,7 @@ class TestJoblib:
         ]
         assert sum(b'"event":"task"' in line for line in lines) < 2000
 
-    def test_the_groups_of_a_backend_of_its_own_do_the_work(self, joblib: Any) -> None:
+    def test_backend_without_a_spool_starts_groups_of_its_own(self, joblib: Any) -> None:
         with joblib.parallel_config("spoolpool", max_workers=2):
             found = joblib.Parallel(return_as="generator")(joblib.delayed(pow)(3, number) for number in range(6))
             assert list(found) == [1, 3, 9, 27, 81, 243]
@@ -96,7 +96,7 @@ def _lines(path: str) -> list[bytes]:
 
 
 class TestDask:
-    def test_a_graph_is_computed_by_an_executor_that_is_the_scheduler(self, executor: Executor) -> None:
+    def test_executor_as_scheduler_computes_a_graph(self, executor: Executor) -> None:
         import dask
 
         with dask.config.set(scheduler=executor):
@@ -108,7 +108,7 @@ class TestDask:
 
 
 class Node:
-    """A piece of a workflow: its own method is what is submitted."""
+    """Part of a workflow whose own method is submitted."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -119,26 +119,28 @@ class Node:
 
 
 class TestWorkflows:
-    def test_an_executor_is_made_from_parameters_that_were_pickled(self, spool: Spool, worker: Workers) -> None:
-        """As pyiron_workflow does: a node keeps the class and its arguments, and makes the executor when it runs."""
+    def test_executor_is_created_from_pickled_parameters(self, spool: Spool, worker: Workers) -> None:
+        """A node of pyiron_workflow keeps the class and its arguments, and creates the executor when it runs."""
         worker(spool)
         node = pickle.loads(pickle.dumps((Executor, (), {"spool": spool.path, "resource_dict": {"priority": 3}})))
         kind, args, kwargs = node
         with kind(*args, **kwargs) as made:
             future = made.submit(Node(5).run, 3)
             assert future.result(LIMIT).value == 8
-            assert future.header.task.startswith("496-")  # the priority went along
+            assert future.header.task.startswith("496-")  # with the pickled priority
 
 
 class TestPackages:
-    def test_a_task_runs_where_the_named_packages_have_the_same_version(self, spool: Spool, worker: Workers) -> None:
+    def test_task_runs_if_the_group_has_the_same_package_versions(self, spool: Spool, worker: Workers) -> None:
         worker(spool)
         with Executor(spool=spool.path, resource_dict={"packages": ["CloudPickle", "numpy"]}) as exe:
             future = exe.submit(pow, 2, 3)
             assert "+cloudpickle==" in future.header.lane and "+numpy==" in future.header.lane
             assert future.result(LIMIT) == 8
 
-    def test_a_group_without_them_leaves_the_task_and_says_what_it_has(self, spool: Spool, worker: Workers) -> None:
+    def test_group_without_the_packages_leaves_the_task_and_reports_its_versions(
+        self, spool: Spool, worker: Workers
+    ) -> None:
         worker(spool)
         with Executor(spool=spool.path) as exe:
             other = exe.submit(pow, 2, 3, resource_dict={"packages": ["numpy==0.1"]})
@@ -146,14 +148,18 @@ class TestPackages:
             assert exe.submit(pow, 2, 4).result(LIMIT) == 16
             command = [sys.executable, "-m", "spoolpool.cli.spool", "status", spool.path]
 
-            def said() -> str:
+            def status() -> str:
                 return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-            wait_until(lambda: "no-such-package is not installed" in " ".join(said().split()), "it is said", LIMIT)
-            assert "numpy==0.1 wanted, numpy" in " ".join(said().split())
+            wait_until(
+                lambda: "no-such-package is not installed" in " ".join(status().split()),
+                "the status names the missing package",
+                LIMIT,
+            )
+            assert "numpy==0.1 wanted, numpy" in " ".join(status().split())
             assert other.cancel() and missing.cancel()
 
-    def test_its_entry_goes_with_all_that_it_said(self, spool: Spool, worker: Workers) -> None:
+    def test_entry_and_reports_of_a_group_are_removed_at_its_end(self, spool: Spool, worker: Workers) -> None:
         group = worker(spool)
         with Executor(spool=spool.path) as exe:
             future = exe.submit(pow, 2, 3, resource_dict={"packages": ["numpy==0.1"]})
@@ -162,14 +168,14 @@ class TestPackages:
                 lambda: any(
                     "lacks" in name for at in files.list_names(entries) for name in files.list_names(f"{entries}/{at}")
                 ),
-                "the group says what it lacks",
+                "the group reports the missing package",
             )
             group.terminate()
             group.wait(LIMIT)
             assert files.list_names(entries) == []
             assert future.cancel()
 
-    def test_a_package_that_nobody_has_here_needs_a_version(self, spool: Spool) -> None:
+    def test_package_that_is_not_installed_needs_a_version(self, spool: Spool) -> None:
         with Executor(spool=spool.path) as exe, pytest.raises(ValueError, match="no-such-package"):
             exe.submit(pow, 2, 3, resource_dict={"packages": ["no-such-package"]})
         assert not [name for name in files.list_names(spool.layout.ready) if parse_task_file(name)]

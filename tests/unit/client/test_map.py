@@ -1,4 +1,4 @@
-"""Short calls share a task: by map, which finds how many; and futures of lists, as calls are done."""
+"""``map``, which adapts the number of calls in a task to their durations, and ``batched``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def shared(served: Spool) -> Iterator[Executor]:
         yield executor
 
 
-def counted(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> list[Future[Any]]:
-    """Futures of the tasks that are submitted."""
+def record_tasks(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> list[Future[Any]]:
+    """Return a list to which the futures of all submitted tasks are added."""
     submitted: list[Future[Any]] = []
     submit = executor.submit
 
@@ -47,31 +47,31 @@ def counted(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> list[Future[
 def test_short_calls_share_tasks_and_their_values_are_in_order(
     shared: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted = counted(shared, monkeypatch)
+    submitted = record_tasks(shared, monkeypatch)
     assert list(shared.map(pow, range(20_000), itertools.repeat(2), chunksize="auto")) == [i * i for i in range(20_000)]
     assert len(submitted) < 2000
     assert all(isinstance(each, TaskFuture) and each.seconds is not None for each in submitted)
 
 
 def test_long_calls_have_a_task_each(shared: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    submitted = counted(shared, monkeypatch)
+    submitted = record_tasks(shared, monkeypatch)
     assert list(shared.map(tasks.work, [2 * TARGET] * 12, chunksize="auto")) == [None] * 12
     assert len(submitted) == 12
 
 
-def test_a_call_that_lasts_lets_more_be_submitted(
+def test_long_first_call_increases_the_number_of_tasks_ahead(
     shared: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted = counted(shared, monkeypatch)
+    submitted = record_tasks(shared, monkeypatch)
     first, end = tmp_path / "first", tmp_path / "end"
 
-    def see() -> None:
+    def end_when_submitted() -> None:
         try:
             wait_until(lambda: len(submitted) == 40, "the others were submitted")
         finally:
             end.touch()
 
-    watcher = threading.Thread(target=see)
+    watcher = threading.Thread(target=end_when_submitted)
     watcher.start()
     values = shared.map(tasks.mark_and_wait, itertools.repeat(first, 40), itertools.repeat(end), chunksize="auto")
     assert len(submitted) == 8
@@ -79,29 +79,27 @@ def test_a_call_that_lasts_lets_more_be_submitted(
     watcher.join()
 
 
-def test_where_nobody_serves_nothing_more_is_submitted_than_the_first_few(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_worker_only_the_first_tasks_are_submitted(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with Executor(spool=spool.path) as executor:
-        submitted = counted(executor, monkeypatch)
+        submitted = record_tasks(executor, monkeypatch)
         values = executor.map(abs, range(1000), chunksize="auto", timeout=5 * TARGET)
         with pytest.raises(TimeoutError):
             next(values)
         assert len(submitted) == 8
-        assert executor._runtime is not None and executor._runtime.session.pending.futures() == []  # taken back
+        assert executor._runtime is not None and executor._runtime.session.pending.futures() == []  # cancelled
         assert files.list_names(spool.layout.claimed) == []
 
 
 @pytest.mark.parametrize("buffersize", [1, 3, None])
-def test_an_iterable_without_an_end_is_drawn_as_values_are_asked_for(shared: Executor, buffersize: int | None) -> None:
-    drawn = itertools.count()
-    values = shared.map(abs, drawn, chunksize="auto", buffersize=buffersize)
+def test_infinite_iterable_is_consumed_with_the_values(shared: Executor, buffersize: int | None) -> None:
+    numbers = itertools.count()
+    values = shared.map(abs, numbers, chunksize="auto", buffersize=buffersize)
     assert [next(values) for _ in range(500)] == list(range(500))
     values.close()  # type: ignore[attr-defined]
-    assert next(drawn) >= 500
+    assert next(numbers) >= 500
 
 
-def test_the_exception_of_a_call_comes_in_its_place_also_if_it_is_about_time(shared: Executor) -> None:
+def test_exception_of_a_call_is_raised_in_its_place_also_a_timeout_of_the_task(shared: Executor) -> None:
     values = shared.map(tasks.fail, [TaskTimeout("too long")], chunksize="auto")
     with pytest.raises(TaskTimeout, match="too long"):
         next(values)
@@ -109,13 +107,13 @@ def test_the_exception_of_a_call_comes_in_its_place_also_if_it_is_about_time(sha
 
 
 @pytest.mark.parametrize("wrong", [0, -1])
-def test_a_senseless_chunksize_is_refused(shared: Executor, wrong: int) -> None:
+def test_invalid_chunksize_is_refused(shared: Executor, wrong: int) -> None:
     with pytest.raises(BadRequest, match="'auto'"):
         shared.map(abs, [1], chunksize=wrong)
 
 
 @pytest.mark.mpi
-def test_the_calls_of_a_group_of_ranks_are_packed_too() -> None:
+def test_calls_on_several_ranks_share_tasks() -> None:
     with Executor(max_workers=1, cores_per_worker=2) as executor:
         assert list(executor.map(pow, range(100), itertools.repeat(2), chunksize="auto")) == [
             [i * i, i * i] for i in range(100)
@@ -123,12 +121,12 @@ def test_the_calls_of_a_group_of_ranks_are_packed_too() -> None:
 
 
 def doubled(count: int) -> list[int]:
-    """A task that maps in its own spool."""
+    """Map in the spool of this task."""
     with Executor(spool=current_task().spool) as executor:
         return list(executor.map(int.__mul__, range(count), itertools.repeat(2), chunksize="auto"))
 
 
-def test_a_task_maps_over_tasks_of_its_own_though_its_group_is_the_only_one(shared: Executor) -> None:
+def test_task_maps_in_its_own_spool_with_a_single_group(shared: Executor) -> None:
     assert shared.submit(doubled, 30).result() == [2 * i for i in range(30)]
 
 
@@ -140,27 +138,27 @@ def done(seconds: float) -> TaskFuture:
     return future
 
 
-def test_the_size_follows_what_was_measured() -> None:
-    sizes = ChunkSize(None)
-    assert sizes.next() == 1
-    sizes.measure(done(TARGET / 1000), 1)
-    assert sizes.next() == 4  # one that was quick by chance is not believed at once
-    sizes.measure(done(TARGET / 100), 4)
-    assert sizes.next() == 16
+def test_chunk_size_follows_the_measured_durations() -> None:
+    size = ChunkSize(None)
+    assert size.next() == 1
+    size.measure(done(TARGET / 1000), 1)
+    assert size.next() == 4  # grows by at most a factor of 4, since one short duration may be an outlier
+    size.measure(done(TARGET / 100), 4)
+    assert size.next() == 16
     for _ in range(8):
-        sizes.measure(done(TARGET / 2), 16)
-    assert sizes.next() == 32
+        size.measure(done(TARGET / 2), 16)
+    assert size.next() == 32
     for _ in range(8):
-        sizes.measure(done(100 * TARGET), 32)
-    assert sizes.next() == 1
-    sizes.measure(Future(), 1)
+        size.measure(done(100 * TARGET), 32)
+    assert size.next() == 1
+    size.measure(Future(), 1)
     assert ChunkSize(7).next() == 7
 
 
 # ------------------------------------------------------------------------------------------ batched
 
 
-def test_lists_are_filled_in_the_order_in_which_calls_are_done() -> None:
+def test_batches_are_filled_in_the_order_of_completion() -> None:
     given: list[Future[int]] = [Future() for _ in range(5)]
     lists = batched(given, 2)
     assert len(lists) == 3
@@ -172,7 +170,7 @@ def test_lists_are_filled_in_the_order_in_which_calls_are_done() -> None:
     assert [each.result() for each in lists[1:]] == [[4, 0], [2]]
 
 
-def test_calls_that_fail_come_last_and_no_list_waits_for_them() -> None:
+def test_failed_calls_are_in_the_last_batch_and_delay_no_other() -> None:
     given: list[Future[int]] = [Future() for _ in range(6)]
     lists = batched(given, 2)
     given[0].set_exception(tasks.OwnError("first"))
@@ -187,7 +185,7 @@ def test_calls_that_fail_come_last_and_no_list_waits_for_them() -> None:
     assert isinstance(lists[2].exception(), tasks.OwnError)
 
 
-def test_a_list_that_would_lack_a_value_fails() -> None:
+def test_batch_with_a_cancelled_call_fails() -> None:
     given: list[Future[int]] = [Future() for _ in range(3)]
     lists = batched(given, 3)
     given[0].set_result(0)
@@ -197,7 +195,7 @@ def test_a_list_that_would_lack_a_value_fails() -> None:
     assert isinstance(lists[0].exception(), CancelledError)
 
 
-def test_lists_are_filled_from_any_thread_and_may_be_cancelled() -> None:
+def test_batches_are_filled_by_several_threads_and_may_be_cancelled() -> None:
     with ThreadPoolExecutor(8) as pool:
         lists = batched([pool.submit(abs, -number) for number in range(200)], 7)
         lists[3].cancel()
@@ -210,11 +208,11 @@ def test_lists_are_filled_from_any_thread_and_may_be_cancelled() -> None:
 
 
 def in_lists(count: int) -> list[int]:
-    """A task that waits for lists of its own tasks' values."""
+    """Wait for batches of values of tasks of this task."""
     with Executor(spool=current_task().spool) as executor:
         lists = executor.batched([executor.submit(abs, number) for number in range(count)], 2)
         return sorted(value for each in lists for value in each.result())
 
 
-def test_a_task_gets_lists_of_its_own_tasks_though_its_group_is_the_only_one(shared: Executor) -> None:
+def test_task_awaits_batches_of_its_own_tasks_with_a_single_group(shared: Executor) -> None:
     assert shared.submit(in_lists, 5).result() == list(range(5))

@@ -1,4 +1,4 @@
-"""Short calls that were submitted one by one share a task, and nobody notices but by the time that it takes."""
+"""Packing: short calls that were submitted one by one share a task, and behave like single tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor(served: Spool) -> Iterator[Executor]:
 
 
 def act(path: Path | None = None, value: Any = None, error: BaseException | None = None) -> Any:
-    """The call that is made again and again."""
+    """Mark a file, raise an error, or return a value: the call to be packed."""
     if path is not None:
         tasks.mark(path)
     if error is not None:
@@ -38,19 +38,19 @@ def act(path: Path | None = None, value: Any = None, error: BaseException | None
     return tasks.lock() if value == "lock" else value
 
 
-def packs_of(executor: Executor, function: Callable[..., Any], size: int) -> None:
-    """Let it be known of a function that so many of its calls are to share a task."""
+def set_pack_size(executor: Executor, function: Callable[..., Any], size: int) -> None:
+    """Set the number of calls of a function that share a task."""
     assert executor._packer is not None
     executor._packer.stats_of(function).size = ChunkSize(size)
 
 
 class Blocked:
-    """The only group waits for a file, and so many tasks of :func:`act` wait that the next calls are gathered."""
+    """Executor whose only group waits for a file, with so many ready tasks of :func:`act` that its calls are packed."""
 
     def __init__(self, executor: Executor, end: Path) -> None:
         self.executor = executor
         self.end = end
-        packs_of(executor, act, 4)
+        set_pack_size(executor, act, 4)
         executor.submit(tasks.mark_and_wait, f"{end}-started", end)
         wait_until(lambda: os.path.exists(f"{end}-started"), "the group is busy")
         self.alone = [executor.submit(act) for _ in range(BUSY)]
@@ -60,7 +60,7 @@ class Blocked:
         spool = self.executor._options.spool
         return len(list(scan(spool).ready)) - BUSY if spool else 0
 
-    def go(self) -> None:
+    def release(self) -> None:
         self.end.touch()
 
 
@@ -68,10 +68,10 @@ class Blocked:
 def blocked(executor: Executor, tmp_path: Path) -> Iterator[Blocked]:
     found = Blocked(executor, tmp_path / "end")
     yield found
-    found.go()
+    found.release()
 
 
-def test_calls_share_a_task_and_each_has_what_came_of_it(blocked: Blocked) -> None:
+def test_packed_calls_share_a_task_and_have_their_own_outcomes(blocked: Blocked) -> None:
     submit = blocked.executor.submit
     calls = [
         submit(act, value=1),
@@ -82,7 +82,7 @@ def test_calls_share_a_task_and_each_has_what_came_of_it(blocked: Blocked) -> No
     assert all(isinstance(each, PackedFuture) for each in calls)
     assert blocked.waiting() == 1
     assert not any(each.running() or each.done() for each in calls)
-    blocked.go()
+    blocked.release()
     assert calls[0].result() == 1 and calls[3].result() == [2]
     error = calls[1].exception()
     assert isinstance(error, tasks.OwnError) and error.args == ("mine",)
@@ -91,34 +91,32 @@ def test_calls_share_a_task_and_each_has_what_came_of_it(blocked: Blocked) -> No
     assert isinstance(calls[2].exception(), NotPicklable)
 
 
-def test_what_was_put_off_is_submitted_when_something_comes_back(blocked: Blocked) -> None:
+def test_open_pack_is_submitted_when_a_task_ends(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(3)]
     assert blocked.waiting() == 0
-    blocked.go()
-    # the standard library's wait asks nothing of a pack, as spoolpool's does
+    blocked.release()
+    # the wait function of the standard library does not submit an open pack, as the one of spoolpool does
     assert not futures.wait(calls, LIMIT).not_done
     assert [each.result() for each in as_completed(calls)] and not wait(calls).not_done
 
 
-def test_who_waits_for_a_call_has_it_submitted(blocked: Blocked) -> None:
+def test_open_pack_is_submitted_when_a_result_is_awaited(blocked: Blocked) -> None:
     call = blocked.executor.submit(act, value=1)
     assert blocked.waiting() == 0
     with pytest.raises(TimeoutError):
         call.result(timeout=0.01)
     assert blocked.waiting() == 1
-    blocked.go()
+    blocked.release()
     assert call.result() == 1
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_call_that_was_taken_back_does_not_run_and_the_others_do_once(
-    blocked: Blocked, tmp_path: Path, count: int
-) -> None:
+def test_cancelled_call_does_not_run_and_the_others_run_once(blocked: Blocked, tmp_path: Path, count: int) -> None:
     marks = [tmp_path / f"mark-{number}" for number in range(count)]
     calls = [blocked.executor.submit(act, mark, number) for number, mark in enumerate(marks)]
-    assert blocked.waiting() == (count == 4)  # the pack is open, or it is a task that waits
+    assert blocked.waiting() == (count == 4)  # the pack is open, or a ready task
     assert calls[1].cancel() and calls[1].cancelled() and calls[1].cancel()
-    blocked.go()
+    blocked.release()
     assert [each.result() for each in calls if each is not calls[1]] == [n for n in range(count) if n != 1]
     assert [len(mark.read_text().splitlines()) if mark.exists() else 0 for mark in marks] == [
         int(number != 1) for number in range(count)
@@ -126,17 +124,17 @@ def test_a_call_that_was_taken_back_does_not_run_and_the_others_do_once(
     assert not calls[0].cancel()
 
 
-def test_all_calls_of_a_pack_can_be_taken_back(blocked: Blocked) -> None:
+def test_all_calls_of_a_pack_can_be_cancelled(blocked: Blocked) -> None:
     for count in (4, 3):
         calls = [blocked.executor.submit(act, value=number) for number in range(count)]
         assert all(each.cancel() for each in calls)
         assert blocked.waiting() == 0
     last = blocked.executor.submit(act, value=7)
-    blocked.go()
+    blocked.release()
     assert last.result() == 7
 
 
-def test_a_task_that_is_cancelled_from_outside_cancels_its_calls(blocked: Blocked) -> None:
+def test_cancelling_the_task_of_a_pack_cancels_its_calls(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(4)]
     assert blocked.executor._runtime is not None
     (pack,) = [each for each in blocked.executor._runtime.session.pending.futures() if each.header.name.endswith("x4")]
@@ -146,19 +144,19 @@ def test_a_task_that_is_cancelled_from_outside_cancels_its_calls(blocked: Blocke
         calls[0].result()
 
 
-def test_a_call_that_needs_one_of_a_pack_gets_its_value(blocked: Blocked) -> None:
+def test_packed_call_can_be_an_argument(blocked: Blocked) -> None:
     submit = blocked.executor.submit
     one, bad, parts = submit(act, value=1), submit(act, error=tasks.OwnError("bad")), submit(act, value={"a": [5]})
     sums, fails = submit(tasks.keywords, x=[one], y=parts["a"][0]), submit(tasks.keywords, x=bad)
-    assert not one.cancel()  # another needs it
-    blocked.go()
+    assert not one.cancel()  # it is an argument of another call
+    blocked.release()
     assert sums.result() == {"x": [1], "y": 5}
     error = fails.exception()
     assert isinstance(error, DependencyFailed) and isinstance(error.__cause__, tasks.OwnError)
     assert submit(tasks.keywords, x=one).result() == {"x": 1}
 
 
-def test_calls_that_ask_for_other_things_do_not_share_a_task(blocked: Blocked, tmp_path: Path) -> None:
+def test_calls_with_different_requirements_do_not_share_a_task(blocked: Blocked, tmp_path: Path) -> None:
     submit = blocked.executor.submit
     alone = [
         submit(act, resource_dict={"retries": 1}),
@@ -173,7 +171,7 @@ def test_calls_that_ask_for_other_things_do_not_share_a_task(blocked: Blocked, t
     urgent = submit(act, value=3, resource_dict={"priority": 5})
     packs = {each.pack for each in (here, there, urgent) if isinstance(each, PackedFuture)}
     assert len(packs) == 3
-    blocked.go()
+    blocked.release()
     assert [each.result() for each in (here, there, urgent)] == [1, 2, 3]
 
 
@@ -183,25 +181,25 @@ def test_long_calls_have_a_task_each(executor: Executor) -> None:
     assert not any(isinstance(each, PackedFuture) for each in calls)
 
 
-def test_without_being_asked_nothing_is_packed(served: Spool) -> None:
+def test_calls_are_not_packed_by_default(served: Spool) -> None:
     with Executor(spool=served.path) as executor:
         assert not any(isinstance(executor.submit(act), PackedFuture) for _ in range(50))
 
 
-def test_shutdown_submits_what_was_put_off(blocked: Blocked) -> None:
+def test_shutdown_submits_open_packs(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(3)]
     blocked.executor.shutdown(wait=False)
     assert blocked.waiting() == 1
-    blocked.go()
+    blocked.release()
     assert [each.result() for each in calls] == [0, 1, 2]
     with pytest.raises(RuntimeError):
         blocked.executor.submit(act)
 
 
-def test_shutdown_can_take_back_what_waits(blocked: Blocked) -> None:
+def test_shutdown_can_cancel_packed_calls(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(7)]
     blocked.executor.shutdown(wait=False, cancel_futures=True)
-    blocked.go()
+    blocked.release()
     assert all(each.cancelled() for each in calls)
 
 
@@ -216,13 +214,13 @@ calls = [executor.submit(act, sys.argv[2]) for _ in range(200)]
 """
 
 
-def test_a_script_that_just_ends_has_all_its_calls_made(served: Spool, tmp_path: Path) -> None:
+def test_exit_of_a_script_submits_open_packs(served: Spool, tmp_path: Path) -> None:
     done = run_script(tmp_path / "script.py", PROGRAM, served.path, tmp_path / "mark")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "mark").read_text().splitlines()) == 200
 
 
-def test_a_pack_that_finds_no_room_tells_each_of_its_calls(blocked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_submission_of_a_pack_fails_each_of_its_calls(blocked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(3)]
 
     def full(*_: Any, **__: Any) -> Any:
@@ -236,9 +234,9 @@ def test_a_pack_that_finds_no_room_tells_each_of_its_calls(blocked: Blocked, mon
     monkeypatch.undo()
 
 
-def test_a_call_that_ends_its_process_takes_its_pack_with_it(tmp_path: Path) -> None:
+def test_call_that_ends_its_process_fails_its_pack(tmp_path: Path) -> None:
     with Executor(max_workers=1, submission=Submission(pack=True), resource_dict={"max_attempts": 1}) as executor:
-        packs_of(executor, die_or_not, 4)
+        set_pack_size(executor, die_or_not, 4)
         executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
         wait_until((tmp_path / "started").exists, "the group is busy")
         alone = [executor.submit(die_or_not) for _ in range(BUSY)]
@@ -251,32 +249,34 @@ def test_a_call_that_ends_its_process_takes_its_pack_with_it(tmp_path: Path) -> 
 
 
 def die_or_not(die: bool = False) -> None:
-    """A short call."""
+    """Return None, or end the process."""
     if die:
         os._exit(3)
 
 
 def many(count: int) -> int:
-    """A task that packs tasks of its own."""
+    """Pack calls of this task."""
     with Executor(spool=current_task().spool, submission=Submission(pack=True)) as executor:
         executor.submit(act).result()
         return sum(each.result() for each in [executor.submit(act, value=number) for number in range(count)])
 
 
-def test_a_task_packs_tasks_of_its_own_though_its_group_is_the_only_one(executor: Executor) -> None:
+def test_task_packs_its_own_calls_with_a_single_group(executor: Executor) -> None:
     assert executor.submit(many, 100).result() == sum(range(100))
 
 
-def test_in_a_forked_child_a_call_of_the_parents_does_not_wait_for_ever(blocked: Blocked) -> None:
+def test_packed_call_of_the_parent_fails_in_a_forked_child(blocked: Blocked) -> None:
     call = blocked.executor.submit(act, value=1)
     assert isinstance(call, PackedFuture)
     assert isinstance(in_fork(call.result), BrokenSpool)
-    blocked.go()
+    blocked.release()
     assert call.result() == 1
 
 
-def test_whatever_threads_do_at_once_every_call_is_done_and_none_runs_twice(executor: Executor, tmp_path: Path) -> None:
-    packs_of(executor, act, 4)
+def test_concurrent_submissions_and_cancellations_run_each_call_at_most_once(
+    executor: Executor, tmp_path: Path
+) -> None:
+    set_pack_size(executor, act, 4)
     chance = random.Random(7)
     plan = [(number, chance.random()) for number in range(400)]
     (tmp_path / "marks").mkdir()

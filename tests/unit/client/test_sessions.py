@@ -1,4 +1,4 @@
-"""Sessions that outlive their scripts: what comes back, what is not run again, what stays, and what goes."""
+"""Named sessions: futures of earlier runs, resumed scripts, detached ends, and the removal of sessions."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def effects_of(path: Path) -> list[int]:
     return sorted(map(int, path.read_text().split())) if path.exists() else []
 
 
-def test_a_second_process_takes_up_what_a_killed_script_had_submitted(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_later_process_gets_the_futures_of_a_killed_script(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     effects = tmp_path / "effects"
     ended = run_script(tmp_path / "script.py", SCRIPT, spool.path, effects, "killed")
     assert ended.returncode == -signal.SIGKILL and ended.stdout == "submitted\n"
@@ -93,7 +91,7 @@ def test_a_second_process_takes_up_what_a_killed_script_had_submitted(
         assert not futures[5].running() and futures[5].cancel() and futures[5].cancelled()
     assert set(called) == set(futures)
     assert effects_of(effects) == [0, 1, 2, 3]
-    with Executor(spool=spool.path, session="sweep-42") as exe:  # all are done, and stay
+    with Executor(spool=spool.path, session="sweep-42") as exe:  # all are done, and their outcomes stay
         again = exe.futures()
         assert [future.task for future in again] == [future.task for future in futures]
         assert [future.result(LIMIT) for future in (*again[:3], again[4])] == [0, 1, 4, 5]
@@ -103,7 +101,7 @@ def test_a_second_process_takes_up_what_a_killed_script_had_submitted(
 
 
 @pytest.mark.parametrize("how", ["killed", "killed when done", "dropped"])
-def test_a_script_that_is_run_again_submits_nothing_again_but_what_failed(
+def test_resumed_script_submits_only_failed_calls_again(
     spool: Spool, worker: Workers, tmp_path: Path, how: str
 ) -> None:
     effects = tmp_path / "effects"
@@ -128,7 +126,7 @@ def test_a_script_that_is_run_again_submits_nothing_again_but_what_failed(
     assert len(found) == 6 + len(runs) + 1 - 4
 
 
-# -- what comes back
+# -- futures of earlier runs
 
 
 @pytest.fixture
@@ -136,13 +134,13 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path / "stage", Clock.installed(monkeypatch, observers=True))
 
 
-def come(spool: Spool, *, resume: bool = False, **options: Any) -> Executor:
-    """An executor of the session, whose end waits for nothing."""
+def open_session(spool: Spool, *, resume: bool = False, **options: Any) -> Executor:
+    """Open an executor of the session that detaches at its end."""
     return Executor(spool=spool.path, session=Session("inbox", resume=resume, detach=True), **options)
 
 
-def test_the_futures_of_a_session_come_in_the_order_of_submission_wherever_their_tasks_are(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_futures_are_in_the_order_of_submission_in_all_states(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         lost = exe.submit(pow, 2, 9, resource_dict={"max_attempts": 1})
         first = exe.submit(pow, 2, 3, resource_dict={"priority": 5})
         second = exe.submit(pow, first, 2)
@@ -150,19 +148,19 @@ def test_the_futures_of_a_session_come_in_the_order_of_submission_wherever_their
         cancelled = exe.submit(pow, 2, 5)
         assert cancelled.cancel()
         ids = [each.task for each in (lost, first, second, raised, cancelled)]  # type: ignore[attr-defined]
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert [each.task for each in exe.futures()] == ids
         with pytest.raises(CancelledError):
             exe.futures()[-1].result(LIMIT)
         assert not exe.futures()[2].running()
     abandon(stage, lost.header, dead_process())  # type: ignore[attr-defined]
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert [each.running() for each in exe.futures()[:2]] == [True, False]
         assert not exe.futures()[0].cancel()
     stage.recover()
     stage.work(tasks=3)
     for _ in range(2):
-        with come(stage.spool) as exe:
+        with open_session(stage.spool) as exe:
             found = exe.futures()
             assert [each.task for each in found] == ids
             assert isinstance(found[0].exception(LIMIT), WorkerLost)
@@ -171,8 +169,8 @@ def test_the_futures_of_a_session_come_in_the_order_of_submission_wherever_their
             assert wait(found, LIMIT).not_done == set() and found[4].cancelled()
 
 
-def test_a_lost_task_has_its_result_after_a_retry(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_lost_task_has_a_result_after_a_retry(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         lost = exe.submit(pow, 2, 9, resource_dict={"max_attempts": 1})
         exe.submit(square, lost)
         abandon(stage, lost.header, dead_process())  # type: ignore[attr-defined]
@@ -180,7 +178,7 @@ def test_a_lost_task_has_its_result_after_a_retry(stage: Stage) -> None:
         assert isinstance(lost.exception(LIMIT), WorkerLost)
         stage.work(tasks=1)
         assert isinstance(exe.futures()[1].exception(LIMIT), DependencyFailed)
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert isinstance(exe.futures()[0].exception(LIMIT), WorkerLost)
     shown = click.testing.CliRunner().invoke(main, ["retry", "--all", stage.spool.path], prog_name="spool")
     assert shown.stdout == f"{lost.task} waits again.\n", shown.stderr  # type: ignore[attr-defined]
@@ -191,22 +189,22 @@ def test_a_lost_task_has_its_result_after_a_retry(stage: Stage) -> None:
         1,
     ]
     stage.work(tasks=1)
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert exe.futures()[0].result(LIMIT) == 512
 
 
-def test_a_task_that_was_set_aside_says_so(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_future_of_a_set_aside_task_has_bad_task_file(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         task = exe.submit(pow, 2, 9).task  # type: ignore[attr-defined]
     [path] = Path(stage.spool.layout.ready).glob(f"*/*/{task}*")
     path.rename(f"{stage.spool.layout.failed}/{path.name}.{new_worker_id()}")
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         (aside,) = exe.futures()
         assert isinstance(aside.exception(0), BadTaskFile) and "'spool retry' runs it again" in str(aside.exception())
 
 
-def test_the_future_of_a_task_is_one_object_as_long_as_somebody_holds_it(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_referenced_future_of_a_task_is_returned_again(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         mine = exe.submit(pow, 2, 3)
         assert exe.futures() == [mine]
         stage.work(tasks=1)
@@ -219,8 +217,8 @@ def test_the_future_of_a_task_is_one_object_as_long_as_somebody_holds_it(stage: 
         assert new.task == task and new.result(LIMIT) == 8  # type: ignore[attr-defined]
 
 
-def test_two_processes_of_one_session_both_get_everything(stage: Stage) -> None:
-    with come(stage.spool) as one, come(stage.spool) as other:
+def test_two_executors_of_one_session_both_get_all_outcomes(stage: Stage) -> None:
+    with open_session(stage.spool) as one, open_session(stage.spool) as other:
         ones, others = one.submit(pow, 2, 2), other.submit(pow, 2, 3)
         seen = one.futures(), other.futures()
         assert [[each.task for each in found] for found in seen] == [[ones.task, others.task]] * 2  # type: ignore[attr-defined]
@@ -228,11 +226,11 @@ def test_two_processes_of_one_session_both_get_everything(stage: Stage) -> None:
         assert [[each.result(LIMIT) for each in found] for found in seen] == [[4, 8]] * 2
         assert (ones.result(LIMIT), others.result(LIMIT)) == (4, 8)
     info = sessions.read_session(stage.spool, "inbox")
-    assert info is None, "each takes back only what it said itself"
+    assert info is None, "each unregisters only itself"
 
 
 @pytest.mark.parametrize(("before", "stays"), [("dead", False), ("on another host", False), ("alive", True)])
-def test_opening_a_session_replaces_the_entry_of_a_process_that_is_not_alive_here(
+def test_opening_a_session_replaces_a_registration_that_is_not_alive_here(
     spool: Spool, before: str, stays: bool
 ) -> None:
     with subprocess.Popen(["sleep", "1000"]) as alive:
@@ -240,7 +238,7 @@ def test_opening_a_session_replaces_the_entry_of_a_process_that_is_not_alive_her
         entry = sessions.SessionInfo(process=process[before], user="somebody", keeps=True)
         Path(spool.layout.session("inbox")).write_bytes(msgspec.json.encode(entry))
         try:
-            with come(spool):
+            with open_session(spool):
                 info = sessions.read_session(spool, "inbox")
                 assert info is not None and info.process == (entry.process if stays else ProcessId.of(os.getpid()))
             assert (sessions.read_session(spool, "inbox") is not None) == stays
@@ -248,8 +246,11 @@ def test_opening_a_session_replaces_the_entry_of_a_process_that_is_not_alive_her
             alive.kill()
 
 
-def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: Stage) -> None:
-    with come(stage.spool) as exe, Executor(spool=stage.spool.path, session=Session("another", detach=True)) as other:
+def test_futures_ignores_tasks_of_other_sessions_and_foreign_files(stage: Stage) -> None:
+    with (
+        open_session(stage.spool) as exe,
+        Executor(spool=stage.spool.path, session=Session("another", detach=True)) as other,
+    ):
         mine = exe.submit(pow, 2, 2)
         theirs = [other.submit(pow, 2, n) for n in range(3)]
         other.submit(pow, theirs[0], 2)
@@ -260,7 +261,7 @@ def test_tasks_of_others_and_what_is_no_task_are_not_taken_for_ones_own(stage: S
         assert exe.futures() == [mine]
 
 
-def test_only_a_session_with_a_name_in_a_spool_can_be_come_back_to(spool: Spool) -> None:
+def test_resuming_requires_a_named_session_of_a_spool(spool: Spool) -> None:
     with Executor(spool=spool.path) as exe, pytest.raises(BadRequest, match="session="):
         exe.futures()
     with pytest.raises(BadRequest, match="give spool= as well"):
@@ -271,13 +272,13 @@ def test_only_a_session_with_a_name_in_a_spool_can_be_come_back_to(spool: Spool)
     assert [path for path in Path(spool.path).rglob("*") if path.is_file()] == [Path(spool.layout.config)]
 
 
-# -- what is left alone at the end
+# -- detached ends
 
 
 @pytest.mark.parametrize(
     "ending", ["shutdown(wait=False)", "shutdown(detach=True)", "detach()", "__exit__(None, None, None)", "info"]
 )
-def test_a_script_that_leaves_its_tasks_does_not_wait_for_them(spool: Spool, tmp_path: Path, ending: str) -> None:
+def test_detached_script_does_not_wait_for_its_tasks(spool: Spool, tmp_path: Path, ending: str) -> None:
     detach = ending in ("__exit__(None, None, None)", "info")
     script = f"""
 import sys
@@ -286,14 +287,16 @@ exe = Executor(spool=sys.argv[1], session=Session("inbox", detach={detach}))
 exe.submit(pow, 2, 3)
 exe.{ending}
 """
-    ended = run_script(tmp_path / "script.py", script, spool.path)  # nobody serves: to wait would be to wait in vain
+    ended = run_script(
+        tmp_path / "script.py", script, spool.path
+    )  # without a worker, a script that waited would not end
     assert ended.returncode == 0, ended.stderr
-    with come(spool) as exe:
+    with open_session(spool) as exe:
         assert len(exe) == 0
         assert len(exe.futures()) == len(exe) == 1
 
 
-def test_without_waiting_the_outcomes_still_come_while_the_process_lives(stage: Stage) -> None:
+def test_outcomes_are_delivered_after_a_shutdown_without_waiting(stage: Stage) -> None:
     exe = Executor(spool=stage.spool.path, session="inbox")
     future = exe.submit(pow, 2, 3)
     exe.shutdown(wait=False)
@@ -301,7 +304,7 @@ def test_without_waiting_the_outcomes_still_come_while_the_process_lives(stage: 
     assert future.result(LIMIT) == 8
 
 
-# -- what is submitted again
+# -- resumed scripts
 
 
 def square(n: int) -> int:
@@ -309,82 +312,84 @@ def square(n: int) -> int:
 
 
 def test_each_task_stands_for_one_call_of_the_script(stage: Stage) -> None:
-    with come(stage.spool, resume=True) as exe:
+    with open_session(stage.spool, resume=True) as exe:
         tasks = [exe.submit(square, 3).task for _ in range(2)]  # type: ignore[attr-defined]
         assert len(set(tasks)) == 2
     stage.work(tasks=2)
-    with come(stage.spool, resume=True) as exe:
+    with open_session(stage.spool, resume=True) as exe:
         futures = [exe.submit(square, 3) for _ in range(3)]
         assert [future.task for future in futures[:2]] == tasks  # type: ignore[attr-defined]
         assert [future.result(LIMIT) for future in futures[:2]] == [9, 9]
         assert not futures[2].done()
 
 
-def test_another_function_argument_or_resource_is_another_call(stage: Stage) -> None:
-    def made(factor: int) -> Callable[[int], int]:
+def test_key_contains_function_arguments_and_resources(stage: Stage) -> None:
+    def times(factor: int) -> Callable[[int], int]:
         return lambda n: n * factor
 
     calls: list[tuple[Any, ...]] = [
         (square, (3,), {}),
         (square, (3.0,), {}),
-        (made(2), (3,), {}),
-        (made(3), (3,), {}),
+        (times(2), (3,), {}),
+        (times(3), (3,), {}),
         (square, (3,), {"cwd": "/tmp"}),
         (square, (3,), {"env": {"A": "1"}}),
     ]
     ids: list[list[str]] = []
     for _ in range(2):
-        with come(stage.spool, resume=True) as exe:
-            futures = [exe.submit(function, *args, resource_dict=asked) for function, args, asked in calls]
+        with open_session(stage.spool, resume=True) as exe:
+            futures = [exe.submit(function, *args, resource_dict=resources) for function, args, resources in calls]
             ids.append([future.task for future in futures])  # type: ignore[attr-defined]
     assert ids[0] == ids[1] and len(set(ids[0])) == len(calls)
-    with come(stage.spool, resume=True) as exe:  # not what decides when and how often it is run
+    with open_session(
+        stage.spool, resume=True
+    ) as exe:  # resources that only decide when and how often the task runs are not part of it
         again = exe.submit(square, 3, resource_dict={"priority": 3, "retries": 2, "time_limit": 60})
         assert again.task == ids[0][0]  # type: ignore[attr-defined]
-    with come(stage.spool, resume=True, init_function=dict) as exe:
+    with open_session(stage.spool, resume=True, init_function=dict) as exe:
         assert exe.submit(square, 3).task not in ids[0]  # type: ignore[attr-defined]
 
 
-def test_what_failed_was_cancelled_or_lost_its_outcome_is_submitted_again_with_what_needs_it(stage: Stage) -> None:
-    def ask(exe: Executor) -> list[Any]:
+def test_resumed_script_submits_calls_without_a_readable_result_again(stage: Stage) -> None:
+    def submit_all(exe: Executor) -> list[Any]:
         raised = exe.submit(divmod, 1, 0)
         return [raised, exe.submit(str, raised[0]), exe.submit(square, 2), exe.submit(square, 3), exe.submit(square, 4)]
 
-    with come(stage.spool, resume=True) as exe:
-        first = ask(exe)
+    with open_session(stage.spool, resume=True) as exe:
+        first = submit_all(exe)
         assert first[2].cancel()
     stage.work(tasks=4)
     for outcome in Path(stage.spool.layout.outgoing, "inbox").glob(f"{first[3].task}*"):
         outcome.unlink()
-    with come(stage.spool, resume=True) as exe:
-        second = ask(exe)
+    with open_session(stage.spool, resume=True) as exe:
+        second = submit_all(exe)
         assert [a.task == b.task for a, b in zip(first, second, strict=True)] == [False] * 4 + [True]
         assert second[4].result(LIMIT) == 16
 
 
-def test_a_call_without_a_fingerprint_is_refused_by_name_and_leaves_nothing(stage: Stage) -> None:
-    with come(stage.spool, resume=True) as exe:
+def test_call_without_a_fingerprint_is_refused_with_the_argument_and_leaves_nothing(stage: Stage) -> None:
+    with open_session(stage.spool, resume=True) as exe:
         with pytest.raises(BadRequest, match=r"Argument 0 of the call to .*square.* has no fingerprint"):
             exe.submit(square, Future())  # type: ignore[arg-type]
         assert exe.futures() == []
         known = Future()  # type: ignore[var-annotated]
         known.set_result(3)
         task = exe.submit(square, known).task  # type: ignore[attr-defined,arg-type]
-    with come(stage.spool, resume=True) as exe:
+    with open_session(stage.spool, resume=True) as exe:
         assert exe.submit(square, known).task == task  # type: ignore[attr-defined,arg-type]
 
 
-def test_a_plain_tasks_header_says_nothing_of_it(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_header_has_no_key_without_resume(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         exe.submit(square, 3)
     [task] = [path for path in Path(stage.spool.layout.ready).rglob("*") if path.is_file()]
     assert b'"key"' not in task.read_bytes()
 
 
-# -- what stays, and what goes
+# -- removal
 
 
-def test_garbage_collection_keeps_what_a_dead_submitter_of_a_named_session_left_as_long_as_other_results(
+def test_garbage_collection_keeps_results_of_a_named_session_for_the_full_time(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = """
@@ -400,14 +405,19 @@ os.kill(os.getpid(), signal.SIGKILL)
 
     real = Spool.server_time
 
-    def goes(days: float) -> list[bool]:
+    def is_garbage(days: float) -> list[bool]:
         monkeypatch.setattr(Spool, "server_time", lambda spool: real(spool) + days * 86400)
         found = {
             each.path.split("/")[1] for each in garbage.find_garbage(stage.spool) if each.path.startswith("results/")
         }
         return ["inbox" in found, bool(found - {"inbox"})]
 
-    assert [goes(days) for days in (0.5, 2, 29, 31)] == [[False, False], [False, True], [False, True], [True, True]]
+    assert [is_garbage(days) for days in (0.5, 2, 29, 31)] == [
+        [False, False],
+        [False, True],
+        [False, True],
+        [True, True],
+    ]
     garbage.remove(stage.spool, garbage.find_garbage(stage.spool))
     left = [path.relative_to(stage.spool.path).parts[0] for path in Path(stage.spool.path).rglob("*") if path.is_file()]
     assert set(left) <= {"spool.json", "journal", "logs"}
@@ -420,10 +430,10 @@ def spool_command(*words: object, answer: str | None = None) -> click.testing.Re
     return click.testing.CliRunner().invoke(main, ["session", *map(str, words)], input=answer, prog_name="spool")
 
 
-def test_the_commands_list_a_session_print_its_results_and_remove_it(stage: Stage) -> None:
+def test_commands_list_a_session_print_its_results_and_remove_it(stage: Stage) -> None:
     path = stage.spool.path
     assert spool_command("ls", path).stdout == ""
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         first = exe.submit(pow, 2, 3)
         exe.submit(divmod, 1, 0)
         exe.submit(list, range(1000))
@@ -445,14 +455,14 @@ def test_the_commands_list_a_session_print_its_results_and_remove_it(stage: Stag
     assert [line.split()[1] for line in lines] == ["done", "raised", "done", "waiting", "done"]
     assert lines[1].endswith("divmod  ZeroDivisionError: integer division or modulo by zero")
     assert lines[2].endswith("list  [0, 1, 2, 3, 4, 5, ...]")
-    told = [json.loads(line) for line in spool_command("results", path, "inbox", "--json").stdout.splitlines()]
-    assert [each.get("value") for each in told] == [8, None, [*range(1000)], None, "8"]
+    records = [json.loads(line) for line in spool_command("results", path, "inbox", "--json").stdout.splitlines()]
+    assert [each.get("value") for each in records] == [8, None, [*range(1000)], None, "8"]
     refused = spool_command("rm", path, "inbox", "--yes")
     assert refused.exit_code == BadRequest.exit_code and "1 task(s) of the session inbox wait or run" in refused.stderr
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert exe.futures()[3].cancel()
-    asked = spool_command("rm", path, "inbox")
-    assert asked.exit_code == BadRequest.exit_code and "add --yes" in asked.stderr
+    unconfirmed = spool_command("rm", path, "inbox")
+    assert unconfirmed.exit_code == BadRequest.exit_code and "add --yes" in unconfirmed.stderr
     assert spool_command("rm", path, "inbox", "--yes").stdout == "The session inbox was removed.\n"
     assert spool_command("ls", path).stdout == ""
     assert spool_command("rm", path, "inbox", "--yes").exit_code == BadRequest.exit_code
@@ -462,21 +472,21 @@ def test_the_commands_list_a_session_print_its_results_and_remove_it(stage: Stag
     assert left <= {"spool.json", "journal", "logs", "objects"}
 
 
-def test_a_session_that_another_one_needs_stays_as_far_as_it_is_needed(stage: Stage) -> None:
+def test_removal_of_a_session_keeps_tasks_with_dependents(stage: Stage) -> None:
     path = stage.spool.path
-    with come(stage.spool) as exe, Executor(spool=path, session=Session("other", detach=True)) as other:
+    with open_session(stage.spool) as exe, Executor(spool=path, session=Session("other", detach=True)) as other:
         needed = exe.submit(pow, 2, 3)
         exe.submit(pow, 2, 4)
         other.submit(square, needed, resource_dict={"cores": 2})
         stage.work(tasks=2)
     shown = spool_command("rm", path, "inbox", "--yes")
     assert shown.exit_code == 1 and shown.stdout == "The session inbox was removed, but for 1 task(s).\n"
-    with come(stage.spool) as exe:
+    with open_session(stage.spool) as exe:
         assert [future.result(LIMIT) for future in exe.futures()] == [8]
 
 
-def test_what_stands_in_a_session_is_shown_escaped(stage: Stage) -> None:
-    with come(stage.spool) as exe:
+def test_results_are_escaped_for_the_terminal(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
         exe.submit(str, "\x1b[31mred")
         exe.submit(exec, "raise ValueError('\x1b[2J')")
     stage.work(tasks=2)
