@@ -173,7 +173,7 @@ class Collector:
         log.log(logging.INFO if known else logging.WARNING, "Cannot collect results now; trying again: %s", error)
 
     def check_spool(self) -> None:
-        """Fail the session if the spool was removed; create the inbox again if only that was removed."""
+        """Fail the session if the spool no longer exists; create the inbox again if only that was removed."""
         try:
             # not the directory: a process that creates a file in it may have kept it from being removed
             if not files.is_missing(self._spool.layout.config):
@@ -181,7 +181,7 @@ class Collector:
                 return
         except NotASpool:  # race: it was removed just now
             pass
-        self._fail(BrokenSpool(f"The spool {self._spool.path} was removed, with all its tasks."))
+        self._fail(BrokenSpool(f"The spool {self._spool.path} no longer exists: it was removed, moved or unmounted."))
 
     def _fail_set_aside(self) -> None:
         """Fail the futures of tasks in ``failed/``. They have no outcome: a torn task file may not name its session."""
@@ -266,7 +266,9 @@ class Collector:
         if self._spool.shared and (owner := files.owner(marker)) not in (None, self._spool.account):
             self._ignored.add(task_file.name)
             account = accounts.account_name(owner or 0)
-            log.warning("Ignoring %s, which marks the task as cancelled: it belongs to %s.", marker, account)
+            log.warning(
+                "Ignoring %s, which marks the task as cancelled: it belongs to %s.", files.display_path(marker), account
+            )
             return False
         if future is not None:  # another process cancelled the task
             future.mark_cancelled()
