@@ -1,4 +1,4 @@
-"""Accounts of the system, made for tests; and what they do to one spool, each with the rights of its own."""
+"""System accounts for tests, and their actions on one spool, each with the rights of the account."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.support.processes import in_fork
 
 @dataclass(frozen=True)
 class Person:
-    """An account, and the groups that its processes have."""
+    """Account with the groups of its processes."""
 
     name: str
     uid: int
@@ -55,7 +55,7 @@ class Person:
 
     @contextlib.contextmanager
     def acting(self, *, umask: int = 0o022) -> Iterator[None]:
-        """Let this process have the rights of the account, and no others, for a while."""
+        """Give this process the rights of the account, and no others, until the end of the block."""
         before, mask = (os.getgroups(), os.getegid(), os.geteuid()), os.umask(umask)
         _become(self.groups, self.gid, self.uid)
         try:
@@ -66,7 +66,7 @@ class Person:
 
 
 def in_account(person: Person, function: Callable[[], object], *, umask: int = 0o022) -> object:
-    """What a function returns, or its exception, in a process of the account's that can never be another's again."""
+    """Return the value or the exception of a function, called in a process that has given up all other accounts."""
 
     def act() -> object:
         os.umask(umask)
@@ -86,7 +86,7 @@ def _become(groups: Iterable[int], gid: int, uid: int) -> None:
 
 
 class People:
-    """Members of a project, a service account with a group of its own, and somebody from outside."""
+    """Members of a project, a service account with a group of its own, and an outsider."""
 
     project: str
     alice: Person
@@ -110,12 +110,12 @@ class People:
 
     @staticmethod
     def _command(*argv: str) -> None:
-        # somebody else may change the accounts at this moment
+        # repeated: useradd fails while another process changes the accounts
         done = lambda: subprocess.run(argv, capture_output=True).returncode == 0  # noqa: E731
         wait_for(done, " ".join(argv), timeout=30)
 
     def remove(self) -> None:
-        """Take all of them away."""
+        """Remove all accounts and the group of the project."""
         for name in self._made:
             self._command("userdel", name)
         self._command("groupdel", self.project)
@@ -126,14 +126,14 @@ def _number(database: str, name: str) -> int:
     return int(line.split(":")[2])
 
 
-def who(path: str) -> str:
-    """A task: leaves a file of the account that runs it, and returns its own name."""
+def leave_trace(path: str) -> str:
+    """Task that leaves a file, which belongs to the account that runs it."""
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o644))
     return "alice's own"
 
 
 def fail_at_first(path: str) -> str:
-    """A task that raises in its first attempt."""
+    """Task that raises in its first attempt."""
     try:
         os.mkdir(path)
     except FileExistsError:
@@ -142,7 +142,7 @@ def fail_at_first(path: str) -> str:
 
 
 class Canary:
-    """Foreign code: whoever unpickles it leaves a trace."""
+    """Foreign code: unpickling it leaves a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = str(trace)
@@ -152,7 +152,7 @@ class Canary:
 
 
 class Scene:
-    """One spool with a submitter (alice), a worker (bob, who trusts her; in a dropbox the service) and mallory."""
+    """One spool with a submitter (alice), a worker (bob, trusting alice; in a dropbox the service) and mallory."""
 
     def __init__(self, people: People, public: Path, mode: Mode, clock: Clock) -> None:
         self.people = people
@@ -173,7 +173,7 @@ class Scene:
         self.lane = Lane("default", 1, 1, 0, settings.PYTHON, user=self.alice.uid).name
 
     def make(self, name: str) -> Path:
-        """A new spool."""
+        """Create a spool; return its path."""
         home = self.public / f"of-{name}"
         home.mkdir()
         os.chown(home, self.owner.uid, self.owner.gid)
@@ -182,26 +182,26 @@ class Scene:
             made = Spool.create(home / name, mode=self.mode, group=group, durability="none", lease=0.3, caches=0.5)
         return Path(made.path)
 
-    # -- what people do
+    # -- actions of the accounts
 
-    def submit(self, function: Any = who, *args: object, by: Person | None = None, **more: Any) -> TaskFuture:
-        """Let alice submit a task, which leaves a trace unless it is another."""
+    def submit(self, function: Any = leave_trace, *args: object, by: Person | None = None, **more: Any) -> TaskFuture:
+        """Submit a task as alice; by default a task that leaves a trace."""
         arguments = args or (str(self.traces / f"ran-{os.urandom(3).hex()}"),)
         with (by or self.alice).acting():
             return self.put(self.inbox, function, *arguments, **more)
 
     @staticmethod
     def put(inbox: Inbox, function: Any, *args: object, **more: Any) -> TaskFuture:
-        """Submit a call, into the lane of whoever acts."""
+        """Submit a call to the lane of the acting account."""
         lane = Lane("default", 1, 1, 0, settings.PYTHON, user=os.geteuid()).name
         return inbox.submit(prepare_call(inbox, function, *args, lane=lane, **more))
 
     def file_of(self, future: TaskFuture) -> Path:
-        """Where a task waits."""
+        """Return the path of a queued task."""
         return self.path / "ready" / future.header.lane / future.header.bucket / future.task_file.name
 
     def forge(self, header: TaskHeader, content: object) -> list[envelope.Buffer]:
-        """The bytes of a task file that says what the forger likes."""
+        """Return the parts of a task file with a forged header and content."""
         payload, buffers = pickling.dumps(content)
         return envelope.pack(headers.encode(header), payload, buffers)
 
@@ -213,7 +213,7 @@ class Scene:
         tasks: int | None = None,
         seconds: float = 0.3,
     ) -> None:
-        """Let a worker run what waits, until nothing more does, or until so many tasks are done."""
+        """Run a worker until no task is queued for some seconds, or until it has run this number of tasks."""
         with (by or self.worker).acting(umask=umask), pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "Registration", SilentRegistration)
             patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(self.clock, 100))
@@ -230,26 +230,26 @@ class Scene:
             ).run()
 
     def trust(self, *trusted: Person) -> Trust:
-        """Whom the worker trusts: alice, and those who are named; in a dropbox everybody."""
+        """Return the accounts that the worker trusts: alice and the named ones; in a dropbox all."""
         if self.mode == "dropbox":
             return Trust(everybody=True)
         return Trust([each.uid for each in (self.alice, *trusted)])
 
     def claimer(self, *trusted: Person) -> tuple[Claimer, str]:
-        """The worker's side of claiming, by hand, and its id: of one that is provably dead. While the worker acts."""
+        """Return the claimer of a provably dead worker, and its id. Call while the account of the worker is acting."""
         trust, name = self.trust(*trusted), announce(Spool(self.path), dead_process())
         serves = lambda lane: lane.user is None or trust.covers(lane.user)  # noqa: E731
         return Claimer(Spool(self.path), name, serves, trust), name
 
     def collect(self, *, rounds: int = 3) -> None:
-        """Let alice look for results."""
+        """Collect outcomes as alice."""
         with self.alice.acting():
             self.inbox.look(rounds)
 
-    # -- what holds
+    # -- invariants and observations
 
     def is_well(self) -> None:
-        """A task of alice's goes round, and nobody else's code was run."""
+        """Check that a task of alice runs and returns its value, and that no foreign code has run."""
         future = self.submit()
         self.work()
         self.collect()
@@ -257,14 +257,14 @@ class Scene:
         assert not self.canary.exists()
 
     def runs(self) -> set[int]:
-        """Accounts that have run something."""
+        """Return the accounts that have run a task."""
         return {each.stat().st_uid for each in self.traces.iterdir()}
 
     def left(self, directory: str) -> list[str]:
-        """Names in one of the spool's own directories."""
+        """Return the names in a directory of the spool."""
         return sorted(os.listdir(self.path / directory))
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> str:
-    """All that was logged so far."""
+    """Return all warnings and errors logged so far."""
     return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)

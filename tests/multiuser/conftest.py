@@ -1,4 +1,4 @@
-"""Accounts that exist for all tests of this folder, and scenes for them."""
+"""Accounts for all tests of this directory, and scenes with them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.support.accounts import public_directory, why_not_as_another
 from tests.support.fake_worker import Clock
 
 LATE = ("encodings.ascii", "filelock", "grp", "pwd", "watchdog.observers.inotify_c")
-"""What the package imports late."""
+"""Modules that the package imports late."""
 
 
 @pytest.fixture(scope="session")
 def people() -> Iterator[People]:
-    """The accounts. The package remembers the name of an account, so that no number may get another name."""
+    """Accounts for the whole session: the package caches account names, so that no id may change its name."""
     if reason := why_not_as_another():
         pytest.skip(reason)
     for name in (*LATE, *(each.name for each in pkgutil.walk_packages(spoolpool.__path__, "spoolpool."))):
-        with contextlib.suppress(ImportError):  # it needs what is not installed
-            importlib.import_module(name)  # now: the accounts may not be allowed to read where the interpreter lies
+        with contextlib.suppress(ImportError):  # a dependency is not installed
+            importlib.import_module(name)  # now: the accounts may lack access to the directory of the interpreter
     pickling.dumps((fail_at_first, (), {}))
     assert shutil.which("useradd"), "useradd is not installed (Debian package: passwd)"
     everybody = People()
@@ -40,30 +40,30 @@ def people() -> Iterator[People]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that the tests move."""
+    """Clock that the tests advance."""
     return Clock.installed(monkeypatch)
 
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """Where spools lie that several accounts use."""
+    """Directory that all accounts can enter, for their spools."""
     with public_directory() as path:
         yield path
 
 
 @pytest.fixture
 def group(people: People, public: Path, clock: Clock) -> Scene:
-    """A spool of a project, of which alice, bob and mallory are members."""
+    """Scene on a spool of mode group: alice, bob and mallory are members of its project."""
     return Scene(people, public, "group", clock)
 
 
 @pytest.fixture
 def dropbox(people: People, public: Path, clock: Clock) -> Scene:
-    """A spool of a service, into which everybody may drop tasks."""
+    """Scene on a dropbox: a spool of a service to which every account may submit tasks."""
     return Scene(people, public, "dropbox", clock)
 
 
 @pytest.fixture(params=["group", "dropbox"])
 def scene(request: pytest.FixtureRequest, people: People, public: Path, clock: Clock) -> Scene:
-    """Either."""
+    """Scene on a spool of mode group, then on a dropbox."""
     return Scene(people, public, request.param, clock)

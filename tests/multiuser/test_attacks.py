@@ -1,6 +1,6 @@
-"""What somebody tries who may use a spool, and means ill. Of each: no code of his runs, and nothing of others' is lost.
+"""Attacks by an account with access to the spool. In each, no foreign code runs and no task of another user is lost.
 
-In the scenes ``mallory`` is a member of the group whom nobody trusts; into a dropbox he may drop tasks, as everybody.
+The attacker ``mallory`` is an untrusted member of the group; a dropbox accepts tasks from mallory, as from any account.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ pytestmark = pytest.mark.multiuser
 
 Log = pytest.LogCaptureFixture
 
-may_not = pytest.raises(PermissionError)
+denied = pytest.raises(PermissionError)
 
 
 def inbox_of(scene: Scene, name: str = "mallorys") -> Inbox:
-    """Mallory's own session."""
+    """Return a session of mallory."""
     with scene.mallory.acting():
         return Inbox(Spool(scene.path), scene.clock, name)
 
 
 def drop(scene: Scene, content: object, **changes: object) -> Path:
-    """Mallory submits by hand a task whose header says what he likes; its file."""
+    """Write a task file of mallory with a forged header, past the submitter code; return its path."""
     with scene.mallory.acting():
         spool = Spool(scene.path)
         spool.open_session("mallorys")
@@ -72,31 +72,31 @@ def drop(scene: Scene, content: object, **changes: object) -> Path:
         spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
         path = Path(spool.layout.bucket(header.lane, header.bucket), TaskFile(name, 1, 1).name)
         said = msgspec.structs.replace(header, **changes)
-        made = scene.path / "tmp" / name  # where it gets the group by which the service may read it
+        made = scene.path / "tmp" / name  # its group, set there, lets the service read it
         files.create(str(made), [content] if isinstance(content, bytes) else scene.forge(said, content), mode=0o640)
         made.rename(path)
     return path
 
 
-def other_token(path: Path) -> Path:
-    """A name beside a waiting task's, of another that sorts before it."""
+def other_task_path(path: Path) -> Path:
+    """Return the path of another task in the bucket of a queued task, sorted before it."""
     return path.with_name(TaskFile("000" + new_task_id()[3:], 1, 1).name)
 
 
 # ------------------------------------------------------------------------------------- forged tasks
 
 
-def test_a_task_of_somebody_whom_the_worker_does_not_trust_is_not_run(group: Scene) -> None:
+def test_task_of_an_untrusted_account_is_not_run(group: Scene) -> None:
     path = drop(group, Canary(group.canary))
     group.is_well()
     assert path.exists()
 
 
-def test_a_task_that_was_put_among_anothers_is_not_run(group: Scene, caplog: Log) -> None:
+def test_task_forged_in_the_bucket_of_another_account_is_not_run(group: Scene, caplog: Log) -> None:
     future = group.submit()
     waiting = group.file_of(future)
     with group.mallory.acting():
-        forged = other_token(waiting)
+        forged = other_task_path(waiting)
         header = msgspec.structs.replace(future.header, task=forged.name[:29])
         files.create(str(forged), group.forge(header, Canary(group.canary)), mode=0o640)
     group.work(group.mallory)
@@ -106,7 +106,7 @@ def test_a_task_that_was_put_among_anothers_is_not_run(group: Scene, caplog: Log
     assert forged.exists() and not group.canary.exists()
 
 
-def test_nobody_reaches_the_tasks_of_another_in_a_dropbox(dropbox: Scene) -> None:
+def test_tasks_in_a_dropbox_are_inaccessible_to_other_submitters(dropbox: Scene) -> None:
     path = dropbox.file_of(dropbox.submit())
     attempts: list[Callable[[], object]] = [
         path.read_bytes,
@@ -124,12 +124,12 @@ def test_nobody_reaches_the_tasks_of_another_in_a_dropbox(dropbox: Scene) -> Non
     attempts += [lambda name=name: os.listdir(dropbox.path / name) for name in closed]  # type: ignore[misc]
     with dropbox.mallory.acting():
         for attempt in attempts:
-            with may_not:
+            with denied:
                 attempt()
     dropbox.is_well()
 
 
-def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: Scene, caplog: Log) -> None:
+def test_lane_created_by_another_account_is_refused_by_worker_and_submitter(scene: Scene, caplog: Log) -> None:
     with scene.mallory.acting(umask=0):
         bucket = scene.path / "ready" / scene.lane / bucket_name(new_task_id(), "00000000")
         bucket.mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_lane_that_another_made_in_ones_name_is_refused_by_both_sides(scene: S
 
 
 def plant_result(scene: Scene, future: TaskFuture) -> str:
-    """Mallory makes an outcome for a task of alice's, as if a worker had; the name of both files."""
+    """Forge an outcome for a task of alice as mallory, in outgoing/ and results/; return the name of both files."""
     task_file = future.task_file.claimed_by(new_worker_id())
     with scene.mallory.acting():
         content = scene.forge(future.header, Canary(scene.canary))
@@ -158,7 +158,7 @@ def plant_result(scene: Scene, future: TaskFuture) -> str:
     return task_file.name
 
 
-def test_a_result_that_another_member_made_is_not_unpickled_and_the_future_names_him(group: Scene) -> None:
+def test_forged_result_is_not_unpickled_and_the_error_names_its_account(group: Scene) -> None:
     future = group.submit()
     name = plant_result(group, future)
     group.collect()
@@ -168,14 +168,14 @@ def test_a_result_that_another_member_made_is_not_unpickled_and_the_future_names
     assert name in group.left("results/alices") and name in group.left("outgoing/alices")
 
 
-def test_nobody_but_the_service_puts_results_into_a_dropbox(dropbox: Scene) -> None:
+def test_only_the_service_can_write_results_in_a_dropbox(dropbox: Scene) -> None:
     future = dropbox.submit()
-    with may_not:
+    with denied:
         plant_result(dropbox, future)
     dropbox.is_well()
 
 
-def test_an_outcome_that_another_made_in_a_workers_name_is_not_committed_for_it(group: Scene, caplog: Log) -> None:
+def test_forged_outcome_of_a_dead_worker_is_not_committed(group: Scene, caplog: Log) -> None:
     future = group.submit()
     with group.worker.acting():
         claimer, _ = group.claimer()
@@ -191,7 +191,7 @@ def test_an_outcome_that_another_made_in_a_workers_name_is_not_committed_for_it(
     assert f"{taken.task_file.name} is not of the worker" in messages(caplog)
 
 
-def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
+def test_worker_replaces_a_foreign_file_at_the_path_of_its_outcome(
     group: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     future = group.submit()
@@ -215,7 +215,7 @@ def test_a_worker_replaces_what_another_put_in_the_place_of_its_outcome(
     assert not group.canary.exists()
 
 
-def test_a_token_that_says_cancelled_must_be_the_submitters_own(group: Scene, caplog: Log) -> None:
+def test_cancelled_task_file_counts_only_if_the_submitter_owns_it(group: Scene, caplog: Log) -> None:
     future = group.submit()
     with group.mallory.acting():
         (group.path / "results" / "alices" / future.task_file.claimed_by(CANCELLED).name).touch()
@@ -224,15 +224,15 @@ def test_a_token_that_says_cancelled_must_be_the_submitters_own(group: Scene, ca
     assert f"marks the task as cancelled: it belongs to {group.mallory.name}" in messages(caplog)
 
 
-@pytest.mark.parametrize("who", ["mallory", "alice"])
-def test_a_task_is_cancelled_by_a_mark_of_its_submitters_alone(scene: Scene, who: str, caplog: Log) -> None:
+@pytest.mark.parametrize("requester", ["mallory", "alice"])
+def test_cancel_request_counts_only_if_the_submitter_owns_it(scene: Scene, requester: str, caplog: Log) -> None:
     future = scene.submit()
-    with getattr(scene, who).acting():
+    with getattr(scene, requester).acting():
         (scene.path / "cancel" / future.task).touch()
     scene.work()
     scene.collect()
-    assert future.cancelled() is (who == "alice")
-    if who == "mallory":
+    assert future.cancelled() is (requester == "alice")
+    if requester == "mallory":
         assert future.result(timeout=0) == "alice's own"
         assert f"{scene.mallory.name} asks to cancel a task of {scene.alice.name}" in messages(caplog)
 
@@ -240,7 +240,7 @@ def test_a_task_is_cancelled_by_a_mark_of_its_submitters_alone(scene: Scene, who
 # ------------------------------------------------------------------------------------------- replay
 
 
-def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplog: Log) -> None:
+def test_replayed_task_of_an_ended_session_is_not_run(group: Scene, caplog: Log) -> None:
     kept = group.public / "kept"
     kept.mkdir()
     os.chown(kept, group.mallory.uid, -1)
@@ -250,7 +250,7 @@ def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplo
         path.rename(kept / path.name)
     with group.worker.acting():
         claimer, _ = group.claimer()
-        taken = claimer.next()  # this worker has the directories of the session open from now on
+        taken = claimer.next()  # from now on this worker keeps the directories of the session open
         assert taken is not None and taken.header.task == first.task
         taken.write_outcome(outcome_of(taken.header, taken.task_file))
         taken.commit()
@@ -269,7 +269,7 @@ def test_an_old_task_that_somebody_put_back_is_not_run_again(group: Scene, caplo
     assert not group.runs()
 
 
-def test_a_task_of_another_spool_is_not_run_in_this_one(group: Scene, caplog: Log) -> None:
+def test_task_of_another_spool_is_not_run(group: Scene, caplog: Log) -> None:
     other = group.make("other")
     path = group.file_of(group.submit())
     with group.alice.acting():
@@ -284,21 +284,21 @@ def test_a_task_of_another_spool_is_not_run_in_this_one(group: Scene, caplog: Lo
     assert not group.runs()
 
 
-def test_a_copy_of_a_task_is_the_copyists(group: Scene, caplog: Log) -> None:
+def test_copy_of_a_task_belongs_to_the_copying_account_and_is_not_run(group: Scene, caplog: Log) -> None:
     future = group.submit()
     path = group.file_of(future)
     with group.mallory.acting():
-        copy = other_token(path)
+        copy = other_task_path(path)
         copy.write_bytes(path.read_bytes())
     group.work()
     assert f"{copy.name} belongs to {group.mallory.name}" in messages(caplog)
     assert len(list(group.traces.iterdir())) == 1
 
 
-# ----------------------------------------------------------------------- swapped between two looks
+# -------------------------------------------------------------- files swapped between open and read
 
 
-def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_swapped_after_it_was_opened_is_not_run(group: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     future = group.submit()
     path = group.file_of(future)
     forged = group.path / "tmp" / new_task_id()
@@ -318,9 +318,7 @@ def test_a_task_that_is_swapped_after_it_was_opened_does_not_run(group: Scene, m
     assert future.result(timeout=0) == "alice's own"
 
 
-def test_a_result_that_is_swapped_after_it_was_opened_is_not_unpickled(
-    group: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_result_swapped_after_it_was_opened_is_not_unpickled(group: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     future = group.submit()
     group.work()
     swapped = []
@@ -344,7 +342,7 @@ def test_a_result_that_is_swapped_after_it_was_opened_is_not_unpickled(
 
 
 def precious(scene: Scene, names: list[str]) -> dict[Path, bytes]:
-    """Files of the worker's and of alice's, under names that a spool's may have."""
+    """Create files of the worker and of alice, with names that also occur in a spool; return their content."""
     found = {}
     for person in (scene.worker, scene.alice):
         home = scene.public / f"home-{person.name}"
@@ -358,7 +356,7 @@ def precious(scene: Scene, names: list[str]) -> dict[Path, bytes]:
 
 
 def links(future: TaskFuture) -> dict[str, str]:
-    """Names for links that could lead somebody astray, and what they are: to a file or a directory."""
+    """Return paths in the spool for planted links, each with the kind of its target: file or directory."""
     task_file, worker, bucket = future.task_file, new_worker_id(), future.header.bucket
     another = task_file._replace(task="000" + task_file.task[3:])
     lane = future.header.lane
@@ -385,7 +383,7 @@ def links(future: TaskFuture) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
-def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) -> None:
+def test_links_in_every_directory_are_not_followed(scene: Scene, kind: str) -> None:
     future = scene.submit()
     planted = links(future)
     task_file = future.task_file.claimed_by(new_worker_id()).name
@@ -394,7 +392,7 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
         home = scene.public / f"home-{(scene.alice, scene.worker)[number % 2].name}"
         with scene.mallory.acting():
             at = scene.path / name
-            # as root: hard links to what is not one's own are forbidden on most systems, and not on all
+            # as root: most systems forbid hard links to files of other accounts (protected_hardlinks), some allow them
             with contextlib.suppress(PermissionError), contextlib.ExitStack() as stack:
                 if kind == "hard":
                     may = os.access(at.parent, os.W_OK | os.X_OK, effective_ids=True)
@@ -422,13 +420,13 @@ def test_links_in_every_directory_lead_nobody_astray(scene: Scene, kind: str) ->
     assert {path: path.read_bytes() for path in safe} == safe
     assert {path for home in {each.parent for each in safe} for path in home.iterdir()} == set(safe)
     with scene.alice.acting():
-        # as it does every few seconds, and makes again what was collected as garbage
+        # a submitter does this every few seconds; it creates directories again that were removed as garbage
         scene.inbox.collector.check_spool()
     scene.is_well()
 
 
 @pytest.mark.parametrize("directory", ["results", "outgoing"])
-def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned(
+def test_nothing_is_written_through_a_session_directory_replaced_by_a_link(
     group: Scene, directory: str, caplog: Log
 ) -> None:
     future = group.submit()
@@ -450,7 +448,7 @@ def test_nothing_is_written_into_a_home_to_which_a_sessions_directory_was_turned
     assert not any(os.listdir(each) for each in homes)
 
 
-def test_a_task_cannot_put_its_result_into_the_inbox_of_another(dropbox: Scene, caplog: Log) -> None:
+def test_task_cannot_write_its_result_into_the_inbox_of_another_account(dropbox: Scene, caplog: Log) -> None:
     drop(dropbox, (os.getuid, (), {}), session="alices")
     dropbox.work()
     assert f"alices belongs to {dropbox.alice.name} and should belong to {dropbox.mallory.name}" in messages(caplog)
@@ -461,11 +459,11 @@ def test_a_task_cannot_put_its_result_into_the_inbox_of_another(dropbox: Scene, 
 # ------------------------------------------------------------------------------- FIFOs and devices
 
 
-def test_fifos_and_devices_hold_nobody_up(group: Scene) -> None:
+def test_fifos_and_devices_block_no_process(group: Scene) -> None:
     future = group.submit()
     waiting = group.file_of(future)
     fifos = [
-        other_token(waiting),
+        other_task_path(waiting),
         group.path / "claimed" / future.task_file._replace(claim=2).claimed_by(new_worker_id()).name,
         group.path / "waiting" / future.task_file._replace(claim=2).name,
         group.path / "failed" / future.task_file._replace(claim=3).claimed_by(new_worker_id()).name,
@@ -474,12 +472,12 @@ def test_fifos_and_devices_hold_nobody_up(group: Scene) -> None:
         group.path / "workers" / new_worker_id() / "info.json",
         group.path / "ready" / "q.r1t1g0.py3.11@0",
     ]
-    device = other_token(waiting)
+    device = other_task_path(waiting)
     with group.mallory.acting():
         fifos[-2].parent.mkdir()
         for each in fifos:
             os.mkfifo(each)
-    with contextlib.suppress(PermissionError):  # in some containers
+    with contextlib.suppress(PermissionError):  # some containers forbid device files
         os.mknod(device, 0o660 | stat.S_IFCHR, os.makedev(1, 5))
         os.chown(device, group.mallory.uid, -1)
     group.work(group.mallory)
@@ -493,12 +491,12 @@ def test_fifos_and_devices_hold_nobody_up(group: Scene) -> None:
 # ------------------------------------------------------------------------------- hostile contents
 
 
-def test_names_in_a_header_lead_nowhere(dropbox: Scene, caplog: Log) -> None:
+def test_paths_in_a_header_are_refused_as_names(dropbox: Scene, caplog: Log) -> None:
     for field in ("session", "lane", "bucket", "init", "task"):
         for name in ("../../x", "/etc/passwd", "..", "a/b", "x\n"):
             drop(dropbox, Canary(dropbox.canary), **{field: name})
             dropbox.work()
-            assert f"names {field} {name!r}" in messages(caplog)
+            assert f"has the invalid name {field} {name!r}" in messages(caplog)
     assert not dropbox.canary.exists()
     assert len(dropbox.left("failed")) == 25
     dropbox.is_well()
@@ -518,7 +516,7 @@ PREFIX = struct.Struct("<8sHHIQQ")
     ],
     ids=["header", "pickle", "buffers", "whole", "overflow"],
 )
-def test_lengths_that_promise_what_is_not_there_are_believed_by_nobody(
+def test_lengths_beyond_the_end_of_a_file_are_refused(
     dropbox: Scene, lengths: tuple[int | None, ...], caplog: Log
 ) -> None:
     count, header, payload, total, *buffers = lengths
@@ -531,11 +529,11 @@ def test_lengths_that_promise_what_is_not_there_are_believed_by_nobody(
     dropbox.is_well()
 
 
-def test_ten_sparse_gibibytes_are_not_read(scene: Scene, caplog: Log) -> None:
+def test_sparse_file_of_ten_gibibytes_is_not_read(scene: Scene, caplog: Log) -> None:
     path = drop(scene, PREFIX.pack(envelope.MAGIC, 1, 0, 10, 10, 100))
     os.truncate(path, 10 << 30)
     future = scene.submit()
-    if scene.mode == "group":  # a result, too
+    if scene.mode == "group":  # also a result
         name = plant_result(scene, future)
         os.truncate(scene.path / "outgoing" / "alices" / name, 10 << 30)
         scene.collect()
@@ -548,7 +546,7 @@ def test_ten_sparse_gibibytes_are_not_read(scene: Scene, caplog: Log) -> None:
 # --------------------------------------------------------------------------------------------- junk
 
 
-def test_junk_of_one_account_does_not_stop_the_tasks_of_others(dropbox: Scene) -> None:
+def test_junk_of_one_account_does_not_block_tasks_of_others(dropbox: Scene) -> None:
     path = drop(dropbox, b"junk")
     with dropbox.mallory.acting():
         for number in range(600):
@@ -565,7 +563,7 @@ def test_junk_of_one_account_does_not_stop_the_tasks_of_others(dropbox: Scene) -
     assert sum(name.endswith(".000001.01") for name in os.listdir(path.parent)) > 400, "most of it was not looked at"
 
 
-def test_a_bucket_from_which_nothing_can_be_taken_does_not_stop_the_tasks_of_others(group: Scene, caplog: Log) -> None:
+def test_bucket_without_claimable_tasks_does_not_block_tasks_of_others(group: Scene, caplog: Log) -> None:
     path = drop(group, Canary(group.canary))
     path.parent.chmod(0o2750)
     future = group.submit()
@@ -575,7 +573,7 @@ def test_a_bucket_from_which_nothing_can_be_taken_does_not_stop_the_tasks_of_oth
     assert f"{path} cannot be claimed" in messages(caplog)
 
 
-def test_junk_among_the_tasks_of_others_does_not_stop_them(group: Scene) -> None:
+def test_junk_in_a_bucket_does_not_block_its_tasks(group: Scene) -> None:
     future = group.submit()
     waiting = group.file_of(future)
     with group.mallory.acting():
@@ -586,11 +584,11 @@ def test_junk_among_the_tasks_of_others_does_not_stop_them(group: Scene) -> None
     assert future.result(timeout=0) == "alice's own"
 
 
-# -------------------------------------------------------------------------------------- the way there
+# -------------------------------------------------------------------------------- parent directories
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
-def test_a_spool_below_a_directory_that_others_can_write_to_is_neither_made_nor_opened(
+def test_spool_below_a_directory_writable_by_others_is_neither_created_nor_opened(
     people: People, public: Path, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = public / "open"
@@ -603,8 +601,8 @@ def test_a_spool_below_a_directory_that_others_can_write_to_is_neither_made_nor_
             Spool.create(parent / "another")
             assert Spool(made)
             return
-        who = "All accounts" if mode & 0o002 else f"Group {people.project}"
-        words = f"{who} can replace {parent}/"
+        accounts = "All accounts" if mode & 0o002 else f"Group {people.project}"
+        words = f"{accounts} can replace {parent}/"
         with pytest.raises(NotTrusted, match=words):
             Spool(made)
         with pytest.raises(NotTrusted, match=words):
@@ -614,9 +612,7 @@ def test_a_spool_below_a_directory_that_others_can_write_to_is_neither_made_nor_
         assert Spool(made)
 
 
-def test_a_spool_below_a_directory_of_somebody_else_or_behind_his_link_is_not_opened(
-    people: People, public: Path
-) -> None:
+def test_spool_below_a_directory_or_link_of_another_account_is_not_opened(people: People, public: Path) -> None:
     for name, owner in (("mallorys", people.mallory), ("alices", people.alice)):
         (public / name).mkdir()
         os.chown(public / name, owner.uid, owner.gid)
@@ -633,7 +629,7 @@ def test_a_spool_below_a_directory_of_somebody_else_or_behind_his_link_is_not_op
         Spool(public / "mallorys" / "way" / "spool")
 
 
-def test_a_directory_of_a_private_group_is_a_directory_of_ones_own(people: People, public: Path) -> None:
+def test_directory_writable_by_a_user_private_group_is_accepted(people: People, public: Path) -> None:
     (public / "home").mkdir(mode=0o755)
     (public / "home").chmod(0o775)
     os.chown(public / "home", people.alice.uid, people.alice.gid)
@@ -641,16 +637,16 @@ def test_a_directory_of_a_private_group_is_a_directory_of_ones_own(people: Peopl
         Spool.create(public / "home" / "spool")
 
 
-# --------------------------------------------------------------------------------------- no rights
+# ---------------------------------------------------------------------------------- missing rights
 
 
-def test_who_is_not_in_the_group_is_told_which_one_it_takes(group: Scene) -> None:
+def test_error_for_an_outsider_names_the_required_group(group: Scene) -> None:
     with group.people.outsider.acting(), pytest.raises(SpoolDenied, match=f"group {group.people.project}") as error:
         Spool(group.path)
     assert group.people.outsider.name in str(error.value)
 
 
-def test_a_member_whose_group_was_lost_on_the_way_to_a_node_is_told_so(group: Scene) -> None:
+def test_error_for_a_member_says_that_its_process_lacks_the_group(group: Scene) -> None:
     future = group.submit()
     bob = group.people.bob
     lost = type(bob)(bob.name, bob.uid, bob.gid)
@@ -662,7 +658,7 @@ def test_a_member_whose_group_was_lost_on_the_way_to_a_node_is_told_so(group: Sc
     assert future.result(timeout=0) == "alice's own"
 
 
-def test_where_root_is_nobody_no_spool_is_made_for_it(people: People, public: Path) -> None:
+def test_spool_is_not_created_where_files_of_root_belong_to_another_account(people: People, public: Path) -> None:
     squashed = public / "squashed"
     squashed.mkdir()
     os.chown(squashed, 65534, 65534)
@@ -670,7 +666,7 @@ def test_where_root_is_nobody_no_spool_is_made_for_it(people: People, public: Pa
         Spool.create(squashed)
 
 
-def test_files_of_nobody_are_run_by_nobody(group: Scene, caplog: Log) -> None:
+def test_task_files_of_the_account_nobody_are_not_run(group: Scene, caplog: Log) -> None:
     path = drop(group, Canary(group.canary))
     os.chown(path, 65534, -1)
     group.work(group.mallory)
@@ -678,7 +674,7 @@ def test_files_of_nobody_are_run_by_nobody(group: Scene, caplog: Log) -> None:
     assert path.exists() and not group.canary.exists()
 
 
-def test_a_result_from_an_account_that_the_submitter_did_not_name_is_an_error_that_names_it(group: Scene) -> None:
+def test_result_of_an_untrusted_account_is_an_error_that_names_it(group: Scene) -> None:
     with group.alice.acting():
         group.inbox.collector._accept = Trust()
     future = group.submit()

@@ -1,4 +1,4 @@
-"""Several accounts on one spool: everybody can do what he may, whatever the umasks, and nothing else."""
+"""Several accounts on one spool: each mode grants exactly its rights, with any umask."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.multiuser
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
-def test_a_task_goes_round_whatever_the_umask_is_on_either_side(scene: Scene, umask: int) -> None:
+def test_task_and_result_pass_between_accounts_with_any_umasks(scene: Scene, umask: int) -> None:
     with scene.alice.acting(umask=umask):
         futures = [scene.put(scene.inbox, fail_at_first, str(scene.traces / f"{umask}"), retries=1, retry_delay=0.0)]
         futures += [scene.put(scene.inbox, pow, 2, exponent, priority=exponent) for exponent in (1, 2)]
@@ -52,10 +52,8 @@ def test_a_task_goes_round_whatever_the_umask_is_on_either_side(scene: Scene, um
     assert not scene.left("results") and not scene.left("outgoing")
 
 
-def test_an_executor_and_a_worker_of_different_accounts_work_together(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()  # with the clock of everybody
+def test_executor_and_worker_of_different_accounts_work_together(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # real processes need the real clock
 
     def serve() -> int:
         monkeypatch.setattr(loop, "Registration", SilentRegistration)
@@ -66,14 +64,14 @@ def test_an_executor_and_a_worker_of_different_accounts_work_together(
             trust_groups=trust.groups,
             trust_all=trust.everybody,
         )
-        terms = WorkerOptions(trust=trust, idle_timeout=LIMIT, max_tasks=5)
-        return Worker(Spool(scene.path), SerialGroup(), info, terms).run()
+        options = WorkerOptions(trust=trust, idle_timeout=LIMIT, max_tasks=5)
+        return Worker(Spool(scene.path), SerialGroup(), info, options).run()
 
     def submit() -> list[object]:
         trusted = [] if scene.mode == "dropbox" else [scene.worker.uid]
         with Executor(spool=scene.path, trust=trusted, init_function=initial) as executor:
             first = executor.submit(pow, 2, 5)
-            second = executor.submit(pow, first, 2)  # waits for the first
+            second = executor.submit(pow, first, 2)  # depends on the first
             values = [second.result(LIMIT), executor.submit(increased, 1).result(LIMIT), *executor.map(abs, [-1, 2])]
             late = executor.submit(pow, 2, 2)
             return [*values, late.cancel()]
@@ -92,16 +90,16 @@ def test_an_executor_and_a_worker_of_different_accounts_work_together(
 
 
 def initial() -> dict[str, int]:
-    """Presets of a session."""
+    """Return the preset arguments of a session."""
     return {"more": 42}
 
 
 def increased(value: int, more: int) -> int:
-    """A task that wants a preset."""
+    """Task with a preset argument."""
     return value + more
 
 
-def test_a_task_that_waits_can_be_cancelled_by_its_submitter(scene: Scene) -> None:
+def test_queued_task_can_be_cancelled_by_its_submitter(scene: Scene) -> None:
     future = scene.submit()
     with scene.alice.acting():
         assert future.cancel()
@@ -109,7 +107,7 @@ def test_a_task_that_waits_can_be_cancelled_by_its_submitter(scene: Scene) -> No
     assert not scene.runs()
 
 
-def test_the_task_of_a_worker_that_died_runs_again(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_task_of_a_dead_worker_runs_again(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     future = scene.submit()
     with scene.worker.acting():
         claimer, name = scene.claimer()
@@ -125,7 +123,7 @@ def test_the_task_of_a_worker_that_died_runs_again(scene: Scene, caplog: pytest.
     assert f"worker {name} died" in messages(caplog)
 
 
-def test_each_account_has_objects_of_its_own_though_their_content_is_the_same(scene: Scene) -> None:
+def test_accounts_store_equal_objects_separately(scene: Scene) -> None:
     spools = {}
     for person in (scene.alice, scene.mallory):
         with person.acting(umask=0o077):
@@ -141,7 +139,7 @@ def test_each_account_has_objects_of_its_own_though_their_content_is_the_same(sc
         read_object(spool, name, scene.trust(scene.mallory), scene.alice.uid)
 
 
-def test_kept_results_are_shared_by_a_group_and_taken_from_who_is_trusted(scene: Scene) -> None:
+def test_cached_results_are_shared_in_a_group_and_read_from_trusted_accounts_only(scene: Scene) -> None:
     key = "ab" * 32
     for person in (scene.alice, scene.mallory):
         with person.acting(umask=0o077):
@@ -150,13 +148,13 @@ def test_kept_results_are_shared_by_a_group_and_taken_from_who_is_trusted(scene:
             cache.keep(Entry(key=key), pickling.dumps(f"of {person.name}")[0], [])
             found = cache.find(key)
             assert found is not None and found[1] == f"of {person.name}"
-    with scene.worker.acting():  # in a dropbox nobody reads another's
+    with scene.worker.acting():  # in a dropbox no account reads results of another
         of_alice = cache_of(Spool(scene.path), Trust([scene.alice.uid])).find(key)
         assert (of_alice is not None and of_alice[1] == f"of {scene.alice.name}") == (scene.mode == "group")
         assert cache_of(Spool(scene.path), Trust()).find(key) is None
 
 
-def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_session_can_be_reopened_by_its_account_only(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     def back(resume: bool = False) -> Executor:
         trusted = [scene.worker.uid]
         return Executor(spool=scene.path, session=Session("sweep", detach=True, resume=resume), trust=trusted)
@@ -168,7 +166,9 @@ def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: py
         second = exe.submit(pow, 2, 4)
         found = exe.futures()
         assert found[0].result(LIMIT) == 8
-        seen = [first, second] if scene.mode == "group" else [first]  # in a dropbox the owner alone sees what waits
+        seen = (
+            [first, second] if scene.mode == "group" else [first]
+        )  # in a dropbox only the owner can list queued tasks
         assert [each.task for each in found] == [each.task for each in seen]  # type: ignore[attr-defined]
         assert ("Cannot list tasks" in messages(caplog)) == (scene.mode == "dropbox")
     if scene.mode == "dropbox":
@@ -181,7 +181,7 @@ def test_a_session_is_come_back_to_by_its_account_alone(scene: Scene, caplog: py
         back()
 
 
-def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Scene) -> None:
+def test_tasks_of_an_untrusted_account_stay_and_are_counted_as_blocked(group: Scene) -> None:
     with group.people.bob.acting():
         trusting = SilentRegistration(
             Spool(group.path), info_of(ProcessId.of(os.getpid()), trust_users=(group.alice.uid,))
@@ -201,7 +201,7 @@ def test_tasks_of_an_account_that_no_group_trusts_are_left_and_counted(group: Sc
             trusting.close()
 
 
-def test_claims_go_round_users_however_many_submitters_they_have(scene: Scene) -> None:
+def test_claims_are_shared_equally_by_users_not_by_submitters(scene: Scene) -> None:
     for person, submitters in ((scene.alice, 4), (scene.mallory, 1)):
         with person.acting():
             for number in range(submitters):
@@ -219,7 +219,7 @@ def test_claims_go_round_users_however_many_submitters_they_have(scene: Scene) -
             claim.close()
 
 
-def test_members_of_a_group_can_be_trusted_together(group: Scene) -> None:
+def test_trusting_a_group_trusts_its_members(group: Scene) -> None:
     future = group.submit()
     with group.worker.acting():
         assert Trust(groups=[group.people.project]).covers(group.alice.uid)
@@ -229,12 +229,12 @@ def test_members_of_a_group_can_be_trusted_together(group: Scene) -> None:
     assert future.result(timeout=0) == "alice's own"
 
 
-# ------------------------------------------------------------------------------- opening and making
+# ------------------------------------------------------------------------------- opening and creating
 
 
 @pytest.mark.parametrize("name", [".", "ready", "results", "tmp"])
 @pytest.mark.parametrize("change", ["mode", "owner", "link"])
-def test_a_spool_whose_directories_are_not_as_its_mode_says_is_not_opened(scene: Scene, name: str, change: str) -> None:
+def test_spool_with_directories_that_do_not_match_its_mode_is_not_opened(scene: Scene, name: str, change: str) -> None:
     path = scene.path / name
     if change == "mode":
         path.chmod(0o777)
@@ -250,7 +250,7 @@ def test_a_spool_whose_directories_are_not_as_its_mode_says_is_not_opened(scene:
         Spool(scene.path)
 
 
-def test_the_umask_of_whoever_makes_a_spool_does_not_matter(people: People, public: Path) -> None:
+def test_permissions_of_a_new_spool_do_not_depend_on_the_umask(people: People, public: Path) -> None:
     os.chown(public, people.service.uid, people.service.gid)
     for umask in (0o000, 0o077):
         with people.service.acting(umask=umask):
@@ -263,7 +263,7 @@ def test_the_umask_of_whoever_makes_a_spool_does_not_matter(people: People, publ
                     assert stat.S_IMODE((path / name).stat().st_mode) == RIGHTS[mode].of(name)
 
 
-def test_a_mode_without_a_fitting_group_is_not_made(people: People, public: Path) -> None:
+def test_mode_without_a_suitable_group_is_refused(people: People, public: Path) -> None:
     os.chown(public, people.service.uid, people.service.gid)
     with people.service.acting():
         for mode, name, words in (
@@ -275,12 +275,12 @@ def test_a_mode_without_a_fitting_group_is_not_made(people: People, public: Path
         ):
             with pytest.raises(BadRequest, match=words):
                 Spool.create(public / "spool", mode=mode, group=name)  # type: ignore[arg-type]
-        with pytest.raises(SpoolDenied):  # a group that one is not in
+        with pytest.raises(SpoolDenied):  # the account is not in this group
             Spool.create(public / "spool", mode="group", group=people.project)
     with pytest.raises(BadRequest, match="Root cannot own"):
         Spool.create(public / "spool", mode="dropbox", group=people.service.name)
 
 
-def test_the_workers_of_a_dropbox_run_as_its_owner_and_nobody_else(dropbox: Scene) -> None:
+def test_workers_of_a_dropbox_must_run_as_its_owner(dropbox: Scene) -> None:
     with dropbox.alice.acting(), pytest.raises(SpoolDenied, match=f"run as its owner, {dropbox.owner.name}"):
         Registration(Spool(dropbox.path), info_of(dead_process()))

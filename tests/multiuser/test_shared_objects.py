@@ -1,4 +1,4 @@
-"""Objects in spools that several accounts use: whose are read, and what a stranger can do about them."""
+"""Stored objects in spools of several accounts: trust in their owners, forgery and removal."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.protocol.objects import object_id, put_object
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
-from tests.multiuser.accounts import Canary, Scene, who
+from tests.multiuser.accounts import Canary, Scene, leave_trace
 from tests.support.fake_worker import Inbox
 
 pytestmark = pytest.mark.multiuser
 
 
 def tell(text: str, trace: str) -> str:
-    """A task: returns what it was given."""
-    who(trace)
+    """Task that leaves a trace and returns its argument."""
+    leave_trace(trace)
     return text
 
 
 def given(scene: Scene, value: object) -> ObjectRef:
-    """Let alice put something."""
+    """Store a value as alice."""
     with scene.alice.acting():
         return scene.inbox.put_object(value)
 
@@ -38,7 +38,7 @@ def trace(scene: Scene) -> str:
     return str(scene.traces / os.urandom(3).hex())
 
 
-def test_an_object_goes_round_whatever_the_umask_is_and_goes_with_its_session(scene: Scene) -> None:
+def test_object_is_readable_with_any_umask_and_removed_with_its_session(scene: Scene) -> None:
     with scene.alice.acting(umask=0o077):
         ref = scene.inbox.put_object("alice's object")
     assert ref.name.endswith(f"@{scene.alice.uid}")
@@ -49,14 +49,14 @@ def test_an_object_goes_round_whatever_the_umask_is_and_goes_with_its_session(sc
     with scene.alice.acting():
         scene.inbox._end()
     assert not scene.left("needs")
-    if scene.mode == "dropbox":  # where alice cannot see who else holds it, its owner collects it
+    if scene.mode == "dropbox":  # alice cannot list the leases of others, so the owner collects it
         with scene.owner.acting():
             spool = Spool(scene.path)
             remove(spool, find_garbage(spool, RetentionPolicy(unfinished=-1.0)))
     assert not scene.left("objects") and not scene.left("tmp")
 
 
-def test_a_forged_object_in_the_place_of_ones_own_is_not_unpickled(scene: Scene) -> None:
+def test_forged_object_is_not_unpickled(scene: Scene) -> None:
     ref = given(scene, "alice's own")
     path = scene.path / "objects" / ref.name
     payload, _ = pickling.dumps(Canary(scene.canary))
@@ -65,7 +65,7 @@ def test_a_forged_object_in_the_place_of_ones_own_is_not_unpickled(scene: Scene)
         path.write_bytes(b"".join(bytes(part) for part in envelope.pack(b"{}", payload)))
         path.chmod(0o644)
     future = scene.submit(tell, ref, trace(scene))
-    scene.work(scene.mallory)  # although the worker trusts her
+    scene.work(scene.mallory)  # even if the worker trusts mallory
     scene.collect()
     error = future.exception(timeout=0)
     assert isinstance(error, NotTrusted) and scene.mallory.name in str(error)
@@ -75,10 +75,10 @@ def test_a_forged_object_in_the_place_of_ones_own_is_not_unpickled(scene: Scene)
     scene.is_well()
 
 
-def test_an_object_that_is_swapped_for_another_one_of_the_same_account_is_not_unpickled(group: Scene) -> None:
+def test_object_swapped_for_another_of_the_same_account_is_not_unpickled(group: Scene) -> None:
     ref, other = given(group, "wanted"), given(group, "another")
     future = group.submit(tell, ref, trace(group))
-    with group.mallory.acting():  # a member may rename what others have put
+    with group.mallory.acting():  # a member may rename objects of other members
         wanted = group.path / "objects" / ref.name
         wanted.unlink()
         (group.path / "objects" / other.name).rename(wanted)
@@ -88,7 +88,7 @@ def test_an_object_that_is_swapped_for_another_one_of_the_same_account_is_not_un
     assert not group.runs()
 
 
-def test_an_object_of_another_account_is_read_if_the_worker_trusts_that_account(group: Scene) -> None:
+def test_object_of_another_account_is_read_only_if_the_worker_trusts_that_account(group: Scene) -> None:
     with group.mallory.acting():
         inbox = Inbox(Spool(group.path), group.clock, "mallorys")
         ref = inbox.put_object("mallory's")
@@ -102,7 +102,7 @@ def test_an_object_of_another_account_is_read_if_the_worker_trusts_that_account(
     assert read.result(timeout=0) == "mallory's"
 
 
-def test_whoever_makes_an_object_under_the_name_of_anothers_content_makes_his_own(scene: Scene) -> None:
+def test_object_stored_by_another_account_first_does_not_replace_ones_own(scene: Scene) -> None:
     content = pickling.dumps("the same")
     with scene.mallory.acting():
         put_object(Spool(scene.path), *content, "writer")
@@ -114,7 +114,7 @@ def test_whoever_makes_an_object_under_the_name_of_anothers_content_makes_his_ow
         Trust().check(os.open(Path(scene.path, "objects", ref.name), os.O_RDONLY), ref.name)
 
 
-def test_a_member_who_removes_an_object_makes_a_call_fail_and_nothing_worse(group: Scene) -> None:
+def test_object_removed_by_a_member_fails_the_call_and_nothing_else(group: Scene) -> None:
     ref = given(group, "alice's")
     future = group.submit(tell, ref, trace(group))
     with group.mallory.acting():
