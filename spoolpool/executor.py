@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.batched import batched
+from spoolpool.client.executor_runtime import ExecutorRuntime
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.map import iterate_values
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.packing import Packer
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
-from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_task_id
 from spoolpool.launch.allocation import usable_cores

@@ -20,14 +20,7 @@ from typing import IO, Any
 import msgspec
 
 from spoolpool.calls import pickling
-from spoolpool.calls.pickling import (
-    fill_module,
-    import_optional,
-    join_parts,
-    stored_object,
-    substitute,
-    task_result,
-)
+from spoolpool.calls.pickling import fill_module, import_optional, join_parts, stored_object, substitute, task_result
 from spoolpool.calls.results import remote_error
 from spoolpool.calls.run import RankResult, failure_report
 from spoolpool.context import current_task

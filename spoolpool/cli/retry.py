@@ -7,7 +7,7 @@ import click
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import SpoolpoolError
-from spoolpool.protocol.retry import retry_task
+from spoolpool.protocol.failed_tasks import retry_task
 
 
 @click.command()

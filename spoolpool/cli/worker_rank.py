@@ -22,7 +22,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
     from spoolpool.launch.allocation import find_allocation
     from spoolpool.launch.output_relay import redirect_output
-    from spoolpool.protocol.registration import decode_owner
+    from spoolpool.protocol.worker_registration import decode_owner
     from spoolpool.security.trust import Trust
     from spoolpool.system.gpus import local_rank, take_share
     from spoolpool.worker import main

@@ -13,8 +13,8 @@ from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
 from spoolpool.protocol.heartbeat import Liveness
-from spoolpool.protocol.registration import request_stop
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import request_stop
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.protocol.workers import read_workers as entries
 

@@ -26,11 +26,11 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 from spoolpool.calls import pickling
+from spoolpool.client.executor_runtime import ExecutorRuntime
 from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.map import ChunkSize
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
-from spoolpool.client.runtime import ExecutorRuntime
 from spoolpool.errors import BadTaskFile, BrokenSpool
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources

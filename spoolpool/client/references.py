@@ -15,7 +15,7 @@ from typing import Any
 from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.client.futures import PartFuture, TaskFuture, finish
 from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
-from spoolpool.protocol.delay import make_ready
+from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.spool import Spool
 
 

@@ -19,7 +19,7 @@ from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
 from spoolpool.maintenance import garbage
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers
-from spoolpool.protocol.delay import make_ready
+from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool

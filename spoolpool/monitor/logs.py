@@ -1,4 +1,4 @@
-"""Find and read the captured output of tasks, also while they run. :mod:`spoolpool.format.output` has the format."""
+"""Find and read the captured output of tasks, also of running ones; see :mod:`spoolpool.format.output_log`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import OutputFile, TaskFile, is_worker_id, parse_output_file
-from spoolpool.format.output import LogFile, OutputHeader
+from spoolpool.format.output_log import LogFile, OutputHeader
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol import journal
 from spoolpool.protocol.spool import Spool

@@ -21,7 +21,7 @@ from spoolpool.errors import LauncherError, SpoolpoolError
 from spoolpool.format.names import is_session, job_of, new_job_name, parse_lane
 from spoolpool.pool import batch_system
 from spoolpool.pool.batch_system import ActiveJob, Job, System
-from spoolpool.protocol import registration, workers
+from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
@@ -185,7 +185,7 @@ def end_jobs(spool: Spool, selects: Callable[[SpoolJob], bool], seconds: float) 
         names = {job.record.name for job in active}
         for info in workers.read_workers(spool):
             if info.batch in names and info.worker not in asked:
-                registration.request_stop(spool, info.worker)
+                worker_registration.request_stop(spool, info.worker)
                 asked.add(info.worker)
                 yield f"{info.worker} on {info.process.host} was asked to end."
         if time.monotonic() > end + _CANCEL_SECONDS:

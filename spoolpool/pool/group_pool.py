@@ -15,7 +15,7 @@ from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
-from spoolpool.protocol import registration
+from spoolpool.protocol import worker_registration
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
@@ -53,7 +53,7 @@ class GroupPool:
         self._options = options
         self._ends = ends
         self._capacity = capacity
-        self._owner = registration.encode_owner()
+        self._owner = worker_registration.encode_owner()
         self._recovery = Recovery(spool, all_workers=True)  # its rounds follow the death of a group of this pool
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
@@ -156,7 +156,7 @@ class GroupPool:
             self._retry_or_give_up(slot, str(error))
 
     def _record_failure(self, slot: Slot, code: int) -> None:
-        error = registration.take_start_error(self._spool, slot.worker)
+        error = worker_registration.take_start_error(self._spool, slot.worker)
         if error is None and slot.announced:
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
             slot.record_death(self._spool)
@@ -214,14 +214,14 @@ class GroupPool:
     def _request_stop(self, slot: Slot) -> None:
         slot.start_due = 0.0
         if slot.process is not None and slot.process.poll() is None:
-            registration.request_stop(self._spool, slot.worker)
+            worker_registration.request_stop(self._spool, slot.worker)
             self._ending[slot.worker] = slot.process
 
     def _repeat_stop_requests(self) -> None:
         """Ask ending groups again: a group that was still starting had no entry for the first request."""
         for worker, process in list(self._ending.items()):
             if process.poll() is None:
-                registration.request_stop(self._spool, worker)
+                worker_registration.request_stop(self._spool, worker)
             else:
                 del self._ending[worker]
 
@@ -256,7 +256,7 @@ class GroupPool:
                     log.warning("The task of worker group %s cannot be released now: %s", worker, error)
             for worker in running - late:
                 # again: a group that was still starting had no entry for an earlier request
-                registration.request_stop(self._spool, worker)
+                worker_registration.request_stop(self._spool, worker)
             if running != late:
                 backoff.sleep()
         self._ending.clear()

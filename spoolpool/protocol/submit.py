@@ -75,8 +75,8 @@ class Submitter:
     def submit(self, header: TaskHeader, parts: list[Buffer]) -> TaskFile:
         """Put a task file into its bucket; when this returns, the task is in the spool.
 
-        A task that needs others, or is not to start yet, goes to ``waiting/`` (:mod:`spoolpool.protocol.delay`). Its
-        dependency links are made first, so that the outcomes that it needs are not removed.
+        A task with dependencies or with a start time goes to ``waiting/`` (:mod:`spoolpool.protocol.delayed_tasks`).
+        Its dependency links are made first, so that the outcomes that it needs are not removed.
 
         Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing of the task
         is left in the spool.

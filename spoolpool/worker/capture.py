@@ -2,7 +2,7 @@
 
 While a task runs, descriptors 1 and 2 are the log. So no process copies the output, child processes inherit the
 descriptors, and the output before a rank was killed is kept. One file serves all tasks of a rank, one after the other
-(:mod:`spoolpool.format.output`): a task that prints nothing costs no operation on metadata and leaves no trace.
+(:mod:`spoolpool.format.output_log`): a task that prints nothing costs no operation on metadata and leaves no trace.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import OutputFile, TaskFile
-from spoolpool.format.output import HEADER_SIZE, LogFile
+from spoolpool.format.output_log import HEADER_SIZE, LogFile
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, mounts
 from spoolpool.system.backoff import Backoff

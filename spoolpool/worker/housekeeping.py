@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 from spoolpool.protocol.claim import Claim
-from spoolpool.protocol.delay import DelayedTasks
+from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import Registration
 from spoolpool.protocol.workers import WorkerInfo, read_workers
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId

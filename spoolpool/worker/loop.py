@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from spoolpool import settings
 from spoolpool.format.names import Lane
 from spoolpool.protocol.dependencies import OutcomeIndex
-from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import Registration
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system.packages import is_requirement, lacks

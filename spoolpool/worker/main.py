@@ -17,8 +17,8 @@ from spoolpool.format.names import is_worker_id, new_worker_id
 from spoolpool.protocol.cancel import is_requested
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.progress import Progress
-from spoolpool.protocol.registration import report_start_error
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import report_start_error
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
@@ -27,8 +27,8 @@ from spoolpool.system.stop_request import StopRequest, stop_on_signals
 from spoolpool.worker.capture import Capture
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
-from spoolpool.worker.mpi import World
 from spoolpool.worker.mpi_group import MPIGroup
+from spoolpool.worker.mpi_world import World
 from spoolpool.worker.publish import publish_for_group
 from spoolpool.worker.serial_group import SerialGroup
 

@@ -37,12 +37,12 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.system.backoff import Backoff
 from spoolpool.worker import mpi_messages
 from spoolpool.worker.group import Group, RankEnvironment, TaskCall
-from spoolpool.worker.mpi import CommunicatorCleaner
 from spoolpool.worker.mpi_link import ACK, IDLE, VOTE, Answers, RankLink
 from spoolpool.worker.mpi_messages import Content
+from spoolpool.worker.mpi_world import CommunicatorCleaner
 
 if TYPE_CHECKING:
-    from spoolpool.worker.mpi import Comm
+    from spoolpool.worker.mpi_world import Comm
 
 _RUN, _STOP, _RENEW, _SEND, _DROP, _DONE, _FAILED, _READY = range(1, 9)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool.format.envelope import Buffer
 from spoolpool.system.backoff import Backoff
-from spoolpool.worker import mpi, mpi_messages
+from spoolpool.worker import mpi_messages, mpi_world
 from spoolpool.worker.mpi_messages import Head
 from spoolpool.worker.rank_wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from spoolpool.worker.mpi import Comm, Request
+    from spoolpool.worker.mpi_world import Comm, Request
 
 _ORDER, _PAYLOAD = 1, 3
 VOTE, ACK = 2, 4
@@ -53,7 +53,7 @@ class RankLink:
 
     def __init__(self, comm: Comm, share_host: Callable[[Comm], None], grace: float) -> None:
         self._comm = comm.Dup()
-        host = mpi.on_this_host(self._comm)
+        host = mpi_world.on_this_host(self._comm)
         self._wakeup = Wakeup(host, self._comm)
         share_host(host)
         host.Free()
@@ -123,11 +123,11 @@ class RankLink:
         self, requests: Sequence[Request], intervals: Intervals = BUSY, late: Callable[[], None] | None = None
     ) -> None:
         """Wait until all transfers are done. Call ``late`` after the grace period."""
-        if mpi.all_done(requests):
+        if mpi_world.all_done(requests):
             return
         backoff = Backoff(*(intervals.woken if self._wakeup.woken else intervals.polling))
         deadline = time.monotonic() + self._grace
-        while not mpi.all_done(requests):
+        while not mpi_world.all_done(requests):
             if late is not None and time.monotonic() > deadline:
                 late()
             self._wakeup.wait(backoff)

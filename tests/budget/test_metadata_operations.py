@@ -25,8 +25,8 @@ from spoolpool.format.names import TaskFile, new_worker_id, series_of
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failure_detector import MAX_OBSERVERS, MIN_SAMPLE
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.registration import request_stop
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import request_stop
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId

@@ -24,7 +24,7 @@ from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.protocol.cancel import cancel_task
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
-from spoolpool.protocol.retry import retry_task
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
 from tests.faults.disk import Disk, Recorder, digest, in_child

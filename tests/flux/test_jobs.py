@@ -14,7 +14,7 @@ import pytest
 from spoolpool import Executor, FluxBatch, settings
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.pool import batch_jobs
-from spoolpool.protocol import registration, workers
+from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
 from tests.support.waiting import wait_until
 
@@ -108,6 +108,6 @@ def test_documented_script_fills_its_job_with_groups(instance: Spool, tmp_path) 
     job = run(FLUX, "batch", script, cwd=tmp_path)
     wait_until(lambda: len(workers.read_workers(instance)) == 4, "as many groups as fit are there", PATIENCE)
     for info in workers.read_workers(instance):
-        registration.request_stop(instance, info.worker)
+        worker_registration.request_stop(instance, info.worker)
     assert run(FLUX, "job", "wait-event", job, "clean")
     assert states() == {}

@@ -16,7 +16,7 @@ import pytest
 
 from spoolpool import Executor
 from spoolpool.errors import BadNode
-from spoolpool.protocol import registration, workers
+from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
 from tests.support.processes import deadly
 from tests.support.waiting import wait_until
@@ -91,5 +91,5 @@ def test_node_on_which_all_groups_die_is_excluded_and_the_other_goes_on(
         [info] = wait_until(lambda: groups(spool, 1), "the other node has a group", PATIENCE)
         with Executor(spool=spool.path, resource_dict={"cores": 2}) as executor:
             assert executor.submit(pow, 2, 3).result(PATIENCE) == [8, 8]
-        registration.request_stop(spool, info.worker)
+        worker_registration.request_stop(spool, info.worker)
         assert process.wait(PATIENCE) == BadNode.exit_code, output()

@@ -22,8 +22,8 @@ from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.protocol import cancel
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.retry import retry_task
 from spoolpool.security.trust import Trust
 from tests.support.fake_worker import (
     Clock,

@@ -17,8 +17,8 @@ from spoolpool.errors import BadRequest, NotTrusted, SpoolDenied
 from spoolpool.format.layout import Layout
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.protocol.objects import put_object, read_object
-from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import Registration
 from spoolpool.security.permissions import RIGHTS
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor
-from spoolpool.protocol import registration, workers
+from spoolpool.protocol import worker_registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
 from tests.support.waiting import wait_until
@@ -70,7 +70,7 @@ def test_documented_script_fills_its_job_with_groups_that_run_tasks(site: Site, 
 
     def ended() -> bool:
         for info in workers.read_workers(site.spool):  # also groups that have announced themselves only now
-            registration.request_stop(site.spool, info.worker)
+            worker_registration.request_stop(site.spool, info.worker)
         return site.ended(job)
 
     wait_until(ended, "the job ended with its last group", PATIENCE)

@@ -13,7 +13,7 @@ import pytest
 
 from spoolpool import Executor, Spool
 from spoolpool.errors import BadNode, LauncherError
-from spoolpool.protocol import registration, workers
+from spoolpool.protocol import worker_registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, WORKER, Site
 from tests.slurm.test_srun import slow, where
@@ -91,7 +91,7 @@ def test_node_on_which_all_groups_die_is_excluded_and_the_other_goes_on(site: Si
     assert info.process.host == "n1"
     with Executor(spool=site.spool.path) as executor:
         assert executor.submit(pow, 2, 3).result(PATIENCE) == 8
-    registration.request_stop(site.spool, info.worker)
+    worker_registration.request_stop(site.spool, info.worker)
     wait_until(lambda: site.ended(job), "the job ended with the last group", PATIENCE)
     assert exit_code(site, job) == str(BadNode.exit_code)
     assert "these nodes were given up: n2" in site.log()
@@ -182,6 +182,6 @@ def test_flux_instance_inside_a_job_runs_groups_on_all_its_nodes(site: Site):
         ranks = executor.submit(where, 1, resource_dict={"cores": 2}).result(PATIENCE)
     assert [rank[1:3] for rank in ranks] == [(2, 0), (2, 1)]
     for info in groups:
-        registration.request_stop(site.spool, info.worker)
+        worker_registration.request_stop(site.spool, info.worker)
     wait_until(lambda: site.ended(job), "the job ended with its last group", PATIENCE)
     assert site.state(job) in ("", "COMPLETED"), site.log()

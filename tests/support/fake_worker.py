@@ -49,8 +49,8 @@ from spoolpool.protocol import claimer, dependencies, heartbeat, listing, recove
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.registration import Registration
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import Registration
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust

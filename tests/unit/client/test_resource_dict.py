@@ -25,8 +25,8 @@ from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.launch.srun import SrunLauncher
 from spoolpool.pool.batch_pool import BatchPool
-from spoolpool.protocol import delay
-from spoolpool.protocol.delay import DelayedTasks
+from spoolpool.protocol import delayed_tasks
+from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.resources import Resources, Shape
 from spoolpool.system import files
 from tests.support import tasks
@@ -174,7 +174,7 @@ def test_a_relative_error_log_file_is_below_the_directory_of_the_submitter(
 def test_not_before_is_measured_by_the_clock_of_the_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
     ticking = Clock()
-    monkeypatch.setattr(delay, "time", ticking)
+    monkeypatch.setattr(delayed_tasks, "time", ticking)
     server = [5000.0]
     monkeypatch.setattr(Spool, "server_time", lambda self: server[0])
     header = stage.submit(not_before=100.0)
@@ -335,6 +335,6 @@ def test_spool_submit_accepts_resources(spool: Spool) -> None:
     (name,) = wait_until(lambda: files.list_names(spool.layout.waiting), "the task is delayed")
     task_file = parse_task_file(name)
     assert task_file is not None
-    header = delay.read_task(spool, f"{spool.layout.waiting}/{name}", task_file)
+    header = delayed_tasks.read_task(spool, f"{spool.layout.waiting}/{name}", task_file)
     assert (header.env, header.memory) == ({"A": "1"}, 2 << 30)
     assert header.not_before == datetime(2099, 1, 1, 12).astimezone().timestamp()

@@ -29,7 +29,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import Finding, check, repair
 from spoolpool.monitor.scan import Snapshot, scan
-from spoolpool.protocol import delay, heartbeat, workers
+from spoolpool.protocol import delayed_tasks, heartbeat, workers
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
@@ -145,8 +145,8 @@ def test_spool_in_use_has_no_findings(tmp_path: Path, worker: Workers, monkeypat
         assert [future.result() for future in [running, *others]] == [1, *(number**2 for number in range(20))]
         assert check(spool) == []
         assert elsewhere.cancel()
-        monkeypatch.setattr(delay, "retry_delay", lambda *_: 0.0)
-        assert delay.DelayedTasks(spool).round() == 1
+        monkeypatch.setattr(delayed_tasks, "retry_delay", lambda *_: 0.0)
+        assert delayed_tasks.DelayedTasks(spool).round() == 1
         assert isinstance(held.exception(), tasks.OwnError)
     assert check(spool) == []
 

@@ -38,8 +38,8 @@ from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import GarbageItem, find_garbage, remove
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.journal import Journal
-from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task

@@ -285,7 +285,7 @@ def test_reopened_session_keeps_needed_outcomes(stage: Stage) -> None:
 
 
 def test_lost_task_keeps_its_dependencies_for_a_retry(stage: Stage) -> None:
-    from spoolpool.protocol.retry import retry_task
+    from spoolpool.protocol.failed_tasks import retry_task
 
     inbox = stage.inbox()
     first = inbox.put(pow, 2, 3)

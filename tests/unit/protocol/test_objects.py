@@ -29,8 +29,8 @@ from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.protocol import objects
 from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.objects import ObjectCache, acquire, object_id, put_object, read_object, remove_object
-from spoolpool.protocol.retry import retry_task
 from spoolpool.security.signing import key_path, make_key
 from spoolpool.security.trust import Trust
 from spoolpool.system import files

@@ -22,9 +22,9 @@ from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, parse_t
 from spoolpool.protocol import recovery, workers
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files

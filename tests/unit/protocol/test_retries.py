@@ -35,11 +35,11 @@ from spoolpool.format.names import (
 from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.monitor.scan import scan
-from spoolpool.protocol import delay
+from spoolpool.protocol import delayed_tasks
 from spoolpool.protocol.claimer import Claimer
-from spoolpool.protocol.delay import DelayedTasks, retry_delay
+from spoolpool.protocol.delayed_tasks import DelayedTasks, retry_delay
+from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.recovery import Recovery
-from spoolpool.protocol.retry import retry_task
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.trust import Trust
@@ -54,7 +54,7 @@ from tests.support.waiting import wait_until
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Monotonic clock of the module that delays tasks."""
     moved = Clock()
-    monkeypatch.setattr(delay, "time", moved)
+    monkeypatch.setattr(delayed_tasks, "time", moved)
     return moved
 
 

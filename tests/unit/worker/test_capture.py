@@ -15,7 +15,7 @@ import pytest
 
 from spoolpool.errors import BadTaskFile, NotTrusted
 from spoolpool.format.names import OutputFile, TaskFile, new_task_id, new_worker_id, parse_output_file
-from spoolpool.format.output import HEADER_SIZE, NOTE_SIZE
+from spoolpool.format.output_log import HEADER_SIZE, NOTE_SIZE
 from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust

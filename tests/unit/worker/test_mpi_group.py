@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
-from spoolpool.client import runtime
+from spoolpool.client import executor_runtime
 from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
 from spoolpool.launch.launcher import LaunchOptions, python_worker
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
@@ -334,7 +334,7 @@ class TooFew(MpiexecLauncher):
 
 
 def test_mismatched_launcher_breaks_the_executor_immediately(monkeypatch):
-    monkeypatch.setattr(runtime, "select_launcher", lambda name: TooFew(MPIEXEC))
+    monkeypatch.setattr(executor_runtime, "select_launcher", lambda name: TooFew(MPIEXEC))
     with Executor(max_workers=1, cores_per_worker=3) as embedded:
         error = embedded.submit(mpi_tasks.where).exception(LIMIT)
         assert isinstance(error, BrokenSpool) and "MPI sees 2 ranks where 3 were started" in str(error)
@@ -442,7 +442,7 @@ from spoolpool.calls.results import value_of
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
-from spoolpool.worker import mpi, mpi_group, mpi_messages
+from spoolpool.worker import mpi_group, mpi_messages, mpi_world
 from spoolpool.worker.group import TaskCall
 from tests.support import mpi_tasks
 
@@ -509,8 +509,8 @@ for rank, value in enumerate(ask(mpi_tasks.scaled, arrays[0].copy(), arrays)):
     run_program(tmp_path, 2, body, patch="mpi_messages.PIECE = 1000")
 
 
-ALONE = "mpi.on_this_host = lambda comm: MPI.COMM_SELF.Dup()"
-TWO_HOSTS = "mpi.on_this_host = lambda comm: comm.Split(comm.rank // 2, comm.rank)"
+ALONE = "mpi_world.on_this_host = lambda comm: MPI.COMM_SELF.Dup()"
+TWO_HOSTS = "mpi_world.on_this_host = lambda comm: comm.Split(comm.rank // 2, comm.rank)"
 NO_FIFO = "import os, errno\ndef mkfifo(*_): raise OSError(errno.EPERM, 'no')\nos.mkfifo = mkfifo"
 
 
