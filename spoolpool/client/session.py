@@ -27,7 +27,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import accounts
 from spoolpool.system.processes import hostname
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("spoolpool.session")
 
 
 class SubmitterSession:
