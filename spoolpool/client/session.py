@@ -218,7 +218,8 @@ class SubmitterSession:
                 if not self._keeps:
                     self.cancel(future)
             finish(future, error=reason)
-        self._detached |= self._keeps and bool(failed)
+        if self._keeps and failed:
+            self._detached = True  # never `|=`: another thread may detach between the read and the write
         if lane is None:
             self.collector.stop()
         else:

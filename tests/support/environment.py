@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib.metadata
 import os
 import resource
 import shutil
@@ -63,12 +64,19 @@ def _set_variables() -> None:
     kept["HOME"] = home  # keys, caches and settings of the user, of spoolpool and of other programs
     kept["MPLCONFIGDIR"] = str(caches / "matplotlib")  # the list of fonts takes seconds to make
     kept["LC_ALL"] = "C.UTF-8"
-    # functions of the working tree would count as the user's own, which travel by value
-    path = [each for each in kept.pop("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != ROOT]
-    if path:
-        kept["PYTHONPATH"] = os.pathsep.join(path)
+    if path := _module_path(kept.pop("PYTHONPATH", "")):
+        kept["PYTHONPATH"] = path
     os.environ.clear()
     os.environ.update(kept)
+
+
+def _module_path(path: str) -> str:
+    """Return PYTHONPATH without the working tree: the functions of these tests would count as modules of a user."""
+    try:
+        importlib.metadata.distribution("spoolpool")
+    except importlib.metadata.PackageNotFoundError:  # not installed: it is found there alone
+        return path
+    return os.pathsep.join(each for each in path.split(os.pathsep) if each and Path(each).resolve() != ROOT)
 
 
 def _remove(home: str, pid: int) -> None:
