@@ -1,4 +1,4 @@
-"""The benchmark measures, reports and explains; no figure of it is looked at here."""
+"""The benchmark measures, reports and explains. No test depends on a measured figure."""
 
 import json
 import os
@@ -37,11 +37,11 @@ TINY = {
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_floor(tmp_path, monkeypatch):
+def test_rows_without_peers_have_figures_of_all_own_entries_and_floors(tmp_path, monkeypatch):
     pytest.importorskip("mpi4py")
     monkeypatch.setenv("SPOOLPOOL_VENV", sys.prefix)
     sizes = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-    rows = [name for name in ROWS if name != "shared"]  # which starts a server, and has a test of its own
+    rows = [name for name in ROWS if name != "shared"]  # starts a server, and has its own test
     command = ["scripts/bench", *rows, "--quick", "--no-peers", "--json", str(tmp_path / "report.json"), *sizes]
     done = subprocess.run([*command, "--dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=500)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -68,12 +68,12 @@ def test_every_row_without_peers_gives_figures_of_all_that_is_ours_and_of_every_
                 assert len(figure["rounds"]) == (1 if row["once"] else 2)
                 assert all(isinstance(value, (int, float)) for samples in figure["rounds"] for value in samples)
             assert entry["contender"] in done.stdout
-    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]  # what was measured in is gone
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]  # the directories of the measurement are removed
 
 
 @pytest.mark.sharedfs
 @pytest.mark.slow
-def test_a_shared_filesystem_is_measured_with_submitter_and_group_on_different_mounts():
+def test_shared_filesystem_is_measured_with_submitter_and_group_on_different_mounts():
     if reason := moosefs.missing():
         pytest.skip(reason)
     entries = ROWS["shared"].entries(Sizes(calls=8, seconds=2.0))
@@ -84,13 +84,13 @@ def test_a_shared_filesystem_is_measured_with_submitter_and_group_on_different_m
     assert ours["facts"].keys() == floor["facts"].keys() == {"at once", "after a pause"}
 
 
-def test_a_shared_filesystem_that_cannot_be_started_is_reported_with_the_reason(monkeypatch):
+def test_shared_filesystem_that_cannot_be_started_is_reported_with_the_reason(monkeypatch):
     monkeypatch.setattr(moosefs, "missing", lambda: "needs root")
     report = _report(*(entry for entry in ROWS["shared"].entries(Sizes()) if entry.role != "peer"))
     assert ["needs root" in entry["missing"] for entry in report["rows"][0]["entries"]] == [True, True, True]
 
 
-def test_calls_of_executorlib_find_their_files_by_the_other_mount(tmp_path, monkeypatch):
+def test_calls_of_executorlib_read_their_files_through_the_other_mount(tmp_path, monkeypatch):
     job = Job(measure="latency", directory="/a/mount", elsewhere="/another", answer="", harness=0)
     monkeypatch.setattr(sys, "executable", sys.executable)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -101,7 +101,7 @@ def test_calls_of_executorlib_find_their_files_by_the_other_mount(tmp_path, monk
     assert called.stdout == "/another/cache/x_i.h5\n"
 
 
-def test_an_entry_may_have_fewer_turns_than_the_others():
+def test_entry_may_take_part_in_fewer_rounds():
     turns = Counter()
 
     def entry(name, rounds):
@@ -116,7 +116,7 @@ def test_an_entry_may_have_fewer_turns_than_the_others():
     assert report["rows"][0]["entries"][1]["figures"]["time"]["floor"] == pytest.approx(1.0)
 
 
-def test_the_command_line_names_its_rows_and_refuses_others():
+def test_command_line_lists_its_rows_and_refuses_unknown_ones():
     ask = [sys.executable, "-m", "benchmarks"]
     told = subprocess.run([*ask, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(name in told for name in ROWS)
@@ -125,7 +125,7 @@ def test_the_command_line_names_its_rows_and_refuses_others():
     assert "latencies" in refused.stderr and "latency" in refused.stderr
 
 
-def test_a_library_that_cannot_be_installed_is_reported_with_the_reason(tmp_path, monkeypatch):
+def test_library_that_cannot_be_installed_is_reported_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setenv(environments.CACHE, str(tmp_path))
     nowhere = Environment(name="nowhere", requires=(str(tmp_path / "no-such-package"),))
     report = _report(_entry("peer", "absent", environment=nowhere))
@@ -134,7 +134,7 @@ def test_a_library_that_cannot_be_installed_is_reported_with_the_reason(tmp_path
     assert any("no figures of absent" in line and "no-such-package" in line for line in table.lines(report))
 
 
-def test_a_contender_that_fails_is_not_asked_again_and_the_others_go_on():
+def test_failed_contender_is_left_out_of_later_rounds():
     turns = Counter()
 
     def fails(place):
@@ -152,7 +152,7 @@ def test_a_contender_that_fails_is_not_asked_again_and_the_others_go_on():
     assert good["facts"] == {"calls": 7}
 
 
-def test_ratios_are_taken_within_a_round_and_say_how_much_more_of_the_bad_it_is():
+def test_ratios_are_taken_within_a_round_and_are_above_one_if_worse():
     ours, theirs = iter([1.0, 10.0, 2.0]), iter([3.0, 30.0, 4.0])
     entries = [
         _entry("ours", "ours", lambda _: {"time": [value := next(ours)], "rate": [1 / value]}),
@@ -163,7 +163,7 @@ def test_ratios_are_taken_within_a_round_and_say_how_much_more_of_the_bad_it_is(
     assert figures["rate"]["cost"] == pytest.approx(3.0)
 
 
-def test_a_goal_is_shown_and_has_no_other_effect():
+def test_missed_goal_is_only_reported():
     entry = _entry("ours", "ours", lambda _: {"time": [0.25]}, goals={"time": Goal(limit=0.1)})
     report = _report(entry)
     (goal,) = report["rows"][0]["entries"][0]["figures"]["time"]["goals"]
@@ -171,7 +171,7 @@ def test_a_goal_is_shown_and_has_no_other_effect():
     assert any("≤ 100 ms: no" in line for line in table.lines(report))
 
 
-def test_a_goal_beside_peers_is_held_to_the_best_of_them_and_to_nobody_who_has_no_figures():
+def test_goal_relative_to_peers_compares_with_the_best_peer_that_has_figures():
     def fails(place):
         raise Failed("it fell over")
 
@@ -202,7 +202,7 @@ def test_a_goal_beside_peers_is_held_to_the_best_of_them_and_to_nobody_who_has_n
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
-def test_whoever_is_compared_is_compared_with_entries_of_the_same_row(row):
+def test_entries_are_compared_within_their_row(row):
     entries = {entry.key: entry for entry in row.entries(Sizes())}
     assert len(entries) == len(row.entries(Sizes()))
     for entry in entries.values():
@@ -215,7 +215,7 @@ def test_whoever_is_compared_is_compared_with_entries_of_the_same_row(row):
                 assert goal.of != "ours" or entry.ours is not None
 
 
-def test_calls_are_made_one_by_one_by_map_and_in_chunks_where_a_contender_has_these():
+def test_calls_are_made_by_submit_map_and_chunks_as_far_as_a_contender_has_them():
     class Counting(ThreadPoolExecutor):
         def submit(self, *args):
             made["submit"] += 1
@@ -235,7 +235,7 @@ def test_calls_are_made_one_by_one_by_map_and_in_chunks_where_a_contender_has_th
 
         return measures.of_executor(executor, **options)["throughput"](
             _job(tasks=5, ranks=0)
-        )  # no ranks: nobody to wait for
+        )  # no ranks: no wait for their start
 
     made = Counter()
     assert throughput(Counting(1), chunks=True).keys() == {"rate", "CPU", "calls", "map", "chunks"}
@@ -245,7 +245,7 @@ def test_calls_are_made_one_by_one_by_map_and_in_chunks_where_a_contender_has_th
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_pool_out_of_queues_brings_each_call_its_value_and_leaves_no_worker(tmp_path, monkeypatch, shared):
+def test_pool_on_queues_returns_each_value_and_leaves_no_worker(tmp_path, monkeypatch, shared):
     (tmp_path / "plain_queue.py").write_text(_PLAIN_QUEUE.format(shared=shared))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "plain_queue", raising=False)
@@ -279,7 +279,7 @@ class Queue:
     def taken(self):
         for name in os.listdir(self.directory):
             path = f"{{self.directory}}/{{name}}"
-            with contextlib.suppress(FileNotFoundError):  # another one was first
+            with contextlib.suppress(FileNotFoundError):  # another worker was first
                 if "." not in name:
                     os.rename(path, f"{{path}}.{{os.getpid()}}")
                     with open(f"{{path}}.{{os.getpid()}}", "rb") as file:
@@ -289,7 +289,7 @@ QUEUES = Queues(module="plain_queue", opens=Queue, shared={shared})
 """
 
 
-def test_operations_in_a_trace_are_told_apart():
+def test_operations_in_a_trace_are_classified():
     def kind(line):
         operation = trace.parse(f"1700000000.5 {line}")
         return operation and (operation.kind, operation.path)
@@ -309,7 +309,7 @@ def test_operations_in_a_trace_are_told_apart():
     assert kind("+++ exited with 0 +++") is None
 
 
-def test_what_begins_and_ends_a_work_falls_out_of_the_count_per_call(tmp_path):
+def test_operations_of_start_and_end_do_not_count_per_call(tmp_path):
     lines, now = [], 0
 
     def did(text):

@@ -1,4 +1,4 @@
-"""Page of the benchmarks: made from its report alone; an invented report has every part."""
+"""Page of the benchmarks: generated from its report alone. The invented report has every part."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many operations on metadata each step costs: the budget. One more, and a test here fails."""
+"""Budget of metadata operations of each step. A step with one more operation fails a test here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ KINDS = {
 
 
 class Tally(Disk):
-    """Counts what is done to the disk by this process: operations on metadata, and the others."""
+    """Counter of the disk operations of this process: those on metadata by kind, all others by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def counted(body: Callable[[], object]) -> Tally:
 
 
 def each(once: Tally, more: Tally, times: int) -> tuple[Counter[str], Counter[str]]:
-    """What each of so many further repetitions cost: exactly the same, or the division has a rest."""
+    """Return the cost of each of the ``times`` further repetitions; fail unless all cost the same."""
     found = []
     for before, after in ((once.metadata, more.metadata), (once.others, more.others)):
         rest = Counter({kind: after[kind] - before[kind] for kind in before | after})
@@ -106,35 +106,35 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def inbox(spool: Spool, clock: Clock) -> Inbox:
     inbox = Inbox(spool, clock)
-    inbox.put(pow, 2, 3).cancel()  # the first one makes the bucket
-    inbox.look()  # and the first look asks what an earlier life has left
+    inbox.put(pow, 2, 3).cancel()  # the first task creates the bucket
+    inbox.look()  # the first poll also lists the outcomes of earlier runs
     return inbox
 
 
-def work(spool: Spool, watch: SilentWatch, **terms: Any) -> Tally:
-    """Be a worker until the watch, or the terms, end it."""
+def work(spool: Spool, watch: SilentWatch, **options: Any) -> Tally:
+    """Run a worker until the watch or its options end it; return its operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Registration", SilentRegistration)
         patch.setattr(loop, "DirectoryWatcher", lambda: watch)
-        return counted(Worker(spool, SerialGroup(), info_of(ProcessId.of(os.getpid())), WorkerOptions(**terms)).run)
+        return counted(Worker(spool, SerialGroup(), info_of(ProcessId.of(os.getpid())), WorkerOptions(**options)).run)
 
 
 # -- a plain task
 
 
-def test_a_plain_task_costs_nine_operations_on_metadata_from_submit_to_collected() -> None:
+def test_plain_task_costs_nine_metadata_operations() -> None:
     assert total(*costs.TASK) == {"create": 2, "rename": 3, "open": 2, "unlink": 2}
     assert costs.operations(*costs.TASK) == 9
 
 
-def test_submitting_a_task_makes_a_file_and_renames_it(inbox: Inbox) -> None:
+def test_submitting_a_task_creates_and_renames_a_file(inbox: Inbox) -> None:
     few, many = (counted(lambda n=n: [inbox.put(pow, 2, 3) for _ in range(n)]) for n in (3, 13))
     metadata, others = each(few, many, 10)
     assert metadata == costs.SUBMIT
     assert others == {"writev": 1, "close": 1}
 
 
-def test_a_worker_opens_a_task_renames_it_makes_the_outcome_and_renames_again(inbox: Inbox, clock: Clock) -> None:
+def test_running_a_task_opens_and_renames_it_and_creates_and_renames_its_outcome(inbox: Inbox, clock: Clock) -> None:
     tallies = []
     for count in (3, 13):
         for _ in range(count):
@@ -146,12 +146,12 @@ def test_a_worker_opens_a_task_renames_it_makes_the_outcome_and_renames_again(in
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token_unless_the_session_keeps_it(
+def test_collecting_an_outcome_opens_it_and_removes_both_files_unless_the_session_keeps_them(
     spool: Spool, clock: Clock, keeps: bool
 ) -> None:
     inbox = Inbox(spool, clock, keeps=keeps)
     inbox.put(pow, 2, 3).cancel()
-    inbox.look()  # the first one asks what an earlier life has left
+    inbox.look()  # the first poll also lists the outcomes of earlier runs
     tallies = []
     for count in (3, 13):
         futures = [inbox.put(pow, 2, 3) for _ in range(count)]
@@ -164,7 +164,7 @@ def test_collecting_an_outcome_opens_it_and_removes_it_and_its_token_unless_the_
 
 
 class BusyWatch(SilentWatch):
-    """Whenever the worker waits, the submitter collects the last task and submits the next one."""
+    """Directory watcher of a busy worker: a task is submitted during each wait."""
 
     def __init__(self, clock: Clock, inbox: Inbox, tasks: int) -> None:
         super().__init__(clock, 1000)
@@ -179,29 +179,27 @@ class BusyWatch(SilentWatch):
         return True
 
 
-def test_a_task_for_which_a_worker_waited_costs_a_listing_that_finds_it_and_a_look_that_finds_no_other(
-    inbox: Inbox, clock: Clock
-) -> None:
+def test_task_after_a_wait_costs_one_listing_and_one_empty_scan(inbox: Inbox, clock: Clock) -> None:
     few, many = (work(inbox.spool, BusyWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
     metadata, _ = each(few, many, 10)
     assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN, costs.LOOK)
 
 
 class PromptWatch(BusyWatch):
-    """The same, in the moment that the worker leaves it for that."""
+    """Directory watcher of a busy worker: a task is submitted during the pause after the previous one."""
 
     def pause(self, seconds: float) -> bool:
         return bool(seconds and self._tasks and self.wait(seconds))
 
 
-def test_a_task_that_comes_right_after_the_last_one_costs_a_listing_that_finds_it(inbox: Inbox, clock: Clock) -> None:
+def test_task_right_after_the_previous_one_costs_one_listing(inbox: Inbox, clock: Clock) -> None:
     few, many = (work(inbox.spool, PromptWatch(clock, inbox, n), max_tasks=n) for n in (3, 13))
     metadata, _ = each(few, many, 10)
     assert metadata == total(costs.SUBMIT, costs.CLAIM, costs.PUBLISH, costs.AGAIN)
 
 
 class LastWatch(PromptWatch):
-    """The same; after the last task the submitter asks the worker to end, in the moment that it leaves the next one."""
+    """:class:`PromptWatch` that requests a stop of the worker during the pause after the last task."""
 
     def __init__(self, clock: Clock, inbox: Inbox, tasks: int) -> None:
         super().__init__(clock, inbox, tasks)
@@ -215,11 +213,11 @@ class LastWatch(PromptWatch):
         return True
 
     def wait(self, seconds: float) -> bool:
-        assert self._tasks, "it waits on, although it was asked to end"
+        assert self._tasks, "the worker still waits after a stop request"
         return super().wait(seconds)
 
 
-def test_a_worker_that_is_asked_to_end_in_the_moment_after_a_task_ends(inbox: Inbox, clock: Clock) -> None:
+def test_stop_request_during_the_pause_after_a_task_ends_the_worker(inbox: Inbox, clock: Clock) -> None:
     work(inbox.spool, LastWatch(clock, inbox, 3))
 
 
@@ -227,7 +225,7 @@ def test_a_worker_that_is_asked_to_end_in_the_moment_after_a_task_ends(inbox: In
 
 
 class IdleWatch(SilentWatch):
-    """Nothing comes, for so many seconds at each wait."""
+    """Directory watcher that sees no change: each wait takes this number of seconds."""
 
     def __init__(self, clock: Clock, waits: int, seconds: float = 1.0) -> None:
         super().__init__(clock, waits)
@@ -240,22 +238,22 @@ class IdleWatch(SilentWatch):
 
 
 def idle(spool: Spool, clock: Clock, waits: int, seconds: float = 1.0) -> Tally:
-    """A group's life in which it waits so many times."""
+    """Run an idle group that waits this number of times; return its operations."""
     return work(spool, IdleWatch(clock, waits, seconds), max_time=(waits - 0.5) * seconds)
 
 
 def with_lease(spool: Spool, seconds: float) -> Spool:
-    """The spool as all see it that are given this object."""
+    """Set the lease of a spool for all users of this object."""
     spool.config = msgspec.structs.replace(spool.config, lease=seconds)
     return spool
 
 
 NO_ROUND, NO_DEATH = 1e6, 1e3
-"""Leases so long that nobody recovers meanwhile, or that nobody is taken for dead."""
+"""Leases in seconds: the first is too long for a round of recovery, the second for a presumed death."""
 
 
 @pytest.mark.parametrize("submitters", [1, 4])
-def test_an_idle_group_lists_lanes_buckets_and_its_own_entry_at_each_look(
+def test_scan_of_an_idle_group_lists_lanes_buckets_and_its_own_entry(
     spool: Spool, clock: Clock, submitters: int
 ) -> None:
     for number in range(submitters):
@@ -266,14 +264,14 @@ def test_an_idle_group_lists_lanes_buckets_and_its_own_entry_at_each_look(
     assert not others
 
 
-def test_a_look_for_outcomes_that_finds_none_is_one_listing(inbox: Inbox) -> None:
+def test_poll_without_outcomes_costs_one_listing(inbox: Inbox) -> None:
     metadata, others = each(*(counted(lambda n=n: inbox.look(n)) for n in (3, 13)), 10)
     assert metadata == costs.POLL
     assert not others
 
 
 @pytest.mark.parametrize("groups", [0, 5])
-def test_an_idle_groups_round_costs_the_same_listings_and_a_look_at_each_group(
+def test_recovery_round_of_an_idle_group_costs_fixed_listings_and_one_check_per_group(
     inbox: Inbox, clock: Clock, groups: int
 ) -> None:
     spool = with_lease(inbox.spool, NO_DEATH)
@@ -281,15 +279,15 @@ def test_an_idle_groups_round_costs_the_same_listings_and_a_look_at_each_group(
         announce(spool, unknown_process())
     twice, thrice = (idle(spool, clock, waits, NO_DEATH / 3) for waits in (2, 3))
     look = total(costs.LOOK, costs.WANTED)
-    everybody = groups + 1  # itself included
+    watched = groups + 1  # also itself
     metadata, _ = each(twice, thrice, 1)
-    assert metadata - look == total(costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK, costs.HELD, *[costs.WATCHED] * everybody)
+    assert metadata - look == total(costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK, costs.HELD, *[costs.WATCHED] * watched)
     first = counted(Recovery(spool).round).metadata
     assert first == total(costs.CLAIMS_AND_GROUPS, *[costs.WATCHED, costs.MET] * groups)
 
 
 @pytest.mark.parametrize("groups", [MIN_SAMPLE, 10 * MIN_SAMPLE])
-def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_there_are_many(
+def test_recovery_round_checks_all_of_few_groups_and_a_bounded_sample_of_many(
     spool: Spool, clock: Clock, groups: int
 ) -> None:
     with_lease(spool, NO_DEATH)
@@ -300,11 +298,11 @@ def test_a_round_looks_at_everybody_where_there_are_few_and_at_no_more_where_the
         for beat in beats:
             os.utime(beat, (turn, turn))
         looks.append(counted(observer.round).metadata["open"])
-    assert max(looks[50:]) <= 2 * MIN_SAMPLE  # beside the share, those that it sees for the first time
-    assert min(looks[-20:]) >= MIN_SAMPLE or groups > MAX_OBSERVERS  # in a round that is left to others, none
+    assert max(looks[50:]) <= 2 * MIN_SAMPLE  # its sample, and groups that it sees for the first time
+    assert min(looks[-20:]) >= MIN_SAMPLE or groups > MAX_OBSERVERS  # 0 in a round that is left to other observers
 
 
-def test_idle_groups_look_less_often_where_there_are_thousands(
+def test_idle_groups_scan_less_often_with_thousands_of_groups(
     memory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = with_lease(Spool.create(memory / "spool", durability="none"), NO_DEATH)
@@ -318,7 +316,7 @@ def test_idle_groups_look_less_often_where_there_are_thousands(
         waits.clear()
 
 
-def test_a_submitter_to_whom_nothing_comes_looks_at_one_group_that_serves_it_and_at_others_once_that_is_gone(
+def test_submitter_without_outcomes_checks_one_serving_group_and_another_after_its_death(
     inbox: Inbox, clock: Clock
 ) -> None:
     spool = inbox.spool
@@ -328,7 +326,7 @@ def test_a_submitter_to_whom_nothing_comes_looks_at_one_group_that_serves_it_and
     assert counted(lambda: service.check([header])).metadata["open"] >= len(groups)
     assert counted(lambda: service.check([header])).metadata == costs.WATCHED
     [serving] = service._serves.values()
-    for _ in range(5):  # it falls silent
+    for _ in range(5):  # its heartbeat stops
         clock.sleep(spool.config.lease / 3)
         for number, group in enumerate(groups):
             if group != serving.worker:
@@ -339,10 +337,10 @@ def test_a_submitter_to_whom_nothing_comes_looks_at_one_group_that_serves_it_and
     assert counted(lambda: service.check([header])).metadata == costs.WATCHED
 
 
-# -- many that wait
+# -- many queued tasks
 
 
-def test_a_claim_costs_the_same_among_a_thousand_and_among_a_hundred_thousand(memory: Path, clock: Clock) -> None:
+def test_claim_costs_the_same_with_a_thousand_and_a_hundred_thousand_queued_tasks(memory: Path, clock: Clock) -> None:
     for waiting in (10**3, 10**5):
         spool = Spool.create(memory / str(waiting), durability="none")
         inbox = Inbox(spool, clock)
@@ -366,7 +364,7 @@ def test_a_claim_costs_the_same_among_a_thousand_and_among_a_hundred_thousand(me
 
 
 def fill(spool: Spool, count: int) -> None:
-    """Let so many more tasks wait, of the same submitter: names without content, behind those that were submitted."""
+    """Queue this number of further tasks of the submitter: names without content, sorted after the submitted ones."""
     [bucket] = files.list_names(spool.layout.lane(LANE))
     _, submitter = series_of(bucket)
     for start in range(0, count, settings.BUCKET_SIZE):
@@ -379,7 +377,7 @@ def fill(spool: Spool, count: int) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, where a hundred thousand files are made in seconds; else a temporary one."""
+    """Directory in memory, which creates a hundred thousand files within seconds; a temporary one if there is none."""
     shm = Path("/dev/shm")
     if not os.access(shm, os.W_OK):
         yield tmp_path
@@ -388,13 +386,13 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-# -- all of it, by real processes
+# -- a whole pool of real processes
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace here")
 @pytest.mark.parametrize("variant", ["", "data"], ids=["embedded", "attached"])
-def test_the_processes_of_a_pool_make_no_other_system_calls_on_the_spool(memory: Path, variant: str) -> None:
+def test_processes_of_a_pool_make_no_other_system_calls_on_the_spool(memory: Path, variant: str) -> None:
     place, traces = memory / "d", memory / "traces"
     place.mkdir()
     traces.mkdir()
@@ -417,6 +415,6 @@ def test_the_processes_of_a_pool_make_no_other_system_calls_on_the_spool(memory:
     found = trace.between_marks(str(traces), str(place))
     for work in ("awaited", "batch", "map"):
         counts = trace.per_call(found, work, calls)
-        # how often is listed depends on how quick the machine is; and a round of recovery may fall into it
+        # the number of listings depends on the speed of the machine, and a round of recovery may add some
         seen = {kind: round(counts[kind]) for kind in trace.KINDS if kind != "list"}
         assert seen == {kind: total(*costs.TASK)[kind] for kind in seen}, work

@@ -1,4 +1,4 @@
-"""The model of a metadata server's load: closed forms and events say the same, and the page says what they say."""
+"""Model of the load on a metadata server: closed forms and simulation agree, and the page has their figures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_events_agree_with_the_closed_forms(groups: int, seed: int) -> None:
         assert events == pytest.approx(form, rel=within), name
 
 
-def test_a_run_is_made_by_its_seed() -> None:
+def test_seed_determines_a_run() -> None:
     pool = Pool(groups=50, seconds=0.05)
     runs = [simulation.work(pool, SERVER, 2000, seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_a_full_server_does_what_the_operations_of_a_task_leave_it() -> None:
+def test_task_rate_of_a_saturated_server_follows_from_the_operations_per_task() -> None:
     most = 1 / SERVER.seconds(*costs.TASK)
     crowd = Pool(groups=10_000, seconds=0.01, lease=1e9)
     assert model.rate(crowd, SERVER) == pytest.approx(most, rel=0.1)
@@ -41,19 +41,19 @@ def test_a_full_server_does_what_the_operations_of_a_task_leave_it() -> None:
     assert model.rate(crowd, dearer) == pytest.approx(most / 2, rel=0.1)
 
 
-def test_the_load_of_idle_groups_does_not_grow_with_their_square() -> None:
+def test_load_of_idle_groups_does_not_grow_quadratically() -> None:
     hundred, ten_thousand = (model.operations(Pool(groups=groups)) for groups in (100, 10_000))
     assert ten_thousand < 100 * hundred
 
 
-def test_a_longer_lease_lets_more_groups_into_the_same_server() -> None:
+def test_longer_lease_allows_more_groups_on_one_server() -> None:
     pool = Pool(groups=1, seconds=60)
     short, long = (model.most_groups(replace(pool, lease=lease), SERVER, 0.5) for lease in (60, 300))
     assert long > 1.5 * short
     assert model.load(replace(pool, groups=short), SERVER) <= 0.5 < model.load(replace(pool, groups=short + 1), SERVER)
 
 
-def test_the_page_shows_what_the_command_prints(
+def test_page_shows_the_output_of_the_command(
     capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     assert simulate.main([]) == 0

@@ -127,7 +127,7 @@ def _mark(page: Path) -> tuple[pytest.MarkDecorator, ...]:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=str(page.relative_to(ROOT)), marks=_mark(page)) for page in RUNNABLE]
 )
-def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path, worker: Callable) -> None:
+def test_code_of_a_page_runs_and_prints_the_stated_output(page: Path, tmp_path: Path, worker: Callable) -> None:
     text = program(page)
     expected = expected_output(text)
     served = tmp_path / "spool"
@@ -176,7 +176,7 @@ def test_every_example_is_run_by_a_page() -> None:
     assert [path.name for path in (DOCS / "examples").glob("*.py") if f"docs/examples/{path.name}" not in shown] == []
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
+def test_links_of_the_readme_have_targets() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
@@ -235,7 +235,7 @@ def commands() -> dict[str, click.Command]:
 
 
 @pytest.mark.parametrize("name", commands())
-def test_the_page_of_the_commands_names_every_option_and_no_other(name: str) -> None:
+def test_page_of_the_commands_lists_exactly_the_options(name: str) -> None:
     options = [each for each in commands()[name].params if isinstance(each, click.Option) and not each.hidden]
     text = section("cli.md", f"## {name}")
     rows = table(text) + (table(section("cli.md", "## Which tasks")) if "(#which-tasks)" in text else [])
@@ -243,7 +243,7 @@ def test_the_page_of_the_commands_names_every_option_and_no_other(name: str) -> 
     assert named == {text for option in options for text in (*option.opts, *option.secondary_opts)}
 
 
-def test_the_page_of_the_commands_has_no_command_that_is_not_there() -> None:
+def test_page_of_the_commands_lists_only_existing_commands() -> None:
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## (spool(?:-worker)?(?: \S+)*)$", text, re.MULTILINE)) == set(commands())
 
@@ -260,7 +260,7 @@ def test_the_table_of_variables_equals_the_settings() -> None:
     assert named == {value for name, value in vars(settings).items() if name.startswith("ENV_")}
 
 
-def test_the_protocol_says_what_each_error_means() -> None:
+def test_protocol_page_has_the_meaning_of_each_error() -> None:
     named = {codes(row[0])[0] for row in table(section("protocol.md", "## Errors"))}
     assert named == set(all_errors())
 
@@ -291,7 +291,7 @@ def test_every_row_of_the_failure_modes_and_of_the_attacks_names_tests_that_exis
     assert wrong == []
 
 
-def test_the_table_of_the_attacks_leaves_none_out() -> None:
+def test_table_of_the_attacks_names_all_tests_of_attacks() -> None:
     named = set(codes(section("security.md", "## What was tried")))
     text = (ROOT / "tests" / "multiuser" / "test_attacks.py").read_text(encoding="utf-8")
     tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)

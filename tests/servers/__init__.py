@@ -1,7 +1,7 @@
 """Real servers for tests, each started below a directory of its own on one machine.
 
-``with MooseFS(directory) as fs: fs.run("A", ["ls", fs.path("A")])``; each module has PACKAGES (what
-to install on Debian) and ``missing()`` (why its server cannot run here, or None).
+``with MooseFS(directory) as fs: fs.run("A", ["ls", fs.path("A")])``; each module has PACKAGES (Debian
+packages to install) and ``missing()`` (the reason why its server cannot run here, or None).
 """
 
 from __future__ import annotations

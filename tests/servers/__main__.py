@@ -1,4 +1,4 @@
-"""Install what the servers need, or keep one of them up by hand; see README.md."""
+"""Install the requirements of the servers, or run one of them by hand; see README.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: dict[str, Callable[[Path], Server]] = {
 
 @contextlib.contextmanager
 def _services_not_started() -> Iterator[None]:
-    """Keep packages from starting their system services, which the servers here do not use."""
+    """Prevent packages from starting their system services, which the servers here do not use."""
     policy = Path("/usr/sbin/policy-rc.d")  # see invoke-rc.d(8)
     if policy.exists():
         yield
@@ -62,7 +62,7 @@ def install() -> int:
 
 
 def _obey(server: Server, words: list[str]) -> None:
-    """Do what was typed: "CLIENT COMMAND...", or a method and its argument, as in "kill A"."""
+    """Execute an input line: "CLIENT COMMAND...", or a method and its argument, as in "kill A"."""
     if isinstance(server, FileServer) and words[0] in server.clients:
         print(f"status {server.popen(words[0], words[1:]).wait()}")
     elif words[0] in ("kill", "restart", "cut", "mend", "restart_server"):
@@ -72,7 +72,7 @@ def _obey(server: Server, words: list[str]) -> None:
 
 
 def keep_up(server: Server) -> None:
-    """Start the server, obey what is typed, and stop it at Ctrl-C or SIGTERM."""
+    """Start the server, execute the input lines, and stop the server at Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even in the background
     with contextlib.suppress(KeyboardInterrupt), server:
@@ -87,7 +87,7 @@ def keep_up(server: Server) -> None:
                     _obey(server, words)
                 except (AttributeError, KeyError, OSError, ServerError, TypeError) as error:
                     print(f"{type(error).__name__}: {error}")
-        signal.pause()  # no more input; a signal ends it
+        signal.pause()  # the input has ended; a signal ends the wait
 
 
 def main() -> int:

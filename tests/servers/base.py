@@ -1,7 +1,7 @@
-"""What all servers share: pretended machines ("nodes"), waiting, and reasons not to run.
+"""Common parts of all servers: simulated machines ("nodes"), waiting, and reasons not to run.
 
 A :class:`Node` is a set of Linux namespaces around one first process.  The kernel ends every process of a node
-together with that first process, so nothing here ever looks for a process by its name, and no process outlives the
+together with that first process, so nothing here ever searches for a process by its name, and no process outlives the
 tests, not even when they are killed.
 """
 
@@ -42,7 +42,7 @@ class ServerError(Exception):
 def wait_for(condition: Callable[[], T], what: str, timeout: float = 120) -> T:
     """Return the first true value of ``condition()``; if none comes in ``timeout`` seconds, raise ServerError.
 
-    This is the only place in this package where time passes on purpose.
+    This is the only intentional delay in this package.
     """
     deadline = time.monotonic() + timeout
     backoff = Backoff(0.005, 0.2, 2.0)
@@ -54,7 +54,7 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 120) -> T:
 
 
 def command(argv: Argv, *, timeout: float = 60, env: Mapping[str, str] | None = None, **options: Any) -> str:
-    """Run a command of the machine itself; return its output, or raise ServerError with what it said."""
+    """Run a command of the machine itself; return its output, or raise ServerError with its error output."""
     settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
     try:
         result = subprocess.run(argv, check=False, timeout=timeout, env={**(env or {}), "PATH": PATH}, **settings)
@@ -87,13 +87,13 @@ def absent(programs: Sequence[str], packages: Sequence[str], devices: Sequence[s
 
 
 def mounted(path: Path) -> bool:
-    """Return whether something is mounted at ``path``, without touching it: that could hang."""
+    """Return whether something is mounted at ``path``, without access to the path, which could hang."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
     return any(line.split(" ")[1] == str(path) for line in lines)
 
 
 def as_user(user: str | None) -> list[str]:
-    """Return the start of a command that goes on as ``user`` (None: nothing, it goes on as it is)."""
+    """Return the start of a command line that runs the rest as ``user`` (None: an empty start)."""
     if user is None:
         return []
     entry = pwd.getpwnam(user)
@@ -103,10 +103,10 @@ def as_user(user: str | None) -> list[str]:
 
 @contextlib.contextmanager
 def _children_in_pid_namespace(of: int | None) -> Iterator[None]:
-    """Let processes that this thread starts belong to the PID namespace of process ``of`` (None: to a new one).
+    """Start the next processes of this thread in the PID namespace of process ``of`` (None: in a new one).
 
     The parent stays outside, so that ``Popen`` knows the real pid of the child and can signal it; nsenter(1) would
-    stand between the two.  In a new namespace, the first process is the one whose death ends the others.
+    be a process between the two.  In a new namespace, the first process is the one whose death ends the others.
     """
     with contextlib.ExitStack() as stack:
         home = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
@@ -124,7 +124,7 @@ def _children_in_pid_namespace(of: int | None) -> Iterator[None]:
 
 
 class Node:
-    """A machine as far as processes can tell: host name, pids, /proc, shared memory, and a network.
+    """Simulated machine with its own host name, pids, /proc, shared memory, and a network.
 
     ``network``: "own" (loopback only, until :meth:`plug_into`), "machine" (that of the real one), or another node to
     share with.  ``hosts``: a file that the node sees as /etc/hosts.
@@ -141,7 +141,7 @@ class Node:
         start = ["unshare", "--uts", "--ipc", *(["--net"] if network == "own" else [])]
         if isinstance(network, Node):
             start = ["nsenter", f"--net=/proc/{network.pid}/ns/net", *start]
-        # The first process reads a pipe that we hold: it ends when we do, however that happens.
+        # The first process reads a pipe that this process holds: it ends with this process, whatever ends that.
         # It ignores SIGCHLD so that orphans of the node are reaped.
         script = 'hostname "$0" && ip link set lo up && echo up && exec env --ignore-signal=CHLD cat'
         start += ["sh", "-c", script, name]
@@ -173,7 +173,7 @@ class Node:
             raise ServerError(f"{self.name}: {argv}: the node is dead")
         start: list[str | Path] = ["nsenter", f"--target={self.pid}", "--uts", "--ipc", "--net"]
         if not machine_mounts:
-            # one mount namespace per command: each sees what is mounted on the machine by then
+            # one mount namespace per command: each sees the mounts of the machine at its start
             start += ["unshare", "--mount", "sh", "-c", self._mounts + ' && exec "$@"', self.name]
         environment = {**os.environ, "PATH": PATH, **(env or {})}
         with _children_in_pid_namespace(of=self.pid):
@@ -182,7 +182,7 @@ class Node:
         return process
 
     def is_alive(self) -> bool:
-        """Return whether its first process runs, and so perhaps others."""
+        """Return whether its first process runs: without it, no other process of the node can run."""
         return self._first.poll() is None
 
     def ip(self, arguments: str) -> None:
@@ -190,13 +190,13 @@ class Node:
         command(["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", *arguments.split()])
 
     def make_switch(self, address: str) -> None:
-        """Make a network switch on this node, with an address (a.b.c.d/n) of the node itself."""
+        """Create a network switch on this node, with an address (a.b.c.d/n) of the node itself."""
         self.ip("link add name lan type bridge")
         self.ip(f"address add {address} dev lan")
         self.ip("link set dev lan up")
 
     def plug_into(self, switch: Node, address: str) -> None:
-        """Connect this node to the switch on another by a cable whose far end is ``lan-NAME``."""
+        """Connect this node to the switch on another by a cable, with ``lan-NAME`` as its far end."""
         switch.ip(f"link add name lan-{self.name} type veth peer name eth0 netns {self.pid}")
         switch.ip(f"link set dev lan-{self.name} master lan up")
         self.ip(f"address add {address} dev eth0")
@@ -205,7 +205,7 @@ class Node:
     def kill(self) -> None:
         """End the node and every process in it, as when its power fails.  May be called twice."""
         self._first.kill()
-        # the kernel lets the first one go only when those that are our children have been reaped
+        # the kernel frees the first process only after this process has reaped its children in the namespace
         for process in (*self._started, self._first):
             process.wait(timeout=60)
         for pipe in (self._first.stdin, self._first.stdout):
@@ -227,20 +227,20 @@ class Server(ABC):
 
     @abstractmethod
     def boot(self, name: str) -> None:
-        """Make the node ``name`` and start what belongs there."""
+        """Create the node ``name`` and start its processes."""
 
     def kill(self, name: str) -> None:
-        """Let the node ``name`` die without notice, with all that runs there."""
+        """Kill the node ``name`` without notice, with all its processes."""
         self.nodes[name].kill()
 
     def restart(self, name: str) -> None:
-        """Let the node ``name``, dead or not, come back as after a boot."""
+        """Restart the node ``name``, dead or not, as by a boot."""
         self.kill(name)
         self.boot(name)
 
     def stop(self) -> None:
-        """Stop everything, even what is half started; leave neither processes nor mounts."""
-        with contextlib.ExitStack() as stack:  # every one, the last one first, whatever fails
+        """Stop all parts, also half-started ones; leave neither processes nor mounts."""
+        with contextlib.ExitStack() as stack:  # all nodes in reverse order, even if one fails
             for name in self.nodes:
                 stack.callback(self.kill, name)
 
@@ -248,7 +248,7 @@ class Server(ABC):
         self.directory.mkdir(parents=True, exist_ok=True)
         if any(self.directory.iterdir()):
             raise ServerError(f"{self.directory} is not empty; a server wants a directory to itself")
-        self.directory.chmod(0o755)  # for the other users of what is shared
+        self.directory.chmod(0o755)  # for other users of the shared directory
         (self.directory / "log").mkdir()
         try:
             self.start()
@@ -261,7 +261,7 @@ class Server(ABC):
         self.stop()
 
     def daemon(self, node: Node, name: str, argv: Argv, **options: Any) -> Process:
-        """Start a part of the server on a node; what it says goes to the log of ``name``."""
+        """Start a part of the server on a node; its output goes to the log of ``name``."""
         with (self.directory / "log" / f"{name}.log").open("ab") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             return node.popen(argv, **{**streams, **options})
@@ -304,7 +304,7 @@ class FileServer(Server):
         user: str | None = None,
         **options: Any,
     ) -> Process:
-        """Start a command as ``client``, as ``user`` instead of root if one is named.
+        """Start a command on ``client``, as ``user`` instead of root if one is given.
 
         ``env`` adds to the environment; other ``options`` are those of Popen.  The result can be signalled as if the
         command were local.
@@ -314,7 +314,7 @@ class FileServer(Server):
     def run(
         self, client: str, argv: Argv, *, timeout: float = 60, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as ``client`` and return what it wrote, as text; ``options`` as for :meth:`popen`.
+        """Run a command on ``client`` and return its output as text; ``options`` as for :meth:`popen`.
 
         Raises ServerError if it does not end within ``timeout`` seconds (it is killed then), or, unless ``check`` is
         false, if its status is not 0.
@@ -337,7 +337,7 @@ class FileServer(Server):
 class MountedFileServer(FileServer):
     """A filesystem that the machine itself mounts once per client, at DIRECTORY/CLIENT.
 
-    There it can also be used without :meth:`run`: as the same client, but from outside of its node.
+    It can also be used there without :meth:`run`: as the same client, but from outside of its node.
     """
 
     def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B")) -> None:
@@ -354,7 +354,7 @@ class MountedFileServer(FileServer):
         self.wait_up(client, lambda: mounted(path), self._mounts[client], *needed)
 
     def kill_mount(self, client: str) -> None:
-        """Let the process die that mounts the filesystem; others of the node live on, and meet ENOTCONN there."""
+        """Kill the process that mounts the filesystem; other processes of the node live on and get ENOTCONN there."""
         self._mounts[client].kill()
         self._mounts[client].wait(timeout=60)
         self._unmount(client)

@@ -1,7 +1,7 @@
 """MooseFS: one master, one chunkserver, and a FUSE mount for each client.
 
-Coherent by default; with ``caches`` each client believes what it knows for so many seconds, as NFS clients do.
-The locks of a client that is dead or cut off stay.
+Coherent by default; with ``caches`` each client trusts its cache for so many seconds, as NFS clients do.
+The locks of a dead or disconnected client stay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _accepts_clients(server: Node) -> bool:
 
 
 class MooseFS(MountedFileServer):
-    """A MooseFS and its clients; ``caches``: seconds after which a client sees what another one did."""
+    """MooseFS server and its clients; ``caches``: seconds after which a client sees the changes of another."""
 
     def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), caches: float = 0.0) -> None:
         super().__init__(directory, clients)
@@ -44,7 +44,7 @@ class MooseFS(MountedFileServer):
             (self.directory / name).mkdir()
         (etc / "exports").write_text(f"{_NET}.0/24 / rw,alldirs,maproot=0:0\n")
         (etc / "topology").touch()
-        (etc / "disks").write_text(f"~{self.directory / 'chunks'}\n")  # ~: the whole disk is not ours
+        (etc / "disks").write_text(f"~{self.directory / 'chunks'}\n")  # ~: the disk also has other files
         master = {
             "DATA_PATH": self.directory / "master",
             "EXPORTS_FILENAME": etc / "exports",
@@ -62,7 +62,7 @@ class MooseFS(MountedFileServer):
         for name, settings in (("mfsmaster", master), ("mfschunkserver", chunkserver)):
             lines = [f"{key} = {value}\n" for key, value in (*_COMMON.items(), *settings.items())]
             (etc / f"{name}.cfg").write_text("".join(lines))
-        # these eight bytes tell the master to begin a new filesystem
+        # these eight bytes make the master create a new filesystem
         (self.directory / "master/metadata.mfs").write_text("MFSM NEW")
 
         server = self.nodes["S"] = Node("S")
@@ -71,7 +71,9 @@ class MooseFS(MountedFileServer):
         self.wait_up("mfsmaster", lambda: _accepts_clients(server), *self._daemons)
         for client in self.clients:
             self.boot(client)
-        self.path(self.clients[0]).chmod(0o1777)  # as /tmp: everybody may write there, and nobody replace another's
+        self.path(self.clients[0]).chmod(
+            0o1777
+        )  # as /tmp: all users may write there, and none may replace files of another
 
     def _start_daemons(self) -> None:
         for name in ("mfsmaster", "mfschunkserver"):
@@ -99,7 +101,7 @@ class MooseFS(MountedFileServer):
         self._start_daemons()
 
     def cut(self, client: str) -> None:
-        """Let all packets from and to ``client`` vanish."""
+        """Drop all packets from and to ``client``."""
         self.nodes["S"].ip(f"link set dev lan-{client} nomaster")
 
     def mend(self, client: str) -> None:

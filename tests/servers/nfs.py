@@ -1,12 +1,12 @@
-"""NFS, the real one: Linux's server and Linux's clients, each in a User-Mode-Linux kernel.
+"""Real NFS: the server and the clients of Linux, each in a User-Mode-Linux kernel.
 
 A User-Mode-Linux is an ordinary process that is a Linux kernel, with caches, locks, pids and a clock of its own.
 The guests boot from the machine's own files, so that every program and every path of the machine is there, too; the
-shared directory is DIRECTORY/mnt in each.  A system call takes some 30 µs in a guest: this is for what NFS does, not
-for how fast.
+shared directory is DIRECTORY/mnt in each.  A system call takes some 30 µs in a guest: this shows
+the behaviour of NFS, not its speed.
 
 Guest S serves a small ext4.  Two cables lead to each guest: ``lan`` is a switch with S and the clients, ``con`` is
-for ssh, so that a client without network still obeys.
+for ssh, so that a client without network still takes commands.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def missing() -> str | None:
 
 
 class GuestProcess(subprocess.Popen[Any]):
-    """A command in a guest.  Here it is an ssh, but signals go to the command itself; one that ends it makes 255."""
+    """Command in a guest, run by an ssh on this side. Signals go to the command; its end by a signal has status 255."""
 
     fs: NFS
     client: str
@@ -145,9 +145,9 @@ class GuestProcess(subprocess.Popen[Any]):
 
 
 class NFS(FileServer):
-    """An NFS server S and its clients, all of them with kernels of their own.
+    """NFS server S and its clients, each with its own kernel.
 
-    ``version``: "4.2" or "3".  ``options``: more mount options, such as "actimeo=0".  ``lease``: seconds until the
+    ``version``: "4.2" or "3".  ``options``: more mount options, for example "actimeo=0".  ``lease``: seconds until the
     NFS 4 locks of a silent client expire, and that a restarted server waits for its clients.  ``clocks``: how many
     seconds the clock of a client is fast, from its next boot on.  ``memory``: megabytes per guest.
     """
@@ -197,7 +197,7 @@ class NFS(FileServer):
         for i, guest in enumerate(self._guests):
             hosts.append(f"{_LAN}.{i + 1} {guest}\n")
             places.append(f"Host {guest}\nHostName {_CON}.{i}.2\n")
-            # rpc.statd notes here, for longer than the guest lives, whose NFS 3 locks are to be given back
+            # rpc.statd keeps here, across reboots of the guest, the hosts to notify so that NFS 3 locks are reclaimed
             (self._home(guest) / "nfs/sm").mkdir(parents=True)
             (self._home(guest) / "nfs/sm.bak").mkdir()
             for cable in (f"lan-{guest}", f"con-{guest}"):
@@ -242,7 +242,7 @@ class NFS(FileServer):
         role = (_SERVE if guest == "S" else _MOUNT).format(**words)
         (home / "init").write_text(_INIT.format(role=role, **words))
         (home / "init").chmod(0o755)
-        for trace in ("up", "ssh"):  # of the guest's previous life
+        for trace in ("up", "ssh"):  # of the previous boot of the guest
             (home / trace).unlink(missing_ok=True)
         node = self.nodes[guest] = Node(guest, network=self.nodes["lan"])
         argv = ["linux.uml", f"mem={self.memory}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
@@ -279,15 +279,14 @@ class NFS(FileServer):
         return self.daemon(self.nodes[guest], guest, [*self._ssh, guest, script]).wait(timeout=60)
 
     def restart_server(self) -> None:
-        """Let the server lose power and boot again.
+        """Cut the power of the server and boot it again.
 
-        Clients wait for it meanwhile; who wants to lock something waits for ``lease`` seconds more, in which those
-        who held a lock take it back.
+        Clients wait for it meanwhile. New locks wait for ``lease`` seconds more, in which clients reclaim their locks.
         """
         self.restart("S")
 
     def cut(self, client: str) -> None:
-        """Pull the network cable of ``client``; commands still reach it."""
+        """Disconnect the network cable of ``client``; commands still reach it."""
         self.nodes["lan"].ip(f"link set dev lan-{client} nomaster")
 
     def mend(self, client: str) -> None:

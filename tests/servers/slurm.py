@@ -86,7 +86,7 @@ class Slurm(Server):
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o600)
         files = [f"--{name}-file={munge / name}" for name in ("key", "pid", "seed", "log")]
-        # --force: whoever owns the directories above
+        # --force: with any owner of the parent directories
         munged = ["munged", "--foreground", "--force", f"--socket={munge}/socket", *files]
         munge_daemon = self._daemon(controller, "munged", munged)
         self.wait_up("munged", (munge / "socket").exists, munge_daemon)
@@ -102,7 +102,7 @@ class Slurm(Server):
         pid_file.unlink(missing_ok=True)
         node = self.nodes[name] = Node(name, network="machine", hosts=self._etc / "hosts")
         slurmd = self._daemon(node, name, ["slurmd", "-D", "-f", f"{self._etc}/slurm.conf", "-N", name])
-        self.wait_up(name, pid_file.exists, slurmd)  # it listens before it writes that
+        self.wait_up(name, pid_file.exists, slurmd)  # it listens before it writes this file
 
     def _daemon(self, node: Node, name: str, argv: Argv) -> Process:
         # an environment of its own: that of slurmd would show up in the jobs
@@ -130,7 +130,7 @@ class Slurm(Server):
             "AuthType": "auth/munge",
             # cred_expire is also how long a requeued job waits (default: two minutes)
             "AuthInfo": f"socket={self.directory}/munge/socket,cred_expire=5",
-            # slurmd and srun listen at any address, as what others take for theirs is 127.0.0.1 at times
+            # slurmd and srun listen at any address: other nodes sometimes take 127.0.0.1 for theirs
             "CommunicationParameters": "NoCtldInAddrAny",
             "StateSaveLocation": f"{self.directory}/state",
             "SlurmdSpoolDir": f"{self.directory}/spool/%n",
@@ -144,11 +144,11 @@ class Slurm(Server):
             "SelectTypeParameters": "CR_Core",
             "GresTypes": "gpu",
             "MpiDefault": "none",
-            "MinJobAge": 86400,  # "scontrol show job" knows ended jobs: there is no accounting to ask
+            "MinJobAge": 86400,  # without accounting, only "scontrol show job" knows ended jobs
             "SchedulerParameters": "batch_sched_delay=0,sched_interval=2,bf_interval=2",
             "KillWait": 5,
             "ReturnToService": 2,
-            "SlurmdParameters": "config_overrides",  # believe the CPUs below, not the real ones
+            "SlurmdParameters": "config_overrides",  # use the CPUs configured below, not the real ones
             **self._options,
         }
         lines = [f"{key}={value}" for key, value in settings.items()]

@@ -23,9 +23,9 @@ def missing() -> str | None:
 
 
 class SSHFS(MountedFileServer):
-    """Clients that share DIRECTORY/export by sshfs; what they write belongs to root.
+    """Clients that share DIRECTORY/export by sshfs; their files belong to root.
 
-    ``caches``: seconds for which a client believes what it listed.
+    ``caches``: seconds for which a client trusts a listing.
     """
 
     def __init__(self, directory: str | Path, clients: Sequence[str] = ("A", "B"), caches: int = 20) -> None:
@@ -53,4 +53,4 @@ class SSHFS(MountedFileServer):
         finally:
             for end in (server.stdin, server.stdout):
                 assert end is not None
-                end.close()  # ours: so that the death of either process is the end of the other
+                end.close()  # the copy of this process; once it is closed, the death of either process ends the other

@@ -1,6 +1,6 @@
-"""What befalls nodes and servers, while a submitter on client A keeps tasks in a spool that groups on others run.
+"""Failures of nodes and servers, while a submitter on client A keeps tasks in a spool for groups on other clients.
 
-``scripts/chaos --on nfs-4.2`` does it for as long as one likes, the conformance tests do it once through.
+``scripts/chaos --on nfs-4.2`` repeats them for a chosen time; the conformance tests run each once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MUST_BE_ZERO = ("lost", "duplicated outcomes", "errors", "ran too often", "left 
 
 
 class Chaos:
-    """One run on a filesystem that is up; every client and the server are up again when it ends."""
+    """One run on a started filesystem; all clients and the server are up again at its end."""
 
     def __init__(self, place: Place, seed: int) -> None:
         self._place = place
@@ -30,48 +30,48 @@ class Chaos:
         self._groups: dict[str, Command] = {}
         self._started: list[Command] = []
         self._counts: Counter[str] = Counter()
-        self._harms: dict[str, Callable[[str], None]] = {
+        self._failures: dict[str, Callable[[str], None]] = {
             "kills": self._kill,
             "stops": self._stop,
             "power failures": self._power,
         }
         if place.kind.network:
-            self._harms |= {"cut cables": self._cut, "server restarts": self._restart_server}
+            self._failures |= {"cut cables": self._cut, "server restarts": self._restart_server}
 
     def run(self, seconds: float) -> dict[str, int]:
-        """Do every harm at least once, and go on for a time; come to rest; count."""
+        """Cause each failure at least once, and more of them for a time; end all tasks; count their outcomes."""
         place, end = self._place, time.monotonic() + seconds
-        # a task that is always where the lightning strikes is not lost for that
+        # a task may be hit by several failures and must not be lost for that
         self._spool = place.spool(max_attempts=99)
         name = place.unused("chaos")
         self._replace()
-        place.hand.begin("flow", self._spool, place.marks, name, self._seed)
+        place.actor.begin("flow", self._spool, place.marks, name, self._seed)
         wait_until(lambda: place.runs(f"{name}-{len(self._workers)}"), "tasks run", PATIENCE)
         first = True
         while first or time.monotonic() < end:
             first = False
-            harms = sorted(self._harms)
-            self._chance.shuffle(harms)
-            for harm in harms:
-                self._counts[harm] += 1
-                self._harms[harm](self._chance.choice(self._workers))
+            failures = sorted(self._failures)
+            self._chance.shuffle(failures)
+            for failure in failures:
+                self._counts[failure] += 1
+                self._failures[failure](self._chance.choice(self._workers))
                 self._replace()
                 self._wait(self._chance.uniform(0, place.kind.lease / 2))
         Path(place.marks, f"{name}-end.A.0").touch()
 
         def over() -> bool:
-            self._replace()  # one that was cut off may have to end only now
-            return place.hand.answered()
+            self._replace()  # a disconnected group may end only now
+            return place.actor.answered()
 
         wait_until(over, "every task has its outcome", 2 * PATIENCE)
-        return self._count(place.hand.end())
+        return self._count(place.actor.end())
 
     def _replace(self) -> None:
-        """Start a group where there is none: it died, or ended since it had been taken for dead."""
+        """Start a group on each client without one: it has died, or has ended because it was fenced."""
         for client in self._workers:
             if client not in self._groups or self._groups[client].process.poll() is not None:
                 group = self._groups[client] = self._place.start(client, self._spool)
-                group.doomed = True  # however it ends, the outcomes are what is judged
+                group.doomed = True  # any exit code is accepted: only the outcomes are checked
                 self._started.append(group)
         for group in self._groups.values():
             wait_until(
@@ -110,14 +110,14 @@ class Chaos:
         try:
             place.await_clean(self._spool)
         except AssertionError:
-            left = place.hand.do("left_over", self._spool)
+            left = place.actor.do("left_over", self._spool)
         place.end_groups()
         runs = place.all_runs()
-        said = [place.hand.said(), *(group.said() for group in self._started)]
+        said = [place.actor.said(), *(group.said() for group in self._started)]
         return {
             "tasks": len(outcomes),
             "groups": len(self._started),
-            **{harm: self._counts[harm] for harm in self._harms},
+            **{failure: self._counts[failure] for failure in self._failures},
             "recoveries": sum(text.count("Recovered ") for text in said),
             "ran again": sum(runs[uid] > 1 for uid in outcomes),
             "lost": sum(told == 0 for told, _, _ in outcomes.values()),

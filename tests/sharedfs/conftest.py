@@ -1,4 +1,4 @@
-"""Every kind of shared filesystem, started once for all tests, with a submitter on client A."""
+"""Shared filesystems of each kind, started once for all tests, with a submitter on client A."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def filesystem(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 @pytest.fixture
 def place(filesystem: Place) -> Iterator[Place]:
-    """A filesystem that runs; groups that a test starts end with it."""
+    """Started filesystem. Groups that a test starts end with the test."""
     yield filesystem
     filesystem.end_groups()

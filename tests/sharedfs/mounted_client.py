@@ -1,8 +1,8 @@
-"""What a test does on a client of a shared filesystem, since the filesystem can be seen from there alone.
+"""Program that acts for a test on a client of a shared filesystem: only there the filesystem is visible.
 
-``python -m tests.sharedfs.mounted_client DIRECTORY`` obeys a test: each order on standard input is a pickled name of
-a method of
-:class:`Hand` with arguments, each answer on standard output whether it went well, and the value or the exception.
+``python -m tests.sharedfs.mounted_client DIRECTORY`` takes orders from a test. Each order on standard input is the
+pickled name of a method of :class:`Actor` with its arguments. Each answer on standard output has its success,
+and the value or the exception.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tests.sharedfs import tasks
 PENDING = 12  # tasks that a submitter of a chaos run has in the spool at a time
 
 
-class Hand:
-    """A submitter, and a pair of eyes. ``directory`` is the shared one, as this client sees it; spools lie there."""
+class Actor:
+    """Submitter and observer. ``directory`` is the shared directory as this client sees it; the spools are in it."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -46,7 +46,7 @@ class Hand:
         Spool.create(self.path(name), **settings)
 
     def submit(self, spool: str, function: Callable[..., Any], *arguments: Any, **wishes: Any) -> int:
-        """Submit a call; the number by which its future is known."""
+        """Submit a call; return the number of its future."""
         if spool not in self._executors:
             self._executors[spool] = Executor(spool=self.path(spool))
         number = next(self._numbers)
@@ -60,13 +60,13 @@ class Hand:
         return self._futures[number][1].result(seconds)
 
     def wait(self, number: int, seconds: float) -> None:
-        """Wait until a task is over, however it ended."""
+        """Wait until a task has any outcome."""
         assert wait([self._futures[number][1]], seconds).done, f"task {number} is not over"
 
     def close(self, spool: str) -> None:
-        """Be done with a spool; everything that was submitted must be over."""
+        """Close the executor of a spool, once all its tasks have finished."""
         self._executors.pop(spool).shutdown()
-        # an array that is mapped keeps its file, which was removed, on the disk
+        # a mapped array keeps its removed file on the disk
         self._futures = {number: each for number, each in self._futures.items() if each[0] != spool}
 
     def make_directory(self, name: str) -> None:
@@ -76,11 +76,11 @@ class Hand:
         return sorted(files.list_names(self.path(directory)))
 
     def workers(self, spool: str) -> list[str]:
-        """Hosts of the groups that say that they serve a spool."""
+        """Return the hosts of the groups registered in a spool."""
         return sorted(info.process.host for info in workers.read_workers(Spool(self.path(spool))))
 
     def left_over(self, spool: str) -> list[str]:
-        """Tasks and outcomes that lie in a spool, and names in it that are not a spool's."""
+        """Return the tasks and outcomes in a spool, and the names in it that do not belong to a spool."""
         seen = scan(Spool(self.path(spool)))
         found = [*seen.ready, *seen.claimed, *seen.results, *seen.outgoing, *seen.failed, *seen.unknown]
         return [*found, *(f"tmp/{name}" for name in files.list_names(self.path(f"{spool}/tmp")))]
@@ -90,9 +90,9 @@ class Hand:
         return repair(opened, check(opened))
 
     def flow(self, spool: str, effects: str, name: str, seed: int) -> dict[str, tuple[int, int, str]]:
-        """Keep tasks in a spool until the mark "NAME-end" is there, then wait for all of them.
+        """Keep tasks in a spool until the mark "NAME-end" exists, then wait for all of them.
 
-        For each task: how often its future had an outcome, from which attempt (0 for an error), and the error.
+        Return for each task the number of outcomes of its future, the attempt of it (0: an error), and the error.
         """
         chance = random.Random(seed)
         told: Counter[str] = Counter()
@@ -116,7 +116,7 @@ class Hand:
         return found
 
     def sees(self, directory: str, name: str, seconds: float) -> bool:
-        """List again and again, without a pause, until a name is there; whether it came in time."""
+        """List a directory repeatedly, without a pause, until it has a name; return whether it appeared in time."""
         end = time.monotonic() + seconds
         while name not in files.list_names(self.path(directory)):
             if time.monotonic() > end:
@@ -124,7 +124,7 @@ class Hand:
         return True
 
     def replace(self, directory: str, name: str) -> None:
-        """Make a name in the way that hides it from clients of NFS 3: by a temporary one beside it."""
+        """Create a name in the way that hides it from clients of NFS 3: by renaming a temporary file beside it."""
         temporary, path = self.path(f"{directory}/temporary"), self.path(f"{directory}/{name}")
         files.create(temporary, [])
         files.move(temporary, path)
@@ -133,15 +133,15 @@ class Hand:
         files.refresh(self.path(directory))
 
 
-def obey(orders: BinaryIO, answers: BinaryIO, hand: Hand) -> None:
-    """Do what comes until there is no more."""
+def obey(orders: BinaryIO, answers: BinaryIO, actor: Actor) -> None:
+    """Execute orders until the input ends."""
     while True:
         try:
             name, arguments, options = pickle.load(orders)
         except EOFError:
             return
         try:
-            answer = (True, getattr(hand, name)(*arguments, **options))
+            answer = (True, getattr(actor, name)(*arguments, **options))
         except Exception as error:  # noqa: BLE001  it is for the test to judge
             answer = (False, error)
         pickle.dump(answer, answers)
@@ -150,9 +150,9 @@ def obey(orders: BinaryIO, answers: BinaryIO, hand: Hand) -> None:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed is no answer
-    obey(sys.stdin.buffer, answers, Hand(str(Path(sys.argv[1]))))
-    os._exit(0)  # with futures that nobody will fulfil, if a test failed
+    os.dup2(2, 1)  # keep printed text out of the answers
+    obey(sys.stdin.buffer, answers, Actor(str(Path(sys.argv[1]))))
+    os._exit(0)  # without waiting: after a failed test, some futures never finish
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A shared filesystem with a test's hands and worker groups on its clients.
+"""Shared filesystem with the actors of a test and worker groups on its clients.
 
-A spool goes by its name here: its path differs from client to client.
+A spool is identified by its name here, because its path differs between clients.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ CLIENTS = ("A", "B", "C")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One sort of shared filesystem, and what a test must know of it."""
+    """One kind of shared filesystem, with the properties that tests depend on."""
 
     name: str
     start: Callable[[str], FileServer]
-    """Makes its server, not started yet, in a directory."""
+    """Function that creates its server, not yet started, in a directory."""
     lease: float
-    """Seconds: as short as its caches allow."""
+    """Seconds; as short as its caches allow."""
     locks: bool = True
     """Whether a lock excludes other clients."""
     late: str = ""
-    """Which way to look for a new name is spoilt by a cache, as the doctor calls it."""
+    """Kind of look-up that a cache delays for new names, by its name in the doctor."""
     network: bool = True
-    """Whether it has cables to cut and a server to restart."""
+    """Whether its clients can be disconnected and its server restarted."""
 
 
 def _nfs(directory: str, version: str) -> NFS:
-    """The clock of B is an hour ahead in everything that is tried."""
+    """The clock of client B is an hour ahead in all tests."""
     return NFS(directory, CLIENTS, version=version, lease=10, clocks={"B": 3600})
 
 
@@ -70,7 +70,7 @@ KINDS = [
 
 
 class Remote:
-    """A :class:`tests.sharedfs.mounted_client.Hand` on a client."""
+    """Proxy of a :class:`tests.sharedfs.mounted_client.Actor` on a client."""
 
     def __init__(self, fs: FileServer, client: str, log: Path) -> None:
         self._client = client
@@ -81,13 +81,13 @@ class Remote:
             self._process = fs.popen(client, command, stdin=pipe, stdout=pipe, stderr=file)
 
     def begin(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Give an order, whose answer :meth:`end` waits for."""
+        """Send an order; :meth:`end` waits for its answer."""
         assert self._process.stdin is not None
         pickle.dump((name, arguments, options), self._process.stdin)
         self._process.stdin.flush()
 
     def end(self, patience: float = PATIENCE + 60) -> Any:
-        """The value that the order gave; raises what it raised."""
+        """Return the value of the order, or raise its exception."""
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], patience)
         assert ready, f"{self._client} did not answer in {patience:g} s"
@@ -97,20 +97,20 @@ class Remote:
         return value
 
     def do(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Give an order and wait for its answer."""
+        """Send an order and wait for its answer."""
         self.begin(name, *arguments, **options)
         return self.end()
 
     def answered(self) -> bool:
-        """Whether the answer to an order is there."""
+        """Return whether the answer to an order has arrived."""
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def said(self) -> str:
-        """What it has logged."""
+        """Return its log."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
-        """End it."""
+        """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
@@ -118,7 +118,7 @@ class Remote:
 
 
 class Command:
-    """A command of this package on a client; what it writes goes to a file of the machine."""
+    """Command of this package on a client. Its output goes to a file of the machine."""
 
     def __init__(self, fs: FileServer, client: str, log: Path, module: str, *arguments: str) -> None:
         self.client = client
@@ -132,21 +132,21 @@ class Command:
             self.process = fs.popen(client, command, stdin=null, stdout=file, stderr=file, start_new_session=True)
 
     def said(self) -> str:
-        """What it has written."""
+        """Return its output."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def serves(self) -> bool:
-        """Whether it looks for tasks."""
+        """Return whether it scans for tasks."""
         return " serve " in self.said()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and to the processes that it started: in a worker group, to the one that beats."""
+        """Send a signal to it and to the processes that it started: in a worker group, to the heartbeat process."""
         name = number.name.removeprefix("SIG")
         group = f"-{self._pid.read_text().strip()}"
         self._fs.run(self.client, ["sh", "-c", 'kill -s "$0" -- "$1"', name, group], check=False, timeout=PATIENCE)
 
     def kill(self) -> None:
-        """Let it die, with all that it started."""
+        """Kill it with all processes that it started."""
         self.doomed = True
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
@@ -154,30 +154,30 @@ class Command:
 
 
 class Place:
-    """A started filesystem: a submitter on A, groups wherever a test wants them."""
+    """Started filesystem with a submitter on client A; tests start groups on any client."""
 
     def __init__(self, kind: Kind, fs: FileServer) -> None:
         self.kind = kind
         self.fs = fs
         self.marks = str(fs.directory / "marks")
         Path(self.marks).mkdir()
-        self.hand = Remote(fs, "A", fs.directory / "log/hand.log")
+        self.actor = Remote(fs, "A", fs.directory / "log/actor.log")
         self._groups: list[Command] = []
         self._number = 0
 
     def unused(self, what: str) -> str:
-        """A name that no other test has."""
+        """Return a name that no other test uses."""
         self._number += 1
         return f"{what}{self._number}"
 
     def spool(self, **settings: Any) -> str:
-        """Make a spool with the shortest lease that makes sense here, unless told otherwise; its name."""
+        """Create a spool, by default with the shortest sensible lease for this filesystem; return its name."""
         name = self.unused("s")
-        self.hand.do("make_spool", name, **{"lease": self.kind.lease, "caches": 5.0, **settings})
+        self.actor.do("make_spool", name, **{"lease": self.kind.lease, "caches": 5.0, **settings})
         return name
 
     def start(self, client: str, spool: str, *options: str) -> Command:
-        """Start a group, which may take its time to serve."""
+        """Start a group without waiting until it serves."""
         group = self._run(client, "spoolpool.cli.worker", str(self.fs.path(client) / spool), *options)
         self._groups.append(group)
         return group
@@ -190,14 +190,14 @@ class Place:
         return Command(self.fs, client, self.fs.directory / "log" / self.unused("command-"), module, *arguments)
 
     def serve(self, spool: str, *clients: str) -> list[Command]:
-        """Start a group on each of these clients; all serve."""
+        """Start a group on each of these clients; wait until all serve."""
         groups = [self.start(client, spool) for client in clients]
         for group in groups:
             self.await_service(group)
         return groups
 
     def await_service(self, group: Command) -> None:
-        """Wait until a group looks for tasks."""
+        """Wait until a group scans for tasks."""
 
         def serves() -> bool:
             assert group.process.poll() is None, group.said()
@@ -206,27 +206,27 @@ class Place:
         wait_until(serves, f"a group on {group.client} serves", PATIENCE)
 
     def result(self, number: int) -> Any:
-        """What became of a task."""
-        return self.hand.do("result", number, PATIENCE)
+        """Return the value of a task, or raise its exception."""
+        return self.actor.do("result", number, PATIENCE)
 
     def runs(self, uid: str) -> list[str]:
-        """Hosts on which something was run, once for each run."""
+        """Return the host of each run of a task."""
         return marks(self.marks, uid)
 
     def await_run(self, uid: str) -> None:
-        """Wait until something runs."""
+        """Wait until a task runs."""
         wait_until(lambda: self.runs(uid), f"{uid} runs", PATIENCE)
 
     def allow(self, uid: str) -> None:
-        """Let a task end that lingers."""
+        """Release a task that waits for its mark."""
         Path(self.marks, f"{uid}-go.A.0").touch()
 
     def await_clean(self, spool: str) -> None:
-        """Wait until nothing but who serves is left in a spool."""
+        """Wait until a spool has nothing but the entries of its groups."""
         found: list[str] = []
 
         def clean() -> bool:
-            found[:] = self.hand.do("left_over", spool)
+            found[:] = self.actor.do("left_over", spool)
             return not found
 
         try:
@@ -235,18 +235,18 @@ class Place:
             raise AssertionError(f"{error}; left over: {found}") from None
 
     def all_runs(self) -> Counter[str]:
-        """How often everything was run."""
+        """Return the number of runs of each task."""
         return Counter(name.split(".")[0] for name in os.listdir(self.marks))
 
     def die(self, client: str) -> None:
-        """Let a node die: its power fails; or the process dies that mounts the filesystem, and its programs live on."""
+        """Kill a node by loss of power, or kill only the process that mounts the filesystem; its programs live on."""
         if isinstance(self.fs, MountedFileServer):
             self.fs.kill_mount(client)
         else:
             self.fs.kill(client)
 
     def end_groups(self) -> None:
-        """End all groups in order; fails if one ended badly that nobody meant to."""
+        """Stop all groups; fail if a group ended with an error although the test did not kill it."""
         groups, self._groups = self._groups, []
         for group in groups:
             if group.process.poll() is None:
@@ -260,16 +260,16 @@ class Place:
                 code = f"never, until it was killed ({group.process.wait()})"
             if code and not group.doomed:
                 bad.append(f"a group on {group.client} ended: {code}\n{group.said()}")
-            print(f"--- group on {group.client}\n{group.said()}")  # shown where a test failed
+            print(f"--- group on {group.client}\n{group.said()}")  # pytest shows it for a failed test
         assert not bad, "\n".join(bad)
 
 
 @contextmanager
 def placed(kind: Kind) -> Iterator[Place]:
-    """Start a filesystem with a submitter on it; skips where it cannot run."""
+    """Start a filesystem with a submitter on it; skip the test if it cannot run."""
     with running(kind.name, kind.start) as server:
         place = Place(kind, server)
         try:
             yield place
         finally:
-            place.hand.stop()
+            place.actor.stop()

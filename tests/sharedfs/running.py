@@ -17,7 +17,7 @@ ServerT = TypeVar("ServerT", bound=Server)
 
 def traces(server: Server) -> list[str]:
     """Return the processes, mounts and directories of a stopped server that are still there."""
-    # not by its pid, which another process of the machine may have by now
+    # not by its pid, which may belong to another process by now
     found = [f"node {node.name}" for node in server.nodes.values() if node.is_alive()]
     found += [str(node._shm) for node in server.nodes.values() if node._shm.exists()]
     found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(server.directory) in line]

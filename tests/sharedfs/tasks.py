@@ -1,6 +1,6 @@
 """Functions that the tests of shared filesystems submit.
 
-Marks by which a test and a function talk lie on the machine itself, which every client sees at once.
+The marks by which test and function synchronize are files of the machine itself, which all clients see at once.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from spoolpool.system.backoff import Backoff
 
 
 def mark(directory: str, name: str) -> None:
-    """Leave a trace of this run."""
+    """Record this run."""
     path = f"{directory}/{name}.{os.uname().nodename}.{uuid.uuid4().hex}"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
 
 def marks(directory: str, name: str) -> list[str]:
-    """Hosts on which something was run, once for each run."""
+    """Return the host of each run of a task."""
     return sorted(each.split(".")[1] for each in os.listdir(directory) if each.startswith(f"{name}."))
 
 
 def wait_for_mark(directory: str, name: str, count: int = 1) -> None:
-    """Play work until a trace is there."""
+    """Simulate work until a mark exists."""
     backoff = Backoff(0.01, 0.2)
     while len(marks(directory, name)) < count:
         backoff.sleep()
@@ -45,20 +45,20 @@ def fail(text: str) -> NoReturn:
 
 
 def run(effects: str, uid: str) -> str:
-    """Note that it ran; gives the host."""
+    """Record the run; return the host."""
     mark(effects, uid)
     return os.uname().nodename
 
 
 def meet(effects: str, uid: str, others: int) -> str:
-    """Wait for others that do the same at the same time; gives the host."""
+    """Wait for other calls of this function to run at the same time; return the host."""
     mark(effects, uid)
     wait_for_mark(effects, uid, others)
     return os.uname().nodename
 
 
 def linger(effects: str, uid: str) -> tuple[int, str]:
-    """In the first attempt, play work until "UID-go" is there; gives the attempt and the host."""
+    """In the first attempt, simulate work until "UID-go" exists; return the attempt and the host."""
     mark(effects, uid)
     attempt = current_task().attempt
     if attempt == 1:
@@ -67,7 +67,7 @@ def linger(effects: str, uid: str) -> tuple[int, str]:
 
 
 def work(effects: str, uid: str, seconds: float, content: bytes) -> tuple[int, bytes]:
-    """Note that it ran, take a time, and give back the attempt and some bytes."""
+    """Record the run, take some time, and return the attempt and some bytes."""
     mark(effects, uid)
     if seconds:
         Backoff(seconds, seconds).sleep()

@@ -23,7 +23,7 @@ MANY = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """Tasks of all sorts, by their numbers, that groups on B and C have worked through."""
+    """Finished tasks of all kinds, by their numbers, run by groups on B and C."""
 
     spool: str
     sizes: list[int]
@@ -39,7 +39,7 @@ def submitted(filesystem: Place) -> Submitted:
     place, spool = filesystem, filesystem.spool()
 
     def submit(function: Any, *arguments: Any) -> int:
-        return place.hand.do("submit", spool, function, *arguments)
+        return place.actor.do("submit", spool, function, *arguments)
 
     never = submit(tasks.run, place.marks, "never")
     found = Submitted(
@@ -47,13 +47,13 @@ def submitted(filesystem: Place) -> Submitted:
         sizes=[submit(tasks.echo, bytes(size)) for size in SIZES],
         array=submit(tasks.twice, np.arange(600_000, dtype=float)),
         failing=submit(tasks.fail, "on purpose"),
-        cancelled=place.hand.do("cancel", never),
+        cancelled=place.actor.do("cancel", never),
         meeting=[submit(tasks.meet, place.marks, "meet", 2) for _ in range(2)],
         many=[submit(tasks.run, place.marks, f"many-{number}") for number in range(MANY)],
     )
     place.serve(spool, "B", "C")
     for number in range(never + 1, found.many[-1] + 1):
-        place.hand.do("wait", number, PATIENCE)
+        place.actor.do("wait", number, PATIENCE)
     place.end_groups()
     return found
 
@@ -65,11 +65,11 @@ def examined(filesystem: Place) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def doctor(filesystem: Place, examined: str) -> Iterator[Command]:
-    """Examines the filesystem, with a peer on B, while other tests run: on NFS it waits for more than a minute."""
+    """Doctor that examines the filesystem with a peer on B, during other tests: it takes over a minute on NFS."""
     place = filesystem
     peer = place.command("B", "doctor", examined, "--peer")
     wait_until(lambda: "Waiting for" in peer.said(), "the peer waits", PATIENCE)
-    wait_until(lambda: place.hand.do("list", f"{examined}/tmp"), "A sees what the peer made", PATIENCE)
+    wait_until(lambda: place.actor.do("list", f"{examined}/tmp"), "A sees what the peer made", PATIENCE)
     doctor = place.command("A", "doctor", examined, "--json")
     yield doctor
     for each in (doctor, peer):
@@ -77,15 +77,15 @@ def doctor(filesystem: Place, examined: str) -> Iterator[Command]:
 
 
 class TestTasks:
-    def test_values_of_all_sizes_go_there_and_back(self, place: Place, submitted: Submitted) -> None:
+    def test_values_of_all_sizes_are_transferred_in_both_directions(self, place: Place, submitted: Submitted) -> None:
         assert [len(place.result(number)) for number in submitted.sizes] == list(SIZES)
         assert np.array_equal(place.result(submitted.array), np.arange(600_000, dtype=float) * 2)
 
-    def test_an_exception_comes_back(self, place: Place, submitted: Submitted) -> None:
+    def test_exception_is_returned(self, place: Place, submitted: Submitted) -> None:
         with pytest.raises(ValueError, match="on purpose"):
             place.result(submitted.failing)
 
-    def test_a_cancelled_task_does_not_run(self, place: Place, submitted: Submitted) -> None:
+    def test_cancelled_task_is_not_run(self, place: Place, submitted: Submitted) -> None:
         assert submitted.cancelled and place.runs("never") == []
 
     def test_two_groups_share_the_tasks_and_each_runs_once(self, place: Place, submitted: Submitted) -> None:
@@ -93,29 +93,29 @@ class TestTasks:
         hosts = [place.result(number) for number in submitted.many]
         assert [place.runs(f"many-{number}") for number in range(MANY)] == [[host] for host in hosts]
 
-    def test_nothing_is_left_over(self, place: Place, submitted: Submitted) -> None:
-        place.hand.do("close", submitted.spool)
+    def test_no_file_is_left(self, place: Place, submitted: Submitted) -> None:
+        place.actor.do("close", submitted.spool)
         place.await_clean(submitted.spool)
 
 
 class TestDeath:
-    def test_the_task_of_a_killed_group_runs_elsewhere(self, place: Place) -> None:
+    def test_task_of_a_killed_group_runs_elsewhere(self, place: Place) -> None:
         spool, name = place.spool(), place.unused("killed")
         doomed = place.start("B", spool)
-        number = place.hand.do("submit", spool, tasks.linger, place.marks, name)
+        number = place.actor.do("submit", spool, tasks.linger, place.marks, name)
         place.await_run(name)
         rescuer = place.start("C", spool)
         doomed.kill()
         place.await_service(rescuer)
         assert place.result(number) == (2, "C")
         assert place.runs(name) == ["B", "C"]
-        place.hand.do("close", spool)
+        place.actor.do("close", spool)
         place.await_clean(spool)
 
 
 @pytest.mark.slow
 class TestDoctor:
-    def test_the_doctor_finds_what_holds_across_hosts_and_settings_that_work(
+    def test_doctor_finds_the_properties_of_the_filesystem_and_valid_settings(
         self, place: Place, examined: str, doctor: Command
     ) -> None:
         assert doctor.process.wait(PATIENCE) == 0, doctor.said()
@@ -126,30 +126,30 @@ class TestDoctor:
         assert facts["filesystem"]["local"] is False
         assert facts["locks"] == ("yes" if place.kind.locks else "per host")
         assert (3500 < facts["clock"] < 3700) == ("nfs" in place.kind.name)
-        # which of the two ways to look is the one that a cache spoils
+        # a cache delays at most one of the two look-ups
         late = [question for question in ("listed", "looked up") if facts[question] > 1.0]
         assert late == ([place.kind.late] if place.kind.late else [])
-        assert place.hand.do("left_over", examined) == []
+        assert place.actor.do("left_over", examined) == []
         spool = place.spool(**found["settings"])
-        number = place.hand.do("submit", spool, tasks.echo, 1)
+        number = place.actor.do("submit", spool, tasks.echo, 1)
         place.serve(spool, "B")
         assert place.result(number) == 1
-        place.hand.do("close", spool)
+        place.actor.do("close", spool)
 
 
 class TestListings:
-    def test_a_name_that_a_listing_hides_for_good_is_seen_after_a_refresh(self, place: Place) -> None:
-        place.hand.do("make_directory", "listed")
+    def test_name_hidden_by_a_stale_listing_appears_after_a_refresh(self, place: Place) -> None:
+        place.actor.do("make_directory", "listed")
         other = Remote(place.fs, "B", place.fs.directory / "log/other.log")
         hidden = 0
         try:
             for number in range(12):
-                place.hand.begin("sees", "listed", f"{number}", 0.5)
+                place.actor.begin("sees", "listed", f"{number}", 0.5)
                 other.do("replace", "listed", f"{number}")
-                if not place.hand.end():
+                if not place.actor.end():
                     hidden += 1
-                    (place.hand, other)[number % 2].do("refresh", "listed")
-                    assert place.hand.do("sees", "listed", f"{number}", PATIENCE)
+                    (place.actor, other)[number % 2].do("refresh", "listed")
+                    assert place.actor.do("sees", "listed", f"{number}", PATIENCE)
                 if hidden == 2:
                     break
         finally:
@@ -158,7 +158,7 @@ class TestListings:
 
 @pytest.mark.slow
 class TestFailures:
-    def test_every_task_has_one_outcome_whatever_befalls_nodes_and_server(self, place: Place) -> None:
+    def test_each_task_has_one_outcome_under_failures_of_nodes_and_server(self, place: Place) -> None:
         counts = Chaos(place, seed=1).run(seconds=0)
         print(counts)
         assert {name: counts[name] for name in MUST_BE_ZERO} == dict.fromkeys(MUST_BE_ZERO, 0)
@@ -170,8 +170,8 @@ class TestFailures:
         spool = place.spool()
         groups = {client: place.start(client, spool) for client in (("B", "C") if place.kind.network else ("B",))}
         numbers = {}
-        for name in groups:  # each takes one: neither comes to an end
-            numbers[name] = place.hand.do("submit", spool, tasks.linger, place.marks, f"node-{name}")
+        for name in groups:  # each claims one task and cannot finish it
+            numbers[name] = place.actor.do("submit", spool, tasks.linger, place.marks, f"node-{name}")
             place.await_run(f"node-{name}")
         hosts = {place.runs(f"node-{name}")[0]: f"node-{name}" for name in groups}
         groups["B"].doomed = True
@@ -191,5 +191,5 @@ class TestFailures:
         if place.kind.network:
             dropped = "was taken from this worker"
             wait_until(lambda: dropped in groups["C"].said(), "C drops its late outcome", PATIENCE)
-        place.hand.do("close", spool)
+        place.actor.do("close", spool)
         place.await_clean(spool)

@@ -1,4 +1,4 @@
-"""The servers of tests.servers do what tests of the spool count on."""
+"""The servers of tests.servers have the properties that tests of the spool depend on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def hold_lock(fs: FileServer, client: str) -> subprocess.Popen[str]:
 
 @pytest.mark.sharedfs
 class TestEveryFileServer:
-    def test_every_client_is_a_host_of_its_own(self, fs):
+    def test_each_client_is_a_separate_host(self, fs):
         """With a name, pids and a network: in namespaces, or even a kernel, that no other client has."""
         script = "hostname; cat /proc/sys/kernel/random/boot_id; cd /proc/self/ns && readlink uts pid net"
         machine = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
@@ -93,9 +93,9 @@ class TestEveryFileServer:
         assert process.wait(timeout=60) != 0
         assert "sleep infinity" not in fs.run("A", ["ps", "-e", "-o", "args"]).stdout
 
-    def test_a_client_dies_with_its_processes_and_comes_back(self, fs):
+    def test_killed_client_loses_its_processes_and_restarts(self, fs):
         process = fs.popen("B", ["sleep", "infinity"])
-        if isinstance(fs, MountedFileServer):  # what a program of such a node has there is lost before it is
+        if isinstance(fs, MountedFileServer):  # the mount is lost before the programs of the node end
             fs.kill_mount("B")
             assert fs.run("B", ["ls", fs.path("B")]).stdout == ""
         fs.kill("B")
@@ -114,7 +114,7 @@ class TestNetwork:
         if isinstance(fs, SSHFS):
             pytest.skip("sshfs is used without a network here")
 
-    def test_what_a_cut_off_client_writes_arrives_after_mending(self, fs):
+    def test_write_of_a_disconnected_client_arrives_after_reconnection(self, fs):
         fs.cut("C")
         try:
             writer = fs.popen("C", ["sh", "-c", 'echo late >"$0"', fs.path("C") / "late"])
@@ -174,7 +174,7 @@ class TestCleanUp:
             tests.kill()
         server = SSHFS(tmp_path)
         wait_for(lambda: all(trace.startswith("sshfs-") for trace in traces(server)), "only mounts are left")
-        for client in server.clients:  # a mount whose process had the time to end in order is gone already
+        for client in server.clients:  # a mount is already gone if its process had time for an orderly end
             subprocess.run(["umount", "--lazy", server.path(client)], check=False, capture_output=True)
         for directory in Path("/dev/shm").glob(f"node-{tests.pid}-*"):
             directory.rmdir()
@@ -201,6 +201,6 @@ class TestSlurm:
         slurm.run(wrap, user=alice, cwd=home)
         assert (home / "output").read_text() == f"{alice}\n" * 3
 
-    def test_a_node_dies_and_comes_back(self, slurm):
+    def test_killed_node_restarts(self, slurm):
         slurm.restart("n2")
         assert slurm.run(["srun", "--nodelist=n2", "hostname"]) == "n2\n"
