@@ -1,1 +1,1 @@
-"""The commands ``spool`` and ``spool-worker``; click is used here and nowhere else."""
+"""The commands ``spool`` and ``spool-worker``. Only this package uses click."""

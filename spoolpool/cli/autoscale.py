@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.batch_options import job, job_options, worker_options
+from spoolpool.cli.batch_options import create_job, job_options, parse_worker_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.errors import LauncherError
 from spoolpool.pool.autoscaler import Autoscaler
@@ -21,36 +21,36 @@ from spoolpool.system.stop_request import StopRequest
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--once", is_flag=True, help="Look once, and end: for cron.")
-@click.option("--every", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds between two looks.")
-@click.option("--max-jobs", type=click.IntRange(1), required=True, help="Jobs that may wait or run at once.")
+@click.option("--once", is_flag=True, help="Scale once and exit, for cron.")
+@click.option("--every", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds between two rounds.")
+@click.option("--max-jobs", type=click.IntRange(1), required=True, help="Maximum number of pending and running jobs.")
 @click.option(
     "--tasks-per-job",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Waiting tasks of a lane for each of which one more job is worth it.",
+    help="Queued tasks of a lane per job.",
 )
 @click.option(
     "--patience",
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
-    help="Seconds for which a job that nobody needs any more may wait before it is cancelled.",
+    help="Seconds after which an unneeded pending job is cancelled.",
 )
 @click.option(
     "--cooldown",
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
-    help="Seconds between two submissions for a lane that has a job, or whose last one ended.",
+    help="Seconds between two submissions for a lane; longer after jobs that ended.",
 )
 @click.option(
     "--idle-timeout",
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
-    help="Seconds without a task after which the groups end.",
+    help="Seconds without a task after which a group ends.",
 )
 @job_options
 @report_errors
@@ -65,10 +65,10 @@ def autoscale(
     idle_timeout: float,
     **options: Any,
 ) -> None:
-    """Submit batch jobs of workers for the tasks that wait in SPOOL, and cancel those that nobody needs any more.
+    """Submit batch jobs of workers for the queued tasks of SPOOL, and cancel unneeded pending jobs.
 
-    Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks ask for. One process
-    at a time scales a spool. Prints what it does, and why.
+    Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks require. Only one
+    process at a time scales a spool. It prints each action with its reason.
     """
     spool = Spool(directory)
     policy = ScalingPolicy(
@@ -78,9 +78,9 @@ def autoscale(
         cooldown=cooldown,
         idle_timeout=idle_timeout,
     )
-    given = worker_options(options["arguments"])
+    given = parse_worker_options(options["arguments"])
     trust = Trust(given["trusted"], given["trusted_groups"])
-    scaler = Autoscaler(spool, job(spool.path, options), policy, tags=given["tags"], trust=trust)
+    scaler = Autoscaler(spool, create_job(spool.path, options), policy, tags=given["tags"], trust=trust)
     ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -92,8 +92,7 @@ def autoscale(
             except (LauncherError, OSError) as error:
                 if once:
                     raise
-                echo_stderr(
-                    f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}"
-                )  # the batch system may be back at the next look
+                # the batch system may be back in the next round
+                echo_stderr(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
             if once or ending.wait(every):
                 return

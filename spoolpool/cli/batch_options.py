@@ -1,4 +1,4 @@
-"""The options of every command that submits batch jobs of workers."""
+"""Common options of the commands that submit batch jobs of workers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,20 @@ _OPTIONS = (
     click.option("--flux", "system", flag_value="flux", help="Submit with flux batch."),
     click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Whole nodes per job."),
     click.option(
-        "--time", "walltime", default="1:00:00", show_default=True, help="Walltime, as the batch system writes it."
+        "--time", "walltime", default="1:00:00", show_default=True, help="Walltime; the batch system's format."
     ),
-    click.option(
-        "--option", "directives", multiple=True, help="Option of the batch system: --option=--partition=long."
-    ),
-    click.option(
-        "--template", type=click.Path(exists=True, dir_okay=False), help="The site's own script, a string.Template."
-    ),
+    click.option("--option", "directives", multiple=True, help="Batch system option: --option=--partition=long."),
+    click.option("--template", type=click.Path(exists=True, dir_okay=False), help="Job script, a string.Template."),
     click.argument("arguments", metavar="[-- WORKER-OPTIONS]", nargs=-1, type=click.UNPROCESSED),
 )
 
 
 def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of which :func:`job` makes a job, and the SPOOL before the worker's options."""
+    """Add the options that :func:`create_job` needs to a command, and the worker's options after the SPOOL."""
 
     @functools.wraps(function)
     def command(directory: str, arguments: tuple[str, ...], **options: Any) -> Any:
-        if directory.startswith("-"):  # it stood behind "--": no spool was named
+        if directory.startswith("-"):  # it followed "--": no spool was given
             directory, arguments = os.environ.get(settings.ENV_SPOOL, ""), (directory, *arguments)
             if not directory:
                 raise click.UsageError(f"Missing argument 'SPOOL', and {settings.ENV_SPOOL} is not set.")
@@ -48,14 +44,14 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Read options of spool-worker here, and not in a job that then ends at once; a wrong one is a usage error."""
+def parse_worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Parse options of spool-worker before the submission of a job; a wrong one is a usage error."""
     return main.make_context("spool-worker", ["SPOOL", *arguments]).params
 
 
-def job(spool: str, options: dict[str, Any]) -> Job:
-    """The job that a command line describes."""
-    worker_options(options["arguments"])
+def create_job(spool: str, options: dict[str, Any]) -> Job:
+    """Return the job that the options of a command describe."""
+    parse_worker_options(options["arguments"])
     template = options["template"]
     backend = {"slurm": Sbatch, "flux": FluxBatch}[options["system"]]
     return Job(

@@ -1,4 +1,4 @@
-"""``spool cache``: the results that are kept for calls which are made again."""
+"""``spool cache``: the results that executors cached with ``cache=``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
-from spoolpool.cli.task_selection import Duration
+from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.task_selection import Duration, confirm
 from spoolpool.client.result_cache import CachedResult, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.security.trust import Trust
@@ -22,16 +22,14 @@ from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.text import format_duration
 
-_SHOWN = 10  # results that a question names
-
 
 @click.group()
 def cache() -> None:
-    """List and remove kept results: those of executors that were made with cache=."""
+    """List and remove cached results, of executors with cache=."""
 
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the kept results that its words and options name, and say whether they name any."""
+    """Add filters to a command; call it with the matching results, and whether a filter was given."""
 
     @report_errors
     @functools.wraps(function)
@@ -50,10 +48,10 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
         function(chosen=chosen, named=bool(keys or name or user or unused is not None), **more)
 
     for option in (
-        click.option("--unused", type=Duration(), metavar="TIME", help="Not used for longer: 90s, 10m, 2h, 7d."),
-        click.option("--user", metavar="NAME", help="Of this account."),
-        click.option("--name", metavar="PATTERN", help="What was called: * and ? stand for anything."),
-        click.option("--key", "keys", multiple=True, metavar="KEY", help="With a key that begins so, or was given so."),
+        click.option("--unused", type=Duration(), metavar="TIME", help="Not used for this time: 90s, 10m, 2h, 7d."),
+        click.option("--user", metavar="NAME", help="Results of this account."),
+        click.option("--name", metavar="PATTERN", help="Function name; * and ? are wildcards."),
+        click.option("--key", "keys", multiple=True, metavar="KEY", help="Beginning of the key, or the cache_key."),
         click.argument("where", metavar="[SPOOL]", envvar=settings.ENV_SPOOL, required=False),
     ):
         run = option(run)
@@ -62,10 +60,10 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache.command()
 @_filters
-@click.option("-l", "--long", is_flag=True, help="Whole keys, and the arguments.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per result and line.")
+@click.option("-l", "--long", is_flag=True, help="Print full keys, and the arguments.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per result and line.")
 def ls(chosen: list[CachedResult], named: bool, long: bool, as_json: bool) -> None:
-    """List the kept results of SPOOL, or below a directory; without one, those of embedded executors.
+    """List the cached results of SPOOL or a directory; the default are those of embedded executors.
 
     \b
       spool cache ls SPOOL --name 'relax*'
@@ -91,39 +89,31 @@ def _row(key: str, used: str, took: str, size: str, user: str, name: str) -> str
 
 @cache.command()
 @_filters
-@click.option("--all", "everything", is_flag=True, help="Every kept result.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--all", "everything", is_flag=True, help="All cached results.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def rm(chosen: list[CachedResult], named: bool, everything: bool, yes: bool) -> None:
-    """Remove kept results of SPOOL, or below a directory; without one, those of embedded executors.
+    """Remove cached results of SPOOL or a directory; the default are those of embedded executors.
 
     \b
       spool cache rm SPOOL --key 3d60
       spool cache rm SPOOL --name relax --unused 30d --yes
 
-    The calls run again when they are made again. Who reads a result just now is not disturbed.
+    Repeated calls then run again. Concurrent readers of a result are not disturbed.
     """
     if named == everything:
-        raise BadRequest("Say which results to remove by --key, --name, --user or --unused, or say --all.")
-    if chosen and not yes:
-        _ask(chosen)
-    stayed = 0
+        raise BadRequest("Select results with --key, --name, --user or --unused, or all with --all.")
+    confirm("remove", chosen, yes, noun="cached result", describe=_describe)
+    failures = 0
     for each in chosen:
         try:
             files.remove(each.path)
         except OSError as error:
-            stayed += 1
+            failures += 1
             echo_escaped(f"{each.path} stays: {error.strerror}.", err=True)
-    click.echo(f"Removed {len(chosen) - stayed} kept result(s).")
-    if stayed:
+    click.echo(f"Removed {len(chosen) - failures} cached result(s).")
+    if failures:
         sys.exit(SpoolpoolError.exit_code)
 
 
-def _ask(chosen: list[CachedResult]) -> None:
-    """Ask before something is done that cannot be undone; without a terminal there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise BadRequest(f"Would remove {len(chosen)} kept result(s). Nobody can be asked here: add --yes if meant.")
-    for each in chosen[:_SHOWN]:
-        echo_escaped(f"  {each.entry.key[:10]}  {each.size} bytes  {each.entry.name}({each.entry.arguments})", err=True)
-    if len(chosen) > _SHOWN:
-        echo_stderr(f"  and {len(chosen) - _SHOWN} more")
-    click.confirm("Remove them?", abort=True, err=True)
+def _describe(kept: CachedResult) -> str:
+    return f"{kept.entry.key[:10]}  {kept.size} bytes  {kept.entry.name}({kept.entry.arguments})"

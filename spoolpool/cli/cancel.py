@@ -12,34 +12,34 @@ from spoolpool.protocol.cancel import cancel_task, request
 
 @click.command()
 @selects("held", "waiting", "running", everything=True)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def cancel(selection: Selection, yes: bool) -> None:
-    """Take tasks back that wait, and ask for an end of those that run.
+    """Cancel queued tasks, and request the cancellation of running tasks.
 
     \b
       spool cancel SPOOL e7819e56d5
       spool cancel SPOOL --session sweep --state waiting --yes
 
-    Who submitted them sees them as cancelled.
+    Their futures become cancelled.
     """
-    chosen = selection.chosen()
+    chosen = selection.explicit_tasks()
     confirm("cancel", chosen, yes)
     for view in chosen:
-        if _take_back(view):
-            selection.note("cancelled", view)
-            click.echo(f"{view.id} was taken back.")
+        if _cancel_queued(view):
+            selection.log_event("cancelled", view)
+            click.echo(f"{view.id} was cancelled.")
         else:
             request(selection.spool, view.id)
-            selection.note("cancel asked", view)
-            click.echo(f"{view.id} is to be cancelled.")
+            selection.log_event("cancel asked", view)
+            click.echo(f"{view.id} is running; its cancellation was requested.")
     if not chosen:
-        echo_stderr("Nothing that fits waits or runs.")
+        echo_stderr("No matching task is queued or running.")
 
 
-def _take_back(view: TaskView) -> bool:
-    """Whether nobody had claimed the task, and now nobody will."""
+def _cancel_queued(view: TaskView) -> bool:
+    """Cancel a task that is not claimed yet; return whether that was possible."""
     header, location = view.header, view.location
     if location.place == "running" or header is None:
         return False
-    view.spool.open_session(header.session)  # where the token goes; it may have been closed as empty
+    view.spool.open_session(header.session)  # destination of the task file; may have been removed while empty
     return cancel_task(view.spool, header, location.task_file, delayed=location.place == "held")

@@ -16,16 +16,15 @@ from spoolpool.protocol.spool import Spool
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--repair", is_flag=True, help="Do what can be done; what is not understood stays as it is.")
-@click.option("--quick", is_flag=True, help="Do not read the files: names alone.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--repair", is_flag=True, help="Repair known inconsistencies; leave unknown files alone.")
+@click.option("--quick", is_flag=True, help="Check names only; do not read the files.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @report_errors
 def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
-    """Look whether everything in SPOOL is as it should be, while it is in use.
+    """Check SPOOL for inconsistencies, also while it is in use.
 
-    The exit code is 0 if nothing was found, or all of it was mended; 1 otherwise. A repair takes about a lease
-    where workers died, and as long as caches last (two minutes) where outcomes lie about or are missing: the
-    protocol asks for the patience.
+    The exit code is 0 if there are none, or if all were repaired, else 1. The repair of claims of dead workers takes
+    about one lease; the repair of orphan or missing outcomes takes as long as NFS clients cache names (two minutes).
     """
     spool = Spool(directory)
     found = checking.check(spool, deep=not quick)

@@ -16,35 +16,35 @@ _DAYS = click.FloatRange(min=0)
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("-n", "--dry-run", is_flag=True, help="List what would go, and keep it.")
-@click.option("--results", type=_DAYS, help="Days for which outcomes that nobody collected are kept.")
-@click.option("--sessions", type=_DAYS, help="The same, of a session without a name whose submitter is provably dead.")
-@click.option("--unfinished", type=_DAYS, help="Days for which unfinished writes are kept.")
-@click.option("--journals", type=_DAYS, help="Days for which journals are kept.")
-@click.option("--cache", type=_DAYS, help="Days for which kept results are, since they were last used.")
-@click.option("--logs", type=_DAYS, help="Days for which captured output is kept.")
+@click.option("-n", "--dry-run", is_flag=True, help="List the files that would be removed, with the reasons.")
+@click.option("--results", type=_DAYS, help="Days to keep uncollected outcomes.")
+@click.option("--sessions", type=_DAYS, help="The same, for unnamed sessions whose submitter is provably dead.")
+@click.option("--unfinished", type=_DAYS, help="Days to keep unfinished writes.")
+@click.option("--journals", type=_DAYS, help="Days to keep journals.")
+@click.option("--cache", type=_DAYS, help="Days to keep cached results after their last use.")
+@click.option("--logs", type=_DAYS, help="Days to keep captured output.")
 @report_errors
 def gc(directory: str, dry_run: bool, **days: float | None) -> None:
-    """Remove from SPOOL what nobody will ask for any more.
+    """Remove expired results, logs and journals from SPOOL.
 
-    What is kept for how long stands in the spool's spool.json; the options say otherwise for this once. Tasks
-    that wait, run or failed are never removed. Outcomes that lost their task, since whoever collected them died
-    in the middle of it, go as in 'spool check --repair', with its patience.
+    The options override, for this run, the periods in the spool's spool.json. Queued, running and failed tasks are
+    never removed. Orphan outcomes, whose collector died halfway, are removed as by 'spool check --repair', after the
+    same delay.
     """
     spool = Spool(directory)
     given = {name: value * 86400 for name, value in days.items() if value is not None}
     orphans = [each for each in check.check(spool, deep=False) if each.kind == "orphan outcome"]
     if orphans and not dry_run:
         seconds = max(spool.config.lease, spool.config.caches)
-        echo_stderr(f"A second look at {len(orphans)} outcome(s) that lost their task follows in {seconds:g} s.")
+        echo_stderr(f"Waiting {seconds:g} s before the second check of {len(orphans)} orphan outcome(s).")
         check.repair(spool, orphans)
         orphans = [each for each in orphans if not files.exists(f"{spool.path}/{each.path}")]
     found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given))
     if dry_run:
-        for path, why in [
-            *((each.path, "an outcome without a task") for each in orphans),
+        for path, reason in [
+            *((each.path, "orphan outcome") for each in orphans),
             *((each.path, each.reason) for each in found),
         ]:
-            click.echo(f"{path}  ({why})")
+            click.echo(f"{path}  ({reason})")
     count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found))
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {count} file(s) and directories.")

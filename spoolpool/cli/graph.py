@@ -15,7 +15,7 @@ from spoolpool.protocol.spool import Spool
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--session", default="", help="The tasks of this session alone.")
+@click.option("--session", default="", help="Only tasks of this session.")
 @click.option("--dot", "form", flag_value="dot", default=True, help="Text for Graphviz (the default).")
 @click.option("--mermaid", "form", flag_value="mmd", help="Text for Mermaid.")
 @click.option("--svg", "form", flag_value="svg", help="Picture, drawn by Graphviz.")

@@ -18,61 +18,61 @@ from spoolpool.protocol.spool import Spool
     type=click.Choice(["none", "data", "full"]),
     default="data",
     show_default=True,
-    help="What a task survives: none = the crash of a process, data = of the node, full = the loss of power.",
+    help="Events that tasks survive: none = crash of a process, data = also of the node, full = also loss of power.",
 )
 @click.option(
     "--lease",
     type=float,
     default=settings.LEASE,
     show_default=True,
-    help="Seconds that a claim outlives its worker's last sign of life.",
+    help="Seconds from the last heartbeat of a worker until its claims expire.",
 )
 @click.option(
     "--max-attempts",
     type=click.IntRange(1, 99),
     default=settings.MAX_ATTEMPTS,
     show_default=True,
-    help="Claims of a task that may end with the death of the worker.",
+    help="Attempts of a task that may end with the death of its worker.",
 )
 @click.option(
     "--caches",
     type=float,
     default=settings.CACHE_SECONDS,
     show_default=True,
-    help="Seconds for which a client may see names that are gone (1 on a local filesystem).",
+    help="Seconds for which a client of the filesystem may see removed names (1 on a local filesystem).",
 )
 @click.option(
     "--output",
     type=click.FloatRange(min=0),
     default=settings.OUTPUT / (1 << 20),
     show_default=True,
-    help="MiB that are kept of what one rank of a task prints; 0: none, it goes where the worker's output goes.",
+    help="MiB of captured output per task and rank; 0: not captured, it goes to the output of the worker.",
 )
-@click.option("--signed", is_flag=True, help="Sign every file with a key; then run 'spool key new SPOOL'.")
-@click.option("--max-waiting", type=click.IntRange(1), help="Tasks of one user that may wait.  [default: no bound]")
+@click.option("--signed", is_flag=True, help="Sign every file with a key; 'spool key new SPOOL' then creates the key.")
+@click.option("--max-waiting", type=click.IntRange(1), help="Limit of queued tasks per user.  [default: no limit]")
 @click.option(
     "--mode",
     type=click.Choice(["private", "group", "dropbox"]),
     default="private",
     show_default=True,
-    help="Who may use it: private = you alone, group = the members of --group, dropbox = everybody may drop tasks, "
+    help="Permissions: private = only you, group = the members of --group, dropbox = every account may submit tasks, "
     "which run as you.",
 )
-@click.option("--group", metavar="NAME", help="The group of --mode group; a group of your own for --mode dropbox.")
+@click.option("--group", metavar="NAME", help="Group of --mode group; for --mode dropbox a group of your own.")
 @report_errors
 def init(directory: str, mode: str, group: str | None, durability: str, output: float, **options: Any) -> None:
-    """Make a new spool in SPOOL, a directory on the filesystem that submitters and workers share.
+    """Create a spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
     \b
-      spool init /shared/me/spool                              only you can use it
+      spool init /shared/me/spool                              for you only
       spool init /shared/project/spool --mode group --group project
     """
     spool = Spool.create(
         directory,
-        mode=mode,  # type: ignore[arg-type]  # click lets nothing else through
+        mode=mode,  # type: ignore[arg-type]  # checked by click
         group=group,
         durability=durability,  # type: ignore[arg-type]
         output=int(output * (1 << 20)),
         **options,
     )
-    click.echo(f"Made the spool {spool.path} (id {spool.config.id}).")
+    click.echo(f"Created the spool {spool.path} (id {spool.config.id}).")

@@ -12,7 +12,7 @@ from datetime import datetime
 import click
 
 from spoolpool import settings
-from spoolpool.cli.output import escape_for_terminal, report_errors, when
+from spoolpool.cli.output import escape_for_terminal, format_time, report_errors
 from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.journal import Line, lines
@@ -20,16 +20,16 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.system.accounts import account_name
 
 _COLUMNS = frozenset({"t", "event", "by", "uid", "host", "task"})
-"""What a line says in its columns."""
+"""Keys of an entry that have columns of their own."""
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
-    """A moment: a date, a date with a time, or how long ago."""
+    """Time: a date, a date with a time, or a duration before now."""
 
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds since the epoch; a date is in the local time zone."""
+        """Return seconds since the epoch; a date is in the local time zone."""
         try:
             return datetime.fromisoformat(str(value)).astimezone().timestamp()
         except ValueError:
@@ -38,21 +38,21 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--task", metavar="ID", help="Of this task: its id, or the beginning or end of it.")
-@click.option("--user", metavar="NAME", help="From journals of this account.")
+@click.option("--task", metavar="ID", help="Events of this task: its id, or the beginning or end of it.")
+@click.option("--user", metavar="NAME", help="Events from journals of this account.")
 @click.option(
-    "--since", type=Moment(), metavar="TIME", help="Not older: 2026-11-26, 2026-11-26T09:30, or 90s, 2h, 7d ago."
+    "--since", type=Moment(), metavar="TIME", help="Not before 2026-11-26, 2026-11-26T09:30, or 90s, 2h, 7d ago."
 )
-@click.option("--event", "events", metavar="NAME", multiple=True, help="Of this kind; repeat for more.")
-@click.option("--json", "as_json", is_flag=True, help="The lines as they are, with 'account' and 'forged' added.")
+@click.option("--event", "events", metavar="NAME", multiple=True, help="Events of this kind (repeat for more).")
+@click.option("--json", "as_json", is_flag=True, help="Print the entries unchanged, with 'account' and 'forged' added.")
 @report_errors
 def journal(
     directory: str, task: str | None, user: str | None, since: float | None, events: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show what happened in SPOOL, from the journals of all workers and submitters, in the order of time.
+    """Show the events of SPOOL in the order of time, from the journals of all workers and submitters.
 
-    The account is that of the journal's file. A line that says that it is another's is marked with an exclamation
-    mark. Clocks of hosts differ, so that the order between hosts is about right.
+    The account is the owner of the journal's file. An exclamation mark precedes a different account in the entry. The
+    order of events on different hosts is only as exact as their clocks.
     """
     spool = Spool(directory)
     owner = None if user is None else _uid(user)
@@ -64,12 +64,12 @@ def journal(
             and (not events or event.event in events)
             and (task is None or event.about.startswith(task) or event.about.endswith(task))
         ):
-            out.write(_with_account(line) if as_json else f"{escape_for_terminal(_line(line))}\n".encode())
+            out.write(_with_account(line) if as_json else f"{escape_for_terminal(_format(line))}\n".encode())
     out.flush()
 
 
 def _uid(user: str) -> int:
-    """The number of an account, which may have none any more."""
+    """Return the number of an account; a number is accepted without an account."""
     try:
         return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
@@ -88,18 +88,18 @@ def _forged(line: Line) -> bool:
 
 
 def _with_account(line: Line) -> bytes:
-    # last: of a key that is there twice, readers take the last
+    # at the end: of a repeated key, JSON readers take the last value
     added = json.dumps({"account": _account(line.owner), "forged": _forged(line)})[1:]
     return line.text.rstrip()[:-1] + b", " + added.encode() + b"\n"
 
 
-def _line(line: Line) -> str:
-    said = json.loads(line.text)
-    rest = " ".join(f"{key}={value}" for key, value in said.items() if key not in _COLUMNS and value != "")
-    who = f"{_account(line.owner)}@{line.event.host}"
-    mark = f" ! says that it is {_account(line.event.uid)}" if _forged(line) else ""
+def _format(line: Line) -> str:
+    entry = json.loads(line.text)
+    rest = " ".join(f"{key}={value}" for key, value in entry.items() if key not in _COLUMNS and value != "")
+    author = f"{_account(line.owner)}@{line.event.host}"
+    mark = f" ! claims to be {_account(line.event.uid)}" if _forged(line) else ""
     try:
-        moment = when(line.event.t)
-    except (OverflowError, ValueError, OSError):  # no clock's time
-        moment = str(line.event.t)
-    return f"{moment}  {line.event.event:<14}  {line.event.about or '-':<29}  {who}{mark}  {rest}".rstrip()
+        time_text = format_time(line.event.t)
+    except (OverflowError, ValueError, OSError):  # out of range
+        time_text = str(line.event.t)
+    return f"{time_text}  {line.event.event:<14}  {line.event.about or '-':<29}  {author}{mark}  {rest}".rstrip()

@@ -1,4 +1,4 @@
-"""``spool key``: the keys of a signed spool, which lie outside of it."""
+"""``spool key``: the keys of a signed spool, which are stored outside of the spool."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from spoolpool.security.signing import Key, make_key, read_keys
 
 @click.group()
 def key() -> None:
-    """Make and change the key of a signed spool. Whoever has it can run code as the workers and submitters."""
+    """Create, rotate and list the keys of a signed spool. A key allows to run code as its workers and submitters."""
 
 
-def _path(directory: str) -> str:
-    """The key file of a spool, which must be a signed one."""
+def _key_path(directory: str) -> str:
+    """Return the path of the key file of a signed spool."""
     spool = Spool(directory)
     if spool.signature is None:
-        raise BadRequest(f"The spool {spool.path} is not signed: 'spool init --signed' makes one that is.")
+        raise BadRequest(f"The spool {spool.path} is not signed: 'spool init --signed' creates one with signatures.")
     return spool.signature.path
 
 
-def _tell(path: str, keys: Sequence[Key]) -> None:
+def _print_ids(path: str, keys: Sequence[Key]) -> None:
     for number, each in enumerate(keys):
         echo_escaped(f"{each.id}  {'valid' if number else 'signs'}  {path}")
 
@@ -36,31 +36,31 @@ def _tell(path: str, keys: Sequence[Key]) -> None:
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @report_errors
 def new(directory: str) -> None:
-    """Make the first key of SPOOL, in a file that you alone can read, and print its id.
+    """Create the first key of SPOOL, in a file that only you can read, and print its id.
 
-    Everybody who submits or works needs a copy: in SPOOLPOOL_KEY, or in the configuration directory.
+    Each submitter and worker needs a copy of the file: at the path in SPOOLPOOL_KEY, or in the configuration directory.
     """
-    path = _path(directory)
-    _tell(path, [make_key(path)])
+    path = _key_path(directory)
+    _print_ids(path, [make_key(path)])
 
 
 @key.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--finish", is_flag=True, help="End the validity of the key before the newest.")
+@click.option("--finish", is_flag=True, help="Create no key; remove all keys but the newest.")
 @report_errors
 def rotate(directory: str, finish: bool) -> None:
-    """Put a new key for SPOOL into the key file; the one before stays valid until --finish, or the next time.
+    """Add a new key for SPOOL to the key file; the previous key stays valid until --finish or the next rotation.
 
-    Processes that run take the new one up within a minute.
+    Running processes use the new key within a minute.
     """
-    path = _path(directory)
-    _tell(path, signing.rotate_key(path, finish=finish))
+    path = _key_path(directory)
+    _print_ids(path, signing.rotate_key(path, finish=finish))
 
 
 @key.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @report_errors
 def show(directory: str) -> None:
-    """Print the ids of the keys of SPOOL that are here, and where; never the keys."""
-    path = _path(directory)
-    _tell(path, read_keys(path))
+    """Print the ids of the keys of SPOOL in the key file, and its path; never the keys."""
+    path = _key_path(directory)
+    _print_ids(path, read_keys(path))

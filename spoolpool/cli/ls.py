@@ -18,23 +18,23 @@ from spoolpool.system.text import format_duration
 
 @click.command()
 @selects()
-@click.option("-l", "--long", is_flag=True, help="Whole ids, sessions and lanes.")
-@click.option("-q", "--ids", is_flag=True, help="Ids alone: for other programs, and no file is opened for it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
-@click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("-l", "--long", is_flag=True, help="Print full ids, sessions and lanes.")
+@click.option("-q", "--ids", is_flag=True, help="Print ids only, for scripts; opens no file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task and line.")
+@click.option("-n", "--limit", type=click.IntRange(1), help="Maximum number of tasks.")
 def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | None) -> None:
-    """List the tasks of SPOOL: all of them, those that are named, or those that fit the filters.
+    """List the tasks of SPOOL: all tasks, named tasks, or tasks that match the filters.
 
     \b
-      spool ls SPOOL                               everything
-      spool ls SPOOL --state running --user ada    what runs for ada
+      spool ls SPOOL                               all tasks
+      spool ls SPOOL --state running --user ada    running tasks of ada
       spool ls SPOOL --name relax --older-than 2h  by function and age
       spool ls SPOOL -q --state failed             ids, for a script
 
-    A TASK is an id, or the beginning or end of one that fits one task alone.
+    A TASK is an id, or the beginning or end of one id.
     """
     titled = sys.stdout.isatty() and not (ids or as_json)
-    for view in islice(selection.each(), limit):
+    for view in islice(selection.tasks(), limit):
         if titled:
             click.echo(
                 click.style(_row("TASK", "STATE", "AGE", "USER", "LANE", "SESSION", "NAME", long=long), bold=True)
@@ -52,14 +52,14 @@ def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | 
 
 
 def _row(task: str, state: str, since: str, user: str, lane: str, session: str, name: str, *, long: bool) -> str:
-    """A line of at most 80 characters, unless the name is long or it is to be complete."""
+    """Return a row: at most 80 characters, unless the name is long; ``long``: nothing is cut."""
     if long:
         return f"{task:<29}  {state:<9}  {since:>6}  {user:<8}  {lane:<24}  {session:<16}  {name}"
     return f"{task[-10:]:<10}  {state:<9}  {since:>6}  {user[:8]:<8}  {lane[:22]:<22}  {name}"
 
 
 def record(view: TaskView) -> dict[str, Any]:
-    """A task as JSON; the keys are documented in docs/cli.md."""
+    """Return a task as JSON. The keys are documented in docs/cli.md."""
     task_file, header, outcome = view.location.task_file, view.header, view.outcome
     return {
         "task": view.id,

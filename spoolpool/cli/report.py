@@ -19,21 +19,21 @@ _FILE = click.Path(dir_okay=False)
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("-o", "--output", type=_FILE, help="Write a page for a browser there.")
-@click.option("--png", type=_FILE, help="Write a picture there.")
-@click.option("--svg", type=_FILE, help="Write a picture there that can be scaled.")
+@click.option("-o", "--output", type=_FILE, help="Write an HTML page to this file.")
+@click.option("--png", type=_FILE, help="Write a PNG picture to this file.")
+@click.option("--svg", type=_FILE, help="Write an SVG picture to this file.")
 @report_errors
 def report(directory: str, output: str | None, png: str | None, svg: str | None) -> None:
-    """Show what happened in SPOOL: groups over time, waiting and running, durations, failures, recoveries.
+    """Write a report of SPOOL: groups and tasks over time, durations, failures, recoveries.
 
     \b
-      spool report SPOOL -o report.html    a page that needs no network
-      spool report SPOOL --svg figure.svg  for a paper; needs matplotlib
+      spool report SPOOL -o report.html    self-contained page
+      spool report SPOOL --svg figure.svg  figure for a paper; needs matplotlib
 
-    It is made from the journals, which 'spool gc' keeps for a year.
+    The data are the journals, which 'spool gc' keeps for a year.
     """
     if not (output or png or svg):
-        raise BadRequest("Say what to write: -o report.html, --png FILE or --svg FILE.")
+        raise BadRequest("Name an output file: -o report.html, --png FILE or --svg FILE.")
     summary = summarize(Spool(directory))
     if output:
         Path(output).write_text(page(summary), encoding="utf-8")

@@ -23,53 +23,52 @@ from spoolpool.security.trust import Trust
 @click.command()
 @selects("done", "raised", "lost", "cancelled")
 @click.option(
-    "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of this account's workers."
+    "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of workers of this account."
 )
-@click.option("--json", "as_json", is_flag=True, help="The value as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the value as JSON.")
 def result(selection: Selection, trusted: tuple[str, ...], as_json: bool) -> None:
-    """Print the value that a task returned, or what a command printed; exit as the command did.
+    """Print the return value of a task, or the output of a command; exit with the exit code of the command.
 
     \b
       spool result SPOOL e7819e56d5
       spool result SPOOL --session sweep --json
 
-    Reading a value can run code: so results are read of your own account's workers alone, and of those that you name.
-    They stay where they are; 'spool rm' removes them.
+    Unpickling a value can run code: only results from workers of your account and of --trust-user are read. They
+    stay in the spool; 'spool rm' removes them.
     """
-    chosen = selection.chosen()
+    chosen = selection.explicit_tasks()
     if not chosen:
         raise BadRequest(
-            f"No task in {selection.spool.path} that fits has a result: see 'spool ls {selection.spool.path}'."
+            f"No matching task of {selection.spool.path} has a result: see 'spool ls {selection.spool.path}'."
         )
     codes = [display(lambda view=view: read_value(view, trusted), as_json=as_json) for view in chosen]  # type: ignore[misc]
     sys.exit(max(codes))
 
 
 def read_value(view: TaskView, trusted: tuple[str, ...]) -> Any:
-    """The value, or the exception raised; unpickled only if the file's owner is trusted."""
+    """Return the result of a task or raise its exception; unpickled only if the owner of the file is trusted."""
     if view.state == "cancelled":
-        raise TaskFailed(f"Task {view.id} was cancelled: it has no value.")
+        raise TaskFailed(f"Task {view.id} was cancelled: it has no result.")
     return value_of(*read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted)))
 
 
 def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
-    """Print what a call returns or raises as a person wants it; returns the exit code."""
+    """Print the return value or the exception of a call; return the exit code."""
     try:
         value = call()
     except subprocess.CalledProcessError as failed:
-        _streams(failed.stdout, failed.stderr)
+        _write_streams(failed.stdout, failed.stderr)
         return failed.returncode
     except SpoolpoolError:
         raise
-    except Exception as error:  # noqa: BLE001  it is the task's own
-        echo_stderr(
-            escape_lines("".join(traceback.format_exception_only(type(error), error)) + str(error.__cause__ or ""))
-        )
+    except Exception as error:  # noqa: BLE001  the task may raise anything
+        text = "".join(traceback.format_exception_only(type(error), error)) + str(error.__cause__ or "")
+        echo_stderr(escape_lines(text))
         return TaskFailed.exit_code
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, subprocess.CompletedProcess):
-            _streams(each.stdout, each.stderr)
-    if not _is_command(value):
+            _write_streams(each.stdout, each.stderr)
+    if not _is_command_result(value):
         click.echo(
             json.dumps(value, default=repr)
             if as_json
@@ -78,12 +77,12 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
     return 0
 
 
-def _is_command(value: Any) -> bool:
+def _is_command_result(value: Any) -> bool:
     values = value if isinstance(value, list) and value else [value]
     return all(isinstance(each, subprocess.CompletedProcess) for each in values)
 
 
-def _streams(output: bytes | None, errors: bytes | None) -> None:
-    """What a command printed, as it printed it."""
+def _write_streams(output: bytes | None, errors: bytes | None) -> None:
+    """Write the captured streams of a command, unchanged."""
     click.echo(output or b"", nl=False)
     click.echo(errors or b"", nl=False, err=True)

@@ -13,27 +13,27 @@ from spoolpool.protocol.failed_tasks import retry_task
 @click.command()
 @selects("failed", "lost", everything=True)
 def retry(selection: Selection) -> None:
-    """Let tasks that failed/ keeps, or that were lost, run again: under the same ids, with all their attempts.
+    """Requeue failed and lost tasks, under the same ids and with all their attempts.
 
     \b
       spool retry SPOOL e7819e56d5
       spool retry SPOOL --name relax --older-than 1h
       spool retry SPOOL --all
 
-    The outcomes go to the sessions that submitted the tasks.
+    The sessions that submitted the tasks get the outcomes.
     """
     failures: list[SpoolpoolError] = []
-    chosen = selection.chosen()
+    chosen = selection.explicit_tasks()
     for view in chosen:
         try:
             session = view.session if view.location.place == "done" else ""
             click.echo(f"{retry_task(selection.spool, view.location.task_file.name, session)} waits again.")
-            selection.note("retried", view)
-        except SpoolpoolError as error:  # the others can be tried all the same
+            selection.log_event("retried", view)
+        except SpoolpoolError as error:  # continue with the other tasks
             failures.append(error)
     for failure in failures[1:]:
         echo_stderr(str(failure))
     if failures:
         raise failures[0]
     if not chosen:
-        echo_stderr("Nothing that fits was lost or set aside.")
+        echo_stderr("No matching task is lost or failed.")

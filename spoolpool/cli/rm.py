@@ -17,48 +17,48 @@ from spoolpool.system import files
 
 @click.command()
 @selects("done", "raised", "lost", "cancelled", "failed", everything=True)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def rm(selection: Selection, yes: bool) -> None:
-    """Remove failed tasks, and outcomes that nobody has collected.
+    """Remove failed tasks and uncollected outcomes.
 
     \b
       spool rm SPOOL --state failed --older-than 7d
       spool rm SPOOL --session sweep --yes
 
-    Who still waits for them waits in vain. Tasks that wait or run are cancelled first: 'spool cancel'.
+    Futures of removed tasks are never completed. Queued and running tasks must be cancelled first: 'spool cancel'.
     """
-    chosen = selection.chosen()
+    chosen = selection.explicit_tasks()
     confirm("remove", chosen, yes)
     kept = False
     for view in chosen:
         if needed := needed_by(view):
             kept = True
-            echo_stderr(f"{view.id} stays: task {needed} waits for its result. Cancel that first.")
+            echo_stderr(f"{view.id} stays: task {needed} needs its result. Cancel that task first.")
         elif remove(view):
-            selection.note("removed", view)
+            selection.log_event("removed", view)
             click.echo(f"{view.id} was removed.")
         else:
-            click.echo(f"{view.id} is gone: somebody else took it.")
+            click.echo(f"{view.id} was already collected or moved.")
     if not chosen:
-        echo_stderr("Nothing that fits is done or failed.")
+        echo_stderr("No matching task is done or failed.")
     if kept:
         sys.exit(SpoolpoolError.exit_code)
 
 
 def needed_by(view: TaskView) -> str:
-    """A task that needs the result of this one; empty if none does."""
+    """Return a task that depends on this one; empty if there is none."""
     if view.location.place != "done":
         return ""
-    edges = map(parse_link, files.list_names(f"{view.spool.layout.needs}/{view.session}"))
-    return next((edge.needed_by for edge in edges if edge is not None and edge.task == view.id), "")
+    links = map(parse_link, files.list_names(f"{view.spool.layout.needs}/{view.session}"))
+    return next((link.needed_by for link in links if link is not None and link.task == view.id), "")
 
 
 def remove(view: TaskView) -> bool:
-    """Take a task away for good, as whoever collects it; False if somebody else did."""
+    """Remove a task and its outcome like a collector; return False if another process removed it first."""
     spool, task_file, header = view.spool, view.location.task_file, view.header
     if header is not None:
         remove_links(spool, header)
-    # the token first: an outcome without a token is rubbish, a token without its outcome would be a loss
+    # the task file first: an orphan outcome is garbage, a task file without its outcome would be a lost result
     parent, _, name = view.location.path.rpartition("/")
     place = spool.directory(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
     removed = files.remove(f"{place}/{name}")

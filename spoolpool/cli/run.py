@@ -1,4 +1,4 @@
-"""``spool run`` shares all but its words with ``spool submit``."""
+"""``spool run``; it shares its code with ``spool submit``."""
 
 from spoolpool.cli.submit import run
 

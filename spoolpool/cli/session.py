@@ -1,4 +1,4 @@
-"""``spool session``: sessions as a whole, which keep what came for a later process."""
+"""``spool session``: whole sessions, whose results later processes may collect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
-from spoolpool.cli.task_selection import Selection, confirm
+from spoolpool.cli.task_selection import Selection, confirm, report_unlisted
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import check_session
 from spoolpool.monitor.inventory import count_session_tasks
@@ -36,10 +36,10 @@ def session() -> None:
 
 @session.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per session and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session and line.")
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
-    """List the sessions of SPOOL: whose they are, who submits, how many tasks they have, and when the last one came."""
+    """List the sessions of SPOOL: account, submitter, number of tasks, and time of the last submission."""
     spool = Spool(directory)
     scanner = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
@@ -60,14 +60,13 @@ def ls(directory: str, as_json: bool) -> None:
         since = format_duration(time.time() - found.last) if found.last else "-"
         row = _row(name, user, _state(info), since, *map(str, counts.values()))
         echo_escaped(row)
-    for path, reason in scanner.unlisted.items():
-        echo_escaped(f"Not seen: {spool.path}/{path} ({reason}). Ask its owner, or look again later.", err=True)
+    report_unlisted(scanner, spool)
     if scanner.unlisted:
         sys.exit(SpoolpoolError.exit_code)
 
 
 def _state(info: SessionInfo | None) -> str:
-    """Whether somebody submits: ``ended`` without a word, ``alive`` or ``dead`` as seen on this host, or elsewhere."""
+    """Return the state of the submitter: ended, alive or dead on this host, or on another host."""
     if info is None:
         return "ended"
     if info.process.is_alive_here():
@@ -83,37 +82,37 @@ def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.argument("name", metavar="SESSION")
 @click.option(
-    "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of this account's workers."
+    "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of workers of this account."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per task and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task and line.")
 @report_errors
 def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) -> None:
-    """Print what the tasks of a session returned or raised, in the order of their submission; they stay.
+    """Print the results and errors of the tasks of a session, in the order of submission; they stay in the spool.
 
-    Values are cut to fit a line; 'spool result' and --json have all of them. Reading a value can run code: so results
-    are read of your own account's workers alone, and of those that you name.
+    Values are shortened to one line; 'spool result' and --json print them in full. Unpickling a value can run code:
+    only results from workers of your account and of --trust-user are read.
     """
     spool = Spool(directory)
     failures = 0
     for view in _tasks(spool, name):
-        told: dict[str, Any] = {"task": view.id, "state": view.state, "name": view.name}
+        entry: dict[str, Any] = {"task": view.id, "state": view.state, "name": view.name}
         try:
-            told.update(_value_or_error(view, trusted))
+            entry.update(_value_or_error(view, trusted))
         except (OSError, SpoolpoolError) as error:
             failures += 1
             echo_escaped(f"{view.id}: {error}", err=True)
             continue
         if as_json:
-            click.echo(json.dumps(told, default=repr))
+            click.echo(json.dumps(entry, default=repr))
         else:
-            text = reprlib.repr(told["value"]) if "value" in told else told.get("error", "")
+            text = reprlib.repr(entry["value"]) if "value" in entry else entry.get("error", "")
             echo_escaped(f"{view.id}  {view.state:<9}  {view.name}  {text}")
     if failures:
         sys.exit(SpoolpoolError.exit_code)
 
 
 def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
-    """The value of a task that returned one; how another one ended, in words, for which nothing is unpickled."""
+    """Return the value of a task, or its error as text, for which nothing is unpickled."""
     if view.state == "done":
         return {"value": read_value(view, trusted)}
     failure = view.outcome.failure if view.outcome else None
@@ -123,38 +122,39 @@ def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
 @session.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.argument("name", metavar="SESSION")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @report_errors
 def rm(directory: str, name: str, yes: bool) -> None:
-    """Remove a session with all its outcomes, and with what failed of it.
+    """Remove a session with its outcomes and failed tasks.
 
-    Nothing is removed while tasks of it wait or run: 'spool cancel SPOOL --session SESSION' takes those back.
+    Nothing is removed while the session has queued or running tasks: 'spool cancel SPOOL --session SESSION' cancels
+    them.
     """
     spool = Spool(directory)
     views = _tasks(spool, name)
     busy = sum(view.state not in _ENDED for view in views)
     if busy:
         raise BadRequest(
-            f"{busy} task(s) of the session {name} wait or run: 'spool cancel {spool.path} --session {name}' takes "
-            "them back, 'spool wait' waits for them."
+            f"{busy} task(s) of the session {name} are queued or running: cancel them with "
+            f"'spool cancel {spool.path} --session {name}', or wait for them with 'spool wait'."
         )
     confirm("remove", views, yes)
     kept = 0
     with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
-        for view in reversed(views):  # the latest first: a task was submitted after those that it needs
+        for view in reversed(views):  # latest first: a task was submitted after its dependencies
             if needed := needed_by(view):
                 kept += 1
-                echo_stderr(f"{view.id} stays: task {needed} waits for its result. Cancel that first.")
+                echo_stderr(f"{view.id} stays: task {needed} needs its result. Cancel that task first.")
             elif remove(view):
-                selection.note("removed", view)
+                selection.log_event("removed", view)
     spool.close_session(name)
-    click.echo(f"The session {name} was removed{f', but for {kept} task(s)' * bool(kept)}.")
+    click.echo(f"The session {name} was removed{f', except {kept} task(s)' * bool(kept)}.")
     if kept:
         sys.exit(SpoolpoolError.exit_code)
 
 
 def _tasks(spool: Spool, name: str) -> list[TaskView]:
-    """All tasks of a session, in the order of submission; raises :class:`BadRequest` where there is no such session."""
+    """Return all tasks of a session, in the order of submission; raises :class:`BadRequest` for an unknown session."""
     check_session(name)
     views = sorted(select(spool, Query(session=name)), key=lambda view: view.id.partition("-")[2])
     if not views and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):

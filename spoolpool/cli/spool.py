@@ -1,4 +1,4 @@
-"""``spool``: the command that wires the others. Each lives in a file of its own and is imported when used."""
+"""``spool``: the group of all commands. Each has a module of its own, which is imported when it is used."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from importlib import import_module
 
 import click
 
-from spoolpool.cli.output import CONTEXT, with_common
+from spoolpool.cli.output import CONTEXT, add_common_options
 
 COMMANDS = {
-    "init": "Make a new spool.",
+    "init": "Create a spool.",
     "submit": "Submit a call of a Python function.",
     "run": "Submit a command of the shell.",
-    "status": "Show what blocks, what waits, what runs, and who works.",
-    "top": "The same, again and again.",
-    "ls": "List tasks: all, or those that fit.",
-    "show": "Show all that is known of tasks.",
-    "logs": "Show what tasks printed.",
-    "graph": "Show which tasks need which.",
-    "wait": "Wait until tasks have ended.",
-    "result": "Print what tasks returned.",
-    "traceback": "Show where and why tasks failed.",
-    "cancel": "Take tasks back, or ask for their end.",
-    "session": "List sessions, print their results, remove them.",
-    "retry": "Let failed tasks run again.",
-    "rm": "Remove failed tasks, and outcomes that nobody collected.",
-    "workers": "Start batch jobs of workers, list groups, and end them.",
-    "autoscale": "Submit batch jobs of workers for the tasks that wait.",
-    "journal": "Show what happened, in the order of time.",
-    "report": "Show what happened, as a page or a picture.",
-    "check": "Look whether everything in a spool is as it should be.",
-    "doctor": "Try what a filesystem can be trusted with.",
-    "key": "Make and change the key of a signed spool.",
-    "cache": "List and remove kept results.",
-    "gc": "Remove what nobody will ask for any more.",
+    "status": "Show blocked, queued and running tasks, and the workers.",
+    "top": "Show the status continuously.",
+    "ls": "List tasks.",
+    "show": "Show the details of tasks and their attempts.",
+    "logs": "Show the captured output of tasks.",
+    "graph": "Print the dependency graph of the tasks.",
+    "wait": "Wait until tasks have finished.",
+    "result": "Print the results of tasks.",
+    "traceback": "Show the tracebacks of failed tasks.",
+    "cancel": "Cancel tasks.",
+    "session": "List sessions, print their results, and remove them.",
+    "retry": "Requeue failed tasks.",
+    "rm": "Remove failed tasks and uncollected outcomes.",
+    "workers": "Submit batch jobs of workers, list and stop groups.",
+    "autoscale": "Submit batch jobs of workers as queued tasks need them.",
+    "journal": "Show the events of a spool in the order of time.",
+    "report": "Write a report of the events as a page or a picture.",
+    "check": "Check a spool for inconsistencies.",
+    "doctor": "Test whether a filesystem is suitable for a spool.",
+    "key": "Create, rotate and list the keys of a signed spool.",
+    "cache": "List and remove cached results.",
+    "gc": "Remove expired results, logs and journals.",
 }
 
 
 class _Commands(click.Group):
-    """Finds a command by its name in ``spoolpool/cli``, so that ``spool --help`` imports none of them."""
+    """Group that imports a command from ``spoolpool/cli`` when it is used, so that ``spool --help`` imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -47,7 +47,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return with_common(getattr(import_module(f"spoolpool.cli.{name}"), name), hidden=True)
+        return add_common_options(getattr(import_module(f"spoolpool.cli.{name}"), name), hidden=True)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -58,12 +58,12 @@ class _Commands(click.Group):
 @click.version_option(package_name="spoolpool")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """A queue that is nothing but files: tasks in a shared directory, run by warm worker groups."""
+    """A task queue in a shared directory, served by long-running worker groups."""
     if os.environ.get("NO_COLOR"):
         context.color = False
 
 
-with_common(main)
+add_common_options(main)
 
 if __name__ == "__main__":
     main()

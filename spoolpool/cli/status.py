@@ -1,4 +1,4 @@
-"""``spool status``, and ``spool top``."""
+"""``spool status`` and ``spool top``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import report_errors
-from spoolpool.cli.status_screen import as_json as document
+from spoolpool.cli.status_screen import as_json as to_json
 from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.status import StatusCollector
@@ -25,38 +25,38 @@ from spoolpool.system.backoff import Backoff
 
 _argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 _interval = click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks."
+    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between updates."
 )
 
 
 @click.command()
 @_argument
-@click.option("-w", "--watch", is_flag=True, help="Go on looking, as 'spool top' does.")
+@click.option("-w", "--watch", is_flag=True, help="Update continuously, like 'spool top'.")
 @_interval
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output; with --watch one per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one per line.")
 @report_errors
 def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
-    """Show what blocks in SPOOL, what waits and runs, who works on what, and when it may be done.
+    """Show blocked, queued and running tasks of SPOOL, its worker groups, and the expected end of the work.
 
     \b
-      spool status SPOOL           one look
-      spool status SPOOL --watch   again and again, until q or Ctrl-C
+      spool status SPOOL           once
+      spool status SPOOL --watch   continuously, until q or Ctrl-C
       spool status SPOOL --json    for programs
 
-    Names are listed and a few headers read; to look costs nothing that grows with what is in the tasks.
+    It lists names and reads a few headers; the cost does not depend on the size of the tasks.
     """
-    observer = StatusCollector(Spool(directory))
+    collector = StatusCollector(Spool(directory))
     if as_json:
         backoff = Backoff(interval, interval)
-        click.echo(json.dumps(document(observer.collect()), indent=None if watch else 1))
+        click.echo(json.dumps(to_json(collector.collect()), indent=None if watch else 1))
         while watch:
             backoff.sleep()
-            click.echo(json.dumps(document(observer.collect())))
+            click.echo(json.dumps(to_json(collector.collect())))
     elif watch:
-        _watch(observer, interval)
+        _watch(collector, interval)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in lines(observer.collect(), width=width):
+        for line in lines(collector.collect(), width=width):
             click.echo(line)
 
 
@@ -65,22 +65,22 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @_interval
 @report_errors
 def top(directory: str, interval: float) -> None:
-    """Show SPOOL as 'spool status' does, again and again, until q or Ctrl-C."""
+    """Show the status of SPOOL continuously, until q or Ctrl-C."""
     _watch(StatusCollector(Spool(directory)), interval)
 
 
-def _watch(observer: StatusCollector, interval: float) -> None:
-    """Repaint the terminal from the top at every look: only what changed is seen to change."""
+def _watch(collector: StatusCollector, interval: float) -> None:
+    """Show the status until a key ends it. Each update overwrites the screen, without clearing it: no flicker."""
     if not sys.stdout.isatty():
-        raise BadRequest("There is no terminal to show it on: use 'spool status' for one look, or --json.")
+        raise BadRequest("Standard output is not a terminal: use 'spool status' without --watch, or --json.")
     plain = click.unstyle if click.get_current_context().color is False else str
     with _keys() as pressed:
         while True:
             size = shutil.get_terminal_size()
-            page = [plain(line) for line in lines(observer.collect(), width=size.columns, groups=size.lines)]
+            page = [plain(line) for line in lines(collector.collect(), width=size.columns, groups=size.lines)]
             if len(page) > size.lines - 1:
                 page = [*page[: size.lines - 2], "..."]
-            # cursor home; each line ends with "clear to its end", the last with "clear below"
+            # cursor home; after each line clear the rest of it, after the last one the rest of the screen
             _draw("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in page) + "\x1b[J")
             if pressed(interval) in ("q", "\x03", "\x1b"):
                 return
@@ -88,7 +88,7 @@ def _watch(observer: StatusCollector, interval: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """A screen of its own, and a function that waits so long for a key ("" if none came)."""
+    """Use the alternate screen; yield a function that waits some seconds for a key, "" if none was pressed."""
 
     def pressed(seconds: float) -> str:
         ready = select.select([sys.stdin] if terminal else [], [], [], seconds)[0]
@@ -96,7 +96,7 @@ def _keys() -> Iterator[Callable[[float], str]]:
 
     terminal = sys.stdin.isatty()
     saved = termios.tcgetattr(sys.stdin) if terminal else []
-    _draw("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
+    _draw("\x1b[?1049h\x1b[?25l")  # alternate screen, no cursor
     try:
         if terminal:
             tty.setcbreak(sys.stdin)

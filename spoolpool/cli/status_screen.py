@@ -1,4 +1,4 @@
-"""A status as lines of text, for a page of 80 columns or any other, and as JSON."""
+"""The status of a spool as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from spoolpool.monitor.status import Blocked, GroupStatus, Status
 from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import format_duration
 
-_PAGE = 80  # columns
-_LEFT = 9  # columns for the word that begins a line
+_PAGE = 80  # columns without a terminal
+_LEFT = 9  # columns of the first word of a line
 
 
 def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iterator[str]:
-    """The screen: what blocks comes first. At most so many groups are listed; those that work before the idle ones.
+    """Yield the lines of a status, blocked tasks first; list at most ``groups`` groups, busy ones before idle ones.
 
-    Without a width the tables have that of a page, and texts are not broken into lines.
+    Without a width, tables have 80 columns, and texts are not wrapped.
     """
     for each in status.blocked:
         yield from _wrapped("BLOCKED", _why(each, status), width, fg="red", bold=True)
@@ -41,7 +41,7 @@ def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iter
 
 
 def as_json(status: Status) -> dict[str, Any]:
-    """The same for programs; the keys are documented in docs/cli.md, and stay."""
+    """Return a status as JSON. Its keys are documented in docs/cli.md and stable."""
     return {
         "spool": status.spool,
         "time": status.time,
@@ -112,9 +112,7 @@ def _counts(status: Status, width: int) -> Iterator[str]:
     yield click.style(head.rstrip(), bold=True)
     for row in status.counts:
         numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
-        yield escape_for_terminal(
-            f"{_cut(row.lane or '(not looked at)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}"
-        )
+        yield escape_for_terminal(f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
 
 
 def _groups(status: Status, width: int, most: int) -> Iterator[str]:
@@ -127,7 +125,7 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
         if each in chosen:
             yield escape_for_terminal(_group(each, name))
             if each.progress is not None:
-                yield escape_for_terminal(_cut(f"         {progress(each.progress)}", width))
+                yield escape_for_terminal(_cut(f"         {describe_progress(each.progress)}", width))
     if len(status.groups) > len(chosen):
         yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
 
@@ -142,9 +140,9 @@ def _group(each: GroupStatus, name: int) -> str:
     return f"{left} {_cut(runs, name):<{name}} {each.task[-5:]:<5} {since:>6}".rstrip()
 
 
-def progress(told: TaskProgress) -> str:
-    """How far a task says it is."""
-    return " ".join(filter(None, ("" if told.fraction is None else f"{told.fraction:.0%}", told.text)))
+def describe_progress(report: TaskProgress) -> str:
+    """Return the reported progress of a task as text."""
+    return " ".join(filter(None, ("" if report.fraction is None else f"{report.fraction:.0%}", report.text)))
 
 
 def _cut(text: str, most: int) -> str:
@@ -152,10 +150,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _wrapped(word: str, text: str, width: int | None, **style: Any) -> Iterator[str]:
-    broken = (
-        [escape_for_terminal(text)]
-        if width is None
-        else wrap(escape_for_terminal(text), max(20, width - _LEFT), break_on_hyphens=False)
-    )
-    for number, line in enumerate(broken):
+    text = escape_for_terminal(text)
+    rows = [text] if width is None else wrap(text, max(20, width - _LEFT), break_on_hyphens=False)
+    for number, line in enumerate(rows):
         yield click.style(f"{word if number == 0 else '':<{_LEFT}}", **style) + line

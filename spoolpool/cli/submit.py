@@ -1,4 +1,4 @@
-"""``spool submit`` and ``spool run``: tasks from the command line, of Python functions and of commands."""
+"""``spool submit`` and ``spool run``: submit Python functions and commands."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from spoolpool.wire import Command
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
-def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a task needs, where its result goes, and who waits."""
+def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add options for the resources and the session of a task, and for waiting; submit the call."""
 
     @report_errors
     @functools.wraps(function)
@@ -42,7 +42,7 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
         wait: bool,
         **options: Any,
     ) -> None:
-        wishes = {
+        resource_dict = {
             "cores": ranks,
             "threads_per_core": threads,
             "gpus_per_core": gpus,
@@ -51,11 +51,11 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
             **_pairs(resources, "--resource"),
         }
         call = function(**options)
-        _submit(directory, *call, wishes=wishes, queue=queue, session=session, wait=wait)
+        _submit(directory, *call, resource_dict=resource_dict, queue=queue, session=session, wait=wait)
 
     for option in (
         click.option(
-            "-w", "--wait", is_flag=True, help="Print the result at the end; remove it, unless --session is given."
+            "-w", "--wait", is_flag=True, help="Wait for the result and print it; remove it without --session."
         ),
         click.option("--session", metavar="NAME", help="Session that gets the result.  [default: cli- and your uid]"),
         click.option(
@@ -63,11 +63,11 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
             "resources",
             multiple=True,
             metavar="KEY=JSON",
-            help="A key of resource_dict; repeat for more.",
+            help="Key of resource_dict (repeat for more).",
         ),
-        click.option("--cwd", default=".", metavar="DIR", help="Working directory.  [default: this one]"),
+        click.option("--cwd", default=".", metavar="DIR", help="Working directory.  [default: the current one]"),
         click.option("--queue", default="default", show_default=True, metavar="NAME", help="Queue."),
-        click.option("--priority", type=int, default=0, show_default=True, help="From -499 to 499; greater is sooner."),
+        click.option("--priority", type=int, default=0, show_default=True, help="-499 to 499; higher runs earlier."),
         click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per rank."),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per rank."),
         click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="MPI ranks."),
@@ -76,7 +76,7 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
             "directory",
             metavar="SPOOL",
             envvar=settings.ENV_SPOOL,
-            help="The spool.  [default: $SPOOLPOOL_DIR]",
+            help="Spool directory.  [default: $SPOOLPOOL_DIR]",
         ),
     ):
         run = option(run)
@@ -84,9 +84,9 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@_asks
+@_submit_options
 @click.option(
-    "--arg", "arguments", multiple=True, metavar="[NAME=]VALUE", help="Argument: JSON, or else text; repeat for more."
+    "--arg", "arguments", multiple=True, metavar="[NAME=]VALUE", help="Argument: JSON, else text (repeat for more)."
 )
 @click.argument("function", metavar="MODULE:FUNCTION")
 def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -96,50 +96,50 @@ def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any
       spool submit --spool SPOOL math:hypot --arg 3 --arg 4 --wait
       spool submit --spool SPOOL model:relax --arg '{"a": 4.05}' --arg steps=200 --ranks 8
 
-    The module is looked for in the current directory too. It is imported here, and need not be installed where it runs.
+    The module is imported on this host, also from the current directory; the workers need not have it.
     """
     module, _, name = function.partition(":")
     if not (module and name):
-        raise BadRequest(f"{function!r} names no function: write MODULE:FUNCTION, as in math:hypot.")
+        raise BadRequest(f"{function!r} is not of the form MODULE:FUNCTION. Example: math:hypot.")
     sys.path.insert(0, os.getcwd())
     try:
         found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
-        raise BadRequest(f"There is no function {function!r}: {error}. Look at the names and at PYTHONPATH.") from error
+        raise BadRequest(f"Cannot import {function!r}: {error}. Check the names and PYTHONPATH.") from error
     if not callable(found):
-        raise BadRequest(f"{function!r} is a {type(found).__name__}, which cannot be called. Name a function.")
+        raise BadRequest(f"{function!r} is a {type(found).__name__}, which is not callable. Name a function.")
     matches = [_KEYWORD.fullmatch(each) for each in arguments]
     args = tuple(_value(each) for each, match in zip(arguments, matches, strict=True) if match is None)
     return found, args, {match[1]: _value(match[2]) for match in matches if match}
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@_asks
+@_submit_options
 @click.option(
     "-e",
     "--env",
     "variables",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="Variable that the command gets; repeat for more.",
+    help="Environment variable of the command (repeat for more).",
 )
 @click.argument("words", metavar="[--] COMMAND [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     words: tuple[str, ...], variables: tuple[str, ...]
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Submit a command, and print the id of the task. Its exit code and its output are its result.
+    """Submit a command, and print the id of the task. The result is the exit code and the output.
 
     \b
       spool run --spool SPOOL -- ./relax.sh Al
       spool run --spool SPOOL --wait --threads 4 -- sh -c 'make -j4 2>&1 | tail'
-      spool run --spool SPOOL --ranks 4 -- ./part.sh       ($SPOOLPOOL_RANK tells them apart)
+      spool run --spool SPOOL --ranks 4 -- ./part.sh       (each rank has its own $SPOOLPOOL_RANK)
 
-    With --wait its output is printed, and its exit code is this one's. If that is not 0, the task has failed.
+    With --wait, print the output of the command and exit with its exit code. A task with another code than 0 fails.
     """
     split = [each.partition("=") for each in variables]
     missing = [name for name, given, _ in split if not given and name not in os.environ]
     if missing:
-        raise BadRequest(f"There is no variable {', '.join(missing)} here: set it, or write {missing[0]}=VALUE.")
+        raise BadRequest(f"The environment has no variable {', '.join(missing)}: set it, or write {missing[0]}=VALUE.")
     return Command(words, {name: value if given else os.environ[name] for name, given, value in split}), (), {}
 
 
@@ -149,7 +149,7 @@ def _submit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    wishes: dict[str, Any],
+    resource_dict: dict[str, Any],
     queue: str,
     session: str | None,
     wait: bool,
@@ -157,7 +157,7 @@ def _submit(
     if not directory:
         raise click.UsageError("Missing option '--spool', and SPOOLPOOL_DIR is not set.")
     name = session or (None if wait else f"cli-{os.geteuid()}")
-    executor = Executor(spool=directory, resource_dict=wishes, session=name, submission=Submission(queue=queue))
+    executor = Executor(spool=directory, resource_dict=resource_dict, session=name, submission=Submission(queue=queue))
     try:
         future = executor.submit(function, *args, **kwargs)
         if not wait:
@@ -166,9 +166,7 @@ def _submit(
         echo_stderr(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
         code = display(future.result)
     except KeyboardInterrupt:
-        echo_stderr(
-            "Interrupted: the task goes on. 'spool cancel' ends it, 'spool result' has its value when it is done."
-        )
+        echo_stderr("Interrupted: the task continues. 'spool cancel' cancels it, 'spool result' prints its result.")
         raise
     finally:
         executor.detach()
@@ -187,6 +185,6 @@ def _pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
     for text in texts:
         match = _KEYWORD.fullmatch(text)
         if match is None:
-            raise BadRequest(f"{option} {text}: write {option} KEY=VALUE, where VALUE is JSON.")
+            raise BadRequest(f"{option} {text}: the form is {option} KEY=VALUE, with VALUE in JSON.")
         found[match[1]] = _value(match[2])
     return found

@@ -1,4 +1,4 @@
-"""Which tasks a command is about: named by id, by the beginning or end of one, or by filters; alike everywhere."""
+"""Selection of tasks by ids, parts of ids and filters: common to all commands for tasks."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from spoolpool.system.text import format_duration
 _FILTERS = ("states", "lane", "queue", "user", "session", "name", "older_than")
 _STATES = ("held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed")
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_SHOWN = 10  # tasks that a question names
-_OFFERED = 200  # ids that a shell is offered
+_LISTED = 10  # items that a question lists
+_COMPLETIONS = 200  # ids that a shell gets
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
-    """A length of time: seconds, or with a unit (90s, 10m, 2h, 7d)."""
+    """Duration: seconds, or a number with a unit (90s, 10m, 2h, 7d)."""
 
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds."""
+        """Return a duration in seconds."""
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", str(value), re.ASCII)
         if match is None:
-            self.fail(f"{value!r} is no length of time: write 90s, 10m, 2h or 7d.", param, ctx)
+            self.fail(f"{value!r} is not a duration. Examples: 90s, 10m, 2h, 7d.", param, ctx)
         return float(match[1]) * _UNITS[match[2]]
 
 
 class Selection:
-    """The tasks of a spool that the words and options of a command name; ``states`` are those that it can be about."""
+    """Tasks that the arguments and options of a command select; ``states`` are the states that the command accepts."""
 
     def __init__(self, words: tuple[str, ...], states: Collection[State], everything: bool, query: Query) -> None:
         directory, self._words = spool_and_tasks(words)
@@ -56,46 +56,44 @@ class Selection:
         self._query = query if query.states else dataclasses.replace(query, states=tuple(states))
         self._scanner = SpoolScanner(self.spool.path)
 
-    def each(self) -> Iterator[TaskView]:
-        """The tasks as they are met, which may be all; says in the end what could not be seen."""
+    def tasks(self) -> Iterator[TaskView]:
+        """Yield the selected tasks, without a selection all; report directories that could not be listed at the end."""
         if self._words:
             yield from find_by_ids(self.spool, self._words, self._query, self._scanner)
         else:
             yield from select(self.spool, self._query, self._scanner)
-        for directory, reason in self._scanner.unlisted.items():
-            echo_escaped(
-                f"Not seen: {self.spool.path}/{directory} ({reason}). Ask its owner, or look again later.", err=True
-            )
+        report_unlisted(self._scanner, self.spool)
 
     @property
-    def unseen(self) -> bool:
-        """Whether something could not be seen, so that tasks may be missing."""
+    def is_incomplete(self) -> bool:
+        """Whether directories could not be listed, so that tasks may be missing."""
         return bool(self._scanner.unlisted)
 
     @functools.cached_property
     def _journal(self) -> Journal:
         return Journal(self.spool, submitters_journal(), "spool")
 
-    def note(self, event: str, view: TaskView) -> None:
-        """Write into the journal what was done to a task, so that it is known who did it."""
+    def log_event(self, event: str, view: TaskView) -> None:
+        """Record a change of a task, and its author, in the journal."""
         self._journal.write(event, task=view.id, session=view.session)
 
     def close(self) -> None:
-        """The command has ended."""
+        """Close the journal."""
         if "_journal" in vars(self):
             self._journal.close()
 
-    def chosen(self) -> list[TaskView]:
-        """The tasks, for a command that must be told which; raises :class:`BadRequest` where it was not."""
+    def explicit_tasks(self) -> list[TaskView]:
+        """Return the selected tasks of a command that needs a selection; raises :class:`BadRequest` without one."""
         if self._everything != self._is_open:
-            raise BadRequest(
-                f"Name tasks or give a filter, or --all. 'spool ls {self.spool.path}' shows which there are."
-            )
-        return list(self.each())
+            raise BadRequest(f"Name tasks or give a filter, or --all. 'spool ls {self.spool.path}' lists the tasks.")
+        return list(self.tasks())
 
 
 def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The first word is the spool, unless the environment names one and the word can be none."""
+    """Return the spool and the tasks that the arguments name.
+
+    The first argument is the spool, unless the environment names one and the argument cannot be a directory.
+    """
     default = os.environ.get(settings.ENV_SPOOL)
     if words and (not default or os.sep in words[0] or os.path.isdir(words[0])):
         return words[0], words[1:]
@@ -105,7 +103,7 @@ def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 
 
 def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Directories for the spool, then the ids of its tasks."""
+    """Complete directories for the spool, then the ids of its tasks."""
     words = tuple(ctx.params.get("words") or ())
     if os.sep in incomplete or (not words and settings.ENV_SPOOL not in os.environ):
         return [CompletionItem(incomplete, type="dir")]
@@ -114,15 +112,15 @@ def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
     for location in SpoolScanner(directory).tasks():
         if location.task_file.task.startswith(incomplete):
             found.append(CompletionItem(location.task_file.task, help=location.place))
-            if len(found) == _OFFERED:
+            if len(found) == _COMPLETIONS:
                 break
     return found
 
 
 def selects(*states: State, everything: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command its ``selection``, of tasks in these states (or in any), and explain its errors.
+    """Add a ``selection`` of tasks in these states (default: in any) to a command, and report its errors.
 
-    With ``everything`` there is ``--all``: for commands that must be told what to do something to.
+    ``everything`` adds ``--all``, for commands that need a selection.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,40 +133,52 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
                 function(selection=selection, **options)
             finally:
                 selection.close()
-            if selection.unseen:
+            if selection.is_incomplete:
                 sys.exit(SpoolpoolError.exit_code)
 
         choice = click.Choice(states or _STATES)
         for option in (
-            click.option(
-                "--older-than", type=Duration(), metavar="TIME", help="Submitted longer ago: 90s, 10m, 2h, 7d."
-            ),
-            click.option("--name", metavar="PATTERN", help="What is called: * and ? stand for anything."),
-            click.option("--session", metavar="NAME", help="Of this session."),
-            click.option("--user", metavar="NAME", help="Of this account."),
-            click.option("--queue", metavar="NAME", help="In this queue."),
-            click.option("--lane", metavar="PATTERN", help="In a lane like this."),
-            click.option("--state", "states", multiple=True, type=choice, help="In this state; repeat for more."),
+            click.option("--older-than", type=Duration(), metavar="TIME", help="Older than 90s, 10m, 2h, 7d."),
+            click.option("--name", metavar="PATTERN", help="Function or command name; * and ? are wildcards."),
+            click.option("--session", metavar="NAME", help="Tasks of this session."),
+            click.option("--user", metavar="NAME", help="Tasks of this account."),
+            click.option("--queue", metavar="NAME", help="Tasks in this queue."),
+            click.option("--lane", metavar="PATTERN", help="Lane name; * and ? are wildcards."),
+            click.option("--state", "states", multiple=True, type=choice, help="Task state (repeat for more)."),
         ):
             run = option(run)
         if everything:
-            run = click.option("--all", "everything", is_flag=True, help="Every task that this can be done to.")(run)
+            run = click.option("--all", "everything", is_flag=True, help="All tasks that the command accepts.")(run)
         return click.argument("words", metavar="SPOOL [TASK]...", nargs=-1, shell_complete=complete)(run)
 
     return wrap
 
 
-def confirm(doing: str, views: list[TaskView], yes: bool) -> None:
-    """Ask before something is done that cannot be undone; without a terminal there is nobody to ask."""
-    if yes or not views:
+def report_unlisted(scanner: SpoolScanner, spool: Spool) -> None:
+    """Report the directories that a scan could not list."""
+    for directory, reason in scanner.unlisted.items():
+        text = f"{spool.path}/{directory} cannot be listed ({reason}). Ask its owner, or try again later."
+        echo_escaped(text, err=True)
+
+
+def _describe(view: TaskView) -> str:
+    return f"{view.id}  {view.state}  {format_duration(time.time() - view.submitted)}  {view.name}"
+
+
+def confirm(
+    action: str, items: list[Any], yes: bool, *, noun: str = "task", describe: Callable[[Any], str] = _describe
+) -> None:
+    """Ask for confirmation of an irreversible action; raises :class:`BadRequest` without a terminal."""
+    if yes or not items:
         return
     if not sys.stdin.isatty():
-        raise BadRequest(f"Would {doing} {len(views)} task(s). Nobody can be asked here: add --yes if that is meant.")
-    for view in views[:_SHOWN]:
-        echo_escaped(
-            f"  {view.id}  {view.state}  {format_duration(time.time() - view.submitted)}  {view.name}", err=True
+        raise BadRequest(
+            f"Would {action} {len(items)} {noun}(s), but there is no terminal for a confirmation. "
+            "To confirm, add --yes."
         )
-    if len(views) > _SHOWN:
-        echo_stderr(f"  and {len(views) - _SHOWN} more")
-    which = "this task" if len(views) == 1 else f"these {len(views)} tasks"
-    click.confirm(f"{doing.capitalize()} {which}?", abort=True, err=True)
+    for item in items[:_LISTED]:
+        echo_escaped(f"  {describe(item)}", err=True)
+    if len(items) > _LISTED:
+        echo_stderr(f"  and {len(items) - _LISTED} more")
+    which = f"this {noun}" if len(items) == 1 else f"these {len(items)} {noun}s"
+    click.confirm(f"{action.capitalize()} {which}?", abort=True, err=True)

@@ -1,4 +1,4 @@
-"""``spool top``: 'spool status --watch', in fewer letters."""
+"""``spool top``: the same as ``spool status --watch``."""
 
 from spoolpool.cli.status import top
 

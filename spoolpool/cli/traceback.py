@@ -12,18 +12,18 @@ from spoolpool.errors import BadRequest
 @click.command()
 @selects("raised", "lost", "failed")
 def traceback(selection: Selection) -> None:
-    """Show where and why tasks failed, as the outcome's header says. Nothing is unpickled.
+    """Show the tracebacks of failed tasks, from the headers of their outcomes. Nothing is unpickled.
 
     \b
       spool traceback SPOOL e7819e56d5
       spool traceback SPOOL --name relax
 
-    Of a task that was collected, its submitter has the traceback.
+    The traceback of a collected task is only in the exception that its submitter got.
     """
-    chosen = selection.chosen()
+    chosen = selection.explicit_tasks()
     if not chosen:
         raise BadRequest(
-            f"No task in {selection.spool.path} that fits has failed: see 'spool ls {selection.spool.path}'."
+            f"No matching task of {selection.spool.path} has failed: see 'spool ls {selection.spool.path}'."
         )
     for number, view in enumerate(chosen):
         if number:
@@ -31,7 +31,7 @@ def traceback(selection: Selection) -> None:
         failure = view.outcome.failure if view.outcome else None
         echo_escaped(f"{view.id}  {view.name or view.problem}")
         if failure is None:
-            click.echo(f"It is kept as {view.spool.path}/{view.location.path}; 'spool show' tells what is known of it.")
+            click.echo(f"It is kept as {view.spool.path}/{view.location.path}; 'spool show' shows its attempts.")
             continue
         echo_escaped(f"{failure.type} on rank {failure.rank}, host {failure.host}")
         click.echo(escape_lines(failure.traceback or failure.message))

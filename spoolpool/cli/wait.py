@@ -24,31 +24,31 @@ _BAD = ("raised", "lost", "cancelled", "failed")
 
 @click.command()
 @selects()
-@click.option("--timeout", type=Duration(), metavar="TIME", help="Give up after 90s, 10m, 2h or 7d.")
+@click.option("--timeout", type=Duration(), metavar="TIME", help="Maximum time to wait: 90s, 10m, 2h, 7d.")
 def wait(selection: Selection, timeout: float | None) -> None:
-    """Wait until tasks have ended: all that are there now, those that are named, or those that fit.
+    """Wait until tasks have finished: all present tasks, named tasks, or tasks that match the filters.
 
     \b
       spool wait SPOOL --session sweep && ./next-step
       spool wait SPOOL e7819e56d5 --timeout 2h
 
-    The exit code is 0 if all of them returned, 1 if one raised, was lost or cancelled, and 17 when the time was up.
+    The exit code is 0 if all tasks returned, 1 if one raised, was lost or cancelled, and 17 after a timeout.
     """
-    waiter = Waiter(selection.spool, list(selection.each()))
+    waiter = Waiter(selection.spool, list(selection.tasks()))
     log.info("Waiting for %d of %d task(s)", len(waiter.pending), waiter.total)
     backoff = Backoff(0.01, 2.0)
     end = None if timeout is None else time.monotonic() + timeout
     with _bar(waiter.total) as bar:
         while True:
-            if came := waiter.poll():
+            if finished := waiter.poll():
                 if bar is not None:
-                    bar.update(came)
+                    bar.update(finished)
                 backoff.reset()
             if not waiter.pending:
                 break
             if end is not None and time.monotonic() > end:
                 raise TaskTimeout(
-                    f"{len(waiter.pending)} of {waiter.total} tasks in {selection.spool.path} have not ended within "
+                    f"{len(waiter.pending)} of {waiter.total} tasks in {selection.spool.path} have not finished within "
                     f"{timeout:g} s. Wait again, or see 'spool status {selection.spool.path}'."
                 )
             for text in waiter.warnings():
@@ -63,7 +63,7 @@ def wait(selection: Selection, timeout: float | None) -> None:
 
 
 def _bar(total: int) -> AbstractContextManager[Any]:
-    """A bar on a terminal; elsewhere nothing."""
+    """Return a progress bar on a terminal, else nothing."""
     if not sys.stderr.isatty():
         return nullcontext()
     return click.progressbar(length=total, label="Waiting", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``spool workers``: batch jobs of workers, started and ended from a login node."""
+"""``spool workers``: start and stop batch jobs of workers from a login node."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from spoolpool import settings
-from spoolpool.cli.batch_options import job, job_options
+from spoolpool.cli.batch_options import create_job, job_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_job_name
@@ -15,28 +15,27 @@ from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
-from spoolpool.protocol.workers import WorkerInfo
-from spoolpool.protocol.workers import read_workers as entries
+from spoolpool.protocol.workers import WorkerInfo, read_workers
 
 
 @click.group()
 def workers() -> None:
-    """Start batch jobs of workers, list groups, and end them."""
+    """Submit batch jobs of workers, list and stop groups."""
 
 
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.option("--jobs", "count", type=click.IntRange(1), default=1, show_default=True, help="Submit so many jobs.")
-@click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
+@click.option("--jobs", "count", type=click.IntRange(1), default=1, show_default=True, help="Number of jobs.")
+@click.option("--dry-run", is_flag=True, help="Print the job script; submit nothing.")
 @job_options
 @report_errors
 def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
-    """Submit batch jobs whose script is spool-worker, and print their ids.
+    """Submit batch jobs that run spool-worker, and print their ids.
 
     Example: spool workers start /shared/spool --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
     """
     spool = Spool(directory)
-    submitted = job(spool.path, options)
+    submitted = create_job(spool.path, options)
     if dry_run:
         name = new_job_name()
         click.echo(submitted.script(name, output_path(spool, name)), nl=False)
@@ -49,10 +48,10 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @report_errors
 def ls(directory: str) -> None:
-    """List the worker groups of SPOOL: id, host, job, shape, and what they are; then its batch jobs."""
+    """List the worker groups of SPOOL: id, state, host, job, shape and queues; then its batch jobs."""
     spool = Spool(directory)
     liveness = Liveness(spool)
-    for info in sorted(entries(spool), key=lambda info: info.started):
+    for info in sorted(read_workers(spool), key=lambda info: info.started):
         state = "alive" if liveness.is_alive(info) else "dead"
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
@@ -60,21 +59,21 @@ def ls(directory: str) -> None:
     for each in find_jobs(spool):
         if each.state != "over":
             record = each.record
-            purpose = f"for {record.lane}" if record.lane else "started by hand"
+            purpose = f"for {record.lane}" if record.lane else "submitted manually"
             purpose += f", session {record.session}" if record.session else ""
             text = f"{each.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
             echo_escaped(text)
 
 
-def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
-    found = entries(spool)
+def _select_groups(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:
+    found = read_workers(spool)
     if everything == bool(named):
-        raise BadRequest(f"Name groups, jobs or hosts, or --all. There are {len(found)} groups.")
+        raise BadRequest(f"Name groups, jobs or hosts, or --all. The spool has {len(found)} groups.")
     chosen = []
     for name in named:
         fits = [info for info in found if info.worker.startswith(name) or name in (info.job, info.process.host)]
         if not fits:
-            raise BadRequest(f"No group, job or host is {name!r}: see 'spool workers ls {spool.path}'.")
+            raise BadRequest(f"{name!r} is no group, job or host of this spool: see 'spool workers ls {spool.path}'.")
         chosen += fits
     return found if everything else chosen
 
@@ -85,9 +84,9 @@ def _chosen(spool: Spool, named: tuple[str, ...], everything: bool) -> list[Work
 @click.option("--all", "everything", is_flag=True, help="All groups of the spool.")
 @report_errors
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
-    """Let groups end after the task that they run. A supervisor ends with its last group."""
+    """Stop groups after their current tasks. A supervisor ends with its last group."""
     spool = Spool(directory)
-    for info in _chosen(spool, named, everything):
+    for info in _select_groups(spool, named, everything):
         request_stop(spool, info.worker)
         click.echo(f"{info.worker} on {info.process.host} was asked to end.")
 
@@ -95,32 +94,32 @@ def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.argument("named", metavar="[JOB|NAME]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All batch jobs of the spool, and all its groups.")
+@click.option("--all", "everything", is_flag=True, help="All batch jobs and all groups of the spool.")
 @click.option(
     "--wait",
     "seconds",
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
-    help="Seconds for groups to end in order; then their jobs are cancelled.",
+    help="Seconds for groups to finish their tasks; then their jobs are cancelled.",
 )
 @report_errors
 def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: float) -> None:
-    """End batch jobs that were submitted for SPOOL, and wait until they are gone.
+    """Stop batch jobs that were submitted for SPOOL, and wait until they have ended.
 
-    Jobs that wait are cancelled. The groups of those that run are asked to end after their tasks; after --wait their
-    jobs are cancelled as well. No job is touched that was not submitted for this spool by your account.
+    Pending jobs are cancelled. The groups of running jobs are asked to end after their tasks; after --wait seconds
+    their jobs are cancelled too. Only jobs that your account submitted for this spool are touched.
     """
     spool = Spool(directory)
-    going = [job for job in find_jobs(spool) if job.state != "over"]
+    active = [job for job in find_jobs(spool) if job.state != "over"]
     if everything == bool(named):
-        raise BadRequest(f"Name batch jobs, or --all. There are {len(going)}: see 'spool workers ls {spool.path}'.")
+        raise BadRequest(f"Name batch jobs, or --all. There are {len(active)}: see 'spool workers ls {spool.path}'.")
     for name in named:
-        if not any(name in (job.record.name, job.id) for job in going):
-            raise BadRequest(f"No batch job of this spool is {name!r}: see 'spool workers ls {spool.path}'.")
-    wanted = {job.record.name for job in going if everything or {job.record.name, job.id} & set(named)}
+        if not any(name in (job.record.name, job.id) for job in active):
+            raise BadRequest(f"{name!r} is no batch job of this spool: see 'spool workers ls {spool.path}'.")
+    wanted = {job.record.name for job in active if everything or {job.record.name, job.id} & set(named)}
     if everything:
-        for info in _chosen(spool, (), True):
+        for info in _select_groups(spool, (), True):
             request_stop(spool, info.worker)
             echo_stderr(f"{info.worker} on {info.process.host} was asked to end.")
     for line in end_jobs(spool, lambda job: job.record.name in wanted, seconds):

@@ -211,7 +211,7 @@ def test_show_prints_the_worker_of_a_running_task(spool: Spool) -> None:
     cancel.request(spool, task)
     text = run("show", spool.path, task).stdout
     assert f"worker {worker} on elsewhere: running" in text
-    assert "to be cancelled" in text
+    assert "cancellation requested" in text
 
 
 def test_traceback_of_a_set_aside_task_names_its_file(spool: Spool) -> None:
@@ -253,7 +253,7 @@ def test_cancel_of_a_waiting_task_cancels_its_future(spool: Spool) -> None:
     with Executor(spool=spool.path) as executor:
         future = executor.submit(pow, 2, 2)
         result = run("cancel", "--yes", spool.path, future.task)  # type: ignore[attr-defined]
-        assert (result.exit_code, result.stdout) == (0, f"{future.task} was taken back.\n")  # type: ignore[attr-defined]
+        assert (result.exit_code, result.stdout) == (0, f"{future.task} was cancelled.\n")  # type: ignore[attr-defined]
         wait_until(future.cancelled, "the future is cancelled")
     assert not any((scan(spool).ready, scan(spool).results, scan(spool).cancel_requests))
 
@@ -263,9 +263,9 @@ def test_held_and_running_tasks_can_be_cancelled(spool: Spool) -> None:
     result = run("cancel", "--all", "--yes", spool.path)
     assert result.exit_code == 0, result.stderr
     assert set(result.stdout.splitlines()) == {
-        f"{held} was taken back.",
-        f"{waiting} was taken back.",
-        f"{running} is to be cancelled.",
+        f"{held} was cancelled.",
+        f"{waiting} was cancelled.",
+        f"{running} is running; its cancellation was requested.",
     }
     seen = scan(spool)
     assert {task_file.task for task_file in seen.results.values()} == {held, waiting}
@@ -319,8 +319,8 @@ def test_result_with_a_waiting_dependent_is_not_removed(spool: Spool) -> None:
     files.move(f"{spool.path}/{view.location.path}", target)
     result = run("rm", "--yes", "--all", spool.path)
     assert result.exit_code == 1
-    assert f"{needed} stays: task {needing} waits" in result.stderr
-    assert run("cancel", "--yes", spool.path, needing).stdout == f"{needing} was taken back.\n"
+    assert f"{needed} stays: task {needing} needs its result" in result.stderr
+    assert run("cancel", "--yes", spool.path, needing).stdout == f"{needing} was cancelled.\n"
     result = run("rm", "--yes", spool.path, needing)
     assert (result.exit_code, result.stdout) == (0, f"{needing} was removed.\n")
     assert run("rm", "--yes", "--all", spool.path).stdout == f"{needed} was removed.\n"

@@ -75,12 +75,12 @@ def test_stop_ends_the_jobs_of_its_spool_in_order_and_no_other(login: Site) -> N
     first, second, third = start(login, count=3)
     wait_until(lambda: len(workers.read_workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
     listed = spool(login, "workers", "ls", login.spool.path)
-    assert f"{first}  running  1 node(s) for 10  started by hand" in listed
+    assert f"{first}  running  1 node(s) for 10  submitted manually" in listed
     assert all(f"{job}  pending" in listed for job in (second, third))
     assert other not in [line.split()[0] for line in listed.splitlines()]
     spool(login, "workers", "stop", login.spool.path, third)
     assert states(login).keys() == {other, first, second}
-    with pytest.raises(Exception, match=f"No batch job of this spool is '{other}'"):
+    with pytest.raises(Exception, match=f"'{other}' is no batch job of this spool"):
         spool(login, "workers", "stop", login.spool.path, other)
     spool(login, "workers", "stop", login.spool.path, "--all")
     assert states(login) == {other: "RUNNING"}

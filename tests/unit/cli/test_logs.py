@@ -1,4 +1,4 @@
-"""What tasks print can be looked at while they run and afterwards, and comes to their submitter if that wants it."""
+"""Captured output of tasks: ``spool logs`` and streaming to the submitter."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def run(*arguments: object) -> click.testing.Result:
 
 
 def logs(spool: Spool, task: str, *options: object) -> str:
-    shown = run("logs", spool.path, task, *options)
-    assert shown.exit_code == 0, shown.output
-    return shown.stdout
+    result = run("logs", spool.path, task, *options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def read_some(process: subprocess.Popen[bytes]) -> bytes:
@@ -45,7 +45,7 @@ def read_some(process: subprocess.Popen[bytes]) -> bytes:
 # ------------------------------------------------------------------------------------- spool logs
 
 
-def test_what_a_task_printed_is_shown_also_after_its_result_was_collected(spool: Spool, worker: Workers) -> None:
+def test_output_is_shown_after_the_result_was_collected(spool: Spool, worker: Workers) -> None:
     serving = worker(spool)
     with Executor(spool=spool.path) as exe:
         future = exe.submit(tasks.speak, "hello")
@@ -55,17 +55,17 @@ def test_what_a_task_printed_is_shown_also_after_its_result_was_collected(spool:
         assert silent.result() == 1
         assert isinstance(failing.exception(), tasks.OwnError)
     for word in (future.task, future.task[-10:]):
-        shown = run("logs", spool.path, word)
-        assert shown.stdout == "hello from Python\nhello from a child\nhello to standard error\n"
-        assert re.match(rf"-- {future.task}, attempt 1, worker [0-9a-f]{{16}}, ", shown.stderr)
+        result = run("logs", spool.path, word)
+        assert result.stdout == "hello from Python\nhello from a child\nhello to standard error\n"
+        assert re.match(rf"-- {future.task}, attempt 1, worker [0-9a-f]{{16}}, ", result.stderr)
     assert logs(spool, failing.task) == "before the end\n"
-    shown = run("logs", spool.path, silent.task)
-    assert (shown.exit_code, shown.stdout) == (0, "")
-    assert shown.stderr == f"Nothing is kept that {silent.task} printed.\n"
+    result = run("logs", spool.path, silent.task)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"There is no captured output of {silent.task}.\n"
     assert "hello" not in worker.said(serving)
 
 
-def test_what_was_printed_before_a_worker_was_killed_is_shown_of_every_attempt(
+def test_output_before_the_death_of_a_worker_is_shown_for_each_attempt(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:
     with Executor(spool=spool.path) as exe:
@@ -74,40 +74,38 @@ def test_what_was_printed_before_a_worker_was_killed_is_shown_of_every_attempt(
             dying = worker(spool, await_groups=0)
             worker.may_die(dying)
             assert dying.wait(LIMIT) == -signal.SIGKILL
-        worker(spool, await_groups=0)  # meanwhile the entries of the others go
+        worker(spool, await_groups=0)  # it removes the entries of the dead groups
         assert isinstance(future.exception(), WorkerLost)
-    shown = run("logs", spool.path, future.task)
-    assert shown.stdout == "attempt 1\nattempt 2\n"
-    assert len(re.findall("attempt [12], worker", shown.stderr)) == 2
+    result = run("logs", spool.path, future.task)
+    assert result.stdout == "attempt 1\nattempt 2\n"
+    assert len(re.findall("attempt [12], worker", result.stderr)) == 2
 
 
-def test_following_shows_a_running_task_as_it_goes_on_and_ends_with_it(
-    spool: Spool, worker: Workers, tmp_path: Path
-) -> None:
+def test_follow_shows_new_output_and_ends_with_the_task(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     with Executor(spool=spool.path) as exe:
         future = exe.submit(tasks.speak_twice, str(tmp_path / "end"))
-        following = subprocess.Popen(
+        command = subprocess.Popen(
             [BIN / "spool", "logs", spool.path, future.task, "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        worker(spool)  # only now: it waited for the task to begin
-        assert read_some(following) == b"first\n"
+        worker(spool)  # started late: the command waits for the task to begin
+        assert read_some(command) == b"first\n"
         (tmp_path / "end").touch()
-        assert read_some(following) == b"second\n"
-        out, err = following.communicate(timeout=LIMIT)
-    assert (following.returncode, out) == (0, b"")
+        assert read_some(command) == b"second\n"
+        out, err = command.communicate(timeout=LIMIT)
+    assert (command.returncode, out) == (0, b"")
     assert err.count(b"attempt 1") == 1
     assert logs(spool, future.task, "-f") == "first\nsecond\n"
 
 
-def test_a_word_that_fits_no_task_is_refused(spool: Spool) -> None:
+def test_argument_that_matches_no_task_is_refused(spool: Spool) -> None:
     assert run("logs", spool.path).exit_code == BadRequest.exit_code
-    shown = run("logs", spool.path, "e7819e56d5")
-    assert shown.exit_code == BadRequest.exit_code
-    assert "'e7819e56d5' matches 0 tasks" in shown.stderr
+    result = run("logs", spool.path, "e7819e56d5")
+    assert result.exit_code == BadRequest.exit_code
+    assert "'e7819e56d5' matches 0 tasks" in result.stderr
 
 
 @pytest.mark.mpi
-def test_each_ranks_output_is_shown_and_streamed_with_its_number(
+def test_output_is_shown_and_streamed_with_the_number_of_its_rank(
     spool: Spool, worker: Workers, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker(spool, mpi_ranks=2)
@@ -124,7 +122,7 @@ def test_each_ranks_output_is_shown_and_streamed_with_its_number(
 # -------------------------------------------------------------------------------------- streaming
 
 
-def test_an_embedded_executor_prints_what_its_tasks_print_in_the_order_of_each(
+def test_embedded_executor_streams_the_output_of_each_task_in_order(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Executor(max_workers=2, backend="local", stream_output=True) as exe:
@@ -140,7 +138,7 @@ def test_an_embedded_executor_prints_what_its_tasks_print_in_the_order_of_each(
         ]
 
 
-def test_output_comes_while_the_task_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_streamed_while_the_task_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Executor(max_workers=1, backend="local", stream_output=True) as exe:
         future = exe.submit(tasks.speak_twice, str(tmp_path / "end"))
         shown = ""
@@ -156,7 +154,7 @@ def test_output_comes_while_the_task_runs(tmp_path: Path, capsys: pytest.Capture
     assert grown() == f"[speak_twice {future.task[-10:]}] first\n[speak_twice {future.task[-10:]}] second\n"
 
 
-def test_without_streaming_an_embedded_executor_leaves_output_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_embedded_executor_without_streaming_captures_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with Executor(max_workers=1, backend="local") as exe:
         assert files.list_names(f"{exe.info['spool']}/logs") == []
         assert exe.submit(tasks.speak, "hello").result() == "hello"
@@ -164,31 +162,29 @@ def test_without_streaming_an_embedded_executor_leaves_output_alone(capfd: pytes
     assert "hello from a child" in capfd.readouterr().out
 
 
-def test_an_attached_executor_streams_its_own_tasks_alone_also_of_attempts_that_died(
+def test_attached_executor_streams_only_its_own_tasks_and_their_lost_attempts(
     spool: Spool, worker: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dying = worker(spool)
     worker.may_die(dying)
     with Executor(spool=spool.path) as other, Executor(spool=spool.path, stream_output=True) as exe:
-        strange = other.submit(tasks.speak, "somebody else's")
-        assert strange.result() == "somebody else's"
+        foreign = other.submit(tasks.speak, "other session")
+        assert foreign.result() == "other session"
         future = exe.submit(tasks.speak_and_die_at_first)
         assert dying.wait(LIMIT) == -signal.SIGKILL
-        worker(spool, await_groups=0)  # meanwhile the entry of the other one goes
+        worker(spool, await_groups=0)  # it removes the entry of the dead group
         assert future.result() == 2
     prefix = f"[speak_and_die_at_first {future.task[-10:]}] "
     assert capsys.readouterr().out == f"{prefix}attempt 1\n{prefix}attempt 2\n"
 
 
-def test_there_is_nothing_to_stream_from_a_spool_that_keeps_no_output(tmp_path: Path) -> None:
+def test_streaming_from_a_spool_without_captured_output_is_refused(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "quiet", output=0)
     with pytest.raises(BadRequest, match="keeps no output"):
         Executor(spool=spool.path, stream_output=True)
 
 
-def test_a_closed_standard_output_ends_the_streaming_and_not_the_tasks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_closed_standard_output_ends_only_the_streaming(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with (tmp_path / "closed").open("w", encoding="ascii") as closed:
         pass
     monkeypatch.setattr(sys, "stdout", closed)
@@ -196,7 +192,7 @@ def test_a_closed_standard_output_ends_the_streaming_and_not_the_tasks(
         assert list(exe.map(tasks.speak, ["one", "two"])) == ["one", "two"]
 
 
-def test_a_spool_says_how_much_output_it_keeps(tmp_path: Path) -> None:
+def test_output_option_sets_the_limit_of_captured_output(tmp_path: Path) -> None:
     assert run("init", tmp_path / "spool", "--output", "0.5").exit_code == 0
     assert Spool(tmp_path / "spool").config.output == 1 << 19
     assert run("init", tmp_path / "none", "--output", "0").exit_code == 0
@@ -205,9 +201,9 @@ def test_a_spool_says_how_much_output_it_keeps(tmp_path: Path) -> None:
     assert refused.exit_code == BadRequest.exit_code
 
 
-def test_names_of_logs_are_read_as_they_are_made() -> None:
+def test_names_of_output_files_are_parsed() -> None:
     worker = new_worker_id()
     for log in (OutputFile(worker, 0), OutputFile(worker, 1234567), OutputFile(worker, 3, 7)):
         assert parse_output_file(log.name) == log
-    strange: list[Any] = [f"{worker}", f"{worker}.", f"{worker}.00", f"{worker}.0.0", f"{worker}.0.01", f"{worker}.-1"]
-    assert [name for name in strange if parse_output_file(name)] == []
+    invalid: list[Any] = [f"{worker}", f"{worker}.", f"{worker}.00", f"{worker}.0.0", f"{worker}.0.01", f"{worker}.-1"]
+    assert [name for name in invalid if parse_output_file(name)] == []

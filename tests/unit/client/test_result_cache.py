@@ -462,7 +462,7 @@ def test_commands_list_results_and_remove_them_after_confirmation(cache: Cache) 
         assert [json.loads(line)["key"] for line in lines] == found
     assert run("cache", "rm", cache.directory).exit_code == BadRequest.exit_code
     assert run("cache", "rm", cache.directory, "--all").exit_code == BadRequest.exit_code  # not a terminal
-    assert run("cache", "rm", cache.directory, "--key", KEY[:63], "--yes").stdout == "Removed 1 kept result(s).\n"
+    assert run("cache", "rm", cache.directory, "--key", KEY[:63], "--yes").stdout == "Removed 1 cached result(s).\n"
     assert [cached.entry.key for cached in cache.entries()] == [OTHER]
     assert run("cache", "rm", cache.directory, "--all", "--yes").exit_code == 0
     assert list(cache.entries()) == []

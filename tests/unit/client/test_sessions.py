@@ -458,7 +458,10 @@ def test_commands_list_a_session_print_its_results_and_remove_it(stage: Stage) -
     records = [json.loads(line) for line in spool_command("results", path, "inbox", "--json").stdout.splitlines()]
     assert [each.get("value") for each in records] == [8, None, [*range(1000)], None, "8"]
     refused = spool_command("rm", path, "inbox", "--yes")
-    assert refused.exit_code == BadRequest.exit_code and "1 task(s) of the session inbox wait or run" in refused.stderr
+    assert (
+        refused.exit_code == BadRequest.exit_code
+        and "1 task(s) of the session inbox are queued or running" in refused.stderr
+    )
     with open_session(stage.spool) as exe:
         assert exe.futures()[3].cancel()
     unconfirmed = spool_command("rm", path, "inbox")
@@ -480,7 +483,7 @@ def test_removal_of_a_session_keeps_tasks_with_dependents(stage: Stage) -> None:
         other.submit(square, needed, resource_dict={"cores": 2})
         stage.work(tasks=2)
     shown = spool_command("rm", path, "inbox", "--yes")
-    assert shown.exit_code == 1 and shown.stdout == "The session inbox was removed, but for 1 task(s).\n"
+    assert shown.exit_code == 1 and shown.stdout == "The session inbox was removed, except 1 task(s).\n"
     with open_session(stage.spool) as exe:
         assert [future.result(LIMIT) for future in exe.futures()] == [8]
 

@@ -160,7 +160,7 @@ def test_peer_is_found_in_the_spool(directory: Path) -> None:
     _, output = peer.communicate(timeout=LIMIT)
     assert (result.exit_code, peer.returncode) == (0, 0)
     assert json.loads(result.stdout)["across_hosts"] is True
-    assert output.startswith("Did what was asked")
+    assert output.startswith("Answered ")
     assert sorted(directory.rglob("*")) == before
 
 

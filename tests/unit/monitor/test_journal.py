@@ -218,7 +218,7 @@ def test_line_with_another_account_than_its_file_is_marked(spool: Spool) -> None
     os.chown(forged, OTHER_ACCOUNT, OTHER_ACCOUNT)
     first, second = spool_journal(spool)
     name = account_name(OTHER_ACCOUNT)
-    assert f"{name}@somewhere ! says that it is root" in first
+    assert f"{name}@somewhere ! claims to be root" in first
     assert f"{name}@somewhere" in second and "!" not in second
     documents = [json.loads(line) for line in spool_journal(spool, "--json")]
     assert [(each["account"], each["forged"]) for each in documents] == [(name, True), (name, False)]

@@ -559,7 +559,7 @@ def test_all_option_retries_all_tasks(spool: Spool) -> None:
     assert files.list_names(spool.layout.failed) == []
     empty = run("retry", spool.path, "--all")
     assert (empty.exit_code, empty.stdout) == (0, "")
-    assert "Nothing that fits" in empty.stderr
+    assert "No matching task" in empty.stderr
 
 
 def test_task_named_twice_is_retried_once(spool: Spool) -> None:
