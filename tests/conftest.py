@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import hypothesis
 
     isolate()
-    # a machine under load would fail the limit of 200 ms for an example
+    # no deadline: a machine under load would exceed hypothesis' limit of 200 ms for an example
     hypothesis.settings.register_profile("spoolpool", deadline=None)
     hypothesis.settings.load_profile("spoolpool")
 
@@ -61,7 +61,7 @@ def spool(tmp_path: Path) -> Spool:
 
 
 class Workers:
-    """Starter of ``spool-worker`` processes, which all have to end well but for those that a test names."""
+    """Starter of ``spool-worker`` processes. All must end without an error, except the ones that a test names."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -106,7 +106,7 @@ class Workers:
         return next(log for started, log in self._started if started is process).read_text(encoding="utf-8")
 
     def stop(self) -> None:
-        """End all workers in order; fail if one ended badly."""
+        """Stop all workers; fail if one ended with an error."""
         for process, _ in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

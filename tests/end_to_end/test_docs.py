@@ -1,7 +1,7 @@
-"""The pages tell the truth: their code runs and prints what they say, their tables equal the code.
+"""The pages match the code: their programs run with the stated output, their tables equal the code.
 
-A page is one Python program: its ``python`` blocks in order, in one namespace. Each line that prints says in a
-comment what it prints. A block whose fence says more takes part in another way:
+A page is one Python program: its ``python`` blocks in order, in one namespace. Each line that prints has a
+comment with its output. A block with more words at its fence is used in another way:
 
     python notest   does not run (with a reason in the page)
     sh run          runs, and must succeed, before the blocks that follow
@@ -65,7 +65,7 @@ class Block(NamedTuple):
     """A fenced block of a page."""
 
     line: int
-    """Of its text, in the page; from 1."""
+    """Line of its text in the page, from 1."""
     language: str
     mark: str
     text: str
@@ -89,7 +89,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def program(page: Path) -> str:
-    """The page as one program, in which every line has the number that it has in the page."""
+    """Return the page as one program with the same line numbers as in the page."""
     lines: list[str] = []
 
     def put(number: int, text: str) -> None:
@@ -105,7 +105,7 @@ def program(page: Path) -> str:
 
 
 def expected_output(text: str) -> list[str]:
-    """What the program's comments say that it prints, in their order; ``...`` stands for anything."""
+    """Return the output that the comments of a program state, in order; ``...`` stands for any text."""
     expected = []
     task_files = list(tokenize.generate_tokens(io.StringIO(text).readline))
     comments = {task_file.start[0]: task_file.string for task_file in task_files if task_file.type == tokenize.COMMENT}
@@ -186,7 +186,7 @@ def test_links_of_the_readme_have_targets() -> None:
 
 
 def section(page: str, heading: str) -> str:
-    """The text below a heading, up to the next one of its level or above."""
+    """Return the text below a heading, up to the next heading of the same or a higher level."""
     text = (DOCS / page).read_text(encoding="utf-8")
     level = heading.partition(" ")[0]
     found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -195,7 +195,7 @@ def section(page: str, heading: str) -> str:
 
 
 def table(text: str) -> list[list[str]]:
-    """The rows of all tables in a text, without their heads."""
+    """Return the rows of all tables in a text, without their heads."""
     rows: list[list[str]] = []
     head = True
     for line in text.splitlines():
@@ -221,7 +221,7 @@ def all_errors() -> dict[str, type[errors.SpoolpoolError]]:
 
 
 def commands() -> dict[str, click.Command]:
-    """Every command by its heading."""
+    """Return all commands by their headings."""
     found: dict[str, click.Command] = {"spool-worker": worker_command}
     groups: list[tuple[str, click.Command]] = [("spool", spool_command)]
     while groups:

@@ -25,7 +25,7 @@ def depth(levels: int) -> list[str]:
 
 
 def tree(levels: int) -> int:
-    """Submit two tasks of the next level, and one that depends on both."""
+    """Submit two tasks of the next level, and a task that depends on both."""
     if not levels:
         return 1
     with Executor(spool=current_task().spool) as inner:
@@ -43,7 +43,7 @@ def wait_in_each_way(count: int) -> list[Any]:
         wait(pair.values())
         part = inner.submit(dict, c=3)["c"].result()
         error = inner.submit(tasks.fail, tasks.OwnError("inner")).exception()
-        left = [inner.submit(tasks.pid) for _ in range(count)]  # the end of the block waits
+        left = [inner.submit(tasks.pid) for _ in range(count)]  # not awaited here: the end of the block waits for them
     return [given, done, pair["a"].result(), part, repr(error), all(future.done() for future in left)]
 
 
@@ -137,7 +137,7 @@ def test_death_of_a_group_in_a_subtask_loses_no_task(spool: Spool, worker: Worke
         first.kill()
         first.wait()
         end.touch()
-        worker(spool, await_groups=0)  # the entry of the dead one goes meanwhile
+        worker(spool, await_groups=0)  # the entry of the dead group may be removed meanwhile
         assert future.result() == 5
 
 

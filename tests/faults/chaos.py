@@ -1,8 +1,8 @@
-"""Submitters and workers on one spool while processes are killed, stopped, and the disk fills up.
+"""Submitters and workers on one spool while processes are killed and stopped, and the disk fills up.
 
-``scripts/chaos`` runs it. It goes on for a time, with a seed, and then lets everything come to rest and counts:
-every task must have had exactly one outcome, a task that nobody interrupted must have run exactly once, and no
-file may be left over. The exit code is 0 only then. ``--on`` does it to the nodes of a shared filesystem.
+``scripts/chaos`` runs it. It runs for a time, with a seed, then waits until all tasks have ended, and counts:
+every task must have had exactly one outcome, an uninterrupted task must have run exactly once, and no file may be
+left. Only then the exit code is 0. ``--on`` does the same to the nodes of a shared filesystem.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def submit(spool: str, diary: str, effects: str, seed: int, seconds: float) -> N
                 continue
             uid = f"{os.getpid()}-{seed}-{number}"
             number += 1
-            with contextlib.suppress(SpoolFull):  # the disk is full at times: nothing of it is in the spool
+            with contextlib.suppress(SpoolFull):  # the disk is full at times: no part of the task is in the spool
                 future = executor.submit(work, effects, uid, chance.choice([0, 0, 0.01, 0.2]), chance.choice(SIZES))
                 notes.write(json.dumps(["submitted", uid, future.task]) + "\n")
                 future.add_done_callback(functools.partial(delivered, uid))
@@ -114,7 +114,7 @@ class Chaos:
     number: int = 0
 
     def run(self) -> dict[str, int]:
-        """Rage, come to rest, count."""
+        """Cause failures for a time, wait for all tasks, and count."""
         self.spool = Spool.create(self.root / "disk" / "spool", durability="none", lease=self.lease, caches=0.5)
         self.effects = self.root / "effects"
         self.effects.touch()
@@ -142,7 +142,7 @@ class Chaos:
             )
 
     def _start_worker(self, name: str) -> None:
-        clock = self.chance.choice([0, 3600, -3600])  # hosts whose clocks are an hour apart
+        clock = self.chance.choice([0, 3600, -3600])  # hosts with clocks an hour apart
         self._start(name, [sys.executable, "-c", SKEWED, str(clock), self.spool.path])
         self.counts["workers"] += 1
 
@@ -173,7 +173,7 @@ class Chaos:
             return
         if what == "kill" and (name.startswith("worker") or self.chance.random() < 0.3):
             self.counts["kills"] += 1
-            # the leader alone, or with the process that sends its signs of life
+            # the leader alone, or with its heartbeat process
             if self.chance.random() < 0.5:
                 process.kill()
             else:
@@ -196,7 +196,7 @@ class Chaos:
         path.unlink()
 
     def _settle(self) -> None:
-        """Harm nobody any more: let the submitters get what they wait for, then end the workers in order."""
+        """Stop the failures: wait until the submitters have their results, then stop the workers."""
         for name in list(self.stopped):
             _signal(self.processes[name], signal.SIGCONT)
         self.stopped.clear()
@@ -208,7 +208,7 @@ class Chaos:
             if time.monotonic() > deadline:
                 self.counts["submitters that hang"] += 1
                 return
-        # tasks of submitters that were killed go on
+        # tasks of killed submitters are still run
         while any((scan(self.spool).ready, scan(self.spool).claimed)) and time.monotonic() < deadline:
             self._replace(0)
             backoff.sleep()
@@ -224,7 +224,7 @@ class Chaos:
         delivered: Counter[str] = Counter()
         for diary in self.root.glob("diary-*"):
             for line in diary.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the last line of one that was killed
+                with contextlib.suppress(ValueError):  # the last line of a killed process may be incomplete
                     note = json.loads(line)
                     if note[0] == "submitted":
                         submitted[note[2]] = note[1]
@@ -264,7 +264,7 @@ class Chaos:
         return result
 
     def _complete(self, session: str, task_file: TaskFile) -> bool:
-        """Whether an outcome that was not collected, since its submitter was killed, is there and whole."""
+        """Return whether the uncollected outcome of a killed submitter exists and is complete."""
         if task_file.worker == CANCELLED:
             return True
         path = self.spool.layout.outcome(session, task_file)
@@ -291,14 +291,14 @@ MUST_BE_ZERO = (
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the whole process group: a worker with the process that sends its signs of life."""
+    """Send a signal to a process group: to a worker with its heartbeat process."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager
 def _disk(root: Path, megabytes: int):
-    """A small disk of its own, where this account may mount one."""
+    """Mount a small disk, if this account may."""
     disk = root / "disk"
     disk.mkdir()
     mounted = not subprocess.run(
@@ -312,7 +312,7 @@ def _disk(root: Path, megabytes: int):
 
 
 def _report(counts: dict[str, int], must_be_zero: tuple[str, ...]) -> bool:
-    """Print the counts and what they mean; whether all is well."""
+    """Print the counts with their meaning; return whether all is well."""
     for name, count in counts.items():
         print(f"{name:<22}{count:>8}")
     bad = [name for name in must_be_zero if counts[name]]
@@ -324,7 +324,7 @@ def _report(counts: dict[str, int], must_be_zero: tuple[str, ...]) -> bool:
 
 
 def _run_on(name: str, seconds: float, seed: int) -> int:
-    # these import pytest, which is there wherever these tests are
+    # these import pytest, which is installed wherever these tests are
     from tests.sharedfs import chaos
     from tests.sharedfs import mounts as place
 
@@ -381,6 +381,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from tests.faults.chaos import main as run  # so that functions pickle under the module's real name
+    from tests.faults.chaos import main as run  # so that functions are pickled under the real name of the module
 
     sys.exit(run())

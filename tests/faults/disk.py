@@ -194,7 +194,7 @@ def _list(directory: str) -> list[str] | None:
 
 
 class Recorder(Disk):
-    """Disk without faults that copies a tree whenever it differs: each copy is what a process that dies then leaves.
+    """Disk without faults that copies a tree whenever it differs: each copy is the state after a death at that moment.
 
     A process that dies during a read leaves the state before it, so the states follow from the changes: one after each
     change, and one in the middle of each write. The files ``notes`` in the tree are written without this disk, and

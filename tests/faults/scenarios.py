@@ -367,7 +367,7 @@ class Runner:
     def run(
         self, scenario: Scenario, seed: object = "", *, once: bool = False, atomic: bool = False
     ) -> Iterator[tuple[Stage, Body]]:
-        """Prepare a scenario, and check what is left at the end of the block: see :meth:`check`."""
+        """Prepare a scenario, and check the files at the end of the block: see :meth:`check`."""
         with self.prepared(scenario, seed) as (stage, body):
             yield stage, body
             self.check(scenario, stage, once=once, atomic=atomic)

@@ -1,4 +1,4 @@
-"""Accounts that tests act as or give files to. Nothing is assumed about the accounts of the machine."""
+"""Accounts of tests: as owners of processes and files. No account of the machine is assumed to exist."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def become(number: int) -> None:
 
 
 def as_another(function: Callable[[], object]) -> object:
-    """Return what a function returns, or its exception, when an account without any rights calls it."""
+    """Return the value or the exception of a function that an account without any rights calls."""
     number = unused_id()
 
     def act() -> object:
@@ -102,7 +102,7 @@ def why_not_as_another() -> str:
 
 
 as_root = pytest.mark.skipif(bool(why_not_as_another()), reason=why_not_as_another() or "it can")
-"""For tests that act as other accounts, or give files to them."""
+"""Skip the test if this process cannot act as other accounts or give files to them."""
 
 
 @contextlib.contextmanager

@@ -22,12 +22,12 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def missing() -> str | None:
-    """Why there is no browser here, or None."""
+    """Return the reason why no browser can run here, or None."""
     return None if any(map(shutil.which, _PROGRAMS)) else "no Chromium is installed (Debian package: chromium)"
 
 
 class Browser:
-    """One page, and what its console and its network said."""
+    """Page in a browser, with the messages of its console and its network requests."""
 
     def __init__(self, directory: Path) -> None:
         program = next(filter(None, map(shutil.which, _PROGRAMS)))
@@ -36,7 +36,7 @@ class Browser:
         command = [
             program,
             "--headless",
-            "--no-sandbox",  # which root cannot have
+            "--no-sandbox",  # root cannot use the sandbox
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--no-first-run",
@@ -58,14 +58,14 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        """What happened in the page that is open."""
+        """Events of the open page."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
     def close(self) -> None:
-        """End it."""
+        """End the browser."""
         for fd in (self._out, self._in):
             os.close(fd)
         try:
@@ -99,7 +99,7 @@ class Browser:
         return found
 
     def open(self, path: Path) -> None:
-        """Load a page, to its end."""
+        """Load a page completely."""
         self.events.clear()
         self._call("Page.navigate", url=path.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -107,12 +107,12 @@ class Browser:
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def complaints(self) -> list[str]:
-        """Errors and warnings of the page, and whatever it printed to the console."""
+        """Return errors, warnings and console output of the page."""
         found = [event for event in self.events if event.get("method") in _COMPLAINTS]
         return [json.dumps(event["params"])[:500] for event in found]
 
     def requests(self) -> list[str]:
-        """What the page asked the network for."""
+        """Return the network requests of the page."""
         sent = [
             each["params"]["request"]["url"]
             for each in self.events
@@ -121,18 +121,18 @@ class Browser:
         return [url for url in sent if not url.startswith("data:")]
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page, awaited if it is a promise."""
+        """Return the value of an expression in the page; await it if it is a promise."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
-        """A real event of the mouse: ``mouseMoved``, ``mousePressed``, ``mouseReleased`` or ``mouseWheel``."""
+        """Send a real mouse event: ``mouseMoved``, ``mousePressed``, ``mouseReleased`` or ``mouseWheel``."""
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def screenshot(self, path: Path) -> None:
-        """A picture of what is seen."""
+        """Return a screenshot."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
 
 

@@ -107,7 +107,7 @@ class _Beat:
 
 
 class EndOfRounds(Exception):
-    """The wait has ended often enough."""
+    """End of the last allowed wait."""
 
 
 class SilentWatch:

@@ -1,4 +1,4 @@
-"""Executors where they are not expected: in tasks, in steps, in ranks. A program; see :func:`main`."""
+"""Program that creates executors in unusual places: in tasks, in job steps, on ranks; see :func:`main`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def size() -> int:
 
 
 def inner() -> Any:
-    """What an executor makes of a function for two ranks, and one for a single rank."""
+    """Return the results of an executor for a function on two ranks and one on a single rank."""
     with Executor(max_workers=1, cores_per_worker=2) as executor:
         one = executor.submit(pow, 2, 3, resource_dict={"cores": 1})
         return executor.submit(size).result()[1], one.result(), executor._runtime.pool._launcher.name  # type: ignore[union-attr]
@@ -28,9 +28,9 @@ def inner_on_first_rank() -> Any:
 
 
 def main(what: str, backend: str = "auto") -> None:
-    """``plain``: an executor; ``rank``: one on the first of the ranks here; ``task``: one in tasks of another one.
+    """Run an executor: ``plain``: in this process; ``rank``: on rank 0 of these ranks; ``task``: in tasks of another.
 
-    Prints what :func:`inner` found, and for tasks by which launcher the outer groups were started.
+    Print the results of :func:`inner`, and for ``task`` the launcher of the outer groups.
     """
     if what == "plain":
         print(*inner())

@@ -17,7 +17,7 @@ from spoolpool.system.backoff import Backoff
 
 
 def wait_for(path: str | Path, value: Any = None) -> Any:
-    """Play work until a file is there."""
+    """Simulate work until a file exists."""
     backoff = Backoff(0.002, 0.05)
     while not os.path.exists(path):
         backoff.sleep()
@@ -25,76 +25,76 @@ def wait_for(path: str | Path, value: Any = None) -> Any:
 
 
 def mark(path: str | Path, value: Any = None) -> Any:
-    """Leave a trace: a line more in a file for each run."""
+    """Record the run by a line in a file."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
     return value
 
 
 def mark_and_wait(started: str | Path, end: str | Path, value: Any = None) -> Any:
-    """Leave a trace, then play work until another file is there."""
+    """Record the run, then simulate work until another file exists."""
     mark(started)
     return wait_for(end, value)
 
 
 def pid(*_: Any) -> int:
-    """Who runs it."""
+    """Return the pid of the process that runs the task."""
     return os.getpid()
 
 
 def keywords(**values: Any) -> dict[str, Any]:
-    """Any keyword arguments."""
+    """Return its keyword arguments, which may have any names."""
     return values
 
 
 def variable(name: str) -> str | None:
-    """A variable of the worker's environment."""
+    """Return an environment variable of the worker."""
     return os.environ.get(name)
 
 
 def work(seconds: float) -> None:
-    """Play work for a while."""
+    """Simulate work for some seconds."""
     Backoff(seconds, seconds).sleep()
 
 
 def get_cwd() -> str:
-    """Where it runs."""
+    """Return the working directory of the task."""
     return os.getcwd()
 
 
 def make_presets() -> dict[str, Any]:
-    """An ``init_function`` whose values tell when and where it was called."""
+    """Return the pid and random bytes, as an ``init_function``: they tell its calls apart."""
     return {"preset": [os.getpid(), os.urandom(4)], "unused": None}
 
 
 def take_preset(given: int, preset: Any = None, *, keyword: Any = None) -> tuple[int, Any, Any]:
-    """A function with a parameter that is preset."""
+    """Return its arguments: one of the call, a preset one, and a keyword."""
     return given, preset, keyword
 
 
 def make_failing_presets() -> dict[str, Any]:
-    """An ``init_function`` that cannot do its work."""
+    """Raise an error, as an ``init_function``."""
     raise OwnError("no licence")
 
 
 class OwnError(Exception):
-    """An exception that travels."""
+    """Exception that can be pickled."""
 
 
 class PickyError(Exception):
-    """An exception whose constructor wants more than pickle keeps."""
+    """Exception with more constructor arguments than pickle keeps."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} (code {code})")
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Raise."""
+    """Raise an exception."""
     raise error
 
 
 def fail_deeper(text: str) -> NoReturn:
-    """Raise an error that has a cause of its own."""
+    """Raise an error that has a cause."""
     try:
         {}[text]
     except KeyError as error:
@@ -102,17 +102,17 @@ def fail_deeper(text: str) -> NoReturn:
 
 
 def fail_picky() -> NoReturn:
-    """Raise what cannot be unpickled."""
+    """Raise an exception that cannot be unpickled."""
     raise PickyError(7, "no such thing")
 
 
 def fail_with_lock() -> NoReturn:
-    """Raise what cannot be pickled."""
+    """Raise an exception that cannot be pickled."""
     raise OwnError(threading.Lock())
 
 
 def lock() -> Any:
-    """Return what cannot be pickled."""
+    """Return a value that cannot be pickled."""
     return threading.Lock()
 
 
@@ -126,17 +126,17 @@ class _Bomb:
 
 
 def bomb() -> Any:
-    """Return what cannot be unpickled."""
+    """Return a value that cannot be unpickled."""
     return _Bomb()
 
 
 def leave(code: Any) -> NoReturn:
-    """Ask the interpreter to end."""
+    """Call ``sys.exit``."""
     sys.exit(code)
 
 
 def die(how: str, trace: str | Path) -> None:
-    """End this process without a word."""
+    """End this process at once: by ``_exit`` or by a signal."""
     mark(trace)
     if how == "_exit":
         os._exit(3)
@@ -144,7 +144,7 @@ def die(how: str, trace: str | Path) -> None:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Where in its group this rank stands."""
+    """Return rank and size of the group."""
     from spoolpool import current_task
 
     task = current_task()
@@ -152,21 +152,21 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def communicator() -> tuple[int, int]:
-    """The same, as MPI sees it."""
+    """Return rank and size of ``COMM_WORLD``."""
     from mpi4py import MPI
 
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
 
 def hold_gil(started: str | Path, gate: str | Path) -> None:
-    """Sit in C code, without giving up the interpreter's lock, until nobody holds the lock of a file any more."""
+    """Wait in C code for the lock of a file, while holding the global interpreter lock."""
     fd = os.open(gate, os.O_RDWR)
     mark(started)
     ctypes.PyDLL(None).flock(fd, fcntl.LOCK_EX)
 
 
 def fork_and_wait(children: str | Path, end: str | Path) -> None:
-    """Leave a forked child behind that lives until a file is there, as its parent does."""
+    """Fork a child; it and this process wait until a file exists."""
     pid = os.fork()
     if pid == 0:
         wait_for(end)
@@ -176,7 +176,7 @@ def fork_and_wait(children: str | Path, end: str | Path) -> None:
 
 
 def speak(word: str) -> str:
-    """Print from here, from a child process, and to standard error."""
+    """Print from this process, from a child process, and to standard error."""
     print(f"{word} from Python")
     subprocess.run(["sh", "-c", f"echo {shlex.quote(word)} from a child"], check=True)
     print(f"{word} to standard error", file=sys.stderr)
@@ -190,7 +190,7 @@ def speak_and_fail(word: str) -> NoReturn:
 
 
 def speak_and_die(trace: str | Path) -> None:
-    """Print which attempt it is, and end as the kernel ends what takes too much memory."""
+    """Print the attempt and die by SIGKILL, as of the kernel when memory is short."""
     from spoolpool import current_task
 
     print(f"attempt {current_task().attempt}")
@@ -198,7 +198,7 @@ def speak_and_die(trace: str | Path) -> None:
 
 
 def speak_and_die_at_first() -> int:
-    """Print which attempt it is, and survive only the second."""
+    """Print the attempt and die by SIGKILL in the first one."""
     from spoolpool import current_task
 
     attempt = current_task().attempt
@@ -216,7 +216,7 @@ def speak_twice(end: str | Path) -> None:
 
 
 def speak_as_rank() -> int:
-    """Print which rank it is."""
+    """Print the rank."""
     from spoolpool import current_task
 
     print(f"I am rank {current_task().rank}")
@@ -224,7 +224,7 @@ def speak_as_rank() -> int:
 
 
 def tell_and_wait(end: str | Path) -> None:
-    """Say how far it is, and wait for a file."""
+    """Report progress and wait for a file."""
     from spoolpool import current_task
 
     current_task().progress(0.4, "SCF step 12")
@@ -232,7 +232,7 @@ def tell_and_wait(end: str | Path) -> None:
 
 
 def tell_rank_and_wait(end: str | Path) -> None:
-    """Say which rank it is, and wait for a file."""
+    """Report the rank as progress and wait for a file."""
     from spoolpool import current_task
 
     current_task().progress(None, f"rank {current_task().rank}")

@@ -1,4 +1,4 @@
-"""Waiting in tests: for a condition, with what was waited for in words; never for seconds."""
+"""Waiting in tests: for a condition that is described in words; never for a fixed time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spoolpool.system.backoff import Backoff
 T = TypeVar("T")
 
 LIMIT = 60.0
-"""Seconds after which a test gives up. Far more than anything takes: it ends a hang, and judges no speed."""
+"""Seconds after which a test fails. Far more than any condition takes: the limit ends a hang, it tests no speed."""
 
 
 def wait_until(condition: Callable[[], T], message: str, timeout: float = LIMIT) -> T:
