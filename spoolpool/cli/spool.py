@@ -12,7 +12,7 @@ from spoolpool.cli.output import CONTEXT, add_common_options
 COMMANDS = {
     "init": "Create a spool.",
     "submit": "Submit a call of a Python function.",
-    "run": "Submit a command of the shell.",
+    "run": "Submit a command line.",
     "status": "Show blocked, queued and running tasks, and the workers.",
     "top": "Show the status continuously.",
     "ls": "List tasks.",

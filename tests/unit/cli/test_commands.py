@@ -325,7 +325,7 @@ def test_status_without_live_groups_lists_held_and_claimed_tasks_as_blocked(spoo
 
 
 def test_status_omits_groups_without_a_heartbeat_for_a_lease(spool: Spool) -> None:
-    """A host that lost power is not provably dead."""
+    """A host that lost power is not provably dead, and no waiting process recovers its claims here."""
     heard, silent = announce(spool, unknown_process()), announce(spool, unknown_process())
     os.utime(f"{spool.layout.worker(silent)}/beat", (1e9, 1e9))
     assert [each["worker"] for each in read_status(spool)["groups"]] == [heard]
