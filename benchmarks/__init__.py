@@ -1,10 +1,10 @@
-"""How quick spoolpool is, measured beside its neighbours in one run on one machine; see ``scripts/bench --help``.
+"""Speed of spoolpool and of its peers, measured in one run on one machine; see ``scripts/bench --help``.
 
 ::
 
-    rows        what is measured, of whom, and what it is compared with
-    contenders  who is measured: each module runs in a process of its own, in the environment of its library
-    harness     rounds in which everybody has a turn, so that whatever disturbs the machine disturbs all
-    results     medians, spreads and ratios; JSON           table   the same for people
-    page        the same as a page of the documentation     plot    which has a plot for each row
+    rows        measurements: contenders, quantities and comparisons
+    contenders  measured programs: each module runs in its own process, in the environment of its library
+    harness     rounds in which each contender has a turn, so that a disturbance of the machine affects all
+    results     medians, spreads and ratios; JSON           table   the same as text
+    page        the same as a page of the documentation     plot    its plots, one per row
 """

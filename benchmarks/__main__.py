@@ -1,4 +1,4 @@
-"""The command line of ``scripts/bench``."""
+"""Command line of ``scripts/bench``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.rows import ROWS
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     rows = "\n".join(f"  {name:12}{row.title}" for name, row in ROWS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
@@ -68,12 +68,12 @@ _SIZES = {
 
 
 def say(text: str) -> None:
-    """Tell how far it is, beside the results."""
+    """Print the progress to standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def measured(asked: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
-    """Measure; the report."""
+    """Measure; return the report."""
     own = {name: getattr(asked, name) for name in _SIZES if getattr(asked, name) is not None}
     sizes = dataclasses.replace(QUICK if asked.quick else Sizes(), **own)
 
@@ -102,7 +102,7 @@ def measured(asked: argparse.Namespace, command: Sequence[str]) -> dict[str, Any
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, write down, and print."""
+    """Measure, write the report, and print it."""
     asked = arguments(given)
     command = sys.argv[1:] if given is None else given
     report = results.read(asked.source) if asked.source else measured(asked, command)

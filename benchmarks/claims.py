@@ -1,4 +1,4 @@
-"""Measures of what lies under an executor: taking the next of many that wait, alone or in a crowd."""
+"""Measures of the queue under an executor: claims among many queued tasks, by one or by many processes."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Protocol
 from benchmarks.contender import Job, Measure, Samples
 
 BATCH = 50
-"""Claims of which the mean is one sample, so that listings count in each."""
+"""Claims per sample, which is their mean: so each sample has its share of the listings."""
 
 
 class Taker(Protocol):
-    """One who takes what waits."""
+    """Process that claims queued tasks."""
 
     @property
     def wasted(self) -> int:
-        """Operations so far that came to nothing, because another one was first."""
+        """Failed claims so far: another process was first."""
 
     def take(self, seconds: float) -> bool:
-        """Take one, keep it for so long, and be done with it; False if nothing waits."""
+        """Claim a task, keep it for so many seconds, and finish it; return False if none is queued."""
 
 
 Fill = Callable[[str, int, int], None]
-"""Lets so many wait in a directory; of which at least so many (the third) are going to be taken."""
+"""Function that queues so many tasks in a directory; at least so many of them (third argument) will be claimed."""
 
 Opens = Callable[[str], Taker]
-"""A taker of what waits in a directory."""
+"""Function that opens a directory for claims."""
 
 
 def of_claims(fill: Fill, opens: Opens) -> dict[str, Measure]:
-    """Both measures."""
+    """Return both measures."""
     return {"backlog": lambda job: backlog(job, fill, opens), "crowd": lambda job: crowd(job, fill, opens)}
 
 
 def backlog(job: Job, fill: Fill, opens: Opens) -> Samples:
-    """Seconds per claim while ``tasks`` wait; the first batch, which lists for the first time, is not counted."""
+    """Measure seconds per claim among ``tasks`` queued ones; the first batch with its first listing does not count."""
     most = min(job.tasks, 40 * BATCH)
     fill(job.directory, job.tasks, most)
     taker = opens(job.directory)
@@ -53,9 +53,9 @@ def backlog(job: Job, fill: Fill, opens: Opens) -> Samples:
 
 
 def crowd(job: Job, fill: Fill, opens: Opens) -> Samples:
-    """``workers`` processes take all that waits, each of which they keep for ``variant`` seconds.
+    """Let ``workers`` processes claim all queued tasks and keep each for ``variant`` seconds.
 
-    Each takes one before that, which loads code and lists for the first time, and is not counted.
+    Each claims one task before, which loads code and includes the first listing; it does not count.
     """
     count = job.tasks + job.workers
     fill(job.directory, count, count)
@@ -64,7 +64,7 @@ def crowd(job: Job, fill: Fill, opens: Opens) -> Samples:
     os.close(wait)
     assert all(os.read(fd, 1) for fd in results), "a process ended before it took anything"
     before = time.perf_counter()
-    os.close(start)  # which is what they wait for
+    os.close(start)  # the start signal: they wait for its end of file
     told = [json.loads(os.read(fd, 65536)) for fd in results]  # written in one piece, at the end
     took = time.perf_counter() - before
     for _ in results:
@@ -75,7 +75,7 @@ def crowd(job: Job, fill: Fill, opens: Opens) -> Samples:
 
 
 def _claimant(job: Job, opens: Opens, wait: int, start: int) -> int:
-    """Start one; returns where it tells in the end what it did."""
+    """Start a process; return the descriptor from which its report can be read at its end."""
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)

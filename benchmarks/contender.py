@@ -1,4 +1,4 @@
-"""One contender in a process of its own: what it is asked (a job), and how it answers."""
+"""A contender in its own process: its job and its answer."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Samples = dict[str, list[float]]
-"""What was measured: quantity to values. What is no quantity of the row is reported as a fact beside it."""
+"""Measured values by quantity. A name that is no quantity of the row is reported as a fact beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One piece of work for one contender."""
+    """Work for one contender."""
 
     measure: str
-    """Which of its measures."""
+    """Name of the measure."""
     directory: str
-    """An empty directory of its own, on the filesystem that is measured."""
+    """Empty directory of the job, on the measured filesystem."""
     answer: str
     """File for the figures."""
     elsewhere: str = ""
-    """The same directory by another mount, where those who work have one of their own."""
+    """The same directory through the mount of the workers, if they have their own."""
     harness: int
-    """Process id of who asks."""
+    """Process id of the harness."""
     variant: str = ""
-    """Which of its ways of working, where it has several."""
+    """Mode of the contender, if it has several."""
     workers: int = 1
-    """Processes, or groups of ranks, that work."""
+    """Number of worker processes, or of groups of ranks."""
     ranks: int = 1
     """MPI ranks of a group."""
     tasks: int = 100
-    """Calls to make."""
+    """Number of measured calls."""
     warm: int = 20
-    """Calls before them that are not measured."""
+    """Number of calls before them, not measured."""
     seconds: float = 10.0
-    """After which a slow contender makes fewer calls; or how long to watch an idle one."""
+    """Time after which a slow contender makes fewer calls; or time to observe an idle one."""
     bytes: int = 0
     """Size of an array."""
 
@@ -48,12 +48,12 @@ Measure = Callable[[Job], Samples]
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where a library lies: a virtual environment of its own, or (requiring nothing) that of this project."""
+    """Environment of a library: its own virtual environment, or, without requirements, that of this project."""
 
     name: str
-    """Folder in the cache; the same for all contenders that share it."""
+    """Directory in the cache; contenders with the same name share it."""
     requires: tuple[str, ...] = ()
-    """Requirements, as pip takes them."""
+    """Requirements in the syntax of pip."""
 
 
 OURS = Environment(name="spoolpool")
@@ -61,26 +61,26 @@ OURS = Environment(name="spoolpool")
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """Who is measured."""
+    """Measured program."""
 
     name: str
-    """For people."""
+    """Name in reports."""
     module: str
-    """To be run by ``python -m``."""
+    """Module for ``python -m``."""
     measures: Mapping[str, Measure]
-    """What it can do."""
+    """Its measures by name."""
     environment: Environment = OURS
-    """Where its library is."""
+    """Environment of its library."""
     launch: Callable[[str, Job], list[str]] | None = None
-    """The command in place of ``python``, for that Python and job; it ends before ``-m``."""
+    """Function that returns the command line in place of ``python``, for an interpreter and a job, without ``-m``."""
 
     def command(self, python: str, job: Job) -> list[str]:
-        """How the job is started."""
+        """Return the command line of the job."""
         first = self.launch(python, job) if self.launch else [python]
         return [*first, "-m", self.module, json.dumps(dataclasses.asdict(job))]
 
     def main(self) -> None:
-        """Do the job that the command line names; for the process that :meth:`command` starts."""
+        """Do the job of the command line, in the process that :meth:`command` starts."""
         job = Job(**json.loads(sys.argv[1]))
         samples = self.measures[job.measure](job)
         with open(f"{job.answer}.part", "w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""What each step costs in operations that a metadata server sees.
+"""Costs of each step in operations on a metadata server.
 
-Counted, not estimated: ``tests/budget/test_metadata_operations.py`` counts them on the real thing, and fails where one
-is more or less. The kinds are those of :mod:`benchmarks.trace`.
+Counted, not estimated: ``tests/budget/test_metadata_operations.py`` counts them in the real code, and fails at any
+difference. The kinds are those of :mod:`benchmarks.trace`.
 """
 
 from __future__ import annotations
@@ -12,57 +12,57 @@ Costs = Mapping[str, int]
 """Operations by kind."""
 
 SUBMIT: Costs = {"create": 1, "rename": 1}
-"""One task put into the spool."""
+"""Submission of a task."""
 
 CLAIM: Costs = {"open": 1, "rename": 1}
-"""A name that was listed: opened, locked, and renamed."""
+"""Claim of a listed task: open, lock and rename."""
 
 PUBLISH: Costs = {"create": 1, "rename": 1}
-"""The outcome, and the commit."""
+"""Outcome and commit."""
 
 COLLECT: Costs = {"open": 1, "unlink": 2}
-"""The outcome read, and both files removed."""
+"""Read of an outcome, and removal of both files."""
 
 TASK = (SUBMIT, CLAIM, PUBLISH, COLLECT)
-"""The way of a plain task, without the looks by which the two sides find each other."""
+"""All steps of a plain task, without the listings of worker and submitter."""
 
 LOOK: Costs = {"list": 3}
-"""A group looks for tasks: the lanes, the buckets of the one that it serves, the names in one bucket."""
+"""Scan of a group for tasks: the lanes, the buckets of the served lane, the names in one bucket."""
 
 BUCKET: Costs = {"list": 1}
-"""Of a look that finds nothing, each further bucket of those lanes; it has one for each submitter that is at work."""
+"""Each further bucket of these lanes in a scan without tasks; there is one for each active submitter."""
 
 AGAIN: Costs = {"list": 1}
-"""Less than a second after a look: the bucket that gave the last task, which is part of a look that follows."""
+"""Less than a second after a scan: the bucket of the last task, which is part of a following scan."""
 
 WANTED: Costs = {"list": 1}
-"""A group looks whether it is to end: at each look while it is idle, and twice a second at most."""
+"""Check of a group for a stop request: at each scan while it is idle, at most twice a second."""
 
 MARKS: Costs = {"list": 1}
-"""A group looks which tasks are to be cancelled: once a second at most, and every few seconds while a call runs."""
+"""Listing of cancel requests by a group: at most once a second, and every few seconds while a call runs."""
 
 POLL: Costs = {"list": 1}
-"""A submitter looks for outcomes."""
+"""Poll of a submitter for outcomes."""
 
 BEAT: Costs = {"set": 1}
-"""A group's sign of life."""
+"""Heartbeat of a group."""
 
 CLAIMS_AND_GROUPS: Costs = {"list": 2}
-"""A round, also a submitter's that waits: who claims what, and who is there."""
+"""Round of recovery, also by a waiting submitter: the claims and the groups."""
 
 HELD: Costs = {"list": 1}
-"""A group looks for what is held back: four times a lease, as it goes round."""
+"""Listing of delayed tasks by a group: in each round, four times a lease."""
 
 SELF_CHECK: Costs = {"list": 1}
-"""An idle group's round ends with a look for claims of its own."""
+"""Check for its own claims, at the end of the round of an idle group."""
 
 WATCHED: Costs = {"open": 1}
-"""Of a round, the sign of life of each group that is watched."""
+"""Read of the heartbeat of each watched group in a round."""
 
 MET: Costs = {"open": 1}
-"""Who a group is, when it is watched for the first time."""
+"""Read of the entry of a group, when it is watched for the first time."""
 
 
 def operations(*steps: Costs) -> int:
-    """All operations of these steps together."""
+    """Return the number of all operations of these steps."""
     return sum(sum(step.values()) for step in steps)

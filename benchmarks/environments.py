@@ -1,4 +1,4 @@
-"""Peers' libraries: from PyPI, each in a virtual environment of its own under one cache folder."""
+"""Libraries of the peers: from PyPI, each in its own virtual environment in one cache directory."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from pathlib import Path
 from benchmarks.contender import OURS, Environment
 
 CACHE = "SPOOLPOOL_BENCH_CACHE"
-"""Environment variable that names another folder."""
+"""Environment variable for another cache directory."""
 
 _LIMIT = 900.0
 
 
 class NotToBeHad(Exception):
-    """An environment could not be made; the message is the reason."""
+    """An environment could not be created; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """An environment that is there."""
+    """Complete environment."""
 
     python: str
     """Its interpreter."""
     versions: dict[str, str]
-    """What was asked for, and which version of it is there."""
+    """Installed versions of the requirements."""
 
 
 def cache() -> Path:
-    """Where environments are kept from run to run."""
+    """Return the directory that keeps environments between runs."""
     named = os.environ.get(CACHE)
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spoolpool-bench")
 
 
 def have(environment: Environment, say: Callable[[str], None]) -> Made:
-    """Find or make an environment. Raises :class:`NotToBeHad` with what went wrong.
+    """Find or create an environment. Raises :class:`NotToBeHad` with the reason of a failure.
 
-    The interpreter is the one that runs this, so that all contenders run the same Python.
+    It has the interpreter of this process, so that all contenders run the same Python.
     """
     if environment == OURS:
         wanted = ("spoolpool", "mpi4py", "mpich", "openmpi", "numpy")
@@ -52,7 +52,7 @@ def have(environment: Environment, say: Callable[[str], None]) -> Made:
     python = str(folder / "bin" / "python")
     stamp = folder / "installed.json"
     wanted_text = json.dumps([sys.base_prefix, sys.version, *environment.requires])
-    with open(folder / "lock", "w", encoding="ascii") as lock:  # two runs at once
+    with open(folder / "lock", "w", encoding="ascii") as lock:  # two runs may do this at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted_text:
             say(f"installing {' '.join(environment.requires)} into {folder}")

@@ -1,7 +1,7 @@
-"""Rounds in which everybody has a turn: each in new processes, in a new directory, with nobody else at work.
+"""Rounds in which each contender has a turn: in new processes, in a new directory, without other contenders.
 
-What disturbs the machine so disturbs all alike, a ratio is taken within a round, and the spread over the
-rounds includes what differs from one start of a contender to the next.
+So a disturbance of the machine affects all alike, a ratio is taken within a round, and the spread over the rounds
+includes the differences between starts of a contender.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from benchmarks.row import Entry, Failed, Place, Row, Sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINGER = 20.0  # seconds that a contender may take to end after it has answered
-_LOOK = 0.25  # seconds between looks: long enough to disturb nothing
+_LOOK = 0.25  # seconds between polls: long enough not to disturb the measurement
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came of an entry."""
+    """Results of an entry."""
 
     entry: Entry
     rounds: list[Samples] = field(default_factory=list)
     missing: str | None = None
-    """Why there are no figures, or no more of them."""
+    """Reason why figures are missing, of all rounds or of later ones."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """All that one run found."""
+    """Results of one run."""
 
     rows: list[tuple[Row, list[Outcome]]] = field(default_factory=list)
     environments: dict[str, environments.Made | str] = field(default_factory=dict)
-    """What was installed, or why it could not be."""
+    """Installed versions, or the reason of a failed installation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Harness:
-    """Takes the turns."""
+    """Runner of the rounds."""
 
     directory: str
-    """Where the contenders work."""
+    """Directory in which the contenders work."""
     sizes: Sizes
     wanted: Callable[[Entry], bool]
-    """Whether an entry takes part."""
+    """Predicate of the entries that take part."""
     say: Callable[[str], None]
-    """Tells how far it is."""
+    """Function that prints progress."""
 
     def run(self, rows: Iterable[Row]) -> Run:
-        """Measure these rows."""
+        """Measure rows."""
         run = Run()
         for row in rows:
             outcomes = [Outcome(entry=entry) for entry in row.entries(self.sizes) if self.wanted(entry)]
@@ -84,7 +84,7 @@ class Harness:
 
     def _turn(self, outcome: Outcome, made: environments.Made | str) -> None:
         assert not isinstance(made, str)
-        directory = f"{self.directory}/w"  # short: sockets' names are cut at 108 bytes
+        directory = f"{self.directory}/w"  # short: names of sockets are cut at 108 bytes
         os.mkdir(directory)
         others = {process.pid for process in processes.below(os.getpid())}
         run = _runner(made.python, directory, outcome.entry.limit, others)
@@ -103,7 +103,7 @@ class Harness:
 
 
 def environment_of(python: str, directory: str) -> dict[str, str]:
-    """What a contender finds in its environment: its library, this package, and where temporary files go."""
+    """Return the environment variables of a contender: paths of its library and this package, and TMPDIR."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -138,7 +138,7 @@ def _runner(python: str, directory: str, limit: float, others: Collection[int]) 
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float, answer: str, others: Collection[int]) -> int | None:
-    """Wait for the end; None if it was ended, for taking too long, or for not ending after its answer."""
+    """Wait for the end of a process; return None if it was killed: at the limit, or for staying after its answer."""
     end = time.monotonic() + limit
     answered = False
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Measurements that are one job of a contender, in a process of its own."""
+"""Measurements by one job of a contender, in its own process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from benchmarks.row import Place, Take
 
 
 def job_of(contender: Contender, measure: str, **options: Any) -> Take:
-    """An entry's measurement: have the contender do this."""
+    """Return the measurement of an entry: this job of the contender."""
     return lambda place: run_job(contender, place, measure, options)
 
 
 def run_job(
     contender: Contender, place: Place, measure: str, options: Mapping[str, Any], prefix: Sequence[str] = ()
 ) -> Samples:
-    """Have a contender do a job, behind the command ``prefix``; what it found.
+    """Run a job of a contender, behind the command ``prefix``; return its samples.
 
-    In a directory of the place, unless ``options`` name another one as ``directory``. Raises
+    The job has a directory of the place, unless ``options`` has a ``directory``. Raises
     :class:`~benchmarks.row.Failed`.
     """
     answer = f"{place.directory}/answer.json"

@@ -1,4 +1,4 @@
-"""The machine that the figures are of."""
+"""Machine of the measurement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 UNJOURNALED = " without journal"
-"""Such an ext4 passes over the inodes that were freed in the last minutes, one by one, whenever a file is made:
-after some thousand removals that costs many times what the creation itself does."""
+"""Such an ext4 skips the inodes that were freed in the last minutes, one by one, at each creation of a file: after some
+thousand removals that costs many times the creation itself."""
 
 
 def describe(directory: str) -> dict[str, Any]:
-    """Processor, memory, kernel, Python, the filesystem of a directory, and how busy the machine is now."""
+    """Return processor, memory, kernel, Python, the filesystem of a directory, and the present load."""
     usable = len(os.sched_getaffinity(0))
     return {
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -31,12 +31,12 @@ def describe(directory: str) -> dict[str, Any]:
 
 
 def busy(machine: dict[str, Any]) -> bool:
-    """Whether others are at work, so that the figures say little."""
+    """Return whether other work loads the machine, which makes the figures unreliable."""
     return bool(machine["load"] > 0.25 * machine["cores"])
 
 
 def filesystem(directory: str) -> str:
-    """The type of the filesystem that a directory is on; of an ext4 also whether it has no journal."""
+    """Return the type of the filesystem of a directory; of an ext4 also whether it has no journal."""
     where = os.path.realpath(directory)
     best, kind, source = "", "unknown", ""
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
@@ -74,7 +74,7 @@ def _gib(kib: str) -> str:
 
 
 def _commit() -> str:
-    """The commit that is measured, if that can be told; with a plus where files differ from it."""
+    """Return the measured commit, if it is known; with a plus if files differ from it."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,4 +1,4 @@
-"""Measures that everything with a ``submit`` can take: the same code for every contender."""
+"""Measures of any object with a ``submit``: the same code for all contenders."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ APART = 0.05
 """Seconds between calls to a pool that has become idle."""
 
 CHUNK = 10
-"""Calls that are sent as one while operations are counted, where a contender can do that."""
+"""Chunk size while operations are counted, for contenders with chunks."""
 
 LARGE_CHUNK = 1000
-"""Calls that are sent as one while the rate is taken."""
+"""Chunk size while the rate is measured."""
 
 SETTLE = 0.5
-"""Seconds after a result in which what is done after it is done, under strace too."""
+"""Seconds after a result in which the work that follows it is done, also under strace."""
 
 _LEAST = 5
 
-_SENT = 256 << 20  # bytes of all arrays of one turn, but for one array that is larger
+_SENT = 256 << 20  # bytes of all arrays of one turn, unless a single array is larger
 
 
 class Pending(Protocol):
-    """A future, as far as it is needed here."""
+    """Interface of a future used here."""
 
     def result(self) -> Any:
-        """Wait for the value."""
+        """Wait for the value and return it."""
 
 
 class Submits(Protocol):
-    """An executor, as far as it is needed here."""
+    """Interface of an executor used here."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Pending:
-        """Call the function elsewhere."""
+        """Call the function in a worker."""
 
 
 Opens = Callable[[Job], AbstractContextManager[Submits]]
-"""Makes a contender's executor as a job wants it."""
+"""Function that creates the executor of a contender for a job."""
 
 
 def of_executor(opens: Opens, *, chunks: bool = False) -> dict[str, Measure]:
-    """All measures, of an executor that each of them opens anew; ``chunks``: whether its ``map`` heeds a chunksize."""
+    """Return all measures of an executor, which each opens anew; ``chunks``: its ``map`` supports a chunksize."""
 
     def measure(of: Callable[[Submits, Job], Samples]) -> Measure:
         def opened(job: Job) -> Samples:
@@ -70,7 +70,7 @@ def of_executor(opens: Opens, *, chunks: bool = False) -> dict[str, Measure]:
 
 
 def latency(executor: Submits, job: Job) -> Samples:
-    """Seconds from ``submit`` to the result, one call at a time: at once after the last, and after a pause."""
+    """Measure seconds from ``submit`` to the result, one call at a time: at once after the last, and after a pause."""
     _await_workers(executor, job)
     _warm_up(executor, job)
     cpu = _cpu(job)
@@ -101,7 +101,7 @@ def _calls(executor: Submits, job: Job, pause: float) -> list[float]:
 
 
 def durability(executor: Submits, job: Job) -> Samples:
-    """Seconds of one call at a time, and calls per second of as many that are submitted one by one."""
+    """Measure seconds of one call at a time, and calls per second of the same number submitted one by one."""
     _await_workers(executor, job)
     _warm_up(executor, job)
     at_once = _calls(executor, job, 0.0)
@@ -110,10 +110,10 @@ def durability(executor: Submits, job: Job) -> Samples:
 
 
 def throughput(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
-    """Calls per second until the last result is here, and CPU seconds per call.
+    """Measure calls per second until the last result, and CPU seconds per call.
 
-    ``rate`` and ``CPU``: all submitted one by one before the first result is asked for. ``map`` and ``chunks``
-    (ten times as many calls, :data:`LARGE_CHUNK` to a task), where a contender has these.
+    ``rate`` and ``CPU``: all are submitted one by one before the first result is awaited. ``map`` and ``chunks``
+    (ten times as many calls, :data:`LARGE_CHUNK` to a task): for contenders that have them.
     """
     _await_workers(executor, job)
     ways = _ways(executor, LARGE_CHUNK if chunks else 0)
@@ -127,7 +127,7 @@ def throughput(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
 
 
 def _ways(executor: Submits, chunk: int = 0) -> dict[str, Callable[[int], object]]:
-    """The ways in which so many calls can be made, up to the last result; by map in chunks where these have a size."""
+    """Return functions that make so many calls and wait for the last result: by submit, map, and map with chunks."""
 
     def batch(count: int) -> None:
         for future in [executor.submit(pow, 2, 3) for _ in range(count)]:
@@ -143,7 +143,7 @@ def _ways(executor: Submits, chunk: int = 0) -> dict[str, Callable[[int], object
 
 
 def _rate(way: Callable[[int], object], job: Job, most: int, pilot: int) -> tuple[float, float, int]:
-    """Calls per second, CPU seconds per call, and how many these were: as a pilot told, ``most`` at most."""
+    """Measure calls per second and CPU seconds per call; a pilot run sets the number of calls, at most ``most``."""
     count = min(most, pilot)
     took, busy = _timed(way, job, count)
     enough = min(most, int(count / took * job.seconds))
@@ -162,12 +162,12 @@ def _timed(way: Callable[[int], object], job: Job, count: int) -> tuple[float, f
 
 
 def _cpu(job: Job) -> float:
-    """CPU seconds of the contender and of all its processes so far."""
+    """Return the CPU seconds of the contender and of all its processes so far."""
     return sum(map(processes.cpu, processes.family(job.harness)))
 
 
 def argument(executor: Submits, job: Job) -> Samples:
-    """Arrays as arguments, none like another: seconds until the sum is back."""
+    """Measure seconds until the sum of an array argument is returned; all arrays differ."""
     import numpy as np
 
     executor.submit(tasks.total, np.ones(8)).result()
@@ -180,12 +180,12 @@ def argument(executor: Submits, job: Job) -> Samples:
         value = executor.submit(tasks.total, array).result()
         taken.append(time.perf_counter() - before)
         assert value == number * count, value
-        del array  # before the next one is made
+        del array  # before the next one is created
     return {"time": taken, **_peaks(executor, job, worker)}
 
 
 def result(executor: Submits, job: Job) -> Samples:
-    """Arrays that a worker has, as results: seconds until their sum is known here."""
+    """Measure seconds until the sum of a result is known here; the worker has the arrays already."""
     executor.submit(tasks.prepare, 8, 0.0).result()
     executor.submit(tasks.prepared, 8, 0.0).result()
     worker = executor.submit(tasks.linger, 0.0).result()
@@ -203,7 +203,7 @@ def result(executor: Submits, job: Job) -> Samples:
 
 
 def reused(executor: Submits, job: Job) -> Samples:
-    """One array as argument of many calls, one at a time, put before the first by who can: seconds per call."""
+    """Measure seconds per call of many calls with one array argument, one at a time, stored before if supported."""
     import numpy as np
 
     executor.submit(tasks.total, np.ones(8)).result()
@@ -220,21 +220,21 @@ def reused(executor: Submits, job: Job) -> Samples:
 
 
 def repeats(size: int) -> int:
-    """How many arrays of so many bytes are sent one after the other: few of those that take long."""
+    """Return the number of arrays of this size in one turn: fewer of large ones."""
     return max(1, min(10, _SENT // size))
 
 
 def _peaks(executor: Submits, job: Job, worker: int) -> Samples:
     peaks = {"submitter": [tasks.peak() / job.bytes]}
-    if executor.submit(tasks.linger, 0.0).result() == worker:  # else every call has a process of its own
+    if executor.submit(tasks.linger, 0.0).result() == worker:  # otherwise each call has its own process
         peaks["worker"] = [executor.submit(tasks.peak).result() / job.bytes]
     return peaks
 
 
 def idle(executor: Submits, job: Job) -> Samples:
-    """Per cent of one core that a pool takes while nothing is to be done."""
+    """Measure the load of an idle pool, in per cent of one core."""
     executor.submit(pow, 2, 3).result()
-    time.sleep(min(3.0, job.seconds))  # until every rhythm is at its slowest
+    time.sleep(min(3.0, job.seconds))  # until each backoff has its longest interval
     family = processes.family(job.harness)
     workers = [process for process in family if processes.is_python(process) and process.pid != os.getpid()]
     launchers = [process for process in family if not processes.is_python(process)]
@@ -249,10 +249,10 @@ def idle(executor: Submits, job: Job) -> Samples:
 
 
 def marked(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
-    """Calls between marks that a trace of the system calls shows; see :mod:`benchmarks.trace`.
+    """Make calls between marks in a trace of the system calls; see :mod:`benchmarks.trace`.
 
-    Each work is done ``tasks`` and then three times as often: what begins and ends it falls out of the
-    difference. The last mark of a pair comes when what is done after a result has been done too.
+    Each work is done ``tasks`` and then three times as often: the operations of its start and end cancel in the
+    difference. The last mark of a pair comes after the work that follows a result.
     """
 
     def awaited(count: int) -> None:
@@ -276,12 +276,12 @@ def marked(executor: Submits, job: Job, *, chunks: bool = False) -> Samples:
 
 
 def mark(job: Job, name: str) -> None:
-    """Leave a mark in the trace: a look at a file that is not there."""
+    """Leave a mark in the trace: an access to a file that does not exist."""
     os.access(f"{job.directory}/mark.{name}", os.F_OK)
 
 
 def _await_workers(executor: Submits, job: Job) -> None:
-    """Wait until every worker has started and has taken part; half a minute at most."""
+    """Wait until each worker has run a call, at most half a minute."""
     seen: set[int] = set()
     end = time.perf_counter() + 30
     while len(seen) < job.workers * job.ranks and time.perf_counter() < end:

@@ -1,6 +1,6 @@
-"""A report as a page of the documentation, with the plots beside it.
+"""Page of the documentation from a report, with the plots beside it.
 
-Words come from the rows as they are now, every figure from the report: it can be made again without measuring.
+Texts come from the present rows, all figures from the report: the page can be generated again without measuring.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from benchmarks import machine, plot, results, table
 from benchmarks.row import Row
 
 NAME = "benchmarks"
-"""Of the page, and of the folder beside it for what belongs to it."""
+"""Name of the page, and of the directory beside it for its report and plots."""
 
-_FOLDED = 20  # lines, above which a table is shown when it is asked for
+_FOLDED = 20  # lines; a longer table is folded
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -46,7 +46,7 @@ whatever disturbs the machine disturbs all alike.
 
 
 def write(report: Mapping[str, Any], docs: Path, rows: Mapping[str, Row]) -> None:
-    """Write the page, its plots and its report into a folder of pages; plots of other rows go."""
+    """Write the page, its plots and its report into a directory of pages; remove plots of other rows."""
     made = files(report, rows)
     beside = docs / NAME
     beside.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def write(report: Mapping[str, Any], docs: Path, rows: Mapping[str, Row]) -> Non
 
 
 def files(report: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, str]:
-    """What :func:`write` writes, by name; the report is in it, and gives the same once more."""
+    """Return the files of :func:`write` by name. The report among them gives the same files again."""
     report = results.compact(report)
     made = {f"{NAME}/report.json": _json(report)}
     lines = [_INTRODUCTION, *_targets(report, rows), *_run(report), _READING]
@@ -70,7 +70,7 @@ def files(report: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, str]:
 
 
 def _json(report: Mapping[str, Any]) -> str:
-    """With a line per entry, for those who compare two reports."""
+    """Return the report as JSON with a line per entry, for comparisons of two reports."""
     text = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
     return text.replace('{"contender":', '\n{"contender":') + "\n"
 
@@ -141,18 +141,18 @@ def _figures(cells: Sequence[Sequence[str]], roles: Mapping[str, str]) -> Iterat
     marks = {"ours": "**", "floor": "*", "peer": ""}
     lines = []
     for name, *values in cells:
-        mark = marks[roles.get(name, "peer")]  # the head has no role
+        mark = marks[roles.get(name, "peer")]  # the header line has no role
         lines.append([f"{mark}{_text(name)}{mark}", *(_text(_unbroken(value)) for value in values)])
     yield from _table(lines, "l" + "r" * (len(lines[0]) - 1))
 
 
 def _unbroken(value: str) -> str:
-    """A cell that is only broken between goals."""
+    """Return a cell with line breaks only between goals."""
     return value.replace(" ", "\N{NO-BREAK SPACE}").replace(";\N{NO-BREAK SPACE}", "; ")
 
 
 def _table(cells: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """A table, without the columns that are empty below the head; each is to the left or to the right."""
+    """Return a table without empty columns; each column is aligned to the left or to the right."""
     rule = ["---:" if side == "r" else "---" for side in sides]
     used = [any(column) for column in zip(*cells[1:], strict=True)]
     for line in (cells[0], rule, *cells[1:]):
@@ -161,6 +161,6 @@ def _table(cells: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Text in which nothing means anything to Markdown or HTML."""
+    """Escape a text for Markdown and HTML."""
     escaped = re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", str(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,7 +1,7 @@
-"""A row of a report as a plot: a panel per quantity, in which every entry has a dot and a whisker.
+"""Plot of a row of a report: a panel per quantity, in which each entry has a dot and a whisker.
 
-SVG that is written here, so that a report gives the same plot wherever it is made. It takes the colours
-of light or dark ground, as the reader's system asks for, and brings the ground along.
+The SVG is written here without a library, so that a report gives the same plot everywhere. It has colours for light
+and dark background, chosen by the system of the reader, and its own background.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.table import scaled, value, who
 
 _WIDTH = 720.0
 _LINE = 19.0
-_GAP = 7.0  # before an entry of ours with which a group begins
+_GAP = 7.0  # before an own entry at the start of a group
 _MARGIN = 12.0
-_LETTER, _BOLD = 6.8, 7.4  # what a letter takes, about
-_EDGE = 20.0  # at the right, for half of a tick's text
-_LOG_FROM = 15.0  # largest by least value, above which the axis is logarithmic
-_ROOM = 330.0  # names that take more leave room for one panel alone
+_LETTER, _BOLD = 6.8, 7.4  # approximate width of a letter
+_EDGE = 20.0  # at the right, for half of the text of a tick
+_LOG_FROM = 15.0  # ratio of the largest to the least value, from which on the axis is logarithmic
+_ROOM = 330.0  # wider names leave room for only one panel
 
 _STYLE = """\
 svg { --ground: #ffffff; --text: #24292f; --soft: #6e7781; --grid: #dfe3e8; --ours: #1a63d0; --peer: #7b858f;
@@ -45,7 +45,7 @@ text { font: 12px system-ui, "Helvetica Neue", Arial, sans-serif; fill: var(--te
 
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """Where values stand in a panel."""
+    """Scale of a panel."""
 
     left: float
     width: float
@@ -55,7 +55,7 @@ class _Axis:
     unit: str
 
     def at(self, number: float) -> float:
-        """The place of a value, within the panel: a count that a difference makes negative stands at its edge."""
+        """Return the position of a value in the panel. A count below zero, from a difference, is at the edge."""
         if self.log:
             low, high = math.log10(self.low), math.log10(self.high)
             part = (math.log10(max(number, self.low)) - low) / (high - low)
@@ -64,7 +64,7 @@ class _Axis:
         return self.left + min(1.0, max(0.0, part)) * self.width
 
     def ticks(self) -> list[float]:
-        """Values that are marked: as many round ones as their texts have room for."""
+        """Return the values of the ticks: as many round ones as have room for their texts."""
         *candidates, fewest = list(self._decades() if self.log else self._steps())
         return next((found for found in candidates if len(found) > 1 and self._fits(found)), fewest)
 
@@ -85,22 +85,22 @@ class _Axis:
             yield [step * number for number in range(int(self.high / step) + 1)]
 
     def text(self, number: float) -> str:
-        """What stands at a tick."""
+        """Return the text of a tick."""
         number, unit = scaled(number, "" if self.unit == "/s" or not number else self.unit)
         return (f"{number:,g}" if number < 1e6 else f"{number:,.0f}").replace(",", " ") + unit
 
 
 class Plot(NamedTuple):
-    """A picture of some of a row's quantities."""
+    """Plot of some quantities of a row."""
 
     panels: int
-    """How many there are in it, as many as tables belong to it (:func:`benchmarks.table.tables`)."""
+    """Number of its panels; it belongs to as many tables (:func:`benchmarks.table.tables`)."""
     title: str
     svg: str
 
 
 def plots(row: Mapping[str, Any]) -> Iterator[Plot]:
-    """The plots of a row, of one or two quantities each; together they have as many panels as the row has tables."""
+    """Return the plots of a row, of one or two quantities each; together they have a panel per table of the row."""
     quantities = _quantities(row)
     entries = [entry for entry in row["entries"] if entry["figures"]]
     label = max((_width(entry) for entry in entries), default=0) + _MARGIN
@@ -130,7 +130,7 @@ def _framed(shapes: Sequence[str], title: str, height: float) -> str:
 
 
 def _quantities(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What has a panel: all that was measured; of a wide row the first of each group."""
+    """Return the quantities with panels: all measured ones; of a wide row the first of each group."""
     measured = {name for entry in row["entries"] for name in entry["figures"]}
     found = [quantity for quantity in row["quantities"] if quantity["name"] in measured]
     if not row["wide"]:
@@ -145,7 +145,7 @@ def _tier(
     tier: Sequence[Mapping[str, Any]],
     label: float,
 ) -> float:
-    """Panels beside each other, and who the lines are; returns where they end."""
+    """Draw panels beside each other with the names of the lines; return their lower end."""
     between = 2 * _MARGIN
     width = (_WIDTH - label - _MARGIN - _EDGE - between * (len(tier) - 1)) / len(tier)
     titles = [_title(row, quantity, int(width / _BOLD)) for quantity in tier]
@@ -184,7 +184,7 @@ def _name(row: Mapping[str, Any], quantity: Mapping[str, Any]) -> str:
 
 
 def _axis(quantity: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], left: float, width: float) -> _Axis:
-    """From the least to the largest of all that is shown."""
+    """Return the least and the largest shown value."""
     figures = [figure for entry in entries if (figure := entry["figures"].get(quantity["name"]))]
     numbers = [figure[name] for figure in figures for name in ("low", "median", "high")]
     numbers += [limit for entry in entries for limit in _limits(entry, entries, quantity)]
@@ -208,7 +208,7 @@ def _entry(
     axis: _Axis,
     y: float,
 ) -> Iterator[str]:
-    """The dot of the median, the whisker from the lowest to the highest round, the floor, and what is to be reached."""
+    """Draw the dot of the median, the whisker from the lowest to the highest round, the floor, and the goals."""
     figure = entry["figures"].get(quantity["name"])
     if figure is None:
         return
@@ -241,7 +241,7 @@ def _floor(
 def _limits(
     entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], quantity: Mapping[str, Any]
 ) -> Iterator[float]:
-    """What is to be reached, as far as it is a value or follows from that of the floor."""
+    """Return the goals as values: the ones given as a value or as a ratio to the floor."""
     floor = _floor(entry, entries, quantity)
     for goal in entry["figures"].get(quantity["name"], {}).get("goals", ()):
         if goal["of"] == "value":
@@ -251,7 +251,7 @@ def _limits(
 
 
 def _key(entries: Sequence[Mapping[str, Any]], tier: Sequence[Mapping[str, Any]], top: float) -> Iterator[str]:
-    """What the colours mean."""
+    """Draw the legend."""
     names = {"ours": "spoolpool", "peer": "others", "floor": "floor: the operating system alone"}
     roles = {entry["role"] for entry in entries}
     x = _MARGIN + 4

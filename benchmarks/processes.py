@@ -1,4 +1,4 @@
-"""The processes of a contender: which they are, what CPU time they took, and how they are ended."""
+"""Processes of a contender: their search, CPU time and end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process, as ``/proc`` had it."""
+    """Process as read from ``/proc``."""
 
     pid: int
     parent: int
     ended_children: float
-    """CPU seconds of its children that ended."""
+    """CPU seconds of its ended children."""
 
 
 def running() -> list[Process]:
-    """All processes of this machine."""
+    """Return all processes of this machine."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -33,7 +33,7 @@ def running() -> list[Process]:
         try:
             with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
                 fields = file.read().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it ended between the two reads
             continue
         if fields[0] != "Z":
             ended = (int(fields[13]) + int(fields[14])) / _TICK
@@ -42,7 +42,7 @@ def running() -> list[Process]:
 
 
 def below(pid: int, spare: Collection[int] = ()) -> list[Process]:
-    """The descendants of a process, but for those in ``spare`` and theirs."""
+    """Return the descendants of a process, except the ones in ``spare`` and their descendants."""
     children: dict[int, list[Process]] = {}
     for process in running():
         if process.pid not in spare:
@@ -56,7 +56,7 @@ def below(pid: int, spare: Collection[int] = ()) -> list[Process]:
 
 
 def family(harness: int) -> list[Process]:
-    """This process and all others that the harness started with it: ranks, workers, launchers.
+    """Return this process and all others of the same contender: ranks, workers, launchers.
 
     One contender is measured at a time, so they are all the descendants of the harness.
     """
@@ -64,7 +64,7 @@ def family(harness: int) -> list[Process]:
 
 
 def cpu(process: Process) -> float:
-    """CPU seconds of all threads of a process so far, and of its ended children; 0 where it has ended."""
+    """Return the CPU seconds of all threads of a process so far, and of its ended children; 0 if it has ended."""
     try:
         own = time.clock_gettime((~process.pid << 3) | 2)  # clock_getcpuclockid(3): to the nanosecond
     except OSError:
@@ -73,7 +73,7 @@ def cpu(process: Process) -> float:
 
 
 def is_python(process: Process) -> bool:
-    """Whether it runs Python, and not a launcher."""
+    """Return whether it runs Python, and not a launcher."""
     try:
         return os.path.basename(os.readlink(f"/proc/{process.pid}/exe")).startswith("python")
     except OSError:
@@ -81,12 +81,12 @@ def is_python(process: Process) -> bool:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever a child leaves behind, so that it is found below this process."""
+    """Become the parent of orphans of a child, so that they are found below this process."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_descendants(spare: Collection[int]) -> None:
-    """End every process below this one, but for those in ``spare`` and theirs."""
+    """Kill all processes below this one, except the ones in ``spare`` and their descendants."""
     for _ in range(200):
         left = below(os.getpid(), spare)
         if not left:

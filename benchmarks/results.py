@@ -1,4 +1,4 @@
-"""From samples to figures: medians, spreads, ratios; as JSON."""
+"""Figures from samples, as JSON: medians, spreads, ratios."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from benchmarks.harness import Outcome, Run
 from benchmarks.row import Goal, Key, Quantity, Row, Sizes
 
 FORMAT = 3
-"""Version of the JSON; it grows with every change that a reader must know of."""
+"""Version of the JSON; it is increased at each change that readers must handle."""
 
 
 def report(run: Run, sizes: Sizes, machine: Mapping[str, Any], command: str = "") -> dict[str, Any]:
-    """Everything that a run found, which was started by a command.
+    """Return the report of a run that was started by a command.
 
     ``rows`` is a list of ``{name, title, wide, once, quantities, entries}``. An entry has ``contender``, ``case``,
-    ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``ours`` and ``floor`` (whom it is
-    compared with, or null), ``figures`` by quantity, and ``facts`` (other values that it told, the median of each).
+    ``role``, ``environment``, ``missing`` (why it has no figures, or null), ``ours`` and ``floor`` (the entries that it
+    is compared with, or null), ``figures`` by quantity, and ``facts`` (medians of its other values).
     A figure has the ``median`` of the rounds' medians, the least and the largest of these (``low``, ``high``), the
     tenth and ninetieth percentile of all samples (``p10``, ``p90``), the samples by round, and in seconds, per
     cent, counts or times:
 
-    - ``cost``: how many times as much of it (of a rate: of the time) as the entry of ours it is compared
-      with, null for that itself; the median over the rounds of the ratio within a round.
-    - ``floor``: likewise, compared with what the operating system alone needs.
-    - ``goals``: a list of ``{limit, at_least, of, who, reached}``, as :class:`~benchmarks.row.Goal` has them; of
-      ``peers``, what was reached is the least cost among them. ``reached`` is null where nobody was to compare with.
+    - ``cost``: ratio to the own entry that it is compared with (of a rate: ratio of the times), null for that
+      entry itself; the median over the rounds of the ratio within a round.
+    - ``floor``: likewise, compared with the operating system alone.
+    - ``goals``: a list of ``{limit, at_least, of, who, reached}``, as :class:`~benchmarks.row.Goal` has them; for
+      ``peers``, ``reached`` is the least cost among them. It is null if there was no entry to compare with.
     """
     return {
         "format": FORMAT,
@@ -46,7 +46,7 @@ def report(run: Run, sizes: Sizes, machine: Mapping[str, Any], command: str = ""
 
 
 def read(path: str) -> dict[str, Any]:
-    """A report that was written down. Raises :class:`SystemExit` if it is of another format."""
+    """Read a report from a file. Raises :class:`SystemExit` if it has another format."""
     with open(path, encoding="utf-8") as file:
         found: dict[str, Any] = json.load(file)
     if found["format"] != FORMAT:
@@ -55,7 +55,7 @@ def read(path: str) -> dict[str, Any]:
 
 
 def compact(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The same report with the median of each round in place of its samples, and numbers of five digits."""
+    """Return a report with the median of each round in place of its samples, and numbers of five digits."""
 
     def shortened(value: Any, name: str = "") -> Any:
         if name == "rounds" and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A row of the comparison: what is measured, of whom, beside what."""
+"""Row of the comparison: its quantities, contenders and references."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 from benchmarks.contender import OURS, Environment, Samples
 
 Role = Literal["ours", "peer", "floor"]
-"""``floor``: what the operating system alone needs for it; no peer, and measured without peers as well."""
+"""``floor``: the operating system alone; it is no peer, and is also measured without peers."""
 
 
 class Key(NamedTuple):
-    """Names an entry of a row."""
+    """Name of an entry in its row."""
 
     contender: str
     case: str = ""
@@ -25,80 +25,80 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much work each measurement is."""
+    """Sizes of the measurements."""
 
     rounds: int = 5
-    """Turns that everybody has."""
+    """Rounds, in which each contender has a turn."""
     calls: int = 200
-    """Calls of which the latency is taken, per turn."""
+    """Calls per turn for latencies."""
     tasks: int = 10_000
-    """Calls of which the rate is taken, per turn."""
+    """Calls per turn for rates."""
     mib: int = 1024
     """Size of the array in MiB."""
     starts: int = 5
     """Programs started, per turn."""
     traced: int = 100
-    """Calls whose system calls are counted."""
+    """Calls under a count of system calls."""
     idle: float = 20.0
-    """Seconds for which an idle pool is watched."""
+    """Seconds of observation of an idle pool."""
     waiting: int = 1_000_000
-    """Tasks that wait, at most, while one is claimed."""
+    """Greatest number of queued tasks while one is claimed."""
     crowd: int = 128
-    """Processes that claim from one spool, at most."""
+    """Greatest number of processes that claim from one spool."""
     seconds: float = 10.0
-    """Seconds after which a contender that is slow makes fewer calls; a quarter of it where it does several things."""
+    """Seconds after which a slow contender makes fewer calls; a quarter of it for each of several measurements."""
 
 
 QUICK = Sizes(
     rounds=2, calls=40, tasks=1000, mib=64, starts=3, traced=20, idle=4.0, waiting=10_000, crowd=4, seconds=2.0
 )
-"""To see that it works, and roughly where it stands."""
+"""Sizes for a quick check with rough figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """Something that is measured."""
+    """Measured quantity."""
 
     name: str
-    """As contenders have it in their samples."""
+    """Name in the samples of contenders."""
     unit: Literal["s", "/s", "x", "%", ""]
-    """``x``: so many times another size, which the title names; empty: a count."""
+    """``x``: multiple of another size, named in the title; empty: a count."""
     title: str
     """In words."""
     group: str = ""
-    """Of a wide row: the table that it is a column of."""
+    """For wide rows: table of this column."""
 
     @property
     def more_is_better(self) -> bool:
-        """Whether a larger figure is the better one."""
+        """Return whether a larger figure is better."""
         return self.unit == "/s"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a quantity of ours should reach. It is shown beside the figure, and nothing depends on it."""
+    """Goal for a quantity of this project. It is shown beside the figure, and nothing depends on it."""
 
     limit: float
-    """At most; of a rate, and of peers' costs, at least."""
+    """Upper limit; for rates and for costs of peers, lower limit."""
     of: Literal["value", "floor", "ours", "peers"] = "value"
-    """Of the figure itself; of its ratio to the floor, or to the entry of ours that this is compared with; or
-    of the cost of the best of some peers."""
+    """Subject of the limit: the figure itself; its ratio to the floor, or to the own entry of its comparison; or
+    the cost of the best of some peers."""
     peers: tuple[Key, ...] = ()
-    """Which peers: entries that are compared with the one that has this goal."""
+    """These peers: entries that are compared with the entry of this goal."""
     who: str = ""
     """These peers in words: ``every file-based peer``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where and with what an entry is measured, one time."""
+    """Place of one measurement of an entry."""
 
     python: str
-    """Interpreter of the entry's environment."""
+    """Interpreter of the environment of the entry."""
     directory: str
-    """Empty, and removed afterwards."""
+    """Empty directory, removed afterwards."""
     run: Callable[[Sequence[str], str], None]
-    """Runs a command until it has ended and has written the file that is named; raises :class:`Failed`."""
+    """Function that runs a command to its end and to the creation of the named file; raises :class:`Failed`."""
 
 
 class Failed(Exception):
@@ -110,37 +110,37 @@ Take = Callable[[Place], Samples]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a row."""
+    """Line of a row."""
 
     key: Key
     role: Role
     take: Take
     environment: Environment = OURS
     ours: Key | None = None
-    """The entry of ours that this is compared with."""
+    """Own entry that this is compared with."""
     floor: Key | None = None
-    """The floor that this is compared with."""
+    """Floor that this is compared with."""
     goals: Mapping[str, Goal | tuple[Goal, ...]] = field(default_factory=dict)
-    """By the quantity's name."""
+    """Goals by the name of the quantity."""
     limit: float = 180.0
-    """Seconds after which one turn is given up."""
+    """Seconds after which a turn is ended."""
     rounds: int | None = None
-    """Turns at most, where one takes long."""
+    """Greatest number of turns, for entries with long ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is measured, and who takes part."""
+    """Quantities and entries of one comparison."""
 
     name: str
     title: str
     about: str
-    """For the page: what is measured, and what to know of it when one is compared with another. Markdown."""
+    """Text for the page in Markdown: the measurement, and conditions of the comparison."""
     quantities: Sequence[Quantity]
     entries: Callable[[Sizes], list[Entry]]
     wide: bool = False
     """Print one table with a column per quantity, and no ratios: for counts."""
     once: bool = False
-    """One turn is enough: the figure has no noise, or takes long."""
+    """Whether one turn is enough, because the figure has no noise or takes long."""
     decision: str = ""
-    """Of ``docs/decisions/``, the page on a goal that is missed."""
+    """Page of ``docs/decisions/`` on a missed goal."""

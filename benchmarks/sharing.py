@@ -1,7 +1,7 @@
-"""Where sharing what is sent again pays: ``python -m benchmarks.sharing [DIRECTORY]``.
+"""Benefit of sharing repeated arguments by their size: ``python -m benchmarks.sharing [DIRECTORY]``.
 
-One executor shares and one does not; both send the same arrays in turns, and what is printed are ratios of their times:
-for calls that all have the same array, and for calls each of which has another. Above 1, sharing is the quicker.
+One executor shares and one does not; both send the same arrays in turns. Printed are the ratios of their times: for
+calls with the same array, and for calls with different arrays. Above 1, sharing is faster.
 """
 
 from __future__ import annotations

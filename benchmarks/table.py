@@ -1,4 +1,4 @@
-"""A report as text."""
+"""Text of a report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def value(number: float, unit: str) -> str:
-    """A figure with three digits and its unit."""
+    """Format a figure with three digits and its unit."""
     number, name = scaled(number, unit)
     return _digits(number) + name
 
 
 def scaled(number: float, unit: str) -> tuple[float, str]:
-    """The number in the unit that suits it, and what to put behind it."""
+    """Convert a number to a suitable unit; return it with the text of the unit."""
     if unit != "s":
         return number, unit if unit in {"", "x"} else f" {unit}"
     scale, name = next(((s, n) for s, n in _TIMES if abs(number) >= s), _TIMES[-1])
@@ -35,7 +35,7 @@ def _digits(number: float) -> str:
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The whole report, line by line."""
+    """Yield the lines of the whole report."""
     machine = report["machine"]
     yield (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}; {machine['system']}, "
@@ -62,15 +62,15 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def who(entry: Mapping[str, Any]) -> str:
-    """An entry's name."""
+    """Return the name of an entry."""
     return str(Key(entry["contender"], entry["case"]))
 
 
 def tables(row: Mapping[str, Any], *, short: bool = False) -> Iterator[list[list[str]]]:
-    """A row's tables: the head, then the lines, each of which begins with an entry's name.
+    """Yield the tables of a row: the head, then the lines, each with the name of its entry first.
 
-    One per quantity, with spreads, ratios and goals (``short``: of what they are is left out); of a wide row one
-    per group of quantities, with a column for each, but for those of which nobody needs any.
+    One per quantity, with spreads, ratios and goals (``short``: without their references); for a wide row one
+    per group of quantities, with a column for the first quantity and for each other that has figures except zero.
     """
     if row["wide"]:
         yield from _wide(row)
@@ -82,7 +82,7 @@ def tables(row: Mapping[str, Any], *, short: bool = False) -> Iterator[list[list
 
 
 def facts(row: Mapping[str, Any]) -> Iterator[str]:
-    """What entries told besides: the usual value, and who had another."""
+    """Yield the facts of entries: the largest value, and the entries with another."""
     told: dict[str, dict[str, float]] = {}
     for entry in row["entries"]:
         for name, number in entry["facts"].items():
@@ -94,12 +94,12 @@ def facts(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def missing(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Who has no figures, or not those of all rounds, and why."""
+    """Return the entries without figures, or without those of all rounds, with the reasons."""
     return [(who(entry), entry["missing"]) for entry in row["entries"] if entry["missing"] is not None]
 
 
 class Target(NamedTuple):
-    """A goal that a figure of ours has."""
+    """Goal of a figure of this project."""
 
     row: Mapping[str, Any]
     entry: Mapping[str, Any]
@@ -108,17 +108,17 @@ class Target(NamedTuple):
 
     @property
     def what(self) -> str:
-        """Of whom, and of which quantity."""
+        """Return the entry and the quantity of the goal."""
         return ": ".join(filter(None, (who(self.entry), self.quantity["group"], self.quantity["title"])))
 
     @property
     def limit(self) -> str:
-        """What to reach, but not of what it is a multiple."""
+        """Return the limit without its reference."""
         return f"{'≥' if self.goal['at_least'] else '≤'} {self._text('limit')}"
 
     @property
     def wanted(self) -> str:
-        """What to reach."""
+        """Return the limit."""
         of = {
             "value": "",
             "floor": " the floor",
@@ -129,12 +129,12 @@ class Target(NamedTuple):
 
     @property
     def reached(self) -> str:
-        """What was reached; empty where nobody was to compare with."""
+        """Return the reached value; empty if there was no entry to compare with."""
         return "" if self.goal["reached"] is None else self._text("reached")
 
     @property
     def met(self) -> bool | None:
-        """Whether that is enough."""
+        """Return whether the goal is reached."""
         limit, reached = self.goal["limit"], self.goal["reached"]
         if reached is None:
             return None
@@ -145,7 +145,7 @@ class Target(NamedTuple):
 
 
 def targets(report: Mapping[str, Any]) -> Iterator[Target]:
-    """Every goal of a figure that was measured, in the order of the rows."""
+    """Yield the goals of all measured figures, in the order of the rows."""
     for row in report["rows"]:
         for entry in row["entries"]:
             for quantity in row["quantities"]:
@@ -198,7 +198,7 @@ def _wide(row: Mapping[str, Any]) -> Iterator[list[list[str]]]:
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """Yield the lines of a table: the first column aligned to the left, the others to the right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     for line in cells:
         first, *rest = [

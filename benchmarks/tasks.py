@@ -1,4 +1,4 @@
-"""Functions that workers run, of whichever contender: installed everywhere, and sent by reference."""
+"""Functions for the workers of all contenders: installed everywhere, and sent by reference."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 
 
 def linger(seconds: float) -> int:
-    """Take a while, so that other workers get the next ones; returns who ran it."""
+    """Take some time, so that other workers get the next calls; return the pid of the worker."""
     time.sleep(seconds)
     return os.getpid()
 
 
 def into_file(path: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Make a call and leave its value in a file, for a contender that returns none."""
+    """Make a call and write its value to a file, for a contender that returns none."""
     value = fn(*args)
     with open(path, "wb") as file:
         pickle.dump(value, file)
 
 
 def total(array: Any) -> float:
-    """The sum of an array: looks at every byte."""
+    """Return the sum of an array, which reads all its bytes."""
     return float(array.sum())
 
 
 def prepare(count: int, value: float) -> int:
-    """Make an array of a value and keep it in this worker, so that its making is no part of what is measured."""
+    """Create an array of a value and keep it in this worker, so that its creation is not measured."""
     import numpy as np
 
     kept = _kept()
@@ -40,16 +40,16 @@ def prepare(count: int, value: float) -> int:
 
 
 def prepared(count: int, value: float) -> Any:
-    """The array that :func:`prepare` made in this worker; where each call has a process of its own, it is made now."""
+    """Return the array of :func:`prepare` in this worker; a process with a single call creates it now."""
     if getattr(_kept(), "array", None) is None:
         prepare(count, value)
     return _kept().array
 
 
 def peak() -> int:
-    """The most bytes that this process had in memory at one time: its own and those of mapped files.
+    """Return the peak memory of this process in bytes: its own and that of mapped files.
 
-    ``VmHWM`` and not ``ru_maxrss``: the latter also remembers the process that this one was started by.
+    ``VmHWM`` and not ``ru_maxrss``: the latter includes the process that started this one.
     """
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
@@ -59,5 +59,5 @@ def peak() -> int:
 
 
 def _kept() -> types.ModuleType:
-    # in sys.modules, because a function that was sent by value has globals that live as long as one call
+    # in sys.modules, because the globals of a function sent by value live only during one call
     return sys.modules.setdefault("benchmarks_kept", types.ModuleType("benchmarks_kept"))

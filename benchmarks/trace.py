@@ -1,4 +1,4 @@
-"""Operations on the filesystem, counted in what strace wrote down."""
+"""Filesystem operations, counted in the output of strace."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CALLS = (
     "rmdir,stat,lstat,newfstatat,statx,access,faccessat,faccessat2,readlink,readlinkat,utimensat,utime,utimes,chmod,"
     "fchmodat,chown,truncate,statfs,fstat,fsync,fdatasync,flock,fcntl,ftruncate,fchmod"
 )
-"""What is traced."""
+"""Traced system calls."""
 
 KINDS = ("create", "open", "rename", "link", "unlink", "directory", "stat", "list", "set")
-"""Operations that a metadata server sees; what is done by a descriptor is counted apart, as ``descriptor``."""
+"""Operations on a metadata server; operations on a descriptor are counted separately, as ``descriptor``."""
 
 _LINE = re.compile(r"(?P<time>\d+\.\d+) (?P<call>\w+)\((?P<arguments>.*)\)\s+= (?P<value>-?\d+|\?)")
 _PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)<(?P<at>[^>]*)>, )?"(?P<path>(?:[^"\\]|\\.)*)"')
@@ -67,7 +67,7 @@ _BY_NAME = {
 
 
 class Operation(NamedTuple):
-    """One system call."""
+    """System call."""
 
     time: float
     kind: str
@@ -75,18 +75,18 @@ class Operation(NamedTuple):
 
 
 def strace(output: str) -> list[str]:
-    """The command in front of the one that is traced; one file of output per thread, named after its id."""
+    """Return the start of a traced command line; strace writes one file per thread, named after its id."""
     options = ["-f", "-ff", "-q", "--seccomp-bpf", "-ttt", "-y", "-s", "4096", "-e", f"trace={CALLS}"]
     return ["strace", *options, "-e", "signal=none", "-o", output]
 
 
 def parse(line: str) -> Operation | None:
-    """A line of strace's; None where it is no operation on a file."""
+    """Parse a line of strace; return None if it is no operation on a file."""
     found = _LINE.match(line)
     if found is None or found["call"] not in _BY_NAME:
         return None
     kind, arguments = _BY_NAME[found["call"]], found["arguments"]
-    if found["call"] == "fcntl" and "_SETLK" not in arguments:  # no lock: no server hears of it
+    if found["call"] == "fcntl" and "_SETLK" not in arguments:  # no lock: it does not reach a server
         return None
     path = _PATH.search(arguments)
     if kind == "descriptor" or path is None or not path["path"]:
@@ -103,7 +103,7 @@ def parse(line: str) -> Operation | None:
 
 
 def operations(folder: str, below: str) -> Iterator[Operation]:
-    """All operations on what is below a directory, in no order; relative paths are taken to be there."""
+    """Return all operations below a directory, in any order; relative paths are taken as below it."""
     for path in Path(folder).iterdir():
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -113,7 +113,7 @@ def operations(folder: str, below: str) -> Iterator[Operation]:
 
 
 def between_marks(folder: str, directory: str) -> dict[str, Counter[str]]:
-    """Operations by kind between each pair of marks that :func:`benchmarks.measures.mark` left."""
+    """Return the operations by kind between each pair of marks of :func:`benchmarks.measures.mark`."""
     begin: dict[str, float] = {}
     end: dict[str, float] = {}
     others: list[Operation] = []
@@ -133,6 +133,6 @@ def between_marks(folder: str, directory: str) -> dict[str, Counter[str]]:
 
 
 def per_call(found: Mapping[str, Counter[str]], work: str, calls: int) -> dict[str, float]:
-    """Operations of one call, from a work of ``calls`` and one of three times as many."""
+    """Return the operations of one call, from a work of ``calls`` and one of three times as many."""
     once, thrice = found[f"{work}.1"], found[f"{work}.3"]
     return {kind: (thrice[kind] - once[kind]) / (2 * calls) for kind in (*KINDS, "descriptor")}

@@ -1,8 +1,8 @@
-"""Put pip into this interpreter's environment where neither ensurepip nor another pip can.
+"""Install pip into the environment of this interpreter, without ensurepip and without another pip.
 
-Debian keeps both in packages of their own, which an account without root cannot install. A wheel of
-pip can be run as it lies: the newest one for this Python is taken from PyPI (or PIP_INDEX_URL), its
-SHA-256 compared with the one in the index, and told to install itself. scripts/venv calls this.
+Debian has both in separate packages, which an account without root cannot install. A wheel of pip can be run without
+an installation: this program takes the newest wheel for this Python from PyPI (or PIP_INDEX_URL), compares its SHA-256
+with the one in the index, and lets it install itself. scripts/venv calls this program.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ INDEX = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") +
 
 
 def read(url: str, accept: str = "*/*") -> bytes:
-    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310  the index's own
+    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310  a URL of the index
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         content: bytes = answer.read()
     return content

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Check the words of docstrings: scripts/words.py [-v] FOLDER...
 
-Two figures show whether a docstring names things or circles around them: the share of docstrings that open with a
-question word, and the number of indefinite pronouns per 1000 words. Either above its limit is an error; the places are
-listed then, and with -v.
+Two figures are limited: the share of docstrings that open with a question word, and the number of indefinite pronouns
+per 1000 words. A figure above its limit is an error. The places are listed after an error, and with -v.
 """
 
 from __future__ import annotations

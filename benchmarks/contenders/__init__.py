@@ -1,6 +1,6 @@
-"""Who is measured. ``python -m benchmarks.contenders.NAME JOB`` does one job and writes down its figures.
+"""Measured programs. ``python -m benchmarks.contenders.NAME JOB`` does one job and writes its figures to a file.
 
 A module here is imported by the harness, which has none of the libraries, and run by a Python that has its
-own: so a library is imported inside functions, and nothing but the standard library on top. A library that only
-queues becomes a pool in :mod:`.queues`.
+own: so libraries are imported inside functions, and only the standard library at the top. A library that is only a
+queue becomes a pool in :mod:`.queues`.
 """

@@ -1,4 +1,4 @@
-"""dirq: a queue of files and nothing more, so its workers and its results are a few lines of :mod:`.queues`."""
+"""dirq: only a queue of files, so :mod:`.queues` adds workers and results."""
 
 from __future__ import annotations
 

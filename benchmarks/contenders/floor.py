@@ -1,6 +1,6 @@
-"""What the operating system does by itself: renames that wake another process, bare calls, a plain file.
+"""Costs of the operating system alone: renames that wake another process, bare system calls, a plain file.
 
-Nothing here can be used for anything; it is what everybody who goes by files has to pay.
+They do no useful work; they are the least costs of any queue of files.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks.contender import Contender, Job, Samples
 from benchmarks.measures import APART, repeats
 from spoolpool.system.backoff import Backoff
 
-_CONTENT = bytes(512)  # about what one call takes
+_CONTENT = bytes(512)  # about the size of one call
 
 
 def _by_watchdog(directory: str) -> Callable[[str], None]:
-    """Watch a directory through watchdog's observer; returns a wait for a name in it."""
+    """Watch a directory through watchdog's observer; return a function that waits for a name in it."""
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
 
@@ -47,7 +47,7 @@ def _by_watchdog(directory: str) -> Callable[[str], None]:
 
 
 def _by_inotify(directory: str) -> Callable[[str], None]:
-    """Watch a directory by the bare calls of inotify(7); returns a wait for a name in it."""
+    """Watch a directory by bare calls of inotify(7); return a function that waits for a name in it."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_CLOEXEC)
     if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(directory), 0x80) < 0:  # IN_MOVED_TO
@@ -67,7 +67,7 @@ def _by_inotify(directory: str) -> Callable[[str], None]:
 
 
 def ping_pong(job: Job) -> Samples:
-    """Two processes: each renames a file into the directory that the other one watches."""
+    """Measure two processes: each renames a file into the directory that the other watches."""
     watch: Any = {"watchdog": _by_watchdog, "inotify": _by_inotify}[job.variant]
     here, there, store = (f"{job.directory}/{name}" for name in ("here", "there", "store"))
     for path in (here, there, store):
@@ -105,9 +105,9 @@ def ping_pong(job: Job) -> Samples:
 
 
 def polled(job: Job) -> Samples:
-    """Two processes, each with a mount of its own, pass one file to and fro, and look for it by listing a directory.
+    """Measure two processes with separate mounts that pass one file to each other and find it by listing a directory.
 
-    They look in the rhythm in which a submitter and an idle group do.
+    They list with the backoff of a submitter and of an idle group.
     """
     for name in ("here", "there"):
         os.mkdir(f"{job.directory}/{name}")
@@ -155,9 +155,9 @@ def _sync_directory(path: str) -> None:
 
 
 def _way(job: Job) -> Callable[[int], None]:
-    """One task's way from submit to collected in bare system calls, of a process that waits for nobody.
+    """Make the system calls of one task, from submission to collection, in one process without any waiting.
 
-    Variant ``data`` syncs both files before they get their names, ``full`` also the directories where they have them.
+    Variant ``data`` syncs both files before their renames, ``full`` also the directories after them.
     """
     paths = [f"{job.directory}/{name}" for name in ("tmp", "ready", "claimed", "outgoing", "results")]
     tmp, ready, claimed, outgoing, results = paths
@@ -191,7 +191,7 @@ def _way(job: Job) -> Callable[[int], None]:
 
 
 def protocol(job: Job) -> Samples:
-    """What one task costs in bare system calls: tasks per second, and CPU seconds of each."""
+    """Measure tasks in bare system calls: tasks per second, and CPU seconds of each."""
     way = _way(job)
     busy, before = time.process_time(), time.perf_counter()
     for number in range(job.tasks):
@@ -201,7 +201,7 @@ def protocol(job: Job) -> Samples:
 
 
 def durability(job: Job) -> Samples:
-    """The seconds that each task takes in bare system calls, and tasks per second."""
+    """Measure the seconds of each task in bare system calls, and tasks per second."""
     way = _way(job)
     taken = []
     for number in range(job.warm + job.tasks):
@@ -213,7 +213,7 @@ def durability(job: Job) -> Samples:
 
 
 def plain_file(job: Job) -> Samples:
-    """Arrays written to plain files, and summed where these are mapped; one at a time."""
+    """Write arrays to plain files, and sum them through a mapping, one at a time."""
     import numpy as np
 
     count = job.bytes // 8
@@ -232,7 +232,7 @@ def plain_file(job: Job) -> Samples:
 
 
 def mapped_file(job: Job) -> Samples:
-    """One array written to a plain file, and summed ``tasks`` times where that is mapped anew: seconds of each."""
+    """Write an array to a plain file; measure seconds of each of ``tasks`` sums through a new mapping."""
     import numpy as np
 
     path = f"{job.directory}/array"

@@ -62,7 +62,7 @@ def _fill(directory: str, count: int, _: int) -> None:
 
 
 class _Taker:
-    wasted = 0  # it locks the whole queue, and waits for that
+    wasted = 0  # no failed claims: it locks the whole queue, and waits for the lock
 
     def __init__(self, directory: str) -> None:
         self._storage = _storage(directory)

@@ -1,4 +1,4 @@
-"""What huey's consumer imports: the queue, and a task that makes any call."""
+"""Module for huey's consumer: the queue, and a task that makes any call."""
 
 from __future__ import annotations
 

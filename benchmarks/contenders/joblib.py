@@ -11,7 +11,7 @@ from benchmarks.measures import Submits, of_executor
 
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
-    """What ``Parallel`` works with, as an executor; arrays from 1 MB on are mapped, as there."""
+    """Executor of ``Parallel``; arrays from 1 MB on are mapped, as there."""
     from joblib.executor import get_memmapping_executor
 
     pool = get_memmapping_executor(job.workers, temp_folder=job.directory)

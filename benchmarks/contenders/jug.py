@@ -1,4 +1,4 @@
-"""jug: a script whose calls are files' names, executed by as many processes as one starts."""
+"""jug: a script with calls as names of files, executed by any number of processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _fill(directory: str, count: int, _: int) -> None:
 
 
 class _Taker:
-    """What ``jug execute`` does, task by task; the value that is stored is what says that one is done."""
+    """Run the tasks one by one, as ``jug execute`` does; a stored value marks a task as finished."""
 
     def __init__(self, directory: str) -> None:
         import jug

@@ -1,8 +1,8 @@
-"""kombu's filesystem transport: a queue of files, so its workers and its results are a few lines of :mod:`.queues`.
+"""kombu's filesystem transport: only a queue of files, so :mod:`.queues` adds workers and results.
 
-Each queue has a folder of its own, because a look goes through all names of a folder. A message is written
-under its final name, and who looks meanwhile takes it half written and loses it: so each queue has a lock of
-ours, for as long as a message is put or taken.
+Each queue has its own directory, because kombu lists all names of a directory. It writes a message under its final
+name, so that a concurrent reader would take it half written and lose it. Therefore this module locks the queue while a
+message is written or taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class _Queue:
         os.makedirs(messages, exist_ok=True)
         options = {"data_folder_in": messages, "data_folder_out": messages, "control_folder": f"{directory}/control"}
         self._connection = Connection("filesystem://", transport_options=options)
-        name = os.path.basename(directory)  # kombu takes what is called alike in one process for the same
+        name = os.path.basename(
+            directory
+        )  # unique: kombu takes queues of the same name in one process for the same queue
         self._queue = self._connection.SimpleQueue(name, serializer="pickle", accept=["pickle"])
         self._lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 

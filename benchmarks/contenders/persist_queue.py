@@ -1,7 +1,7 @@
-"""persist-queue: a queue in an SQLite file, so its workers and its results are a few lines of :mod:`.queues`.
+"""persist-queue: only a queue in an SQLite file, so :mod:`.queues` adds workers and results.
 
-Its queue of plain files keeps what it knows in memory, and serves one process only; its SQLite one reads the
-file each time, but hands an element to two who ask at once: so each worker has a pair of its own.
+Its queue of plain files keeps its state in memory and serves only one process. Its SQLite queue reads the file each
+time, but may return an element to two concurrent readers: so each worker has its own pair of queues.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Peers that are a queue and nothing more: what turns their calls into values, and waits for these, is in here."""
+"""Pool on top of a queue: workers and results for peers that are only a queue."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from benchmarks.contender import Job
 from benchmarks.measures import Pending, Submits
 
 POLL = 0.001
-"""Seconds between looks into a queue that was empty."""
+"""Seconds between two reads of an empty queue."""
 
 
 class Queue(Protocol):
-    """A peer's queue, opened by one process."""
+    """Queue of a peer, opened by one process."""
 
     def put(self, item: Any) -> None:
-        """Add something that can be pickled."""
+        """Add an object that can be pickled."""
 
     def taken(self) -> Iterator[Any]:
-        """All that is in it now, each taken out for good."""
+        """Remove and yield all present elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queues:
-    """A pool out of queues: one for calls and one for values, or such a pair per worker."""
+    """Pool on queues: one for calls and one for values, or one pair of them per worker."""
 
     module: str
-    """Where this object lies, as ``QUEUES``."""
+    """Module that has this object as ``QUEUES``."""
     opens: Callable[[str], Queue]
-    """Opens the queue in a directory, and makes it if it is not there."""
+    """Function that opens the queue in a directory, and creates it if it does not exist."""
     shared: bool = True
-    """Whether several processes may take from one queue."""
+    """Whether several processes may read from one queue."""
 
     @contextmanager
     def executor(self, job: Job) -> Iterator[Submits]:
-        """Workers that poll, as this process does."""
+        """Executor with workers that poll, as this process does."""
         pairs = [f"{job.directory}/{number}" for number in range(1 if self.shared else job.workers)]
         submitter = _Submitter(self, pairs)
         workers = [
@@ -59,7 +59,7 @@ class Queues:
                 worker.communicate(timeout=30)
 
     def work(self, pair: str) -> None:
-        """Run what comes, until the standard input ends."""
+        """Run calls until the standard input ends."""
         calls, values = self.opens(f"{pair}/calls"), self.opens(f"{pair}/values")
         pause = 0.0
         while not select.select([sys.stdin], [], [], pause)[0]:

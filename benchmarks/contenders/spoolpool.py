@@ -1,4 +1,4 @@
-"""spoolpool itself: embedded, or attached to a spool whose one group is started by hand."""
+"""spoolpool itself: embedded, or attached to a spool with one group started by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKED = "packed"
 
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
-    """As a user has it."""
+    """Executor in the way of a user."""
     from spoolpool import Executor, Submission
 
     if job.variant == SERVED:
@@ -63,7 +63,7 @@ def _attached(job: Job) -> Iterator[Submits]:
 
 
 def _fill(directory: str, count: int, taken: int) -> None:
-    """Submit those that will be taken; behind them come names without content."""
+    """Submit the tasks that will be claimed; behind them are names without content."""
     from spoolpool import settings
     from spoolpool.format import envelope, headers
     from spoolpool.format.names import Lane, TaskFile
@@ -86,7 +86,7 @@ def _fill(directory: str, count: int, taken: int) -> None:
 
 
 class _Taker:
-    """Claims, and removes the token: no run, and no outcome."""
+    """Claimer that removes the task file after the claim, without a run and an outcome."""
 
     def __init__(self, directory: str) -> None:
         from spoolpool.format.names import new_worker_id
@@ -126,13 +126,13 @@ class _Taker:
 
 
 def fill(job: Job) -> Samples:
-    """Leave a spool in which ``tasks`` wait."""
+    """Create a spool with ``tasks`` queued tasks."""
     _fill(job.directory, job.tasks, min(job.tasks, 100))
     return {}
 
 
 def start(job: Job) -> Samples:
-    """Seconds from the start of a group, for which a call waits, until that call begins on its last rank.
+    """Measure seconds from the start of a group until the start of a waiting call on its last rank.
 
     Variant ``supervised``: from the start of the supervisor that starts the group.
     """
@@ -147,7 +147,7 @@ def start(job: Job) -> Samples:
         command = ["mpiexec", "-n", str(job.ranks), *command]
     taken = []
     with Executor(cores_per_worker=job.ranks, spool=path) as attached:
-        for _ in range(1 + job.tasks):  # the first one fills caches
+        for _ in range(1 + job.tasks):  # the first start fills caches
             call = attached.submit(time.time)
             before = time.time()
             group = subprocess.Popen(command, stdin=subprocess.DEVNULL)

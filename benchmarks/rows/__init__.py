@@ -1,4 +1,4 @@
-"""What is measured: one module per row of the comparison."""
+"""Measurements: one module per row of the comparison."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ ROWS: dict[str, Row] = {
         operations.ROW,
     )
 }
-"""By the name that the command line takes, in the order in which they run."""
+"""Rows by their names on the command line, in the order of their runs."""

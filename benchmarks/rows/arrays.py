@@ -1,4 +1,4 @@
-"""Bytes: NumPy arrays as arguments, as results, and as what many calls share."""
+"""Bytes: NumPy arrays as arguments, as results, and as shared argument of many calls."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PEERS = (
 )
 
 _CALLS = 100
-"""Calls that have the same array."""
+"""Calls with the same array."""
 
 _LARGE = 1024
-"""MiB from which a turn takes seconds, and an array outweighs the interpreter."""
+"""MiB from which on a turn takes seconds, and an array needs more memory than the interpreter."""
 
 _ROUNDS = 3
-"""Turns at most; peers, which take longer, have one less, and one alone for a large array."""
+"""Greatest number of turns; the slower peers have one less, and only one for a large array."""
 
 
 def entries(sizes: Sizes) -> list[Entry]:

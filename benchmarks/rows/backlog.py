@@ -1,4 +1,4 @@
-"""The next of few, and of many."""
+"""Claims among few and among many queued tasks."""
 
 from __future__ import annotations
 
@@ -69,4 +69,4 @@ line to line is a queue that slows down while work piles up.
     quantities=(Quantity(name="claim", unit="s", title="time per claim, without a run"),),
     entries=entries,
 )
-"""Made without ``submit``: of ours only those have a content that are claimed."""
+"""Queue tasks without ``submit``: in spoolpool, only the claimed ones have a content."""

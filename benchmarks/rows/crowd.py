@@ -1,4 +1,4 @@
-"""Many who take from one spool at the same time."""
+"""Many processes that claim from one spool at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def entries(sizes: Sizes) -> list[Entry]:
         for seconds in (0.0, 0.01):
             ours = Key("spoolpool", f"{workers} process{'es' if workers > 1 else ''}, {seconds * 1000:g} ms")
             count = sizes.tasks // 2
-            if seconds:  # as many as they keep for a quarter of a turn
+            if seconds:  # as many tasks as take a quarter of a turn
                 count = min(count, int(workers * sizes.seconds / 4 / seconds))
             for contender in (spoolpool.CONTENDER, dirq.CONTENDER):
                 mine = contender is spoolpool.CONTENDER

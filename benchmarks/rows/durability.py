@@ -1,4 +1,4 @@
-"""What it costs that a task outlives its node, or the loss of power."""
+"""Costs of tasks that survive the loss of their node, or of power."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROUNDS = 3
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Each durability where all is measured, then on the disk; beside each the bare calls that sync what must be."""
+    """Each durability in the directory of the run, then on the disk, each beside the bare calls with the same syncs."""
     kind = machine.filesystem(_DISK)
     found = []
     for where, disk in ("", ""), (f", {_DISK} on {kind}", _DISK):

@@ -1,4 +1,4 @@
-"""What a pool costs that has nothing to do."""
+"""Load of an idle pool."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _GOALS_2 = (Goal(limit=2.5, of="floor"), Goal(limit=100, of="peers", peers=(_FIL
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Who takes part."""
+    """Return the entries."""
 
     def entry(
         key: Key, contender: Contender, role: Role = "peer", *, goals: tuple[Goal, ...] = (), **options: object

@@ -1,4 +1,4 @@
-"""Operations that a metadata server would see, counted by strace."""
+"""Operations on a metadata server, counted by strace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FEWEST = Goal(limit=1, of="peers", peers=_A_FILE_PER_CALL, who="every peer with
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Ours, and everybody who goes by files."""
+    """Return the entries of spoolpool and of all peers that use files."""
     return [
         _entry(_OURS, spoolpool.CONTENDER, sizes),
         _entry(Key("spoolpool", "1 rank, attached"), spoolpool.CONTENDER, sizes, variant="data"),
@@ -64,7 +64,7 @@ def _counted(traces: str, directory: str, options: dict[str, object]) -> Samples
     found = trace.between_marks(traces, directory)
     samples: Samples = {}
     for work in _WORKS:
-        if f"{work}.3" not in found:  # not everybody has it
+        if f"{work}.3" not in found:  # not all contenders have it
             continue
         counts = trace.per_call(found, work, calls)
         samples[work] = [sum(counts[kind] for kind in trace.KINDS)]

@@ -1,4 +1,4 @@
-"""A shared filesystem, which tells one client nothing of what another one does."""
+"""Shared filesystem, which does not notify a client of the changes of another."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _served(durability: str, options: Mapping[str, object]) -> Take:
 
 
 def _alone(contender: Contender, measure: str, options: Mapping[str, object]) -> Take:
-    """A contender that starts by itself who works by the second mount."""
+    """Contender that starts its own workers on the second mount."""
 
     def take(place: Place) -> Samples:
         with _mounted() as fs:
@@ -81,13 +81,13 @@ def _alone(contender: Contender, measure: str, options: Mapping[str, object]) ->
 
 
 def _without_cpu(samples: Samples) -> Samples:
-    """What was measured, but for the CPU time, in which the server and the mounts are."""
+    """Return the samples without the CPU time, which would include server and mounts."""
     return {name: values for name, values in samples.items() if name != "CPU"}
 
 
 @contextmanager
 def _mounted() -> Iterator[FileServer]:
-    """A MooseFS with two clients, all of it in memory; raises :class:`Failed` where there cannot be one."""
+    """Start a MooseFS with two clients, in memory; raises :class:`Failed` if it cannot be started."""
     from tests.servers import MooseFS, ServerError, moosefs
 
     if reason := moosefs.missing():

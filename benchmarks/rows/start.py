@@ -1,4 +1,4 @@
-"""How long a program takes to start, and a group to begin its first call."""
+"""Start times: of a program, and of a group until its first call."""
 
 from __future__ import annotations
 

@@ -44,14 +44,14 @@ _PROCESS_PER_CALL = Key("executorlib", "files")
 """It starts one for each call at once, so there is no number of workers."""
 
 _FEW = 10
-"""Calls of who starts an interpreter for each."""
+"""Calls of contenders that start an interpreter for each."""
 
 _ROUNDS = 3
 """There are thirty entries."""
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """Everybody with one worker, then with two; with four, who may gain by them."""
+    """Entries of all contenders with one worker, then with two; with four, only of the ones that can gain by them."""
     bare = job_of(floor.CONTENDER, "throughput", tasks=sizes.tasks)
     found = [Entry(key=_FLOOR, role="floor", take=bare, rounds=_ROUNDS)]
     peers: dict[int, tuple[tuple[Key, Contender], ...]]

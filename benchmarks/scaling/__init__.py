@@ -1,10 +1,10 @@
-"""What a spool asks of a filesystem's metadata server, beyond what one machine can show; see ``scripts/simulate``.
+"""Load of a spool on the metadata server of a filesystem, beyond the size of one machine; see ``scripts/simulate``.
 
 ::
 
-    servers     what published metadata servers do
-    model       operations per second by their causes, and where a server is full: closed forms
-    simulation  the same by discrete events, where waiting, chance and jitter have their part
+    servers     published figures of metadata servers
+    model       operations per second by their causes, and the limit of a server: closed forms
+    simulation  the same by discrete events, with waiting, chance and jitter
 
 Both count operations as :mod:`benchmarks.costs` has them.
 """

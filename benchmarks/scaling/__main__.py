@@ -28,7 +28,7 @@ _STEPS: dict[str, Costs] = {
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
         description="What a spool asks of a metadata server: closed forms, and discrete events beside them.",
@@ -45,7 +45,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Print what was asked for."""
+    """Print the requested tables."""
     asked = arguments(given)
     server = SERVERS[asked.server]
     for part in (_operations(server), _idle(server), _busy(server), _deaths()):

@@ -1,4 +1,4 @@
-"""Closed forms: operations per second by their causes, and what a metadata server takes of them."""
+"""Closed forms: operations per second by their causes, and the limits of a metadata server."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def look_every(groups: int) -> float:
 
 
 def tasks_per_second(pool: Pool) -> float:
-    """What the groups do as long as the filesystem costs no time."""
+    """Tasks per second of the groups if the filesystem took no time."""
     return pool.groups / pool.seconds if pool.seconds else 0.0
 
 
@@ -123,12 +123,12 @@ def operations(pool: Pool) -> float:
 
 
 def load(pool: Pool, server: Server) -> float:
-    """Which part of the server's time a pool takes; more than 1 is more than it can do."""
+    """Return the utilization of the server by a pool; more than 1 is an overload."""
     return sum(_seconds(cause, server) for cause in causes(pool))
 
 
 def rate(pool: Pool, server: Server) -> float:
-    """Tasks per second, of groups that always find some: what the groups can do, or what the server leaves them."""
+    """Return tasks per second with enough queued tasks: limited by the groups or by the server."""
     offered = tasks_per_second(pool)
     beside = sum(_seconds(cause, server) for cause in causes(pool) if cause.name not in BY_TASK | {FINDING})
     each = sum(_seconds(cause, server) for cause in causes(pool) if cause.name in BY_TASK) / offered
@@ -156,7 +156,7 @@ def most_tasks(server: Server, chunk: int = 1) -> float:
 
 
 def most_groups(pool: Pool, server: Server, part: float = 1.0) -> int:
-    """How many groups of such a pool take this part of the server's time."""
+    """Return the number of groups of a pool that cause this utilization of the server."""
     return _greatest(lambda groups: load(replace(pool, groups=groups), server) <= part)
 
 
@@ -171,7 +171,7 @@ def _greatest(holds: Callable[[int], bool]) -> int:
 
 
 class Found(NamedTuple):
-    """How long the death of a group goes unnoticed, in leases."""
+    """Time until the death of a group is detected, in leases."""
 
     mean: float
     most: float
@@ -179,10 +179,10 @@ class Found(NamedTuple):
 
 
 def found_after(groups: int, observers: int) -> Found:
-    """From the last sign of life to the end of the claim, where the dead are not provably so.
+    """Return the time from the last heartbeat to the end of the claim, for deaths that cannot be proven.
 
-    Somebody must look once, which observers do at random moments, and then until a lease has passed since that look:
-    the last of those rounds, which are a quarter of a lease apart, exceeds it by half a quarter on average.
+    An observer must read the heartbeat once, at a random moment, and then again until a lease has passed since then.
+    These rounds are a quarter of a lease apart, so the last one exceeds the lease by half a quarter on average.
     """
     looks = (
         observers * failure_detector.sampling_rate(observers) * failure_detector.sample_size(groups, observers) / groups

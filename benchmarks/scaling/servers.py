@@ -23,7 +23,7 @@ class Server:
     """mdtest, file removal."""
 
     def seconds(self, *steps: Costs) -> float:
-        """How long the server is busy with these steps.
+        """Return the seconds for which these steps occupy the server.
 
         mdtest tells of three kinds. A rename, which changes two directories, and a change of a time are counted as a
         creation, the dearest of them; opening and listing as a stat. Long listings cost more than that: see

@@ -1,6 +1,6 @@
-"""Discrete events: groups, a metadata server with a queue, and observers of the dead. Every run is made by its seed.
+"""Discrete events: groups, a metadata server with a queue, and observers of the dead. A seed determines each run.
 
-What a group asks for in one go is one event, not one for each operation: it waits for all of them anyway. So ten
+The operations of a group in one step are one event, because it waits for all of them anyway. So ten
 thousand groups and ten million tasks take a minute.
 """
 
@@ -19,11 +19,11 @@ from benchmarks.scaling.model import Pool
 from benchmarks.scaling.servers import Server
 from spoolpool.protocol import failure_detector
 
-_TICK = 0.05  # seconds of what goes on beside the tasks, as one piece of work for the server
+_TICK = 0.05  # seconds; the load beside the tasks in this time is one piece of work for the server
 
 
 class Worked(NamedTuple):
-    """What came of a run of tasks."""
+    """Results of a run of tasks."""
 
     rate: float
     """Tasks per second."""
@@ -74,7 +74,7 @@ def work(pool: Pool, server: Server, tasks: int, seed: int) -> Worked:
 
 
 class Burst(NamedTuple):
-    """What came of tasks that were submitted at once to groups that had none."""
+    """Results of many tasks submitted at once to idle groups."""
 
     looks: float
     """Looks per second of all groups before."""
@@ -110,7 +110,7 @@ def burst(pool: Pool, server: Server, tasks: int, seed: int) -> Burst:
 
 
 class Watched(NamedTuple):
-    """What came of the watch that observers keep together."""
+    """Results of the failure detection by all observers."""
 
     mean: float
     """Leases from the last sign of life of a dead group until it was found dead."""
@@ -161,7 +161,7 @@ def watch(pool: Pool, deaths: int, seed: int) -> Watched:
 
 
 def checks(server: Server, *, groups: int, tasks: int, seed: int) -> Iterator[tuple[str, float, float]]:
-    """What both say: a quantity, by the closed form, and by events."""
+    """Comparison of both models: a quantity, by the closed form, and by events."""
     for seconds in (groups / model.most_tasks(server) * 4, groups / model.most_tasks(server) / 4):
         pool = Pool(groups=groups, seconds=seconds)
         worked = work(pool, server, tasks, seed)
