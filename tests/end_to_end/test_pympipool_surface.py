@@ -304,7 +304,7 @@ def test_backend_mpiexec_starts_ranks() -> None:
         assert executor.submit(tasks.communicator).result() == [(0, 2), (1, 2)]
 
 
-# ------------------------------------------------------------------------- what one call asks for
+# ---------------------------------------------------------------------- resources of a single call
 
 
 def header_of(future: Future[Any]) -> Any:

@@ -67,7 +67,7 @@ def work_after_close(stage: Stage) -> Body:
 
 
 def work_again(stage: Stage) -> Body:
-    """Run a worker whose task raises, is delayed, and succeeds in the second attempt."""
+    """Run a worker for a task that raises, is delayed, and succeeds in the second attempt."""
     stage.may_come += (ValueError,)  # if it cannot be delayed
     stage.submit(None, leave_trace_and_raise_at_first, retries=1, retry_delay=0.0)
     return lambda: stage.work(tasks=2)
@@ -122,7 +122,7 @@ def come_back(stage: Stage) -> Body:
 
 
 def retry_kept(stage: Stage) -> Body:
-    """Retry a lost task whose outcome its session keeps."""
+    """Retry a lost task; its session keeps the outcome."""
     header = stage.submit(stage.inbox(keeps=True), max_attempts=1)
     abandon(stage, header, dead_process())
     stage.recover()
@@ -167,7 +167,7 @@ def recover_outcomes(stage: Stage) -> Body:
 
 
 def recover_silent(stage: Stage) -> Body:
-    """Recover from a worker on another host whose heartbeat stopped for a lease."""
+    """Recover from a worker on another host after its heartbeat stopped for a lease."""
     abandon(stage, stage.submit(), unknown_process())
     return stage.recover
 
@@ -186,14 +186,14 @@ def enqueue_dependent(stage: Stage) -> Body:
 
 
 def work_dependent(stage: Stage) -> Body:
-    """Run a worker for a waiting task whose dependency has finished."""
+    """Run a worker for a waiting task after its dependency has finished."""
     pair(stage, stage.inbox())
     stage.work(tasks=1)
     return lambda: stage.work(tasks=1)
 
 
 def fail_dependent(stage: Stage) -> Body:
-    """Run a worker for a waiting task whose dependency has failed."""
+    """Run a worker for a waiting task after its dependency has failed."""
     stage.may_come += (ValueError, DependencyFailed)
     pair(stage, stage.inbox(), leave_trace_and_raise_at_first)
     stage.work(tasks=1)

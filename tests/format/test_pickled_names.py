@@ -73,7 +73,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def submit_all_kinds(spool: Spool, worker: Workers, local: Any) -> set[Name]:
-    """Run calls of every kind in sessions whose files stay; return the names in the files."""
+    """Run calls of every kind in sessions that keep their files; return the names in the files."""
     with Executor(
         spool=spool.path, session="plain", submission=Submission(share_from=pickling.OUT_OF_BAND), cache=True
     ) as executor:
@@ -117,7 +117,7 @@ def submit_all_kinds(spool: Spool, worker: Workers, local: Any) -> set[Name]:
 
 
 def names_of_packs(spool: Spool, local: Any) -> set[Name]:
-    """Return the names in a task with several calls and in its result. Sessions whose files stay make no such tasks."""
+    """Return the names in a pack of calls and in its result. Sessions that keep their files never pack calls."""
     executor = Executor(spool=spool.path, submission=Submission(queue="unserved", pack=True))
     assert executor._packer is not None
     executor._packer.stats_of(local.use_module).size = ChunkSize(4)

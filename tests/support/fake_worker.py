@@ -173,7 +173,7 @@ def leave_trace_and_raise_at_first(path: str) -> str:
 
 
 def leave_trace_and_be_fenced_at_first(path: str, root: str) -> str:
-    """Task in whose first attempt another process fences the worker: it requeues the task."""
+    """Task that is requeued in its first attempt: another process fences its worker."""
     if _trace_of_attempt(path) == 1:
         name = current_task().id
         [claimed] = Path(root, "claimed").glob(f"{name}.*")

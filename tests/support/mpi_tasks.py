@@ -184,7 +184,7 @@ def only_rank_0_waits(trace: str | Path) -> None:
 
 
 def preset_that_fails_first(trace: str, failing: int) -> dict[str, Any]:
-    """Initialize a rank, as an ``init_function`` whose first call fails on one rank."""
+    """Initialize a rank, as an ``init_function`` with a first call that fails on one rank."""
     if rank() == failing and not os.path.exists(trace):
         mark(trace)
         raise OwnError("no seed yet")

@@ -204,7 +204,7 @@ def test_number_of_jobs_is_bounded_running_ones_are_kept_and_a_third_round_chang
         assert not [each for each in third if each.action != "none"], "the state is stable"
 
 
-def test_older_job_is_cancelled_after_the_submission_of_one_that_serves_its_lane_too():
+def test_older_job_is_cancelled_after_a_newer_job_also_serves_its_lane():
     state = ScalingState(waiting={GPU: 1, ONE: 1}, jobs=(job("pending", 300.0),))
     assert made(state) == [("submit", GPU)]
     assert made(after(state, ScalingPolicy(max_jobs=10))) == [("cancel", f"{ONE} pending 300.0")]

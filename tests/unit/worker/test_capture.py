@@ -48,7 +48,7 @@ def spool(tmp_path: Path) -> Spool:
 
 @pytest.fixture
 def capture(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
-    """Capture of a rank, whose outputs are cut only when the test calls the check."""
+    """Capture of a rank; its outputs are cut only when the test calls the check."""
     monkeypatch.setattr(capture_module._LengthWatcher, "begin", lambda self: None)
     made = Capture(spool.path)
     yield made

@@ -468,7 +468,7 @@ else:
 
 
 def run_program(tmp_path: Path, ranks: int, body: str, patch: str = "", supervised: bool = False) -> str:
-    """Run a group whose rank 0 executes ``body``; return the output."""
+    """Run a group with ``body`` on its rank 0; return the output."""
     program = tmp_path / "program.py"
     body = "".join(f"    {line}\n" for line in body.splitlines())
     program.write_text(PROGRAM.format(patch=patch, body=body, supervised=supervised), encoding="utf-8")
