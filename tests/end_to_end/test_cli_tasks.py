@@ -7,6 +7,7 @@ import os
 import pickle
 import pty
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -614,7 +615,7 @@ def test_shell_completes_commands_and_ids(spool: Spool, shell: str) -> None:
     task = put(spool, "failed")
 
     def completed(*words: str) -> str:
-        variables = {"COMP_WORDS": " ".join(("spool", *words)), "COMP_CWORD": str(len(words))}
+        variables = {"COMP_WORDS": shlex.join(("spool", *words)), "COMP_CWORD": str(len(words))}
         if shell == "fish":
             variables["COMP_CWORD"] = words[-1]
         return (

@@ -44,18 +44,24 @@ LIMIT = 300.0  # seconds, which end a page that hangs
 _FENCE = re.compile(r"^( *)```(\w*) ?(.*)$")
 
 _SHELL = """\
-import atexit, subprocess, sys
+import atexit, shlex, subprocess, sys
+
+def put_path(text):
+    # a piece of Python has the path already, the text of a shell needs it quoted
+    return text.replace({spool!r}, shlex.quote({path!r}))
 
 def run(text):
+    text = put_path(text)
     done = subprocess.run(["bash", "-euc", text], stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    assert done.returncode == 0, f"{text.strip()!r} ended with {done.returncode}"
+    assert done.returncode == 0, f"{{text.strip()!r}} ended with {{done.returncode}}"
 
 def background(text):
+    text = put_path(text)
     process = subprocess.Popen(["bash", "-euc", "exec " + text.strip()], stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
     def stop():
         process.terminate()
-        assert process.wait(60) == 0, f"{text.strip()!r} ended with {process.returncode}"
+        assert process.wait(60) == 0, f"{{text.strip()!r}} ended with {{process.returncode}}"
 
     atexit.register(stop)
 """
@@ -135,9 +141,14 @@ def test_code_of_a_page_runs_and_prints_the_stated_output(page: Path, tmp_path: 
         Spool.create(served, durability="none")
         worker(served, "--launcher", "local")
         worker(served, mpi_ranks=2)
-    (tmp_path / "page_shell.py").write_text(_SHELL, encoding="utf-8")
+    shell = _SHELL.format(spool=SPOOL, path=str(served))
+    (tmp_path / "page_shell.py").write_text(shell, encoding="utf-8")
     script = tmp_path / f"{page.stem}.py"
-    script.write_text(text.replace(SPOOL, str(served)), encoding="utf-8")
+    lines = (
+        line if line.startswith("import page_shell;") else line.replace(SPOOL, str(served))
+        for line in text.splitlines()
+    )
+    script.write_text("\n".join(lines), encoding="utf-8")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -88,8 +89,9 @@ def absent(programs: Sequence[str], packages: Sequence[str], devices: Sequence[s
 
 def mounted(path: Path) -> bool:
     """Return whether something is mounted at ``path``, without access to the path, which could hang."""
-    lines = Path("/proc/self/mounts").read_text().splitlines()
-    return any(line.split(" ")[1] == str(path) for line in lines)
+    fields = (line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+    # spaces and the like are octal numbers there, see fstab(5)
+    return str(path) in (re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), field) for field in fields)
 
 
 def as_user(user: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -585,7 +586,7 @@ def test_environment_variable_names_the_spool(tmp_path: Path) -> None:
 def test_worker_options_are_not_taken_for_the_spool(spool: Spool) -> None:
     words = ("workers", "start", "--dry-run", "--", "--ranks", "2")
     result = run(*words, SPOOLPOOL_DIR=spool.path)
-    assert f"{spool.path} --ranks 2" in result.stdout
+    assert f"{shlex.quote(spool.path)} --ranks 2" in result.stdout
     missing = run(*words)
     assert missing.exit_code == 2
     assert "Missing argument 'SPOOL', and SPOOLPOOL_DIR is not set." in missing.stderr

@@ -515,7 +515,7 @@ def test_commands_and_executors_use_a_signed_spool(
     made = command("spool", "key", "new", path)
     (line,) = (tmp_path / "key").read_text().splitlines()[1:]
     identity, secret = line.split()
-    assert made.stdout.split() == [identity, "signs", str(tmp_path / "key")]
+    assert made.stdout.split(maxsplit=2) == [identity, "signs", f"{tmp_path / 'key'}\n"]
     serving = worker(path)
     with Executor(spool=path, init_function=tasks.make_presets) as executor:
         assert executor.submit(pow, 2, 5).result(LIMIT) == 32
