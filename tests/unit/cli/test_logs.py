@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -138,20 +139,16 @@ def test_embedded_executor_streams_the_output_of_each_task_in_order(
         ]
 
 
-def test_output_is_streamed_while_the_task_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_streamed_while_the_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()  # not capsys: reading that drops what another thread prints meanwhile
+    monkeypatch.setattr(sys, "stdout", shown)
     with Executor(max_workers=1, backend="local", stream_output=True) as exe:
         future = exe.submit(tasks.speak_twice, str(tmp_path / "end"))
-        shown = ""
-
-        def grown() -> str:
-            nonlocal shown
-            shown += capsys.readouterr().out
-            return shown
-
-        wait_until(lambda: "first\n" in grown(), "the first line was printed")
+        wait_until(lambda: "first\n" in shown.getvalue(), "the first line was printed")
         assert not future.done()
         (tmp_path / "end").touch()
-    assert grown() == f"[speak_twice {future.task[-10:]}] first\n[speak_twice {future.task[-10:]}] second\n"
+    label = f"[speak_twice {future.task[-10:]}]"  # type: ignore[attr-defined]
+    assert shown.getvalue() == f"{label} first\n{label} second\n"
 
 
 def test_embedded_executor_without_streaming_captures_nothing(capfd: pytest.CaptureFixture[str]) -> None:
