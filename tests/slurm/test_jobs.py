@@ -341,5 +341,9 @@ def test_pending_job_of_a_dead_executor_is_cancelled_by_the_autoscaler(login: Si
 @pytest.fixture(autouse=True)
 def _no_job_is_left(slurm: Slurm) -> Iterator[None]:
     yield
-    left = slurm.run(["squeue", "-h", "-o", "%i %j %T"])
-    assert not left, left
+
+    def queue_is_empty() -> bool:
+        # A job whose processes have ended is listed as COMPLETING until every node has reported that.
+        return not slurm.run(["squeue", "-h", "-o", "%i %j %T"])
+
+    wait_until(queue_is_empty, "no job is left in the queue", PATIENCE)
