@@ -17,6 +17,7 @@ def main() -> int:
         parser.add_argument(f"--{field}", type=int, default=default, metavar="N", help=f"({default})")
     parser.add_argument("--chain", action="store_true", help="each task depends on the one before it")
     parser.add_argument("--keeps", action="store_true", help="the session keeps its outcomes")
+    parser.add_argument("--searches", action="store_true", help="the submitter searches for its tasks")
     for kind in Budget._fields:
         parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help="at most (0)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="number of states to stop at")

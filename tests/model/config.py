@@ -19,6 +19,7 @@ class Budget(NamedTuple):
     release  a worker puts a task back, because it has to end
     raises   a function raises an exception
     retry    a user asks for the retry of a lost task
+    delete   a third party deletes the file of a task, in any place
     """
 
     crash: int = 0
@@ -30,6 +31,7 @@ class Budget(NamedTuple):
     release: int = 0
     raises: int = 0
     retry: int = 0
+    delete: int = 0
 
     def spend(self, kind: str) -> Budget:
         """Return the budget after one fault or choice of a kind ("" costs nothing)."""
@@ -51,6 +53,7 @@ class Config:
     keeps       the session has a name: it keeps its outcomes in place
     attempts    attempts of a task, all together
     retries     a task that raises in one of its first `retries` attempts is delayed and runs again
+    searches    the submitter searches for its tasks now and then
     budget      faults and choices
     """
 
@@ -62,4 +65,5 @@ class Config:
     keeps: bool = False
     attempts: int = 2
     retries: int = 0
+    searches: bool = False
     budget: Budget = NO_FAULTS

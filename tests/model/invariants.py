@@ -30,8 +30,16 @@ class Record(NamedTuple):
     submitted: bool = False  # submit has returned
     outcome: str = ""  # as published
     delivered: bool = False
+    refused: bool = False  # submit has raised
+    vanished: bool = False  # the future has got TaskVanished
+    deleted: bool = False  # by a third party
     runs: int = 0
     retries: int = 0
+
+    @property
+    def owed(self) -> bool:
+        """Whether the submitter still waits for an outcome."""
+        return self.submitted and not self.delivered and not self.vanished
 
 
 Records = tuple[Record, ...]
@@ -80,11 +88,13 @@ class Invariants:
         if content in (NO, PARTIAL):
             return f"{target} is published without a complete outcome"
         needed = [records[link.task - 1] for link in self.protocol.dependency_links(target.task)]
-        if content == DEPENDENCY and all(each.outcome == VALUE and not each.retries for each in needed):
+        if content == DEPENDENCY and all(
+            each.outcome == VALUE and not (each.retries or each.deleted) for each in needed
+        ):
             return f"task {target.task} fails, although its dependency has a value"
         return ""
 
-    def after_note(self, records: Records, note: Note) -> tuple[Records, str]:
+    def after_note(self, files: Files, records: Records, note: Note) -> tuple[Records, str]:
         """Check and record an event that leaves no trace in the files."""
         task, record, violation = note.task, records[note.task - 1], ""
         match note.event:
@@ -92,6 +102,11 @@ class Invariants:
                 record = record._replace(begun=True)
             case "submitted":
                 record = record._replace(submitted=True)
+            case "refused" | "vanished":
+                record = record._replace(**{note.event: True})
+                found = [name for name, content in files.items() if content == TASK and name.task == task]
+                if found:
+                    violation = f"task {task} is {note.event}, although it is in {found[0]}"
             case "delivered" if record.retries and note.detail == LOST != record.outcome:
                 pass  # a process of the session delivers late: this was the outcome before the retry
             case "delivered":
@@ -114,8 +129,7 @@ class Invariants:
             found = [name for name in held if name.task == task and name.place != "tmp"]
             if len(found) > 1:
                 return f"task {task} has two files: {found[0]} and {found[1]}"
-            owed = record.submitted and not record.delivered
-            if owed and not found and not self.protocol.outcome_is_moved:
+            if record.owed and not found and not record.deleted and not self.protocol.outcome_is_moved:
                 return f"task {task} is lost"
             for name in found:
                 if record.outcome and name.place in ("waiting", "ready", "claimed"):
@@ -128,17 +142,21 @@ class Invariants:
         """Tell whether every outcome is delivered and no file is left over.
 
         A lost task stays in failed/, or in results/ of a session that keeps its outcomes. Its links stay too, and
-        the outcomes of its dependencies, because its retry needs them.
+        the outcomes of its dependencies, because its retry needs them. Garbage collection removes the links and the
+        cancel request of a deleted task whose submitter has crashed or had collected it.
         """
-        if any(record.submitted and not record.delivered for record in records):
+        if any(record.owed for record in records):
             return False
         left = {name for name in files if name.place != "failed"}
         failed = {name.task for name, content in files.items() if name.place == "failed" or content == LOST}
+        deleted = {task for task, record in enumerate(records, 1) if record.deleted}
+        failed |= deleted
         links = {link for task in failed for link in self.protocol.dependency_links(task)}
         kept = {link.task for link in links}
         if self.protocol.config.keeps:
             kept |= {name.task for name in left if name.place == "results"}
-        return all(name.place in ("results", "outgoing") and name.task in kept for name in left - links)
+        left -= links | {Name("cancel", task) for task in deleted}
+        return all(name.place in ("results", "outgoing") and name.task in kept for name in left)
 
 
 def replaced(records: Records, task: int, record: Record) -> Records:

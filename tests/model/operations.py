@@ -83,6 +83,13 @@ class ReadOutcome(NamedTuple):
     task: int
 
 
+class Find(NamedTuple):
+    """Find the file of a task in a place, under whatever name: list the place. The answer is its content, or NO."""
+
+    place: str
+    task: int
+
+
 class Choose(NamedTuple):
     """Let the checker take a choice of the budget (DONE) or not (NO)."""
 
@@ -97,7 +104,7 @@ class Note(NamedTuple):
     detail: str = ""
 
 
-Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Choose | Note
+Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Choose | Note
 Body = Generator[Operation, str, "Activity | None"]
 P = ParamSpec("P")
 

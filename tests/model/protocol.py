@@ -6,6 +6,8 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from tests.model.config import Config
 from tests.model.operations import (
     CANCELLED,
@@ -23,8 +25,10 @@ from tests.model.operations import (
     Body,
     Choose,
     Create,
+    Find,
     Name,
     Note,
+    Operation,
     Read,
     ReadOutcome,
     Rename,
@@ -34,10 +38,14 @@ from tests.model.operations import (
 )
 
 
+PLACES = ("waiting", "ready", "claimed", "results", "failed")  # of a task file, in the order in which it moves
+
+
 class Protocol:
     """The rules. Subclasses in the tests break one rule each, to show that the checker finds it."""
 
     rounds = 2  # reads until an absent file counts as absent; they are further apart than caches last
+    passes = 3  # of a search; a task evades one only if it moves back at that moment, or a stale cache hides it
     outcome_is_moved = False  # true in a design that renames the outcome into results/ instead of the task file
 
     def __init__(self, config: Config) -> None:
@@ -68,13 +76,62 @@ class Protocol:
     def rename_into_queue(self, task: int) -> Body:
         """Rename tmp/N to ready/N.1.1, or to waiting/N.1.1 if N has dependencies.
 
-        Error: if tmp/N is gone, the rename was done. If it is there, try again.
+        Error: if tmp/N is there, try again. If it is gone, search for N: the rename was done, or a third party deleted
+        tmp/N. Then unlink the links, and raise.
         """
         tmp = Name("tmp", task)
         target = Name("waiting" if self.dependency_links(task) else "ready", task, 1, 1)
-        if not (yield Rename(tmp, target)) and (yield Read(tmp, own=True)):
-            return self.rename_into_queue(task)
+        if not (yield Rename(tmp, target)):
+            if (yield Read(tmp, own=True)):
+                return self.rename_into_queue(task)
+            if not (yield Read(target, own=True)) and not (yield from self.find(task)):
+                for link in self.dependency_links(task):
+                    yield Unlink(link)
+                yield Note("refused", task)
+                return None
         yield Note("submitted", task)
+        return None
+
+    def find(self, task: int, places: tuple[str, ...] = PLACES) -> Generator[Operation, str, str]:
+        """Look for a task in each place, in the order in which it moves, several times: it can move back meanwhile."""
+        for place in places * self.passes:
+            if (yield Find(place, task)):
+                return place
+        return NO
+
+    @rule
+    def search(self, task: int) -> Body:
+        """Search for a task whose future is pending. If it is nowhere, the future gets TaskVanished.
+
+        Then unlink its links and its cancel request, and cancel its dependents, which no worker would make ready.
+        """
+        if (yield from self.find(task)):
+            return None
+        yield Note("vanished", task)
+        for name in [*self.dependency_links(task), Name("cancel", task)]:
+            yield Unlink(name)
+        for link in self.dependent_links(task):
+            return self.withdraw(Name("waiting", link.claim, 1, 1))
+        return None
+
+    @rule
+    def search_dependency(self, link: Name) -> Body:
+        """Search for a task that a pending one needs. If it has no outcome and will get none, cancel the pending one.
+
+        A task in failed/ gets none, unless it is retried.
+        """
+        waiting = Name("waiting", link.claim, 1, 1)
+        if not (yield Read(waiting)) or (yield from self.find(link.task, PLACES[:-1])):
+            return None
+        return self.withdraw(waiting)
+
+    @rule
+    def withdraw(self, waiting: Name) -> Body:
+        """Cancel a task whose dependency has no outcome. Too late: its worker finds none."""
+        for source in (waiting, waiting.to("ready")):
+            target = source.to("results", CANCELLED)
+            if (yield Rename(source, target)) or (yield Read(target)):
+                return None
         return None
 
     @rule

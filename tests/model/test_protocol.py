@@ -58,9 +58,37 @@ KEPT = {
         tasks=2, chain=True, keeps=True, workers=1, attempts=1, budget=Budget(crash=1, retry=1)
     ),
 }
+DELETED = {
+    "crash": Config(searches=True, budget=Budget(delete=1, crash=1)),
+    "pause, renames that fail": Config(searches=True, budget=Budget(delete=1, suspect=1, error=1)),
+    "repeated requests, stale reads": Config(searches=True, budget=Budget(delete=1, enoent=1, stale=1)),
+    "cancel": Config(searches=True, budget=Budget(delete=1, cancel=1, enoent=1)),
+    "delayed": Config(searches=True, retries=1, budget=Budget(delete=1, raises=1, suspect=1)),
+    "lost, retried": Config(searches=True, attempts=1, budget=Budget(delete=1, crash=2, retry=1)),
+    "dependent": Config(searches=True, tasks=2, chain=True, budget=Budget(delete=1)),
+    "dependent, repeated requests": Config(
+        searches=True, tasks=2, chain=True, workers=1, budget=Budget(delete=1, enoent=1)
+    ),
+    "dependent, cancel": Config(searches=True, tasks=2, chain=True, workers=1, budget=Budget(delete=1, cancel=1)),
+    "kept": Config(searches=True, keeps=True, submitters=2, workers=1, budget=Budget(delete=1, crash=1)),
+    "kept, dependent": Config(
+        searches=True, tasks=2, chain=True, keeps=True, submitters=2, workers=1, budget=Budget(delete=1)
+    ),
+    "nothing, but deaths and stale reads": Config(searches=True, budget=Budget(suspect=1, crash=1, stale=1)),
+    "nothing, but releases": Config(searches=True, budget=Budget(release=2)),
+    "nothing, but lost and retried": Config(
+        searches=True, keeps=True, submitters=2, workers=1, attempts=1, budget=Budget(crash=2, retry=1)
+    ),
+}
 ALL = [
     pytest.param(config, id=f"{title}: {faults}")
-    for title, configs in (("one", ONE_TASK), ("two", TWO_TASKS), ("dependent", DEPENDENT), ("kept", KEPT))
+    for title, configs in (
+        ("one", ONE_TASK),
+        ("two", TWO_TASKS),
+        ("dependent", DEPENDENT),
+        ("kept", KEPT),
+        ("deleted", DELETED),
+    )
     for faults, config in configs.items()
 ]
 

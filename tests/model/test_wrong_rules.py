@@ -186,6 +186,31 @@ class LostTaskWithoutLinks(Protocol):
         return super().collect(published)
 
 
+class OnePass(Protocol):
+    """A submitter believes the first pass over all places that finds no file."""
+
+    passes = 1
+
+
+class NoSearch(Protocol):
+    """A submitter searches for no task."""
+
+    @rule
+    def search(self, task: int) -> Body:
+        yield Read(Name("tmp", task))
+        return None
+
+
+class RemovedIsRenamed(Protocol):
+    """A submitter takes a missing tmp/N for a rename that was done, and nothing searches for the task later."""
+
+    @rule
+    def rename_into_queue(self, task: int) -> Body:
+        yield Rename(Name("tmp", task), Name("ready", task, 1, 1))
+        yield Note("submitted", task)
+        return None
+
+
 class NeverReady(Protocol):
     """No participant moves a task from waiting/ to ready/."""
 
@@ -261,6 +286,24 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
         Config(tasks=2, chain=True, workers=1, attempts=1, budget=Budget(crash=1, retry=1)),
         "task 2 fails, although its dependency has a value",
         "w2  rename claimed/2.3.1.w2 results/2.3.1.w2: done",
+    ),
+    (
+        OnePass,
+        Config(searches=True, budget=Budget(release=1)),
+        "task 1 is vanished, although it is in",
+        "s   find failed 1: no",
+    ),
+    (
+        NoSearch,
+        Config(searches=True, budget=Budget(delete=1)),
+        "no final state can be reached without further faults",
+        "r1  sees a third party delete ready/1.1.1",
+    ),
+    (
+        RemovedIsRenamed,
+        Config(budget=Budget(delete=1)),
+        "no final state can be reached without further faults",
+        "r1  sees a third party delete tmp/1",
     ),
     (
         NeverReady,

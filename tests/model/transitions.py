@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.model.config import Budget
-from tests.model.invariants import Invariants, Record, Records, outcome_of
+from tests.model.invariants import Invariants, Record, Records, outcome_of, replaced
 from tests.model.operations import (
     DONE,
     ERROR,
     LOST,
     NO,
+    TASK,
     Activity,
     Choose,
     Create,
     Files,
+    Find,
     Name,
     Note,
     Operation,
@@ -130,6 +132,9 @@ class Transitions:
         if activity is None:
             for price, words, begun in self.begin(shared, files, name):
                 yield self.step(shared, name, words, Effect("", price), begun)
+            if name[0] == "r" and shared.budget.delete:
+                for deleted in (each for each, content in files.items() if content == TASK):
+                    yield self.delete(shared, name, deleted)
             return
         operation = next_of(activity)
         assert operation is not None
@@ -138,6 +143,19 @@ class Transitions:
             yield self.step(shared, name, operation, effect, activity.answered(effect.answer))
         if shared.budget.crash:
             yield self.crash(shared, name)
+
+    def delete(self, shared: Shared, actor: str, name: Name) -> Step:
+        """Return the deletion of a task file by a third party, at a moment at which this participant is idle."""
+        files = {other: content for other, content in shared.files if other != name}
+        record = shared.records[name.task - 1]._replace(deleted=True)
+        shared = shared._replace(
+            files=tuple(sorted(files.items())),
+            records=replaced(shared.records, name.task, record),
+            budget=shared.budget.spend("delete"),
+        )
+        violation = self.invariants.of_files(files, shared.records)
+        action = f"sees a third party delete {name}"
+        return Step(actor, action, Effect("", "delete"), shared, (Participant(actor),), violation)
 
     def begin(self, shared: Shared, files: Files, me: str) -> Iterator[tuple[str, str, Activity]]:
         """Yield every rule that an idle participant can begin, with its price and description."""
@@ -175,11 +193,15 @@ class Transitions:
         """
         records = shared.records
         count = sum(record.submitted for record in records)
-        moot = self.config.chain and count > 0 and records[count - 1].delivered
+        moot = self.config.chain and count > 0 and not records[count - 1].owed
         if count < self.config.tasks and not records[count].begun and not moot:
             yield "", f"submits {count + 1}", self.protocol.enqueue(count + 1)
         for task, record in enumerate(records, 1):
-            if shared.budget.cancel and record.submitted and not record.delivered:
+            if self.config.searches and record.owed:
+                yield "", f"searches for {task}", self.protocol.search(task)
+                for link in self.protocol.dependency_links(task):
+                    yield "", f"searches for {link.task}, which {task} needs", self.protocol.search_dependency(link)
+            if shared.budget.cancel and record.owed:
                 queued = [name for name in files if name.task == task and name.place in ("ready", "waiting")]
                 for source in queued or [Name("cancel", task)]:
                     yield "cancel", f"cancels {task}", self.protocol.cancel(source)
@@ -193,6 +215,9 @@ class Transitions:
                 yield Effect(DONE, files={**files, name: content} if name in files else None)
             case Read(name, own):
                 yield from self.read(files.get(name, NO), 0 if own else budget.stale)
+            case Find(place, task):
+                found = (content for name, content in files.items() if (name.place, name.task) == (place, task))
+                yield from self.read(next(found, NO), budget.stale)
             case ReadOutcome(task):
                 yield from self.read(outcome_of(files, task), budget.stale)
             case Choose(choice):
@@ -229,7 +254,7 @@ class Transitions:
         while now:
             match next_of(now):
                 case Note() as note:
-                    records, broken = self.invariants.after_note(records, note)
+                    records, broken = self.invariants.after_note(dict(files), records, note)
                     violation, now = violation or broken, now.answered(DONE)
                 case Choose(choice) if not getattr(budget, choice):
                     now = now.answered(NO)
