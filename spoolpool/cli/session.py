@@ -21,7 +21,7 @@ from spoolpool.format.names import check_session
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.query import Query, TaskView, select
 from spoolpool.monitor.scan import PLACES, SpoolScanner
-from spoolpool.protocol.sessions import SessionInfo, read_session
+from spoolpool.protocol.sessions import SessionInfo, is_in_use, list_entries, read_session, remove_dead
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import accounts, files
 from spoolpool.system.text import format_duration
@@ -44,7 +44,7 @@ def ls(directory: str, as_json: bool) -> None:
     scanner = SpoolScanner(spool.path)
     titled = sys.stdout.isatty() and not as_json
     for name, found in count_session_tasks(spool, scanner).items():
-        info = read_session(spool, name)
+        info = _submitter(spool, name)
         user = (
             info.user if info else accounts.account_name(files.owner(f"{spool.layout.results}/{name}") or spool.owner)
         )
@@ -72,6 +72,16 @@ def _state(info: SessionInfo | None) -> str:
     if info.process.is_alive_here():
         return "alive"
     return "dead" if info.process.is_provably_dead() else f"on {info.process.host}"
+
+
+def _submitter(spool: Spool, session: str) -> SessionInfo | None:
+    """Return a process of a session: one that is alive on this host, or else one that may be alive, if there is one."""
+    infos = [read_session(spool, entry) for entry in list_entries(spool, session)]
+    return max(
+        filter(None, infos),
+        key=lambda info: (info.process.is_alive_here(), not info.process.is_provably_dead()),
+        default=None,
+    )
 
 
 def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
@@ -127,8 +137,8 @@ def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
 def rm(directory: str, name: str, yes: bool) -> None:
     """Remove a session with its outcomes and failed tasks.
 
-    Nothing is removed while the session has queued or running tasks: 'spool cancel SPOOL --session SESSION' cancels
-    them.
+    Nothing is removed while the session has queued or running tasks, which 'spool cancel SPOOL --session SESSION'
+    cancels, or while a process has it open.
     """
     spool = Spool(directory)
     views = _tasks(spool, name)
@@ -138,6 +148,10 @@ def rm(directory: str, name: str, yes: bool) -> None:
             f"{busy} task(s) of the session {name} are queued or running: cancel them with "
             f"'spool cancel {spool.path} --session {name}', or wait for them with 'spool wait'."
         )
+    if is_in_use(spool, name):
+        info = _submitter(spool, name)
+        process = f"process {info.process.pid} on {info.process.host}" if info else "a process"
+        raise BadRequest(f"The session {name} of {spool.path} is open in {process}: end that process first.")
     confirm("remove", views, yes)
     kept = 0
     with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
@@ -147,6 +161,7 @@ def rm(directory: str, name: str, yes: bool) -> None:
                 echo_stderr(f"{view.id} stays: task {needed} needs its result. Cancel that task first.")
             elif remove(view):
                 selection.log_event("removed", view)
+    remove_dead(spool, name)
     spool.close_session(name)
     click.echo(f"The session {name} was removed{f', except {kept} task(s)' * bool(kept)}.")
     if kept:
@@ -157,6 +172,6 @@ def _tasks(spool: Spool, name: str) -> list[TaskView]:
     """Return all tasks of a session, in the order of submission; raises :class:`BadRequest` for an unknown session."""
     check_session(name)
     views = sorted(select(spool, Query(session=name)), key=lambda view: view.id.partition("-")[2])
-    if not views and not any(map(files.exists, (spool.layout.session(name), f"{spool.layout.results}/{name}"))):
+    if not views and not list_entries(spool, name) and not files.exists(f"{spool.layout.results}/{name}"):
         raise BadRequest(f"There is no session {name} in {spool.path}: see 'spool session ls {spool.path}'.")
     return views

@@ -60,15 +60,6 @@ class ExecutorRuntime:
         self.cores = groups * options.shape.cores
         self.pool = None if launcher is None else _start_pool(options, spool, launcher)
         self.jobs: BatchPool | None = None
-        if isinstance(options.backend, BatchBackend):
-            self.jobs = BatchPool(
-                spool,
-                name,
-                options.backend,
-                home=options.lane(options.defaults),
-                groups=options.max_workers,
-                memory=options.defaults.memory,
-            )
         self.init = ""
         """Object id of the ``init_function``."""
         self.stream: OutputStream | None = None
@@ -84,6 +75,15 @@ class ExecutorRuntime:
             wait_for_room=options.submission.wait_for_room,
             keeps=session is not None,
         )
+        if isinstance(options.backend, BatchBackend):
+            self.jobs = BatchPool(
+                spool,
+                self.session.entry,
+                options.backend,
+                home=options.lane(options.defaults),
+                groups=options.max_workers,
+                memory=options.defaults.memory,
+            )
         self._pid = os.getpid()
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # unlike a Queue's, its put may run in a garbage collection

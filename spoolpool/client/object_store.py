@@ -22,10 +22,11 @@ from spoolpool.protocol.objects import (
     release,
     remove_object,
 )
+from spoolpool.protocol.sessions import RENEWAL
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
-_RENEWAL = 6 * 3600.0  # seconds between two leases of an object in use, so that 'spool gc' does not take it for old
+_RENEWAL = RENEWAL  # seconds between two leases of an object in use, so that 'spool gc' does not take it for old
 _SEEN = 1024  # contents remembered as sent once
 
 
@@ -35,10 +36,11 @@ class SessionObjects:
     Each process of a session has a holder name of its own, so that none releases the leases of another.
     """
 
-    def __init__(self, spool: Spool, session: str) -> None:
+    def __init__(self, spool: Spool, session: str, run: str = "") -> None:
+        """``run`` identifies this process among those of the session; a new one if it is empty."""
         self._spool = spool
         self._session = session
-        self._holder = new_submitter_id()
+        self._holder = run or new_submitter_id()
         self._lock = threading.Lock()
         self._leased: dict[str, float] = {}  # by name of the object's file: monotonic time of the lease
         self._seen: OrderedDict[str, None] = OrderedDict()

@@ -16,11 +16,11 @@ from spoolpool.context import assistance
 from spoolpool.errors import BrokenSpool, NotTrusted
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import CANCELLED, check_session
+from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
 from spoolpool.monitor.inventory import find_session_tasks
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import cancel
-from spoolpool.protocol.sessions import register, unregister
+from spoolpool.protocol.sessions import entry_of, register, unregister
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
@@ -48,9 +48,12 @@ class SubmitterSession:
     ) -> None:
         self.spool = spool
         self.name = check_session(name)
+        run = new_submitter_id()
+        self.entry = entry_of(name, run, keeps=keeps)
+        """Entry of this process in ``sessions/``."""
         self.pending = PendingTasks(spool, self.name, keeps_all=keeps)
         self.collector = Collector(self.pending, accept, end=self._end, fail=self.fail)
-        self.objects = SessionObjects(spool, self.name)
+        self.objects = SessionObjects(spool, self.name, run)
         self.may_be_left = False
         """Whether the process may exit without waiting for the pending tasks."""
         self._submitter = Submitter(spool, submitter)
@@ -62,7 +65,7 @@ class SubmitterSession:
         self._broken: BaseException | None = None
         spool.need_key()
         spool.open_session(self.name)
-        register(spool, self.name, self._user, keeps=keeps)
+        register(spool, self.name, self._user, run, keeps=keeps)
 
     # -- submitting
 
@@ -237,7 +240,7 @@ class SubmitterSession:
         self.collector.close()
         self.pending.close()
         if self._detached or self._keeps:  # the directories stay: another process may use the session
-            unregister(self.spool, self.name)
+            unregister(self.spool, self.entry)
         if not self._detached:
             lost = self._keeps and self.pending.lost  # tasks that may be retried
             if self._broken is None and not lost:  # else a task that runs or is retried may need the objects

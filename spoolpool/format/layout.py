@@ -66,9 +66,9 @@ class Layout:
         """Return the path of a task file after its commit: its outcome can be collected."""
         return f"{self.results}/{session}/{task_file.name}"
 
-    def session(self, session: str) -> str:
-        """Return the entry of a session, the file on its submitter. Its modification time is its heartbeat, if any."""
-        return f"{self.sessions}/{session}.json"
+    def session(self, entry: str) -> str:
+        """Return the file of a session's entry, on one submitter. Its modification time is its sign of life, if any."""
+        return f"{self.sessions}/{entry}.json"
 
     def log(self, log: OutputFile) -> str:
         """Return the output log of one rank."""

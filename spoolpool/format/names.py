@@ -41,7 +41,9 @@ _CACHE_KEY = r"[0-9a-f]{64}"
 _UNFINISHED = rf"spool\.json|{_TASK}|{_WORKER}\.info|{_OBJECT}\.{_SESSION}|{_CACHE_KEY}\.{_WORKER}"
 _TASK_FILE = re.compile(rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII)
 _LINK = re.compile(rf"({_TASK})\.({_TASK})", re.ASCII)
-_LEASE = re.compile(rf"({_OBJECT_FILE})\.([0-9a-f]{{8}})", re.ASCII)
+_RUN = r"[0-9a-f]{8}"
+_LEASE = re.compile(rf"({_OBJECT_FILE})\.({_RUN})", re.ASCII)
+_ENTRY = re.compile(rf"({_SESSION})(?:~{_RUN})?", re.ASCII)
 _LANE = re.compile(
     rf"({_QUEUE})\.r([1-9]\d{{0,6}})t([1-9]\d{{0,3}})g(0|[1-9]\d{{0,2}})"
     rf"\.py(\d\.\d{{1,2}})((?:\+{_TAG})*)(?:@({_ACCOUNT}))?",
@@ -291,18 +293,26 @@ def rendezvous_name() -> str:
     return f"spoolpool-doctor-{os.urandom(4).hex()}"
 
 
+def session_entry(session: str, run: str) -> str:
+    """Return the name of the entry of one run of a named session; that of an unnamed session is its own name."""
+    return f"{session}~{run}"
+
+
+def session_of_entry(entry: str) -> str | None:
+    """Return the session of an entry (:func:`session_entry`); None for any other name."""
+    match = _ENTRY.fullmatch(entry)
+    return match and match[1]
+
+
 def session_of(name: str) -> str | None:
     """Return the session of a file in ``sessions/``; None for any other name."""
-    return _stem(name, ".json")
+    entry = name.removesuffix(".json")
+    return session_of_entry(entry) if entry != name else None
 
 
 def writer_of(name: str) -> str | None:
     """Return the writer of a journal; None for any other name."""
-    return _stem(name, ".jsonl")
-
-
-def _stem(name: str, suffix: str) -> str | None:
-    stem = name.removesuffix(suffix)
+    stem = name.removesuffix(".jsonl")
     return stem if stem != name and is_session(stem) else None
 
 

@@ -127,6 +127,7 @@ class _Rules:
         self._spool = spool
         self._keep = keep
         self._now = now
+        self._states: dict[str, sessions.SessionState] = {}
 
     def unfinished_writes(self) -> list[GarbageItem]:
         """List the files that a process left in ``tmp/`` when it died; the links of a task go before the task."""
@@ -215,16 +216,15 @@ class _Rules:
     def _is_expired(self, lease: str) -> bool:
         """Whether the session of an object lease has ended, as far as this host can know."""
         session = lease.split("/")[1]
-        info = sessions.read_session(self._spool, session)
-        if info is not None and info.process.is_alive_here():
+        if session not in self._states:
+            self._states[session] = sessions.session_state(self._spool, session)
+        state = self._states[session]
+        if state == "alive":
             return False
-        if info is not None and info.process.is_provably_dead():
-            seconds = self._keep.sessions
-        elif files.exists(self._spool.layout.session(session)):  # of another host; it renews its leases while it runs
-            seconds = self._keep.results
-        else:  # closed or detached
-            seconds = self._keep.unfinished
-        return self._age(lease) > seconds
+        if state == "unknown":  # of another host; it renews its leases while it runs
+            return self._age(lease) > max(self._keep.results, sessions.SILENCE)
+        # closed or detached if it has no process any more
+        return self._age(lease) > (self._keep.sessions if state == "dead" else self._keep.unfinished)
 
     def _task_directories(self) -> Iterator[str]:
         """Yield the directories of all tasks, in the order in which a task moves."""
@@ -269,10 +269,12 @@ class _Rules:
                     yield GarbageItem(path=directory, reason=reason)
                 else:
                     stays = True
-        entry = f"sessions/{session}.json"
-        if not stays and self._age(entry) > seconds:
-            # last: only this file tells that the submitter is dead
-            yield GarbageItem(path=entry, reason=reason, after=(results, outgoing, needs))
+        for entry in [] if stays else sessions.list_entries(self._spool, session):
+            path = f"sessions/{entry}.json"
+            is_dead = sessions.is_dead(self._spool, entry)
+            if self._age(path) > (seconds if is_dead else max(seconds, sessions.SILENCE)):
+                # last: only this file tells that the submitter is dead
+                yield GarbageItem(path=path, reason=reason, after=(results, outgoing, needs))
 
     def _outcome(
         self, session: str, task_file: TaskFile, seconds: float, reason: str, links: list[str]

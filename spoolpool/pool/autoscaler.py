@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
-from spoolpool.format.names import AUTOSCALE_LOCK, parse_lane
+from spoolpool.format.names import AUTOSCALE_LOCK, parse_lane, session_of_entry
 from spoolpool.monitor.scan import waiting_tasks
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_jobs import SpoolJob
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 class Autoscaler:
     """Submits and cancels batch jobs like ``job`` for the lanes of a spool.
 
-    With a ``session``, the jobs belong to its executor. ``tags`` and ``trust`` are those of the job's worker options.
+    With the entry of a ``session``, the jobs belong to its executor. ``tags`` and ``trust`` are those of the job's
+    worker options.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Autoscaler:
         jobs = batch_jobs.find_jobs(self._spool)
         messages = list(self._cancel_orphans(jobs))
         own = [job for job in jobs if job.record.lane and job.record.session == self._session]
-        journal = Journal(self._spool, self._session or "autoscale")
+        journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
         obstacles = {}
         try:
             for decision in decide(self._state(own, only), self._policy):

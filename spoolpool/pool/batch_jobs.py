@@ -18,7 +18,7 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError, SpoolpoolError
-from spoolpool.format.names import is_session, job_of, new_job_name, parse_lane
+from spoolpool.format.names import job_of, new_job_name, parse_lane, session_of_entry
 from spoolpool.pool import batch_system
 from spoolpool.pool.batch_system import ActiveJob, Job, System
 from spoolpool.protocol import worker_registration, workers
@@ -55,7 +55,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: str = ""
     """Lane for which the job was submitted; empty if a person submitted it."""
     session: str = ""
-    """Session of the executor that owns the job and ends it; empty without one."""
+    """Entry of the session of the executor that owns the job and ends it; empty without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _read(spool: Spool, name: str) -> JobRecord | None:
     except (OSError, ValueError, SpoolpoolError):  # removed, torn, or written by another account
         return None
     good = record.name == name and (not record.lane or parse_lane(record.lane))
-    return record if good and (not record.session or is_session(record.session)) else None
+    return record if good and (not record.session or session_of_entry(record.session)) else None
 
 
 def find_jobs(spool: Spool) -> list[SpoolJob]:

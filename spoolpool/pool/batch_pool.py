@@ -48,7 +48,10 @@ class BatchPool:
         groups: int | None,
         memory: int,
     ) -> None:
-        """``groups``: worker groups in each job, as many as fit if None; ``memory``: bytes per rank, or 0."""
+        """``session``: entry of the executor's session, which identifies this process as the owner of the jobs.
+
+        ``groups``: worker groups in each job, as many as fit if None; ``memory``: bytes per rank, or 0.
+        """
         self._spool = spool
         self._session = session
         self.broken = ""

@@ -1,19 +1,34 @@
-"""Register the submitter of a session in ``sessions/SESSION.json``."""
+"""Entries of sessions: one file in ``sessions/`` for each process that has a session open.
+
+An unnamed session has one process, ever, and its entry has its name. A named session may have several processes at
+once; each has an entry of its own and removes no other, except of a process that is provably dead.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from typing import Literal
 
 import msgspec
 
+from spoolpool.format.names import session_entry, session_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
 
+RENEWAL = 6 * 3600.0
+"""Seconds between two renewals of the leases, and of the session's entry, of a live process."""
+SILENCE = 4 * RENEWAL
+"""Seconds without a renewal after which a process on another host counts as ended, whatever the retention policy."""
+
+SessionState = Literal["ended", "dead", "unknown", "alive"]
+"""State of the processes of a session: none has an entry; all are provably dead; at least one may be alive, on another
+host, or with an unreadable entry; at least one is alive on this host."""
+
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The last process that opened a session."""
+    """Entry of one process that has a session open."""
 
     process: ProcessId
     """Process of the submitter."""
@@ -23,33 +38,88 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Whether outcomes stay after their delivery, for a later process of the session."""
 
 
-def register(spool: Spool, session: str, user: str, *, keeps: bool = False) -> None:
-    """Register this process as the submitter, instead of an earlier one that is not certain to be alive."""
+def entry_of(session: str, run: str, *, keeps: bool) -> str:
+    """Return the name of the entry of one process: ``run`` is its id among those of a named session."""
+    return session_entry(session, run) if keeps else session
+
+
+def register(spool: Spool, session: str, user: str, run: str = "", *, keeps: bool = False) -> None:
+    """Create the entry of this process, and remove those of provably dead processes of the session."""
     info = SessionInfo(process=ProcessId.of(os.getpid()), user=user, keeps=keeps)
-    path = spool.layout.session(session)
-    with contextlib.suppress(OSError):  # another process registers too; or the disk is full, as submit will report
-        before = read_session(spool, session) if keeps else None
-        if before is not None and not before.process.is_alive_here():
-            files.remove(path)
+    path = spool.layout.session(entry_of(session, run, keeps=keeps))
+    with contextlib.suppress(OSError):  # the disk is full, as submit will report; or the entries cannot be listed
         files.create(path, [msgspec.json.encode(info)], mode=spool.rights.file, exact=spool.shared)
+        if keeps:
+            remove_dead(spool, session)
 
 
-def unregister(spool: Spool, session: str) -> None:
-    """Remove the registration of this process: from its end nothing may be concluded about the outcomes."""
-    info = read_session(spool, session)
+def renew(spool: Spool, entry: str) -> None:
+    """Set the time of an entry: its process is alive, which other hosts cannot see."""
+    with contextlib.suppress(OSError):  # missing: it could not be created; or the file server is away
+        files.touch(spool.layout.session(entry))
+
+
+def unregister(spool: Spool, entry: str) -> None:
+    """Remove the entry of this process: from its end nothing may be concluded about the outcomes."""
+    info = read_session(spool, entry)
     if info is not None and info.process == ProcessId.of(os.getpid()):
-        files.remove(spool.layout.session(session))
+        files.remove(spool.layout.session(entry))
 
 
-def read_session(spool: Spool, session: str) -> SessionInfo | None:
-    """Return the registration of a session; None if it is missing or unreadable."""
+def remove_dead(spool: Spool, session: str) -> None:
+    """Remove the entries of provably dead processes of a session."""
+    for entry in list_entries(spool, session):
+        if is_dead(spool, entry):
+            files.remove(spool.layout.session(entry))
+
+
+def list_entries(spool: Spool, session: str) -> list[str]:
+    """Return the names of the entries of a session.
+
+    Raises ``OSError`` where they cannot be listed: that does not mean that there are none.
+    """
+    names = files.list_names(spool.layout.sessions, certain=True)
+    return sorted(name.removesuffix(".json") for name in names if session_of(name) == session)
+
+
+def read_session(spool: Spool, entry: str) -> SessionInfo | None:
+    """Return the content of an entry; None if it is missing or unreadable."""
     try:
-        return msgspec.json.decode(files.read_small(spool.layout.session(session)), type=SessionInfo)
+        return msgspec.json.decode(files.read_small(spool.layout.session(entry)), type=SessionInfo)
     except (OSError, ValueError):  # missing, or unreadable for this account
         return None
 
 
-def is_dead(spool: Spool, session: str) -> bool:
-    """Return whether the submitter is provably dead on this host; False if that cannot be known here."""
-    info = read_session(spool, session)
+def session_state(spool: Spool, session: str) -> SessionState:
+    """Return the state of the processes of a session. An entry that cannot be read may be of a live process."""
+    try:
+        entries = list_entries(spool, session)
+    except OSError:
+        return "unknown"
+    states = {_entry_state(spool, entry) for entry in entries}
+    order: tuple[SessionState, ...] = ("alive", "unknown", "dead")
+    return next((state for state in order if state in states), "ended")
+
+
+def is_in_use(spool: Spool, session: str) -> bool:
+    """Return whether a process has a session open: on this host, or on another one, where it renews its entry."""
+    state = session_state(spool, session)
+    if state != "unknown":
+        return state == "alive"
+    stamps = [files.mtime_ns(spool.layout.session(entry)) for entry in list_entries(spool, session)]
+    return spool.server_time() - max((stamp or 0) for stamp in stamps) / 1e9 <= SILENCE if stamps else False
+
+
+def _entry_state(spool: Spool, entry: str) -> SessionState:
+    info = read_session(spool, entry)
+    if info is None:
+        return "ended" if files.is_missing(spool.layout.session(entry)) else "unknown"
+    if info.process.is_alive_here():
+        return "alive"
+    return "dead" if info.process.is_provably_dead() else "unknown"
+
+
+def is_dead(spool: Spool, entry: str) -> bool:
+    """Return whether the process of an entry is provably dead on this host; False if that cannot be known here."""
+    info = read_session(spool, entry)
     return info is not None and info.process.is_provably_dead()

@@ -179,12 +179,17 @@ def remove(path: str) -> bool:
     return True
 
 
-def list_names(directory: str) -> list[str]:
-    """Return the names in a directory without inspecting the entries; an empty list where it does not exist."""
+def list_names(directory: str, *, certain: bool = False) -> list[str]:
+    """Return the names in a directory without inspecting the entries; an empty list where it does not exist.
+
+    ``certain`` raises ESTALE as well, which does not prove that the directory does not exist: for a caller that removes
+    what no name here stands for.
+    """
     try:
         return os.listdir(directory)
     except OSError as error:
-        if error.errno in GONE:  # removed between two listings, or not made yet
+        # removed between two listings, or not made yet
+        if error.errno in GONE and not (certain and error.errno == errno.ESTALE):
             return []
         raise
 

@@ -28,6 +28,7 @@ from spoolpool.monitor.query import Query
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import cancel, journal
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.sessions import session_state
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -447,7 +448,7 @@ def test_result_of_a_detached_submit_stays_until_removed(served: Spool) -> None:
     task = result.stdout.strip()
     assert is_task_id(task)
     assert run("wait", served.path, "--session", "again").exit_code == 0
-    assert not files.exists(f"{served.layout.sessions}/again.json"), "gc must not take the session for orphaned"
+    assert session_state(served, "again") == "ended", "gc must not take the session for orphaned"
     for words, text in (([task], "5.0\n"), (["--session", "again", "--json"], "5.0\n")):
         result = run("result", served.path, *words)
         assert (result.exit_code, result.stdout) == (0, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -28,6 +29,7 @@ from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
 from tests.conftest import Workers
+from tests.faults.disk import Disk, Fault
 from tests.faults.scenarios import abandon
 from tests.support.fake_worker import Clock, Stage, dead_process, unknown_process
 from tests.support.processes import run_script, start_script
@@ -225,25 +227,57 @@ def test_two_executors_of_one_session_both_get_all_outcomes(stage: Stage) -> Non
         stage.work(tasks=2)
         assert [[each.result(LIMIT) for each in found] for found in seen] == [[4, 8]] * 2
         assert (ones.result(LIMIT), others.result(LIMIT)) == (4, 8)
-    info = sessions.read_session(stage.spool, "inbox")
-    assert info is None, "each unregisters only itself"
+    assert not sessions.list_entries(stage.spool, "inbox"), "each removes its own entry"
 
 
-@pytest.mark.parametrize(("before", "stays"), [("dead", False), ("on another host", False), ("alive", True)])
-def test_opening_a_session_replaces_a_registration_that_is_not_alive_here(
-    spool: Spool, before: str, stays: bool
+def test_process_that_ends_leaves_the_entries_of_the_others(spool: Spool) -> None:
+    one = open_session(spool)
+    [first] = sessions.list_entries(spool, "inbox")
+    with open_session(spool):
+        assert len(sessions.list_entries(spool, "inbox")) == 2
+        one.shutdown()
+        [second] = sessions.list_entries(spool, "inbox")
+        assert second != first and sessions.session_state(spool, "inbox") == "alive"
+    assert sessions.session_state(spool, "inbox") == "ended"
+
+
+@pytest.mark.parametrize("run", ["", "~0123abcd"])
+@pytest.mark.parametrize(
+    ("before", "state", "stays"),
+    [("dead", "dead", False), ("on another host", "unknown", True), ("alive", "alive", True)],
+)
+def test_opening_a_session_removes_only_the_entries_of_provably_dead_processes(
+    spool: Spool, before: str, state: str, stays: bool, run: str
 ) -> None:
     with subprocess.Popen(["sleep", "1000"]) as alive:
         process = {"dead": dead_process(), "on another host": unknown_process(), "alive": ProcessId.of(alive.pid)}
         entry = sessions.SessionInfo(process=process[before], user="somebody", keeps=True)
-        Path(spool.layout.session("inbox")).write_bytes(msgspec.json.encode(entry))
+        path = Path(spool.layout.session(f"inbox{run}"))
+        path.write_bytes(msgspec.json.encode(entry))
         try:
+            assert sessions.session_state(spool, "inbox") == state
             with open_session(spool):
-                info = sessions.read_session(spool, "inbox")
-                assert info is not None and info.process == (entry.process if stays else ProcessId.of(os.getpid()))
-            assert (sessions.read_session(spool, "inbox") is not None) == stays
+                assert sessions.session_state(spool, "inbox") == "alive"
+                assert path.exists() == stays
+            assert path.exists() == stays
         finally:
             alive.kill()
+
+
+@pytest.mark.parametrize("fault", ["truncated", "newer", "EIO", "EACCES", "ESTALE", "listing"])
+def test_entry_that_cannot_be_read_may_be_of_a_live_process(spool: Spool, fault: str) -> None:
+    path = Path(spool.layout.session("inbox~0123abcd"))
+    entry = msgspec.json.encode(sessions.SessionInfo(process=dead_process(), user="somebody", keeps=True))
+    newer = b'{"process": [1, 2], "user": 3}'
+    path.write_bytes({"truncated": entry[:-9], "newer": newer}.get(fault, entry))
+    name = "listdir" if fault == "listing" else "open"
+    error = errno.ESTALE if fault == "listing" else getattr(errno, fault, 0)
+
+    def plan(_count: int, operation: str) -> Fault | None:
+        return Fault("before", error) if error and operation == name else None
+
+    with Disk(plan).installed():
+        assert sessions.session_state(spool, "inbox") == "unknown"
 
 
 def test_futures_ignores_tasks_of_other_sessions_and_foreign_files(stage: Stage) -> None:
@@ -473,6 +507,24 @@ def test_commands_list_a_session_print_its_results_and_remove_it(stage: Stage) -
         assert spool_command(word, path, "../tmp").exit_code == BadRequest.exit_code
     left = {each.relative_to(path).parts[0] for each in Path(path).rglob("*") if each.is_file()}
     assert left <= {"spool.json", "journal", "logs", "objects"}
+
+
+def test_session_that_a_process_has_open_is_not_removed(stage: Stage) -> None:
+    path = stage.spool.path
+    with open_session(stage.spool) as exe:
+        done = exe.submit(pow, 2, 3)
+        stage.work(tasks=1)
+        assert done.result(LIMIT) == 8
+        refused = spool_command("rm", path, "inbox", "--yes")
+        assert refused.exit_code == BadRequest.exit_code and f"open in process {os.getpid()} on" in refused.stderr
+        assert len(exe.futures()) == 1 and sessions.session_state(stage.spool, "inbox") == "alive"
+    entry = Path(stage.spool.layout.session("inbox~0123abcd"))
+    info = sessions.SessionInfo(process=unknown_process(), user="somebody", keeps=True)
+    entry.write_bytes(msgspec.json.encode(info))
+    assert "on elsewhere" in spool_command("rm", path, "inbox", "--yes").stderr, "it may be alive there"
+    old = stage.spool.server_time() - 1.01 * sessions.SILENCE
+    os.utime(entry, (old, old))
+    assert spool_command("rm", path, "inbox", "--yes").exit_code == 0
 
 
 def test_removal_of_a_session_keeps_tasks_with_dependents(stage: Stage) -> None:
