@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import functools
-import json
 import pwd
 import sys
 import time
 from datetime import datetime
+from typing import Any
 
 import click
+import msgspec
 
 from spoolpool import settings
-from spoolpool.cli.output import escape_for_terminal, format_time, report_errors
+from spoolpool.cli.output import format_time, report_errors
 from spoolpool.cli.task_selection import Duration
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.journal import Line, lines
 from spoolpool.protocol.spool import Spool
+from spoolpool.system import records
 from spoolpool.system.accounts import account_name
+from spoolpool.system.records import BadRecord
+from spoolpool.system.text import escape_line
 
 _COLUMNS = frozenset({"t", "event", "by", "uid", "host", "task"})
 """Keys of an entry that have columns of their own."""
+
+_encode = msgspec.json.Encoder().encode
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
@@ -64,7 +71,7 @@ def journal(
             and (not events or event.event in events)
             and (task is None or event.about.startswith(task) or event.about.endswith(task))
         ):
-            out.write(_with_account(line) if as_json else f"{escape_for_terminal(_format(line))}\n".encode())
+            out.write(_with_account(line) if as_json else f"{escape_line(_format(line))}\n".encode())
     out.flush()
 
 
@@ -88,18 +95,20 @@ def _forged(line: Line) -> bool:
 
 
 def _with_account(line: Line) -> bytes:
-    # at the end: of a repeated key, JSON readers take the last value
-    added = json.dumps({"account": _account(line.owner), "forged": _forged(line)})[1:]
-    return line.text.rstrip()[:-1] + b", " + added.encode() + b"\n"
+    return _encode({**_entry(line), "account": _account(line.owner), "forged": _forged(line)}) + b"\n"
+
+
+def _entry(line: Line) -> dict[str, Any]:
+    """Return all fields of a line, also those of newer versions; only the known ones if the others are invalid."""
+    try:
+        return records.decode(_decoder, line.text, "the journal")
+    except BadRecord:
+        return msgspec.to_builtins(line.event)  # type: ignore[no-any-return]
 
 
 def _format(line: Line) -> str:
-    entry = json.loads(line.text)
-    rest = " ".join(f"{key}={value}" for key, value in entry.items() if key not in _COLUMNS and value != "")
+    rest = " ".join(f"{key}={value}" for key, value in _entry(line).items() if key not in _COLUMNS and value != "")
     author = f"{_account(line.owner)}@{line.event.host}"
     mark = f" ! claims to be {_account(line.event.uid)}" if _forged(line) else ""
-    try:
-        time_text = format_time(line.event.t)
-    except (OverflowError, ValueError, OSError):  # out of range
-        time_text = str(line.event.t)
-    return f"{time_text}  {line.event.event:<14}  {line.event.about or '-':<29}  {author}{mark}  {rest}".rstrip()
+    when = format_time(line.event.t)
+    return f"{when}  {line.event.event:<14}  {line.event.about or '-':<29}  {author}{mark}  {rest}".rstrip()

@@ -16,6 +16,7 @@ import click
 from spoolpool import settings
 from spoolpool.errors import SpoolpoolError
 from spoolpool.system import files
+from spoolpool.system.text import escape_line
 
 _VERBOSE, _JSON, _DEBUG = "spoolpool.verbose", "spoolpool.json", "spoolpool.debug"  # keys of a click context's meta
 
@@ -27,21 +28,14 @@ def echo_stderr(text: str) -> None:
     click.echo(text, err=True)
 
 
-def escape_for_terminal(text: str) -> str:
-    """Return a text with its unprintable characters escaped: names on disk may contain terminal controls."""
-    if text.isprintable():  # true of nearly all texts, and a hundred times as fast
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def echo_escaped(text: str, *, err: bool = False) -> None:
     """Print one line, escaped for a terminal; ``err``: on standard error."""
-    click.echo(escape_for_terminal(text), err=err)
+    click.echo(escape_line(text), err=err)
 
 
 def escape_lines(text: str) -> str:
     """Return a text of several lines, each escaped for a terminal."""
-    return "\n".join(map(escape_for_terminal, text.splitlines()))
+    return "\n".join(map(escape_line, text.splitlines()))
 
 
 def format_time(seconds: float) -> str:

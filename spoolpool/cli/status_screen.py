@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.output import escape_for_terminal
 from spoolpool.monitor.scan import PLACES
 from spoolpool.monitor.status import Blocked, GroupStatus, Status
 from spoolpool.protocol.progress import TaskProgress
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import escape_line, format_duration
 
 _PAGE = 80  # columns without a terminal
 _LEFT = 9  # columns of the first word of a line
@@ -112,7 +111,7 @@ def _counts(status: Status, width: int) -> Iterator[str]:
     yield click.style(head.rstrip(), bold=True)
     for row in status.counts:
         numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
-        yield escape_for_terminal(f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
+        yield escape_line(f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
 
 
 def _groups(status: Status, width: int, most: int) -> Iterator[str]:
@@ -123,9 +122,9 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
     chosen = sorted(status.groups, key=lambda each: not each.task)[:most]
     for each in status.groups:
         if each in chosen:
-            yield escape_for_terminal(_group(each, name))
+            yield escape_line(_group(each, name))
             if each.progress is not None:
-                yield escape_for_terminal(_cut(f"         {describe_progress(each.progress)}", width))
+                yield escape_line(_cut(f"         {describe_progress(each.progress)}", width))
     if len(status.groups) > len(chosen):
         yield f"... and {len(status.groups) - len(chosen)} more; 'spool workers ls' lists all"
 
@@ -150,7 +149,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _wrapped(word: str, text: str, width: int | None, **style: Any) -> Iterator[str]:
-    text = escape_for_terminal(text)
+    text = escape_line(text)
     rows = [text] if width is None else wrap(text, max(20, width - _LEFT), break_on_hyphens=False)
     for number, line in enumerate(rows):
         yield click.style(f"{word if number == 0 else '':<{_LEFT}}", **style) + line

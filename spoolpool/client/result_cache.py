@@ -35,6 +35,7 @@ from spoolpool.security.signing import Signature, cache_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
+from spoolpool.system.bounds import Positive, Seconds
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Arguments as text of at most 200 characters, for display."""
     given: str = ""
     """The user's own key (``cache_key``); empty without one."""
-    created: float = 0.0
+    created: Seconds = 0.0
     """Time of the writing, in seconds since the epoch on the clock of the writing host."""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """Duration of the call."""
-    ranks: int = 1
+    ranks: Positive = 1
     """Number of ranks whose return values are in it."""
 
 

@@ -18,6 +18,9 @@ from spoolpool.format.names import (
     is_task_id,
     parse_lane,
 )
+from spoolpool.system import records
+from spoolpool.system.bounds import Bytes, Count, Positive, Seconds
+from spoolpool.system.records import BadRecord
 
 Kind = Literal["result", "error", "cancelled", "lost"]
 """End of a task: with a value, with an exception, by cancellation, or by the death of its workers."""
@@ -40,15 +43,15 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Name of the submitting account, unverified: the owner of the file decides."""
     host: str = ""
     """Submitting host."""
-    submitted: float = 0.0
+    submitted: Seconds = 0.0
     """Seconds since the epoch on the submitting host's clock."""
-    max_attempts: int = settings.MAX_ATTEMPTS
+    max_attempts: Positive = settings.MAX_ATTEMPTS
     """Claims that may end with the death of the worker."""
-    retries: int = 0
+    retries: Count = 0
     """Further attempts after the call raised."""
-    retry_delay: float = 1.0
+    retry_delay: Seconds = 1.0
     """Seconds before the first retry; doubled for each further one."""
-    time_limit: float = 0.0
+    time_limit: Seconds = 0.0
     """Seconds after which the call is interrupted; 0: no limit."""
     cwd: str = ""
     """Working directory of the call; empty: that of the worker."""
@@ -61,14 +64,14 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     key: str = ""
     """Fingerprint of the call, by which a resumed session finds the task; empty: it is not found."""
 
-    objects: dict[str, tuple[int, ...]] = {}
+    objects: dict[str, tuple[Count, ...]] = {}
     """Objects that the arguments refer to, by the names of their files. An object that replaces buffers of the call has
     the positions of these buffers."""
-    not_before: float = 0.0
+    not_before: Seconds = 0.0
     """Earliest start: seconds since the epoch, by the clock that dates the files of the spool."""
     env: dict[str, str] = {}
     """Environment variables of the function."""
-    memory: int = 0
+    memory: Bytes = 0
     """Requested memory per rank in bytes, for information; 0: not specified."""
     error_log_file: str = ""
     """File to which a rank appends function, arguments and traceback when the function raises; empty: none."""
@@ -94,7 +97,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Text of the exception, at most 4 KiB."""
     traceback: str = ""
     """Traceback on the worker, at most 64 KiB."""
-    rank: int = 0
+    rank: Count = 0
     """Lowest rank that raised the exception."""
     host: str = ""
     """Host of that rank."""
@@ -111,13 +114,13 @@ class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Worker that wrote the outcome."""
     host: str = ""
     """Host of its rank 0."""
-    attempt: int = 1
+    attempt: Positive = 1
     """Number of the attempt, from 1."""
-    started: float = 0.0
+    started: Seconds = 0.0
     """Seconds since the epoch, the worker host's clock."""
-    ended: float = 0.0
+    ended: Seconds = 0.0
     """Seconds since the epoch, the worker host's clock."""
-    ranks: int = 1
+    ranks: Positive = 1
     """Ranks whose return values the payload holds."""
     failure: Failure | None = None
     """Description of the exception, if there is one."""
@@ -146,11 +149,11 @@ def encode(header: TaskHeader | OutcomeHeader) -> bytes:
 def decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:
     """Decode the header of the file at ``path``; raise :class:`BadTaskFile` if it cannot be decoded."""
     try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return records.decode(decoder, data, path)
+    except BadRecord as error:
         raise BadTaskFile(
-            f"The header of {path} cannot be read: {error}. It was not written by spoolpool, or by a version that this "
-            "one does not know."
+            f"The header of {path} cannot be read: {error.reason}. It was not written by spoolpool, or by a version "
+            "that this one does not know."
         ) from None
 
 

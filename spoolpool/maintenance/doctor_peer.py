@@ -22,11 +22,12 @@ import msgspec
 
 from spoolpool.errors import NotTrusted, TaskTimeout
 from spoolpool.format.names import is_rendezvous, rendezvous_name
-from spoolpool.system import files
+from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.locks import try_lock
 from spoolpool.system.processes import ProcessId, hostname
+from spoolpool.system.records import BadRecord
 
 TIMEOUT = 100.0
 """Seconds to wait for the other side: longer than NFS caches a failed look-up (60)."""
@@ -37,6 +38,10 @@ RACE_FILES = 500
 _REMOVAL_TIMEOUT = 30.0  # seconds: longer than sshfs caches a listing (20)
 _LOST = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES})  # sshfs answers EPERM where others answer EEXIST
 _FILE = re.compile(r"[a-z]+-[0-9]+(/in/new)?")
+
+
+_message_decoder = msgspec.json.Decoder(dict[str, Any])
+_creator_decoder = msgspec.json.Decoder(ProcessId)
 
 
 def order_name(number: int) -> str:
@@ -83,8 +88,8 @@ class Rendezvous:
     def creator(self) -> ProcessId | None:
         """Return the process that created the directory; None if that is not known yet."""
         try:
-            return msgspec.json.decode(files.read_small(f"{self.path}/creator"), type=ProcessId)
-        except (OSError, ValueError):  # it is just being created; or the content is not visible yet
+            return records.load(f"{self.path}/creator", _creator_decoder)
+        except (OSError, BadRecord):  # it is just being created; or the content is not visible yet
             return None
 
     def send(self, name: str, content: dict[str, Any]) -> None:
@@ -109,9 +114,9 @@ class Rendezvous:
             # NFS caches a failed look-up for long, and sshfs a listing: files.exists asks in both ways, so that a
             # message arrives before the change that it announces. Its content may become visible even later.
             path = f"{self.path}/{name}"
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, BadRecord):
                 if files.exists(path):
-                    found.append(json.loads(files.read_small(path)))
+                    found.append(records.load(path, _message_decoder))
             return bool(found)
 
         if seconds_until(read, self.timeout, self.is_alive) is None:

@@ -18,6 +18,7 @@ from spoolpool.protocol import journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files, mounts
+from spoolpool.system.text import escape_line
 
 _LONGEST_LINE = 1 << 20
 _REMEMBERED = 10_000  # headers of other tasks, which may be asked for later
@@ -296,8 +297,5 @@ def for_terminal(line: bytes) -> str:
     """
     text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]
     parts = _COLOUR.split(text)
-    parts[::2] = [
-        "".join(each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode() for each in part)
-        for part in parts[::2]
-    ]
+    parts[::2] = ["\t".join(map(escape_line, part.split("\t"))) for part in parts[::2]]
     return "".join(parts) + ("\x1b[0m" if len(parts) > 1 else "")

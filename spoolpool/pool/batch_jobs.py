@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from spoolpool import settings
-from spoolpool.errors import LauncherError, SpoolpoolError
+from spoolpool.errors import LauncherError
 from spoolpool.format.names import job_of, new_job_name, parse_lane, session_of_entry
 from spoolpool.pool import batch_system
 from spoolpool.pool.batch_system import ActiveJob, Job, System
@@ -25,9 +25,10 @@ from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.bounds import Positive, Text, Word
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +41,25 @@ _CANCEL_SECONDS = 120.0  # for a cancelled job to end; Slurm kills it after Kill
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Content of ``jobs/NAME.json``."""
 
-    name: str
+    name: Word
     """Name of the job in the batch system."""
     system: System
     """Batch system."""
-    cluster: str
+    cluster: Word
     """Name of the batch system: jobs of another cluster are not looked up."""
-    user: str
+    user: Word
     """Account that submitted the job."""
-    nodes: int = 1
+    nodes: Positive = 1
     """Whole nodes."""
-    time: str = ""
+    time: Word = ""
     """Walltime, as the batch system writes it."""
-    lane: str = ""
+    lane: Text = ""
     """Lane for which the job was submitted; empty if a person submitted it."""
-    session: str = ""
+    session: Word = ""
     """Entry of the session of the executor that owns the job and ends it; empty without one."""
+
+
+_decoder = msgspec.json.Decoder(JobRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +122,12 @@ def read_records(spool: Spool) -> list[JobRecord]:
 def _read(spool: Spool, name: str) -> JobRecord | None:
     path = _record_path(spool, name)
     try:
-        fd = files.open_file(path)
-        try:
-            Trust().check(fd, path)
-        finally:
-            files.close(fd)
-        record = msgspec.json.decode(files.read_small(path), type=JobRecord)
-    except (OSError, ValueError, SpoolpoolError):  # removed, torn, or written by another account
+        if files.owner(path) != os.geteuid():
+            return None
+    except OSError:  # unknown
+        return None
+    record = records.read(path, _decoder, check=Trust().check)
+    if record is None:
         return None
     good = record.name == name and (not record.lane or parse_lane(record.lane))
     return record if good and (not record.session or session_of_entry(record.session)) else None

@@ -20,9 +20,11 @@ from spoolpool.protocol import workers
 from spoolpool.protocol.heartbeat import SessionHeartbeat
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import per_core
+from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.packages import is_requirement
+from spoolpool.system.text import escape_line
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +135,9 @@ class BatchPool:
     def _explain(self, job: SpoolJob) -> str:
         path = batch_jobs.output_path(self._spool, job.record.name)
         output = ""
-        with contextlib.suppress(OSError, ValueError):
-            output = files.read_small(path)[-_TAIL:].decode(errors="replace").strip()
+        with contextlib.suppress(OSError, SpoolpoolError), files.reading(path, Trust().check) as (fd, status):
+            tail = files.read_at(fd, _TAIL, max(0, status.st_size - _TAIL)).decode(errors="replace")
+            output = "\n".join(map(escape_line, tail.strip().splitlines()))
         reason = f"its output ends with: {output}"
         if not output:
             reason = (

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import math
+import itertools
 import os
 import time
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from spoolpool.format.names import submitted_at, writer_of
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, records
+from spoolpool.system.bounds import Count, Seconds
 from spoolpool.system.processes import ProcessId, hostname
+from spoolpool.system.records import BadRecord
 
 _encode = msgspec.json.Encoder().encode
 
 _PIECE = 1 << 20  # bytes that are read at a time
 _SKEW = 86400.0  # seconds by which clocks may differ before an event is missed
+_MOST, _MOST_OF_A_TASK = 10_000, 10  # events of one journal that are returned at once
 _FEW = 16  # ids up to which lines are searched as text before they are parsed
 
 
@@ -84,24 +88,24 @@ def submitters_journal() -> str:
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a journal; fields that an event does not have keep their defaults."""
 
-    t: float
+    t: Seconds
     """Seconds since the epoch, by the writer's clock, as for the other times."""
     event: str
     """Kind of the event."""
     by: str = ""
     """Worker or session that wrote it."""
-    uid: int = -1
+    uid: Annotated[int, Meta(ge=-1, le=2**32 - 1)] = -1
     """Account of the writer, by its own word."""
     host: str = ""
     task: str = ""
     name: str = ""
     session: str = ""
     lane: str = ""
-    attempt: int = 0
-    submitted: float = 0.0
-    started: float = 0.0
-    ended: float = 0.0
-    ran: float = 0.0
+    attempt: Count = 0
+    submitted: Seconds = 0.0
+    started: Seconds = 0.0
+    ended: Seconds = 0.0
+    ran: Seconds = 0.0
     """Seconds that the call took on all ranks."""
     published: bool = True
     kind: str = ""
@@ -110,7 +114,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Class of the exception."""
     job: str = ""
     """Batch job of a worker that started."""
-    ranks: int = 0
+    ranks: Count = 0
     """Its ranks."""
     text: str = ""
     """Line of text about a recovered task; it begins with the id."""
@@ -124,10 +128,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Event)
 
 
-def _events(lines: list[bytes]) -> Iterator[Event]:
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):  # half a line, or a foreign one: nothing depends on it
-            yield _decoder.decode(line)
+def _events(lines: list[bytes], path: str) -> Iterator[Event]:
+    for line in filter(None, lines):
+        try:
+            event = records.decode(_decoder, line, path)
+        except BadRecord as error:  # half a line, or a foreign one: nothing depends on it
+            records.report(path, BadRecord(path, f"a line of it is invalid ({error.reason})"))
+        else:
+            yield event
+
+
+def _is_too_long(line: bytes, path: str) -> bool:
+    """Return whether the begin of a line is longer than any line of a journal, which is reported."""
+    if len(line) <= _PIECE:
+        return False
+    records.report(path, BadRecord(path, f"a line of it has more than {_PIECE} bytes; the rest is not read"))
+    return True
 
 
 def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event], float]:
@@ -135,11 +151,12 @@ def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event]
 
     Without a readable journal, returns no events and 0.0.
     """
+    path = f"{spool.layout.journal}/{writer}.jsonl"
     try:
-        with files.reading(f"{spool.layout.journal}/{writer}.jsonl") as (fd, status):
+        with files.reading(path) as (fd, status):
             begin = max(0, status.st_size - limit)
-            lines = os.pread(fd, limit, begin).split(b"\n")
-            return list(_events(lines[1:] if begin else lines)), status.st_mtime
+            *lines, _ = os.pread(fd, limit, begin).split(b"\n")  # the last one is empty, or being written
+            return list(_events(lines[1:] if begin else lines, path)), status.st_mtime
     except (OSError, ValueError):
         return [], 0.0
 
@@ -180,28 +197,32 @@ def _follow(path: str, size: int, since: float) -> Iterator[Line]:
                 piece = b"" if status.st_mtime < since - _SKEW else os.pread(fd, size, position)
         except (OSError, ValueError):
             return
-        if not piece or owner not in (-1, status.st_uid) or len(rest) > _PIECE:  # no journal has a line of that length
+        if not piece or owner not in (-1, status.st_uid) or _is_too_long(rest, path):
             return
         owner = status.st_uid
         position += len(piece)
         *whole, rest = (rest + piece).split(b"\n")
         for text in whole:
-            for event in _events([text]):
-                if event.t >= since and event.t < math.inf:
+            for event in _events([text], path):
+                if event.t >= since:
                     latest = max(latest, event.t)
                     yield Line(latest, event, text, owner)
 
 
 def about(spool: Spool, tasks: Collection[str]) -> list[Event]:
-    """Return all events of these tasks, in the order of their times; reads the journals of their lifetime."""
+    """Return the events of these tasks, in the order of their times; reads the journals of their lifetime.
+
+    Of each journal no more events are read than a task can have, since another account may have written it.
+    """
     if not tasks:
         return []
     since = min(map(submitted_at, tasks)) - _SKEW
+    most = _MOST + _MOST_OF_A_TASK * len(tasks)
     found: list[Event] = []
     for name in files.list_names(spool.layout.journal):
         if writer_of(name):
             with contextlib.suppress(OSError, ValueError):  # gone, or unreadable for this account
-                found += _search(f"{spool.layout.journal}/{name}", tasks, since)
+                found += itertools.islice(_search(f"{spool.layout.journal}/{name}", tasks, since), most)
     return sorted(found, key=lambda event: event.t)
 
 
@@ -214,7 +235,7 @@ def _search(path: str, tasks: Collection[str], since: float) -> Iterator[Event]:
             position += len(piece)
             piece = rest + piece
             whole, _, rest = piece.rpartition(b"\n")
-            if len(rest) > _PIECE:  # no journal has a line of that length
+            if _is_too_long(rest, path):
                 return
             if any(text in whole for text in texts):
-                yield from (event for event in _events(whole.split(b"\n")) if event.about in wanted)
+                yield from (event for event in _events(whole.split(b"\n"), path) if event.about in wanted)

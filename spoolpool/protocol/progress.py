@@ -6,12 +6,16 @@ import contextlib
 import math
 import threading
 import time
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, records
+from spoolpool.system.bounds import Seconds, Word
+from spoolpool.system.records import BadRecord
 
 _EVERY = 0.5  # least seconds between two writes, however often a function reports
 _TEXT = 120  # characters
@@ -21,14 +25,17 @@ _SIZE = 1024  # bytes of the file: always the same, so that nothing of a longer 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Last progress report of a task. Its text may hold any character: escape it for a terminal."""
 
-    task: str
+    task: Word
     """Task id; the worker may run another one by now."""
-    fraction: float | None
+    fraction: Annotated[float, Meta(ge=0, le=1)] | None
     """From 0 to 1; None if unknown."""
-    text: str
+    text: Annotated[str, Meta(max_length=_SIZE)]
     """Text of the function."""
-    told: float
+    told: Seconds
     """Time of the report: seconds since the epoch, by its host's clock."""
+
+
+_decoder = msgspec.json.Decoder(TaskProgress)
 
 
 class Progress:
@@ -82,8 +89,9 @@ class Progress:
 
 
 def progress_of(spool: Spool, worker: str) -> TaskProgress | None:
-    """Return the last progress report of a worker's task; None if there is none."""
+    """Return the last progress report of a worker's task; None if it is missing, or invalid, which is reported."""
+    path = f"{spool.layout.worker(worker)}/progress"
     try:
-        return msgspec.json.decode(files.read_small(f"{spool.layout.worker(worker)}/progress"), type=TaskProgress)
-    except (OSError, ValueError):  # missing, or half written
-        return None
+        return records.load(path, _decoder)
+    except (OSError, BadRecord):  # missing, or half written: it is overwritten in place
+        return records.read(path, _decoder)

@@ -7,14 +7,18 @@ once; each has an entry of its own and removes no other, except of a process tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import Literal
 
 import msgspec
 
-from spoolpool.format.names import session_entry, session_of
+from spoolpool.errors import NotTrusted
+from spoolpool.format.names import session_entry, session_of, session_of_entry
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, records
+from spoolpool.system.accounts import account_name
+from spoolpool.system.bounds import Word
 from spoolpool.system.processes import ProcessId
 
 RENEWAL = 6 * 3600.0
@@ -32,10 +36,13 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     process: ProcessId
     """Process of the submitter."""
-    user: str
+    user: Word
     """Account that it runs as."""
     keeps: bool = False
     """Whether outcomes stay after their delivery, for a later process of the session."""
+
+
+_decoder = msgspec.json.Decoder(SessionInfo)
 
 
 def entry_of(session: str, run: str, *, keeps: bool) -> str:
@@ -83,11 +90,22 @@ def list_entries(spool: Spool, session: str) -> list[str]:
 
 
 def read_session(spool: Spool, entry: str) -> SessionInfo | None:
-    """Return the content of an entry; None if it is missing or unreadable."""
-    try:
-        return msgspec.json.decode(files.read_small(spool.layout.session(entry)), type=SessionInfo)
-    except (OSError, ValueError):  # missing, or unreadable for this account
-        return None
+    """Return the content of an entry; None if it is missing, or invalid, which is reported.
+
+    In a shared spool it must belong to the account of the session: another one could make a live process look dead.
+    """
+    check = functools.partial(_check_owner, spool, entry) if spool.shared else files.regular_status
+    return records.read(spool.layout.session(entry), _decoder, check=check)
+
+
+def _check_owner(spool: Spool, entry: str, fd: int, path: str) -> os.stat_result:
+    status = files.regular_status(fd, path)
+    owner = files.owner(f"{spool.layout.results}/{session_of_entry(entry)}")
+    if owner not in (None, status.st_uid):
+        raise NotTrusted(
+            f"{path} belongs to {account_name(status.st_uid)}, and the session to {account_name(owner or 0)}."
+        )
+    return status
 
 
 def session_state(spool: Spool, session: str) -> SessionState:

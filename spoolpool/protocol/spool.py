@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted
 from spoolpool.format import envelope
-from spoolpool.format.config import Config, read_config
+from spoolpool.format.config import LONGEST, Config, read_config
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
@@ -94,10 +93,10 @@ class Spool:
             signed=signed,
             max_waiting=max_waiting,
         )
-        if not (0 < lease < math.inf and 0 <= caches < math.inf and 1 <= max_attempts <= 99):
+        if not (0 < lease <= LONGEST and 0 <= caches <= LONGEST and 1 <= max_attempts <= 99):
             raise BadRequest(
-                f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}) and 1 to "
-                f"99 attempts (not {max_attempts})."
+                f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}), neither "
+                f"longer than {LONGEST:g} s, and 1 to 99 attempts (not {max_attempts})."
             )
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps at least {_LEAST_OUTPUT} bytes of a task's output, or none; not {output}.")

@@ -13,7 +13,8 @@ from spoolpool.errors import SpoolDenied
 from spoolpool.protocol.heartbeat import start_heartbeat
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, lack_file, remove_worker
-from spoolpool.system import files
+from spoolpool.security.trust import Trust
+from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId
 
@@ -96,6 +97,9 @@ def request_stop(spool: Spool, worker: str) -> None:
         spool.write_public(f"{spool.layout.worker(worker)}/stop", [])
 
 
+_owner_decoder = msgspec.json.Decoder(ProcessId)
+
+
 def encode_owner() -> str:
     """Return the value of :data:`spoolpool.settings.ENV_OWNER` for this process."""
     return msgspec.json.encode(ProcessId.of(os.getpid())).decode()
@@ -103,7 +107,7 @@ def encode_owner() -> str:
 
 def decode_owner(text: str | None) -> ProcessId | None:
     """Decode the text of :func:`encode_owner`."""
-    return msgspec.json.decode(text, type=ProcessId) if text else None
+    return records.decode(_owner_decoder, text.encode(errors="replace"), settings.ENV_OWNER) if text else None
 
 
 def report_start_error(spool: Spool, worker: str, reason: str) -> None:
@@ -115,9 +119,7 @@ def report_start_error(spool: Spool, worker: str, reason: str) -> None:
 
 def take_start_error(spool: Spool, worker: str) -> str | None:
     """Return the recorded reason why a group failed to start, and remove its entry."""
-    try:
-        reason = files.read_small(f"{spool.layout.worker(worker)}/error").decode(errors="replace")
-    except (OSError, ValueError):  # it failed before it could record one
-        return None
-    remove_worker(spool, worker)
+    reason = records.read_text(f"{spool.layout.worker(worker)}/error", records.LIMIT, check=Trust().check)
+    if reason is not None:  # else it failed before it could record one
+        remove_worker(spool, worker)
     return reason

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from spoolpool import settings
 from spoolpool.errors import NotTrusted
 from spoolpool.format.names import Lane, is_worker_id, parse_lane
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name, in_group
+from spoolpool.system.bounds import Account, Count, Positive, Seconds, Word, Words
 from spoolpool.system.packages import is_requirement
 from spoolpool.system.processes import ProcessId
 
@@ -19,37 +22,37 @@ from spoolpool.system.processes import ProcessId
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One worker group: the content of ``workers/WORKER/info.json``."""
 
-    worker: str
+    worker: Word
     """Worker id."""
     process: ProcessId
     """Process of its rank 0."""
-    user: str
+    user: Word
     """Account that it runs as."""
-    ranks: int = 1
+    ranks: Positive = 1
     """MPI ranks."""
-    threads: int = 1
+    threads: Positive = 1
     """Threads per rank."""
-    gpus: int = 0
+    gpus: Count = 0
     """GPUs per rank."""
-    queues: tuple[str, ...] = ("default",)
+    queues: Words = ("default",)
     """Queues that it serves."""
-    weights: dict[str, int] = {}
+    weights: Annotated[dict[Word, Positive], Meta(max_length=1000)] = {}
     """Weight of each queue, 1 by default: tasks of several queues are claimed in this proportion."""
-    tags: tuple[str, ...] = ()
+    tags: Words = ()
     """Further properties that tasks may ask for."""
-    python: str = settings.PYTHON
+    python: Word = settings.PYTHON
     """Python minor version."""
-    job: str = ""
+    job: Word = ""
     """Batch job in which it runs, if any."""
-    batch: str = ""
+    batch: Word = ""
     """Name of the job's record in ``jobs/``, if the job was submitted through this spool."""
-    started: float = 0.0
+    started: Seconds = 0.0
     """Seconds since the epoch, by its host's clock."""
-    lacks: dict[str, str] = {}
+    lacks: Annotated[dict[Word, Word], Meta(max_length=1000)] = {}
     """For each required package that is missing, by tag, the version that is installed instead; from its lack files."""
-    trust_users: tuple[int, ...] = ()
+    trust_users: Annotated[tuple[Account, ...], Meta(max_length=1000)] = ()
     """Accounts whose tasks it runs, in a shared spool."""
-    trust_groups: tuple[str, ...] = ()
+    trust_groups: Words = ()
     """Groups whose members' tasks it runs."""
     trust_all: bool = False
     """Whether it runs the tasks of all accounts."""
@@ -87,6 +90,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None
 
 
+_decoder = msgspec.json.Decoder(WorkerInfo)
+
 ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress")
 """Files of a worker's entry, beside the lack files."""
 
@@ -121,11 +126,8 @@ def remove_worker(spool: Spool, worker: str) -> None:
 
 
 def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
-    """Return a worker's entry; None if it is missing or invalid."""
-    try:
-        return msgspec.json.decode(files.read_small(f"{spool.layout.worker(worker)}/info.json"), type=WorkerInfo)
-    except (OSError, ValueError):  # msgspec's errors are ValueErrors
-        return None
+    """Return a worker's entry; None if it is missing, or invalid, which is reported."""
+    return records.read(f"{spool.layout.worker(worker)}/info.json", _decoder)
 
 
 def read_workers(spool: Spool) -> list[WorkerInfo]:
@@ -137,10 +139,11 @@ def read_workers(spool: Spool) -> list[WorkerInfo]:
 def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:
     directory = spool.layout.worker(info.worker)
     lacks = {}
-    with contextlib.suppress(OSError, ValueError):  # it ends just now, or its file is invalid
+    with contextlib.suppress(OSError):  # it ends just now
         for name in filter(is_lack_file, files.list_names(directory)):
-            text = files.read_small(f"{directory}/{name}", 512).decode(errors="replace")
-            lacks[name.removeprefix(_LACKS)] = text
+            text = records.read_text(f"{directory}/{name}", 512)
+            if text is not None:
+                lacks[name.removeprefix(_LACKS)] = text
     return msgspec.structs.replace(info, lacks=lacks) if lacks else info
 
 

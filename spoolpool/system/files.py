@@ -366,14 +366,6 @@ def reading(
         close(fd)
 
 
-def read_small(path: str, limit: int = 1 << 20) -> bytes:
-    """Return the bytes of a small regular file. ``OSError`` as open(2), ``ValueError`` for other files."""
-    with reading(path) as (fd, status):
-        if status.st_size > limit:
-            raise ValueError(f"{path} has more than {limit} bytes")
-        return os.read(fd, limit)
-
-
 def append(fd: int, data: bytes) -> None:
     """Append to a file to which only processes of this host append: the kernel does not mix their pieces."""
     write_all(fd, [data])

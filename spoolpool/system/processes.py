@@ -11,6 +11,8 @@ import os
 
 import msgspec
 
+from spoolpool.system.bounds import Positive, Word
+
 
 @functools.cache
 def hostname() -> str:
@@ -59,15 +61,15 @@ def _here(pid: int) -> ProcessId:
 class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
     """Identity of one process on one boot of one host."""
 
-    host: str
+    host: Word
     """Host name, for display."""
-    pid: int
+    pid: Positive
     """Process id within its namespace."""
-    start: str
+    start: Word
     """Start time in clock ticks since boot, field 22 of ``/proc/PID/stat``."""
-    boot: str
+    boot: Word
     """``/proc/sys/kernel/random/boot_id``, which identifies one boot of one kernel."""
-    namespace: str
+    namespace: Word
     """Inode of the pid namespace."""
 
     @classmethod

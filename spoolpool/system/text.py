@@ -15,6 +15,16 @@ _UNITS = (
 """Units of time, their lengths in seconds, and the duration from which the next unit is used."""
 
 
+def escape_line(text: str) -> str:
+    """Return a text as one line for a terminal, with its unprintable characters escaped.
+
+    Names and texts of other accounts may contain terminal controls.
+    """
+    if text.isprintable():  # true of nearly all texts, and a hundred times as fast
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def duration_unit(seconds: float) -> tuple[str, float]:
     """Return the unit in which a duration is written, and its length in seconds."""
     return next((unit, length) for unit, length, limit in _UNITS if seconds < limit)

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from spoolpool import Executor, __version__, settings
-from spoolpool.cli import output, worker
+from spoolpool.cli import worker
 from spoolpool.cli.spool import COMMANDS, main
 from spoolpool.errors import BadRequest, NotASpool, SpoolDenied, SpoolFull, SpoolpoolError, SpoolVersion
 from spoolpool.format import envelope
@@ -611,9 +611,3 @@ def test_spool_can_be_a_relative_path(spool: Spool, monkeypatch: pytest.MonkeyPa
 
 
 # ----------------------------------------------------------------------------------------- escaping
-
-
-def test_terminal_controls_are_escaped() -> None:
-    odd = os.fsdecode(b"a b\x1b[31m\n\xff\xe2\x80\xae\xc3\xa9")
-    assert output.escape_for_terminal(odd) == "a b\\x1b[31m\\n\\udcff\\u202eé"
-    assert output.escape_for_terminal("plain: 'text' (ü)") == "plain: 'text' (ü)"

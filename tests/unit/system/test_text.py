@@ -1,10 +1,12 @@
-"""Durations as text."""
+"""Durations as text, and text for a terminal."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import escape_line, format_duration
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,9 @@ def test_duration_has_a_readable_unit(seconds: float, whole: str, precise: str) 
     assert format_duration(seconds) == whole
     assert format_duration(seconds, precise=True) == precise
     assert len(whole) <= 6
+
+
+def test_terminal_controls_are_escaped() -> None:
+    odd = os.fsdecode(b"a b\x1b[31m\n\xff\xe2\x80\xae\xc3\xa9")
+    assert escape_line(odd) == "a b\\x1b[31m\\n\\udcff\\u202eé"
+    assert escape_line("plain: 'text' (ü)") == "plain: 'text' (ü)"
