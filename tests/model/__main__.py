@@ -12,11 +12,12 @@ from tests.model.protocol import Protocol
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description="Check the protocol exhaustively.")
-    for field in ("tasks", "workers", "recoverers", "submitters", "attempts", "retries"):
+    for field in ("tasks", "workers", "recoverers", "submitters", "collectors", "attempts", "retries"):
         default = getattr(Config, field)
         parser.add_argument(f"--{field}", type=int, default=default, metavar="N", help=f"({default})")
     parser.add_argument("--chain", action="store_true", help="each task depends on the one before it")
     parser.add_argument("--keeps", action="store_true", help="the session keeps its outcomes")
+    parser.add_argument("--shared", action="store_true", help="only the submitter can make the session's directory")
     parser.add_argument("--searches", action="store_true", help="the submitter searches for its tasks")
     for kind in Budget._fields:
         parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help="at most (0)")

@@ -53,6 +53,8 @@ class Config:
     keeps       the session has a name: it keeps its outcomes in place
     attempts    attempts of a task, all together
     retries     a task that raises in one of its first `retries` attempts is delayed and runs again
+    collectors  number of garbage collectors; with one, the session has an entry, and any user may cancel a claimed task
+    shared      the directory of the session can be made by its submitter alone
     searches    the submitter searches for its tasks now and then
     budget      faults and choices
     """
@@ -65,5 +67,7 @@ class Config:
     keeps: bool = False
     attempts: int = 2
     retries: int = 0
+    collectors: int = 0
+    shared: bool = False
     searches: bool = False
     budget: Budget = NO_FAULTS

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from tests.model.operations import (
     CANCELLED,
     DEPENDENCY,
+    ENTRY,
+    INBOX,
     LOST,
     NO,
     PARTIAL,
@@ -33,6 +35,8 @@ class Record(NamedTuple):
     refused: bool = False  # submit has raised
     vanished: bool = False  # the future has got TaskVanished
     deleted: bool = False  # by a third party
+    orphaned: bool = False  # its submitter died: from now on garbage collection may remove its outcome
+    asked: bool = False  # a user asked to cancel it, since its last retry
     runs: int = 0
     retries: int = 0
 
@@ -61,7 +65,10 @@ class Invariants:
 
     def after_operation(self, files: Files, records: Records, operation: Operation | str) -> tuple[Records, str]:
         """Check an operation that changes `files` (as they were before), and record its meaning for the task."""
-        if isinstance(operation, Create) and operation.name in files and operation.content != REQUEST:
+        if isinstance(operation, Create) and operation.content == REQUEST:
+            task = operation.name.task
+            return replaced(records, task, records[task - 1]._replace(asked=True)), ""
+        if isinstance(operation, Create) and operation.name in files:
             return records, f"{operation.name} is created twice"
         if not isinstance(operation, Rename):
             return records, ""
@@ -69,6 +76,8 @@ class Invariants:
         if target in files:
             return records, f"{target} is replaced by a rename"
         record = records[source.task - 1]
+        if (source.place, target.place) == ("claimed", "failed") and record.orphaned:
+            return records, f"task {source.task} is set aside without a run"
         if source.place == "failed" or (source.place == "results" and target.place == "ready"):
             record = record._replace(outcome="", delivered=False, retries=record.retries + 1)
         if target.place == "results":
@@ -87,9 +96,13 @@ class Invariants:
             return f"a second outcome of task {target.task} is published: {target}"
         if content in (NO, PARTIAL):
             return f"{target} is published without a complete outcome"
+        record = records[target.task - 1]
+        if content == CANCELLED and target.holder != CANCELLED and not record.asked:
+            return f"task {target.task} is cancelled, but nobody asked for it since its retry"
         needed = [records[link.task - 1] for link in self.protocol.dependency_links(target.task)]
         if content == DEPENDENCY and all(
-            each.outcome == VALUE and not (each.retries or each.deleted) for each in needed
+            each.outcome == VALUE and not (each.retries or each.deleted or (each.orphaned and not record.orphaned))
+            for each in needed
         ):
             return f"task {target.task} fails, although its dependency has a value"
         return ""
@@ -105,8 +118,14 @@ class Invariants:
             case "refused" | "vanished":
                 record = record._replace(**{note.event: True})
                 found = [name for name, content in files.items() if content == TASK and name.task == task]
+                if note.event == "refused" and not record.deleted:
+                    violation = f"task {task} is refused, although no third party deleted it"
                 if found:
                     violation = f"task {task} is {note.event}, although it is in {found[0]}"
+            case "set aside":
+                record = record._replace(delivered=True)
+            case "retried":
+                record = record._replace(asked=False)
             case "delivered" if record.retries and note.detail == LOST != record.outcome:
                 pass  # a process of the session delivers late: this was the outcome before the retry
             case "delivered":
@@ -129,7 +148,8 @@ class Invariants:
             found = [name for name in held if name.task == task and name.place != "tmp"]
             if len(found) > 1:
                 return f"task {task} has two files: {found[0]} and {found[1]}"
-            if record.owed and not found and not record.deleted and not self.protocol.outcome_is_moved:
+            may_be_missing = record.deleted or record.orphaned or self.protocol.outcome_is_moved
+            if record.owed and not found and not may_be_missing:
                 return f"task {task} is lost"
             for name in found:
                 if record.outcome and name.place in ("waiting", "ready", "claimed"):
@@ -155,7 +175,7 @@ class Invariants:
         kept = {link.task for link in links}
         if self.protocol.config.keeps:
             kept |= {name.task for name in left if name.place == "results"}
-        left -= links | {Name("cancel", task) for task in deleted}
+        left -= links | {ENTRY, INBOX} | {Name("cancel", task) for task in deleted}
         return all(name.place in ("results", "outgoing") and name.task in kept for name in left)
 
 

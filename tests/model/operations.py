@@ -9,10 +9,12 @@ from collections.abc import Callable, Generator
 from functools import cache
 from typing import NamedTuple, ParamSpec
 
-# Content of a file: a task, an outcome that is not complete yet, an outcome, a dependency link, a cancel request.
+# Content of a file: a task, an outcome that is not complete yet, an outcome, a dependency link, a cancel request, the
+# entry of a session whose submitter is alive or dead, a directory.
 TASK, PARTIAL = "task", "partial"
 VALUE, RAISED, CANCELLED, LOST, DEPENDENCY = "value", "raised", "cancelled", "lost", "dependency"
 LINK, REQUEST = "link", "request"
+ALIVE, DEAD, DIRECTORY = "alive", "dead", "directory"
 # Answers of operations. A read answers the content of the file, or NO.
 DONE, NO, ERROR = "done", "", "error"
 
@@ -36,6 +38,11 @@ class Name(NamedTuple):
     def __str__(self) -> str:
         return f"{self.place}/{'.'.join(str(part) for part in self[1:] if part)}"
 
+
+ENTRY = Name("sessions", 0)
+"""Entry of the session, which tells whether its submitter is provably dead."""
+INBOX = Name("inbox", 0)
+"""Directory of the session in a shared spool, which a worker cannot make."""
 
 Files = dict[Name, str]
 

@@ -10,10 +10,15 @@ from collections.abc import Generator
 
 from tests.model.config import Config
 from tests.model.operations import (
+    ALIVE,
     CANCELLED,
+    DEAD,
     DEPENDENCY,
+    DIRECTORY,
     DONE,
+    ENTRY,
     ERROR,
+    INBOX,
     LINK,
     LOST,
     NO,
@@ -135,6 +140,21 @@ class Protocol:
         return None
 
     @rule
+    def fail_set_aside(self, failed: Name) -> Body:
+        """Fail the future of a task that was set aside in failed/."""
+        if (yield Read(failed)):
+            yield Note("set aside", failed.task)
+        return None
+
+    @rule
+    def reopen(self) -> Body:
+        """Register in the place of a dead submitter, then make the directory of the session if it is missing."""
+        yield Write(ENTRY, ALIVE)
+        if self.config.shared and not (yield Read(INBOX)):
+            yield Create(INBOX, DIRECTORY)
+        return None
+
+    @rule
     def clean_up(self, task: int) -> Body:
         """Remove tmp/N of an earlier process of the session: first its links, then the file."""
         for name in [*self.dependency_links(task), Name("tmp", task)]:
@@ -211,6 +231,9 @@ class Protocol:
         """Call the function, unless the task is released, lost or cancelled, or a dependency failed."""
         if (yield Choose("release")):
             return self.release(mine)
+        if self.config.shared and not (yield Read(INBOX)):  # no outcome can be published
+            yield Rename(mine, mine.to("failed"))
+            return None
         if mine.attempt > self.config.attempts:
             return self.write_outcome(mine, LOST)
         if (yield Read(Name("cancel", mine.task))):
@@ -311,8 +334,76 @@ class Protocol:
 
     @rule
     def retry(self, failed: Name) -> Body:
-        """Rename failed/N.c.a.w, or a lost results/N.c.a.w, to ready/N.(c+1).1 on request. Unlink its outcome."""
+        """Rename failed/N.c.a.w, or a lost results/N.c.a.w, to ready/N.(c+1).1 on request. Unlink its outcome.
+
+        First unlink the cancel request for its earlier life.
+        """
+        yield Note("retried", failed.task)
+        if (yield Unlink(Name("cancel", failed.task))) == ERROR:
+            return None
         retried = yield Rename(failed, Name("ready", failed.task, failed.claim + 1, 1))
         if retried and failed.place == "results":
             yield Unlink(failed.to("outgoing"))
+        return None
+
+    # -- garbage collection ------------------------------------------------------------------
+    # Any process may do it at any time. The age of a file proves nothing, because every participant may be paused. So
+    # a collector proves the death of the submitter first, then looks at what it has left, and removes it.
+
+    @rule
+    def sweep(self, task: int) -> Body:
+        """Remove tmp/N of a dead submitter: first its links, then the file.
+
+        It looks for tmp/N after the proof: the submitter may have renamed it before its death.
+        """
+        tmp = Name("tmp", task)
+        for name in [*self.dependency_links(task), tmp]:
+            if (yield Read(ENTRY)) != DEAD or not (yield Read(tmp)) or (yield Unlink(name)) == ERROR:
+                return None
+        return None
+
+    @rule
+    def expire(self, published: Name) -> Body:
+        """Remove an outcome of a dead submitter, as its collector would, unless a task depends on it.
+
+        It looks for links after the proof: a dead submitter makes no further ones. A new process of the session may
+        come at any time, so it looks at the entry again directly before the removal.
+        """
+        if (yield Read(ENTRY)) != DEAD:
+            return None
+        for link in self.dependent_links(published.task) * self.rounds:
+            if (yield Read(link)):
+                return None
+        outgoing = published.to("outgoing")
+        content = CANCELLED if published.holder == CANCELLED else (yield Read(outgoing))
+        if not content:
+            return None
+        lost = content == LOST
+        for link in [] if lost else self.dependency_links(published.task):
+            if (yield Read(ENTRY)) != DEAD or (yield Unlink(link)) == ERROR:
+                return None
+        if (yield Read(ENTRY)) != DEAD:
+            return None
+        removed = yield Rename(published, published.to("failed")) if lost else Unlink(published)
+        if removed == DONE and published.holder != CANCELLED:
+            yield Unlink(outgoing)
+        return None
+
+    @rule
+    def sweep_request(self, task: int) -> Body:
+        """Remove cancel/N if the task neither waits nor runs."""
+        if not (yield from self.find(task, ("waiting", "ready", "claimed"))):
+            yield Unlink(Name("cancel", task))
+        return None
+
+    @rule
+    def remove_session(self) -> Body:
+        """Remove the directory of a dead submitter's session, unless the session has a task anywhere."""
+        if (yield Read(ENTRY)) != DEAD:
+            return None
+        for task in range(1, self.config.tasks + 1):
+            if (yield from self.find(task)):
+                return None
+        if (yield Read(ENTRY)) == DEAD:
+            yield Unlink(INBOX)
         return None

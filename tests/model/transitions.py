@@ -9,8 +9,13 @@ from typing import NamedTuple
 from tests.model.config import Budget
 from tests.model.invariants import Invariants, Record, Records, outcome_of, replaced
 from tests.model.operations import (
+    ALIVE,
+    DEAD,
+    DIRECTORY,
     DONE,
+    ENTRY,
     ERROR,
+    INBOX,
     LOST,
     NO,
     TASK,
@@ -35,7 +40,8 @@ from tests.model.protocol import Protocol
 class Participant(NamedTuple):
     """A live participant and the activity that it executes, or None if it is idle.
 
-    Its name begins with its role: s, s2, ... submitter; w1, w2, ... worker; r1, r2, ... recoverer.
+    Its name begins with its role: s, s2, ... submitter; w1, w2, ... worker; r1, r2, ... recoverer; g1, g2, ... garbage
+    collector.
     """
 
     name: str
@@ -109,13 +115,17 @@ class Transitions:
         self.invariants = Invariants(protocol)
 
     def start(self) -> State:
-        """Return the first state: an empty spool, and every participant idle."""
+        """Return the first state: a spool without tasks, and every participant idle."""
         workers = [f"w{i + 1}" for i in range(self.config.workers)]
         recoverers = [f"r{i + 1}" for i in range(self.config.recoverers)]
         others = [f"s{i + 2}" for i in range(self.config.submitters - 1)]
-        used = (*recoverers, *others, *workers)
-        live = (*recoverers, "s", *others, *workers)
-        shared = Shared((), (Record(),) * self.config.tasks, self.config.budget, live, used)
+        collectors = [f"g{i + 1}" for i in range(self.config.collectors)]
+        used = (*collectors, *recoverers, *others, *workers)
+        live = (*collectors, *recoverers, "s", *others, *workers)
+        files = {INBOX: DIRECTORY} if self.config.shared else {}
+        if collectors:
+            files[ENTRY] = ALIVE
+        shared = Shared(tuple(sorted(files.items())), (Record(),) * self.config.tasks, self.config.budget, live, used)
         return State(shared, tuple(Participant(name) for name in live))
 
     def successors(self, state: State) -> Iterator[tuple[Step, State]]:
@@ -161,6 +171,9 @@ class Transitions:
         """Yield every rule that an idle participant can begin, with its price and description."""
         rules, budget = self.protocol, shared.budget
         others = set(shared.live) - {me}
+        if me == "s" and files.get(ENTRY) == DEAD:
+            yield "", "opens the session again", rules.reopen()
+            return
         for name in files:
             match me[0], name.place:
                 case "s", "results":
@@ -173,6 +186,18 @@ class Transitions:
                     yield "", f"checks whether {name} is ready", rules.make_ready(name)
                 case "w", "claimed" | "outgoing" if name.holder == me:
                     yield "", f"finds {name} in its name", rules.self_check(name)
+                case "s", "failed" if shared.records[name.task - 1].owed:
+                    yield "", f"finds {name}", rules.fail_set_aside(name)
+                case "g", "tmp":
+                    yield "", f"considers {name}", rules.sweep(name.task)
+                case "g", "results":
+                    yield "", f"considers {name}", rules.expire(name)
+                case "g", "cancel":
+                    yield "", f"considers {name}", rules.sweep_request(name.task)
+                case "g", "inbox":
+                    yield "", "considers the session", rules.remove_session()
+                case "g", "claimed" if budget.cancel:
+                    yield "cancel", f"cancels {name.task}", rules.cancel(Name("cancel", name.task))
                 case "r", "claimed" | "outgoing" if name.holder not in others or budget.suspect:
                     claimed = name.place == "claimed"
                     activity = rules.recover(name, me) if claimed else rules.discard(name)
@@ -268,15 +293,22 @@ class Transitions:
         return Step(actor, action, effect, shared, (Participant(actor, now),), violation)
 
     def crash(self, shared: Shared, actor: str) -> Step:
-        """Return the crash of a participant. A new one replaces a submitter, or the last one of its role."""
+        """Return the crash of a participant. A new one replaces a submitter, or the last one of its role.
+
+        With garbage collectors, the session has no live submitter until the new one opens it.
+        """
+        files, records = shared.files, shared.records
         live, used, role = set(shared.live) - {actor}, shared.used, actor[0]
         new: tuple[Participant, ...] = ()
         if actor == "s":
             new = (Participant("s"),)
+            if self.config.collectors:
+                files = tuple(sorted({**dict(files), ENTRY: DEAD}.items()))
+                records = tuple(each._replace(orphaned=each.begun and not each.delivered) for each in records)
         elif not any(name[0] == role for name in live):
             new = (Participant(f"{role}{sum(name[0] == role for name in used) + 1}"),)
             used = tuple(sorted((*used, new[0].name)))
         live.update(participant.name for participant in new)
         budget = shared.budget.spend("crash")
-        shared = shared._replace(budget=budget, live=tuple(sorted(live)), used=used)
+        shared = shared._replace(files=files, records=records, budget=budget, live=tuple(sorted(live)), used=used)
         return Step(actor, "CRASHES", Effect("", "crash"), shared, new)
