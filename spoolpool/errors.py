@@ -159,3 +159,9 @@ class TooManyWaiting(SpoolpoolError):
     """The user's limit of queued tasks in the spool is reached."""
 
     exit_code = 20
+
+
+class TaskVanished(SpoolpoolError):
+    """The file of a task is in no directory of the spool any more: a purge of old files, or a person, removed it."""
+
+    exit_code = 22

@@ -12,6 +12,7 @@ from spoolpool.calls.results import value_of
 from spoolpool.client.futures import TaskFuture, finish
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.starvation import Refresher, StarvationMonitor
+from spoolpool.client.vanished import VanishedTasks
 from spoolpool.errors import BadTaskFile, BrokenSpool, DependencyFailed, NoKey, NotASpool, NotTrusted, SpoolVersion
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, parse_task_file
@@ -126,6 +127,7 @@ class Collector:
         check_due = time.monotonic() + _CHECK_SECONDS
         recovery_due = time.monotonic() + self._spool.config.lease / 4
         refresher = Refresher(self._spool, self._session)
+        vanished = VanishedTasks(self._pending)
         while True:
             self._watch.clear()
             with self._pending.lock:
@@ -133,6 +135,9 @@ class Collector:
                 if idle and self._stopping:
                     return
             try:
+                if not idle and vanished.is_due:
+                    self.check_spool()  # first: of a spool that was removed all tasks are missing
+                    self._fail_vanished(vanished)
                 if self._collect_listed(unreadable):
                     backoff.reset()
                     starvation.reset()
@@ -191,6 +196,18 @@ class Collector:
             future = task_file and self._pending.get(task_file.task)
             if task_file and future:
                 self._fail_with_dependents(future, set_aside_error(self._spool, task_file))
+
+    def _fail_vanished(self, vanished: VanishedTasks) -> None:
+        """Fail the futures of tasks that a search does not find any more, and of those that wait for such tasks."""
+        for future, error, delayed in vanished.search():
+            if future.done() or (delayed and not future.session.cancel(future)):  # it runs, and finds out by itself
+                continue
+            self._fail_with_dependents(future, error)
+            if not delayed:
+                log.warning("%s", error)
+                self._pending.record_event("vanished", future)
+                with contextlib.suppress(OSError, NotTrusted):  # 'spool gc' removes the links later
+                    self._pending.retention.release_dependencies(future.header)
 
     def _fail_with_dependents(self, future: TaskFuture, error: BaseException) -> None:
         """Fail a task that gets no outcome, and its dependents, which no worker would make ready."""

@@ -48,6 +48,8 @@ class TaskFuture(Future[Any]):
         self.submitted_by_this_run = submitted_by_this_run
         """Whether this object's session submitted the task; else an earlier run of the session did."""
         self.task_file = TaskFile(header.task, 1, 1)
+        self.is_submitted = False
+        """Whether the task is certain to have been in the spool; False during its submission."""
         self.seconds: float | None = None
         """Duration of the attempt that produced the outcome; None before the outcome, and for a cached result."""
         self._state_lock = threading.RLock()

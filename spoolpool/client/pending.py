@@ -95,6 +95,13 @@ class PendingTasks:
         """Return the futures of this process that depend on a task."""
         return [each.future for each in self.retention.dependents(task) if each.future is not None]
 
+    def unwatched_dependencies(self, future: TaskFuture) -> list[tuple[str, str]]:
+        """Return the sessions and ids of the dependencies of a task for which no session of this process waits."""
+        references = self.retention.references(future.task)
+        known = references.dependencies() if references is not None else []
+        watched = {(each.session.name, each.task) for each in known if not each.done()}
+        return [each for each in future.header.dependencies() if each not in watched and self.get(each[1]) is None]
+
     def nodes(self) -> list[Node]:
         """Return the pending tasks, and all with dependencies or dependents, for :mod:`spoolpool.monitor.graph`."""
         return self._graph.nodes(future.header for future in self.futures())

@@ -62,6 +62,10 @@ class Retention:
         with self._lock:
             self._references.pop(task, None)
 
+    def references(self, task: str) -> CallReferences | None:
+        """Return the references of a task that this process submitted, if it has dependencies."""
+        return self._references.get(task)
+
     def retain(self, task: str, references: CallReferences, *, pending: bool) -> OutcomeState:
         """Retain the outcome of a task for a call, unless the outcome was removed already."""
         with self._lock:
@@ -118,13 +122,7 @@ class Retention:
         if found is None:
             return False
         if found.header.needs and found.kind != "lost":
-            remove_links(self._spool, found.header)
-            with self._lock:
-                references = self._references.pop(task_file.task, None)
-            if references is not None:
-                references.release()
-            for dependency in found.header.needs.get(self._session, ()):
-                self.release(dependency, task_file.task)
+            self.release_dependencies(found.header)
         with self._lock:
             if self.keeps_all:
                 self._delivered.pop(name, None)
@@ -143,6 +141,16 @@ class Retention:
             files.remove(path)
         self._delivered.pop(name, None)
         return True
+
+    def release_dependencies(self, header: TaskHeader) -> None:
+        """Release the outcomes that a task of this session needs: it will not run any more. May be repeated."""
+        remove_links(self._spool, header)
+        with self._lock:
+            references = self._references.pop(header.task, None)
+        if references is not None:
+            references.release()
+        for dependency in header.needs.get(self._session, ()):
+            self.release(dependency, header.task)
 
     # -- earlier runs of the session
 

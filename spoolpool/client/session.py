@@ -13,7 +13,7 @@ from spoolpool.client.object_store import SessionObjects
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.context import assistance
-from spoolpool.errors import BrokenSpool, NotTrusted
+from spoolpool.errors import BrokenSpool, NotTrusted, TaskVanished
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
@@ -107,9 +107,11 @@ class SubmitterSession:
         try:
             parts = envelope.pack(headers.encode(header), call.payload, call.buffers)
             future.task_file = self._submitter.submit(header, parts)
-        except BaseException:
-            self.pending.withdraw(header.task)
-            raise
+        except BaseException as error:
+            if not (isinstance(error, TaskVanished) and future.done()):  # else it was collected during the search
+                self.pending.withdraw(header.task)
+                raise
+        future.is_submitted = True
         # with the time of the header: a worker may have finished the task already
         self.pending.record_event("submitted", future, name=call.name, t=header.submitted)
         if header.needs:
@@ -148,6 +150,7 @@ class SubmitterSession:
                 return future
             assert task.header is not None  # find_session_tasks returns no others
             future = TaskFuture(self, task.header)
+            future.is_submitted = True
             future.task_file = task_file if place == "done" else task_file.claimed_by("")
             if place == "failed":
                 finish(future, error=set_aside_error(self.spool, task_file))

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 
 from spoolpool import settings
-from spoolpool.errors import NotTrusted, SpoolpoolError, TooManyWaiting
+from spoolpool.errors import NotTrusted, SpoolpoolError, TaskVanished, TooManyWaiting
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, bucket_name, is_bucket, new_submitter_id, parse_lane, series_of
 from spoolpool.protocol.dependencies import add_links, remove_links
+from spoolpool.protocol.search import PASSES, Wanted, find_places, search_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
 from spoolpool.system import files
@@ -79,7 +80,7 @@ class Submitter:
         Its dependency links are made first, so that the outcomes that it needs are not removed.
 
         Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing of the task
-        is left in the spool.
+        is left in the spool. After :class:`TaskVanished` this is so as far as listings show.
         """
         spool = self._spool
         task_file = TaskFile(header.task, 1, 1)
@@ -117,7 +118,8 @@ class Submitter:
                 # not the error itself: its frames would keep the task's data until garbage is collected
                 reason = error.errno or 0
                 try:
-                    if not files.exists(source):  # the rename was done; the error answered its repetition
+                    if not files.exists(source):  # the rename was done, and the error answered its repetition; or not
+                        self._check_submitted(header, target)
                         return
                     if error.errno in files.GONE:  # the bucket is not made yet, or was removed as empty
                         spool.make_directories(directory)
@@ -128,14 +130,36 @@ class Submitter:
                     backoff = backoff or Backoff(0.005, 1.0, 2.0)
                     backoff.sleep()
                     continue
-                # gone before it was removed: moved after all, if it is at the target; a repeated request says so too
-                if files.remove(source) or not files.exists(target):
+                if files.remove(source):
                     raise OSError(reason, os.strerror(reason), target) from None
+                self._check_submitted(header, target)  # it was moved after all, perhaps
                 return
         files.remove(source)
         raise SpoolpoolError(
             f"Cannot submit to {spool.path}: {directory} vanishes as often as it is made. "
             "Look for a process that removes directories there."
+        )
+
+    def _check_submitted(self, header: TaskHeader, target: str) -> None:
+        """Raise :class:`TaskVanished` if the task is not in the spool although its file in ``tmp/`` is gone.
+
+        Garbage collection removes an old file there, and this process may have been stopped for a day before the
+        rename. The task may have moved on from ``target`` since.
+        """
+        spool = self._spool
+        wanted = [Wanted.of(spool, header)]
+        pause = search_interval(spool)
+        backoff = Backoff(pause, pause)
+        for left in range(PASSES - 1, -1, -1):
+            # exists(): a look-up besides the listing, which may be stale
+            if files.exists(target) or find_places(spool, wanted):
+                return
+            if left:
+                backoff.sleep()
+        raise TaskVanished(
+            f"Cannot submit to {spool.path}: the file of task {header.task} was removed from {spool.layout.tmp} before "
+            "the task was in the queue, by a garbage collection after this process was stopped for long, or by another "
+            "process. The task is not in the spool; submit it again."
         )
 
     def close(self) -> None:

@@ -116,7 +116,8 @@ class Invariants:
             case "submitted":
                 record = record._replace(submitted=True)
             case "refused" | "vanished":
-                record = record._replace(**{note.event: True})
+                refused = note.event == "refused"
+                record = record._replace(refused=record.refused or refused, vanished=record.vanished or not refused)
                 found = [name for name, content in files.items() if content == TASK and name.task == task]
                 if note.event == "refused" and not record.deleted:
                     violation = f"task {task} is refused, although no third party deleted it"

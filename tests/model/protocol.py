@@ -42,7 +42,6 @@ from tests.model.operations import (
     rule,
 )
 
-
 PLACES = ("waiting", "ready", "claimed", "results", "failed")  # of a task file, in the order in which it moves
 
 

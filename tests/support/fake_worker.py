@@ -22,7 +22,7 @@ from spoolpool.calls import pickling
 from spoolpool.calls.interruption import Interrupter
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
-from spoolpool.client import collector, retention
+from spoolpool.client import collector, retention, vanished
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
@@ -87,7 +87,7 @@ class Clock:
         """Install a clock for all that waits in this process, or for the ``observers`` of heartbeats only."""
         clock = cls()
         worker = publish, loop, execution, housekeeping, idle_wait
-        others = () if observers else (backoff, claimer, dependencies, listing, retention, *worker)
+        others = () if observers else (backoff, claimer, dependencies, listing, retention, vanished, *worker)
         for module in (recovery, heartbeat, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
