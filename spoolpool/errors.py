@@ -92,7 +92,7 @@ class WorkerLost(SpoolpoolError):
 
 
 class TaskFailed(SpoolpoolError):
-    """A task raised an exception that cannot be pickled; its type, text and traceback are in the message."""
+    """A task raised an exception of a class that cannot be pickled or loaded; the message has its type and text."""
 
     exit_code = 13
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 import msgspec
 
 from spoolpool.calls import pickling
+from spoolpool.calls.exceptions import fill_exception, make_exception
 from spoolpool.calls.pickling import fill_module, import_optional, join_parts, stored_object, substitute, task_result
 from spoolpool.calls.results import remote_error
 from spoolpool.calls.run import RankResult, failure_report
@@ -32,9 +33,11 @@ __all__ = [
     "Command",
     "PackResults",
     "ask_shell",
+    "fill_exception",
     "fill_module",
     "import_optional",
     "join_parts",
+    "make_exception",
     "run_chunk",
     "run_pack",
     "run_program",

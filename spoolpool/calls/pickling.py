@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from spoolpool.calls.exceptions import Reason, reduce_exception
 from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, SpoolpoolError
 from spoolpool.format.envelope import Buffer
 
@@ -116,11 +117,14 @@ def _is_plain(value: object, depth: int = 4) -> bool:
     return True
 
 
-def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffer]]:
+def dumps(
+    value: object, refer: Refer | None = None, *, leave_out: bool = False, linked: bool = True
+) -> tuple[Buffer, list[Buffer]]:
     """Return the pickle of a value and its out-of-band buffers, which are views, not copies.
 
-    ``refer`` is called for each future and each object anywhere in the value. Raises :class:`NotPicklable` with the
-    message of cloudpickle, and the :class:`BadRequest` of ``refer``.
+    ``refer`` is called for each future and each object anywhere in the value. ``leave_out`` leaves out parts of
+    exceptions that cannot be pickled; ``linked`` is false to leave out their causes and contexts. Raises
+    :class:`NotPicklable` with the message of cloudpickle, and the :class:`BadRequest` of ``refer``.
     """
     buffers: list[Buffer] = []
 
@@ -138,6 +142,8 @@ def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffe
         stream = io.BytesIO()
         pickler = _pickler()(stream, protocol=5, buffer_callback=keep)
         pickler.refer = refer
+        pickler.reason = _why_not_picklable if leave_out else None
+        pickler.linked = linked
         pickler.dump(value)
     except BadRequest:
         raise
@@ -146,6 +152,17 @@ def dumps(value: object, refer: Refer | None = None) -> tuple[Buffer, list[Buffe
             raise NotPicklable(f"{short(value)} cannot be pickled: it is nested too deeply.") from None
         raise NotPicklable(f"{short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
     return stream.getvalue(), buffers  # no copy: BytesIO returns the bytes that it filled
+
+
+def _why_not_picklable(value: object) -> str | None:
+    """Return the reason why a value cannot be pickled or unpickled; None if it can."""
+    try:
+        payload, buffers = dumps(value, leave_out=True)
+        loads(bytes(payload), buffers)
+    except SpoolpoolError as error:
+        reason = error.__cause__ or error
+        return f"{type(reason).__name__}: {reason}"[:200]
+    return None
 
 
 @functools.cache
@@ -157,12 +174,17 @@ def _pickler() -> Callable[..., Any]:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         refer: Refer | None = None
+        reason: Reason | None = None
+        linked = True
 
         def reducer_override(self, value: object) -> Any:
             if isinstance(value, Future):
                 return self._replacement_of(value)
             if isinstance(value, ObjectRef) and self.refer is not None:
                 self.refer(value)
+            if isinstance(value, BaseException):
+                reduced = reduce_exception(value, self.reason, self.linked)
+                return reduced if reduced is not NotImplemented else super().reducer_override(value)
             if not isinstance(value, types.ModuleType):
                 return super().reducer_override(value)
             if value.__name__.startswith("spoolpool."):

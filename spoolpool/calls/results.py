@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef, Reference
-from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError
+from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError, TaskFailed
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader
 
@@ -75,12 +75,29 @@ class ReferenceResolver:
 
 
 def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
-    """Attach the remote traceback to an exception from a worker, as its cause."""
+    """Attach the remote traceback to an exception from a worker, as the first cause in its chain of causes."""
     caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by the exception of another task
     if failure is not None and failure.traceback and not caused:
         text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
-        error.__cause__ = RemoteTraceback(text)
+        *_, first = _causes(error)  # the text contains that of a subtask's exception, which it replaces
+        object.__setattr__(first, "__cause__", RemoteTraceback(text))  # a frozen dataclass refuses setattr
     return error
+
+
+def remote_traceback(error: BaseException) -> RemoteTraceback | None:
+    """Return the remote traceback of an exception from a worker; None if it has none."""
+    *_, first = _causes(error)
+    return first.__cause__ if isinstance(first.__cause__, RemoteTraceback) else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and its causes, without a remote traceback."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and not isinstance(each, RemoteTraceback) and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__
 
 
 def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
@@ -107,6 +124,11 @@ def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
         error = pickling.loads(content.payload, content.buffers)
     except SpoolpoolError as reason:
         error = reason
+        if outcome.failure is not None:
+            error = TaskFailed(
+                f"The task raised {outcome.failure.type}: {outcome.failure.message} This exception cannot be loaded "
+                f"here ({reason})."
+            )
     if not isinstance(error, BaseException):
         error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
     return remote_error(error, outcome.failure)

@@ -217,11 +217,7 @@ def failure_report(error: BaseException, rank: int) -> RankResult:
     """Return the result of a call that raised; a :class:`TaskFailed` replaces an exception that cannot be pickled."""
     failure = describe_failure(error, rank)
     try:
-        payload, buffers = pickling.dumps(error)
-        # from bytes, like the reader: a constructor may require more arguments than were pickled
-        copy = pickling.loads(bytes(payload), buffers)
-        if type(copy) is not type(error) and type(copy).__qualname__ != type(error).__qualname__:
-            raise NotPicklable(f"it comes back as {type(copy).__name__}")
+        payload, buffers = _dump_exception(error)
     except (SpoolpoolError, RecursionError) as reason:
         payload, buffers = pickling.dumps(
             TaskFailed(
@@ -230,6 +226,21 @@ def failure_report(error: BaseException, rank: int) -> RankResult:
             )
         )
     return RankResult(payload, buffers, failure)
+
+
+def _dump_exception(error: BaseException) -> tuple[Buffer, Sequence[Buffer]]:
+    """Return the pickle of an exception that the reader can load, with as many of its parts as possible."""
+    for leave_out, linked in ((False, True), (True, True), (True, False)):
+        try:
+            payload, buffers = pickling.dumps(error, leave_out=leave_out, linked=linked)
+            # from bytes, like the reader: a __reduce__ may name a class that requires other arguments
+            copy = pickling.loads(bytes(payload), buffers)
+            if type(copy) is type(error) or type(copy).__qualname__ == type(error).__qualname__:
+                return payload, buffers
+            reason: Exception = NotPicklable(f"it comes back as {type(copy).__name__}")
+        except (SpoolpoolError, RecursionError) as failed:
+            reason = failed
+    raise reason
 
 
 def describe_failure(error: BaseException, rank: int) -> Failure:

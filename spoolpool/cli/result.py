@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spoolpool.calls.results import value_of
+from spoolpool.calls.results import remote_traceback, value_of
 from spoolpool.cli.output import echo_stderr, escape_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
@@ -62,7 +62,7 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
     except SpoolpoolError:
         raise
     except Exception as error:  # noqa: BLE001  the task may raise anything
-        text = "".join(traceback.format_exception_only(type(error), error)) + str(error.__cause__ or "")
+        text = "".join(traceback.format_exception_only(type(error), error)) + str(remote_traceback(error) or "")
         echo_stderr(escape_lines(text))
         return TaskFailed.exit_code
     for each in value if isinstance(value, list) else [value]:

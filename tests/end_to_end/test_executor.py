@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor
+from spoolpool.calls.results import remote_traceback
 from spoolpool.client.futures import TaskFuture
 from spoolpool.errors import (
     BadRequest,
@@ -29,8 +30,8 @@ from spoolpool.errors import (
     LauncherError,
     NotPicklable,
     NotUnpicklable,
+    RemoteTraceback,
     SpoolpoolError,
-    TaskFailed,
     WorkerLost,
 )
 from spoolpool.launch import launcher
@@ -867,18 +868,20 @@ def test_a_finished_task_is_freed_without_garbage_collection(single: Executor) -
 # ------------------------------------------------------------------------------------ exceptions
 
 
-def test_an_exception_is_raised_unchanged_with_the_remote_traceback_as_its_cause(shared: Executor) -> None:
+def test_exception_is_raised_with_its_own_cause_and_the_remote_traceback(shared: Executor) -> None:
     error = shared.submit(tasks.fail_deeper, "what was missing").exception()
     assert type(error) is tasks.OwnError
     assert error.args == ("what was missing",)
-    story = str(error.__cause__)
-    assert "KeyError: 'what was missing'" in story  # its own cause is part of the story
+    assert isinstance(error.__cause__, KeyError)
+    assert isinstance(error.__cause__.__cause__, RemoteTraceback)
+    story = str(error.__cause__.__cause__)
+    assert "KeyError: 'what was missing'" in story
     assert "in fail_deeper" in story
     assert "rank 0" in story and os.uname().nodename in story
     assert "spoolpool/calls/" not in story
     with pytest.raises(tasks.OwnError) as caught:
         shared.submit(tasks.fail_deeper, "again").result()
-    assert "fail_deeper" in str(caught.value.__cause__)
+    assert "fail_deeper" in str(remote_traceback(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -917,18 +920,17 @@ def test_sys_exit_in_a_task_ends_only_the_task(shared: Executor, code: object) -
     assert shared.submit(pow, 2, 2).result() == 4
 
 
-def test_an_exception_whose_constructor_needs_more_arguments_is_described(shared: Executor) -> None:
-    error = shared.submit(tasks.fail_picky).exception()
-    assert type(error) is TaskFailed
-    assert "PickyError" in str(error) and "no such thing (code 7)" in str(error)
-    assert "in fail_picky" in str(error.__cause__)
+def test_exception_whose_constructor_needs_more_arguments_keeps_its_type(shared: Executor) -> None:
+    with pytest.raises(tasks.PickyError, match=r"no such thing \(code 7\)") as caught:
+        shared.submit(tasks.fail_picky).result()
+    assert "in fail_picky" in str(caught.value.__cause__)
 
 
-def test_an_unpicklable_exception_is_described(shared: Executor) -> None:
-    error = shared.submit(tasks.fail_with_lock).exception()
-    assert type(error) is TaskFailed
-    assert "OwnError" in str(error)
-    assert "in fail_with_lock" in str(error.__cause__)
+def test_exception_with_a_lock_keeps_its_type_and_names_the_lock(shared: Executor) -> None:
+    with pytest.raises(tasks.OwnError) as caught:
+        shared.submit(tasks.fail_with_lock).result()
+    assert "argument 0 (TypeError: cannot pickle '_thread.lock' object)" in caught.value.__notes__[0]
+    assert "in fail_with_lock" in str(caught.value.__cause__)
 
 
 def test_submit_names_an_unpicklable_argument(shared: Executor) -> None:

@@ -106,6 +106,7 @@ RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "exception": (ZERO, same),
     "worker lost": (WorkerLost("it died"), same),
     "dependency failed": (DependencyFailed("it was not run"), same),
+    "linked exception": (FileNotFoundError(2, "No such file", "golden"), same),
 }
 
 
@@ -129,6 +130,9 @@ def test_its_tasks_run_and_its_outcomes_are_collected(golden: Path, monkeypatch:
     }
     cause = futures[done("dependency failed")].exception().__cause__
     assert isinstance(cause, ZeroDivisionError) and isinstance(cause.__cause__, RemoteTraceback)
+    linked = futures[done("linked exception")].exception()
+    assert isinstance(linked.__cause__, ZeroDivisionError) and linked.__notes__ == ["a note"]
+    assert isinstance(linked.__cause__.__cause__, RemoteTraceback)
 
     clock.now += 200.0  # outcomes stay until no other process can have added a link to them
     inbox.look()

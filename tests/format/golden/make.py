@@ -59,7 +59,7 @@ TASKS = (
 
 OUTCOMES = (
     *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
-    *("dependency failed", "cancelled", "cancelled before its claim"),
+    *("dependency failed", "cancelled", "cancelled before its claim", "linked exception"),
 )
 """Kinds of outcomes."""
 
@@ -193,6 +193,10 @@ def outcomes(spool: Spool) -> dict[str, Content]:
     dependency = errors.DependencyFailed("it was not run")
     dependency.__cause__ = ZeroDivisionError("division by zero")
     dependency.__cause__.__cause__ = errors.RemoteTraceback("a line\n")
+    linked = OSError(2, "No such file", "golden")
+    linked.__cause__ = ZeroDivisionError("division by zero")
+    linked.add_note("a note")
+    unreadable = Failure(type="FileNotFoundError", message="no such file", traceback="a line\n", host="golden")
     failed = Failure(type="spoolpool.errors.DependencyFailed", message="it was not run")
     of_ranks = [dumps_with_buffers([rank, pickle.PickleBuffer(DATA)]) for rank in range(2)]
     return {
@@ -210,6 +214,7 @@ def outcomes(spool: Spool) -> dict[str, Content]:
         "worker lost": Content(dumps(errors.WorkerLost("it died")), (), {"kind": "lost", "failure": lost}),
         "dependency failed": Content(dumps(dependency), (), {"kind": "error", "failure": failed}),
         "cancelled": Content(b"", (), {"kind": "cancelled"}),
+        "linked exception": Content(dumps(linked), (), {"kind": "error", "failure": unreadable}),
     }
 
 

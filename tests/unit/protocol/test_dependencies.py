@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor, Spool, as_completed, get_item_from_future, split_future, wait
+from spoolpool.calls.results import remote_traceback
 from spoolpool.client.references import CallReferences
-from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotPicklable, RemoteTraceback, WorkerLost
+from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotPicklable, WorkerLost
 from spoolpool.format.names import new_task_id
 from spoolpool.system import files
 from tests.conftest import Workers
@@ -99,8 +100,8 @@ class TestOneGroup:
             assert isinstance(error, DependencyFailed)
             assert f"task {failing.task} failed: OwnError: text" in str(error)
             assert type(error.__cause__) is tasks.OwnError
-            assert isinstance(error.__cause__.__cause__, RemoteTraceback)
-            assert "KeyError" in str(error.__cause__.__cause__)
+            assert isinstance(error.__cause__.__cause__, KeyError)
+            assert "KeyError" in str(remote_traceback(error))
         assert not (tmp_path / "ran").exists()
         late = one.submit(tasks.mark, tmp_path / "ran", failing).exception()
         assert isinstance(late, DependencyFailed)

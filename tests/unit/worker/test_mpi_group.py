@@ -20,7 +20,7 @@ import pytest
 
 from spoolpool import Executor, settings
 from spoolpool.client import executor_runtime
-from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, TaskFailed, WorkerLost
+from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, WorkerLost
 from spoolpool.launch.launcher import LaunchOptions, python_worker
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.protocol import workers
@@ -30,6 +30,7 @@ from spoolpool.worker.housekeeping import CHECK_INTERVAL
 from tests.conftest import Workers
 from tests.support import mpi_tasks, tasks
 from tests.support.processes import processes_of
+from tests.support.tasks import PickyError
 from tests.support.waiting import LIMIT, wait_until
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed")
@@ -165,10 +166,10 @@ def test_unpicklable_result_on_one_rank_is_an_error_of_that_task_only(failing, s
 
 
 @on(("by hand", (0,)), ("by hand", (1,)), ("supervised", (0, 1)))
-def test_unpicklable_exception_is_reported(failing, start, submit):
+def test_exception_with_a_constructor_of_its_own_keeps_its_type(failing, start, submit):
     start(2)
     error = submit(2, mpi_tasks.raises_on, failing, "picky").exception(LIMIT)
-    assert isinstance(error, TaskFailed) and f"on {failing[0]} (code 7)" in str(error)
+    assert isinstance(error, PickyError) and str(error) == f"on {failing[0]} (code 7)"
     assert "in raises_on" in str(error.__cause__)
     assert submit(2, mpi_tasks.exchange, "fresh").result(LIMIT) == mpi_tasks.exchanged("fresh", 2)
 
