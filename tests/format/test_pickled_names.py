@@ -129,7 +129,7 @@ def names_of_packs(spool: Spool, local: Any) -> set[Name]:
         with claim:
             function, args, kwargs = pickling.loads(claim.content.payload, claim.content.buffers)
             names |= set(names_in_pickle(bytes(pickling.dumps(function(*args, **kwargs))[0])))
-            claim.release()
+            claim.report_lost("it died")  # a future that runs cannot be cancelled, and the interpreter waits for it
             if function is wire.run_pack:
                 break
     executor.shutdown(wait=False, cancel_futures=True)
