@@ -28,6 +28,7 @@ from spoolpool.context import current_task
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
 from spoolpool.format.headers import Failure
 from spoolpool.system.environment import without_mpi
+from spoolpool.system.user_code import is_interrupt
 
 __all__ = [
     "Command",
@@ -101,7 +102,9 @@ def _run(payload: bytes, buffers: list[bytes]) -> RankResult:
     try:
         function, args, kwargs = _loads(payload, buffers)
         return RankResult(*pickling.dumps(function(*args, **kwargs)), None)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  an interrupt ends the whole pack
+    except BaseException as error:  # of this call alone, but for an interruption of the whole pack
+        if is_interrupt(error):
+            raise
         frames = error.__traceback__
         return failure_report(error.with_traceback(frames and frames.tb_next), 0)
 

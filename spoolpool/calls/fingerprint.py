@@ -30,7 +30,8 @@ from typing import Any, ClassVar
 
 from spoolpool import settings
 from spoolpool.calls import pickling
-from spoolpool.errors import BadRequest
+from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.system.user_code import describe_error, is_interrupt
 
 _ALGORITHM = "spoolpool-1"
 """Part of every fingerprint, so that another algorithm has other fingerprints."""
@@ -75,8 +76,14 @@ def fingerprint(
         walk.text(what)  # so the texts above are part of every fingerprint
         try:
             walk.value(part)
-        except (_Unstable, RecursionError) as error:
-            why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        except SpoolpoolError:  # of a future among the arguments
+            raise
+        except BaseException as error:  # a hash, a comparison or an iteration may raise anything
+            if is_interrupt(error):
+                raise
+            why = str(error) if isinstance(error, _Unstable) else describe_error(error)
+            if isinstance(error, RecursionError):
+                why = "it is nested too deeply"
             raise BadRequest(
                 f"{what} of the call to {pickling.label(function)} has no fingerprint by which the call could be found "
                 f"again: {why}. Give the call your own key (cache_key), or pass the values from which it is created."
@@ -284,8 +291,10 @@ class _Walk:
         try:
             reduce = copyreg.dispatch_table.get(kind)
             reduced = reduce(value) if reduce is not None else value.__reduce_ex__(4)
-        except Exception as error:  # noqa: BLE001  a __reduce__ may raise anything
-            raise _Unstable(f"a {kind.__qualname__} cannot be pickled ({type(error).__name__}: {error})") from None
+        except BaseException as error:  # a __reduce__ may raise anything
+            if is_interrupt(error):
+                raise
+            raise _Unstable(f"a {kind.__qualname__} cannot be pickled ({describe_error(error)})") from None
         if isinstance(reduced, str):
             home = getattr(value, "__module__", None) or ""
             self.text("named", home, reduced, _library_version(home) or "")

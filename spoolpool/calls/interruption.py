@@ -36,6 +36,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import ProcessId, hostname
+from spoolpool.system.user_code import mark_interrupt
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ class Interrupter:
 
     def _raise(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None and self._call is self._target:  # else the call ended before the signal arrived
-            raise self._reason
+            raise mark_interrupt(self._reason)
 
     def _raise_cancelled(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None:
             self.interrupted = True
-            raise TaskCancelled
+            raise mark_interrupt(TaskCancelled())
 
     def _watch(self) -> None:
         backoff = Backoff(_FIRST_CHECK, _LAST_CHECK)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from spoolpool.calls.exceptions import Reason, reduce_exception
 from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, SpoolpoolError
 from spoolpool.format.envelope import Buffer
+from spoolpool.system.user_code import describe_error, describe_value, is_interrupt, printable
 
 OUT_OF_BAND = 32768
 """Size in bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
@@ -147,10 +148,12 @@ def dumps(
         pickler.dump(value)
     except BadRequest:
         raise
-    except Exception as error:  # a __reduce__ may raise anything
+    except BaseException as error:  # a __reduce__ may raise anything
+        if is_interrupt(error):
+            raise
         if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle raises it as a cause
-            raise NotPicklable(f"{short(value)} cannot be pickled: it is nested too deeply.") from None
-        raise NotPicklable(f"{short(value)} cannot be pickled: {type(error).__name__}: {error}") from error
+            raise NotPicklable(f"{describe_value(value)} cannot be pickled: it is nested too deeply.") from None
+        raise NotPicklable(f"{describe_value(value)} cannot be pickled: {describe_error(error)}") from error
     return stream.getvalue(), buffers  # no copy: BytesIO returns the bytes that it filled
 
 
@@ -161,7 +164,7 @@ def _why_not_picklable(value: object) -> str | None:
         loads(bytes(payload), buffers)
     except SpoolpoolError as error:
         reason = error.__cause__ or error
-        return f"{type(reason).__name__}: {reason}"[:200]
+        return describe_error(reason)[:200]
     return None
 
 
@@ -291,9 +294,11 @@ def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = N
             f"The package {error.name!r} is needed to unpickle a call or result and is not installed in {sys.prefix} "
             f"on {os.uname().nodename}. Install it there, or define the function in the script that submits it."
         ) from error
-    except Exception as error:  # a constructor may raise anything
+    except BaseException as error:  # a constructor may raise anything
+        if is_interrupt(error):
+            raise
         raise NotUnpicklable(
-            f"A call or result cannot be unpickled on {os.uname().nodename}: {type(error).__name__}: {error}"
+            f"A call or result cannot be unpickled on {os.uname().nodename}: {describe_error(error)}"
         ) from error
     finally:
         _find.reset(before)
@@ -303,19 +308,15 @@ def label(fn: object) -> str:
     """Return the name of a function for display, at most 80 characters."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    module = getattr(fn, "__module__", None) or ""
-    text = name if module in ("", "__main__", "builtins") else f"{module}.{name}"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def short(value: object, length: int = 60) -> str:
-    """Return a value for display, in at most ``length`` characters."""
     try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001  a broken __repr__ must not hide the reason
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        module = getattr(fn, "__module__", None) or ""
+        text = printable(name if module in ("", "__main__", "builtins") else f"{module}.{name}")
+    except BaseException as error:  # a __getattr__ may raise anything
+        if is_interrupt(error):
+            raise
+        text = type(fn).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.errors import BadTaskFile, DependencyFailed, RemoteTraceback, SpoolpoolError, TaskFailed
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader
+from spoolpool.system.user_code import describe_error, describe_value, is_interrupt
 
 if TYPE_CHECKING:
     from spoolpool.protocol.objects import ObjectCache
@@ -66,10 +67,12 @@ class ReferenceResolver:
         for part in reference.keys:
             try:
                 value = value[part]
-            except Exception as error:  # a __getitem__ may raise anything
+            except BaseException as error:  # a __getitem__ may raise anything
+                if is_interrupt(error):
+                    raise
                 raise DependencyFailed(
-                    f"The result of task {reference.task} ({type(value).__name__}) has no part [{part!r}]: "
-                    f"{type(error).__name__}: {error}"
+                    f"The result of task {reference.task} ({type(value).__name__}) has no part "
+                    f"[{describe_value(part)}]: {describe_error(error)}"
                 ) from error
         return value
 

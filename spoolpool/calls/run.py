@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spoolpool.calls import pickling
 from spoolpool.calls.results import DependencyValue, ReferenceResolver
 from spoolpool.context import CurrentTask, running
-from spoolpool.errors import BadRequest, NotPicklable, SpoolpoolError, TaskCancelled, TaskFailed
+from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
 from spoolpool.system import files
 from spoolpool.system.processes import hostname
+from spoolpool.system.user_code import describe_value, error_message, printable
 
 if TYPE_CHECKING:
     from spoolpool.protocol.objects import ObjectCache
@@ -133,8 +134,8 @@ def run_call(
                     buffers = objects.fill(header.objects, buffers)
                 if dependencies or header.objects:
                     find = ReferenceResolver(dependencies, objects, header.objects)
-                called = pickling.loads(payload, buffers, find)
-                function, args, kwargs = called
+                function, args, kwargs = pickling.loads(payload, buffers, find)
+                called = function, args, kwargs
                 kwargs.update(_worker_id(function, args, kwargs, task.worker))
                 if made := initializers.of(header.init):
                     kwargs.update(_not_given(made, function, args, kwargs))
@@ -147,10 +148,10 @@ def run_call(
         return report
     try:
         return RankResult(*pickling.dumps(value), None)
-    except NotPicklable as error:
+    except BaseException as error:  # noqa: BLE001  an interrupt too: the call has ended
         reason = NotPicklable(
             f"The result of the task ({type(value).__name__}) cannot be sent back from rank {task.rank} on "
-            f"{hostname()}. {error} Return the values from which it is created."
+            f"{hostname()}. {error_message(error)} Return the values from which it is created."
         )
         return failure_report(reason, task.rank)
 
@@ -198,8 +199,8 @@ def _log_error(path: str, task: CurrentTask, name: str, called: tuple[Any, ...],
     lines = [
         f"{time.strftime('%FT%T%z')} task {task.id}, attempt {task.attempt}, rank {task.rank} on {hostname()}",
         f"function: {pickling.label(function) if called else name + ' (not unpickled)'}",
-        *(f"argument {number}: {pickling.short(value, _ARGUMENT)}" for number, value in enumerate(args)),
-        *(f"argument {key}: {pickling.short(value, _ARGUMENT)}" for key, value in kwargs.items()),
+        *(f"argument {number}: {describe_value(value, _ARGUMENT)}" for number, value in enumerate(args)),
+        *(f"argument {key}: {describe_value(value, _ARGUMENT)}" for key, value in kwargs.items()),
         failure.traceback if failure else "",
         "",
     ]
@@ -218,11 +219,11 @@ def failure_report(error: BaseException, rank: int) -> RankResult:
     failure = describe_failure(error, rank)
     try:
         payload, buffers = _dump_exception(error)
-    except (SpoolpoolError, RecursionError) as reason:
+    except BaseException as reason:  # noqa: BLE001  an interrupt too: the call has ended
         payload, buffers = pickling.dumps(
             TaskFailed(
                 f"The task raised {failure.type}: {failure.message} This exception cannot be sent back "
-                f"({reason}); its traceback is this one's cause."
+                f"({error_message(reason)}); its traceback is this one's cause."
             )
         )
     return RankResult(payload, buffers, failure)
@@ -237,8 +238,8 @@ def _dump_exception(error: BaseException) -> tuple[Buffer, Sequence[Buffer]]:
             copy = pickling.loads(bytes(payload), buffers)
             if type(copy) is type(error) or type(copy).__qualname__ == type(error).__qualname__:
                 return payload, buffers
-            reason: Exception = NotPicklable(f"it comes back as {type(copy).__name__}")
-        except (SpoolpoolError, RecursionError) as failed:
+            reason: BaseException = NotPicklable(f"it comes back as {type(copy).__name__}")
+        except BaseException as failed:  # noqa: BLE001  an interrupt too: the call has ended
             reason = failed
     raise reason
 
@@ -248,11 +249,11 @@ def describe_failure(error: BaseException, rank: int) -> Failure:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, contextlib.__file__):
         frames = frames.tb_next
+    message = error_message(error)
     try:
-        text = "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
-        message = str(error)
-    except Exception:  # noqa: BLE001  a broken __str__ must not cost the task its outcome
-        text, message = f"{type(error).__name__}: (its __str__ failed)\n", "(its __str__ failed)"
+        text = printable("".join(traceback.format_exception(type(error), error, frames or error.__traceback__)))
+    except BaseException:  # noqa: BLE001  a broken __str__ must not cost the task its outcome
+        text = f"{type(error).__name__}: {message}\n"
     kind = type(error)
     return Failure(
         type=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",

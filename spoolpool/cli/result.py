@@ -18,6 +18,7 @@ from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.security.trust import Trust
+from spoolpool.system.user_code import describe_value, is_interrupt
 
 
 @click.command()
@@ -61,7 +62,9 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
         return failed.returncode
     except SpoolpoolError:
         raise
-    except Exception as error:  # noqa: BLE001  the task may raise anything
+    except BaseException as error:  # the task may have raised anything
+        if is_interrupt(error) and remote_traceback(error) is None:  # else it comes from the task
+            raise
         text = "".join(traceback.format_exception_only(type(error), error)) + str(remote_traceback(error) or "")
         echo_stderr(escape_lines(text))
         return TaskFailed.exit_code
@@ -70,11 +73,15 @@ def display(call: Callable[[], Any], *, as_json: bool = False) -> int:
             _write_streams(each.stdout, each.stderr)
     if not _is_command_result(value):
         click.echo(
-            json.dumps(value, default=repr)
+            json.dumps(value, default=_represent)
             if as_json
-            else escape_lines(value if isinstance(value, str) else repr(value))
+            else escape_lines(value if isinstance(value, str) else _represent(value))
         )
     return 0
+
+
+def _represent(value: Any) -> str:
+    return describe_value(value, sys.maxsize)
 
 
 def _is_command_result(value: Any) -> bool:

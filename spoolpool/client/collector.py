@@ -273,6 +273,11 @@ class Collector:
                     finish(future, error=error)
                     self._pending.mark_ended(future)
                 return False
+            except Exception as error:  # noqa: BLE001  such as a lack of memory: of this future alone
+                self._ignored.add(name)
+                finish(future, error=error)
+                self._pending.mark_ended(future)
+                return False
         self._pending.retention.discard_if_unneeded(task_file)
         return future is not None
 
@@ -310,7 +315,7 @@ class Collector:
             value = value_of(outcome, content)
         except BaseException as error:  # noqa: BLE001  of the task
             # without the frames of this thread, which would keep the data of the outcome alive
-            finish(future, error=error.with_traceback(None))
+            finish(future, error=BaseException.with_traceback(error, None))
         else:
             if self.on_result is not None and future.header.cache:
                 name = task_file.name

@@ -7,6 +7,7 @@ of other calls. A task that waits for tasks of its own executes them meanwhile.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.user_code import describe_value, is_interrupt
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
@@ -37,7 +39,37 @@ log = logging.getLogger(__name__)
 _FIRST_POLL, _LAST_POLL = 0.0005, 0.1  # seconds between two attempts to run a task, growing
 
 
-class TaskFuture(Future[Any]):
+class SafeFuture(Future[Any]):
+    """Future whose callbacks may raise anything: it is logged, and neither ends a thread nor stops other callbacks.
+
+    The standard library does so for an ``Exception`` only. An interrupt is passed on.
+    """
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise the exception, whose truth value the standard library would ask for."""
+        error = Future.exception(self, timeout)
+        if error is None:
+            return super().result(0)
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call a function with this future once it is done; at once if it is done already."""
+        super().add_done_callback(functools.partial(_call_back, fn))
+
+
+def _call_back(function: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    try:
+        function(future)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        log.exception("A callback of %s raised %s", describe_value(future), type(error).__name__)
+
+
+class TaskFuture(SafeFuture):
     """Future of a task in a spool; it can be cancelled until a worker claims the task."""
 
     def __init__(self, session: SubmitterSession, header: TaskHeader, *, submitted_by_this_run: bool = False) -> None:
@@ -142,7 +174,7 @@ def finish(future: TaskFuture, value: object = None, error: BaseException | None
         log.exception("Cannot set the outcome of the future of task %s", future.task)
 
 
-class DerivedFuture(Future[Any]):
+class DerivedFuture(SafeFuture):
     """Future that depends on other futures; waiting for it means waiting for them."""
 
     def __init__(self, sources: Iterable[Future[Any]]) -> None:
@@ -180,7 +212,7 @@ class PartFuture(DerivedFuture):
             value = whole.result()
             for key in self.keys:
                 value = value[key]
-        except Exception as error:  # noqa: BLE001  of the task, or of __getitem__ of its result
+        except BaseException as error:  # noqa: BLE001  of the task, or of __getitem__ of its result
             self.set_exception(error)
         else:
             self.set_result(value)

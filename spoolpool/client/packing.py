@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadTaskFile, BrokenSpool
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources
+from spoolpool.system.user_code import is_interrupt
 from spoolpool.wire import PackResults, run_pack
 
 BUSY = 4
@@ -108,10 +109,12 @@ class Packer:
             task = pack.task = self._runtime.submit(
                 PreparedCall(run_pack, name, key.lane, *pickled, resources, references)
             )
-        except Exception as error:  # noqa: BLE001  of the spool or of a closed session: only the futures can report it
+        except BaseException as error:  # of the spool or of a closed session: only the futures can report it
             pack.task = Future()
             pack.task.set_exception(error)
             pack.deliver(pack.task)
+            if is_interrupt(error):
+                raise
             return pack.task
         self._count(pack.stats, task, len(pack.calls))
         task.add_done_callback(pack.deliver)
@@ -138,8 +141,14 @@ class Packer:
         while isinstance(function, functools.partial):
             function = function.func
         key = getattr(function, "__code__", function)
-        key = key if isinstance(key, Hashable) else type(function)
-        if key not in self._statistics and len(self._statistics) >= _KNOWN:
+        try:
+            known = key in self._statistics
+        except BaseException as error:  # its __hash__ or __eq__ may raise anything
+            if is_interrupt(error):
+                raise
+            key = type(function)
+            known = key in self._statistics
+        if not known and len(self._statistics) >= _KNOWN:
             self._statistics = {key: stats for key, stats in self._statistics.items() if stats.pending_tasks}
         return self._statistics.setdefault(key, FunctionStats())
 
@@ -251,7 +260,7 @@ class Pack:
                 try:
                     value = results[position] if error is None else None
                 except BaseException as raised:  # noqa: BLE001  of the call
-                    call.future.set_exception(raised.with_traceback(None))
+                    call.future.set_exception(BaseException.with_traceback(raised, None))
                 else:
                     call.future.set_exception(error) if error is not None else call.future.set_result(value)
 

@@ -17,6 +17,7 @@ from spoolpool.client.futures import PartFuture, TaskFuture, finish
 from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
 from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.spool import Spool
+from spoolpool.system.user_code import describe_error
 
 
 class CallReferences:
@@ -94,11 +95,12 @@ class CallReferences:
             future.mark_cancelled()
             return True
         cause = failed.exception()
+        assert cause is not None  # refer() keeps failed futures only
         if isinstance(cause, DependencyFailed) and cause.__cause__ is not None:
             cause = cause.__cause__
         error = DependencyFailed(
             f"The call of {future.header.name} was not submitted, because an argument of it failed: "
-            f"{type(cause).__name__}: {cause}"
+            f"{describe_error(cause)}"
         )
         error.__cause__ = cause
         finish(future, error=error)

@@ -62,9 +62,7 @@ class VanishedTasks:
         places = find_places(self._spool, [Wanted.of(self._spool, each.header) for each in futures.values()])
         delayed = [each for task, each in futures.items() if each.header.needs and places.get(task) == "waiting"]
         needed = {
-            Wanted(task, session)
-            for each in delayed
-            for session, task in self._pending.unwatched_dependencies(each)
+            Wanted(task, session) for each in delayed for session, task in self._pending.unwatched_dependencies(each)
         }
         if needed:  # most of them have their outcomes; only then list the buckets of all submitters for the others
             ended = find_places(self._spool, needed, ("results",))

@@ -24,6 +24,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.user_code import describe_error
 
 _SESSIONS, _REMEMBERED = 100, 50_000  # sessions, and task files of one
 _BECAUSE = ", because "
@@ -149,7 +150,7 @@ def _failed(header: TaskHeader, outcome: OutcomeHeader, content: Envelope) -> De
     if isinstance(cause, DependencyFailed):  # not nested, or a long chain of tasks would be a long chain of causes
         because, cause = str(cause).partition(_BECAUSE)[2], cause.__cause__ or cause
     else:
-        because = f"task {outcome.task} failed: {type(cause).__name__}: {cause}"
+        because = f"task {outcome.task} failed: {describe_error(cause)}"
     error = DependencyFailed(f"{_name(header)} was not run{_BECAUSE}{because}")
     error.__cause__ = cause
     return error

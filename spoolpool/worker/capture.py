@@ -248,7 +248,7 @@ class _Streams:
         for stream in (sys.stdout, sys.stderr):
             try:  # noqa: SIM105  contextlib.suppress would take longer than the rest of this method
                 stream.flush()
-            except Exception:  # noqa: BLE001, S110  a task assigned a stream of its own; or the disk is full
+            except BaseException:  # noqa: BLE001, S110  a task assigned a stream of its own; or the disk is full
                 pass
         self._flush_stdio(None)
 

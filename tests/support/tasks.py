@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from spoolpool.calls import pickling
 from spoolpool.system.backoff import Backoff
 
 
@@ -237,3 +238,81 @@ def tell_rank_and_wait(end: str | Path) -> None:
 
     current_task().progress(None, f"rank {current_task().rank}")
     wait_for(end)
+
+
+class AbruptError(BaseException):
+    """Exception without the base ``Exception``."""
+
+
+class RaisesPickled:
+    """Value whose pickling raises an exception of a class."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> NoReturn:
+        raise self.kind("pickled")
+
+
+class RaisesUnpickled:
+    """Value whose unpickling raises an exception of a class."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_new, (self.kind, "unpickled")
+
+
+class RaisesInUse(Exception):
+    """Exception of which every use but the raising raises an exception of a class."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise self.kind("used")
+
+    __str__ = __repr__ = __eq__ = __hash__ = __len__ = __bool__ = __getitem__ = _raise  # type: ignore[assignment]
+
+
+class RaisesAtItsEnd:
+    """Value whose finalizer raises an exception of a class."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __del__(self) -> None:
+        raise self.kind("finalized")
+
+
+def raise_new(kind: type[BaseException], text: str = "called", **_: Any) -> NoReturn:
+    """Raise a new exception of a class."""
+    raise kind(text)
+
+
+def return_new(make: type[Any], kind: type[BaseException]) -> Any:
+    """Return a new value of one of the classes above."""
+    return make(kind)
+
+
+def fail_new(make: type[Any], kind: type[BaseException]) -> NoReturn:
+    """Raise an exception that holds a new value of one of the classes above, or is one."""
+    value = make(kind)
+    raise value if isinstance(value, BaseException) else OwnError("holds", value)
+
+
+def make_and_drop(make: type[Any], kind: type[BaseException]) -> None:
+    """Drop a new value of one of the classes above."""
+    make(kind)
+
+
+def pickle_for_ever() -> None:
+    """Pickle a value whose pickling never ends."""
+    pickling.dumps(_Endless())
+
+
+class _Endless:
+    def __reduce__(self) -> NoReturn:
+        while True:
+            Backoff(0.01, 0.01).sleep()

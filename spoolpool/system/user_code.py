@@ -1,0 +1,73 @@
+"""Exceptions from code of users that this package calls: pickling methods, callbacks, texts of values and exceptions.
+
+Code of a user may raise anything there, ``SystemExit`` and other exceptions without the base ``Exception`` included.
+Each is the error of one call or future, and ends no thread and no worker. Only an interrupt is passed on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import weakref
+from typing import TypeVar
+
+from spoolpool.errors import TaskCancelled
+
+_E = TypeVar("_E", bound=BaseException)
+
+_last_interrupt: weakref.ref[BaseException] = weakref.ref(TaskCancelled())  # of nothing yet
+
+
+def mark_interrupt(error: _E) -> _E:
+    """Return an exception that a signal handler is about to raise in a running task, marked for :func:`is_interrupt`.
+
+    The mark is not in the exception: code of a user may raise the same class, and the exception may be pickled.
+    """
+    global _last_interrupt  # noqa: PLW0603  signals are handled once per process, too
+    _last_interrupt = weakref.ref(error)
+    return error
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether an exception was raised by a signal: the interruption of a running task, or Ctrl-C of the user.
+
+    Python raises for Ctrl-C in the main thread, and not in a worker, which has its own handler.
+    """
+    if error is _last_interrupt():
+        return True
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+def error_message(error: BaseException) -> str:
+    """Return the text of an exception, in which undecodable bytes are escaped; its own ``__str__`` may raise."""
+    try:
+        return printable(str(error))
+    except BaseException as broken:
+        if is_interrupt(broken):
+            raise
+        return "(its __str__ failed)"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return class and text of an exception."""
+    return f"{type(error).__name__}: {error_message(error)}"
+
+
+def describe_value(value: object, length: int = 60) -> str:
+    """Return a value for display, in at most ``length`` characters; its own ``__repr__`` may raise."""
+    try:
+        text = printable(repr(value))
+    except BaseException as broken:
+        if is_interrupt(broken):
+            raise
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text that can be encoded as UTF-8: names of files may contain bytes that are no text."""
+    return str(text) if text.isascii() else text.encode(errors="backslashreplace").decode()
