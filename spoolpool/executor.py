@@ -13,6 +13,7 @@ An *embedded* executor has its own spool in a temporary directory, and worker gr
 from __future__ import annotations
 
 import html
+import math
 import os
 import threading
 import time
@@ -40,6 +41,7 @@ from spoolpool.options import Backend, Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.system import fork
+from spoolpool.system.quantities import read_count
 
 if TYPE_CHECKING:
     import asyncio
@@ -125,7 +127,7 @@ class Executor(futures.Executor):
             stream_output=stream_output,
             cache=cache,
         )
-        self._max_workers = max_workers or max(1, usable_cores() // options.shape.cores)
+        self._max_workers = options.max_workers or max(1, usable_cores() // options.shape.cores)
         self._lock = threading.RLock()
         self._shut = False
         self._runtime: ExecutorRuntime | None = None
@@ -252,10 +254,12 @@ class Executor(futures.Executor):
         largest number of tasks submitted ahead of the value being waited for. With ``progress`` a bar shows the number
         of finished tasks.
         """
-        if chunksize != "auto" and chunksize < 1:
-            raise BadRequest(f"chunksize is {chunksize!r}; it must be at least 1, or 'auto'.")
-        if buffersize is not None and buffersize < 1:
-            raise BadRequest(f"buffersize is {buffersize}; it must be at least 1, or None.")
+        if chunksize != "auto":
+            chunksize = read_count("chunksize", chunksize, 1, note=", or 'auto'")
+        if buffersize is not None:
+            buffersize = read_count("buffersize", buffersize, 1, note=", or None")
+        if timeout is not None and math.isnan(timeout):
+            raise BadRequest("timeout is not a number; it must be a number of seconds, or None.")
         return iterate_values(
             self.submit,
             fn,
@@ -355,8 +359,7 @@ class Executor(futures.Executor):
 
     @max_workers.setter
     def max_workers(self, count: int) -> None:
-        if count < 1:
-            raise BadRequest(f"max_workers is {count}; an executor needs at least 1 worker group.")
+        count = read_count("max_workers", count, 1)
         with self._lock:
             runtime = self._require_runtime()
             if runtime.pool is None:

@@ -5,15 +5,19 @@ They are frozen, so that several executors may share one.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import ClassVar, Literal
 
 from spoolpool import settings
 from spoolpool.calls.pickling import OUT_OF_BAND
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import check_queue, check_session
+from spoolpool.system.quantities import read_count
+from spoolpool.system.user_code import describe_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,7 @@ class Flux(LauncherBackend):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.urgency <= 31:
-            raise BadRequest(f"Flux(urgency={self.urgency}) is not a number from 0 to 31.")
+        _keep_count(self, "urgency", 0, 31, note=", and a greater one is more urgent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,9 @@ class BatchBackend(Backend):
 
     nodes: int = 1
     """Whole nodes of each job."""
-    time: str = "1:00:00"
-    """Walltime of each job, as the batch system writes it."""
+    time: str | timedelta = "1:00:00"
+    """Walltime of each job: a text as the batch system writes it, or a ``timedelta``. No number: batch systems count
+    minutes, and all other times here are in seconds."""
     directives: Sequence[str] = ()
     """Further options of the batch system, such as ``["--partition=long"]``."""
     min_jobs: int = 1
@@ -99,6 +103,11 @@ class BatchBackend(Backend):
 
     def __post_init__(self) -> None:
         _keep_as_tuple(self, "directives")
+        _keep_count(self, "nodes", -sys.maxsize)
+        _keep_count(self, "min_jobs", -sys.maxsize)
+        if self.max_jobs is not None:
+            _keep_count(self, "max_jobs", -sys.maxsize)
+        object.__setattr__(self, "time", _walltime(self.system, self.time))
         if self.nodes < 1 or not 0 <= self.min_jobs <= self.job_limit or not self.job_limit:
             raise BadRequest(
                 f"Batch jobs need at least 1 node (not {self.nodes}), and 0 <= min_jobs <= max_jobs with a max_jobs of "
@@ -186,13 +195,35 @@ class Submission:
 
     def __post_init__(self) -> None:
         check_queue(self.queue)
-        if self.share_from is not None and self.share_from < OUT_OF_BAND:
-            raise BadRequest(f"share_from is {self.share_from}; it must be {OUT_OF_BAND} or more, or None.")
+        if self.share_from is not None:
+            _keep_count(self, "share_from", OUT_OF_BAND, note=" (bytes), or None")
 
     @property
     def least_shared(self) -> int:
         """``share_from`` as a number."""
         return sys.maxsize if self.share_from is None else self.share_from
+
+
+def _walltime(system: str, time: object) -> str:
+    """Return a walltime as a batch system writes it. Raises :class:`BadRequest`."""
+    if isinstance(time, str) and time.isprintable() and time:
+        return time
+    if isinstance(time, timedelta) and time > timedelta(0):
+        seconds = math.ceil(time.total_seconds())
+        if system == "flux":
+            return f"{seconds}s"
+        minutes, seconds = divmod(seconds, 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    raise BadRequest(
+        f"time is {describe_value(time)}; it must be a text as the batch system writes it, such as '1:00:00', or a "
+        "timedelta. A number could mean minutes, as for sbatch and flux batch, or seconds, as elsewhere here."
+    )
+
+
+def _keep_count(options: object, name: str, least: int, most: float = math.inf, *, note: str = "") -> None:
+    """Freeze a whole number. Raises :class:`BadRequest`."""
+    given = getattr(options, name)
+    object.__setattr__(options, name, read_count(f"{type(options).__name__}: {name}", given, least, most, note=note))
 
 
 def _keep_as_tuple(options: object, name: str) -> None:

@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest
 from spoolpool.system.packages import requirements
+from spoolpool.system.quantities import LONGEST, read_count, read_memory, read_seconds, read_start
+from spoolpool.system.user_code import describe_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +61,6 @@ def read_shape(text: str) -> tuple[Shape, int | None]:
     return Shape(ranks=ranks, threads=threads or 1, gpus=gpus or 0), count
 
 
-_MEMORY = re.compile(r"(\d{1,12})([KMGT]?)", re.ASCII)
-
-
-def read_memory(size: Any) -> int:
-    """Return a number of bytes, given as such or as a text like ``4G`` (K, M, G and T are powers of 1024).
-
-    Raises :class:`BadRequest`.
-    """
-    match = _MEMORY.fullmatch(size) if isinstance(size, str) else None
-    if match:
-        return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise BadRequest(f"memory is {size!r}; it must be a number of bytes, or a text like '4G' or '500M'.")
-    return size
-
-
 def per_core(memory: int, threads: int) -> str:
     """Convert bytes per rank to Slurm's memory per core: whole megabytes, rounded up."""
     return f"{-(-memory // (threads << 20))}M"
@@ -88,6 +74,8 @@ _BOUNDS = {
     "retries": (0, 90),
     "priority": (-499, 499),
 }
+_NOTES = {"priority": ", and tasks of a greater one run earlier"}
+_MOST_SECONDS = {"retry_delay": 300.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +95,10 @@ class Resources:
     retries: int = 0
     """Number of further tries after the call raised; the exception of the last one is its outcome."""
     retry_delay: float = 1.0
-    """Seconds before the first retry; doubled before each further one, up to five minutes."""
+    """Time before the first retry; doubled before each further one, up to five minutes."""
     time_limit: float = 0.0
-    """Seconds after which :class:`~spoolpool.errors.TaskTimeout` is raised in the call; no limit if 0."""
+    """Time after which :class:`~spoolpool.errors.TaskTimeout` is raised in the call; no limit if 0. A time is a number
+    of seconds, a ``timedelta``, or a text: ``90s``, ``10m``, ``2h``, ``7d``, ``1:30:00``; at most ten years."""
     priority: int = settings.PRIORITY
     """Priority from -499 to 499; tasks of a greater one run earlier."""
     tags: tuple[str, ...] = ()
@@ -117,8 +106,9 @@ class Resources:
     packages: tuple[str, ...] = ()
     """Packages that a group must have, in the version installed here or in a named one (``numpy==2.1``)."""
     not_before: float | datetime = 0.0
-    """Earliest start: a ``datetime`` (in this host's time zone unless it names one), also as a text in ISO 8601; or
-    seconds after the ``submit``, also as a ``timedelta``. Measured by the clock of the spool's filesystem."""
+    """Earliest start: a ``datetime`` (in this host's time zone unless it names one), also as a text in ISO 8601; or a
+    time after the ``submit``, as a number of seconds, a ``timedelta``, or a text such as ``2h``. A number is no time
+    since 1970. Measured by the clock of the spool's filesystem."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the function, on all ranks."""
     memory: int = 0
@@ -185,15 +175,12 @@ def _checked(key: str, value: Any) -> Any:
         return _CHECKS[key](key, value)
     if value is None and key == "max_attempts":
         return value
-    least, most = _BOUNDS[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BadRequest(f"resource_dict: {key} is {value!r}; it must be a whole number from {least} to {most}.")
-    return value
+    return read_count(f"resource_dict: {key}", value, *_BOUNDS[key], note=_NOTES.get(key, ""))
 
 
 def _check_path(key: str, value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
-        raise BadRequest(f"resource_dict: {key} must be a path, not {value!r}.")
+        raise BadRequest(f"resource_dict: {key} must be a path, not {describe_value(value)}.")
     return os.fspath(value)
 
 
@@ -204,25 +191,16 @@ def _check_file(key: str, value: Any) -> str:
 
 def _check_names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(each, str) for each in value):
-        raise BadRequest(f"resource_dict: {key} must be a list of names, not {value!r}.")
+        raise BadRequest(f"resource_dict: {key} must be a list of names, not {describe_value(value)}.")
     return requirements(value) if key == "packages" else tuple(sorted(set(value)))
 
 
 def _check_seconds(key: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise BadRequest(f"resource_dict: {key} must be a number of seconds, not {value!r}.")
-    return value
+    return read_seconds(f"resource_dict: {key}", value, most=_MOST_SECONDS.get(key, LONGEST))
 
 
 def _check_start(key: str, value: Any) -> float | datetime:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise BadRequest(f"resource_dict: {key} is {value!r}, which is no time in ISO 8601: {error}.") from None
-    if isinstance(value, datetime):
-        return value.astimezone()  # a time without a zone is in this host's
-    return _check_seconds(key, value.total_seconds() if isinstance(value, timedelta) else value)
+    return read_start(f"resource_dict: {key}", value)
 
 
 def _check_variables(key: str, value: Any) -> dict[str, str]:
@@ -231,20 +209,22 @@ def _check_variables(key: str, value: Any) -> dict[str, str]:
         for name, text in value.items()
     )
     if not good:
-        raise BadRequest(f"resource_dict: {key} must be a dict from names of variables to texts, not {value!r}.")
+        raise BadRequest(
+            f"resource_dict: {key} must be a dict from names of variables to texts, not {describe_value(value)}."
+        )
     return dict(value)
 
 
 def _check_cache_use(key: str, value: Any) -> bool | str:
     if value is not True and value is not False and value != "resources":
-        raise BadRequest(f"resource_dict: {key} must be True, False or 'resources', not {value!r}.")
+        raise BadRequest(f"resource_dict: {key} must be True, False or 'resources', not {describe_value(value)}.")
     return value  # type: ignore[no-any-return]
 
 
 def _check_text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BadRequest(f"resource_dict: {key} must be a text, not {value!r}.")
-    return value
+        raise BadRequest(f"resource_dict: {key} must be a text, not {describe_value(value)}.")
+    return str.__str__(value)  # without the methods of a subclass
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -255,7 +235,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "time_limit": _check_seconds,
     "not_before": _check_start,
     "env": _check_variables,
-    "memory": lambda _, value: read_memory(value),
+    "memory": lambda key, value: read_memory(value, f"resource_dict: {key}"),
     "error_log_file": _check_file,
     "cache": _check_cache_use,
     "cache_key": _check_text,

@@ -11,6 +11,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options, parse_worker_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.quantities import Duration
 from spoolpool.errors import LauncherError
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.scaling_policy import ScalingPolicy
@@ -22,7 +23,7 @@ from spoolpool.system.stop_request import StopRequest
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--once", is_flag=True, help="Scale once and exit, for cron.")
-@click.option("--every", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds between two rounds.")
+@click.option("--every", type=Duration(1.0), default=60.0, show_default=True, help="Seconds between two rounds.")
 @click.option("--max-jobs", type=click.IntRange(1), required=True, help="Maximum number of pending and running jobs.")
 @click.option(
     "--tasks-per-job",
@@ -33,21 +34,21 @@ from spoolpool.system.stop_request import StopRequest
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(0),
+    type=Duration(),
     default=300.0,
     show_default=True,
     help="Seconds after which an unneeded pending job is cancelled.",
 )
 @click.option(
     "--cooldown",
-    type=click.FloatRange(0),
+    type=Duration(),
     default=60.0,
     show_default=True,
     help="Seconds between two submissions for a lane; longer after jobs that ended.",
 )
 @click.option(
     "--idle-timeout",
-    type=click.FloatRange(0),
+    type=Duration(),
     default=300.0,
     show_default=True,
     help="Seconds without a task after which a group ends.",

@@ -14,7 +14,8 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, report_errors
-from spoolpool.cli.task_selection import Duration, confirm
+from spoolpool.cli.quantities import Duration
+from spoolpool.cli.task_selection import confirm
 from spoolpool.client.result_cache import CachedResult, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.security.trust import Trust

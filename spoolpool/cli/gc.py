@@ -7,24 +7,23 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_stderr, report_errors
+from spoolpool.cli.quantities import Days
 from spoolpool.maintenance import check, garbage
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
-
-_DAYS = click.FloatRange(min=0)
 
 
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("-n", "--dry-run", is_flag=True, help="List the files that would be removed, with the reasons.")
-@click.option("--results", type=_DAYS, help="Days to keep uncollected outcomes.")
-@click.option("--sessions", type=_DAYS, help="The same, for unnamed sessions whose submitter is provably dead.")
-@click.option("--unfinished", type=_DAYS, help="Days to keep unfinished writes.")
-@click.option("--journals", type=_DAYS, help="Days to keep journals.")
-@click.option("--cache", type=_DAYS, help="Days to keep cached results after their last use.")
-@click.option("--logs", type=_DAYS, help="Days to keep captured output.")
+@click.option("--results", type=Days(), help="Days to keep uncollected outcomes.")
+@click.option("--sessions", type=Days(), help="The same, for unnamed sessions whose submitter is provably dead.")
+@click.option("--unfinished", type=Days(), help="Days to keep unfinished writes.")
+@click.option("--journals", type=Days(), help="Days to keep journals.")
+@click.option("--cache", type=Days(), help="Days to keep cached results after their last use.")
+@click.option("--logs", type=Days(), help="Days to keep captured output.")
 @report_errors
-def gc(directory: str, dry_run: bool, **days: float | None) -> None:
+def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
     """Remove expired results, logs and journals from SPOOL.
 
     The options override, for this run, the periods in the spool's spool.json. Queued, running and failed tasks are
@@ -32,7 +31,7 @@ def gc(directory: str, dry_run: bool, **days: float | None) -> None:
     same delay.
     """
     spool = Spool(directory)
-    given = {name: value * 86400 for name, value in days.items() if value is not None}
+    given = {name: seconds for name, seconds in periods.items() if seconds is not None}
     orphans = [each for each in check.check(spool, deep=False) if each.kind == "orphan outcome"]
     if orphans and not dry_run:
         seconds = max(spool.config.lease, spool.config.caches)

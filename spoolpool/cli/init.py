@@ -8,6 +8,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import report_errors
+from spoolpool.cli.quantities import Duration, Mebibytes
 from spoolpool.protocol.spool import Spool
 
 
@@ -22,7 +23,7 @@ from spoolpool.protocol.spool import Spool
 )
 @click.option(
     "--lease",
-    type=float,
+    type=Duration(),
     default=settings.LEASE,
     show_default=True,
     help="Seconds from the last heartbeat of a worker until its claims expire.",
@@ -36,15 +37,15 @@ from spoolpool.protocol.spool import Spool
 )
 @click.option(
     "--caches",
-    type=float,
+    type=Duration(),
     default=settings.CACHE_SECONDS,
     show_default=True,
     help="Seconds for which a client of the filesystem may see removed names (1 on a local filesystem).",
 )
 @click.option(
     "--output",
-    type=click.FloatRange(min=0),
-    default=settings.OUTPUT / (1 << 20),
+    type=Mebibytes(),
+    default=f"{settings.OUTPUT >> 20}",
     show_default=True,
     help="MiB of captured output per task and rank; 0: not captured, it goes to the output of the worker.",
 )
@@ -60,7 +61,7 @@ from spoolpool.protocol.spool import Spool
 )
 @click.option("--group", metavar="NAME", help="Group of --mode group; for --mode dropbox a group of your own.")
 @report_errors
-def init(directory: str, mode: str, group: str | None, durability: str, output: float, **options: Any) -> None:
+def init(directory: str, mode: str, group: str | None, durability: str, output: int, **options: Any) -> None:
     """Create a spool in SPOOL, a directory on the filesystem that submitters and workers share.
 
     \b
@@ -72,7 +73,7 @@ def init(directory: str, mode: str, group: str | None, durability: str, output: 
         mode=mode,  # type: ignore[arg-type]  # checked by click
         group=group,
         durability=durability,  # type: ignore[arg-type]
-        output=int(output * (1 << 20)),
+        output=output,
         **options,
     )
     click.echo(f"Created the spool {spool.path} (id {spool.config.id}).")

@@ -14,7 +14,7 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.cli.output import format_time, report_errors
-from spoolpool.cli.task_selection import Duration
+from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.journal import Line, lines
 from spoolpool.protocol.spool import Spool

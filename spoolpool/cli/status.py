@@ -16,6 +16,7 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import report_errors
+from spoolpool.cli.quantities import Duration
 from spoolpool.cli.status_screen import as_json as to_json
 from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
@@ -25,7 +26,7 @@ from spoolpool.system.backoff import Backoff
 
 _argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 _interval = click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between updates."
+    "--interval", type=Duration(0.1), default=2.0, show_default=True, help="Seconds between updates."
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.monitor.query import Query, State, TaskView, find_by_ids, select
 from spoolpool.monitor.scan import SpoolScanner
@@ -25,24 +25,8 @@ from spoolpool.system.text import format_duration
 
 _FILTERS = ("states", "lane", "queue", "user", "session", "name", "older_than")
 _STATES = ("held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed")
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _LISTED = 10  # items that a question lists
 _COMPLETIONS = 200  # ids that a shell gets
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
-    """Duration: seconds, or a number with a unit (90s, 10m, 2h, 7d)."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return a duration in seconds."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", str(value), re.ASCII)
-        if match is None:
-            self.fail(f"{value!r} is not a duration. Examples: 90s, 10m, 2h, 7d.", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
 
 
 class Selection:

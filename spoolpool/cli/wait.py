@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from spoolpool.cli.output import echo_escaped, echo_stderr
-from spoolpool.cli.task_selection import Duration, Selection, selects
+from spoolpool.cli.quantities import Duration
+from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import TaskTimeout
 from spoolpool.monitor.wait import Waiter
 from spoolpool.system.backoff import Backoff

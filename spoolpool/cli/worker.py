@@ -9,11 +9,12 @@ import click
 
 from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, echo_stderr
+from spoolpool.cli.quantities import Duration
 from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
 from spoolpool.cli.worker_rank import ranks_started, run_rank
 from spoolpool.format.names import check_tags
 from spoolpool.launch.launcher import LaunchOptions
-from spoolpool.resources import read_memory
+from spoolpool.system.quantities import read_memory
 
 _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe")
 
@@ -85,23 +86,23 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
     multiple=True,
     help="Also run tasks of the members of this group at the time (repeat for more).",
 )
-@click.option("--idle-timeout", type=float, help="Seconds without a task after which a group ends.")
+@click.option("--idle-timeout", type=Duration(), help="Seconds without a task after which a group ends.")
 @click.option("--max-tasks", type=click.IntRange(1), help="Number of tasks after which each group ends.")
 @click.option(
     "--grace",
-    type=float,
+    type=Duration(),
     default=settings.GRACE,
     show_default=True,
     help="Seconds for the other ranks to report after one has failed; then the group is replaced.",
 )
 @click.option(
     "--max-time",
-    type=float,
+    type=Duration(),
     help="Seconds after which to end.  [default in a job: the rest of its walltime]",
 )
 @click.option(
     "--drain",
-    type=float,
+    type=Duration(),
     default=20.0,
     show_default=True,
     help="Seconds for running tasks to finish at the end; then they are released.",

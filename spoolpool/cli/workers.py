@@ -9,6 +9,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
@@ -98,7 +99,7 @@ def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
 @click.option(
     "--wait",
     "seconds",
-    type=click.FloatRange(0),
+    type=Duration(),
     default=60.0,
     show_default=True,
     help="Seconds for groups to finish their tasks; then their jobs are cancelled.",

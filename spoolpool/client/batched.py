@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from spoolpool.client.futures import DerivedFuture
-from spoolpool.errors import BadRequest
+from spoolpool.system.quantities import read_count
 
 T = TypeVar("T")
 
@@ -21,8 +21,7 @@ def batched(futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
     cancel its calls. ``futures`` may be of any executor; duplicates count once. The future of a list is not a task:
     pass its ``result()`` to another call, and not the future.
     """
-    if n < 1:
-        raise BadRequest(f"The size of a batch is {n}; it must be at least 1.")
+    n = read_count("The size of a batch", n, 1)
     given = list(dict.fromkeys(futures))
     lists: list[Future[list[T]]] = [DerivedFuture(given) for _ in range(-(-len(given) // n))]
     batches = _Batches(lists, len(given), n)

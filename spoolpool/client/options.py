@@ -13,6 +13,7 @@ from spoolpool.format.names import Lane, check_lane, check_tags
 from spoolpool.options import Backend, BatchBackend, Session, Submission
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
+from spoolpool.system.quantities import read_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class ExecutorOptions:
 
     def __post_init__(self) -> None:
         check_tags(self.defaults.lane_tags)
-        if self.max_workers is not None and self.max_workers < 1:
-            raise BadRequest(f"max_workers is {self.max_workers}; an executor needs at least 1 worker group.")
+        if self.max_workers is not None:
+            object.__setattr__(self, "max_workers", read_count("max_workers", self.max_workers, 1))
         if self.stream_output and self.spool is not None and not self.spool.config.output:
             raise BadRequest(f"stream_output: the spool {self.spool.path} keeps no output that could be printed.")
         if self.session is not None and self.spool is None:

@@ -88,7 +88,7 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
         cluster=batch_system.cluster(job.backend.system),
         user=account_name(os.geteuid()),
         nodes=job.backend.nodes,
-        time=job.backend.time,
+        time=str(job.backend.time),
         lane=lane,
         session=session,
     )

@@ -23,6 +23,7 @@ from spoolpool.security.permissions import Mode
 from spoolpool.security.signing import Signature
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
+from spoolpool.system.quantities import read_count, read_seconds
 
 _LEAST_OUTPUT = 4096
 
@@ -77,6 +78,11 @@ class Spool:
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
         which must have no other members.
         """
+        lease = read_seconds("lease", lease, most=LONGEST)
+        caches = read_seconds("caches", caches, most=LONGEST)
+        max_attempts = read_count("max_attempts", max_attempts, 1, 99)
+        output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
+        max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)
         root = os.path.abspath(os.fspath(path))
         gid = permissions.group_for(mode, group)
         rights = permissions.RIGHTS[mode]
@@ -93,15 +99,10 @@ class Spool:
             signed=signed,
             max_waiting=max_waiting,
         )
-        if not (0 < lease <= LONGEST and 0 <= caches <= LONGEST and 1 <= max_attempts <= 99):
-            raise BadRequest(
-                f"A spool needs a lease of more than 0 s (not {lease}), caches of 0 s or more (not {caches}), neither "
-                f"longer than {LONGEST:g} s, and 1 to 99 attempts (not {max_attempts})."
-            )
+        if not lease:
+            raise BadRequest("A spool needs a lease of more than 0 s.")
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps at least {_LEAST_OUTPUT} bytes of a task's output, or none; not {output}.")
-        if max_waiting is not None and max_waiting < 1:
-            raise BadRequest(f"The bound on waiting tasks must be at least 1, not {max_waiting}.")
         permissions.check_parents(root, os.geteuid())
         with files.translate_errors(f"make the spool {root}"):
             files.make_parents(root)

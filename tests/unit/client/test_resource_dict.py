@@ -260,7 +260,7 @@ def test_not_before_accepts_seconds_timedelta_datetime_and_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "size"), [(0, 0), (1000, 1000), ("1000", 1000), ("500M", 500 << 20), ("4G", 4 << 30)]
+    ("memory", "size"), [(0, 0), (1 << 20, 1 << 20), ("5000000", 5000000), ("500M", 500 << 20), ("4G", 4 << 30)]
 )
 def test_memory_accepts_a_number_of_bytes_or_a_text(memory: Any, size: int) -> None:
     assert Resources().updated({"memory": memory}).memory == size
