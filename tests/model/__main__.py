@@ -19,6 +19,8 @@ def main() -> int:
     parser.add_argument("--keeps", action="store_true", help="the session keeps its outcomes")
     parser.add_argument("--shared", action="store_true", help="only the submitter can make the session's directory")
     parser.add_argument("--searches", action="store_true", help="the submitter searches for its tasks")
+    parser.add_argument("--delayed", action="store_true", help="a task has a time before which it is not to start")
+    parser.add_argument("--autoscaler", action="store_true", help="workers start for ready tasks alone")
     for kind in Budget._fields:
         parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help="at most (0)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="number of states to stop at")

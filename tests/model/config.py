@@ -55,6 +55,9 @@ class Config:
     retries     a task that raises in one of its first `retries` attempts is delayed and runs again
     collectors  number of garbage collectors; with one, the session has an entry, and any user may cancel a claimed task
     shared      the directory of the session can be made by its submitter alone
+    delayed     a task has a time before which it is not to start
+    autoscaler  a worker starts only if a task is ready and no worker lives, and no process but the workers and the
+                autoscaler releases delayed tasks: the submitter has gone
     searches    the submitter searches for its tasks now and then
     budget      faults and choices
     """
@@ -69,5 +72,7 @@ class Config:
     retries: int = 0
     collectors: int = 0
     shared: bool = False
+    delayed: bool = False
+    autoscaler: bool = False
     searches: bool = False
     budget: Budget = NO_FAULTS

@@ -50,6 +50,7 @@ class Protocol:
 
     rounds = 2  # reads until an absent file counts as absent; they are further apart than caches last
     passes = 3  # of a search; a task evades one only if it moves back at that moment, or a stale cache hides it
+    autoscaler_releases = True  # false in a design in which the autoscaler only counts the tasks that are ready
     outcome_is_moved = False  # true in a design that renames the outcome into results/ instead of the task file
 
     def __init__(self, config: Config) -> None:
@@ -78,13 +79,14 @@ class Protocol:
 
     @rule
     def rename_into_queue(self, task: int) -> Body:
-        """Rename tmp/N to ready/N.1.1, or to waiting/N.1.1 if N has dependencies.
+        """Rename tmp/N to ready/N.1.1, or to waiting/N.1.1 if N has dependencies or a time before which it must wait.
 
         Error: if tmp/N is there, try again. If it is gone, search for N: the rename was done, or a third party deleted
         tmp/N. Then unlink the links, and raise.
         """
         tmp = Name("tmp", task)
-        target = Name("waiting" if self.dependency_links(task) else "ready", task, 1, 1)
+        waits = self.config.delayed or self.dependency_links(task)
+        target = Name("waiting" if waits else "ready", task, 1, 1)
         if not (yield Rename(tmp, target)):
             if (yield Read(tmp, own=True)):
                 return self.rename_into_queue(task)
@@ -208,8 +210,8 @@ class Protocol:
     def make_ready(self, waiting: Name) -> Body:
         """Rename waiting/N.c.a to ready/N.c.a when each dependency has an outcome, good or bad. Then stop.
 
-        Every participant may do it, because none concludes anything from the answer; in the model workers and
-        submitters do. The delay of a delayed task can have any length.
+        Every participant may do it, because none concludes anything from the answer; in the model workers,
+        submitters and the autoscaler do. The delay of a delayed task can have any length.
         """
         for link in self.dependency_links(waiting.task):
             if not (yield ReadOutcome(link.task)):

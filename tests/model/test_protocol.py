@@ -47,6 +47,20 @@ DEPENDENT = {
     "delayed": Config(tasks=2, chain=True, retries=1, budget=Budget(raises=1)),
     "chain of three": Config(tasks=3, chain=True, workers=1, budget=Budget(cancel=1)),
 }
+AUTOSCALED = {
+    "delayed at the submission": Config(autoscaler=True, recoverers=0, workers=0, delayed=True, budget=Budget(crash=2)),
+    "raises, and its worker ends": Config(
+        autoscaler=True, recoverers=0, workers=0, retries=1, budget=Budget(raises=1, crash=1)
+    ),
+    "claim of a dead worker, pause": Config(
+        autoscaler=True, recoverers=0, workers=0, budget=Budget(crash=1, suspect=1)
+    ),
+    "stale reads, repeated requests": Config(
+        autoscaler=True, recoverers=0, workers=0, delayed=True, budget=Budget(suspect=1, stale=1, enoent=1)
+    ),
+    "dependent": Config(autoscaler=True, recoverers=0, workers=0, tasks=2, chain=True, budget=Budget(crash=1)),
+    "two workers, dependent": Config(autoscaler=True, recoverers=0, tasks=2, chain=True, budget=Budget(crash=1)),
+}
 KEPT = {
     "crashes": Config(keeps=True, budget=Budget(crash=2)),
     "two processes": Config(keeps=True, submitters=2, attempts=1, budget=Budget(crash=1, enoent=1)),
@@ -98,6 +112,7 @@ ALL = [
         ("one", ONE_TASK),
         ("two", TWO_TASKS),
         ("dependent", DEPENDENT),
+        ("autoscaled", AUTOSCALED),
         ("kept", KEPT),
         ("deleted", DELETED),
         ("collected", COLLECTED),

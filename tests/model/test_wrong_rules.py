@@ -298,6 +298,12 @@ class TasksBeforeTheProof(Protocol):
         return None
 
 
+class AutoscalerCountsReadyTasks(Protocol):
+    """The autoscaler leaves delayed tasks, and claims of dead workers, to workers that it does not start for them."""
+
+    autoscaler_releases = False
+
+
 class NeverReady(Protocol):
     """No participant moves a task from waiting/ to ready/."""
 
@@ -439,6 +445,18 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
         Config(workers=1, shared=True, collectors=1, searches=True, budget=Budget(crash=1)),
         "task 1 is set aside without a run",
         "w1  rename claimed/1.1.1.w1 failed/1.1.1.w1: done",
+    ),
+    (
+        AutoscalerCountsReadyTasks,
+        Config(autoscaler=True, recoverers=0, workers=0, delayed=True),
+        "no final state can be reached without further faults",
+        "s   submits 1",
+    ),
+    (
+        AutoscalerCountsReadyTasks,
+        Config(autoscaler=True, recoverers=0, workers=0, budget=Budget(crash=1)),
+        "no final state can be reached without further faults; left are claimed/1.1.1.w1 (task)",
+        "w1  CRASHES",
     ),
     (
         NeverReady,

@@ -41,7 +41,7 @@ class Participant(NamedTuple):
     """A live participant and the activity that it executes, or None if it is idle.
 
     Its name begins with its role: s, s2, ... submitter; w1, w2, ... worker; r1, r2, ... recoverer; g1, g2, ... garbage
-    collector.
+    collector; v1, v2, ... autoscaler.
     """
 
     name: str
@@ -120,8 +120,9 @@ class Transitions:
         recoverers = [f"r{i + 1}" for i in range(self.config.recoverers)]
         others = [f"s{i + 2}" for i in range(self.config.submitters - 1)]
         collectors = [f"g{i + 1}" for i in range(self.config.collectors)]
-        used = (*collectors, *recoverers, *others, *workers)
-        live = (*collectors, *recoverers, "s", *others, *workers)
+        scaler = ["v1"] if self.config.autoscaler else []
+        used = (*collectors, *recoverers, *others, *scaler, *workers)
+        live = (*collectors, *recoverers, "s", *others, *scaler, *workers)
         files = {INBOX: DIRECTORY} if self.config.shared else {}
         if collectors:
             files[ENTRY] = ALIVE
@@ -142,6 +143,8 @@ class Transitions:
         if activity is None:
             for price, words, begun in self.begin(shared, files, name):
                 yield self.step(shared, name, words, Effect("", price), begun)
+            if name[0] == "v" and any(each.place == "ready" for each in files):
+                yield from self.start_worker(shared, name)
             if name[0] == "r" and shared.budget.delete:
                 for deleted in (each for each, content in files.items() if content == TASK):
                     yield self.delete(shared, name, deleted)
@@ -167,6 +170,15 @@ class Transitions:
         action = f"sees a third party delete {name}"
         return Step(actor, action, Effect("", "delete"), shared, (Participant(actor),), violation)
 
+    def start_worker(self, shared: Shared, actor: str) -> Iterator[Step]:
+        """Yield the start of a worker by an idle autoscaler, if none lives. Its place is behind the autoscaler."""
+        if any(name[0] == "w" for name in shared.live):
+            return
+        worker = f"w{sum(name[0] == 'w' for name in shared.used) + 1}"
+        shared = shared._replace(live=tuple(sorted((*shared.live, worker))), used=tuple(sorted((*shared.used, worker))))
+        after = (Participant(actor), Participant(worker))
+        yield Step(actor, f"starts {worker}", Effect(""), shared, after)
+
     def begin(self, shared: Shared, files: Files, me: str) -> Iterator[tuple[str, str, Activity]]:
         """Yield every rule that an idle participant can begin, with its price and description."""
         rules, budget = self.protocol, shared.budget
@@ -182,7 +194,7 @@ class Transitions:
                     yield "", f"cleans up {name}", rules.clean_up(name.task)
                 case "w", "ready":
                     yield "", f"claims {name}", rules.claim(name, me)
-                case "w" | "s", "waiting":
+                case "w" | "s" | "v", "waiting" if self.releases(me):
                     yield "", f"checks whether {name} is ready", rules.make_ready(name)
                 case "w", "claimed" | "outgoing" if name.holder == me:
                     yield "", f"finds {name} in its name", rules.self_check(name)
@@ -198,7 +210,7 @@ class Transitions:
                     yield "", "considers the session", rules.remove_session()
                 case "g", "claimed" if budget.cancel:
                     yield "cancel", f"cancels {name.task}", rules.cancel(Name("cancel", name.task))
-                case "r", "claimed" | "outgoing" if name.holder not in others or budget.suspect:
+                case "r" | "v", "claimed" | "outgoing" if self.recovers(me, name, others, budget):
                     claimed = name.place == "claimed"
                     activity = rules.recover(name, me) if claimed else rules.discard(name)
                     price = "suspect" if name.holder in others else ""
@@ -210,6 +222,14 @@ class Transitions:
                     yield "retry", f"is asked to retry {name}", rules.retry(name)
         if me == "s":
             yield from self.requests(shared, files)
+
+    def releases(self, me: str) -> bool:
+        """Tell whether a participant releases delayed tasks. With an autoscaler the submitter has gone."""
+        return me[0] == "w" or (self.protocol.autoscaler_releases if me[0] == "v" else not self.config.autoscaler)
+
+    def recovers(self, me: str, name: Name, others: set[str], budget: Budget) -> bool:
+        """Tell whether a participant can recover a claim or outcome now."""
+        return bool(name.holder not in others or budget.suspect) and (me[0] != "v" or self.releases(me))
 
     def requests(self, shared: Shared, files: Files) -> Iterator[tuple[str, str, Activity]]:
         """Yield the requests of the user: to submit the next task, or to cancel a task.
@@ -295,7 +315,8 @@ class Transitions:
     def crash(self, shared: Shared, actor: str) -> Step:
         """Return the crash of a participant. A new one replaces a submitter, or the last one of its role.
 
-        With garbage collectors, the session has no live submitter until the new one opens it.
+        With an autoscaler, that one starts the workers. With garbage collectors, the session has no live submitter until
+        the new one opens it.
         """
         files, records = shared.files, shared.records
         live, used, role = set(shared.live) - {actor}, shared.used, actor[0]
@@ -305,7 +326,7 @@ class Transitions:
             if self.config.collectors:
                 files = tuple(sorted({**dict(files), ENTRY: DEAD}.items()))
                 records = tuple(each._replace(orphaned=each.begun and not each.delivered) for each in records)
-        elif not any(name[0] == role for name in live):
+        elif not any(name[0] == role for name in live) and not (self.config.autoscaler and role == "w"):
             new = (Participant(f"{role}{sum(name[0] == role for name in used) + 1}"),)
             used = tuple(sorted((*used, new[0].name)))
         live.update(participant.name for participant in new)
