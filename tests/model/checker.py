@@ -32,8 +32,13 @@ class Report(NamedTuple):
 
 def check(protocol: Protocol, limit: int = 0) -> Report:
     """Check a protocol. Stop when there are more than `limit` states, if it is not 0."""
+    return check_transitions(Transitions(protocol), limit)
+
+
+def check_transitions(transitions: Transitions, limit: int = 0) -> Report:
+    """Check a protocol with transitions of its own, as :func:`check`."""
     began = time.monotonic()
-    search = Search(Transitions(protocol))
+    search = Search(transitions)
     violation, trace = search.run(limit)
     return Report(len(search.codes), search.steps, time.monotonic() - began, violation, tuple(map(str, trace)))
 

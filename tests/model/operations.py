@@ -97,6 +97,13 @@ class Find(NamedTuple):
     task: int
 
 
+class Holders(NamedTuple):
+    """List the files of a task or an object in a directory: the answer joins their holders."""
+
+    place: str
+    task: int
+
+
 class Choose(NamedTuple):
     """Let the checker take a choice of the budget (DONE) or not (NO)."""
 
@@ -111,7 +118,7 @@ class Note(NamedTuple):
     detail: str = ""
 
 
-Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Choose | Note
+Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Holders | Choose | Note
 Body = Generator[Operation, str, "Activity | None"]
 P = ParamSpec("P")
 

@@ -24,6 +24,7 @@ from tests.model.operations import (
     Create,
     Files,
     Find,
+    Holders,
     Name,
     Note,
     Operation,
@@ -263,6 +264,9 @@ class Transitions:
             case Find(place, task):
                 found = (content for name, content in files.items() if (name.place, name.task) == (place, task))
                 yield from self.read(next(found, NO), budget.stale)
+            case Holders(place, task):
+                names = (name for name in files if (name.place, name.task) == (place, task))
+                yield Effect(" ".join(sorted(name.holder for name in names)))
             case ReadOutcome(task):
                 yield from self.read(outcome_of(files, task), budget.stale)
             case Choose(choice):
