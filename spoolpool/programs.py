@@ -10,6 +10,7 @@ from typing import Any
 
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
+from spoolpool.system.quantities import read_count
 from spoolpool.wire import ask_shell, run_program, start_shell
 
 
@@ -69,4 +70,6 @@ class ShellExecutor(Executor):
         """Write one or more lines to the program and return its answer as one string."""
         if (lines_to_read is None) == (stop_read_pattern is None):
             raise BadRequest("The end of the answer is undefined: pass either lines_to_read or stop_read_pattern.")
+        if lines_to_read is not None:
+            lines_to_read = read_count("lines_to_read", lines_to_read, 0)
         return super().submit(ask_shell, string_input, lines_to_read, stop_read_pattern)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -68,8 +69,10 @@ def autoscale(
 ) -> None:
     """Submit batch jobs of workers for the queued tasks of SPOOL, and cancel unneeded pending jobs.
 
-    Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks require. Only one
-    process at a time scales a spool. It prints each action with its reason.
+    Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks require. Where no
+    worker lives, it also makes delayed tasks ready and releases the claims of dead workers; --once first watches
+    silent workers for up to two leases. Only one process at a time scales a spool. It prints each action with its
+    reason.
     """
     spool = Spool(directory)
     policy = ScalingPolicy(
@@ -86,14 +89,20 @@ def autoscale(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with scaler.exclusive():
-        while True:
+        if once:
+            _print(scaler.await_recovery(ending.wait))
+            _print(scaler.round())
+            return
+        while not ending.is_set():
             try:
-                for line in scaler.round():
-                    echo_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-            except (LauncherError, OSError) as error:
-                if once:
-                    raise
-                # the batch system may be back in the next round
+                _print(scaler.round())
+            except (LauncherError, OSError) as error:  # the batch system may be back in the next round
                 echo_stderr(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
-            if once or ending.wait(every):
-                return
+            end = time.monotonic() + every
+            while (left := end - time.monotonic()) > 0 and not ending.wait(min(left, spool.config.lease / 4)):
+                _print(scaler.release_tasks())
+
+
+def _print(messages: Iterable[str]) -> None:
+    for message in messages:
+        echo_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")

@@ -23,7 +23,7 @@ from spoolpool.protocol.spool import Spool
 )
 @click.option(
     "--lease",
-    type=Duration(),
+    type=Duration(checks_range=False),
     default=settings.LEASE,
     show_default=True,
     help="Seconds from the last heartbeat of a worker until its claims expire.",
@@ -37,7 +37,7 @@ from spoolpool.protocol.spool import Spool
 )
 @click.option(
     "--caches",
-    type=Duration(),
+    type=Duration(checks_range=False),
     default=settings.CACHE_SECONDS,
     show_default=True,
     help="Seconds for which a client of the filesystem may see removed names (1 on a local filesystem).",

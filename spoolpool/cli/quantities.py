@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import click
@@ -16,15 +17,20 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
     name = "time"
     unit = 1.0
 
-    def __init__(self, least: float = 0.0, most: float = LONGEST) -> None:
+    def __init__(self, least: float = 0.0, most: float = LONGEST, *, checks_range: bool = True) -> None:
+        """Without ``checks_range`` a plain number is left to the caller to check."""
         self._least = least
         self._most = most
+        self._checks_range = checks_range
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return a duration in seconds."""
         name = f"The value of {param.opts[-1]}" if param is not None else "The time"
         if isinstance(value, float):  # a default, or converted already
             return value
+        if not self._checks_range:
+            with contextlib.suppress(ValueError):  # a number with a unit
+                return float(str(value))
         try:
             seconds = read_seconds(name, value, most=self._most, unit=self.unit, needs_unit=False)
         except BadRequest as error:

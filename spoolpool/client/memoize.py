@@ -28,6 +28,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+from spoolpool.system.user_code import is_interrupt, printable
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
@@ -164,7 +165,16 @@ class Memoizer:
 
 def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Return the arguments as text of at most 200 characters."""
-    parts = [reprlib.repr(each) for each in args]
-    parts += [f"{name}={reprlib.repr(each)}" for name, each in kwargs.items()]
+    parts = [_short(each) for each in args]
+    parts += [f"{name}={_short(each)}" for name, each in kwargs.items()]
     text = ", ".join(parts)
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _short(value: object) -> str:
+    try:
+        return printable(reprlib.repr(value))
+    except BaseException as error:  # a __repr__ may raise anything
+        if is_interrupt(error):
+            raise
+        return f"<{type(value).__name__}>"

@@ -10,13 +10,13 @@ import threading
 from queue import SimpleQueue
 
 from spoolpool.client.session import SubmitterSession
-from spoolpool.errors import SpoolpoolError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, parse_lane, parse_task_file
 from spoolpool.monitor.logs import Lines, OutputFollower, Printed, for_terminal
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.user_code import describe_error
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class OutputStream:
             except OSError as error:  # the file server is unreachable for a moment
                 log.info("Cannot read the output of the tasks now; trying again: %s", error)
                 printed = False
-            except (SpoolpoolError, ValueError) as error:  # another account's logs, or a closed standard output
-                log.warning("The output of the tasks is no longer printed: %s", error)
+            except BaseException as error:  # noqa: BLE001  another account's logs, or a stream of the user that raises
+                log.warning("The output of the tasks is no longer printed: %s", describe_error(error))
                 return
             idle = not pending and not len(self._follower)
             if self._closed and idle and self._wake_ups.empty():

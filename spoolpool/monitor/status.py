@@ -217,8 +217,10 @@ def _blocked(rows: tuple[LaneCounts, ...], infos: list[WorkerInfo]) -> tuple[Blo
             waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
     found = [(lane, count, workers.why_unserved(lane, infos)) for lane, count in waiting.items()]
     if not infos:
-        found.append(("held back", sum(row.held for row in rows), workers.NO_GROUP))
-        found.append(("claimed by dead groups", sum(row.running for row in rows), workers.NO_GROUP))
+        # only a worker or 'spool autoscale' moves them to ready/
+        held, running = sum(row.held for row in rows), sum(row.running for row in rows)
+        found.append(("held back", held, f"{workers.NO_GROUP}, which releases them when they may start"))
+        found.append(("claimed by dead groups", running, f"{workers.NO_GROUP}, which releases them"))
     return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
 
 

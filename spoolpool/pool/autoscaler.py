@@ -6,6 +6,9 @@
 
 All past events that :func:`spoolpool.pool.scaling_policy.decide` needs are dated in the spool, so that rounds of one
 process and rounds of many, as from cron, decide alike.
+
+Demand is counted in ``ready/``. Where no worker lives, the autoscaler itself moves tasks there that a worker would have
+released: delayed tasks that may start, and claims of dead workers.
 """
 
 from __future__ import annotations
@@ -13,19 +16,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
-from spoolpool.format.names import AUTOSCALE_LOCK, parse_lane, session_of_entry
+from spoolpool.format.names import AUTOSCALE_LOCK, is_worker_id, parse_lane, parse_task_file, session_of_entry
 from spoolpool.monitor.scan import waiting_tasks
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
 from spoolpool.pool.scaling_policy import Decision, ScalingPolicy, ScalingState, decide
 from spoolpool.protocol import sessions, workers
+from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
@@ -61,6 +67,8 @@ class Autoscaler:
         self._tags = tags
         self._trust = trust or Trust()
         self._liveness = Liveness(spool)
+        self._delayed = DelayedTasks(spool, dated=True)
+        self._recovery = Recovery(spool)
         self._obstacles: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -94,8 +102,9 @@ class Autoscaler:
         A missing submission is reported once for each reason. Raises :class:`LauncherError` if the batch system does
         not answer or rejects a job.
         """
+        messages = self.release_tasks()
         jobs = batch_jobs.find_jobs(self._spool)
-        messages = list(self._cancel_orphans(jobs))
+        messages += self._cancel_orphans(jobs)
         own = [job for job in jobs if job.record.lane and job.record.session == self._session]
         journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
         obstacles = {}
@@ -113,6 +122,49 @@ class Autoscaler:
             self._obstacles = obstacles
             journal.close()
         return messages
+
+    def release_tasks(self) -> list[str]:
+        """Release delayed tasks that may start, and claims of dead workers; return a message for each change.
+
+        To be called about four times a lease. Nothing is raised: what cannot be done now is done later.
+        """
+        messages = []
+        try:
+            if count := self._delayed.round():
+                messages.append(f"{count} delayed task(s) were made ready.")
+            messages += [f"Recovered {line}." for line in self._recovery.round()]
+        except OSError as error:  # the server is unreachable for a moment
+            log.info("The release of tasks was put off: %s", error)
+        if messages:
+            journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
+            for message in messages:
+                journal.write("recovered", text=message)
+            journal.close()
+        return messages
+
+    def await_recovery(self, wait: Callable[[float], bool]) -> Iterator[str]:
+        """Watch silent workers until each is recovered or shows a heartbeat, for two leases at most; yield messages.
+
+        For a process that makes a single round: a worker is dead only after a lease in which it was watched. ``wait``
+        waits some seconds, and returns whether to stop.
+        """
+        lease = self._spool.config.lease
+        end = time.monotonic() + 2 * lease
+        while self._has_silent_workers() and time.monotonic() < end:
+            yield from self.release_tasks()
+            if wait(lease / 4):
+                return
+
+    def _has_silent_workers(self) -> bool:
+        """Return whether a registered worker, or the worker of a claim, has had no heartbeat for a lease."""
+        claims = map(parse_task_file, files.list_names(self._spool.layout.claimed))
+        names = {task_file.worker for task_file in claims if task_file is not None}
+        names.update(filter(is_worker_id, files.list_names(self._spool.layout.workers)))
+        if not names:
+            return False
+        now, lease = self._spool.server_time(), self._spool.config.lease
+        ages = (workers.seconds_since_heartbeat(self._spool, worker, now) for worker in names)
+        return any(age is None or age > lease for age in ages)
 
     def _act(self, decision: Decision) -> str:
         if (job := decision.job) is not None:

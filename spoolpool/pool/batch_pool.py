@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _FAILED_JOBS = 3  # failed jobs in a row, or refused submissions, after which no more are submitted
 _COOLDOWN = 5.0  # seconds between two submissions for a lane
+_RELEASE_SECONDS = 5.0  # between two looks for delayed tasks that may start, at most
 _STOP_SECONDS = 30.0  # for running jobs to end in order
 _TAIL = 2000  # bytes of a job's last output shown in an error
 
@@ -74,6 +75,7 @@ class BatchPool:
         self._scaler = Autoscaler(spool, self.job, policy, session=session, tags=tags)
         self._backoff = Backoff(1.0, 60.0)
         self._due = math.inf
+        self._release_due = 0.0
         self._lanes: set[str] = set()
         self._started: set[str] = set()  # jobs of which a group has registered
         self._checked: set[str] = set()  # jobs that ended, and were counted as failures or not
@@ -94,7 +96,14 @@ class BatchPool:
             self._lanes = lanes
             self._due = min(self._due, time.monotonic() + self._backoff.first)
             self._backoff.reset()
-        if self.broken or time.monotonic() < self._due:
+        if self.broken or self._heartbeat is None:
+            return
+        if lanes and time.monotonic() >= self._release_due:
+            self._release_due = time.monotonic() + min(self._spool.config.lease / 4, _RELEASE_SECONDS)
+            for message in self._scaler.release_tasks():
+                log.info("%s", message)
+                self._due = 0.0
+        if time.monotonic() < self._due:
             return
         try:
             self._check_ended_jobs()

@@ -17,7 +17,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, is_session, parse_link, parse_task_file
 from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import move_to_bucket, read_task
+from spoolpool.protocol.tasks import move_to_bucket, read_opened_task, read_task
 from spoolpool.system import files
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,14 @@ class DelayedTasks:
 
     Tasks that raised wait for a delay, and tasks with dependencies for outcomes. The links in ``needs/`` tell for
     which, and so how far this process must look; the header of the task decides, and may name a time as well.
+
+    With ``dated``, the delay of a task began with the last rename of its file, by the clock that dates the files: for a
+    process that looks seldom or once. On a filesystem that does not date renames the delay may be shorter then.
     """
 
-    def __init__(self, spool: Spool, index: OutcomeIndex | None = None) -> None:
+    def __init__(self, spool: Spool, index: OutcomeIndex | None = None, *, dated: bool = False) -> None:
         self._spool = spool
+        self._dated = dated
         self._index = index or OutcomeIndex(spool)
         self._due: dict[TaskFile, float] = {}
         self._headers: dict[TaskFile, TaskHeader] = {}
@@ -131,10 +135,13 @@ class DelayedTasks:
 
     def _read_delay(self, task_file: TaskFile) -> None:
         with contextlib.suppress(OSError, SpoolpoolError):  # gone, or unreadable: 'spool check' reports it
-            header = read_task(self._spool, f"{self._spool.layout.waiting}/{task_file.name}", task_file)
+            path = f"{self._spool.layout.waiting}/{task_file.name}"
+            with files.reading(path, None) as (fd, status):
+                header, _ = read_opened_task(self._spool, fd, path, task_file)
             if header.task == task_file.task:
+                passed = max(0.0, self._spool.server_time() - status.st_ctime) if self._dated else 0.0
                 self._headers[task_file] = header
-                self._due[task_file] = time.monotonic() + retry_delay(header, task_file.attempt)
+                self._due[task_file] = time.monotonic() + retry_delay(header, task_file.attempt) - passed
 
     # -- dependencies
 

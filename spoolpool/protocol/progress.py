@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +17,9 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, records
 from spoolpool.system.bounds import Seconds, Word
 from spoolpool.system.records import BadRecord
+from spoolpool.system.user_code import describe_value
+
+log = logging.getLogger(__name__)
 
 _EVERY = 0.5  # least seconds between two writes, however often a function reports
 _TEXT = 120  # characters
@@ -48,11 +52,12 @@ class Progress:
         self._written = 0.0
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
+        self._warned = False
 
     def report(self, worker: str, task: str, fraction: float | None, text: str) -> None:
         """Report the progress of a task. Of reports that come faster than they are written, the last is written."""
         if fraction is not None:
-            fraction = None if math.isnan(fraction) else min(max(float(fraction), 0.0), 1.0)
+            fraction = self._fraction(fraction)
         text = str(text)[:_TEXT].encode(errors="replace").decode()
         self._last = TaskProgress(task=task, fraction=fraction, text=text, told=time.time())
         if self._timer is not None:
@@ -65,6 +70,17 @@ class Progress:
                 self._timer = threading.Timer(left, self._later, (worker,))
                 self._timer.daemon = True
                 self._timer.start()
+
+    def _fraction(self, given: Any) -> float | None:
+        """Return the nearest number from 0 to 1; None if it is no number. The first other value is logged."""
+        try:
+            number = float(given)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not (-0.01 < number < 1.01 or self._warned):  # rounding errors
+            self._warned = True
+            log.warning("progress() was given %s: it is a fraction from 0 to 1; 50 %% is 0.5.", describe_value(given))
+        return None if math.isnan(number) else min(max(number, 0.0), 1.0)
 
     def finish(self) -> None:
         """Forget the last report, as its task has ended."""

@@ -319,8 +319,8 @@ class Transitions:
     def crash(self, shared: Shared, actor: str) -> Step:
         """Return the crash of a participant. A new one replaces a submitter, or the last one of its role.
 
-        With an autoscaler, that one starts the workers. With garbage collectors, the session has no live submitter until
-        the new one opens it.
+        With an autoscaler, that one starts the workers. With garbage collectors, the session has no live submitter
+        until the new one opens it.
         """
         files, records = shared.files, shared.records
         live, used, role = set(shared.live) - {actor}, shared.used, actor[0]

@@ -321,7 +321,9 @@ def test_status_has_the_time_since_the_last_heartbeat(spool: Spool) -> None:
 def test_status_without_live_groups_lists_held_and_claimed_tasks_as_blocked(spool: Spool) -> None:
     put(spool, "waiting")
     put(spool, "claimed", worker_id=announce(spool, dead_process()))
-    assert [each["what"] for each in read_status(spool)["blocked"]] == ["held back", "claimed by dead groups"]
+    blocked = read_status(spool)["blocked"]
+    assert [each["what"] for each in blocked] == ["held back", "claimed by dead groups"]
+    assert all("start one with 'spool-worker', which releases them" in each["why"] for each in blocked)
     assert "Groups   none alive" in run("status", spool.path).stdout
 
 

@@ -218,6 +218,19 @@ def test_whatever_is_told_is_read_again(
     assert told(spool, worker)[1:] == seen
 
 
+@pytest.mark.parametrize("given", [50, "50%", float("nan"), None, 0.5, 1.0000001])
+def test_a_percentage_in_place_of_a_fraction_is_logged_once(
+    spool: Spool, given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = announce(spool, ProcessId.of(os.getpid()))
+    telling = Progress(spool.path)
+    for _ in range(3):
+        telling.report(worker, TASK, given, "")
+    wrong = given not in (None, 0.5, 1.0000001)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * wrong
+    assert wrong == ("50 % is 0.5" in caplog.text)
+
+
 def test_a_shorter_text_leaves_nothing_of_a_longer_one(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = announce(spool, ProcessId.of(os.getpid()))
     monkeypatch.setattr(progress, "_EVERY", 0.0)
