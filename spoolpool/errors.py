@@ -6,7 +6,9 @@ they may be the outcome of a task. ``exit_code`` is the exit code of a command t
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 from concurrent.futures import BrokenExecutor
 from typing import ClassVar
 
@@ -22,10 +24,26 @@ class RemoteTraceback(Exception):
         return self.text
 
 
+_OPEN_DIRECTORY = re.compile(r"/proc/self/fd/\d+")
+
+
+def _path_of(descriptor: re.Match[str]) -> str:
+    try:
+        return os.readlink(descriptor[0])
+    except OSError:  # closed by now
+        return descriptor[0]
+
+
 class SpoolpoolError(Exception):
-    """Base class of the errors that spoolpool detects, and the class of those without a class of their own."""
+    """Base class of the errors that spoolpool detects, and the class of those without a class of their own.
+
+    A path in the message that leads through an open directory is replaced by the path of that directory.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_OPEN_DIRECTORY.sub(_path_of, each) if isinstance(each, str) else each for each in args))
 
 
 class NotASpool(SpoolpoolError):

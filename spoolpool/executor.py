@@ -40,6 +40,7 @@ from spoolpool.monitor import graph
 from spoolpool.options import Backend, Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
+from spoolpool.security.trust import Trust
 from spoolpool.system import fork
 from spoolpool.system.quantities import read_count
 
@@ -114,15 +115,16 @@ class Executor(futures.Executor):
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
             given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
+        trusted = tuple(trust)
         self._options = options = ExecutorOptions(
             defaults=Resources().updated({**given, **(resource_dict or {})}),
             backend=backend_of(self.default_backend if backend is None else backend),
-            spool=None if spool is None else Spool(spool),
+            spool=None if spool is None else Spool(spool, trust=Trust(trusted)),
             max_workers=max_workers,
             oversubscribe=oversubscribe,
             session=Session(session) if isinstance(session, str) else session,
             submission=submission,
-            trust=tuple(trust),
+            trust=trusted,
             init_function=init_function,
             stream_output=stream_output,
             cache=cache,

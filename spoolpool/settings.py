@@ -11,7 +11,10 @@ ENV_KEY = "SPOOLPOOL_KEY"
 """File with the keys of a signed spool; by default it is in the configuration directory."""
 
 ENV_PARENTS = "SPOOLPOOL_PARENTS"
-"""Directories, separated by colons, that may contain spools although other accounts can write to them."""
+"""Directories, separated by colons, that count as protected although other accounts can write to them."""
+
+ENV_KNOWN = "SPOOLPOOL_KNOWN"
+"""Identity (JSON) of the spool of the process that started this one, which has checked it."""
 
 ENV_WORKER = "SPOOLPOOL_WORKER"
 """Worker id that the supervisor assigns to a group that it starts (at most 24 hex digits)."""

@@ -74,7 +74,9 @@ def autoscale(
     silent workers for up to two leases. Only one process at a time scales a spool. It prints each action with its
     reason.
     """
-    spool = Spool(directory)
+    given = parse_worker_options(options["arguments"])
+    trust = Trust(given["trusted"], given["trusted_groups"])
+    spool = Spool(directory, trust=trust)
     policy = ScalingPolicy(
         max_jobs=max_jobs,
         tasks_per_job=tasks_per_job,
@@ -82,8 +84,6 @@ def autoscale(
         cooldown=cooldown,
         idle_timeout=idle_timeout,
     )
-    given = parse_worker_options(options["arguments"])
-    trust = Trust(given["trusted"], given["trusted_groups"])
     scaler = Autoscaler(spool, create_job(spool.path, options), policy, tags=given["tags"], trust=trust)
     ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):

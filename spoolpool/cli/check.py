@@ -26,7 +26,7 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     The exit code is 0 if there are none, or if all were repaired, else 1. The repair of claims of dead workers takes
     about one lease; the repair of orphan or missing outcomes takes as long as NFS clients cache names (two minutes).
     """
-    spool = Spool(directory)
+    spool = Spool(directory, read_only=not repair)
     found = checking.check(spool, deep=not quick)
     done = checking.repair(spool, found) if repair else []
     left = checking.check(spool, deep=not quick) if repair else found

@@ -37,7 +37,7 @@ def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
         seconds = max(spool.config.lease, spool.config.caches)
         echo_stderr(f"Waiting {seconds:g} s before the second check of {len(orphans)} orphan outcome(s).")
         check.repair(spool, orphans)
-        orphans = [each for each in orphans if not files.exists(f"{spool.path}/{each.path}")]
+        orphans = [each for each in orphans if not files.exists(f"{spool.layout.root}/{each.path}")]
     found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given))
     if dry_run:
         for path, reason in [

@@ -31,7 +31,7 @@ def graph(directory: str, session: str, form: Literal["dot", "mmd", "svg", "json
 
     Tasks with collected outcomes are no longer in the spool.
     """
-    nodes = graphs.read(Spool(directory), session)
+    nodes = graphs.read(Spool(directory, read_only=True), session)
     if form == "json":
         click.echo(json.dumps(graphs.workflow(nodes), indent=1))
     else:

@@ -61,7 +61,7 @@ def journal(
     The account is the owner of the journal's file. An exclamation mark precedes a different account in the entry. The
     order of events on different hosts is only as exact as their clocks.
     """
-    spool = Spool(directory)
+    spool = Spool(directory, read_only=True)
     owner = None if user is None else _uid(user)
     out = sys.stdout.buffer
     for line in lines(spool, since or 0.0):

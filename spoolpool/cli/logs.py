@@ -41,7 +41,7 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
     directory, tasks = spool_and_tasks(words)
     if not tasks:
         raise BadRequest("Name a task. 'spool ls' lists the tasks.")
-    spool, trust = Spool(directory), Trust(trusted)
+    spool, trust = Spool(directory, read_only=True), Trust(trusted)
     for task in [_task(spool, trust, word) for word in tasks]:
         claims = _follow(spool, trust, task, rank) if follow else set()
         if not _show(spool, trust, task, rank, without=claims) and not claims:
@@ -105,7 +105,7 @@ def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]
         task_files = map(parse_task_file, files.list_names(spool.layout.claimed))
         claimed = {task_file for task_file in task_files if task_file is not None and task_file.task == task}
         is_queued = not claimed and any(
-            each.task_file.task == task for each in SpoolScanner(spool.path).tasks({"held", "waiting"})
+            each.task_file.task == task for each in SpoolScanner(spool.layout.root).tasks({"held", "waiting"})
         )
         for task_file in claimed:
             follower.add(task_file)

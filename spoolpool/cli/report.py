@@ -34,7 +34,7 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
     """
     if not (output or png or svg):
         raise BadRequest("Name an output file: -o report.html, --png FILE or --svg FILE.")
-    summary = summarize(Spool(directory))
+    summary = summarize(Spool(directory, read_only=True))
     if output:
         Path(output).write_text(page(summary), encoding="utf-8")
     for path, kind in ((png, "png"), (svg, "svg")):

@@ -60,7 +60,7 @@ def remove(view: TaskView) -> bool:
         remove_links(spool, header)
     # the task file first: an orphan outcome is garbage, a task file without its outcome would be a lost result
     parent, _, name = view.location.path.rpartition("/")
-    place = spool.directory(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+    place = spool.directory(f"{spool.layout.root}/{parent}") if "/" in parent else f"{spool.layout.root}/{parent}"
     removed = files.remove(f"{place}/{name}")
     if removed and view.location.place == "done" and task_file.worker != CANCELLED:
         outgoing = spool.directory(f"{spool.layout.outgoing}/{view.session}")

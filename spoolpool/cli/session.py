@@ -23,6 +23,7 @@ from spoolpool.monitor.query import Query, TaskView, select
 from spoolpool.monitor.scan import PLACES, SpoolScanner
 from spoolpool.protocol.sessions import SessionInfo, is_in_use, list_entries, read_session, remove_dead
 from spoolpool.protocol.spool import Spool
+from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.text import format_duration
 
@@ -40,8 +41,8 @@ def session() -> None:
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
     """List the sessions of SPOOL: account, submitter, number of tasks, and time of the last submission."""
-    spool = Spool(directory)
-    scanner = SpoolScanner(spool.path)
+    spool = Spool(directory, read_only=True)
+    scanner = SpoolScanner(spool.layout.root)
     titled = sys.stdout.isatty() and not as_json
     for name, found in count_session_tasks(spool, scanner).items():
         info = _submitter(spool, name)
@@ -102,7 +103,7 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
     Values are shortened to one line; 'spool result' and --json print them in full. Unpickling a value can run code:
     only results from workers of your account and of --trust-user are read.
     """
-    spool = Spool(directory)
+    spool = Spool(directory, trust=Trust(trusted))
     failures = 0
     for view in _tasks(spool, name):
         entry: dict[str, Any] = {"task": view.id, "state": view.state, "name": view.name}

@@ -59,7 +59,7 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
     yield "File", f"{view.spool.path}/{view.location.path}"
     if outcome is not None:
-        yield "Outcome", view.spool.layout.outcome(view.session, task_file)
+        yield "Outcome", files.display_path(view.spool.layout.outcome(view.session, task_file))
         if failure := outcome.failure:
             yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
             yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"

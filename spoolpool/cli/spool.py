@@ -11,6 +11,7 @@ from spoolpool.cli.output import CONTEXT, add_common_options
 
 COMMANDS = {
     "init": "Create a spool.",
+    "accept": "Accept a spool that is new here, or was replaced.",
     "submit": "Submit a call of a Python function.",
     "run": "Submit a command line.",
     "status": "Show blocked, queued and running tasks, and the workers.",

@@ -46,7 +46,7 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 
     It lists names and reads a few headers; the cost does not depend on the size of the tasks.
     """
-    collector = StatusCollector(Spool(directory))
+    collector = StatusCollector(Spool(directory, read_only=True))
     if as_json:
         backoff = Backoff(interval, interval)
         click.echo(json.dumps(to_json(collector.collect()), indent=None if watch else 1))
@@ -67,7 +67,7 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @report_errors
 def top(directory: str, interval: float) -> None:
     """Show the status of SPOOL continuously, until q or Ctrl-C."""
-    _watch(StatusCollector(Spool(directory)), interval)
+    _watch(StatusCollector(Spool(directory, read_only=True)), interval)
 
 
 def _watch(collector: StatusCollector, interval: float) -> None:

@@ -30,15 +30,26 @@ _COMPLETIONS = 200  # ids that a shell gets
 
 
 class Selection:
-    """Tasks that the arguments and options of a command select; ``states`` are the states that the command accepts."""
+    """Tasks that the arguments and options of a command select; ``states`` are the states that the command accepts.
 
-    def __init__(self, words: tuple[str, ...], states: Collection[State], everything: bool, query: Query) -> None:
+    ``read_only`` is for a command that changes nothing.
+    """
+
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        states: Collection[State],
+        everything: bool,
+        query: Query,
+        *,
+        read_only: bool = False,
+    ) -> None:
         directory, self._words = spool_and_tasks(words)
-        self.spool: Spool = Spool(directory)
+        self.spool: Spool = Spool(directory, read_only=read_only)
         self._is_open = not self._words and query.is_empty
         self._everything = everything
         self._query = query if query.states else dataclasses.replace(query, states=tuple(states))
-        self._scanner = SpoolScanner(self.spool.path)
+        self._scanner = SpoolScanner(self.spool.layout.root)
 
     def tasks(self) -> Iterator[TaskView]:
         """Yield the selected tasks, without a selection all; report directories that could not be listed at the end."""
@@ -112,7 +123,8 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
         @functools.wraps(function)
         def run(words: tuple[str, ...], **options: Any) -> None:
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
-            selection = Selection(words, states, options.pop("everything", False), query)
+            given = options.pop("everything", False)
+            selection = Selection(words, states, given, query, read_only=not everything)
             try:
                 function(selection=selection, **options)
             finally:

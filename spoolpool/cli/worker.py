@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -151,11 +152,14 @@ def supervise(options: WorkerCommandOptions) -> None:
     from spoolpool.launch.selection import select_launcher
     from spoolpool.pool.supervisor import Supervisor
     from spoolpool.protocol.spool import Spool
+    from spoolpool.security import known_spools
+    from spoolpool.security.trust import Trust
     from spoolpool.system.stop_request import StopRequest, stop_on_signals
 
+    known_spools.inherit(os.environ.pop(settings.ENV_KNOWN, ""))
     launcher = select_launcher(options.launcher or "auto")
     supervisor = Supervisor(
-        Spool(options.directory),
+        Spool(options.directory, trust=Trust(options.trusted, options.trusted_groups)),
         launcher,
         options.shapes(single=launcher.name in ("local", "mpiexec")),
         options.launch,

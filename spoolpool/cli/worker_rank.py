@@ -23,15 +23,17 @@ def run_rank(options: WorkerCommandOptions) -> int:
     from spoolpool.launch.allocation import find_allocation
     from spoolpool.launch.output_relay import redirect_output
     from spoolpool.protocol.worker_registration import decode_owner
+    from spoolpool.security import known_spools
     from spoolpool.security.trust import Trust
     from spoolpool.system.gpus import local_rank, take_share
     from spoolpool.worker import main
     from spoolpool.worker.loop import WorkerOptions
 
     # always removed: a task may start workers of its own
-    names = settings.ENV_OUTPUT, settings.ENV_DEVICES, settings.ENV_OWNER, settings.ENV_WORKER
+    names = settings.ENV_OUTPUT, settings.ENV_DEVICES, settings.ENV_OWNER, settings.ENV_WORKER, settings.ENV_KNOWN
     variables = [os.environ.pop(name, "") for name in names]
-    pipes, devices, owner, worker = variables if options.group_of is not None else [""] * len(names)
+    pipes, devices, owner, worker, known = variables if options.group_of is not None else [""] * len(names)
+    known_spools.inherit(known)
     if pipes:
         redirect_output(pipes, local_rank())
     if devices:

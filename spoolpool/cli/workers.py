@@ -50,7 +50,7 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 @report_errors
 def ls(directory: str) -> None:
     """List the worker groups of SPOOL: id, state, host, job, shape and queues; then its batch jobs."""
-    spool = Spool(directory)
+    spool = Spool(directory, read_only=True)
     liveness = Liveness(spool)
     for info in sorted(read_workers(spool), key=lambda info: info.started):
         state = "alive" if liveness.is_alive(info) else "dead"

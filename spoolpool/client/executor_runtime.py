@@ -32,7 +32,7 @@ from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, fork
+from spoolpool.system import fork
 from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ExecutorRuntime:
                 runtime.close()
                 runtime.join()
             elif options.spool is None:
-                files.remove_tree(spool.path)
+                spool.remove()
             raise
         return runtime
 
@@ -172,7 +172,7 @@ class ExecutorRuntime:
                 self.stream.close()
                 self.stream.join()
             if self.options.spool is None:
-                files.remove_tree(self.spool.path)
+                self.spool.remove()
 
     def _supervise(self) -> bool:
         """Check the groups and batch jobs once; returns whether a group's state changed."""

@@ -35,7 +35,7 @@ class PendingTasks:
         self._empty = threading.Condition(self.lock)
         self._cancel_requested: set[str] = set()
         # a temporary spool belongs to one executor and is removed with it: its journal would not be read
-        self._journal = None if spool.config.temporary else Journal(spool, submitters_journal(), session)
+        self._journal = None if spool.temporary else Journal(spool, submitters_journal(), session)
 
     def __len__(self) -> int:
         return len(self._futures)

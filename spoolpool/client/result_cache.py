@@ -31,6 +31,7 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import is_account, is_cache_key, is_cache_part
 from spoolpool.protocol.spool import Spool
+from spoolpool.security import known_spools
 from spoolpool.security.signing import Signature, cache_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -203,7 +204,8 @@ def open_cache(where: str | os.PathLike[str] | None, trust: Trust) -> Cache:
         home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
         return Cache(os.path.join(home, "spoolpool"), trust)
     directory = os.path.abspath(where)
-    if files.is_missing(f"{directory}/spool.json"):
+    # at the path of a spool nothing else is a cache: its files might have to be signed
+    if known_spools.recall(directory) is None and files.is_missing(f"{directory}/spool.json"):
         return Cache(directory, trust)
     return cache_of(Spool(directory), trust)
 

@@ -65,7 +65,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: Positive | None = None
     """Limit of the queued tasks of one user; None: no limit."""
     signed: bool = False
-    """Whether every file that may be unpickled has a signature."""
+    """Whether every file that may be unpickled has a signature. A process with a key does not depend on this field."""
 
 
 class _Version(msgspec.Struct):
@@ -76,15 +76,15 @@ _version_decoder = msgspec.json.Decoder(_Version)
 _decoder = msgspec.json.Decoder(Config)
 
 
-def read_config(where: Layout) -> tuple[Config, os.stat_result]:
-    """Return the config of a spool and the status of its file.
+def read_config(where: Layout, path: str) -> tuple[Config, os.stat_result]:
+    """Return the config of a spool and the status of its file; ``path`` is that of the spool in messages.
 
     Raises :class:`NotASpool`, :class:`SpoolVersion` or :class:`SpoolDenied`.
     """
     status: list[os.stat_result] = []
 
-    def check(fd: int, path: str) -> os.stat_result:
-        status.append(files.regular_status(fd, path))
+    def check(fd: int, name: str) -> os.stat_result:
+        status.append(files.regular_status(fd, name))
         return status[0]
 
     try:
@@ -92,20 +92,20 @@ def read_config(where: Layout) -> tuple[Config, os.stat_result]:
         version = records.decode(_version_decoder, data, where.config).format
         if version > FORMAT:
             raise SpoolVersion(
-                f"The spool {where.root} has format {version}; this version of spoolpool reads formats up to {FORMAT}. "
+                f"The spool {path} has format {version}; this version of spoolpool reads formats up to {FORMAT}. "
                 "Install a newer spoolpool here, or use another spool."
             )
         return records.decode(_decoder, data, where.config), status[0]
     except BadRecord as error:
         raise NotASpool(
-            f"{where.root} is not a spool: {where.config} was not written by 'spool init' ({error.reason})."
+            f"{path} is not a spool: {path}/spool.json was not written by 'spool init' ({error.reason})."
         ) from error
     except OSError as error:
         if error.errno in files.DENIED:
             raise SpoolDenied(
-                f"Cannot open the spool {where.root}: {error.strerror}. {permissions.describe_access(where.root)}"
+                f"Cannot open the spool {path}: {error.strerror}. {permissions.describe_access(path)}"
             ) from error
         raise NotASpool(
-            f"{where.root} is not a spool: {where.config} cannot be read ({error.strerror}). Make one with "
-            f"'spool init {where.root}', or check that the filesystem is mounted on {os.uname().nodename}."
+            f"{path} is not a spool: {path}/spool.json cannot be read ({error.strerror}). Make one with "
+            f"'spool init {path}', or check that the filesystem is mounted on {os.uname().nodename}."
         ) from error

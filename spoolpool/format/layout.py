@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spoolpool.format.names import DependencyLink, OutputFile, TaskFile
+
+if TYPE_CHECKING:
+    from spoolpool.system.files import Place
 
 
 class Layout:
-    """Paths below one spool directory."""
+    """Paths below one spool directory, which is given by its path or is open. Keep this object while a path is used."""
 
     DIRECTORIES = (
         "tmp",
@@ -26,8 +31,9 @@ class Layout:
     ON_DEMAND = ("jobs", "needs", "cache")
     """Directories that are made when they are first needed."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, place: Place) -> None:
+        self.place = place  # a path through an open directory is valid while it is open
+        self.root = root = str(place)
         self.config = f"{root}/spool.json"
         self.tmp = f"{root}/tmp"
         self.ready = f"{root}/ready"

@@ -217,7 +217,7 @@ def _check_contents(spool: Spool) -> Iterator[Finding]:
     seen = scan(spool)
     committed = {task_file.name for task_file in seen.results.values()}
     outcomes = {path: task_file for path, task_file in seen.outgoing.items() if task_file.name in committed}
-    trust = Trust((os.lstat(spool.path).st_uid,))
+    trust = Trust((spool.owner,))
     for path, task_file in [*seen.tasks.items(), *outcomes.items()]:
         problem = _problem(spool, path, task_file, trust, outcome=path in outcomes)
         if problem:
@@ -226,7 +226,7 @@ def _check_contents(spool: Spool) -> Iterator[Finding]:
 
 def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outcome: bool) -> str | None:
     """Describe the problem of a file; None if it has none, or is gone."""
-    whole = f"{spool.path}/{path}"
+    whole = f"{spool.layout.root}/{path}"
     try:
         if outcome:
             read_outcome(spool, path.split("/")[1], task_file, trust)
@@ -273,7 +273,7 @@ def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) 
 
 
 def _repair_at_once(spool: Spool, finding: Finding) -> list[str]:
-    path = f"{spool.path}/{finding.path}"
+    path = f"{spool.layout.root}/{finding.path}"
     if finding.kind == "missing":
         spool.make_directories(path)
         return [f"made {finding.path}"]
@@ -308,7 +308,7 @@ class _DelayedRepairs:
 
     def proceed(self) -> None:
         """Do the repairs that are possible by now."""
-        root = self._spool.path
+        root = self._spool.layout.root
         self._done += self._recovery.round()
         self._dead = {path for path in self._dead if os.path.lexists(f"{root}/{path}")}
         for path, task_file in list(self._orphans.items()):

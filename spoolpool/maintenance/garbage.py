@@ -90,14 +90,15 @@ def remove(spool: Spool, found: list[GarbageItem]) -> int:
         parent, _, name = each.path.rpartition("/")
         # the item came into use, another process collects garbage too, or the directory was swapped: all keep the item
         with contextlib.suppress(OSError, NotTrusted):
-            directory = spool.directory(f"{spool.path}/{parent}") if "/" in parent else f"{spool.path}/{parent}"
+            whole = f"{spool.layout.root}/{parent}"
+            directory = spool.directory(whole) if "/" in parent else whole
             path = f"{directory}/{name}"
-            if any(files.exists(f"{spool.path}/{earlier}") for earlier in each.after):
+            if any(files.exists(f"{spool.layout.root}/{earlier}") for earlier in each.after):
                 continue
             if parent == "objects":
                 count += remove_object(spool, name, each.mtime_ns)
             elif each.move_to:
-                files.move(path, f"{spool.path}/{each.move_to}")
+                files.move(path, f"{spool.layout.root}/{each.move_to}")
                 count += 1
             else:
                 count += files.remove_directory(path) if files.is_directory(path) else files.remove(path)
@@ -168,7 +169,7 @@ class _Rules:
 
     def cache(self) -> Iterator[GarbageItem]:
         """Yield cached results that were not used for long, and unfinished writes of dead submitters."""
-        root, keep = self._spool.path, self._keep
+        root, keep = self._spool.layout.root, self._keep
         for user in filter(is_account, files.list_names(self._spool.layout.cache)):
             home = f"cache/{user}"
             with contextlib.suppress(PermissionError):  # of another account, in a dropbox
@@ -238,7 +239,7 @@ class _Rules:
 
     def session(self, session: str, links: _Links, unused: set[str]) -> Iterator[GarbageItem]:
         """Yield the old outcomes of a session; then the session itself, if that leaves nothing but ``unused`` paths."""
-        root = self._spool.path
+        root = self._spool.layout.root
         info = sessions.read_session(self._spool, session)
         orphaned = info is not None and not info.keeps and info.process.is_provably_dead()
         seconds = self._keep.sessions if orphaned else self._keep.results
@@ -301,14 +302,14 @@ class _Rules:
         for name in names:
             path = f"{directory}/{name}"
             with contextlib.suppress(OSError):  # removed since it was listed
-                status = os.lstat(f"{self._spool.path}/{path}")
+                status = os.lstat(f"{self._spool.layout.root}/{path}")
                 if stat.S_ISREG(status.st_mode) and self._now - status.st_mtime > seconds:
                     yield GarbageItem(path=path, reason=f"{noun} older than {_duration(seconds)}")
 
     def _age(self, path: str) -> float:
         """Return the seconds since a file was written or renamed, or a directory changed; -1 if it does not exist."""
         try:
-            status = os.lstat(f"{self._spool.path}/{path}")
+            status = os.lstat(f"{self._spool.layout.root}/{path}")
         except OSError:
             return -1.0
         return self._now - max(status.st_mtime, status.st_ctime)

@@ -50,7 +50,7 @@ def find_session_tasks(spool: Spool, session: str) -> Inventory:
     others: set[str] = set()
     unlisted: dict[str, str] = {}
     for _ in range(_PASSES):
-        scanner = SpoolScanner(spool.path)
+        scanner = SpoolScanner(spool.layout.root)
         settled = True
         for location in _locations(scanner, session):
             task = location.task_file.task

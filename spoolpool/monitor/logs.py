@@ -47,7 +47,7 @@ def outputs(spool: Spool, task: str, trust: Trust) -> list[Output]:
     Reads the logs of the workers that had the task, by file names and journals; if those have nothing, all logs.
     Raises :class:`NotTrusted` if there is output of this task only in files of untrusted accounts.
     """
-    locations = SpoolScanner(spool.path).tasks({"running", "done", "failed"})
+    locations = SpoolScanner(spool.layout.root).tasks({"running", "done", "failed"})
     workers = {each.task_file.worker for each in locations if each.task_file.task == task}
     for event in journal.about(spool, [task]):
         workers.update(filter(is_worker_id, (event.by, *event.text.split())))

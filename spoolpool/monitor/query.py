@@ -86,7 +86,7 @@ class TaskView:
 
     @functools.cached_property
     def _content(self) -> _Content:
-        path = f"{self.spool.path}/{self.location.path}"
+        path = f"{self.spool.layout.root}/{self.location.path}"
         uid, since = -1, 0.0
         try:
             with files.reading(path) as (fd, status):
@@ -243,7 +243,7 @@ class Query:
 def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> Iterator[TaskView]:
     """Yield the tasks that match a query, each once; ``scanner`` then has the directories that could not be listed."""
     seen = set()
-    for location in (scanner or SpoolScanner(spool.path)).tasks(query.places):
+    for location in (scanner or SpoolScanner(spool.layout.root)).tasks(query.places):
         view = TaskView(spool, location)
         if view.id not in seen and query.matches(view):
             seen.add(view.id)
@@ -258,7 +258,7 @@ def find_by_ids(
     Raises :class:`BadRequest` for a word that matches no task or several.
     """
     found: dict[str, dict[str, TaskView]] = {word: {} for word in words}
-    for location in (scanner or SpoolScanner(spool.path)).tasks(query.places):
+    for location in (scanner or SpoolScanner(spool.layout.root)).tasks(query.places):
         task = location.task_file.task
         for word, matches in found.items():
             if word and (task.startswith(word) or task.endswith(word)):

@@ -181,7 +181,7 @@ def scan(spool: Spool) -> Snapshot:
     The outcomes are listed before the tasks, and the tasks in the order in which they move, so that a task that moves
     meanwhile is seen in at least one place. Links are listed first: a submitter makes them before the dependent task.
     """
-    scanner = SpoolScanner(spool.path)
+    scanner = SpoolScanner(spool.layout.root)
     top = scanner.names(".")
     known = {*Layout.DIRECTORIES, *Layout.ON_DEMAND, "spool.json"}
     links = dict(_links(scanner))
@@ -215,7 +215,7 @@ def scan(spool: Spool) -> Snapshot:
 
 def waiting_tasks(spool: Spool) -> Counter[str]:
     """Return the number of waiting tasks by lane."""
-    return Counter(location.lane for location in SpoolScanner(spool.path).tasks({"waiting"}))
+    return Counter(location.lane for location in SpoolScanner(spool.layout.root).tasks({"waiting"}))
 
 
 def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass, field
 
@@ -100,7 +99,7 @@ class StatusCollector:
 
     def collect(self) -> Status:
         """Return the present status."""
-        scanner = SpoolScanner(self.spool.path)
+        scanner = SpoolScanner(self.spool.layout.root)
         now = self._now()
         infos = self._alive(now)
         counts: dict[tuple[str, str], LaneCounts] = {}
@@ -153,7 +152,7 @@ class StatusCollector:
         if location.place == "waiting":
             if location.directory not in self._buckets:
                 lane = parse_lane(location.lane)
-                user = lane.user if lane and lane.user is not None else os.lstat(self.spool.path).st_uid
+                user = lane.user if lane and lane.user is not None else self.spool.owner
                 self._buckets[location.directory] = (location.lane, accounts.account_name(user))
             return self._buckets[location.directory]
         name = location.task_file.name

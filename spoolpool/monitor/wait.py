@@ -57,13 +57,13 @@ class Waiter:
         return len(self._ends) - before
 
     def _list(self, place: Place, directory: str) -> None:
-        for task_file in map(parse_task_file, files.list_names(f"{self._spool.path}/{directory}")):
+        for task_file in map(parse_task_file, files.list_names(f"{self._spool.layout.root}/{directory}")):
             if task_file is not None and task_file.task in self.pending:
                 self._ends[task_file.task] = TaskView(self._spool, TaskLocation(place, directory, task_file)).state
                 del self.pending[task_file.task]
 
     def _find_collected(self) -> None:
-        scanner = SpoolScanner(self._spool.path)
+        scanner = SpoolScanner(self._spool.layout.root)
         missing = self.pending.keys() - {location.task_file.task for location in scanner.tasks()}
         if scanner.unlisted:  # the task may be in a directory that this account cannot list
             return

@@ -24,11 +24,13 @@ from spoolpool.pool.batch_system import ActiveJob, Job, System
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
+from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.bounds import Positive, Text, Word
+from spoolpool.system.environment import state_directory
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,9 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
         data = [msgspec.json.encode(record)]
         files.create(path, data, mode=spool.rights.file, exact=spool.shared, durability=spool.config.durability)
     try:
+        if spool.replaceable:
+            with contextlib.suppress(OSError):  # the batch system says that the output cannot be written
+                os.makedirs(os.path.dirname(output_path(spool, record.name)), mode=0o700, exist_ok=True)
         return record, job.submit(record.name, output_path(spool, record.name))
     except BaseException:
         files.remove(path)
@@ -109,8 +114,12 @@ def _record_path(spool: Spool, name: str) -> str:
 
 
 def output_path(spool: Spool, name: str) -> str:
-    """Return the path of the output of a job, unless a directive sets another."""
-    return f"{spool.layout.jobs}/{name}.out"
+    """Return the path of the output of a job, unless a directive sets another.
+
+    The batch system opens it by this path. Where other accounts can replace the spool, they could lead it elsewhere, so
+    there it is below the submitting account's own directory.
+    """
+    return f"{state_directory()}/jobs/{name}.out" if spool.replaceable else f"{spool.layout.jobs}/{name}.out"
 
 
 def read_records(spool: Spool) -> list[JobRecord]:
@@ -223,23 +232,28 @@ class OwnerWatch:
     def leave(self) -> None:
         """Remove the temporary spool of an executor that died, once no other worker is in it."""
         died = self._ended and not files.is_missing(self._spool.layout.session(self._session))
-        if died and self._spool.config.temporary and not workers.read_workers(self._spool):
-            files.remove_tree(self._spool.path)
+        if died and self._spool.temporary and not workers.read_workers(self._spool):
+            self._spool.remove()
 
 
-def end_orphaned(directory: str, session: str) -> None:
-    """End the jobs of an executor that died, and remove its spool if that was temporary."""
+def end_orphaned(directory: str, session: str, known: str) -> None:
+    """End the jobs of an executor that died, and remove its spool if that was temporary.
+
+    ``known`` is the encoded identity of the executor's spool.
+    """
+    known_spools.inherit(known)
     spool = Spool(directory)
-    seconds = 0.0 if spool.config.temporary else 30.0  # a temporary spool has no tasks of other sessions
+    seconds = 0.0 if spool.temporary else 30.0  # a temporary spool has no tasks of other sessions
     for line in end_jobs(spool, lambda job: job.record.session == session, seconds):
         log.info("%s", line)
-    if spool.config.temporary:
-        files.remove_tree(spool.path)
+    if spool.temporary:
+        spool.remove()
 
 
 def orphan_command(spool: Spool, session: str) -> list[str]:
     """Return the command that runs :func:`end_orphaned`."""
-    return [sys.executable, "-m", "spoolpool.pool.batch_jobs", spool.path, session]
+    known = known_spools.encode(spool.identity)
+    return [sys.executable, "-m", "spoolpool.pool.batch_jobs", spool.path, session, known]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from spoolpool.protocol import workers
 from spoolpool.protocol.heartbeat import SessionHeartbeat
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import per_core
+from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
@@ -67,7 +68,8 @@ class BatchPool:
                 directive = f"--mem-per-cpu={per_core(memory, home.threads)}"
                 backend = replace(backend, directives=(directive, *backend.directives))
         arguments += [f"--tag={tag}" for tag in tags]
-        self.job = Job(backend=backend, spool=spool.path, arguments=tuple(arguments))
+        known = known_spools.encode(spool.identity) if spool.temporary else ""
+        self.job = Job(backend=backend, spool=spool.path, arguments=tuple(arguments), known=known)
         """Description of each job."""
         policy = ScalingPolicy(
             min_jobs=backend.min_jobs, max_jobs=backend.job_limit, home=home.name, cooldown=_COOLDOWN

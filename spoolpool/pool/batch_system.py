@@ -65,6 +65,8 @@ class Job:
     """Directory of the spool; absolute."""
     arguments: tuple[str, ...] = ()
     """Options of ``spool-worker``."""
+    known: str = ""
+    """Identity of a temporary spool, which no process of the job could check otherwise."""
     template: str = ""
     """Script of the site, a ``string.Template`` with ``$nodes``, ``$time``, ``$directives`` and ``$worker``."""
 
@@ -74,7 +76,8 @@ class Job:
         Raises :class:`LauncherError` for a template with other variables.
         """
         system = self.backend.system
-        worker = ["env", f"{settings.ENV_JOB}={name}", sys.executable, "-m", "spoolpool.cli.worker"]
+        variables = [f"{settings.ENV_JOB}={name}", *([f"{settings.ENV_KNOWN}={self.known}"] if self.known else [])]
+        worker = ["env", *variables, sys.executable, "-m", "spoolpool.cli.worker"]
         if system == "slurm":
             output = output.replace("%", "%%")
         directives = [f"--output={shlex.quote(output)}", *self.backend.directives]

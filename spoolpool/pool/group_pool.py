@@ -19,6 +19,7 @@ from spoolpool.protocol import worker_registration
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
+from spoolpool.security import known_spools
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
@@ -104,7 +105,11 @@ class GroupPool:
         arguments += ["--threads", str(shape.threads), "--gpus", str(shape.gpus), *self._arguments, *slot.arguments]
         if self._ends is not None:
             arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
-        variables = {settings.ENV_WORKER: worker, settings.ENV_OWNER: self._owner}
+        variables = {
+            settings.ENV_WORKER: worker,
+            settings.ENV_OWNER: self._owner,
+            settings.ENV_KNOWN: known_spools.encode(self._spool.identity),
+        }
         log.info("Starting worker group %s %s", worker, " ".join(dict.fromkeys(slot.nodes)))
         options = replace(self._options, nodes=slot.nodes)
         slot.assign(worker, self._launcher.start(shape, arguments, options, variables))

@@ -17,7 +17,7 @@ from spoolpool.system import files
 
 def start_heartbeat(path: str, interval: float, then: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start a process that touches a file as long as this one lives, and then becomes the command ``then``."""
-    command = [sys.executable, "-ISc", _BEAT, path, str(interval), str(os.getpid()), *then]
+    command = [sys.executable, "-ISc", _BEAT, files.child_path(path), str(interval), str(os.getpid()), *then]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -73,7 +73,7 @@ def _directories(spool: Spool, place: Place, wanted: Iterable[Wanted]) -> list[s
         return list(_buckets(spool)) if "" in known else list(known)
     if place == "results":
         return [f"{where.results}/{session}" for session in dict.fromkeys(each.session for each in wanted)]
-    return [f"{spool.path}/{place}"]
+    return [f"{spool.layout.root}/{place}"]
 
 
 def _buckets(spool: Spool) -> Iterator[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
+import stat
+import time
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted
@@ -17,13 +21,17 @@ from spoolpool.format.config import LONGEST, Config, read_config
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
-from spoolpool.security import permissions
+from spoolpool.security import known_spools, permissions
 from spoolpool.security.directories import DirectoryHandles
+from spoolpool.security.known_spools import SpoolIdentity
 from spoolpool.security.permissions import Mode
-from spoolpool.security.signing import Signature
+from spoolpool.security.signing import Signature, has_key, key_path
+from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.quantities import read_count, read_seconds
+
+log = logging.getLogger(__name__)
 
 _LEAST_OUTPUT = 4096
 
@@ -32,17 +40,26 @@ class Spool:
     """An opened spool. Opening reads ``spool.json`` and checks owners and modes; it needs no closing.
 
     ``keys`` are those of a signed spool, from :meth:`secrets`; without them the key file is read when a key is needed.
+    ``trust`` names the accounts that may own a spool which other accounts can replace; a known spool, one below
+    protected directories and one of this account need no name. ``read_only`` opens it all the same, to be read.
     Raises :class:`NotASpool`, :class:`SpoolVersion`, :class:`SpoolDenied`, or :class:`NotTrusted` if other users
     could have changed the spool.
     """
 
     __module__ = "spoolpool"
 
-    def __init__(self, path: str | os.PathLike[str], *, keys: bytes = b"") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keys: bytes = b"",
+        trust: Trust | None = None,
+        read_only: bool = False,
+        accept: bool = False,
+    ) -> None:
+        """``accept``: accept the spool with the present owner from now on, whatever was at its path before."""
         self.path = os.path.abspath(os.fspath(path))
-        self.layout = Layout(self.path)
-        self.config, status = read_config(self.layout)
-        self.signature = Signature(self.config.id, keys) if self.config.signed else None
+        self.layout, self.config, status = _open(self.path)
         self.owner = status.st_uid
         """Account that owns the spool."""
         self.rights = permissions.RIGHTS[self.config.mode]
@@ -53,9 +70,49 @@ class Spool:
         """Account of this process, as it occurs in the names of its lanes; None in a private spool."""
         self.sees_all = self.config.mode != "dropbox" or self.account == self.owner
         """Whether this account may list files of other accounts; in a dropbox only the owner may."""
-        self._handles = DirectoryHandles(self.path)
-        permissions.check_parents(self.path, self.owner)
-        permissions.check_tree(self.path, self.config.mode, status, (*Layout.DIRECTORIES, *Layout.ON_DEMAND))
+        self._handles = DirectoryHandles(self.layout.root)
+        directories = (*Layout.DIRECTORIES, *Layout.ON_DEMAND)
+        permissions.check_tree(self.layout.place, self.path, self.config.mode, status, directories)
+        self.replaceable = self.layout.root != self.path
+        """Whether other accounts can replace its directory, so that all paths lead through the opened one."""
+        self.identity = self._identify(keys, trust, read_only=read_only, accept=accept)
+        """Owner, id and guards of the spool, which do not change while it is open."""
+        self.signature = Signature(self.config.id, keys) if self.identity.signed else None
+        self.temporary = self.identity.temporary
+        """Whether the spool belongs to one executor, which removes it. Not from ``spool.json``, which may be forged."""
+
+    def _identify(self, keys: bytes, trust: Trust | None, *, read_only: bool, accept: bool) -> SpoolIdentity:
+        """Compare the spool with the one that was at its path before; remember and return its identity."""
+        found = SpoolIdentity(path=self.path, id=self.config.id, owner=self.owner, mode=self.config.mode)
+        self._is_doubtful = False
+        if parents := known_spools.inherited(self.path):
+            known_spools.check_inherited(found, parents)
+            return replace(parents, signed=parents.signed or self.config.signed or bool(keys))
+        with_key = bool(keys) or has_key(self.config.id)
+        known = None if accept else known_spools.recall(self.path)
+        reason = "" if accept or known else self._doubt(trust)
+        if known is not None:
+            known_spools.check_known(found, known)
+        elif reason and not read_only:
+            known_spools.check_first_use(found, reason)
+        found = replace(found, signed=with_key or (known is not None and known.signed))
+        if found.signed and not self.config.signed:
+            log.warning(
+                "%s/spool.json says that the spool is not signed, but this account has a key for it: signatures are "
+                "required. If spool.json is right, remove the key file %s.",
+                self.path,
+                key_path(self.config.id),
+            )
+        self._is_doubtful = bool(reason)
+        if not (reason or self.config.temporary):
+            known_spools.remember(found, replace=known is not None or accept)
+        return replace(found, signed=found.signed or self.config.signed)
+
+    def _doubt(self, trust: Trust | None) -> str:
+        """Return the reason why an unknown spool may not be the intended one; empty if there is none."""
+        if self.owner in (0, os.geteuid()) or (trust is not None and trust.covers(self.owner)):
+            return ""
+        return permissions.why_replaceable(self.path, self.owner)
 
     @classmethod
     def create(
@@ -73,7 +130,7 @@ class Spool:
         signed: bool = False,
         max_waiting: int | None = None,
     ) -> Spool:
-        """Create a spool in a directory that is empty or does not exist yet, and open it.
+        """Create a spool in a directory that is empty or does not exist yet, and open it. A failure leaves nothing.
 
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
         which must have no other members.
@@ -85,7 +142,6 @@ class Spool:
         max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)
         root = os.path.abspath(os.fspath(path))
         gid = permissions.group_for(mode, group)
-        rights = permissions.RIGHTS[mode]
         config = Config(
             format=FORMAT,
             id=os.urandom(8).hex(),
@@ -103,39 +159,26 @@ class Spool:
             raise BadRequest("A spool needs a lease of more than 0 s.")
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps at least {_LEAST_OUTPUT} bytes of a task's output, or none; not {output}.")
-        permissions.check_parents(root, os.geteuid())
-        with files.translate_errors(f"make the spool {root}"):
-            files.make_parents(root)
-            made = files.make_directory(root)
-            if found := files.list_names(root):
-                what = "is a spool already" if "spool.json" in found else f"is not empty (it has {found[0]!r})"
-                raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
-            if (owner := os.lstat(root).st_uid) != os.geteuid():
-                raise NotTrusted(
-                    f"Cannot make the spool {root}: the directory belongs to {account_name(owner)}, and this process "
-                    f"runs as {account_name(os.geteuid())}. Name a directory of your own; if it is yours, the "
-                    "filesystem maps accounts (root squash, a mapped mount), and the owner of a file cannot be told "
-                    "there: use another filesystem."
-                )
-            # other accounts use these directories later, and cannot make them
-            names = (*Layout.DIRECTORIES, *(() if gid is None else Layout.ON_DEMAND))
-            # no other account has access before all of it is made
-            files.set_mode(root, 0o700 if gid is None else 0o2700, -1 if gid is None else gid)
-            try:
-                for name in names:
-                    files.make_directory(f"{root}/{name}", rights.of(name))
-                # last, by rename: without this file the directory is no spool
-                source = f"{root}/tmp/spool.json"
-                data = msgspec.json.encode(config)
-                files.create(source, [data], mode=rights.shown, exact=True, durability=durability)
-                files.move(source, f"{root}/spool.json", durability=durability)
-                files.set_mode(root, rights.root)
-            except OSError as error:
-                if error.errno in files.FULL:  # a part of it would make the next try fail
-                    for name in (*names, *([""] if made else [])):
-                        files.remove_directory(f"{root}/{name}")
-                raise
-        return cls(root)
+        with _Undo() as undo, files.translate_errors(f"make the spool {root}"):
+            _make_tree(root, config, gid, undo)
+            identity = SpoolIdentity(path=root, id=config.id, owner=os.geteuid(), mode=mode)
+            with_key = not temporary and has_key(config.id)
+            known_spools.inherit(known_spools.encode(replace(identity, signed=with_key, temporary=temporary)))
+            undo.callback(known_spools.forget, root)
+            made = cls(root)
+            undo.pop_all()
+        if not temporary:
+            known_spools.forget(root)
+            known_spools.remember(replace(identity, signed=with_key), replace=True)
+        return made
+
+    def remove(self) -> None:
+        """Remove the spool with all its content."""
+        files.remove_tree(self.layout.root)
+        files.remove_directory(self.path)
+        for key in [key for key, each in _roots.items() if each is self.layout.place]:
+            del _roots[key]
+        known_spools.forget(self.path)
 
     def write(self, path: str, label: str, parts: list[Buffer], mode: int | None = None) -> None:
         """Create a file with the durability of this spool, signed under its label in a signed spool.
@@ -173,12 +216,14 @@ class Spool:
 
     def server_time(self) -> float:
         """Return seconds since the epoch by the clock that dates the files of this spool, on whichever host."""
+        if self._is_doubtful:  # nothing is written to it
+            return time.time()
         files.touch(self.layout.tmp)  # as heartbeats do; a new file could not be made on a full disk
         return (files.mtime_ns(self.layout.tmp) or 0) / 1e9
 
     def make_directories(self, path: str) -> None:
         """Make a directory of the spool, with its parents below the root of the spool."""
-        if os.path.dirname(path) != self.path:
+        if os.path.dirname(path) != self.layout.root:
             self.make_directories(os.path.dirname(path))
         elif files.is_missing(self.layout.config):  # only a directory is left, such as a mount point
             raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
@@ -188,11 +233,11 @@ class Spool:
 
     def _make_directory(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
-        if parent == self.path:
+        if parent == self.layout.root:
             files.make_directory(path, self.rights.of(name))
         elif parent == self.layout.workers:
             files.make_directory(path, self.rights.entry)
-        elif os.path.dirname(parent) == self.path:
+        elif os.path.dirname(parent) == self.layout.root:
             lane = parse_lane(name) if parent == self.layout.ready else None
             if lane is not None and lane.user != self.account:  # it would not belong to the lane's user
                 raise FileNotFoundError(errno.ENOENT, "It is missing, and only its account can make it", path)
@@ -312,3 +357,103 @@ class Spool:
             if files.remove_directory(f"{self.layout.results}/{session}"):
                 files.remove_directory(f"{self.layout.outgoing}/{session}")
                 files.remove(f"{self.layout.sessions}/{session}.json")
+
+
+def _open(path: str) -> tuple[Layout, Config, os.stat_result]:
+    """Return the layout and the config of a spool, and the status of ``spool.json``.
+
+    Where other accounts can replace the spool's directory it is opened once, and all paths lead through it.
+    """
+    layout = Layout(path)
+    config, status = read_config(layout, path)
+    if permissions.why_replaceable(path, status.st_uid):
+        layout = Layout(_open_root(path))
+        config, status = read_config(layout, path)
+    return layout, config, status
+
+
+_roots: dict[tuple[int, int], files.Directory] = {}
+"""Opened directories of spools. Each stays open, since paths through it may be kept longer than the spool's object."""
+
+
+def _open_root(path: str) -> files.Directory:
+    """Open the directory of a spool, which its users may be allowed to enter only."""
+    try:
+        found = files.Directory(path, readable=False)
+        status = os.stat(f"{found}/.")
+    except OSError as error:
+        what = "is a symbolic link" if os.path.islink(path) else f"cannot be opened ({error.strerror})"
+        raise NotTrusted(
+            f"Other accounts can replace the spool {path}, which {what}: name a directory that is no link, on a host "
+            f"with /proc, or protect the directories above it. {permissions.why_replaceable(path, os.geteuid())}"
+        ) from error
+    return _roots.setdefault((status.st_dev, status.st_ino), found)
+
+
+def _require_empty(root: str, found: list[str]) -> None:
+    if found:
+        what = "is a spool already" if "spool.json" in found else f"is not empty (it has {found[0]!r})"
+        raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
+
+
+class _Undo(contextlib.ExitStack):
+    """Steps that undo others, in reverse order; a step that fails does not keep the others from being done."""
+
+    def add(self, act: Callable[..., object], *arguments: object) -> None:
+        """Add a step."""
+
+        def step() -> None:
+            with contextlib.suppress(OSError):
+                act(*arguments)
+
+        self.callback(step)
+
+
+def _make_tree(root: str, config: Config, gid: int | None, undo: _Undo) -> None:
+    """Make the directories and ``spool.json`` of a new spool; ``undo`` gets the steps that remove them again.
+
+    A step is undone even if it reported an error: on a network filesystem it may have happened all the same.
+    """
+    rights = permissions.RIGHTS[config.mode]
+    for each in reversed(files.make_parents(root)):
+        undo.add(files.remove_directory, each)
+    if files.is_missing(root):
+        undo.add(files.remove_directory, root)
+    files.make_directory(root)
+    # other accounts may replace it from now on, if they can write to the directory above
+    place = _open_root(root) if permissions.why_replaceable(root, os.geteuid()) else root
+    top = f"{place}/."
+    undo.callback(lambda: place)  # keeps it open for the steps
+    before = os.stat(top)
+    if before.st_uid != os.geteuid():
+        raise NotTrusted(
+            f"Cannot make the spool {root}: the directory belongs to {account_name(before.st_uid)}, and this process "
+            f"runs as {account_name(os.geteuid())}. Name a directory of your own; if it is yours, the "
+            "filesystem maps accounts (root squash, a mapped mount), and the owner of a file cannot be told "
+            "there: use another filesystem."
+        )
+    _require_empty(root, files.list_names(top))
+    with _Undo() as first:
+        first.add(files.set_mode, top, stat.S_IMODE(before.st_mode), before.st_gid)
+        first.add(files.remove_directory, f"{place}/tmp")
+        # no other account has access before all of it is made
+        files.set_mode(top, 0o700 if gid is None else 0o2700, -1 if gid is None else gid)
+        made = files.make_directory(f"{place}/tmp", rights.of("tmp"))
+        undone = first.pop_all()
+    if not made:  # by another process, which makes the same spool
+        _require_empty(root, ["tmp"])
+    undo.callback(undone.close)
+    _require_empty(root, [name for name in files.list_names(top) if name != "tmp"])
+    # other accounts use these directories later, and cannot make them
+    for name in (*Layout.DIRECTORIES, *(() if gid is None else Layout.ON_DEMAND)):
+        if name != "tmp":
+            undo.add(files.remove_directory, f"{place}/{name}")
+            files.make_directory(f"{place}/{name}", rights.of(name))
+    # last, by rename: without this file the directory is no spool
+    source, target = f"{place}/tmp/spool.json", f"{place}/spool.json"
+    undo.add(files.remove, source)
+    undo.add(files.remove, target)
+    data = msgspec.json.encode(config)
+    files.create(source, [data], mode=rights.shown, exact=True, durability=config.durability)
+    files.move(source, target, durability=config.durability)
+    files.set_mode(top, rights.root)

@@ -2,7 +2,7 @@
 
 A ``private`` spool is for its owner alone. In ``group`` the members of one group submit, run and collect. Into a
 ``dropbox`` all accounts may drop tasks, which its owner runs. An account that may rename a directory can replace it, so
-the directories above a spool must also be protected against other accounts.
+the directories above a spool are examined too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NotTrusted
 from spoolpool.system.accounts import account_name, group_id, group_name, has_other_members, is_private_group
+from spoolpool.system.files import Place
 
 Mode = Literal["private", "group", "dropbox"]
 """Accounts that may use a spool."""
@@ -61,32 +62,34 @@ RIGHTS: dict[Mode, Rights] = {
 }
 
 
-def check_tree(root: str, mode: Mode, config: os.stat_result, directories: tuple[str, ...]) -> None:
+def check_tree(place: Place, path: str, mode: Mode, config: os.stat_result, directories: tuple[str, ...]) -> None:
     """Raise :class:`NotTrusted` unless the directories of a spool have its owner and the permissions of its mode.
 
-    ``config`` is the status of the opened ``spool.json``; the owner of that file is the owner of the spool. Missing
-    directories are left to 'spool check'. In a private spool only the first directory is checked: no other account gets
-    past it.
+    ``place`` is the spool's directory, and ``path`` its path in messages. ``config`` is the status of the opened
+    ``spool.json``; the owner of that file is the owner of the spool. Missing directories are left to 'spool check'. In
+    a private spool only the first directory is checked: no other account gets past it.
     """
     rights = RIGHTS[mode]
-    wanted = {root: rights.root}
+    # the path of an open directory is a link; without an open directory, a link in place of the spool is refused
+    top = place if isinstance(place, str) else f"{place}/."
+    wanted = {path: (str(top), rights.root)}
     if mode != "private":
-        wanted.update({f"{root}/{name}": rights.of(name) for name in directories})
+        wanted.update({f"{path}/{name}": (f"{place}/{name}", rights.of(name)) for name in directories})
     if stat.S_IMODE(config.st_mode) & 0o022:
         wanted_text = f"be writable by {account_name(config.st_uid)} alone"
-        raise NotTrusted(_mismatch(f"{root}/spool.json", mode, config, wanted_text))
-    for path, bits in wanted.items():
+        raise NotTrusted(_mismatch(f"{path}/spool.json", mode, config, wanted_text))
+    for shown, (at, bits) in wanted.items():
         try:
-            found = os.lstat(path)
+            found = os.lstat(at)
         except FileNotFoundError:
             continue
         owner, group = account_name(config.st_uid), group_name(config.st_gid)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != config.st_uid:
-            raise NotTrusted(_mismatch(path, mode, found, f"be a directory of {owner}, the owner of spool.json"))
+            raise NotTrusted(_mismatch(shown, mode, found, f"be a directory of {owner}, the owner of spool.json"))
         if mode != "private" and found.st_gid != config.st_gid:
-            raise NotTrusted(_mismatch(path, mode, found, f"have group {group}, as spool.json has"))
+            raise NotTrusted(_mismatch(shown, mode, found, f"have group {group}, as spool.json has"))
         if stat.S_IMODE(found.st_mode) & _CHECKED[mode] != bits & _CHECKED[mode]:
-            raise NotTrusted(_mismatch(path, mode, found, f"have mode {bits:04o}"))
+            raise NotTrusted(_mismatch(shown, mode, found, f"have mode {bits:04o}"))
 
 
 def _mismatch(path: str, mode: Mode, found: os.stat_result, wanted: str) -> str:
@@ -107,12 +110,12 @@ def _has_acl(path: str) -> bool:
         return False
 
 
-def check_parents(root: str, owner: int) -> None:
-    """Raise :class:`NotTrusted` if another account can replace ``root`` or a directory above it.
+def why_replaceable(root: str, owner: int) -> str:
+    """Return a sentence on the accounts that can replace ``root`` or a directory above it; empty if there are none.
 
     It can below a directory that it may write to, unless the sticky bit restricts it to its own entries; and below a
     directory that belongs neither to root, nor to this account, nor to the owner of the spool. Directories named in
-    ``SPOOLPOOL_PARENTS`` are accepted unchecked. A directory that does not exist yet is no danger.
+    ``SPOOLPOOL_PARENTS`` count as protected. A directory that does not exist yet is no danger.
     """
     good = {*_roots(), os.geteuid(), owner}
     accepted = {os.path.realpath(path) for path in os.environ.get(settings.ENV_PARENTS, "").split(":") if path}
@@ -122,19 +125,18 @@ def check_parents(root: str, owner: int) -> None:
             below = os.lstat(os.path.join(directory, name))
         except FileNotFoundError:
             if not os.path.lexists(directory):
-                return
+                return ""
             below = None
         if directory in accepted:
             continue
         others = _accounts_that_can_swap(above, below, good)
         if others:
-            raise NotTrusted(
-                f"{others} can replace {os.path.join(directory, name)}, on the way to the spool {root}: {directory} "
-                f"belongs to {account_name(above.st_uid)}, group {group_name(above.st_gid)}, and has mode "
-                f"{stat.S_IMODE(above.st_mode):04o}. So they could make you run tasks from a spool of theirs. Use "
-                "another directory, or remove that permission (chmod g-w,o-w, or +t). If all these accounts may run "
-                f"code as you, set {settings.ENV_PARENTS}={directory}."
+            return (
+                f"{others} can replace {os.path.join(directory, name)}, since {directory} belongs to "
+                f"{account_name(above.st_uid)}, group {group_name(above.st_gid)}, and has mode "
+                f"{stat.S_IMODE(above.st_mode):04o}."
             )
+    return ""
 
 
 def _accounts_that_can_swap(above: os.stat_result, below: os.stat_result | None, good: set[int]) -> str:

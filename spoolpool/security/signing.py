@@ -19,6 +19,7 @@ from typing import NamedTuple
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NoKey, NotTrusted
 from spoolpool.system import files
+from spoolpool.system.environment import config_directory
 
 SIZE = 40
 """Bytes of a signature: the id of its key (8) and the HMAC (32)."""
@@ -65,8 +66,25 @@ def key_path(spool: str) -> str:
     """Return the path of the key file of the spool with this id."""
     if named := os.environ.get(settings.ENV_KEY):
         return os.path.abspath(named)
-    home = os.environ.get("XDG_CONFIG_HOME", "")
-    return os.path.join(home if os.path.isabs(home) else os.path.expanduser("~/.config"), "spoolpool", "keys", spool)
+    return os.path.join(config_directory(), "keys", spool)
+
+
+def has_key(spool: str) -> bool:
+    """Return whether this account has a key file for the spool with this id, readable or not.
+
+    A file that ``SPOOLPOOL_KEY`` names is the key of every spool: only the spool itself says which id it has.
+    """
+    path = key_path(spool)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in files.GONE or error.errno in files.DENIED:  # a home that this account cannot enter: no key
+            return False
+        raise NoKey(
+            f"Cannot tell whether there is a key for the spool {spool}: {path} ({error.strerror}). Try again when that "
+            "filesystem answers."
+        ) from error
+    return True
 
 
 def read_keys(path: str) -> tuple[Key, ...]:

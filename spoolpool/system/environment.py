@@ -1,7 +1,8 @@
-"""Environment of child processes."""
+"""Environment of this process and of child processes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 _INHERITED = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "MPIR_", "HYDRA_", "HYDI_", "MPICH_INTERFACE", "PALS_", "FLUX_PMI")
@@ -14,3 +15,22 @@ def without_mpi(variables: Mapping[str, str]) -> dict[str, str]:
         for key, value in variables.items()
         if not key.startswith(_INHERITED) or key.startswith(("OMPI_ALLOW", "OMPI_MCA_"))
     }
+
+
+def config_directory() -> str:
+    """Return the directory of the user's keys and records. It does not exist for an account without a home."""
+    return _own_directory("XDG_CONFIG_HOME", ".config")
+
+
+def state_directory() -> str:
+    """Return the directory of the user's files that are neither settings nor a cache, such as the output of jobs."""
+    return _own_directory("XDG_STATE_HOME", ".local/state")
+
+
+def _own_directory(variable: str, default: str) -> str:
+    base = os.environ.get(variable, "")
+    if not os.path.isabs(base):
+        home = os.path.expanduser("~")
+        # relative: neither HOME nor an entry in the account database
+        base = os.path.join(home if os.path.isabs(home) else "/nonexistent", default)
+    return os.path.join(base, "spoolpool")

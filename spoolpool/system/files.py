@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """The account lacks the permission."""
 
 _DESCRIPTORS = "/proc/self/fd/"
+
+_HIGH = 200  # number of a descriptor
 
 _PARTS = 512  # fewer than IOV_MAX (1024) on every system
 
@@ -59,13 +62,17 @@ class Directory:
     The path is valid only in this process and only during the life of this object. It costs no more than another path.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, readable: bool = True) -> None:
         """Open it without following a link in the last part of ``path``. ``OSError`` as open(2).
 
-        A link, too, raises ``ENOTDIR``.
+        A link, too, raises ``ENOTDIR``. A directory that this account can enter, but not list, is not ``readable``.
         """
         self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        access = os.O_RDONLY if readable else os.O_PATH
+        self._fd = os.open(path, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not readable:  # kept for long: under a high number a task that closes descriptors is less likely to meet it
+            low, self._fd = self._fd, fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            os.close(low)
         self.owner = os.fstat(self._fd).st_uid
 
     def __str__(self) -> str:
@@ -82,6 +89,11 @@ class Directory:
 
 Place: TypeAlias = "str | Directory"
 """A path or an open directory; formatted, both are paths."""
+
+
+def child_path(path: str) -> str:
+    """Return a path for a child process: it is valid as long as this process lives and keeps the directory open."""
+    return f"/proc/{os.getpid()}/fd/{path.removeprefix(_DESCRIPTORS)}" if path.startswith(_DESCRIPTORS) else path
 
 
 def display_path(path: str) -> str:
@@ -254,17 +266,31 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
             set_mode(path, mode)
     except OSError as error:
         if error.errno not in GONE:  # else a worker found it empty and removed it
+            with contextlib.suppress(OSError):  # where root is squashed, it belongs to another account
+                os.rmdir(path)
             raise
     return True
 
 
-def make_parents(path: str) -> None:
-    """Create the missing directories above ``path``, writable by this account alone, regardless of the umask."""
+def make_parents(path: str) -> list[str]:
+    """Create the missing directories above ``path``, writable by this account alone, regardless of the umask.
+
+    Return the created ones, the deepest first.
+    """
     parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        make_parents(parent)
-        with contextlib.suppress(FileExistsError):  # another process was first
-            os.mkdir(parent, 0o755)
+    if os.path.isdir(parent):
+        return []
+    made = make_parents(parent)
+    try:
+        os.mkdir(parent, 0o755)
+    except FileExistsError:  # another process was first
+        return made
+    except OSError:
+        for each in [parent, *made]:  # also if the error hides a success, which a network filesystem can do
+            with contextlib.suppress(OSError):
+                os.rmdir(each)
+        raise
+    return [parent, *made]
 
 
 def set_mode(path: str, mode: int, group: int = -1) -> None:

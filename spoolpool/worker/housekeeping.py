@@ -15,7 +15,6 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration
 from spoolpool.protocol.workers import WorkerInfo, read_workers
-from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
 
 log = logging.getLogger(__name__)
@@ -66,9 +65,9 @@ class Housekeeping:
     def remove_abandoned_spool(self) -> None:
         """Remove the temporary spool of an executor that was killed, if no other worker is left in it."""
         spool, owner = self._spool, self._owner
-        abandoned = spool.config.temporary and owner is not None and owner.is_provably_dead()
+        abandoned = spool.temporary and owner is not None and owner.is_provably_dead()
         if abandoned and all(info.process.is_provably_dead() for info in read_workers(spool)):
-            files.remove_tree(spool.path)
+            spool.remove()
 
     def is_check_due(self) -> bool:
         """Return whether :meth:`should_continue` was not called for a while."""

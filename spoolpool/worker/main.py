@@ -20,6 +20,7 @@ from spoolpool.protocol.progress import Progress
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import report_start_error
 from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
@@ -66,7 +67,7 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     """Run one rank of a worker until its end; return the exit code. ``echo_stderr`` prints a message to a person."""
     if config.world_size > 1:
         return _run_mpi_rank(config, echo_stderr)
-    spool = Spool(config.directory)
+    spool = Spool(config.directory, trust=config.options.trust)
     environment = _environment(config, spool, 0, publish_for_group(spool))
     group = SerialGroup(environment, supervised=config.options.supervised)
     code = _run_leader(spool, group, config, echo_stderr)
@@ -79,7 +80,11 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
     try:
         world = World(config.ranks, config.world_size)
         rank = world.comm.Get_rank()
-        keys = world.share(Spool(config.directory).secrets() if rank == 0 else b"")
+        leader = Spool(config.directory, trust=config.options.trust) if rank == 0 else None
+        known_spools.inherit(
+            world.share(b"" if leader is None else known_spools.encode(leader.identity).encode()).decode()
+        )
+        keys = world.share(b"" if leader is None else leader.secrets())
         spool = Spool(config.directory, keys=keys)
         publish = publish_for_group(spool)
         group = MPIGroup(

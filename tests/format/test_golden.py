@@ -36,9 +36,10 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     key = signing.Key.of(SECRET)
     (tmp_path / "key").write_text(f"{key.id} {key.secret.hex()}\n")
     (tmp_path / "key").chmod(0o600)
-    monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
     copy = tmp_path / "spool"
     shutil.copytree(GOLDEN / request.param, copy)
+    if b'"signed":true' in (copy / "spool.json").read_bytes():
+        monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
     copy.chmod(0o700)  # git keeps no modes
     for directory in Layout.DIRECTORIES:
         (copy / directory).mkdir(exist_ok=True)

@@ -152,9 +152,12 @@ class Canary:
 
 
 class Scene:
-    """One spool with a submitter (alice), a worker (bob, trusting alice; in a dropbox the service) and mallory."""
+    """One spool with a submitter (alice), a worker (bob, trusting alice; in a dropbox the service) and mallory.
 
-    def __init__(self, people: People, public: Path, mode: Mode, clock: Clock) -> None:
+    With ``open_parent``, all accounts can write to the directory above the spool, and can replace the spool.
+    """
+
+    def __init__(self, people: People, public: Path, mode: Mode, clock: Clock, *, open_parent: bool = False) -> None:
         self.people = people
         self.alice, self.mallory = people.alice, people.mallory
         self.worker = people.service if mode == "dropbox" else people.bob
@@ -167,6 +170,11 @@ class Scene:
         self.traces.mkdir()
         self.traces.chmod(0o1777)
         self.path = self.make("spool")
+        if open_parent:
+            self.path.parent.chmod(0o777)
+            for person in {people.alice, people.bob, people.mallory, self.owner}:
+                with person.acting():
+                    assert Spool(self.path, accept=True).replaceable
         with self.alice.acting():
             self.inbox = Inbox(Spool(self.path), clock, "alices")
             self.inbox.collector._accept = Trust([self.worker.uid])

@@ -51,19 +51,25 @@ def public() -> Iterator[Path]:
         yield path
 
 
+@pytest.fixture(params=[False, True], ids=["protected", "replaceable"])
+def open_parent(request: pytest.FixtureRequest) -> bool:
+    """Whether all accounts can write to the directory above the spool of a scene."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def group(people: People, public: Path, clock: Clock) -> Scene:
+def group(people: People, public: Path, clock: Clock, open_parent: bool) -> Scene:
     """Scene on a spool of mode group: alice, bob and mallory are members of its project."""
-    return Scene(people, public, "group", clock)
+    return Scene(people, public, "group", clock, open_parent=open_parent)
 
 
 @pytest.fixture
-def dropbox(people: People, public: Path, clock: Clock) -> Scene:
+def dropbox(people: People, public: Path, clock: Clock, open_parent: bool) -> Scene:
     """Scene on a dropbox: a spool of a service to which every account may submit tasks."""
-    return Scene(people, public, "dropbox", clock)
+    return Scene(people, public, "dropbox", clock, open_parent=open_parent)
 
 
 @pytest.fixture(params=["group", "dropbox"])
-def scene(request: pytest.FixtureRequest, people: People, public: Path, clock: Clock) -> Scene:
+def scene(request: pytest.FixtureRequest, people: People, public: Path, clock: Clock, open_parent: bool) -> Scene:
     """Scene on a spool of mode group, then on a dropbox."""
-    return Scene(people, public, request.param, clock)
+    return Scene(people, public, request.param, clock, open_parent=open_parent)

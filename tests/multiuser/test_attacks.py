@@ -70,7 +70,7 @@ def drop(scene: Scene, content: object, **changes: object) -> Path:
             spool=spool.config.id,
         )
         spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
-        path = Path(spool.layout.bucket(header.lane, header.bucket), TaskFile(name, 1, 1).name)
+        path = scene.path / "ready" / header.lane / header.bucket / TaskFile(name, 1, 1).name
         said = msgspec.structs.replace(header, **changes)
         made = scene.path / "tmp" / name  # its group, set there, lets the service read it
         files.create(str(made), [content] if isinstance(content, bytes) else scene.forge(said, content), mode=0o640)
@@ -582,59 +582,6 @@ def test_junk_in_a_bucket_does_not_block_its_tasks(group: Scene) -> None:
     group.work(seconds=5.0)
     group.collect()
     assert future.result(timeout=0) == "alice's own"
-
-
-# -------------------------------------------------------------------------------- parent directories
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
-def test_spool_below_a_directory_writable_by_others_is_neither_created_nor_opened(
-    people: People, public: Path, mode: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parent = public / "open"
-    parent.mkdir()
-    os.chown(parent, people.alice.uid, people.alice.groups[0])
-    with people.alice.acting():
-        made = Spool.create(parent / "a" / "spool").path
-        parent.chmod(mode)
-        if mode & stat.S_ISVTX:
-            Spool.create(parent / "another")
-            assert Spool(made)
-            return
-        accounts = "All accounts" if mode & 0o002 else f"Group {people.project}"
-        words = f"{accounts} can replace {parent}/"
-        with pytest.raises(NotTrusted, match=words):
-            Spool(made)
-        with pytest.raises(NotTrusted, match=words):
-            Spool.create(parent / "another")
-        assert os.listdir(parent) == ["a"]
-        monkeypatch.setenv("SPOOLPOOL_PARENTS", f"/elsewhere:{parent}")
-        assert Spool(made)
-
-
-def test_spool_below_a_directory_or_link_of_another_account_is_not_opened(people: People, public: Path) -> None:
-    for name, owner in (("mallorys", people.mallory), ("alices", people.alice)):
-        (public / name).mkdir()
-        os.chown(public / name, owner.uid, owner.gid)
-    (public / "mallorys" / "alices").mkdir()
-    os.chown(public / "mallorys" / "alices", people.alice.uid, people.alice.gid)
-    words = f"{people.mallory.name} can replace {public}/mallorys/"
-    with people.alice.acting():
-        with pytest.raises(NotTrusted, match=words):
-            Spool.create(public / "mallorys" / "alices" / "spool")
-        Spool.create(public / "alices" / "spool")
-    with people.mallory.acting():
-        (public / "mallorys" / "way").symlink_to(public / "alices")
-    with people.alice.acting(), pytest.raises(NotTrusted, match=words):
-        Spool(public / "mallorys" / "way" / "spool")
-
-
-def test_directory_writable_by_a_user_private_group_is_accepted(people: People, public: Path) -> None:
-    (public / "home").mkdir(mode=0o755)
-    (public / "home").chmod(0o775)
-    os.chown(public / "home", people.alice.uid, people.alice.gid)
-    with people.alice.acting():
-        Spool.create(public / "home" / "spool")
 
 
 # ---------------------------------------------------------------------------------- missing rights

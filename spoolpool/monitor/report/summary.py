@@ -91,7 +91,7 @@ def summarize(spool: Spool) -> Summary:
     reader = _Reader(summary)
     for line in journal.lines(spool):
         reader.read(line.event)
-    for location in SpoolScanner(spool.path).tasks({"waiting"}):
+    for location in SpoolScanner(spool.layout.root).tasks({"waiting"}):
         summary.waiting_now += 1
         summary.waiting.add(submitted_at(location.task_file.task), max(summary.created, summary.end))
     summary.last_failures = reader.failures.latest()

@@ -12,6 +12,7 @@ from spoolpool import settings
 from spoolpool.client import temporary_spool
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
+from spoolpool.security import known_spools
 
 
 @pytest.fixture
@@ -57,3 +58,13 @@ def test_a_node_local_directory_is_rejected(shared: Path, monkeypatch: pytest.Mo
     with pytest.raises(BadRequest, match=r"each node has its own.*SPOOLPOOL_DIR"):
         temporary_spool.create_temporary_spool(one_host=False, output=0)
     assert os.listdir(shared / "other") == []
+
+
+def test_a_temporary_spool_is_not_recorded_and_its_config_makes_no_spool_temporary(shared: Path) -> None:
+    made = temporary_spool.create_temporary_spool(one_host=True, output=0)
+    assert made.temporary and Spool(made.path).temporary
+    assert not os.path.exists(known_spools.record_path(made.path))
+    known_spools.forget(made.path)
+    assert Spool(made.path).config.temporary and not Spool(made.path).temporary
+    made.remove()
+    assert not os.path.exists(made.path)

@@ -17,8 +17,10 @@ from click.testing import CliRunner
 
 from spoolpool import Executor
 from spoolpool.calls import pickling
+from spoolpool.calls.run import RankResult
 from spoolpool.cli.spool import main
-from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotTrusted
+from spoolpool.client.result_cache import open_cache
+from spoolpool.errors import BadRequest, BadTaskFile, NoKey, NotASpool, NotTrusted
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, bucket_name, new_submitter_id, new_task_id, new_worker_id, parse_task_file
@@ -27,9 +29,10 @@ from spoolpool.protocol.objects import put_object, read_object
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
-from spoolpool.security import signing
+from spoolpool.security import known_spools, signing
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+from spoolpool.worker.publish import outcome_parts
 from tests.conftest import Workers
 from tests.support import tasks
 from tests.support.accounts import as_root, become, public_directory, unused_id
@@ -419,6 +422,124 @@ def test_without_the_variable_the_key_is_in_the_configuration_directory(
     signing.make_key(spool.signature.path)
     assert os.stat(spool.signature.path).st_mode & 0o777 == 0o600
     put(spool, 1)
+
+
+# -- a spool.json that says otherwise
+
+
+def forge_config(spool: Spool, **changes: object) -> None:
+    """Change settings in ``spool.json`` as an account that can write there does."""
+    content = {**json.loads(Path(spool.layout.config).read_bytes()), **changes}
+    Path(spool.layout.config).write_text(json.dumps(content))
+
+
+@pytest.fixture(params=["named by SPOOLPOOL_KEY", "of the account", "of the account, elsewhere"])
+def unsigned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
+    """A signed spool whose ``spool.json`` says that it is not, and a new process of an account with its key."""
+    if request.param == "named by SPOOLPOOL_KEY":
+        monkeypatch.setenv("SPOOLPOOL_KEY", str(tmp_path / "key"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    spool = Spool.create(tmp_path / "spool", durability="none", signed=True)
+    path = signing.key_path(spool.config.id)
+    signing.make_key(path)
+    if request.param == "of the account, elsewhere":  # it has never used the spool
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
+        copy = Path(signing.key_path(spool.config.id))
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(Path(path).read_bytes())
+        copy.chmod(0o600)
+    forge_config(spool, signed=False)
+    known_spools._seen.clear()
+    return spool
+
+
+def test_worker_with_a_key_runs_no_unsigned_task_whatever_the_spool_says(unsigned: Spool, trap: Trap) -> None:
+    path = put(unsigned, trap)
+    path.write_bytes(without_signature(path))
+    worker = claimer(Spool(unsigned.path))
+    assert worker.next() is None and "is not signed" in worker.refused[str(path)]
+    assert path.exists()
+
+
+def test_submitter_with_a_key_reads_no_unsigned_outcome_whatever_the_spool_says(
+    unsigned: Spool, trap: Trap, clock: Clock
+) -> None:
+    inbox = Inbox(Spool(unsigned.path), clock)
+    future = inbox.put(os.mkdir, trap.trace)
+    claim = claimer(unsigned).next()
+    assert claim is not None
+    payload, buffers = pickling.dumps(trap)
+    result = RankResult(payload, buffers, None)
+    claim.write_outcome(outcome_parts(claim.header, claim.task_file, result, 1, 0.0))
+    claim.commit()
+    outcome = next(Path(unsigned.path, "outgoing", "inbox").iterdir())
+    outcome.write_bytes(without_signature(outcome))
+    inbox.look()
+    assert isinstance(future.exception(timeout=0), NotTrusted)
+
+
+def test_commands_with_a_key_read_no_unsigned_file_whatever_the_spool_says(unsigned: Spool, trap: Trap) -> None:
+    path = put(unsigned, trap)
+    path.write_bytes(without_signature(path))
+    shown = command("spool", "check", unsigned.path)
+    assert shown.returncode == 1 and "is not signed" in shown.stdout
+    assert command("spool", "key", "show", unsigned.path).returncode == 0
+    ended = command("spool-worker", unsigned.path, "--idle-timeout", "0.2")
+    assert ended.returncode == 0 and "signatures are required" in ended.stderr
+    assert path.exists()
+
+
+@pytest.mark.parametrize("more", [{}, {"signed": False}])
+def test_known_signed_spool_with_another_id_is_refused(spool: Spool, key: Path, more: dict[str, object]) -> None:
+    Spool(spool.path)
+    forge_config(spool, id="0123456789abcdef", **more)
+    for _ in range(2):
+        with pytest.raises(NotTrusted, match=rf"id {spool.config.id}.*id 0123456789abcdef.*spool accept"):
+            Spool(spool.path)
+        known_spools._seen.clear()  # as in a new process
+    key.unlink()
+    with pytest.raises(NotTrusted, match="spool accept"):
+        Spool(spool.path)
+
+
+def test_known_signed_spool_needs_its_key_whatever_the_spool_says(spool: Spool, key: Path, trap: Trap) -> None:
+    Spool(spool.path)
+    path = put(spool, trap)
+    forge_config(spool, signed=False)
+    path.write_bytes(without_signature(path))
+    key.unlink()
+    known_spools._seen.clear()
+    with pytest.raises(NoKey):
+        Spool(spool.path).need_key()
+    with pytest.raises(NoKey):
+        Executor(spool=spool.path)
+
+
+def test_running_process_keeps_requiring_signatures(spool: Spool, trap: Trap) -> None:
+    worker = claimer(spool)
+    path = put(spool, trap)
+    forge_config(spool, signed=False)
+    path.write_bytes(without_signature(path))
+    assert worker.next() is None and "is not signed" in worker.refused[str(path)]
+
+
+def test_cache_of_a_known_spool_without_its_config_is_not_read(spool: Spool) -> None:
+    Spool(spool.path)
+    Path(spool.layout.config).unlink()
+    with pytest.raises(NotASpool):
+        open_cache(spool.path, Trust())
+
+
+@pytest.mark.parametrize("forged", ["../../key", "", "0" * 65, "a/b"])
+def test_id_that_is_no_name_is_refused_before_it_becomes_a_path(spool: Spool, forged: str) -> None:
+    forge_config(spool, id=forged)
+    with pytest.raises(NotASpool, match="was not written by"):
+        Spool(spool.path)
+
+
+def test_embedded_executor_needs_no_signatures_where_a_key_is_named(key: Path) -> None:
+    with Executor(max_workers=1) as executor:
+        assert executor.submit(pow, 2, 5).result(LIMIT) == 32
 
 
 # -- rotation
