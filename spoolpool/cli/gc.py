@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from spoolpool import settings
-from spoolpool.cli.output import echo_stderr, report_errors
+from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Days
 from spoolpool.maintenance import check, garbage
 from spoolpool.protocol.spool import Spool
@@ -27,8 +27,9 @@ def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
     """Remove expired results, logs and journals from SPOOL.
 
     The options override, for this run, the periods in the spool's spool.json. Queued, running and failed tasks are
-    never removed. Orphan outcomes, whose collector died halfway, are removed as by 'spool check --repair', after the
-    same delay.
+    never removed, nor is anything of a submitter that may be alive. Old files that stay for that reason, or because
+    they cannot be read, are listed on standard error. Orphan outcomes, whose collector died halfway, are removed as by
+    'spool check --repair', after the same delay.
     """
     spool = Spool(directory)
     given = {name: seconds for name, seconds in periods.items() if seconds is not None}
@@ -38,12 +39,16 @@ def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
         echo_stderr(f"Waiting {seconds:g} s before the second check of {len(orphans)} orphan outcome(s).")
         check.repair(spool, orphans)
         orphans = [each for each in orphans if not files.exists(f"{spool.layout.root}/{each.path}")]
-    found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given))
+    found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given), _report)
     if dry_run:
         for path, reason in [
             *((each.path, "orphan outcome") for each in orphans),
             *((each.path, each.reason) for each in found),
         ]:
             click.echo(f"{path}  ({reason})")
-    count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found))
+    count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found, _report))
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {count} file(s) and directories.")
+
+
+def _report(path: str, reason: str) -> None:
+    echo_escaped(f"{path} stays: {reason}.", err=True)

@@ -25,7 +25,8 @@ def rm(selection: Selection, yes: bool) -> None:
       spool rm SPOOL --state failed --older-than 7d
       spool rm SPOOL --session sweep --yes
 
-    Futures of removed tasks are never completed. Queued and running tasks must be cancelled first: 'spool cancel'.
+    Futures that wait for removed tasks fail with TaskVanished. Queued and running tasks must be cancelled first: 'spool
+    cancel'.
     """
     chosen = selection.explicit_tasks()
     confirm("remove", chosen, yes)
@@ -56,11 +57,13 @@ def needed_by(view: TaskView) -> str:
 def remove(view: TaskView) -> bool:
     """Remove a task and its outcome like a collector; return False if another process removed it first."""
     spool, task_file, header = view.spool, view.location.task_file, view.header
+    parent, _, name = view.location.path.rpartition("/")
+    place = spool.directory(f"{spool.layout.root}/{parent}") if "/" in parent else f"{spool.layout.root}/{parent}"
+    if not files.exists(f"{place}/{name}"):  # it may have been retried since, and then it needs its links
+        return False
     if header is not None:
         remove_links(spool, header)
     # the task file first: an orphan outcome is garbage, a task file without its outcome would be a lost result
-    parent, _, name = view.location.path.rpartition("/")
-    place = spool.directory(f"{spool.layout.root}/{parent}") if "/" in parent else f"{spool.layout.root}/{parent}"
     removed = files.remove(f"{place}/{name}")
     if removed and view.location.place == "done" and task_file.worker != CANCELLED:
         outgoing = spool.directory(f"{spool.layout.outgoing}/{view.session}")

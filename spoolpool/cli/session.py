@@ -142,18 +142,10 @@ def rm(directory: str, name: str, yes: bool) -> None:
     cancels, or while a process has it open.
     """
     spool = Spool(directory)
-    views = _tasks(spool, name)
-    busy = sum(view.state not in _ENDED for view in views)
-    if busy:
-        raise BadRequest(
-            f"{busy} task(s) of the session {name} are queued or running: cancel them with "
-            f"'spool cancel {spool.path} --session {name}', or wait for them with 'spool wait'."
-        )
-    if is_in_use(spool, name):
-        info = _submitter(spool, name)
-        process = f"process {info.process.pid} on {info.process.host}" if info else "a process"
-        raise BadRequest(f"The session {name} of {spool.path} is open in {process}: end that process first.")
+    views = _unused_tasks(spool, name)
     confirm("remove", views, yes)
+    if not yes:  # the answer may have taken long
+        views = [view for view in _unused_tasks(spool, name) if view.id in {each.id for each in views}]
     kept = 0
     with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
         for view in reversed(views):  # latest first: a task was submitted after its dependencies
@@ -167,6 +159,22 @@ def rm(directory: str, name: str, yes: bool) -> None:
     click.echo(f"The session {name} was removed{f', except {kept} task(s)' * bool(kept)}.")
     if kept:
         sys.exit(SpoolpoolError.exit_code)
+
+
+def _unused_tasks(spool: Spool, name: str) -> list[TaskView]:
+    """Return all tasks of a session; raises :class:`BadRequest` if it is in use, or has tasks without an outcome."""
+    views = _tasks(spool, name)
+    busy = sum(view.state not in _ENDED for view in views)
+    if busy:
+        raise BadRequest(
+            f"{busy} task(s) of the session {name} are queued or running: cancel them with "
+            f"'spool cancel {spool.path} --session {name}', or wait for them with 'spool wait'."
+        )
+    if is_in_use(spool, name):
+        info = _submitter(spool, name)
+        process = f"process {info.process.pid} on {info.process.host}" if info else "a process"
+        raise BadRequest(f"The session {name} of {spool.path} is open in {process}: end that process first.")
+    return views
 
 
 def _tasks(spool: Spool, name: str) -> list[TaskView]:

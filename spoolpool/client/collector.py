@@ -311,6 +311,8 @@ class Collector:
             cancel.withdraw_request(self._spool, future.task)  # which another process may have made
             self._pending.mark_delivered(future, task_file, outcome.kind)
             return outcome.kind
+        if outcome.kind == "lost":
+            cancel.withdraw_request(self._spool, future.task)  # it would end a retry
         try:
             value = value_of(outcome, content)
         except BaseException as error:  # noqa: BLE001  of the task

@@ -11,12 +11,15 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
-from spoolpool.format.names import CANCELLED, TaskFile, parse_task_file
+from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link, parse_task_file
 from spoolpool.maintenance import garbage
+from spoolpool.maintenance.garbage import GarbageItem
+from spoolpool.maintenance.submitters import AbsentTasks
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers
 from spoolpool.protocol.delayed_tasks import make_ready
@@ -50,7 +53,6 @@ Kind = Literal[
 ]
 
 _REPORTED_ONLY = frozenset[Kind](("unknown name", "unreadable", "duplicate task"))
-_REMOVABLE = frozenset[Kind](("unfinished", "stale request", "stale link"))
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,12 @@ def _outcomes(seen: _Evidence) -> Iterator[Finding]:
 
 
 def _stale_requests(seen: _Evidence) -> Iterator[Finding]:
-    tasks = _task_ids(seen.either)
+    tasks = {task_file.task for task_file in (*seen.either.ready.values(), *seen.either.claimed.values())}
     for task in sorted(seen.both.cancel_requests - tasks):
-        yield Finding("stale request", f"cancel/{task}", "the task to be cancelled does not exist; repair removes this")
+        text = (
+            "the task to be cancelled neither waits nor runs, and would not run if it is retried; repair removes this"
+        )
+        yield Finding("stale request", f"cancel/{task}", text)
 
 
 def _dependencies(seen: _Evidence) -> Iterator[Finding]:
@@ -252,9 +257,10 @@ def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) 
     rest is left for another call. A failed repair is logged and left as well.
     """
     done: list[str] = []
+    removable = {each.path: each for each in _removable(spool, found)}
     for finding in found:
         try:
-            done += _repair_at_once(spool, finding)
+            done += _repair_at_once(spool, finding, removable.get(finding.path))
         except (OSError, SpoolpoolError) as error:
             log.warning("Cannot repair %s: %s", finding.path, error)
     pending = _DelayedRepairs(spool, found, done)
@@ -272,18 +278,37 @@ def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) 
     return done
 
 
-def _repair_at_once(spool: Spool, finding: Finding) -> list[str]:
+def _removable(spool: Spool, found: list[Finding]) -> Iterator[GarbageItem]:
+    """Yield items for the findings that are repaired by a removal; each is examined again directly before it."""
+    unfinished = {each.path for each in found if each.kind == "unfinished"}
+    if unfinished and (now := _server_time(spool)) is not None:
+        yield from (each for each in garbage.unfinished_writes(spool, now) if each.path in unfinished)
+    requests = {each.path: each.path.partition("/")[2] for each in found if each.kind == "stale request"}
+    links = {each.path: _link(each.path).needed_by for each in found if each.kind == "stale link"}
+    ended = AbsentTasks(spool, requests.values(), ("held", "waiting", "running"))
+    nowhere = AbsentTasks(spool, links.values())
+    for tasks, absent in ((requests, ended), (links, nowhere)):
+        for path, task in tasks.items():
+            is_garbage = partial(absent.__contains__, task)
+            yield GarbageItem(path=path, reason="its task has ended", is_garbage=is_garbage)
+
+
+def _repair_at_once(spool: Spool, finding: Finding, removable: GarbageItem | None) -> list[str]:
     path = f"{spool.layout.root}/{finding.path}"
     if finding.kind == "missing":
         spool.make_directories(path)
         return [f"made {finding.path}"]
-    if finding.kind in _REMOVABLE and files.remove(path):
+    if removable is not None and garbage.remove(spool, [removable], _log_kept):
         return [f"removed {finding.path}"]
     if finding.kind == "no dependency":
         task_file = _task_file(finding.path)
         if make_ready(spool, read_task(spool, path, task_file), task_file):
             return [f"made {finding.path} ready"]
     return []
+
+
+def _log_kept(path: str, reason: str) -> None:
+    log.warning("Cannot repair %s: %s", path, reason)
 
 
 class _DelayedRepairs:
@@ -326,6 +351,12 @@ class _DelayedRepairs:
                 header = read_task(self._spool, f"{root}/{path}", task_file)
                 if move_to_bucket(self._spool, f"{root}/{path}", header, task_file.released()):
                     self._done.append(f"requeued {path}")
+
+
+def _link(path: str) -> DependencyLink:
+    link = parse_link(os.path.basename(path))
+    assert link is not None  # the scan parsed this name
+    return link
 
 
 def _task_file(path: str) -> TaskFile:

@@ -1,17 +1,18 @@
 """Find and remove garbage: data of a spool that no process will ask for any more.
 
 The age of a file is the time since it was written or renamed, by the clock of the file server: the clocks of the hosts
-play no part.
+play no part. Age alone is a reason for the removal of data that nobody waits for. Other data is removed after its
+submitter has ended (:mod:`spoolpool.maintenance.submitters`). Each item is examined again directly before its removal.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 from spoolpool.errors import NoKey, NotTrusted, SpoolpoolError
@@ -26,6 +27,7 @@ from spoolpool.format.names import (
     is_job_file,
     is_object_file,
     is_session,
+    is_task_id,
     is_unfinished,
     parse_lane,
     parse_link,
@@ -34,6 +36,8 @@ from spoolpool.format.names import (
     session_of,
     writer_of,
 )
+from spoolpool.maintenance.submitters import AbsentTasks, Recent, Submitters, sessions_with_tasks
+from spoolpool.monitor.scan import Place
 from spoolpool.protocol import sessions
 from spoolpool.protocol.objects import leases, referenced_objects, remove_object
 from spoolpool.protocol.outcomes import read_outcome_header
@@ -41,7 +45,22 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.text import format_duration
 
+log = logging.getLogger(__name__)
+
+_LONGEST_JOB = 30 * 86400.0  # seconds for which a batch job may wait and run
+
+Report = Callable[[str, str], None]
+"""Called with the path of an item that stays, relative to the spool's directory, and the reason."""
+
 _duration = partial(format_duration, precise=True)
+
+
+def _log(path: str, reason: str) -> None:
+    log.info("%s stays: %s.", path, reason)
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,52 +76,70 @@ class GarbageItem:
     """New path of a file that is moved instead of removed."""
     mtime_ns: int | None = None
     """Expected modification time of an object; the object stays if it has another one."""
+    is_garbage: Callable[[], bool] = field(default=_always, repr=False, compare=False)
+    """Examines the item again; called directly before its removal, in place of which it may also raise ``OSError``."""
 
 
-def find_garbage(spool: Spool, keep: RetentionPolicy | None = None) -> list[GarbageItem]:
+def find_garbage(spool: Spool, keep: RetentionPolicy | None = None, report: Report = _log) -> list[GarbageItem]:
     """List the garbage by a retention policy (the spool's own, if None), in the order of removal; remove nothing.
 
-    Never listed are waiting, running and failed tasks, committed tasks without an outcome, and names that no spool has.
+    Never listed are waiting, running and failed tasks, committed tasks without an outcome, data of a submitter that may
+    be alive, and names that no spool has. ``report`` is called for old data that stays because it cannot be read, or
+    because the end of its submitter cannot be proved here.
     """
-    rules = _Rules(spool, keep or spool.config.keep, spool.server_time())
+    rules = _Rules(spool, keep or spool.config.keep, spool.server_time(), report)
     found = [*rules.unfinished_writes(), *rules.journals_and_logs(), *rules.buckets(), *rules.cache()]
+    found += rules.cancel_requests()
     links = _Links(spool)
     found += rules.stale_links(links)
-    objects = list(rules.objects())
-    found += objects
+    found += rules.objects()
+    going = {each.path for each in found}
     where = spool.layout
-    names = {*files.list_names(where.results), *files.list_names(where.outgoing)}
+    names = {*files.list_names(where.results), *files.list_names(where.outgoing), *files.list_names(where.needs)}
     names |= {session_of(name) or "" for name in files.list_names(where.sessions)}
     for session in sorted(filter(is_session, names)):
-        found += rules.session(session, links, {each.path for each in objects})
+        found += rules.session(session, links, going)
     return found
 
 
 def unfinished_writes(spool: Spool, now: float) -> list[GarbageItem]:
     """List the old files in ``tmp/`` and their links, by the spool's policy; ``now`` is :meth:`Spool.server_time`."""
-    return _Rules(spool, spool.config.keep, now).unfinished_writes()
+    return _Rules(spool, spool.config.keep, now, _log).unfinished_writes()
 
 
-def remove(spool: Spool, found: list[GarbageItem]) -> int:
-    """Remove the items of :func:`find_garbage`; return the number of removed items."""
+def remove(spool: Spool, found: Iterable[GarbageItem], report: Report = _log) -> int:
+    """Remove the items of :func:`find_garbage` that are still garbage; return the number of removed items.
+
+    ``report`` is called for each item that cannot be removed.
+    """
     count = 0
     for each in found:
-        parent, _, name = each.path.rpartition("/")
-        # the item came into use, another process collects garbage too, or the directory was swapped: all keep the item
-        with contextlib.suppress(OSError, NotTrusted):
-            whole = f"{spool.layout.root}/{parent}"
-            directory = spool.directory(whole) if "/" in parent else whole
-            path = f"{directory}/{name}"
-            if any(files.exists(f"{spool.layout.root}/{earlier}") for earlier in each.after):
-                continue
-            if parent == "objects":
-                count += remove_object(spool, name, each.mtime_ns)
-            elif each.move_to:
-                files.move(path, f"{spool.layout.root}/{each.move_to}")
-                count += 1
-            else:
-                count += files.remove_directory(path) if files.is_directory(path) else files.remove(path)
+        try:
+            count += _remove(spool, each)
+        except (OSError, NotTrusted) as error:
+            gone = isinstance(error, OSError) and error.errno in files.GONE  # another process collects garbage too
+            if not gone:
+                report(each.path, _reason(error))
     return count
+
+
+def _remove(spool: Spool, each: GarbageItem) -> bool:
+    parent, _, name = each.path.rpartition("/")
+    directory = spool.directory(f"{spool.layout.root}/{parent}") if "/" in parent else f"{spool.layout.root}/{parent}"
+    path = f"{directory}/{name}"
+    if any(files.exists(f"{spool.layout.root}/{earlier}") for earlier in each.after) or not each.is_garbage():
+        return False
+    if parent == "objects":
+        return remove_object(spool, name, each.mtime_ns)
+    if each.move_to:
+        files.move(path, f"{spool.layout.root}/{each.move_to}")
+        return True
+    return files.remove_directory(path) if files.is_directory(path) else files.remove(path)
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else ""
+    return text or str(error).rstrip(".")
 
 
 class _Links:
@@ -124,32 +161,53 @@ class _Links:
 class _Rules:
     """Rules of a retention policy; ``now`` is the time of the file server."""
 
-    def __init__(self, spool: Spool, keep: RetentionPolicy, now: float) -> None:
+    def __init__(self, spool: Spool, keep: RetentionPolicy, now: float, report: Report) -> None:
         self._spool = spool
         self._keep = keep
         self._now = now
         self._states: dict[str, sessions.SessionState] = {}
+        self._report = report
+        self._submitters = Submitters(spool, now, keep.results)
+        self._tasks, self._tasks_again = (Recent(partial(sessions_with_tasks, spool)) for _ in range(2))
 
     def unfinished_writes(self) -> list[GarbageItem]:
-        """List the files that a process left in ``tmp/`` when it died; the links of a task go before the task."""
-        names = filter(is_unfinished, files.list_names(self._spool.layout.tmp))
-        found = list(self._old_files("tmp", names, "an unfinished write", self._keep.unfinished))
-        links = _Links(self._spool) if found else None
-        first: list[GarbageItem] = []
-        for number, each in enumerate(found):
-            if links is not None and (paths := links.of.get(each.path.partition("/")[2])):
-                first += [GarbageItem(path=path, reason=f"of {each.reason}") for path in paths]
-                found[number] = dataclasses.replace(each, after=tuple(paths))
-        return first + found
+        """List what a process left in ``tmp/`` when it died; the links of a task go before the task.
+
+        A submitter makes an empty directory of a bucket anew if it is gone.
+        """
+        tmp = self._spool.layout.tmp
+        names = files.list_names(tmp)
+        buckets = [f"tmp/{name}" for name in names if is_bucket(name) and files.is_directory(f"{tmp}/{name}")]
+        found = [item for path in buckets for item in self._empty_bucket(path)]
+        old = list(self._old_files("tmp", filter(is_unfinished, names), "an unfinished write", self._keep.unfinished))
+        links = _Links(self._spool) if old else None
+        for each in old:
+            name = each.path.partition("/")[2]
+            if why := self._why(self._submitters.why_writing, name):
+                self._report(each.path, f"{each.reason}, but {why}")
+                continue
+            paths = links.of.get(name, []) if links else []
+            is_garbage = partial(self._is_unfinished, name)
+            found += [GarbageItem(path=path, reason=f"of {each.reason}", is_garbage=is_garbage) for path in paths]
+            found.append(GarbageItem(path=each.path, reason=each.reason, after=tuple(paths), is_garbage=is_garbage))
+        return found
+
+    def _is_unfinished(self, name: str) -> bool:
+        """Whether ``tmp/NAME`` exists and no process may still move it: then its links are needed no more, either.
+
+        In this order: a process may have moved it before it ended, and moves it no more after that.
+        """
+        return not self._submitters.why_writing(name) and self._is_old(f"tmp/{name}", self._keep.unfinished)
 
     def journals_and_logs(self) -> Iterator[GarbageItem]:
         """Yield old journals, batch job files and output logs; a worker with an entry may still write its own."""
         where, keep = self._spool.layout, self._keep
-        writers = set(files.list_names(where.workers))
+        writers = set(files.list_names(where.workers, certain=True))
         journals = [name for name in files.list_names(where.journal) if (writer_of(name) or "") not in {"", *writers}]
         yield from self._old_files("journal", journals, "a journal", keep.journals)
         jobs = filter(is_job_file, files.list_names(where.jobs))
-        yield from self._old_files("jobs", jobs, "a batch job", keep.journals)
+        # of a job that waits or runs: how long it may, only the batch system knows
+        yield from self._old_files("jobs", jobs, "a batch job", max(keep.journals, _LONGEST_JOB))
         logs = [
             name
             for name in files.list_names(where.logs)
@@ -157,37 +215,68 @@ class _Rules:
         ]
         yield from self._old_files("logs", logs, "a log", keep.logs)
 
+    def cancel_requests(self) -> Iterator[GarbageItem]:
+        """Yield old cancel requests for tasks that neither wait nor run: they would end a later retry."""
+        requests = filter(is_task_id, files.list_names(self._spool.layout.cancel))
+        old = list(self._old_files("cancel", requests, "a cancel request", self._keep.unfinished))
+        by_task = {each.path.partition("/")[2]: each for each in old}
+        places: tuple[Place, ...] = ("held", "waiting", "running")
+        ended, still = (AbsentTasks(self._spool, by_task, places, self._report) for _ in range(2))
+        for task, each in by_task.items():
+            if task in ended:
+                reason = f"{each.reason}, and its task has ended"
+                yield GarbageItem(path=each.path, reason=reason, is_garbage=partial(still.__contains__, task))
+
     def buckets(self) -> Iterator[GarbageItem]:
         """Yield empty buckets of dead submitters. A submitter that still needs its bucket makes it again."""
-        where, keep = self._spool.layout, self._keep
-        for lane in filter(parse_lane, files.list_names(where.ready)):
-            for bucket in filter(is_bucket, files.list_names(where.lane(lane))):
-                path = f"ready/{lane}/{bucket}"
-                whole = where.bucket(lane, bucket)
-                if files.is_directory(whole) and self._age(path) > keep.unfinished and not files.list_names(whole):
-                    yield GarbageItem(path=path, reason=f"empty for {_duration(keep.unfinished)}")
+        for lane in filter(parse_lane, self._names("ready")):
+            for bucket in filter(is_bucket, self._names(f"ready/{lane}")):
+                yield from self._empty_bucket(f"ready/{lane}/{bucket}")
+
+    def _empty_bucket(self, path: str) -> Iterator[GarbageItem]:
+        """Yield a directory that has been empty for long; the system call that removes it fails if it is not empty."""
+        keep = self._keep.unfinished
+        if self._age(path) > keep and files.is_directory(f"{self._spool.layout.root}/{path}") and not self._names(path):
+            yield GarbageItem(path=path, reason=f"empty for {_duration(keep)}")
+
+    def _names(self, directory: str) -> list[str]:
+        """Return the names in a directory; if it cannot be listed, report it and return none."""
+        try:
+            return files.list_names(f"{self._spool.layout.root}/{directory}")
+        except OSError as error:
+            self._report(directory, f"it cannot be listed ({error.strerror})")
+            return []
+
+    def _why(self, ask: Callable[[str], str], name: str) -> str:
+        """Return the reason why data stays, as :class:`Submitters` or an error says."""
+        try:
+            return ask(name)
+        except OSError as error:
+            return f"it is not known whether its submitter is alive ({error.strerror})"
 
     def cache(self) -> Iterator[GarbageItem]:
         """Yield cached results that were not used for long, and unfinished writes of dead submitters."""
-        root, keep = self._spool.layout.root, self._keep
-        for user in filter(is_account, files.list_names(self._spool.layout.cache)):
+        keep = self._keep
+        for user in filter(is_account, self._names("cache")):
             home = f"cache/{user}"
-            with contextlib.suppress(PermissionError):  # of another account, in a dropbox
-                for part in filter(is_cache_part, files.list_names(f"{root}/{home}")):
-                    names = filter(is_cache_key, files.list_names(f"{root}/{home}/{part}"))
-                    yield from self._old_files(f"{home}/{part}", names, "an unused cached result", keep.cache)
-                names = filter(is_unfinished, files.list_names(f"{root}/{home}/tmp"))
-                yield from self._old_files(f"{home}/tmp", names, "an unfinished write", keep.unfinished)
+            for part in filter(is_cache_part, self._names(home)):
+                names = filter(is_cache_key, self._names(f"{home}/{part}"))
+                yield from self._old_files(f"{home}/{part}", names, "an unused cached result", keep.cache)
+            names = filter(is_unfinished, self._names(f"{home}/tmp"))
+            yield from self._old_files(f"{home}/tmp", names, "an unfinished write", keep.unfinished)
 
     def stale_links(self, links: _Links) -> list[GarbageItem]:
         """List the old links of tasks that do not exist: a process removed the task, and ended before the links."""
         limit = self._keep.unfinished
         old = {task for task, paths in links.of.items() if all(self._age(path) > limit for path in paths)}
-        for _ in range(2 if old else 0):  # twice, since a task can move behind the listing
-            directories = (self._spool.layout.tmp, *self._task_directories())
-            old -= {name.partition(".")[0] for directory in directories for name in files.list_names(directory)}
+        absent, still = (AbsentTasks(self._spool, old, report=self._report) for _ in range(2))
         reason = f"its task does not exist, and it is older than {_duration(limit)}"
-        return [GarbageItem(path=path, reason=reason) for task in sorted(old) for path in links.of[task]]
+        return [
+            GarbageItem(path=path, reason=reason, is_garbage=partial(still.__contains__, task))
+            for task in sorted(old)
+            if task in absent
+            for path in links.of[task]
+        ]
 
     def objects(self) -> Iterator[GarbageItem]:
         """Yield objects that no session uses and no task names, each after its expired leases.
@@ -238,7 +327,10 @@ class _Rules:
         yield where.failed
 
     def session(self, session: str, links: _Links, unused: set[str]) -> Iterator[GarbageItem]:
-        """Yield the old outcomes of a session; then the session itself, if that leaves nothing but ``unused`` paths."""
+        """Yield the old outcomes of a session whose submitter has ended; then the session itself, if it is empty.
+
+        It counts as empty if nothing would be left but ``unused`` paths.
+        """
         root = self._spool.layout.root
         info = sessions.read_session(self._spool, session)
         orphaned = info is not None and not info.keeps and info.process.is_provably_dead()
@@ -246,11 +338,12 @@ class _Rules:
         reason = f"not collected for {_duration(seconds)}"
         if orphaned:
             reason = f"its submitter is dead, and nothing came for {_duration(seconds)}"
-        results, outgoing, needs = f"results/{session}", f"outgoing/{session}", f"needs/{session}"
+        results, outgoing = f"results/{session}", f"outgoing/{session}"
         listed: list[GarbageItem] = []
         removed: set[str] = set()
+        why = self._why(self._submitters.why_alive, session)
         if files.is_directory(f"{root}/{results}") and not os.path.islink(f"{root}/{outgoing}"):
-            task_files = map(parse_task_file, files.list_names(f"{root}/{results}"))
+            task_files = map(parse_task_file, self._names(results))
             # the latest first: a task was submitted after its dependencies
             for task_file in sorted(
                 (each for each in task_files if each), key=lambda each: each.task[4:], reverse=True
@@ -260,14 +353,23 @@ class _Rules:
                     listed += found
                     if found and not any(each.move_to for each in found):
                         removed.add(task_file.task)
+        if why:
+            if listed:
+                self._report(results, f"{reason}, but {why}")
+            return
         yield from listed
-        going = {each.path for each in listed} | unused
-        stays = False
-        for directory in (results, outgoing, needs):
-            if files.is_directory(f"{root}/{directory}"):
-                old = self._age(directory) > seconds
-                if old and going.issuperset(f"{directory}/{name}" for name in files.list_names(f"{root}/{directory}")):
-                    yield GarbageItem(path=directory, reason=reason)
+        yield from self._empty_session(session, seconds, reason, {each.path for each in listed} | unused)
+
+    def _empty_session(self, session: str, seconds: float, reason: str, going: set[str]) -> Iterator[GarbageItem]:
+        """Yield the directories of a session in which only ``going`` paths are left; after all of them, its entries."""
+        directories = [f"results/{session}", f"outgoing/{session}", f"needs/{session}"]
+        stays = self._has_tasks(session, self._tasks)
+        for directory in [] if stays else directories:
+            if files.is_directory(f"{self._spool.layout.root}/{directory}"):
+                is_old = self._age(directory) > seconds
+                if is_old and going.issuperset(f"{directory}/{name}" for name in self._names(directory)):
+                    is_garbage = partial(self._is_ended, session)
+                    yield GarbageItem(path=directory, reason=reason, is_garbage=is_garbage)
                 else:
                     stays = True
         for entry in [] if stays else sessions.list_entries(self._spool, session):
@@ -275,7 +377,23 @@ class _Rules:
             is_dead = sessions.is_dead(self._spool, entry)
             if self._age(path) > (seconds if is_dead else max(seconds, sessions.SILENCE)):
                 # last: only this file tells that the submitter is dead
-                yield GarbageItem(path=path, reason=reason, after=(results, outgoing, needs))
+                is_garbage = partial(self._is_ended, session)
+                yield GarbageItem(path=path, reason=reason, after=tuple(directories), is_garbage=is_garbage)
+
+    def _is_ended(self, session: str) -> bool:
+        """Whether no process has the session open and no task is without an outcome. In this order: see `_may_go`."""
+        return not self._submitters.why_alive(session) and not self._has_tasks(session, self._tasks_again)
+
+    def _has_tasks(self, session: str, tasks: Recent[tuple[set[str], set[int | None]]]) -> bool:
+        """Whether a session of a shared spool has, or may have, a task that needs its directories.
+
+        In a shared spool only its account can make them again; in a private spool any worker does.
+        """
+        if not self._spool.shared:
+            return False
+        found, unknown = tasks.get()
+        owners = {files.owner(f"{self._spool.layout.root}/{each}/{session}") for each in ("results", "outgoing")}
+        return session in found or None in unknown or bool(owners & unknown)
 
     def _outcome(
         self, session: str, task_file: TaskFile, seconds: float, reason: str, links: list[str]
@@ -284,42 +402,61 @@ class _Rules:
         marker, outcome = f"results/{session}/{task_file.name}", f"outgoing/{session}/{task_file.name}"
         if self._age(marker) <= seconds:  # the commit was a rename of this file
             return []
-        first = [GarbageItem(path=link, reason=reason) for link in links]
+        may_go = partial(self._may_go, session, task_file, seconds)
+        first = [GarbageItem(path=link, reason=reason, is_garbage=may_go) for link in links]
         if task_file.worker == CANCELLED:
-            return [*first, GarbageItem(path=marker, reason=reason, after=tuple(links))]
+            return [*first, GarbageItem(path=marker, reason=reason, after=tuple(links), is_garbage=may_go)]
         if self._age(outcome) <= seconds:
             return []
-        if _is_lost(self._spool, session, task_file):  # kept, as a collector would; a retry needs its links
+        try:
+            is_lost = read_outcome_header(self._spool, session, task_file).kind == "lost"
+        except NoKey:
+            raise
+        except (OSError, SpoolpoolError) as error:  # it may be the outcome of a lost task
+            self._report(outcome, f"{reason}, but it cannot be read ({_reason(error)})")
+            return []
+        if is_lost:  # kept, as a collector would; a retry needs its links
             failed = f"failed/{task_file.name}"
             text = f"{reason}; it was lost with its workers, and is kept as {failed}"
-            first = [GarbageItem(path=marker, reason=text, move_to=failed)]
+            first = [GarbageItem(path=marker, reason=text, move_to=failed, is_garbage=may_go)]
         else:
-            first.append(GarbageItem(path=marker, reason=reason, after=tuple(links)))
+            first.append(GarbageItem(path=marker, reason=reason, after=tuple(links), is_garbage=may_go))
         # the task first: an outcome without its task is garbage, a committed task without its outcome is a loss
         return [*first, GarbageItem(path=outcome, reason=reason, after=(marker,))]
+
+    def _may_go(self, session: str, task_file: TaskFile, seconds: float) -> bool:
+        """Whether no process has the session open, and no task depends on its old task.
+
+        In this order: a process may have submitted a dependent before it ended, and submits none after that.
+        """
+        needs = f"{self._spool.layout.needs}/{session}"
+        if self._submitters.why_alive(session) or self._age(f"results/{session}/{task_file.name}") <= seconds:
+            return False
+        links = map(parse_link, files.list_names(needs, certain=True))
+        return not any(link is not None and link.task == task_file.task for link in links)
 
     def _old_files(self, directory: str, names: Iterable[str], noun: str, seconds: float) -> Iterator[GarbageItem]:
         for name in names:
             path = f"{directory}/{name}"
-            with contextlib.suppress(OSError):  # removed since it was listed
-                status = os.lstat(f"{self._spool.layout.root}/{path}")
-                if stat.S_ISREG(status.st_mode) and self._now - status.st_mtime > seconds:
-                    yield GarbageItem(path=path, reason=f"{noun} older than {_duration(seconds)}")
+            if self._is_old(path, seconds):
+                reason = f"{noun} older than {_duration(seconds)}"
+                yield GarbageItem(path=path, reason=reason, is_garbage=partial(self._is_old, path, seconds))
+
+    def _is_old(self, path: str, seconds: float) -> bool:
+        """Whether a regular file was not written for so long; False if it is gone, or reported."""
+        status = self._status(path)
+        return status is not None and stat.S_ISREG(status.st_mode) and self._now - status.st_mtime > seconds
 
     def _age(self, path: str) -> float:
-        """Return the seconds since a file was written or renamed, or a directory changed; -1 if it does not exist."""
+        """Return the seconds since a file was written or renamed, or a directory changed; -1 if that is unknown."""
+        status = self._status(path)
+        return -1.0 if status is None else self._now - max(status.st_mtime, status.st_ctime)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        """Return the status of a file; None if it does not exist, or cannot be examined, which is reported."""
         try:
-            status = os.lstat(f"{self._spool.layout.root}/{path}")
-        except OSError:
-            return -1.0
-        return self._now - max(status.st_mtime, status.st_ctime)
-
-
-def _is_lost(spool: Spool, session: str, task_file: TaskFile) -> bool:
-    """Whether the outcome says that the task was lost with its workers."""
-    try:
-        return read_outcome_header(spool, session, task_file).kind == "lost"
-    except NoKey:
-        raise
-    except (OSError, SpoolpoolError):
-        return False
+            return os.lstat(f"{self._spool.layout.root}/{path}")
+        except OSError as error:
+            if error.errno not in files.GONE:
+                self._report(path, f"it cannot be examined ({error.strerror})")
+            return None

@@ -39,6 +39,15 @@ Place = Literal["held", "waiting", "running", "done", "failed"]
 PLACES: tuple[Place, ...] = ("held", "waiting", "running", "done", "failed")
 """All places, in the order in which a task moves through them."""
 
+DIRECTORIES: dict[Place, str] = {
+    "held": "waiting",
+    "waiting": "ready",
+    "running": "claimed",
+    "done": "results",
+    "failed": "failed",
+}
+"""Directory of each place."""
+
 _REMOVED = (".nfs", ".fuse_hidden")
 """Prefixes of the names that NFS and FUSE give to a removed file while a process has it open (a mapped array, say)."""
 
@@ -227,4 +236,4 @@ def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
 
 
 def _may_be_in_tmp(name: str) -> bool:
-    return is_unfinished(name) or is_rendezvous(name)
+    return is_unfinished(name) or is_rendezvous(name) or is_bucket(name)

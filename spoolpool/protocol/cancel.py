@@ -55,10 +55,29 @@ def withdraw_request(spool: Spool, task: str) -> None:
         files.remove(f"{spool.layout.cancel}/{task}")
 
 
+def revoke_request(spool: Spool, task: str, owner: int) -> None:
+    """Remove a request for a task of the account ``owner``, so that the next claim runs the task.
+
+    Raises ``OSError`` if there may still be one. A request of an account that may not cancel the task stays.
+    """
+    path = f"{spool.layout.cancel}/{task}"
+    try:
+        files.remove(path)
+    except OSError as error:
+        ignored = spool.shared and files.owner(path) not in (owner, spool.owner)
+        if error.errno not in files.DENIED or not ignored:
+            raise
+
+
 def request(spool: Spool, task: str) -> None:
     """Request the worker that runs a task, or claims it next, to cancel it; harmless when repeated."""
-    with files.translate_errors(f"cancel {task} in {spool.path}"), contextlib.suppress(FileExistsError):
-        files.create(f"{spool.layout.cancel}/{task}", [])
+    path = f"{spool.layout.cancel}/{task}"
+    with files.translate_errors(f"cancel {task} in {spool.path}"):
+        try:
+            files.create(path, [])
+        except FileExistsError:
+            with contextlib.suppress(OSError):  # of another account, which asked before; or withdrawn just now
+                files.touch(path)  # 'spool gc' goes by its age
 
 
 class CancelRequests:

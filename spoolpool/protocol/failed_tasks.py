@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spoolpool.errors import BadTaskFile
 from spoolpool.format.names import TaskFile, parse_task_file
+from spoolpool.protocol import cancel
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_owned_task
 from spoolpool.system import files
@@ -12,7 +13,8 @@ from spoolpool.system import files
 def retry_task(spool: Spool, name: str, session: str = "") -> str:
     """Return a task from ``failed/`` to its bucket, with all its attempts; return its id.
 
-    With a ``session``: retry a task that was lost with its workers, and remove its outcome, which is still there.
+    A cancel request for its earlier life is removed first. With a ``session``: retry a task that was lost with its
+    workers, and remove its outcome, which is still there.
     Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name.
     """
     parent = f"{spool.layout.results}/{session}" if session else spool.layout.failed
@@ -28,6 +30,8 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     if header.task != task_file.task:
         raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
     spool.open_session(header.session, owner)
+    with files.translate_errors(f"remove the cancel request for {task_file.task}, which would end its retry"):
+        cancel.revoke_request(spool, task_file.task, owner)
     ready = TaskFile(task_file.task, task_file.claim + 1, 1)
     # a repeated request may answer that the source is gone
     if not move_to_bucket(spool, source, header, ready) and not files.exists(

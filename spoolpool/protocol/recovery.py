@@ -13,7 +13,7 @@ from collections.abc import Container
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
-from spoolpool.protocol import workers
+from spoolpool.protocol import cancel, workers
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.spool import Spool
@@ -149,6 +149,7 @@ class Recovery:
             which = f"attempt {task_file.attempt + 1} of {attempts}"
             return f"{task_file.task}: worker {task_file.worker} died; {which} waits"
         claim.reassign(self._me).report_lost(self._loss_message(task_file))
+        cancel.withdraw_request(self._spool, task_file.task)  # it was for the worker that died
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
         return f"{task_file.task}: {died}; reported as lost"
 

@@ -143,8 +143,8 @@ class Submitter:
     def _check_submitted(self, header: TaskHeader, target: str) -> None:
         """Raise :class:`TaskVanished` if the task is not in the spool although its file in ``tmp/`` is gone.
 
-        Garbage collection removes an old file there, and this process may have been stopped for a day before the
-        rename. The task may have moved on from ``target`` since.
+        A purge of old files removes it there, if this process was stopped for long before the rename. The task may have
+        moved on from ``target`` since.
         """
         spool = self._spool
         wanted = [Wanted.of(spool, header)]
@@ -158,8 +158,8 @@ class Submitter:
                 backoff.sleep()
         raise TaskVanished(
             f"Cannot submit to {spool.path}: the file of task {header.task} was removed from {spool.layout.tmp} before "
-            "the task was in the queue, by a garbage collection after this process was stopped for long, or by another "
-            "process. The task is not in the spool; submit it again."
+            "the task was in the queue, by a purge of old files after this process was stopped for long, or by hand. "
+            "The task is not in the spool; submit it again."
         )
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ import pytest
 from spoolpool.errors import DependencyFailed, SpoolpoolError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id
-from spoolpool.protocol.cancel import cancel_task
+from spoolpool.protocol.cancel import cancel_task, request
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failed_tasks import retry_task
@@ -122,11 +122,12 @@ def come_back(stage: Stage) -> Body:
 
 
 def retry_kept(stage: Stage) -> Body:
-    """Retry a lost task; its session keeps the outcome."""
+    """Retry a lost task that was to be cancelled; its session keeps the outcome."""
     header = stage.submit(stage.inbox(keeps=True), max_attempts=1)
     abandon(stage, header, dead_process())
     stage.recover()
     [task_file] = stage.seen().results.values()
+    request(stage.spool, header.task)
     return lambda: retry_task(stage.spool, task_file.name, stage.session)
 
 

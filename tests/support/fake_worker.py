@@ -501,6 +501,8 @@ class Stage:
         if unfinished := files.list_names(self.spool.layout.tmp):
             for name in unfinished:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
+            for name in files.list_names(self.spool.layout.sessions):  # nothing of a live submitter is removed
+                files.remove(f"{self.spool.layout.sessions}/{name}")
             garbage.remove(self.spool, garbage.find_garbage(self.spool, RetentionPolicy()))
             assert files.list_names(self.spool.layout.tmp) == []
             self.collect(inbox, self.headers(self.seen().results))  # kept for the unfinished tasks

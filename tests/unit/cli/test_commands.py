@@ -486,10 +486,10 @@ def test_unlisted_directory_is_reported_and_the_rest_is_shown(
 ) -> None:
     real = files.list_names
 
-    def refused(directory: str) -> list[str]:
+    def refused(directory: str, **options: bool) -> list[str]:
         if directory in (spool.layout.failed, spool.layout.results):
             raise PermissionError(errno.EACCES, "Permission denied", directory)
-        return real(directory)
+        return real(directory, **options)
 
     put(spool, "ready")
     monkeypatch.setattr(files, "list_names", refused)
@@ -504,10 +504,10 @@ def test_unlisted_directory_is_reported_and_the_rest_is_shown(
 def test_unlisted_directory_is_a_one_line_error_of_gc(spool: Spool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.list_names
 
-    def refused(directory: str) -> list[str]:
+    def refused(directory: str, **options: bool) -> list[str]:
         if directory in (spool.layout.failed, spool.layout.results):
             raise PermissionError(errno.EACCES, "Permission denied", directory)
-        return real(directory)
+        return real(directory, **options)
 
     monkeypatch.setattr(files, "list_names", refused)
     result = run(name, spool.path)

@@ -29,7 +29,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import Finding, check, repair
 from spoolpool.monitor.scan import Snapshot, scan
-from spoolpool.protocol import delayed_tasks, heartbeat, workers
+from spoolpool.protocol import delayed_tasks, heartbeat, sessions, workers
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
@@ -639,18 +639,37 @@ def test_outcome_that_a_collector_is_removing_is_not_reported(tree: Tree, monkey
 
 
 def test_cancel_request_without_a_task_is_reported_and_removed(tree: Tree, heartbeats: None) -> None:
-    marked = []
-    for place in PLACES:
-        _, task_file = tree.put(place, holder(tree, place))
-        marked.append(task_file.task)
-    stale = new_task_id()
-    for task in [*marked, stale]:
+    marked = {place: tree.put(place, holder(tree, place))[1].task for place in PLACES}
+    stale = sorted([marked.pop("results"), marked.pop("failed"), new_task_id()])
+    for task in [*marked.values(), *stale]:
         (tree.root / "cancel" / task).touch()
     found = check(tree.spool)
-    assert kinds(found) == [("stale request", f"cancel/{stale}")]
-    assert repair(tree.spool, found) == [f"removed cancel/{stale}"]
-    assert sorted(files.list_names(tree.spool.layout.cancel)) == sorted(marked)
+    assert kinds(found) == [("stale request", f"cancel/{task}") for task in stale]
+    assert repair(tree.spool, found) == [f"removed cancel/{task}" for task in stale]
+    assert sorted(files.list_names(tree.spool.layout.cancel)) == sorted(marked.values())
     assert check(tree.spool) == []
+
+
+def test_cancel_request_of_a_task_that_was_retried_since_the_check_stays(tree: Tree) -> None:
+    path, task_file = tree.put("failed", new_worker_id())
+    (tree.root / "cancel" / task_file.task).touch()
+    found = check(tree.spool)
+    assert kinds(found) == [("stale request", f"cancel/{task_file.task}")]
+    path.rename(tree.root / "claimed" / path.name)
+    assert repair(tree.spool, found) == []
+    assert files.list_names(tree.spool.layout.cancel) == [task_file.task]
+
+
+def test_link_of_a_task_that_appeared_since_the_check_stays(tree: Tree) -> None:
+    needed, header = new_task_id(), tree.header()
+    link = DependencyLink(needed, header.task)
+    tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
+    files.create(tree.spool.layout.dependency_link("inbox", link), [])
+    found = check(tree.spool)
+    assert kinds(found) == [("stale link", f"needs/inbox/{link.name}")]
+    tree.put("waiting", header=header)
+    assert repair(tree.spool, found) == []
+    assert files.list_names(f"{tree.spool.layout.needs}/inbox") == [link.name]
 
 
 def test_failed_repair_does_not_stop_other_repairs(tree: Tree) -> None:
@@ -696,6 +715,18 @@ def test_old_unfinished_writes_are_reported_and_removed(tree: Tree) -> None:
     assert kinds(found) == [("unfinished", f"tmp/{task}")]
     assert repair(tree.spool, found) == [f"removed tmp/{task}"]
     assert files.list_names(tree.spool.layout.tmp) == [young.name]
+
+
+def test_old_unfinished_write_of_a_live_submitter_is_no_finding(tree: Tree) -> None:
+    path, task_file = tree.put("tmp")
+    path = path.rename(path.with_name(task_file.task))
+    os.utime(path, LONG_AGO)
+    found = check(tree.spool)
+    assert kinds(found) == [("unfinished", f"tmp/{path.name}")]
+    sessions.register(tree.spool, "inbox", "tester")
+    assert check(tree.spool) == []
+    assert repair(tree.spool, found) == []
+    assert path.exists()
 
 
 def test_read_only_spool_can_be_checked(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import check, repair
 from spoolpool.maintenance.garbage import GarbageItem, find_garbage, remove
+from spoolpool.protocol import sessions
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failed_tasks import retry_task
@@ -257,7 +258,20 @@ def test_lost_task_is_moved_to_failed(spool: Spool, after: Callable[[float], Non
     assert retry_task(spool, task_file.name) == task_file.task
 
 
-@pytest.mark.parametrize("make", [lambda spool: put(spool, "results", new_worker_id()), lost], ids=["result", "lost"])
+def unfinished_dependent(spool: Spool) -> None:
+    """Create what a submitter leaves that dies before the rename of a task with a dependency."""
+    submitter(spool, "inbox", dead_process())
+    header = new_header("inbox")
+    spool.make_directories(f"{spool.layout.needs}/inbox")
+    files.create(f"{spool.layout.tmp}/{header.task}", envelope.pack(records.encode(header), b"x"))
+    files.create(spool.layout.dependency_link("inbox", DependencyLink(new_task_id(), header.task)), [])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda spool: put(spool, "results", new_worker_id()), lost, unfinished_dependent],
+    ids=["result", "lost", "unfinished"],
+)
 def test_collection_that_is_killed_anywhere_leaves_only_garbage(
     tmp_path: Path, after: Callable[[float], None], make: Callable[[Spool], object]
 ) -> None:
@@ -613,6 +627,7 @@ def chain(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
         futures.append(inbox.put(str, futures[-1]))
     stage.work()
     inbox.forget()
+    sessions.unregister(spool, inbox.entry)
     return [future.header for future in futures]
 
 
