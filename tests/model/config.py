@@ -13,6 +13,7 @@ class Budget(NamedTuple):
              same session again
     detach   a process of a session ends, and leaves its tasks and leases (model of objects)
     unreadable  the header of a task cannot be read: EIO, a newer version, a truncated file (model of objects)
+    death    the submitter crashes
     suspect  a recoverer takes a live participant for dead: a long pause, a lost lock or a clock that jumps
     enoent   a rename or an unlink is done, but answers ENOENT: the client repeated a request whose answer was lost
     error    a rename or an unlink is not done, and answers another error
@@ -27,6 +28,7 @@ class Budget(NamedTuple):
     crash: int = 0
     detach: int = 0
     unreadable: int = 0
+    death: int = 0
     suspect: int = 0
     enoent: int = 0
     error: int = 0

@@ -95,16 +95,18 @@ DELETED = {
     ),
 }
 COLLECTED = {  # garbage is collected at any time
-    "crashes": Config(workers=1, collectors=1, searches=True, budget=Budget(crash=2)),
-    "repeated requests": Config(workers=1, collectors=1, searches=True, budget=Budget(crash=1, enoent=1)),
-    "renames that fail": Config(workers=1, collectors=1, searches=True, budget=Budget(crash=1, error=1)),
-    "stale reads": Config(workers=1, collectors=1, searches=True, budget=Budget(crash=1, stale=1)),
+    "death and crash": Config(workers=1, collectors=1, searches=True, budget=Budget(death=1, crash=1)),
+    "repeated requests": Config(workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1, enoent=1)),
+    "renames that fail": Config(workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1, error=1)),
+    "stale reads": Config(workers=1, collectors=1, searches=True, budget=Budget(death=1, stale=1)),
     "cancel, lost, retried": Config(
         workers=1, attempts=1, collectors=1, searches=True, budget=Budget(crash=1, cancel=1, retry=1)
     ),
-    "kept": Config(workers=1, keeps=True, collectors=1, searches=True, budget=Budget(crash=2)),
-    "shared": Config(workers=1, shared=True, collectors=1, searches=True, budget=Budget(crash=1)),
-    "dependent": Config(tasks=2, chain=True, workers=1, collectors=1, searches=True, budget=Budget(crash=1)),
+    "kept": Config(workers=1, keeps=True, collectors=1, searches=True, budget=Budget(death=1, crash=1)),
+    "shared": Config(workers=1, shared=True, collectors=1, searches=True, budget=Budget(death=1)),
+    "dependent": Config(
+        tasks=2, chain=True, workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1)
+    ),
 }
 ALL = [
     pytest.param(config, id=f"{title}: {faults}")

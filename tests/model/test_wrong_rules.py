@@ -406,7 +406,7 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
     ),
     (
         SweepWithoutSecondLook,
-        Config(tasks=2, chain=True, workers=1, collectors=1, searches=True, budget=Budget(crash=1)),
+        Config(tasks=2, chain=True, workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1)),
         "task 2 fails, although its dependency has a value",
         "w1  rename claimed/2.1.1.w1 results/2.1.1.w1: done",
     ),
@@ -418,7 +418,7 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
     ),
     (
         LinksBeforeTheProof,
-        Config(tasks=2, chain=True, workers=1, collectors=1, searches=True, budget=Budget(crash=1)),
+        Config(tasks=2, chain=True, workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1)),
         "task 2 fails, although its dependency has a value",
         "w1  rename claimed/2.1.1.w1 results/2.1.1.w1: done",
     ),
@@ -436,13 +436,13 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
     ),
     (
         SessionOfWaitingTask,
-        Config(workers=1, shared=True, collectors=1, searches=True, budget=Budget(crash=1)),
+        Config(workers=1, recoverers=0, shared=True, collectors=1, searches=True, budget=Budget(death=1)),
         "task 1 is set aside without a run",
         "w1  rename claimed/1.1.1.w1 failed/1.1.1.w1: done",
     ),
     (
         TasksBeforeTheProof,
-        Config(workers=1, shared=True, collectors=1, searches=True, budget=Budget(crash=1)),
+        Config(workers=1, recoverers=0, shared=True, collectors=1, searches=True, budget=Budget(death=1)),
         "task 1 is set aside without a run",
         "w1  rename claimed/1.1.1.w1 failed/1.1.1.w1: done",
     ),
