@@ -155,9 +155,11 @@ class Transitions:
         assert not isinstance(operation, Activity)
         for effect in self.effects(operation, files, shared.budget):
             yield self.step(shared, name, operation, effect, activity.answered(effect.answer))
-        for kind in ("crash", "death") if name == "s" else ("crash",):
-            if getattr(shared.budget, kind):
-                yield self.crash(shared, name, kind)
+        if shared.budget.crash:
+            yield self.crash(shared, name)
+        if shared.budget.death and name == "s":
+            budget = shared.budget.spend("death")
+            yield self.crash(shared._replace(budget=budget._replace(crash=budget.crash + 1)), name)
 
     def delete(self, shared: Shared, actor: str, name: Name) -> Step:
         """Return the deletion of a task file by a third party, at a moment at which this participant is idle."""
@@ -317,7 +319,7 @@ class Transitions:
         shared = shared._replace(files=files, records=records, budget=budget)
         return Step(actor, action, effect, shared, (Participant(actor, now),), violation)
 
-    def crash(self, shared: Shared, actor: str, kind: str = "crash") -> Step:
+    def crash(self, shared: Shared, actor: str) -> Step:
         """Return the crash of a participant. A new one replaces a submitter, or the last one of its role.
 
         With an autoscaler, that one starts the workers. With garbage collectors, the session has no live submitter
@@ -335,6 +337,6 @@ class Transitions:
             new = (Participant(f"{role}{sum(name[0] == role for name in used) + 1}"),)
             used = tuple(sorted((*used, new[0].name)))
         live.update(participant.name for participant in new)
-        budget = shared.budget.spend(kind)
+        budget = shared.budget.spend("crash")
         shared = shared._replace(files=files, records=records, budget=budget, live=tuple(sorted(live)), used=used)
-        return Step(actor, "CRASHES", Effect("", kind), shared, new)
+        return Step(actor, "CRASHES", Effect("", "crash"), shared, new)
