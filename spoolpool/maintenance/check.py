@@ -149,7 +149,7 @@ def _dead_workers(seen: _Evidence) -> Iterator[Finding]:
         silence = None if seen.now is None else workers.seconds_since_heartbeat(seen.spool, worker, seen.now)
         if info.process.is_provably_dead():
             suspects[worker] = "is dead"
-        elif silence is not None and silence > seen.spool.config.lease:
+        elif silence is not None and silence > seen.spool.config.lease and not info.process.is_alive_here():
             suspects[worker] = f"has had no heartbeat for {silence:.0f} s"
     for worker, state in sorted(suspects.items()):
         text = f"this worker {state}; once its death is certain, repair requeues its tasks and removes its entry"

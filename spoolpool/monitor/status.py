@@ -138,13 +138,16 @@ class StatusCollector:
             return time.time()
 
     def _alive(self, now: float) -> list[WorkerInfo]:
-        """Return the groups that are not provably dead and had a heartbeat within a lease."""
+        """Return the groups that live on this host, or are not provably dead and had a heartbeat within a lease."""
         lease = self.spool.config.lease
         return [
             info
             for info in workers.read_workers(self.spool)
-            if not info.process.is_provably_dead()
-            and (workers.seconds_since_heartbeat(self.spool, info.worker, now) or 0.0) <= lease
+            if info.process.is_alive_here()
+            or (
+                not info.process.is_provably_dead()
+                and (workers.seconds_since_heartbeat(self.spool, info.worker, now) or 0.0) <= lease
+            )
         ]
 
     def _lane_and_user(self, location: TaskLocation, before: dict[str, TaskView]) -> tuple[str, str] | None:

@@ -22,7 +22,7 @@ from spoolpool.format.names import job_of, new_job_name, parse_lane, session_of_
 from spoolpool.pool import batch_system
 from spoolpool.pool.batch_system import ActiveJob, Job, System
 from spoolpool.protocol import worker_registration, workers
-from spoolpool.protocol.heartbeat import Liveness
+from spoolpool.protocol.heartbeat import Liveness, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
@@ -218,7 +218,7 @@ class OwnerWatch:
         record = _read(spool, name) if job_of(f"{name}.json") else None
         self._session = record.session if record is not None else ""
         self._liveness = Liveness(spool)
-        self._interval = spool.config.lease / settings.BEATS_PER_LEASE
+        self._interval = heartbeat_interval(spool)
         self._due = 0.0
         self._ended = False
 

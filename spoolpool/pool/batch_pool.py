@@ -17,7 +17,7 @@ from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
 from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.protocol import workers
-from spoolpool.protocol.heartbeat import SessionHeartbeat
+from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import per_core
 from spoolpool.security import known_spools
@@ -83,12 +83,14 @@ class BatchPool:
         self._checked: set[str] = set()  # jobs that ended, and were counted as failures or not
         self._failures = 0
         self._refusals = 0
-        self._heartbeat: SessionHeartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def start(self) -> None:
         """Submit the first jobs; the session must exist. Raises :class:`LauncherError` if they are refused."""
         then = batch_jobs.orphan_command(self._spool, self._session)
-        self._heartbeat = SessionHeartbeat(self._spool, self._session, then)
+        # for the groups on other hosts, which run for this session alone
+        path = self._spool.layout.session(self._session)
+        self._heartbeat = Heartbeat(path, heartbeat_interval(self._spool), then)
         self._scale(set())
         self._due = time.monotonic() + self._backoff.next()
 
@@ -107,6 +109,8 @@ class BatchPool:
                 self._due = 0.0
         if time.monotonic() < self._due:
             return
+        if self._heartbeat is not None:
+            self._heartbeat.keep()
         try:
             self._check_ended_jobs()
             if not self.broken:

@@ -7,14 +7,15 @@ step of a claim is one rename of its task file, out of ``claimed/``.
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 from spoolpool.calls import pickling
-from spoolpool.errors import SpoolDenied, WorkerLost
+from spoolpool.errors import NotTrusted, SpoolDenied, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
-from spoolpool.format.names import TaskFile
+from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.protocol import outcomes
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
@@ -112,7 +113,7 @@ class Claim:
         """Publish the outcome: one rename decides.
 
         Returns False if the claim was lost: a recoverer took this worker for dead. Then the outcome must not be
-        published; see :meth:`spoolpool.protocol.recovery.Recovery.discard`.
+        published; see :meth:`discard_outcome`.
         """
         spool, session, source = self._spool, self.header.session, self._path
         target = path = f"{spool.layout.results}/{session}/{self._name}"
@@ -137,6 +138,41 @@ class Claim:
                     ) from error
                 backoff = backoff or Backoff(0.005, 5.0, 2.0)
                 backoff.sleep()
+
+    def discard_outcome(self) -> bool:
+        """Remove the outcome of a lost claim, if it is certain that none will look for it; return whether none is left.
+
+        It is certain if the task file has a later claim number, which it gets from an uncommitted claim alone, or if it
+        was unlinked, as after its collection. Otherwise a cache may hide that this claim was committed; see
+        :meth:`spoolpool.protocol.recovery.Recovery.discard`.
+        """
+        try:
+            path = f"{self._spool.outgoing(self.header.session, self._owner)}/{self._name}"
+            if not files.is_missing(path):  # it is, if the loss was found before the outcome was written
+                if not (self._is_unlinked() or self._has_successor()):
+                    return False
+                files.remove(path)
+        except (OSError, NotTrusted) as error:
+            log.info("Cannot discard the outcome of %s now: %s", self._name, error)
+            return False
+        return True
+
+    def _is_unlinked(self) -> bool:
+        return self._lock >= 0 and os.fstat(self._lock).st_nlink == 0
+
+    def _has_successor(self) -> bool:
+        where, header = self._spool.layout, self.header
+        for directory in (
+            where.claimed,
+            where.bucket(header.lane, header.bucket),
+            where.waiting,
+            where.failed,
+            f"{where.results}/{header.session}",
+        ):
+            for task_file in map(parse_task_file, files.list_names(directory)):
+                if task_file is not None and task_file.task == header.task and task_file.claim > self.task_file.claim:
+                    return True
+        return False
 
     def _restore_directory(self, parent: str) -> None:
         """Make the missing directory of the session again; in a shared spool only its owner can do that."""

@@ -19,6 +19,7 @@ from spoolpool.format.headers import TaskHeader, decode_task
 from spoolpool.format.names import Lane, TaskFile, parse_lane, parse_task_file
 from spoolpool.protocol.claim import Claim, set_aside
 from spoolpool.protocol.fair_share import BucketInfo
+from spoolpool.protocol.heartbeat import heartbeat_interval
 from spoolpool.protocol.listing import ReadyListing
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
@@ -57,6 +58,7 @@ class Claimer:
     ) -> None:
         self._spool = spool
         self._lease = spool.config.lease
+        self._patience = heartbeat_interval(spool)
         self._worker = worker
         self._serves = serves
         self._trust = trust
@@ -194,9 +196,9 @@ class Claimer:
         """Take the lock of a task file; return whether the task may be claimed.
 
         It may not while another worker claims it or a recoverer holds it, which takes a moment. A lock that stays
-        busy for a lease is that of a host that lost its power in an earlier attempt (for ever on NFS 3, for a day on
-        MooseFS): then the task is claimed without. The rename decides; only the witness of this worker's life is
-        missing.
+        busy for the time between two heartbeats is that of an earlier attempt, whose worker was taken for dead: its
+        host lost its power (then the lock is held for ever on NFS 3, for a day on MooseFS), or it is paused. Then the
+        task is claimed without. The rename decides; only the witness of this worker's life is missing.
         """
         now = time.monotonic()
         if try_lock(fd) is not Lock.BUSY:
@@ -204,7 +206,7 @@ class Claimer:
             return True
         if len(self._busy) > _BUSY:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
-        return now - self._busy.setdefault(task_file.name, now) > self._lease
+        return now - self._busy.setdefault(task_file.name, now) > self._patience
 
     def _read_signed(self, fd: int, size: int, path: str, task_file: TaskFile) -> Envelope | None:
         """Read a file of a signed spool before the claim: without a valid signature it is left alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spoolpool.errors import BadTaskFile
+from spoolpool.errors import BadTaskFile, SpoolpoolError
 from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.protocol import cancel
 from spoolpool.protocol.spool import Spool
@@ -15,7 +15,8 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
 
     A cancel request for its earlier life is removed first. With a ``session``: retry a task that was lost with its
     workers, and remove its outcome, which is still there.
-    Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name.
+    Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name, and
+    :class:`SpoolpoolError` if it cannot be moved.
     """
     parent = f"{spool.layout.results}/{session}" if session else spool.layout.failed
     path = f"{parent}/{name}"
@@ -33,10 +34,15 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     with files.translate_errors(f"remove the cancel request for {task_file.task}, which would end its retry"):
         cancel.revoke_request(spool, task_file.task, owner)
     ready = TaskFile(task_file.task, task_file.claim + 1, 1)
+    bucket = spool.layout.bucket(header.lane, header.bucket)
+    try:
+        moved = move_to_bucket(spool, source, header, ready)
+    except OSError as error:
+        raise SpoolpoolError(
+            f"Cannot move {path} to {bucket} ({error.strerror}). It was left alone; try again."
+        ) from error
     # a repeated request may answer that the source is gone
-    if not move_to_bucket(spool, source, header, ready) and not files.exists(
-        f"{spool.layout.bucket(header.lane, header.bucket)}/{ready.name}"
-    ):
+    if not moved and not files.exists(f"{bucket}/{ready.name}"):
         raise BadTaskFile(f"{path} is gone: another process has moved it.")
     if session:  # an outcome without a task file has no known owner
         files.remove(f"{spool.outgoing(session, owner)}/{name}")

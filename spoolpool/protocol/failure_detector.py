@@ -74,7 +74,8 @@ class FailureDetector:
     def check(self, workers: Collection[str], claims: Mapping[str, Collection[TaskFile]]) -> dict[str, bool]:
         """Return the dead among these workers, and for each whether the lock of its claim has expired too.
 
-        ``claims`` are those of all workers, as they are now.
+        A worker whose process lives on this host is not among them, whatever its heartbeat. ``claims`` are those of all
+        workers, as they are now.
         """
         self._suspects.intersection_update(workers)
         self._liveness.keep_only(workers)
@@ -86,7 +87,8 @@ class FailureDetector:
         self._identify(watched)
         dead = {worker: True for worker in workers if self._is_provably_dead(worker)}
         for worker in watched - dead.keys():
-            if (silence := self._silence(worker)) >= self._lease:
+            # a live process of this host may be silent because its heartbeat processes were killed or stopped
+            if (silence := self._silence(worker)) >= self._lease and not self._is_alive_here(worker):
                 dead[worker] = silence >= settings.GONE_LEASES * self._lease
         self._suspects -= dead.keys()
         return dead
@@ -126,3 +128,8 @@ class FailureDetector:
         """Return whether the process of a worker of this host has ended, which costs the spool no operation."""
         process = self._processes.get(worker)
         return process is not None and process.is_provably_dead()
+
+    def _is_alive_here(self, worker: str) -> bool:
+        """Return whether the process of a worker of this host certainly lives, which costs the spool no operation."""
+        process = self._processes.get(worker)
+        return process is not None and process.is_alive_here()

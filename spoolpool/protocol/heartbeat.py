@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection, Sequence
 
@@ -13,59 +16,121 @@ from spoolpool.protocol import sessions
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.system import files
+from spoolpool.system.processes import ProcessId
+
+log = logging.getLogger(__name__)
+
+_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heartbeat_program.py")
+
+_DETACHED = """trap '' HUP INT QUIT TERM USR1 USR2; exec 3<&0; "$@" <&3 3<&- &"""
+# A shell that ends at once, so that the heartbeat processes are no children of this one: a function here neither waits
+# for them nor gets SIGCHLD for them. They ignore the signals that end a group after its task.
+
+_SILENT = 3  # intervals in a row without a report after which both processes have ended or are stopped
 
 
-def start_heartbeat(path: str, interval: float, then: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a process that touches a file as long as this one lives, and then becomes the command ``then``."""
-    command = [sys.executable, "-ISc", _BEAT, files.child_path(path), str(interval), str(os.getpid()), *then]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=bool(then),  # a signal that ends the terminal's processes must not end it
-    )
+class Heartbeat:
+    """Periodic touch of a file as long as this process lives, whatever its Python does.
 
-
-_BEAT = """\
-import os, select, sys
-path, interval, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-missed = 0
-while os.getppid() == parent and missed < 3:
-    try:
-        os.utime(path)
-        missed = 0
-    except FileNotFoundError:
-        missed += 1
-    except OSError:
-        pass
-    if select.select([0], [], [], interval)[0]:
-        missed = 0
-        break
-if sys.argv[4:] and missed < 3:
-    os.execv(sys.argv[4], sys.argv[4:])
-"""
-# If the server is away, it answers with an error or not at all: go on until it is back. A missing file says that
-# a recoverer took this worker for dead.
-# select: standard input ends when the parent does. A child that the parent forked can hold the other end open; then
-# the check of the parent's pid notices its end one interval later. A parent that is done kills this process.
-
-
-class SessionHeartbeat:
-    """Heartbeat of a session, for workers on other hosts that run for it alone.
-
-    If this process dies without :meth:`close`, the command ``then`` replaces the heartbeat process.
+    Two small processes touch the file and replace each other, also while a function here holds the GIL
+    (:mod:`spoolpool.protocol.heartbeat_program`). Where both are ended or stopped at once, a thread here touches the
+    file instead, until :meth:`keep` starts them again. If this process ends without :meth:`close`, the command ``then``
+    replaces them.
     """
 
-    def __init__(self, spool: Spool, session: str, then: Sequence[str]) -> None:
-        interval = spool.config.lease / settings.BEATS_PER_LEASE
-        self._process = start_heartbeat(spool.layout.session(session), interval, then)
+    def __init__(self, path: str, interval: float, then: Sequence[str] = ()) -> None:
+        self._path = path
+        self._interval = interval
+        self._then = then
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._ended = False
+        self._start()
+        threading.Thread(target=self._watch, name="spoolpool-heartbeat", daemon=True).start()
+
+    def _start(self) -> None:
+        me = ProcessId.of(os.getpid())
+        arguments = [files.child_path(self._path), str(self._interval), str(me.pid), me.start, *self._then]
+        command = [sys.executable, "-IS", _PROGRAM, *arguments]
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", _DETACHED, "sh", *command],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=bool(self._then),  # a signal that ends the terminal's processes must not end it
+        )
+        self._process.wait()
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._ended = False
+        self._silent = 0
+
+    def keep(self) -> bool:
+        """Start the processes again if they have ended; return False if the file was removed."""
+        with self._lock:
+            self._read_reports()
+            if self._closed.is_set() or not self._ended:
+                return True
+            if files.is_missing(self._path):
+                return False
+            self._close_pipes()
+            try:
+                self._start()
+            except OSError as error:  # too little memory, or too many processes: the thread continues
+                log.warning("Cannot start the heartbeat of %s again: %s", self._path, error)
+            return True
 
     def close(self) -> None:
-        """Stop the heartbeat, without running the command; harmless when repeated."""
-        self._process.kill()
-        self._process.communicate()
+        """End the heartbeat, without running the command. From any thread; harmless when repeated."""
+        with self._lock:
+            if not self._closed.is_set():
+                self._closed.set()
+                with contextlib.suppress(OSError, ValueError):  # the processes have ended, or could not be started
+                    assert self._process.stdin is not None
+                    self._process.stdin.write(b".")
+                self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # a function closed all descriptors
+                pipe.close()
+
+    def _read_reports(self) -> None:
+        """Note whether the processes have touched the file, or have ended."""
+        assert self._process.stdout is not None
+        if self._closed.is_set() or self._process.stdout.closed:
+            return
+        try:
+            reports = self._process.stdout.read()  # None: there is none now
+        except OSError:  # a function closed all descriptors
+            reports = b""
+        if reports:
+            self._silent = 0
+        self._ended = reports == b""
+
+    def _watch(self) -> None:
+        warned = False
+        while not self._closed.wait(self._interval):
+            with self._lock:
+                self._silent += 1  # not by a clock: this process may have been stopped together with them
+                self._read_reports()
+                is_silent = self._ended or self._silent >= _SILENT
+            if not is_silent:
+                warned = False
+                continue
+            with contextlib.suppress(OSError):  # the server is away; or the entry was removed, and the processes ended
+                files.touch(self._path)
+                if not warned:
+                    warned = True
+                    log.warning("The heartbeat processes of %s were ended or stopped: a thread continues.", self._path)
+
+
+def heartbeat_interval(spool: Spool) -> float:
+    """Return the seconds between two heartbeats."""
+    return spool.config.lease / settings.BEATS_PER_LEASE
 
 
 class Liveness:
@@ -86,9 +151,14 @@ class Liveness:
         return self._check(worker, f"{self._spool.layout.worker(worker)}/beat")
 
     def is_session_alive(self, session: str) -> bool:
-        """Return whether a session with a heartbeat is not closed, not provably dead, and not silent for a lease."""
+        """Return whether a session is open and alive: provably, on this host, or not provably dead and not silent."""
         path = self._spool.layout.session(session)
-        if files.is_missing(path) or sessions.is_dead(self._spool, session):
+        if files.is_missing(path):
+            return False
+        info = sessions.read_session(self._spool, session)
+        if info is not None and info.process.is_alive_here():
+            return True
+        if info is not None and info.process.is_provably_dead():
             return False
         return self._check(f"session {session}", path) < self._spool.config.lease
 
@@ -106,7 +176,9 @@ class Liveness:
         return unchanged
 
     def is_alive(self, info: WorkerInfo) -> bool:
-        """Return whether a worker is not provably dead, and not silent for a lease."""
+        """Return whether a worker is alive: provably on this host, or not provably dead and not silent for a lease."""
+        if info.process.is_alive_here():
+            return True
         return not info.process.is_provably_dead() and self.seconds_since_change(info.worker) < self._spool.config.lease
 
     def knows(self, worker: str) -> bool:

@@ -12,6 +12,8 @@ from spoolpool.security.signing import task_label
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 
+_BUCKETS = 5  # times that a bucket is made anew: a claimer that finds it empty may remove it before the task arrives
+
 
 def read_task(spool: Spool, path: str, task_file: TaskFile) -> TaskHeader:
     """Return the header of the task file at a path; raises as :func:`read_owned_task`."""
@@ -42,10 +44,10 @@ def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> t
 def move_to_bucket(spool: Spool, source: str, header: TaskHeader, task_file: TaskFile) -> bool:
     """Rename a task file to its bucket, and to the name ``task_file``; return whether this call did it.
 
-    If not, another process moved it, which is just as good, or the bucket is removed as often as it is made; the next
-    round sees the true state.
+    If not, another process moved it, which is just as good. ``OSError`` as rename(2), also if the bucket is removed as
+    often as it is made; then the task file is where it was.
     """
-    for last in (False, True):
+    for attempt in range(_BUCKETS + 1):
         try:
             bucket = spool.bucket(header.lane, header.bucket)
             files.move(source, f"{bucket}/{task_file.name}")
@@ -54,7 +56,9 @@ def move_to_bucket(spool: Spool, source: str, header: TaskHeader, task_file: Tas
             if error.errno not in files.GONE:
                 raise
             # the bucket was removed as empty, or the task file was moved: then a new bucket would be left over
-            if last or files.is_missing(source):
+            if files.is_missing(source):
                 break
+            if attempt == _BUCKETS:
+                raise
             spool.make_directories(spool.layout.bucket(header.lane, header.bucket))
     return False

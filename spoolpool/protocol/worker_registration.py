@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 
 import msgspec
 
 from spoolpool import settings
 from spoolpool.errors import SpoolDenied
-from spoolpool.protocol.heartbeat import start_heartbeat
+from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, lack_file, remove_worker
 from spoolpool.security.trust import Trust
@@ -22,8 +21,8 @@ from spoolpool.system.processes import ProcessId
 class Registration:
     """Entry of this process among the workers, with a heartbeat that a busy Python cannot hold up.
 
-    A small child process touches the heartbeat file, and ends when its parent does. So a worker whose function keeps
-    the GIL for an hour in C code is still seen to be alive, even if locks do not reach other hosts.
+    So a worker whose function keeps the GIL for an hour in C code is still seen to be alive, even if locks do not reach
+    other hosts.
     """
 
     def __init__(self, spool: Spool, info: WorkerInfo) -> None:
@@ -36,7 +35,6 @@ class Registration:
         self._worker = info.worker
         self._directory = spool.layout.worker(info.worker)
         self._stop = f"{self._directory}/stop"
-        self._interval = spool.config.lease / settings.BEATS_PER_LEASE
         with files.translate_errors(f"announce a worker group in {spool.path}"):
             try:
                 spool.make_directories(self._directory)
@@ -47,10 +45,10 @@ class Registration:
             except OSError:
                 remove_worker(spool, info.worker)
                 raise
-        self._beat = self._start()
+        self._heartbeat = self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return start_heartbeat(f"{self._directory}/beat", self._interval)
+    def _start(self) -> Heartbeat:
+        return Heartbeat(f"{self._directory}/beat", heartbeat_interval(self._spool))
 
     @property
     def directory(self) -> str:
@@ -69,13 +67,8 @@ class Registration:
         return "stop" in found or ("info.json" not in found and (bool(found) or files.is_missing(self._directory)))
 
     def keep_heartbeat(self) -> bool:
-        """Start the heartbeat process again if it ended; return False if the heartbeat file was removed."""
-        if self._beat.poll() is None:
-            return True
-        if files.is_missing(f"{self._directory}/beat"):
-            return False
-        self._beat = self._start()
-        return True
+        """Start the heartbeat again if it ended; return False if its file was removed."""
+        return self._heartbeat.keep()
 
     def close(self, *, unfinished: bool = False) -> None:
         """Remove the entry: this worker claims no task any more. Harmless when repeated.
@@ -83,8 +76,7 @@ class Registration:
         ``unfinished`` leaves an empty entry, so that recoverers continue for this worker: an outcome in its name is
         still to be discarded.
         """
-        self._beat.kill()
-        self._beat.communicate()
+        self._heartbeat.close()
         remove_worker(self._spool, self._worker)
         if unfinished:
             with contextlib.suppress(OSError):

@@ -133,4 +133,5 @@ class Housekeeping:
                 "Task %s was taken from this worker, which was thought dead: its outcome is discarded.",
                 claim.task_file.task,
             )
-            self._recovery.discard(claim.header.session, claim.task_file)
+            if not claim.discard_outcome():
+                self._recovery.discard(claim.header.session, claim.task_file)

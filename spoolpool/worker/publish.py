@@ -96,11 +96,14 @@ class Publisher:
         self._ranks = ranks
 
     def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
-        """Write and commit an outcome; return False if the claim was lost.
+        """Write and commit the outcome of a call that was ``started`` at this time; return False if the claim was lost.
 
         While the disk is full, tries again for the length of a lease, then publishes that error in place of the result.
         If ``stopping`` says meanwhile that the worker is to end, releases the task and raises :class:`SpoolFull`.
         """
+        # a claim can be lost after a lease of silence only; then nothing is to be written that must be removed again
+        if time.time() - started > self._spool.config.lease and not self._exists(claim):
+            return False
         backoff: Backoff | None = None
         deadline = 0.0
         while True:
@@ -125,6 +128,13 @@ class Publisher:
                     ) from error
                 backoff.sleep()
         return claim.commit()
+
+    @staticmethod
+    def _exists(claim: Claim) -> bool:
+        try:
+            return claim.exists()
+        except OSError:  # the server is unreachable for a moment
+            return True
 
     def _write(self, claim: Claim, parts: list[Buffer]) -> None:
         """Create the outcome file, and replace an incomplete one of this claim."""

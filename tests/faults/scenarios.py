@@ -147,7 +147,7 @@ def release_claim(stage: Stage) -> Body:
     stage.submit()
 
     def body() -> None:
-        claim = Claimer(stage.spool, announce(stage.spool, ProcessId.of(os.getpid())), lambda _: True, Trust()).next()
+        claim = Claimer(stage.spool, announce(stage.spool, unknown_process()), lambda _: True, Trust()).next()
         if claim is not None:
             with claim:
                 claim.release()

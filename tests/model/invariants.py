@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tests.model.operations import (
     CANCELLED,
     DEPENDENCY,
+    DONE,
     ENTRY,
     INBOX,
     LOST,
@@ -55,6 +56,12 @@ def outcome_of(files: Files, task: int) -> str:
         if name.place == "results" and name.task == task:
             return CANCELLED if name.holder == CANCELLED else files.get(name.to("outgoing"), NO)
     return NO
+
+
+def has_successor(files: Files, claim: Name) -> str:
+    """Return DONE if the task has a later claim number, or no file any more, else NO."""
+    claims = [name.claim for name, content in files.items() if name.task == claim.task and content == TASK]
+    return DONE if max(claims, default=claim.claim + 1) > claim.claim else NO
 
 
 class Invariants:

@@ -104,6 +104,15 @@ class Holders(NamedTuple):
     task: int
 
 
+class ReadSuccessor(NamedTuple):
+    """Tell whether a task file has a later claim number than this name, or was removed.
+
+    A later number is seen by a listing, the removal by the link count of a descriptor that is open since the claim.
+    """
+
+    name: Name
+
+
 class Choose(NamedTuple):
     """Let the checker take a choice of the budget (DONE) or not (NO)."""
 
@@ -118,7 +127,7 @@ class Note(NamedTuple):
     detail: str = ""
 
 
-Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Holders | Choose | Note
+Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Holders | ReadSuccessor | Choose | Note
 Body = Generator[Operation, str, "Activity | None"]
 P = ParamSpec("P")
 

@@ -36,6 +36,7 @@ from tests.model.operations import (
     Operation,
     Read,
     ReadOutcome,
+    ReadSuccessor,
     Rename,
     Unlink,
     Write,
@@ -249,6 +250,8 @@ class Protocol:
             if outcome != VALUE:  # also if it is absent, which only a fault of the disk can cause
                 return self.write_outcome(mine, DEPENDENCY)
         yield Note("run", mine.task)
+        if not (yield Read(mine, own=True)):  # a worker looks only if its call took longer than a lease
+            return None
         raised = yield Choose("raises")
         if raised and mine.attempt <= self.config.retries:
             return self.delay(mine)
@@ -280,7 +283,7 @@ class Protocol:
         """Rename claimed/N.c.a.w to results/N.c.a.w, which publishes the outcome.
 
         Error: if the source is there, try again. If the target is there, it was done. If neither is, the worker is
-        fenced: discard the outcome.
+        fenced: drop the outcome.
         """
         published = mine.to("results")
         if (yield Rename(mine, published)):
@@ -288,6 +291,14 @@ class Protocol:
         if (yield Read(mine)):
             return self.commit(mine)
         if (yield Read(published)):
+            return None
+        return self.drop(mine)
+
+    @rule
+    def drop(self, mine: Name) -> Body:
+        """Unlink the outcome of a lost claim at once if the task went on without it, else discard it."""
+        if (yield ReadSuccessor(mine)):
+            yield Unlink(mine.to("outgoing"))
             return None
         return self.discard(mine.to("outgoing"))
 

@@ -95,6 +95,15 @@ class OneRead(Protocol):
     rounds = 1
 
 
+class DropWithoutProof(Protocol):
+    """A worker unlinks its outcome as soon as it finds its claim neither in claimed/ nor in results/."""
+
+    @rule
+    def drop(self, mine: Name) -> Body:
+        yield Unlink(mine.to("outgoing"))
+        return None
+
+
 class RequeueUnderTheSameName(Protocol):
     """Recovery does not raise the claim number (and counts attempts elsewhere)."""
 
@@ -331,6 +340,12 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
         Config(budget=Budget(suspect=1, stale=1)),
         "results/1.1.1.w1 is published without a complete outcome",
         "w1  rename claimed/1.1.1.w1 results/1.1.1.w1: done",
+    ),
+    (
+        DropWithoutProof,
+        Config(budget=Budget(enoent=1, stale=1)),
+        "results/1.1.1.w1 has lost its outcome",
+        "w1  unlink outgoing/1.1.1.w1: done",
     ),
     (
         RequeueUnderTheSameName,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.model.config import Budget
-from tests.model.invariants import Invariants, Record, Records, outcome_of, replaced
+from tests.model.invariants import Invariants, Record, Records, has_successor, outcome_of, replaced
 from tests.model.operations import (
     ALIVE,
     DEAD,
@@ -30,6 +30,7 @@ from tests.model.operations import (
     Operation,
     Read,
     ReadOutcome,
+    ReadSuccessor,
     Rename,
     Unlink,
     Write,
@@ -272,6 +273,8 @@ class Transitions:
                 yield Effect(" ".join(sorted(name.holder for name in names)))
             case ReadOutcome(task):
                 yield from self.read(outcome_of(files, task), budget.stale)
+            case ReadSuccessor(name):
+                yield from self.read(has_successor(files, name), budget.stale)
             case Choose(choice):
                 yield Effect(NO)
                 if getattr(budget, choice):

@@ -1,6 +1,6 @@
 """Single-threaded workers, submitters and clocks for tests of the protocol.
 
-All decisions are made by the code of the package. Left out are its threads, its waiting and its heartbeat process.
+All decisions are made by the code of the package. Left out are its threads, its waiting and its heartbeat processes.
 """
 
 from __future__ import annotations
@@ -94,15 +94,12 @@ class Clock:
 
 
 class _Beat:
-    """Stand-in for the heartbeat process."""
+    """Stand-in for the heartbeat."""
 
-    def poll(self) -> None:
-        return None
+    def keep(self) -> bool:
+        return True
 
-    def kill(self) -> None:
-        pass
-
-    def communicate(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -144,7 +141,7 @@ class SilentWatch:
 
 
 class SilentRegistration(Registration):
-    """Entry of a worker without a heartbeat process."""
+    """Entry of a worker without heartbeat processes."""
 
     def _start(self) -> Any:
         return _Beat()
@@ -220,7 +217,10 @@ def outcome_of(header: TaskHeader, task_file: TaskFile) -> list[envelope.Buffer]
 
 
 def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: Any) -> None:
-    """Run a worker in this process until no task is ready, or until it has run this number of tasks."""
+    """Run a worker in this process until no task is ready, or until it has run this number of tasks.
+
+    It seems to be on another host, because this process outlives it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Registration", SilentRegistration)
         patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(clock, 100))
@@ -228,7 +228,7 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
             RankEnvironment(objects=ObjectCache(spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0))
         )
         options = WorkerOptions(max_tasks=tasks, idle_timeout=0.3)
-        Worker(spool, group, info_of(ProcessId.of(os.getpid()), **info), options).run()
+        Worker(spool, group, info_of(unknown_process(), **info), options).run()
 
 
 def prepare_call(inbox: SubmitterSession, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:

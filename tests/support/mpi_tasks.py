@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -9,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.tasks import OwnError, PickyError, lock, mark, wait_for
+
+
+def hold_gil(directory: str | Path, gate: str | Path) -> None:
+    """Wait on each rank in C code for the lock of a file, while holding the global interpreter lock."""
+    from mpi4py import MPI
+
+    fd = os.open(gate, os.O_RDWR)
+    mark(f"{directory}/started-{MPI.COMM_WORLD.Get_rank()}")
+    ctypes.PyDLL(None).flock(fd, fcntl.LOCK_SH)
 
 
 def where() -> tuple[int, int, int]:

@@ -38,6 +38,26 @@ def mark_and_wait(started: str | Path, end: str | Path, value: Any = None) -> An
     return wait_for(end, value)
 
 
+def mark_and_return_pid(started: str | Path, end: str | Path) -> int:
+    """Record the run, simulate work until another file exists, and return the pid of this process."""
+    return mark_and_wait(started, end, os.getpid())
+
+
+def watch_children(started: str | Path, end: str | Path) -> list[str]:
+    """Simulate work until another file exists; return what tells this process of children that it did not start."""
+    found: list[str] = []
+    before = signal.signal(signal.SIGCHLD, lambda *_: found.append("SIGCHLD"))
+    try:
+        mark_and_wait(started, end)
+        os.waitpid(-1, os.WNOHANG)
+        found.append("a child")
+    except ChildProcessError:
+        found.append("no child")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    return found
+
+
 def pid(*_: Any) -> int:
     """Return the pid of the process that runs the task."""
     return os.getpid()

@@ -14,6 +14,7 @@ from spoolpool.calls.results import remote_traceback
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotPicklable, WorkerLost
 from spoolpool.format.names import new_task_id
+from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support import tasks
@@ -263,6 +264,19 @@ def test_dependents_run_without_their_submitter(stage: Stage) -> None:
     future = later.expect(last.header)
     later.look()
     assert future.result(timeout=0) == 13
+
+
+def test_task_whose_links_are_hidden_waits_for_the_dependencies_in_its_header(stage: Stage) -> None:
+    inbox = stage.inbox()
+    first, second = inbox.put(tasks.pid), inbox.put(tasks.pid)
+    last = inbox.put(same, [first, second])
+    os.unlink(f"{stage.spool.layout.needs}/{stage.session}/{second.task}.{last.task}")
+    stage.work(tasks=1)
+    assert DelayedTasks(stage.spool).round() == 0
+    assert files.list_names(stage.spool.layout.waiting) == [last.task_file.name]
+    stage.work()
+    inbox.look()
+    assert last.result(timeout=0) == ([first.result(timeout=0), second.result(timeout=0)],)
 
 
 def test_reopened_session_keeps_needed_outcomes(stage: Stage) -> None:

@@ -257,6 +257,17 @@ def test_task_in_an_empty_bucket_is_found_within_a_second_despite_a_backlog(back
     assert backlog.submitters(2) == [1, 2]
 
 
+def test_empty_bucket_that_is_in_use_again_keeps_its_place(backlog: Backlog, clock: Clock) -> None:
+    backlog.put(1, 1, bucket=1)
+    assert len(backlog.claim(2)) == 1
+    backlog.put(1, 1, bucket=1)
+    assert len(backlog.claim(1)) == 1
+    clock.sleep(0.2)  # a full listing comes next, while an empty bucket would still come last
+    backlog.put(1, 1, bucket=2)
+    backlog.put(1, 1, bucket=1)
+    assert [int(header.bucket[4:18], 16) for header in backlog.claim(2)] == [1, 2]
+
+
 def test_unusable_names_do_not_block_tasks_of_other_submitters(backlog: Backlog, listed: Listed, clock: Clock) -> None:
     for bucket in range(10):
         place = Path(backlog.put(0, 1, bucket=bucket))

@@ -5,9 +5,8 @@ The test moves the observer's clock, and does by hand the file operations of the
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from spoolpool import settings
+from spoolpool import current_task, settings
 from spoolpool.errors import WorkerLost
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, parse_task_file
@@ -33,7 +32,17 @@ from spoolpool.system.processes import ProcessId
 from tests.conftest import Workers
 from tests.faults.disk import Disk, in_child
 from tests.support import tasks
-from tests.support.fake_worker import Clock, Inbox, Stage, announce, dead_process, outcome_of, unknown_process
+from tests.support.fake_worker import (
+    Clock,
+    Inbox,
+    Stage,
+    announce,
+    dead_process,
+    leave_trace,
+    outcome_of,
+    unknown_process,
+)
+from tests.support.processes import is_running, processes_of
 from tests.support.waiting import wait_until
 
 
@@ -202,6 +211,22 @@ def test_lock_expires_after_many_leases_of_silence(stage: Stage, paused: TaskFil
     assert list(stage.seen().ready.values()) == [paused.requeued()]
 
 
+def test_requeued_task_is_claimed_within_a_lease_despite_the_lock_of_its_dead_worker(
+    stage: Stage, paused: TaskFile
+) -> None:
+    """As on NFS 3, where the lock of a host without power stays for ever."""
+    watch(stage, Recovery(stage.spool), settings.GONE_LEASES + 1)
+    [task_file] = stage.seen().ready.values()
+    requeued = stage.clock.now
+    claimer = Claimer(stage.spool, announce(stage.spool, ProcessId.of(os.getpid())), lambda _: True, Trust())
+    assert claimer.next() is None  # it may be another claimer's, for a moment
+    while (claim := claimer.next()) is None:
+        stage.clock.sleep(stage.spool.config.lease / 30)
+    assert stage.clock.now - requeued < stage.spool.config.lease / 2
+    assert claim.task_file.task == task_file.task
+    claim.close()
+
+
 def test_lock_of_a_provably_dead_worker_does_not_count(stage: Stage, paused: TaskFile) -> None:
     workers.remove_worker(stage.spool, paused.worker)
     announce(stage.spool, dead_process(), worker_id=paused.worker)
@@ -344,6 +369,47 @@ def test_recoverer_that_died_after_a_take_over_is_recovered(stage: Stage) -> Non
     assert stage.notes("delivered") == {header.task: 1}
 
 
+def test_commit_by_a_recoverer_during_the_commit_of_its_worker_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's rename fails, and the recoverer renames between the two checks that follow."""
+    header, task_file = claimed(stage, unknown_process())
+    claim = Claim(stage.spool, header, task_file)
+    claim.write_outcome(outcome_of(header, task_file))
+    move, there, looks = files.move, files.exists, 0
+
+    def fail_once(source: str, target: str, **options: Any) -> None:
+        monkeypatch.setattr(files, "move", move)
+        raise OSError(5, "Input/output error")
+
+    def look(path: str) -> bool:
+        nonlocal looks
+        looks += 1
+        found = there(path)
+        if looks == 1:
+            assert Claim(stage.spool, header, task_file).commit()
+        return found
+
+    monkeypatch.setattr(files, "move", fail_once)
+    monkeypatch.setattr(files, "exists", look)
+    assert claim.commit()
+    assert list(stage.seen().results.values()) == [task_file]
+
+
+def test_release_of_an_ended_worker_commits_its_complete_outcome(stage: Stage) -> None:
+    header, task_file = claimed(stage, unknown_process())
+    Claim(stage.spool, header, task_file).write_outcome(outcome_of(header, task_file))
+    other, torn = claimed(stage, unknown_process())
+    Claim(stage.spool, other, torn).write_outcome([b"torn"])
+    observer = Recovery(stage.spool)
+    assert observer.release(task_file.worker) == []
+    assert list(stage.seen().results.values()) == [task_file]
+    assert observer.release(torn.worker) == [other.task]
+    assert list(stage.seen().ready.values()) == [torn.released()]
+    stage.settle()
+    assert stage.notes("delivered") == {header.task: 1, other.task: 1}
+
+
 # -- fenced workers
 
 
@@ -361,6 +427,80 @@ def test_fenced_worker_does_not_publish_and_its_outcome_is_removed(stage: Stage)
     assert not stage.seen().outgoing
     stage.settle()
     assert stage.notes("delivered") == {header.task: 1}
+
+
+def lost_claim(stage: Stage) -> Claim:
+    """Return a claim with its lock and a complete outcome, whose task file was taken away."""
+    stage.submit()
+    claim = Claimer(stage.spool, announce(stage.spool, unknown_process()), lambda _: True, Trust()).next()
+    assert claim is not None
+    claim.write_outcome(outcome_of(claim.header, claim.task_file))
+    return claim
+
+
+@pytest.mark.parametrize("place", ["waiting", "ready", "claimed", "failed", "results"])
+def test_lost_outcome_is_removed_at_once_if_its_task_has_a_later_claim(stage: Stage, place: str) -> None:
+    where, claim = stage.spool.layout, lost_claim(stage)
+    later = claim.task_file.requeued()
+    taken = later.claimed_by(new_worker_id())
+    target = {
+        "waiting": f"{where.waiting}/{later.name}",
+        "ready": f"{where.bucket(claim.header.lane, claim.header.bucket)}/{later.name}",
+        "claimed": where.claimed_task(taken),
+        "failed": f"{where.failed}/{taken.name}",
+        "results": where.result(stage.session, taken),
+    }[place]
+    os.rename(where.claimed_task(claim.task_file), target)
+    with claim:
+        assert not claim.commit()
+        assert claim.discard_outcome()
+    assert not stage.seen().outgoing
+
+
+def test_lost_outcome_is_removed_at_once_if_its_task_was_collected(stage: Stage) -> None:
+    claim = lost_claim(stage)
+    os.unlink(stage.spool.layout.claimed_task(claim.task_file))
+    with claim:
+        assert not claim.commit()
+        assert claim.discard_outcome()
+    assert not stage.seen().outgoing
+
+
+@pytest.mark.parametrize("place", ["claimed", "results", "hidden"])
+def test_outcome_without_a_proof_of_its_loss_stays(stage: Stage, place: str) -> None:
+    """The task file may be hidden by a cache, after a commit that answered an error."""
+    where, claim = stage.spool.layout, lost_claim(stage)
+    source = where.claimed_task(claim.task_file)
+    target = {
+        "claimed": source,
+        "results": where.result(stage.session, claim.task_file),
+        "hidden": f"{stage.diary}-hidden",
+    }[place]
+    os.rename(source, target)
+    with claim:
+        assert not claim.discard_outcome()
+    assert stage.seen().outgoing
+
+
+def leave_and_take(effects: str, root: str, diary: str) -> str:
+    """Task whose claim is taken away while it runs."""
+    [claimed] = Path(root, "claimed").glob(f"{current_task().id}.*")
+    claimed.rename(f"{diary}-taken")
+    return leave_trace(effects)
+
+
+def test_lost_claim_is_noticed_before_the_outcome_of_a_long_call_is_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(0, stage.spool.config.lease * 2)
+    monkeypatch.setattr(stage.clock, "time", lambda: float(next(ticks)), raising=False)
+    written: list[TaskFile] = []
+    monkeypatch.setattr(Claim, "write_outcome", lambda claim, parts: written.append(claim.task_file))
+    future = stage.inbox().put(leave_and_take, str(stage.effects), stage.spool.path, str(stage.diary))
+    stage.work()
+    assert stage.runs() == {future.task: 1}
+    assert written == []
+    assert not stage.seen().outgoing
 
 
 def test_outcome_without_a_purpose_is_removed_after_caches_expire(stage: Stage) -> None:
@@ -453,30 +593,6 @@ def observers(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock.installed(monkeypatch, observers=True)
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-
-
-class Gate:
-    """File with a lock that is held until the gate is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def open(self) -> None:
-        """Release the lock; harmless when repeated."""
-        self._file.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()
-
-
 def submitted(spool: Spool, clock: Clock, function: object, *args: object) -> Inbox:
     inbox = Inbox(spool, clock)
     inbox.put(function, *map(str, args))
@@ -499,45 +615,6 @@ def is_over(inbox: Inbox) -> None:
     assert future.exception(timeout=0) is None
 
 
-def test_heartbeat_continues_while_c_code_holds_the_gil(
-    tmp_path: Path, worker: Workers, gate: Gate, observers: Clock
-) -> None:
-    spool = Spool.create(tmp_path / "spool", durability="none", lease=0.3)
-    worker(spool)
-    inbox = submitted(spool, observers, tasks.hold_gil, tmp_path / "started", gate.path)
-    wait_until((tmp_path / "started").exists, "the function runs")
-    task_file = only_claim(spool)
-    liveness = Liveness(spool)
-    for number in range(2 * settings.BEATS_PER_LEASE):  # for two leases
-        liveness.seconds_since_change(task_file.worker)
-        observers.sleep(0.1)
-        wait_until(lambda: liveness.seconds_since_change(task_file.worker) == 0, f"heartbeat {number + 1}")
-    assert only_claim(spool) == task_file
-    gate.open()
-    is_over(inbox)
-
-
-def test_lock_keeps_the_claim_of_a_worker_in_c_code_without_a_heartbeat(
-    tmp_path: Path, worker: Workers, gate: Gate, observers: Clock
-) -> None:
-    spool = Spool.create(tmp_path / "spool", durability="none", lease=60.0)
-    process = worker(spool)
-    inbox = submitted(spool, observers, tasks.hold_gil, tmp_path / "started", gate.path)
-    wait_until((tmp_path / "started").exists, "the function runs")
-    task_file = only_claim(spool)
-    for pid in children_of(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    observer, liveness = Recovery(spool), Liveness(spool)
-    for _ in range(12):
-        observer.round()
-        still = liveness.seconds_since_change(task_file.worker)
-        observers.sleep(spool.config.lease / 3)
-    assert still > 2 * spool.config.lease
-    assert only_claim(spool) == task_file
-    gate.open()
-    is_over(inbox)
-
-
 def test_forked_child_that_outlives_its_worker_keeps_neither_lock_nor_heartbeat(
     tmp_path: Path, worker: Workers, observers: Clock
 ) -> None:
@@ -545,7 +622,8 @@ def test_forked_child_that_outlives_its_worker_keeps_neither_lock_nor_heartbeat(
     process = worker(spool)
     submitted(spool, observers, tasks.fork_and_wait, tmp_path / "child", tmp_path / "end")
     child = int(wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text(), "it forked"))
-    [beating] = set(children_of(process.pid)) - {child}
+    worker_id = only_claim(spool).worker
+    beating = processes_of(f"{spool.layout.worker(worker_id)}/beat")
     path = spool.layout.claimed_task(only_claim(spool))
     fd = files.open_file(path, write=True)
     try:
@@ -553,22 +631,16 @@ def test_forked_child_that_outlives_its_worker_keeps_neither_lock_nor_heartbeat(
         worker.may_die(process)
         process.kill()
         process.wait()
-        assert runs(child)
+        assert is_running(child)
         assert try_lock(fd) is Lock.TAKEN
-        wait_until(lambda: not runs(beating), "the heartbeat process ended")
-        assert runs(child)
+        assert beating
+        wait_until(lambda: not any(map(is_running, beating)), "the heartbeat processes ended")
+        assert is_running(child)
     finally:
         files.close(fd)
         (tmp_path / "end").touch()
     assert Recovery(spool).round()
     assert not os.listdir(spool.layout.claimed)
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_fenced_worker_ends_by_itself(tmp_path: Path, worker: Workers) -> None:

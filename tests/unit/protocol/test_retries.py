@@ -18,7 +18,7 @@ import pytest
 
 from spoolpool import Executor, settings
 from spoolpool.cli.spool import main
-from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, WorkerLost
+from spoolpool.errors import BadRequest, BadTaskFile, NotASpool, SpoolpoolError, WorkerLost
 from spoolpool.format import envelope
 from spoolpool.format import headers as records
 from spoolpool.format.config import RetentionPolicy
@@ -342,21 +342,49 @@ def test_late_move_to_a_bucket_leaves_no_empty_bucket(spool: Spool) -> None:
     assert not os.path.exists(bucket)
 
 
-def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a worker finds the bucket empty and removes it."""
+def remove_buckets(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Remove each bucket so many times when it was made, like a worker that finds it empty."""
     real = os.mkdir
+    left = [times]
 
     def removed_again(path: str, mode: int = 0o777) -> None:
         real(path, mode)
-        if is_bucket(os.path.basename(path)):
+        if is_bucket(os.path.basename(path)) and left[0]:
+            left[0] -= 1
             os.rmdir(path)
 
-    header, task_file = delay_one(spool)
     monkeypatch.setattr(files.os, "mkdir", removed_again)
+
+
+def test_move_to_a_vanishing_bucket_is_retried_later(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, task_file = delay_one(spool)
+    remove_buckets(monkeypatch, 1000)
     path = f"{spool.layout.waiting}/{task_file.name}"
-    assert not move_to_bucket(spool, path, header, task_file)
+    with pytest.raises(FileNotFoundError):
+        move_to_bucket(spool, path, header, task_file)
     monkeypatch.undo()
     assert move_to_bucket(spool, path, header, task_file)
+
+
+def test_move_to_a_bucket_that_vanishes_twice_succeeds(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, task_file = delay_one(spool)
+    remove_buckets(monkeypatch, 2)
+    assert move_to_bucket(spool, f"{spool.layout.waiting}/{task_file.name}", header, task_file)
+
+
+def test_retry_of_a_task_whose_bucket_vanishes_says_that_the_task_was_left(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, task_file = delay_one(spool)
+    kept = f"{spool.layout.failed}/{task_file.name}"
+    os.rename(f"{spool.layout.waiting}/{task_file.name}", kept)
+    remove_buckets(monkeypatch, 1000)
+    with pytest.raises(SpoolpoolError, match="It was left alone; try again") as caught:
+        retry_task(spool, task_file.name)
+    assert kept in str(caught.value) and spool.layout.bucket(header.lane, header.bucket) in str(caught.value)
+    assert os.listdir(spool.layout.failed) == [task_file.name]
+    monkeypatch.undo()
+    assert retry_task(spool, task_file.name) == header.task
 
 
 # --------------------------------------------------------------------------- unknown names in waiting/
