@@ -147,7 +147,8 @@ class GuestProcess(subprocess.Popen[Any]):
 class NFS(FileServer):
     """NFS server S and its clients, each with its own kernel.
 
-    ``version``: "4.2" or "3".  ``options``: more mount options, for example "actimeo=0".  ``lease``: seconds until the
+    ``version``: "4.2" or "3".  ``options``: more mount options, for example "actimeo=0".  ``squash``: treat root of a
+    client as an account without rights, as servers do by default.  ``lease``: seconds until the
     NFS 4 locks of a silent client expire, and that a restarted server waits for its clients.  ``clocks``: how many
     seconds the clock of a client is fast, from its next boot on.  ``memory``: megabytes per guest.
     """
@@ -158,6 +159,7 @@ class NFS(FileServer):
         clients: Sequence[str] = ("A", "B"),
         version: str = "4.2",
         options: str = "",
+        squash: bool = False,
         lease: int = 90,
         clocks: Mapping[str, int] | None = None,
         memory: int = 256,
@@ -165,7 +167,7 @@ class NFS(FileServer):
         super().__init__(directory, clients)
         if len(str(self.directory)) > 64:
             raise ValueError(f"{self.directory}: too long for the name of a socket below it")
-        self.version, self.lease, self.memory = version, lease, memory
+        self.version, self.squash, self.lease, self.memory = version, squash, lease, memory
         self.options = ",".join(filter(None, [f"vers={version}", "hard", options]))
         self.clocks = dict(clocks or {})
         self._guests = ("S", *self.clients)
@@ -188,7 +190,8 @@ class NFS(FileServer):
             file.truncate(1024 * _MEGABYTE)  # sparse
         command(["mkfs.ext4", "-q", "-F", disk])
         command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
-        rights = "rw,sync,no_root_squash,no_subtree_check,fsid=0,insecure"
+        squash = "root_squash" if self.squash else "no_root_squash"
+        rights = f"rw,sync,{squash},no_subtree_check,fsid=0,insecure"
         (etc / "exports").write_text(f"{self.directory}/srv *({rights})\n")
         (etc / "sshd_config").write_text(_SSHD.format(key=key))
         hosts, places = ["127.0.0.1 localhost\n"], [_SSH.format(directory=self.directory, key=key)]
@@ -277,6 +280,14 @@ class NFS(FileServer):
     def ssh(self, guest: str, script: str) -> int:
         """Run a shell script in a guest and return its status."""
         return self.daemon(self.nodes[guest], guest, [*self._ssh, guest, script]).wait(timeout=60)
+
+    def pause(self, guest: str) -> None:
+        """Stop the kernel of a guest, with all its programs; of the server: ``S``."""
+        os.kill(self._kernel[guest].pid, signal.SIGSTOP)
+
+    def resume(self, guest: str) -> None:
+        """Undo :meth:`pause`."""
+        os.kill(self._kernel[guest].pid, signal.SIGCONT)
 
     def restart_server(self) -> None:
         """Cut the power of the server and boot it again.

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from spoolpool import settings
 from spoolpool.system.backoff import Backoff
+from tests.servers import NFS
 from tests.sharedfs.mounts import PATIENCE, Command, Place
 from tests.support.waiting import wait_until
 
@@ -37,6 +39,8 @@ class Chaos:
         }
         if place.kind.network:
             self._failures |= {"cut cables": self._cut, "server restarts": self._restart_server}
+        if isinstance(place.fs, NFS):
+            self._failures |= {"stopped nodes": self._stop_node, "stopped servers": self._stop_server}
 
     def run(self, seconds: float) -> dict[str, int]:
         """Cause each failure at least once, and more of them for a time; end all tasks; count their outcomes."""
@@ -103,6 +107,21 @@ class Chaos:
 
     def _restart_server(self, _client: str) -> None:
         self._place.fs.restart_server()
+
+    def _stop_node(self, client: str) -> None:
+        """Stop a client for so long that its workers are dead whatever their locks, and that its NFS 4 locks expire."""
+        self._pause(client, (settings.GONE_LEASES + 3) * self._place.kind.lease)
+
+    def _stop_server(self, _client: str) -> None:
+        self._pause("S", 3 * self._place.kind.lease)
+
+    def _pause(self, guest: str, seconds: float) -> None:
+        assert isinstance(self._place.fs, NFS)
+        self._place.fs.pause(guest)
+        try:
+            self._wait(seconds)
+        finally:
+            self._place.fs.resume(guest)
 
     def _count(self, outcomes: dict[str, tuple[int, int, str]]) -> dict[str, int]:
         place = self._place

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers import NFS, SSHFS, FileServer, MooseFS
-from tests.servers.base import MountedFileServer
+from tests.servers.base import MountedFileServer, as_user
 from tests.sharedfs.running import running
 from tests.sharedfs.tasks import marks
+from tests.support.accounts import known_account
 from tests.support.waiting import wait_until
 
 PATIENCE = 240.0
@@ -46,11 +47,16 @@ class Kind:
     """Kind of look-up that a cache delays for new names, by its name in the doctor."""
     network: bool = True
     """Whether its clients can be disconnected and its server restarted."""
+    caches: float = 5.0
+    """Seconds for which a client may answer from a cache."""
+    user: str | None = None
+    """Account of all programs on the clients; root if None."""
 
 
-def _nfs(directory: str, version: str) -> NFS:
+def _nfs(directory: str, version: str, options: str = "", *, squash: bool = False) -> NFS:
     """The clock of client B is an hour ahead in all tests."""
-    return NFS(directory, CLIENTS, version=version, lease=10, clocks={"B": 3600})
+    clocks = {"B": 3600}
+    return NFS(directory, CLIENTS, version=version, options=options, squash=squash, lease=10, clocks=clocks)
 
 
 KINDS = [
@@ -69,16 +75,47 @@ KINDS = [
 ]
 
 
+NFS_VARIANTS = [
+    Kind(
+        name="nfs-4.2-actimeo",
+        start=lambda at: _nfs(at, "4.2", "actimeo=60"),
+        lease=3.0,
+        late="looked up",
+        caches=65.0,
+    ),
+    Kind(name="nfs-3-nolock", start=lambda at: _nfs(at, "3", "nolock"), lease=3.0, locks=False, late="looked up"),
+    Kind(
+        name="nfs-4.2-squashed",
+        start=lambda at: _nfs(at, "4.2", squash=True),
+        lease=3.0,
+        late="looked up",
+        user=known_account().pw_name,
+    ),
+]
+"""NFS with other options, on which not all tests are run."""
+
+
+def as_reader(user: str | None, command: list[str]) -> list[str]:
+    """Return a command line that runs a command as another account, which may read all local files of the client.
+
+    The interpreter may lie in a directory of root. On NFS the server checks the rights, and knows no such capability.
+    """
+    if user is None:
+        return command
+    *start, end = as_user(user)
+    return [*start, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", end, *command]
+
+
 class Remote:
     """Proxy of a :class:`tests.sharedfs.mounted_client.Actor` on a client."""
 
-    def __init__(self, fs: FileServer, client: str, log: Path) -> None:
+    def __init__(self, fs: FileServer, client: str, log: Path, user: str | None = None) -> None:
         self._client = client
         self._log = log
         with log.open("ab") as file:
             command = [sys.executable, "-m", "tests.sharedfs.mounted_client", fs.path(client)]
             pipe = subprocess.PIPE
-            self._process = fs.popen(client, command, stdin=pipe, stdout=pipe, stderr=file)
+            self._process = fs.popen(client, as_reader(user, command), stdin=pipe, stdout=pipe, stderr=file)
 
     def begin(self, name: str, *arguments: Any, **options: Any) -> None:
         """Send an order; :meth:`end` waits for its answer."""
@@ -120,7 +157,9 @@ class Remote:
 class Command:
     """Command of this package on a client. Its output goes to a file of the machine."""
 
-    def __init__(self, fs: FileServer, client: str, log: Path, module: str, *arguments: str) -> None:
+    def __init__(
+        self, fs: FileServer, client: str, log: Path, module: str, *arguments: str, user: str | None = None
+    ) -> None:
         self.client = client
         self.doomed = False
         self._fs = fs
@@ -129,6 +168,7 @@ class Command:
         command = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(self._pid), sys.executable, "-m", module, *arguments]
         with log.open("wb") as file:
             null = subprocess.DEVNULL
+            command = as_reader(user, command)
             self.process = fs.popen(client, command, stdin=null, stdout=file, stderr=file, start_new_session=True)
 
     def said(self) -> str:
@@ -161,7 +201,9 @@ class Place:
         self.fs = fs
         self.marks = str(fs.directory / "marks")
         Path(self.marks).mkdir()
-        self.actor = Remote(fs, "A", fs.directory / "log/actor.log")
+        for directory in (self.marks, fs.directory / "log"):  # for another account
+            os.chmod(directory, 0o1777)
+        self.actor = Remote(fs, "A", fs.directory / "log/actor.log", kind.user)
         self._groups: list[Command] = []
         self._number = 0
 
@@ -173,7 +215,7 @@ class Place:
     def spool(self, **settings: Any) -> str:
         """Create a spool, by default with the shortest sensible lease for this filesystem; return its name."""
         name = self.unused("s")
-        self.actor.do("make_spool", name, **{"lease": self.kind.lease, "caches": 5.0, **settings})
+        self.actor.do("make_spool", name, **{"lease": self.kind.lease, "caches": self.kind.caches, **settings})
         return name
 
     def start(self, client: str, spool: str, *options: str) -> Command:
@@ -187,7 +229,8 @@ class Place:
         return self._run(client, "spoolpool.cli.spool", name, str(self.fs.path(client) / directory), *options)
 
     def _run(self, client: str, module: str, *arguments: str) -> Command:
-        return Command(self.fs, client, self.fs.directory / "log" / self.unused("command-"), module, *arguments)
+        log = self.fs.directory / "log" / self.unused("command-")
+        return Command(self.fs, client, log, module, *arguments, user=self.kind.user)
 
     def serve(self, spool: str, *clients: str) -> list[Command]:
         """Start a group on each of these clients; wait until all serve."""
