@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heartbeat_p
 _DETACHED = """trap '' HUP INT QUIT TERM USR1 USR2; exec 3<&0; "$@" <&3 3<&- &"""
 # A shell that ends at once, so that the heartbeat processes are no children of this one: a function here neither waits
 # for them nor gets SIGCHLD for them. They ignore the signals that end a group after its task.
+
+_END_SECONDS = 1.0  # for the end of the processes: they may be stopped, or the server away
 
 _SILENT = 3  # intervals in a row without a report after which both processes have ended or are stopped
 
@@ -83,14 +86,25 @@ class Heartbeat:
             return True
 
     def close(self) -> None:
-        """End the heartbeat, without running the command. From any thread; harmless when repeated."""
+        """End the heartbeat, without running the command. From any thread; harmless when repeated.
+
+        Usually its processes have ended as well when this returns.
+        """
         with self._lock:
             if not self._closed.is_set():
                 self._closed.set()
                 with contextlib.suppress(OSError, ValueError):  # the processes have ended, or could not be started
-                    assert self._process.stdin is not None
-                    self._process.stdin.write(b".")
+                    self._request_end(time.monotonic() + _END_SECONDS)
                 self._close_pipes()
+
+    def _request_end(self, limit: float) -> None:
+        requests, reports = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert reports is not None
+        requests.write(b".")
+        while select.select([reports], [], [], max(0.0, limit - time.monotonic()))[0]:
+            if reports.read() == b"":
+                return
 
     def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):

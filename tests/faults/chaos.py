@@ -173,7 +173,7 @@ class Chaos:
             return
         if what == "kill" and (name.startswith("worker") or self.chance.random() < 0.3):
             self.counts["kills"] += 1
-            # the leader alone, or with its heartbeat process
+            # the leader alone, or with its heartbeat processes
             if self.chance.random() < 0.5:
                 process.kill()
             else:
@@ -291,7 +291,7 @@ MUST_BE_ZERO = (
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process group: to a worker with its heartbeat process."""
+    """Send a signal to a process group: to a worker with its heartbeat processes."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
