@@ -40,7 +40,8 @@ class Collector:
     """Collector thread of the pending tasks. The public methods may be called from any thread.
 
     The thread begins with :meth:`start`, ends after :meth:`stop` once no task is pending, and then calls ``end``. If it
-    dies, it calls ``fail`` with the reason. Only outcomes of the accounts in ``accept`` are unpickled.
+    dies, it calls ``fail`` with the reason. It calls ``renew`` at least once an hour. Only outcomes of the accounts in
+    ``accept`` are unpickled.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Collector:
         *,
         end: Callable[[], None],
         fail: Callable[[BaseException], None],
+        renew: Callable[[], None],
     ) -> None:
         self._pending = pending
         self._spool = pending.spool
@@ -57,6 +59,7 @@ class Collector:
         self._accept = accept
         self._end = end
         self._fail = fail
+        self._renew = renew
         self._watch = DirectoryWatcher()
         self._thread: threading.Thread | None = None
         self._waits_long = False
@@ -134,6 +137,7 @@ class Collector:
                 idle = not self._pending
                 if idle and self._stopping:
                     return
+            self._renew()
             try:
                 if not idle and vanished.is_due:
                     self.check_spool()  # first: of a spool that was removed all tasks are missing

@@ -198,6 +198,7 @@ class ExecutorRuntime:
         """Store a value as an object, leased by the session."""
         payload, buffers = pickling.dumps(value, _refuse_reference)
         name = self.session.objects.put(payload, buffers)
+        self.session.start_renewal()
         return ObjectRef(self.spool.config.id, name, len(payload) + sum(map(len, buffers)))
 
     def submit(self, call: PreparedCall) -> TaskFuture:

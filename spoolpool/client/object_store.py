@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.errors import BadRequest, NotTrusted
@@ -14,11 +14,11 @@ from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import ObjectLease, new_submitter_id
 from spoolpool.protocol.objects import (
     acquire,
+    is_stored,
     leases,
     object_file,
     object_id,
     put_object,
-    referenced_objects,
     release,
     remove_object,
 )
@@ -42,7 +42,8 @@ class SessionObjects:
         self._session = session
         self._holder = run or new_submitter_id()
         self._lock = threading.Lock()
-        self._leased: dict[str, float] = {}  # by name of the object's file: monotonic time of the lease
+        # by name of the object's file: time of the lease, by a clock that goes on while this host sleeps
+        self._leased: dict[str, float] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
 
     def put(self, payload: Buffer, buffers: Sequence[Buffer]) -> str:
@@ -70,9 +71,7 @@ class SessionObjects:
                 "reference."
             )
         with self._lock:
-            known = ref.name in self._leased
-            self._acquire(ref.name)
-            if not known and not files.exists(f"{self._spool.layout.objects}/{ref.name}"):
+            if self._acquire(ref.name) and not is_stored(self._spool, ref.name):
                 self._release(ref.name)
                 raise BadRequest(f"{ref} was removed from {self._spool.path}: put the value again.")
 
@@ -99,42 +98,49 @@ class SessionObjects:
         digest = object_id(b"", [buffer])
         name = object_file(self._spool, digest)
         with self._lock:
-            leased = name in self._leased
-            if leased:
-                self._acquire(name)
-            elif digest not in self._seen:
+            known = name in self._leased
+            leased = known and (not self._acquire(name) or is_stored(self._spool, name))
+            if not known and digest not in self._seen:
                 self._seen[digest] = None
                 if len(self._seen) > _SEEN:
                     self._seen.popitem(last=False)
                 return ""
         return name if leased else self.put(b"", [buffer])
 
-    def _acquire(self, name: str) -> None:
-        now = time.monotonic()
-        if now - self._leased.get(name, -_RENEWAL) >= _RENEWAL:
-            with files.translate_errors(f"lease an object in {self._spool.path}"):
+    def _acquire(self, name: str) -> bool:
+        """Create or renew a lease if it is time; returns whether it did, and so whether the object may be gone."""
+        now = time.time()
+        before = self._leased.get(name)
+        if before is not None and 0 <= now - before < _RENEWAL:
+            return False
+        with files.translate_errors(f"lease an object in {self._spool.path}"):
+            acquire(self._spool, self._session, ObjectLease(name, self._holder))
+        self._leased[name] = now
+        return True
+
+    def renew(self) -> None:
+        """Renew all leases: a collector of garbage on another host sees no other sign of life of this process."""
+        with self._lock:
+            for name in self._leased:
                 acquire(self._spool, self._session, ObjectLease(name, self._holder))
-            self._leased[name] = now
 
     def _release(self, name: str) -> None:
         self._leased.pop(name, None)
         with contextlib.suppress(OSError, NotTrusted):  # 'spool gc' removes the lease
             release(self._spool, self._session, ObjectLease(name, self._holder))
 
-    def close(self, *, lost: bool) -> None:
-        """Release all leases after the last outcome, and remove objects without further leases. May be repeated.
+    def close(self, needed: Container[str] = ()) -> None:
+        """Release the leases after the last outcome, and remove objects without further leases. May be repeated.
 
-        Objects named by a task in ``failed/``, which may be retried, are left to 'spool gc'. An account that cannot
-        list the whole spool relies on ``lost``, which says whether there may be a task like that; it leaves all objects
-        to 'spool gc', since it cannot see the leases of others.
+        The objects in ``needed``, of tasks that may run or be retried, are left to 'spool gc', with their leases. So
+        are all objects if this account cannot see the leases of others.
         """
         with self._lock, contextlib.suppress(OSError, NotTrusted):
-            sees_all = self._spool.sees_all
-            if not self._leased or (lost and not sees_all):
-                return
-            kept = referenced_objects(self._spool, [self._spool.layout.failed]) if sees_all else set()
-            mine = self._leased.keys() - kept
+            mine = [name for name in self._leased if name not in needed]
             for name in mine:
                 self._release(name)
-            for name in mine - leases(self._spool).keys() if sees_all else ():
-                remove_object(self._spool, name)
+            if mine and self._spool.sees_all:
+                others = leases(self._spool)
+                for name in mine:
+                    if name not in others:
+                        remove_object(self._spool, name)

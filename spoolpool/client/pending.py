@@ -14,6 +14,7 @@ from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.monitor.graph import Graph, Node
 from spoolpool.protocol import cancel
 from spoolpool.protocol.journal import Journal, submitters_journal
+from spoolpool.protocol.objects import objects_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
@@ -27,8 +28,9 @@ class PendingTasks:
         # reentrant: a garbage collection may run in any thread at any moment, and close the session
         self.lock = threading.RLock()
         self.retention = Retention(spool, session, self.lock, keeps_all=keeps_all)
-        self.lost = False
-        """Whether a task was lost with its workers, and is kept in ``failed/``."""
+        self.needed_objects: set[str] = set()
+        """Objects, by the names of their files, of tasks that ended here and may still run: they were lost and can be
+        retried, or their outcome could not be read, or the session stopped waiting for them."""
         self._graph = Graph()  # of the tasks with dependencies or dependents
         self._futures: dict[str, TaskFuture] = {}
         self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
@@ -136,8 +138,10 @@ class PendingTasks:
                 self._remove(future.task)
         return forgotten
 
-    def _remove(self, task: str) -> None:
-        self._futures.pop(task, None)
+    def _remove(self, task: str, *, needs_objects: bool = True) -> None:
+        future = self._futures.pop(task, None)
+        if needs_objects and future is not None:
+            self.needed_objects |= objects_of(self.spool, future.header)
         if not self._futures:
             self._empty.notify_all()
 
@@ -152,19 +156,21 @@ class PendingTasks:
 
     def mark_delivered(self, future: TaskFuture, task_file: TaskFile, kind: Kind) -> None:
         """Remove a task whose future got the outcome of this attempt, so that the outcome can be removed too."""
-        self.lost = self.lost or kind == "lost"
         here = future.submitted_by_this_run
         self.retention.add_delivered(task_file, kind, future.header, submitted_by_this_run=here)
-        self.mark_ended(future)
+        self.mark_ended(future, needs_objects=kind == "lost")
         self._graph.finish(future.task, kind)  # last: retain() calls expect() only for a pending task
 
-    def mark_ended(self, future: TaskFuture) -> None:
-        """Remove a task that gets no further outcome, and make the tasks ready that depend on it alone."""
+    def mark_ended(self, future: TaskFuture, *, needs_objects: bool = True) -> None:
+        """Remove a task that gets no further outcome, and make the tasks ready that depend on it alone.
+
+        ``needs_objects`` says that the task may run all the same, as after a retry.
+        """
         with self.lock:
             if future.task in self._cancel_requested:
                 self._cancel_requested.remove(future.task)
                 cancel.withdraw_request(self.spool, future.task)
-            self._remove(future.task)
+            self._remove(future.task, needs_objects=needs_objects)
             dependents = self.retention.dependents(future.task)
         for references in dependents:
             references.mark_ended(self.session, future.task)

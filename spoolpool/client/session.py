@@ -13,14 +13,14 @@ from spoolpool.client.object_store import SessionObjects
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.context import assistance
-from spoolpool.errors import BrokenSpool, NotTrusted, TaskVanished
+from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanished
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
 from spoolpool.monitor.inventory import find_session_tasks
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import cancel
-from spoolpool.protocol.sessions import entry_of, register, unregister
+from spoolpool.protocol.sessions import RENEWAL, entry_of, register, renew, unregister
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
@@ -52,7 +52,7 @@ class SubmitterSession:
         self.entry = entry_of(name, run, keeps=keeps)
         """Entry of this process in ``sessions/``."""
         self.pending = PendingTasks(spool, self.name, keeps_all=keeps)
-        self.collector = Collector(self.pending, accept, end=self._end, fail=self.fail)
+        self.collector = Collector(self.pending, accept, end=self._end, fail=self.fail, renew=self._renew)
         self.objects = SessionObjects(spool, self.name, run)
         self.may_be_left = False
         """Whether the process may exit without waiting for the pending tasks."""
@@ -60,6 +60,7 @@ class SubmitterSession:
         self._wait_for_room = wait_for_room
         self._keeps = keeps  # the outcomes after their delivery, for a later process
         self._user = accounts.account_name(os.geteuid())
+        self._renewal_due = time.monotonic() + RENEWAL
         self._closed = False
         self._detached = False
         self._broken: BaseException | None = None
@@ -161,6 +162,24 @@ class SubmitterSession:
             self.collector.wake()
         return future
 
+    # -- sign of life
+
+    def start_renewal(self) -> None:
+        """Start the thread that renews the leases, if the session is open: it may submit its first task much later."""
+        with self.pending.lock:
+            if not self._closed:
+                self.collector.start()
+
+    def _renew(self) -> None:
+        if time.monotonic() < self._renewal_due:
+            return
+        self._renewal_due = time.monotonic() + RENEWAL
+        try:
+            renew(self.spool, self.entry, self._user, keeps=self._keeps)
+            self.objects.renew()
+        except (OSError, SpoolpoolError) as error:  # the server is away; or the spool is gone, as a submission will say
+            log.info("Cannot renew the leases of session %s now: %s", self.name, error)
+
     # -- requests of futures
 
     def cancel(self, future: TaskFuture) -> bool:
@@ -245,9 +264,8 @@ class SubmitterSession:
         if self._detached or self._keeps:  # the directories stay: another process may use the session
             unregister(self.spool, self.entry)
         if not self._detached:
-            lost = self._keeps and self.pending.lost  # tasks that may be retried
-            if self._broken is None and not lost:  # else a task that runs or is retried may need the objects
-                self.objects.close(lost=self.pending.lost)
+            if self._broken is None:  # else any task may still run, and need the objects
+                self.objects.close(self.pending.needed_objects)
             if not self._keeps:
                 self.spool.close_session(self.name)
             self._submitter.close()

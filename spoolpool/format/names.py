@@ -189,6 +189,11 @@ def parse_lease(name: str) -> ObjectLease | None:
     return match and ObjectLease(*match.groups())
 
 
+def name_aside(object_file: str) -> str:
+    """Return a new name, beside the objects, for one that is put aside; :func:`parse_lease` parses it too."""
+    return ObjectLease(object_file, new_submitter_id()).name
+
+
 def new_worker_id() -> str:
     """Return the id of a new worker group; ids are never reused."""
     return os.urandom(8).hex()

@@ -7,11 +7,11 @@ submitter has ended (:mod:`spoolpool.maintenance.submitters`). Each item is exam
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,6 +30,7 @@ from spoolpool.format.names import (
     is_task_id,
     is_unfinished,
     parse_lane,
+    parse_lease,
     parse_link,
     parse_output_file,
     parse_task_file,
@@ -39,7 +40,7 @@ from spoolpool.format.names import (
 from spoolpool.maintenance.submitters import AbsentTasks, Recent, Submitters, sessions_with_tasks
 from spoolpool.monitor.scan import Place
 from spoolpool.protocol import sessions
-from spoolpool.protocol.objects import leases, referenced_objects, remove_object
+from spoolpool.protocol.objects import leases, read_references, remove_objects
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -53,6 +54,8 @@ Report = Callable[[str, str], None]
 """Called with the path of an item that stays, relative to the spool's directory, and the reason."""
 
 _duration = partial(format_duration, precise=True)
+
+_LOOKS = 2  # at all tasks, before an object that was put aside is removed: a task may move behind a listing
 
 
 def _log(path: str, reason: str) -> None:
@@ -112,8 +115,15 @@ def remove(spool: Spool, found: Iterable[GarbageItem], report: Report = _log) ->
 
     ``report`` is called for each item that cannot be removed.
     """
+    items = list(found)
     count = 0
-    for each in found:
+    try:
+        count += _remove_objects(spool, items)
+    except OSError as error:
+        report("objects", _reason(error))
+    for each in items:
+        if _is_object(each):
+            continue
         try:
             count += _remove(spool, each)
         except (OSError, NotTrusted) as error:
@@ -129,8 +139,6 @@ def _remove(spool: Spool, each: GarbageItem) -> bool:
     path = f"{directory}/{name}"
     if any(files.exists(f"{spool.layout.root}/{earlier}") for earlier in each.after) or not each.is_garbage():
         return False
-    if parent == "objects":
-        return remove_object(spool, name, each.mtime_ns)
     if each.move_to:
         files.move(path, f"{spool.layout.root}/{each.move_to}")
         return True
@@ -140,6 +148,35 @@ def _remove(spool: Spool, each: GarbageItem) -> bool:
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) else ""
     return text or str(error).rstrip(".")
+
+
+def _is_object(item: GarbageItem) -> bool:
+    parent, _, name = item.path.rpartition("/")
+    return parent == "objects" and is_object_file(name)
+
+
+def _remove_objects(spool: Spool, found: list[GarbageItem]) -> int:
+    """Remove objects unless they came into use since they were found; return the number of removed ones.
+
+    Raises ``OSError`` if the leases cannot be listed now: then all objects stay.
+    """
+    stamps = {each.path.partition("/")[2]: each.mtime_ns for each in found if _is_object(each)}
+    leases_found = {each.path: each for each in found if each.path.startswith("needs/")}
+
+    def find_needed() -> Collection[str]:
+        needed = {
+            name
+            for name, paths in leases(spool, refresh=True).items()
+            if not all(path in leases_found and leases_found[path].is_garbage() for path in paths)
+        }
+        for _ in range(_LOOKS):
+            references = read_references(spool)
+            if references.unreadable:
+                return stamps.keys()
+            needed |= references.objects
+        return needed
+
+    return remove_objects(spool, stamps, find_needed)
 
 
 class _Links:
@@ -165,7 +202,7 @@ class _Rules:
         self._spool = spool
         self._keep = keep
         self._now = now
-        self._states: dict[str, sessions.SessionState] = {}
+        self._periods: dict[str, float] = {}  # by session: seconds after which its leases are expired
         self._report = report
         self._submitters = Submitters(spool, now, keep.results)
         self._tasks, self._tasks_again = (Recent(partial(sessions_with_tasks, spool)) for _ in range(2))
@@ -279,52 +316,71 @@ class _Rules:
         ]
 
     def objects(self) -> Iterator[GarbageItem]:
-        """Yield objects that no session uses and no task names, each after its expired leases.
+        """Yield objects that no session uses and no task names, then their expired leases; and objects put aside.
 
-        The headers of the tasks are read only if there is such an object.
+        The headers of the tasks are read only if there is such an object. If one cannot be read, it may name any
+        object, and all stay.
         """
         where = self._spool.layout
         by = leases(self._spool)
-        unused: dict[str, set[str]] = {}
-        for name in {*files.list_names(where.objects), *by}:
-            expired = {path for path in by.get(name, ()) if self._is_expired(path)}
+        stored = set(files.list_names(where.objects))
+        yield from self._put_aside(stored)
+        unused: dict[str, dict[str, int | None]] = {}
+        for name in stored | by.keys():
+            # with their times before the look at the tasks: a lease that is renewed after that stays
+            expired = {lease: self._mtime_ns(lease) for lease in by.get(name, ())}
             recent = 0 <= self._age(f"objects/{name}") <= self._keep.unfinished
-            if is_object_file(name) and expired == by.get(name, set()) and not recent:
+            if is_object_file(name) and not recent and all(map(self._is_expired, expired)):
                 unused[name] = expired
-        for _ in range(2 if unused else 0):  # twice, since a task can move behind the listing
-            for name in referenced_objects(self._spool, self._task_directories()):
-                unused.pop(name, None)
+        if unused:
+            references = read_references(self._spool)
+            for path, problem in references.unreadable.items():
+                self._report(self._below(path), f"no object is removed, since it may need any: {problem.rstrip('.')}")
+            kept = unused.keys() if references.unreadable else references.objects
+            unused = {name: expired for name, expired in unused.items() if name not in kept}
         reason = f"unused, and older than {_duration(self._keep.unfinished)}"
         for name, expired in sorted(unused.items()):
-            after = tuple(sorted(expired))
-            yield from (GarbageItem(path=path, reason="a lease of an unused object") for path in after)
-            with contextlib.suppress(OSError):  # only the lease exists
-                status = os.lstat(f"{where.objects}/{name}")
-                if stat.S_ISREG(status.st_mode):
-                    yield GarbageItem(path=f"objects/{name}", reason=reason, after=after, mtime_ns=status.st_mtime_ns)
+            path = f"objects/{name}"
+            # the object first: a session that closes knows by the leases alone whether others need it
+            status = self._status(path)  # None: only the lease exists
+            if status is not None and stat.S_ISREG(status.st_mode):
+                yield GarbageItem(path=path, reason=reason, mtime_ns=status.st_mtime_ns)
+            for lease, stamp in sorted(expired.items()):
+                is_garbage = partial(self._is_unchanged, lease, stamp)
+                yield GarbageItem(
+                    path=lease, reason="a lease of an unused object", after=(path,), is_garbage=is_garbage
+                )
+
+    def _is_unchanged(self, path: str, mtime_ns: int | None) -> bool:
+        """Whether a lease was not renewed since it was found."""
+        return self._mtime_ns(path) == mtime_ns
+
+    def _mtime_ns(self, path: str) -> int | None:
+        status = self._status(path)
+        return None if status is None else status.st_mtime_ns
+
+    def _below(self, path: str) -> str:
+        return path.removeprefix(f"{self._spool.layout.root}/")
+
+    def _put_aside(self, stored: set[str]) -> Iterator[GarbageItem]:
+        """Yield objects that a process put aside before it died: they are put back, and the next look decides."""
+        for name in sorted(stored):
+            aside = parse_lease(name)
+            if aside is not None and self._age(f"objects/{name}") > self._keep.unfinished:
+                again = "" if aside.object in stored else f"objects/{aside.object}"
+                text = f"put aside {_duration(self._keep.unfinished)} ago by a process that died"
+                reason = f"{text}; it is put back" if again else f"{text}; the object was stored again"
+                yield GarbageItem(path=f"objects/{name}", reason=reason, move_to=again)
 
     def _is_expired(self, lease: str) -> bool:
         """Whether the session of an object lease has ended, as far as this host can know."""
         session = lease.split("/")[1]
-        if session not in self._states:
-            self._states[session] = sessions.session_state(self._spool, session)
-        state = self._states[session]
-        if state == "alive":
-            return False
-        if state == "unknown":  # of another host; it renews its leases while it runs
-            return self._age(lease) > max(self._keep.results, sessions.SILENCE)
-        # closed or detached if it has no process any more
-        return self._age(lease) > (self._keep.sessions if state == "dead" else self._keep.unfinished)
-
-    def _task_directories(self) -> Iterator[str]:
-        """Yield the directories of all tasks, in the order in which a task moves."""
-        where = self._spool.layout
-        yield where.waiting
-        for lane in filter(parse_lane, files.list_names(where.ready)):
-            yield from (where.bucket(lane, bucket) for bucket in files.list_names(where.lane(lane)))
-        yield where.claimed
-        yield from (f"{where.results}/{session}" for session in files.list_names(where.results))
-        yield where.failed
+        if session not in self._periods:
+            is_alive = self._why(self._submitters.why_alive, session)
+            is_dead = sessions.session_state(self._spool, session) == "dead"  # else closed or detached
+            seconds = self._keep.sessions if is_dead else self._keep.unfinished
+            self._periods[session] = math.inf if is_alive else seconds
+        return self._age(lease) > self._periods[session]
 
     def session(self, session: str, links: _Links, unused: set[str]) -> Iterator[GarbageItem]:
         """Yield the old outcomes of a session whose submitter has ended; then the session itself, if it is empty.

@@ -202,7 +202,7 @@ def scan(spool: Spool) -> Snapshot:
         found[each.place][each.path] = each.task_file
     for worker in scanner.valid_paths("workers", is_worker_id):
         scanner.valid_paths(worker, workers.ENTRY_FILES.__contains__)
-    scanner.valid_paths("objects", is_object_file)
+    scanner.valid_paths("objects", lambda name: is_object_file(name) or parse_lease(name))
     scanner.valid_paths("sessions", session_of)
     scanner.valid_paths("journal", writer_of)
     scanner.valid_paths("logs", parse_output_file)

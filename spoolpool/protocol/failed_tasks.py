@@ -5,6 +5,7 @@ from __future__ import annotations
 from spoolpool.errors import BadTaskFile, SpoolpoolError
 from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.protocol import cancel
+from spoolpool.protocol.objects import is_stored, objects_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_owned_task
 from spoolpool.system import files
@@ -30,6 +31,12 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
         raise BadTaskFile(f"{path} cannot be read ({error.strerror}). It was left alone.") from error
     if header.task != task_file.task:
         raise BadTaskFile(f"{path} says that it is task {header.task}. It was left alone.")
+    for each in sorted(objects_of(spool, header)) if header.objects or header.init else ():
+        if not is_stored(spool, each):
+            raise BadTaskFile(
+                f"{path} needs the object {spool.layout.objects}/{each}, which was removed. Put the value again, with "
+                "the same content, or submit the call again. The task was left alone."
+            )
     spool.open_session(header.session, owner)
     with files.translate_errors(f"remove the cancel request for {task_file.task}, which would end its retry"):
         cancel.revoke_request(spool, task_file.task, owner)

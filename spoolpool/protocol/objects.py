@@ -1,17 +1,18 @@
 """Objects: large arguments that are stored once and passed by reference. Their id is the hash of the content.
 
 A session that uses an object has a lease on it, an empty file in ``needs/``. An object is removed when there is no
-lease on it any more and no task refers to it.
+lease on it any more and no task refers to it. A task that cannot be read may refer to any object.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -19,9 +20,19 @@ import xxhash
 from spoolpool.errors import BadTaskFile, DependencyFailed, NoKey, NotTrusted, SpoolpoolError
 from spoolpool.format import envelope
 from spoolpool.format.envelope import Buffer, Envelope
-from spoolpool.format.names import ObjectLease, is_session, new_submitter_id, parse_lane, parse_lease, parse_task_file
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import (
+    ObjectLease,
+    TaskFile,
+    is_session,
+    is_task_id,
+    name_aside,
+    parse_lane,
+    parse_lease,
+    parse_task_file,
+)
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_task
+from spoolpool.protocol.tasks import read_task, task_directories
 from spoolpool.security.signing import SIZE, object_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -217,7 +228,8 @@ class ObjectCache:
                         f"{error.strerror}. Put it again, and submit the call again."
                     ) from error
             files.refresh(self._spool.layout.objects)
-            backoff.sleep()
+            if not _restore(self._spool, name):
+                backoff.sleep()
 
 
 # -- leases
@@ -247,56 +259,145 @@ def release(spool: Spool, session: str, lease: ObjectLease) -> None:
 def leases(spool: Spool, *, refresh: bool = False) -> dict[str, set[str]]:
     """Return the paths of the leases, below the spool, by the names of the objects' files.
 
-    ``refresh`` touches the directories, so that an earlier listing in the cache of an NFS client hides no lease.
+    ``refresh`` touches the directories, so that an earlier listing in the cache of an NFS client hides no lease. Raises
+    ``OSError`` where a directory cannot be listed: that does not mean that it is empty.
     """
     found: dict[str, set[str]] = {}
-    for session in filter(is_session, files.list_names(spool.layout.needs)):
+    for session in filter(is_session, files.list_names(spool.layout.needs, certain=True)):
         if refresh:
             files.refresh(f"{spool.layout.needs}/{session}")
-        for each in map(parse_lease, files.list_names(f"{spool.layout.needs}/{session}")):
+        for each in map(parse_lease, files.list_names(f"{spool.layout.needs}/{session}", certain=True)):
             if each is not None:
                 found.setdefault(each.object, set()).add(f"needs/{session}/{each.name}")
     return found
 
 
-def referenced_objects(spool: Spool, places: Iterable[str]) -> set[str]:
-    """Return the objects to which the tasks in these directories refer, as their headers say."""
-    found: set[str] = set()
-    for directory in places:
-        for task_file in map(parse_task_file, files.list_names(directory)):
-            if task_file is None:
-                continue
-            try:
-                header = read_task(spool, f"{directory}/{task_file.name}", task_file)
-            except NoKey:
-                raise
-            except (OSError, SpoolpoolError):  # it moved, and is found in its new place; or no worker can run it
-                continue
-            found.update(header.objects)
-            if header.init:
-                lane = parse_lane(header.lane)
-                found.add(os.path.basename(spool.layout.object(header.init, lane.user if lane else None)))
+# -- references of tasks
+
+
+def objects_of(spool: Spool, header: TaskHeader) -> set[str]:
+    """Return the names of the files of the objects that a task needs."""
+    found = set(header.objects)
+    if header.init:
+        lane = parse_lane(header.lane)
+        found.add(os.path.basename(spool.layout.object(header.init, lane.user if lane else None)))
     return found
 
 
-def remove_object(spool: Spool, name: str, stamp: int | None = None) -> bool:
-    """Remove an object without a lease, by the name of its file; return whether it was removed.
+class References(NamedTuple):
+    """Objects that tasks need, as their headers say."""
 
-    A session that puts the object meanwhile acquires a lease first, then checks whether the object exists and sets its
-    time. So it is moved aside, and moved back if there is a lease by then or its time (in ns) is not ``stamp`` any
-    more.
+    objects: set[str]
+    """Names of the objects' files."""
+    unreadable: dict[str, str]
+    """Task files and directories that cannot be read, with the reasons. They may need any object."""
+
+
+def read_references(spool: Spool) -> References:
+    """Read the headers of all tasks, also of those whose submitter is about to move them out of ``tmp/``.
+
+    A task may move to a directory that was listed before. So a caller looks more than once. Raises :class:`NoKey`.
+    """
+    found = References(set(), {})
+    try:
+        for directory in (spool.layout.tmp, *task_directories(spool)):
+            for name in files.list_names(directory, certain=True):
+                task_file = TaskFile(name, 1, 1) if is_task_id(name) else parse_task_file(name)
+                if task_file is not None:
+                    _add_references(spool, f"{directory}/{name}", task_file, found)
+    except OSError as error:
+        found.unreadable[str(error.filename)] = error.strerror or str(error)
+    return found
+
+
+def _add_references(spool: Spool, path: str, task_file: TaskFile, found: References) -> None:
+    try:
+        header = read_task(spool, path, task_file)
+    except NoKey:
+        raise
+    except OSError as error:
+        # it moved, and is found in its new place; but ESTALE alone does not say that
+        if error.errno not in files.GONE or (error.errno == errno.ESTALE and not _is_gone(path)):
+            found.unreadable[path] = error.strerror or str(error)
+    except BadTaskFile as error:
+        # a file in tmp/ that is not complete has a live writer with a lease, or none
+        if os.path.dirname(path) != spool.layout.tmp:
+            found.unreadable[path] = str(error)
+    except SpoolpoolError as error:  # of a newer version, or not signed
+        found.unreadable[path] = str(error)
+    else:
+        found.objects.update(objects_of(spool, header))
+
+
+def _is_gone(path: str) -> bool:
+    directory, name = os.path.split(path)
+    return name not in files.list_names(directory, certain=True)
+
+
+# -- removal
+
+
+def is_stored(spool: Spool, name: str) -> bool:
+    """Return whether an object exists, by the name of its file; acquire a lease first.
+
+    An object that another process has put aside is put back: that process may have died since.
     """
     path = f"{spool.layout.objects}/{name}"
-    aside = f"{spool.layout.tmp}/{name.partition('@')[0]}.{new_submitter_id()}"
+    return files.exists(path) or _restore(spool, name) or files.exists(path)
+
+
+def _restore(spool: Spool, name: str) -> bool:
+    """Put back an object that was put aside; return whether there was one."""
+    where = spool.layout.objects
+    with contextlib.suppress(OSError):  # in a dropbox only its owner can list them
+        for each in files.list_names(where):
+            aside = parse_lease(each)
+            if aside is not None and aside.object == name:
+                files.move(f"{where}/{each}", f"{where}/{name}")  # race: it was put back, or removed as not needed
+                return True
+    return False
+
+
+def remove_object(spool: Spool, name: str) -> bool:
+    """Remove an object on which there is no lease, by the name of its file; return whether it was removed.
+
+    For a caller that knows of no task that needs the object without a lease.
+    """
+    return remove_objects(spool, {name: None}, lambda: leases(spool, refresh=True)) == 1
+
+
+def remove_objects(spool: Spool, stamps: Mapping[str, int | None], find_needed: Callable[[], Container[str]]) -> int:
+    """Remove objects, by the names of their files and their times in ns; return the number of removed ones.
+
+    All are put aside before ``find_needed`` looks for the needed ones. Those are put back, and those with another time
+    than in ``stamps``. A process that acquires an object meanwhile creates its lease before it looks for the object: it
+    finds the object, here or aside, or ``find_needed`` finds the lease. If this process dies, an object stays aside:
+    whoever needs it puts it back, or 'spool gc' does. If ``find_needed`` raises, all are put back.
+    """
+    aside: dict[str, str] = {}
+    removed = 0
     try:
-        files.move(path, aside)
-    except OSError as error:
-        # another process removes it too; or, in a dropbox, it belongs to another account
-        if error.errno in files.GONE | files.DENIED:
-            return False
-        raise
-    used = name in leases(spool, refresh=True) or stamp not in (None, files.mtime_ns(aside))
-    if used and not files.exists(path):
-        files.move(aside, path)
-        return False
-    return files.remove(aside)
+        for name in stamps:
+            path = f"{spool.layout.objects}/{name_aside(name)}"
+            try:
+                files.move(f"{spool.layout.objects}/{name}", path)
+            except OSError as error:
+                # another process removes it too; or, in a dropbox, it belongs to another account
+                if error.errno not in files.GONE | files.DENIED:
+                    raise
+            else:
+                aside[name] = path
+        needed = find_needed() if aside else ()
+        for name, path in list(aside.items()):
+            with contextlib.suppress(OSError):  # it cannot be opened, as another account's: it stays
+                if name not in needed and stamps[name] in (None, files.mtime_ns(path)):
+                    removed += files.remove(path)
+                    del aside[name]
+    finally:
+        for name, path in aside.items():
+            with contextlib.suppress(OSError):  # race: a process that needs it has put it back; or 'spool gc' will
+                if files.exists(f"{spool.layout.objects}/{name}"):
+                    files.remove(path)
+                else:
+                    files.move(path, f"{spool.layout.objects}/{name}")
+    return removed

@@ -52,18 +52,27 @@ def entry_of(session: str, run: str, *, keeps: bool) -> str:
 
 def register(spool: Spool, session: str, user: str, run: str = "", *, keeps: bool = False) -> None:
     """Create the entry of this process, and remove those of provably dead processes of the session."""
-    info = SessionInfo(process=ProcessId.of(os.getpid()), user=user, keeps=keeps)
-    path = spool.layout.session(entry_of(session, run, keeps=keeps))
     with contextlib.suppress(OSError):  # the disk is full, as submit will report; or the entries cannot be listed
-        files.create(path, [msgspec.json.encode(info)], mode=spool.rights.file, exact=spool.shared)
+        _create(spool, entry_of(session, run, keeps=keeps), user, keeps=keeps)
         if keeps:
             remove_dead(spool, session)
 
 
-def renew(spool: Spool, entry: str) -> None:
-    """Set the time of an entry: its process is alive, which other hosts cannot see."""
-    with contextlib.suppress(OSError):  # missing: it could not be created; or the file server is away
+def renew(spool: Spool, entry: str, user: str, *, keeps: bool) -> None:
+    """Set the time of the entry of this process, which is a sign of life for other hosts; create it if it is missing.
+
+    It could not be created when the disk was full, or a site removes files that are old.
+    """
+    try:
         files.touch(spool.layout.session(entry))
+    except FileNotFoundError:
+        _create(spool, entry, user, keeps=keeps)
+
+
+def _create(spool: Spool, entry: str, user: str, *, keeps: bool) -> None:
+    info = SessionInfo(process=ProcessId.of(os.getpid()), user=user, keeps=keeps)
+    data = [msgspec.json.encode(info)]
+    files.create(spool.layout.session(entry), data, mode=spool.rights.file, exact=spool.shared)
 
 
 def unregister(spool: Spool, entry: str) -> None:

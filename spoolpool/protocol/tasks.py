@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from spoolpool.errors import BadTaskFile
 from spoolpool.format.headers import TaskHeader, decode_task
@@ -39,6 +40,20 @@ def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> t
             f"{path} belongs to {account_name(status.st_uid)}, and says that it is of lane {header.lane}."
         )
     return header, status.st_uid
+
+
+def task_directories(spool: Spool) -> Iterator[str]:
+    """Yield the directories of all tasks in the order in which a task moves, without ``tmp/``.
+
+    Raises ``OSError`` where one cannot be listed: that does not mean that it is empty.
+    """
+    where = spool.layout
+    yield where.waiting
+    for lane in filter(parse_lane, files.list_names(where.ready, certain=True)):
+        yield from (where.bucket(lane, bucket) for bucket in files.list_names(where.lane(lane), certain=True))
+    yield where.claimed
+    yield from (f"{where.results}/{session}" for session in files.list_names(where.results, certain=True))
+    yield where.failed
 
 
 def move_to_bucket(spool: Spool, source: str, header: TaskHeader, task_file: TaskFile) -> bool:

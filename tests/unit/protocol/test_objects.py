@@ -425,7 +425,7 @@ def test_object_put_again_during_removal_stays(
     assert name == os.path.basename(found.path)
     assert remove(spool, [found]) == 0
     assert paths(spool, "objects") == [found.path] and not paths(spool, "tmp")
-    holdings.close(lost=False)
+    holdings.close()
     assert not paths(spool, "objects", "needs")
 
 
@@ -497,9 +497,9 @@ def test_processes_of_one_session_keep_each_others_leases(spool: Spool) -> None:
     one, two = SessionObjects(spool, "same"), SessionObjects(spool, "same")
     name = one.put(*pickling.dumps("same"))
     assert two.put(*pickling.dumps("same")) == name
-    one.close(lost=False)
+    one.close()
     assert paths(spool, "objects") == [f"objects/{name}"]
-    two.close(lost=False)
+    two.close()
     assert not paths(spool, "objects", "needs")
 
 
