@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted
 from spoolpool.maintenance import check, garbage
-from spoolpool.protocol.heartbeat import start_heartbeat
+from spoolpool.protocol.heartbeat import Heartbeat
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
 from spoolpool.security.permissions import Mode
@@ -140,17 +140,16 @@ def test_directory_writable_by_a_user_private_group_is_protected(people: People,
         assert not Spool.create(public / "home" / "spool").replaceable
 
 
-def test_heartbeat_process_reaches_the_file_in_an_opened_spool(project: Project, people: People) -> None:
+def test_heartbeat_processes_reach_the_file_in_an_opened_spool(project: Project, people: People) -> None:
     spool = project.make(people.alice)
     path = f"{spool.layout.workers}/beat"
     Path(path).touch()
     os.utime(path, (0, 0))
-    process = start_heartbeat(path, 0.01)
+    heartbeat = Heartbeat(path, 0.01)
     try:
         wait_until(lambda: os.stat(path).st_mtime > 0, "the file was touched")
     finally:
-        process.kill()
-        process.communicate()
+        heartbeat.close()
 
 
 # ------------------------------------------------------------------------------------ first use
