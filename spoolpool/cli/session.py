@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import reprlib
 import sys
@@ -26,6 +27,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.text import format_duration
+from spoolpool.system.user_code import describe_value
 
 _ENDED = ("done", "raised", "lost", "cancelled", "failed")
 
@@ -114,9 +116,11 @@ def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) 
             echo_escaped(f"{view.id}: {error}", err=True)
             continue
         if as_json:
-            click.echo(json.dumps(entry, default=repr))
+            click.echo(json.dumps(entry, default=functools.partial(describe_value, length=sys.maxsize)))
         else:
-            text = reprlib.repr(entry["value"]) if "value" in entry else entry.get("error", "")
+            text = entry.get("error", "")
+            if "value" in entry:
+                text = describe_value(entry["value"], sys.maxsize, reprlib.repr)
             echo_escaped(f"{view.id}  {view.state:<9}  {view.name}  {text}")
     if failures:
         sys.exit(SpoolpoolError.exit_code)

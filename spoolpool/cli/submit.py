@@ -19,6 +19,7 @@ from spoolpool.cli.result import display
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
 from spoolpool.options import Submission
+from spoolpool.system.user_code import describe_error, is_interrupt
 from spoolpool.wire import Command
 
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -106,6 +107,10 @@ def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any
         found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise BadRequest(f"Cannot import {function!r}: {error}. Check the names and PYTHONPATH.") from error
+    except BaseException as error:  # a module may raise anything, and call sys.exit
+        if is_interrupt(error):
+            raise
+        raise BadRequest(f"Cannot import {function!r}: it raises {describe_error(error)}.") from error
     if not callable(found):
         raise BadRequest(f"{function!r} is a {type(found).__name__}, which is not callable. Name a function.")
     matches = [_KEYWORD.fullmatch(each) for each in arguments]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,7 +29,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
-from spoolpool.system.user_code import is_interrupt, printable
+from spoolpool.system.user_code import describe_value
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
@@ -165,16 +166,7 @@ class Memoizer:
 
 def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Return the arguments as text of at most 200 characters."""
-    parts = [_short(each) for each in args]
-    parts += [f"{name}={_short(each)}" for name, each in kwargs.items()]
+    parts = [describe_value(each, sys.maxsize, reprlib.repr) for each in args]
+    parts += [f"{name}={describe_value(each, sys.maxsize, reprlib.repr)}" for name, each in kwargs.items()]
     text = ", ".join(parts)
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _short(value: object) -> str:
-    try:
-        return printable(reprlib.repr(value))
-    except BaseException as error:  # a __repr__ may raise anything
-        if is_interrupt(error):
-            raise
-        return f"<{type(value).__name__}>"

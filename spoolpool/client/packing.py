@@ -138,12 +138,12 @@ class Packer:
 
     def stats_of(self, function: Any) -> FunctionStats:
         """Return the statistics of a function, under the lock; functions with the same code share them."""
-        while isinstance(function, functools.partial):
-            function = function.func
-        key = getattr(function, "__code__", function)
         try:
+            while isinstance(function, functools.partial):
+                function = function.func
+            key = getattr(function, "__code__", function)
             known = key in self._statistics
-        except BaseException as error:  # its __hash__ or __eq__ may raise anything
+        except BaseException as error:  # its __getattr__, __hash__ or __eq__ may raise anything
             if is_interrupt(error):
                 raise
             key = type(function)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted
 from spoolpool.format import envelope
-from spoolpool.format.config import LONGEST, Config, read_config
+from spoolpool.format.config import Config, read_config
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
@@ -34,6 +34,7 @@ from spoolpool.system.quantities import read_count, read_seconds
 log = logging.getLogger(__name__)
 
 _LEAST_OUTPUT = 4096
+_LONGEST_LEASE = 21600.0  # seconds: more is probably meant in milliseconds
 
 
 class Spool:
@@ -135,8 +136,8 @@ class Spool:
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
         which must have no other members.
         """
-        lease = read_seconds("lease", lease, most=LONGEST)
-        caches = read_seconds("caches", caches, most=LONGEST)
+        lease = read_seconds("lease", lease, most=_LONGEST_LEASE)
+        caches = read_seconds("caches", caches, most=_LONGEST_LEASE)
         max_attempts = read_count("max_attempts", max_attempts, 1, 99)
         output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
         max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)

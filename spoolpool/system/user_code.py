@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TypeVar
 
 from spoolpool.errors import TaskCancelled
@@ -57,10 +58,10 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error_message(error)}"
 
 
-def describe_value(value: object, length: int = 60) -> str:
+def describe_value(value: object, length: int = 60, represent: Callable[[object], str] = repr) -> str:
     """Return a value for display, in at most ``length`` characters; its own ``__repr__`` may raise."""
     try:
-        text = printable(repr(value))
+        text = printable(represent(value))
     except BaseException as broken:
         if is_interrupt(broken):
             raise

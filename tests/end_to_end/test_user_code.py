@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 
 from spoolpool import Executor, Submission, wire
 from spoolpool.calls import pickling
 from spoolpool.calls.fingerprint import fingerprint
+from spoolpool.cli.spool import main
 from spoolpool.errors import (
     BadRequest,
     DependencyFailed,
@@ -292,3 +295,52 @@ def test_a_rank_whose_result_cannot_be_sent_fails_its_call(kind: type[BaseExcept
         assert type(executor.submit(tasks.return_new, RaisesPickled, kind).exception(LIMIT)) is NotPicklable
         assert type(executor.submit(tasks.fail_new, RaisesUnpickled, kind).exception(LIMIT)) is tasks.OwnError
         assert executor.submit(pow, 2, 2).result(LIMIT) == [4, 4]
+
+
+@any_kind
+def test_a_value_without_a_text_is_printed_by_its_class(served: Spool, kind: type[BaseException]) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        pytest.skip("passed on in the main thread")
+    session = f"shown-{kind.__name__}"
+    with Executor(spool=served.path, session=session, cache=True) as executor:
+        shown = executor.submit(tasks.return_first, RaisesInUse(kind))  # the cache describes its arguments
+        assert shown.exception(LIMIT) is None
+    for words in (["session", "results", served.path, session], ["result", served.path, "--session", session]):
+        for options in ([], ["--json"]):
+            result = click.testing.CliRunner().invoke(main, [*words, *options])
+            assert (result.exit_code, result.exception) == (0, None)
+            assert "RaisesInUse" in result.stdout
+
+
+@any_kind
+def test_a_result_that_cannot_be_loaded_is_an_error_of_the_command(served: Spool, kind: type[BaseException]) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        pytest.skip("passed on in the main thread")
+    session = f"lost-{kind.__name__}"
+    with Executor(spool=served.path, session=session) as executor:
+        executor.submit(tasks.return_new, RaisesUnpickled, kind).exception(LIMIT)
+        executor.submit(tasks.raise_new, kind).exception(LIMIT)
+    for words in (["session", "results", served.path, session], ["result", served.path, "--session", session]):
+        result = click.testing.CliRunner().invoke(main, words)
+        assert result.exit_code not in (0, 3) or words[0] == "session"
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert result.output
+
+
+@any_kind
+def test_a_module_that_raises_is_an_error_of_the_command(
+    served: Spool, kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        pytest.skip("passed on in the main thread")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"raises_{kind.__name__}"
+    (tmp_path / f"{name}.py").write_text(
+        "import builtins, spoolpool.errors, tests.support.tasks as t\n"
+        f"raise getattr(t, {kind.__name__!r}, getattr(spoolpool.errors, {kind.__name__!r}, None)\n"
+        f"              or getattr(builtins, {kind.__name__!r}, None))('imported')\n"
+    )
+    result = click.testing.CliRunner().invoke(main, ["submit", "--spool", served.path, f"{name}:function"])
+    assert result.exit_code == BadRequest.exit_code
+    assert f"it raises {kind.__name__}" in result.stderr
