@@ -100,9 +100,14 @@ def autoscale(
                 echo_stderr(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
             end = time.monotonic() + every
             while (left := end - time.monotonic()) > 0 and not ending.wait(min(left, spool.config.lease / 4)):
-                _print(scaler.release_tasks())
+                if _print(scaler.release_tasks()):
+                    break  # a job may be needed now
 
 
-def _print(messages: Iterable[str]) -> None:
+def _print(messages: Iterable[str]) -> bool:
+    """Print messages with the time; return whether there were any."""
+    any_message = False
     for message in messages:
         echo_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+        any_message = True
+    return any_message

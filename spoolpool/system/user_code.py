@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from spoolpool.errors import TaskCancelled
+from spoolpool.system import stop_request
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -32,15 +33,14 @@ def mark_interrupt(error: _E) -> _E:
 def is_interrupt(error: BaseException) -> bool:
     """Return whether an exception was raised by a signal: the interruption of a running task, or Ctrl-C of the user.
 
-    Python raises for Ctrl-C in the main thread, and not in a worker, which has its own handler.
+    Ctrl-C raises in the main thread alone, and not in a worker, whose handler raises nothing.
     """
     if error is _last_interrupt():
         return True
-    return (
-        isinstance(error, KeyboardInterrupt)
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    return callable(handler) and getattr(handler, "__module__", "") != stop_request.__name__
 
 
 def error_message(error: BaseException) -> str:

@@ -316,6 +316,32 @@ def test_autoscale_excludes_other_processes_until_it_is_terminated(login: Site) 
         assert scaler.stdout.read().count("was submitted") == 2
 
 
+def raise_at_first(trace: str) -> str:
+    if not os.path.exists(trace):
+        Path(trace).touch()
+        raise ValueError("not yet")
+    return "done"
+
+
+def test_autoscale_submits_jobs_for_delayed_tasks_without_a_worker(login: Site) -> None:
+    output = ""
+    with Executor(spool=login.spool.path) as executor:
+        later = executor.submit(where, resource_dict={"not_before": 1})
+        again = executor.submit(
+            raise_at_first, str(login.directory / "trace"), resource_dict={"retries": 1, "retry_delay": 20}
+        )
+
+        def both_done() -> bool:
+            nonlocal output
+            output += autoscale(login, "--once", "--", "--max-tasks", "1")
+            return later.done() and again.done()
+
+        wait_until(both_done, "jobs were submitted for both", PATIENCE)
+        assert again.result() == "done"
+    assert "delayed task(s) were made ready" in output
+    assert output.count("was submitted") >= 2
+
+
 def test_failing_job_is_not_submitted_repeatedly(login: Site) -> None:
     template = login.directory / "broken.sh"
     template.write_text("#!/bin/sh\n#SBATCH --time=$time\n$directives\nexit 1 # $worker\n")
