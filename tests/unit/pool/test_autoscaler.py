@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -176,14 +177,13 @@ def test_an_executor_with_batch_jobs_releases_its_delayed_tasks(
     stage: Stage, clock: Clock, submitted: list[str], server: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_pool, "time", clock)
-    monkeypatch.setattr(batch_pool, "SessionHeartbeat", lambda *_: None)
     pool = BatchPool(
         stage.spool, "session", Sbatch(min_jobs=0), home=Lane("default", 1, 1, 0, "3.11"), groups=None, memory=0
     )
     stage.submit(not_before=100.0)
     pool.step({LANE})
     assert places(stage) == ["waiting"]
-    monkeypatch.setattr(pool, "_heartbeat", object())
+    monkeypatch.setattr(pool, "_heartbeat", mock.Mock())
     pool.step({LANE})
     server[0] += 100
     clock.sleep(100)
