@@ -143,8 +143,8 @@ def read_count(name: str, value: Any, least: int, most: float = math.inf, *, not
         number = operator.index(value)
         if least <= number <= most:
             return number
-    limits = f"from {least} to {most}" if most < math.inf else f"of {least} or more"
-    raise BadRequest(f"{name} is {describe_value(value)}; it must be a whole number {limits}{note}.")
+    limits = f"a whole number from {least} to {most}" if most < math.inf else f"at least {least}, a whole number"
+    raise BadRequest(f"{name} is {describe_value(value)}; it must be {limits}{note}.")
 
 
 def read_memory(size: Any, name: str = "memory") -> int:
