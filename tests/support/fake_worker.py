@@ -51,7 +51,7 @@ from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration
-from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.protocol.workers import WorkerInfo, remove_worker
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import backoff, files
@@ -501,8 +501,11 @@ class Stage:
         if unfinished := files.list_names(self.spool.layout.tmp):
             for name in unfinished:
                 os.utime(f"{self.spool.layout.tmp}/{name}", (0, 0))
-            for name in files.list_names(self.spool.layout.sessions):  # nothing of a live submitter is removed
+            # nothing of a live submitter or worker is removed
+            for name in files.list_names(self.spool.layout.sessions):
                 files.remove(f"{self.spool.layout.sessions}/{name}")
+            for name in files.list_names(self.spool.layout.workers):
+                remove_worker(self.spool, name)
             garbage.remove(self.spool, garbage.find_garbage(self.spool, RetentionPolicy()))
             assert files.list_names(self.spool.layout.tmp) == []
             self.collect(inbox, self.headers(self.seen().results))  # kept for the unfinished tasks
