@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spoolpool.errors import SpoolpoolError
+from spoolpool.errors import LostAttempt, SpoolpoolError
 
 if TYPE_CHECKING:
     from spoolpool.protocol.progress import Progress
@@ -37,8 +37,11 @@ class CurrentTask:
     """Communicator of the group (``mpi4py.MPI.Comm``); None in a group of one rank without MPI."""
     ends: float | None = None
     """End of the group's job in seconds since the epoch, if known."""
+    attempts: int = 1
+    """Limit of the attempts."""
     _scratch: list[str] = field(default_factory=list)
     _progress: Progress | None = None
+    _lost_attempts: Callable[[str], Sequence[LostAttempt]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a CurrentTask is valid only while its task runs: send its fields")
@@ -57,6 +60,12 @@ class CurrentTask:
         if self._progress is not None:
             self._progress.report(self.worker, self.id, fraction, text)
 
+    def lost_attempts(self) -> Sequence[LostAttempt]:
+        """Return how the earlier attempts ended whose worker died, as far as there are records of them in the spool."""
+        if self._lost_attempts is None or self.attempt == 1:
+            return ()
+        return [each for each in self._lost_attempts(self.id) if each.attempt < self.attempt]
+
     @property
     def scratch(self) -> str:
         """Private directory of this rank below ``TMPDIR``; it is removed when the task ends."""
@@ -73,6 +82,11 @@ class CurrentTask:
 
 
 _current: ContextVar[CurrentTask | None] = ContextVar("spoolpool_current_task", default=None)
+
+
+def task_or_none() -> CurrentTask | None:
+    """Return the task of the calling function; None outside of a task."""
+    return _current.get()
 
 
 def current_task() -> CurrentTask:
@@ -103,6 +117,12 @@ class assisting:  # noqa: N801  named like contextlib's; a generator would take 
 
     def __exit__(self, *_: object) -> None:
         _assist.reset(self._before)
+
+
+def assisted_spool() -> str:
+    """Return the id of the spool whose ready tasks :func:`assistance` can run here; empty if there is none."""
+    found = _assist.get()
+    return "" if found is None else found[0]
 
 
 def assistance(spool: str) -> Assist | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import signal
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class RemoteTraceback(Exception):
@@ -103,10 +105,60 @@ class NotUnpicklable(SpoolpoolError, pickle.UnpicklingError):
     exit_code = 11
 
 
+class LostAttempt(NamedTuple):
+    """An attempt of a task that ended with the death of its worker; what is not known has its default."""
+
+    attempt: int
+    """Number of the attempt, from 1."""
+    worker: str = ""
+    """Id of the worker."""
+    host: str = ""
+    """Host of the rank that died first, or of rank 0 if that rank is not known."""
+    pid: int = 0
+    """Process of rank 0."""
+    job: str = ""
+    """Batch job of the worker."""
+    rank: int | None = None
+    """Rank that died first."""
+    status: int | None = None
+    """How that rank ended: its exit status, or the negative number of a signal."""
+    launcher: str = ""
+    """Launcher whose command ended with :attr:`status`, where that of the rank is not known."""
+    last_heartbeat: float = 0.0
+    """Seconds since the epoch, by the clock of the spool's filesystem."""
+    stack: str = ""
+    """Stack that Python's faulthandler wrote at the end, at most 8 KiB."""
+
+    @property
+    def signal(self) -> str:
+        """Name of the signal that killed the rank, or the launcher's command: ``"SIGKILL"``; empty if none did."""
+        return "" if self.status is None or self.status >= 0 else signal_name(-self.status)
+
+    @property
+    def exit_status(self) -> int | None:
+        """Exit status of the rank, or of the launcher's command; None if it is not known, or a signal ended it."""
+        return None if self.status is None or self.status < 0 else self.status
+
+
 class WorkerLost(SpoolpoolError):
     """The workers of a task died in all its attempts."""
 
     exit_code = 12
+
+    def __init__(self, message: str = "", attempts: Iterable[Iterable[Any]] = ()) -> None:
+        super().__init__(message)
+        self.attempts = tuple(LostAttempt(*each) for each in attempts)
+        """The attempts that ended with the death of a worker, in their order."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the attempts as plain tuples, so that the pickle names no further class."""
+        others = {name: value for name, value in vars(self).items() if name != "attempts"}
+        return type(self), (*self.args, tuple(map(tuple, self.attempts))), others or None
+
+    @property
+    def last(self) -> LostAttempt:
+        """The last attempt; without any known field if no record of it is left."""
+        return self.attempts[-1] if self.attempts else LostAttempt(0)
 
 
 class TaskFailed(SpoolpoolError):
@@ -183,3 +235,12 @@ class TaskVanished(SpoolpoolError):
     """The file of a task is in no directory of the spool any more: a purge of old files, or a person, removed it."""
 
     exit_code = 22
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as ``SIGKILL``; for a number without a name, ``signal NUMBER``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        first = int(signal.SIGRTMIN)
+        return f"SIGRTMIN+{number - first}" if first < number <= signal.SIGRTMAX else f"signal {number}"

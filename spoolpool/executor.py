@@ -271,6 +271,7 @@ class Executor(futures.Executor):
             ranks=self._options.shape.ranks,
             end=None if timeout is None else time.monotonic() + timeout,
             progress=progress,
+            may_share=self._last_runtime().may_run_again(self._options.defaults),
         )
 
     def batched(self, futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:

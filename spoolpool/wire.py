@@ -14,21 +14,21 @@ import os
 import selectors
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import msgspec
 
 from spoolpool.calls import pickling
 from spoolpool.calls.exceptions import fill_exception, make_exception
+from spoolpool.calls.isolation import PickledCall, load, needs_isolation, run_calls, run_pickled
 from spoolpool.calls.pickling import fill_module, import_optional, join_parts, stored_object, substitute, task_result
 from spoolpool.calls.results import remote_error
-from spoolpool.calls.run import RankResult, failure_report
-from spoolpool.context import current_task
+from spoolpool.context import current_task, task_or_none
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
+from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure
 from spoolpool.system.environment import without_mpi
-from spoolpool.system.user_code import is_interrupt
 
 __all__ = [
     "Command",
@@ -58,8 +58,49 @@ _SHELL_GRACE = 5.0  # seconds in which a program ends after it has closed its in
 
 
 def run_chunk(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run the calls of a chunk of ``map`` and return their values in order. The first exception ends the chunk."""
-    return [function(*args) for args in calls]
+    """Run the calls of a chunk of ``map`` and return their values in order. The first exception ends the chunk.
+
+    The exception has the values of the calls before it, for :func:`values_before`.
+    """
+    task = task_or_none()
+    values: list[Any] = []
+    try:
+        if task is None or not needs_isolation(task):
+            for args in calls:
+                values.append(function(*args))  # noqa: PERF401  the values before an exception are needed
+        else:
+            for payload, buffers, failure in run_calls(_pickled(function, calls), task):
+                values.append(_value(payload, buffers, failure))
+    except BaseException as error:
+        if task is None or task.size == 1:  # else the values of other ranks would be missing
+            _add_values(error, values)
+        raise
+    return values
+
+
+def _pickled(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[PickledCall]:
+    for args in calls:
+        payload, buffers = pickling.dumps((function, args, {}))
+        yield bytes(payload), [bytes(each) for each in buffers]
+
+
+_VALUES = "_spoolpool_values"  # attribute of an exception
+
+
+def _add_values(error: BaseException, values: list[Any]) -> None:
+    """Add pickled values to an exception; if they cannot be pickled, their calls have to run again."""
+    with contextlib.suppress(Exception):  # also where an exception takes no attributes
+        payload, buffers = pickling.dumps(values)
+        vars(error)[_VALUES] = bytes(payload), [bytes(each) for each in buffers]
+
+
+def values_before(error: BaseException) -> list[Any] | None:
+    """Return the values of the calls of a chunk before the one that raised; None if they are not known."""
+    found = vars(error).pop(_VALUES, None)
+    try:
+        return None if found is None else list(load(*found))
+    except Exception:  # noqa: BLE001  a value that cannot be unpickled here is left to a further run of its call
+        return None
 
 
 class PackResults:
@@ -80,37 +121,29 @@ class PackResults:
 
     def __getitem__(self, number: int) -> Any:
         payload, buffers, failure = self._reports[number]
-        value = _loads(payload, buffers)
-        if failure is None:
-            return value
-        if not isinstance(value, BaseException):
-            raise BadTaskFile(f"Call {number} of a pack should hold an exception and holds {type(value).__name__}.")
-        raise remote_error(value, msgspec.convert(failure, Failure))
+        return _value(payload, buffers, None if failure is None else msgspec.convert(failure, Failure))
+
+
+def _value(payload: Buffer, buffers: Sequence[Buffer], failure: Failure | None) -> Any:
+    """Return the value of a call that shared a task, or raise its exception."""
+    value = load(payload, buffers)
+    if failure is None:
+        return value
+    if not isinstance(value, BaseException):
+        raise BadTaskFile(f"A call of a shared task should have an exception and has {type(value).__name__}.")
+    raise remote_error(value, failure)
 
 
 def run_pack(calls: Sequence[tuple[bytes, list[bytes]]]) -> PackResults:
     """Run the pickled calls of a pack; an exception of one does not affect the others."""
+    task = task_or_none()
+    isolated = task is not None and needs_isolation(task)
+    results = run_calls(calls, task) if isolated and task else (run_pickled(*call) for call in calls)
     reports = []
-    for payload, buffers in calls:
-        result = _run(payload, buffers)
+    for result in results:
         failure = None if result.failure is None else msgspec.to_builtins(result.failure)
         reports.append((bytes(result.payload), [bytes(buffer) for buffer in result.buffers], failure))
     return PackResults(reports)
-
-
-def _run(payload: bytes, buffers: list[bytes]) -> RankResult:
-    try:
-        function, args, kwargs = _loads(payload, buffers)
-        return RankResult(*pickling.dumps(function(*args, **kwargs)), None)
-    except BaseException as error:  # of this call alone, but for an interruption of the whole pack
-        if is_interrupt(error):
-            raise
-        frames = error.__traceback__
-        return failure_report(error.with_traceback(frames and frames.tb_next), 0)
-
-
-def _loads(payload: bytes, buffers: list[bytes]) -> Any:
-    return pickling.loads(payload, [memoryview(bytearray(each)) for each in buffers])
 
 
 # -- commands and programs

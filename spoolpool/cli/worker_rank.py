@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from spoolpool import settings
@@ -11,6 +12,8 @@ from spoolpool.errors import BadRequest
 
 _RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE")
 
+_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "FLUX_TASK_RANK")
+
 
 def ranks_started() -> int:
     """Return the number of ranks that the launcher of this process has started; 1 without a launcher."""
@@ -18,9 +21,27 @@ def ranks_started() -> int:
     return max([1, *(int(size) for size in sizes if size.isdigit())])
 
 
+def watch_rank(directory: str, worker: str) -> None:
+    """Continue in a child process, whose end is recorded in the entry of the worker unless it was to end."""
+    from spoolpool.protocol import lost_attempts, worker_registration
+    from spoolpool.protocol.spool import Spool
+    from spoolpool.system.parent import continue_in_child
+
+    ranks = [os.environ.get(name, "") for name in _RANK]
+    rank = next((int(text) for text in ranks if text.isdigit()), 0)
+
+    def report(status: int) -> None:
+        with contextlib.suppress(Exception):  # whatever hinders it, the rank has ended, and so must this process
+            spool = Spool(directory)
+            if not worker_registration.has_end(spool, worker):
+                lost_attempts.record_exit(spool, worker, status, rank=rank)
+
+    continue_in_child(report)
+
+
 def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
-    from spoolpool.launch.allocation import find_allocation
+    from spoolpool.launch.allocation import find_allocation, in_step
     from spoolpool.launch.output_relay import redirect_output
     from spoolpool.protocol.worker_registration import decode_owner
     from spoolpool.security import known_spools
@@ -39,6 +60,8 @@ def run_rank(options: WorkerCommandOptions) -> int:
     if devices:
         take_share(devices, options.gpus)
     world_size = options.group_of or ranks_started()
+    if worker and (world_size > 1 or in_step()):  # else the supervisor is the parent, and sees how the process ends
+        watch_rank(options.directory, worker)
     if world_size == 1 and options.ranks not in (None, 1):
         raise BadRequest(
             f"This is one process, and --ranks asks for {options.ranks}. Start it with 'mpiexec -n {options.ranks}', "

@@ -30,7 +30,7 @@ from spoolpool.options import BatchBackend
 from spoolpool.pool.batch_pool import BatchPool
 from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
-from spoolpool.resources import Shape
+from spoolpool.resources import Resources, Shape
 from spoolpool.security.trust import Trust
 from spoolpool.system import fork
 from spoolpool.system.backoff import Backoff
@@ -233,6 +233,13 @@ class ExecutorRuntime:
         """
         submission, limit = self.options.submission, self.spool.config.max_waiting
         return submission.pack and limit is None and self.options.session is None
+
+    def may_run_again(self, resources: Resources) -> bool:
+        """Return whether a call may be run more than once, so that it may share a task.
+
+        A shared task whose worker dies is run again, also for the calls that did not cause it.
+        """
+        return (resources.max_attempts or self.spool.config.max_attempts) > 1
 
     def flush_with(self, flush: Callable[[], None]) -> None:
         """Set the function that submits gathered calls; it is called before the session is closed."""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from spoolpool.client import progress_bar
 from spoolpool.client.futures import TaskFuture, wait
-from spoolpool.wire import run_chunk
+from spoolpool.errors import DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
+from spoolpool.wire import run_chunk, values_before
 
 Submit = Callable[..., "Future[Any]"]
 Call = tuple[Any, ...]
@@ -23,6 +24,7 @@ TARGET = 0.1
 
 _MOST = 10_000  # calls in a task
 _GROWTH = 4  # largest ratio of the calls in the next task to those in the largest measured one
+_OF_THE_TASK = (WorkerLost, TaskTimeout, NotPicklable, NotUnpicklable, DependencyFailed)
 _FIRST, _AHEAD = 8, 256  # tasks submitted ahead: at first; at most, for short tasks
 
 
@@ -63,7 +65,7 @@ class _Ahead:
         self._function = function
         self._calls = calls
         self._size = size
-        self._is_chunk: deque[bool] = deque()
+        self._chunks: deque[list[Call]] = deque()
         self.tasks: deque[Future[Any]] = deque()
         self.bar: Any = None
 
@@ -80,12 +82,17 @@ class _Ahead:
             self._size.measure(future, len(chunk))
             progress_bar.count(self.bar, [future])
             self.tasks.append(future)
-            self._is_chunk.append(size > 1)
+            self._chunks.append(chunk if size > 1 else [])
 
-    def pop(self) -> bool:
-        """Remove the first task; returns whether its result is the list of the values of a chunk."""
+    def pop(self) -> list[Call]:
+        """Remove the first task; returns its calls if its result is the list of their values, else nothing."""
         self.tasks.popleft()
-        return self._is_chunk.popleft()
+        return self._chunks.popleft()
+
+    def cancel(self) -> None:
+        """Cancel the tasks whose values will not be fetched."""
+        for future in self.tasks:
+            future.cancel()
 
 
 def iterate_values(
@@ -98,14 +105,16 @@ def iterate_values(
     ranks: int,
     end: float | None,
     progress: bool,
+    may_share: bool = True,
 ) -> Iterator[Any]:
     """Return an iterator over the values of calls in order; see :meth:`spoolpool.executor.Executor.map`.
 
     The first tasks are submitted before the return, and the others while values are fetched. ``end`` is a monotonic
-    time.
+    time. Without ``may_share`` each call has its own task.
     """
     auto = chunksize == "auto"
-    ahead = _Ahead(submit, function, calls, ChunkSize(None if chunksize == "auto" else chunksize))
+    size = ChunkSize(1 if not may_share else None if chunksize == "auto" else chunksize)
+    ahead = _Ahead(submit, function, calls, size)
     room = min(_FIRST, buffersize or _FIRST) if auto else buffersize
     ahead.fill(room)
 
@@ -121,7 +130,22 @@ def iterate_values(
                         room = _wait_for_first(ahead, room, buffersize, end)
                     elif room is not None:
                         ahead.fill(len(ahead.tasks) + 1)
-                    value = ahead.tasks[0].result(None if end is None else end - time.monotonic())
+                    first = ahead.tasks[0]
+                    try:
+                        value = first.result(_left(end))
+                    except Exception as error:
+                        chunk = ahead.pop() if first.done() else []
+                        before, rest = _take_apart(error, chunk)
+                        yield from before
+                        if not rest:
+                            raise
+                        apart = _Ahead(submit, function, iter(rest), ChunkSize(1))
+                        try:
+                            apart.fill(buffersize or _AHEAD)
+                        except RuntimeError:  # after the shutdown of the executor
+                            raise error from None
+                        yield from _one_by_one(apart, buffersize or _AHEAD, end)
+                        continue
                     if not ahead.pop():
                         yield value
                     elif ranks > 1:  # a list of each rank's values of the chunk
@@ -129,10 +153,41 @@ def iterate_values(
                     else:
                         yield from value
             finally:
-                for future in ahead.tasks:
-                    future.cancel()
+                ahead.cancel()
 
     return values(room)
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else end - time.monotonic()
+
+
+def _take_apart(error: Exception, chunk: list[Call]) -> tuple[list[Any], list[Call]]:
+    """Return the values of a chunk that failed, up to the call that raised, and the calls that have to run again.
+
+    If a call raised, the values before it are known, and none has to. The others failed for the sake of one of them,
+    if the error is of the task: its workers died in all attempts, one group of several ranks after the other; the
+    ``time_limit`` of a call is over; a value or an argument cannot be pickled or unpickled; or a dependency failed.
+    """
+    if not chunk:
+        return [], []
+    before = values_before(error)
+    if before is None:
+        return [], chunk if isinstance(error, _OF_THE_TASK) else []
+    # the limit began with the first call
+    return before, chunk[len(before) :] if before and isinstance(error, TaskTimeout) else []
+
+
+def _one_by_one(ahead: _Ahead, room: int, end: float | None) -> Iterator[Any]:
+    """Yield the values of calls whose task failed as a whole: each has a task of its own now."""
+    try:
+        while ahead.tasks:
+            value = ahead.tasks[0].result(_left(end))
+            ahead.pop()
+            ahead.fill(room)
+            yield value
+    finally:
+        ahead.cancel()
 
 
 def _wait_for_first(ahead: _Ahead, room: int, most: int | None, end: float | None) -> int:

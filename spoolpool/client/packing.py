@@ -31,7 +31,7 @@ from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.map import ChunkSize
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
-from spoolpool.errors import BadTaskFile, BrokenSpool
+from spoolpool.errors import BadTaskFile, BrokenSpool, WorkerLost
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources
 from spoolpool.system.user_code import is_interrupt
@@ -64,7 +64,7 @@ class Packer:
 
     def gather(self, call: PreparedCall) -> PackedFuture | None:
         """Add a call to the open pack of its function; returns None for a call that must have its own task."""
-        if not _is_packable(call):
+        if not _is_packable(call) or not self._runtime.may_run_again(call.resources):
             return None
         key = PackKey(call.lane, call.name, call.resources)
         with self._lock:
@@ -107,7 +107,7 @@ class Packer:
             references = CallReferences(self._runtime.spool, new_task_id(resources.priority))
             name = f"{key.name} x{len(pack.calls)}"
             task = pack.task = self._runtime.submit(
-                PreparedCall(run_pack, name, key.lane, *pickled, resources, references)
+                PreparedCall(run_pack, name, key.lane, *pickled, resources, references, again=pack.again)
             )
         except BaseException as error:  # of the spool or of a closed session: only the futures can report it
             pack.task = Future()
@@ -117,8 +117,25 @@ class Packer:
                 raise
             return pack.task
         self._count(pack.stats, task, len(pack.calls))
-        task.add_done_callback(pack.deliver)
+        task.add_done_callback(functools.partial(self._deliver, pack))
         return task
+
+    def _deliver(self, pack: Pack, task: Future[Any]) -> None:
+        """Give each call its part of the outcome; a pack that was lost as a whole is taken apart.
+
+        That happens where a call ends the worker although it runs in a process of its own
+        (:mod:`spoolpool.calls.isolation`), as a batch system does that kills all processes of a job.
+        """
+        if len(pack.calls) == 1 or task.cancelled() or not isinstance(task.exception(), WorkerLost):
+            pack.deliver(task)
+            return
+        with self._lock:
+            calls, pack.calls = pack.calls, []
+            for call in calls:
+                alone = call.future.pack = Pack(pack.stats, pack.key)
+                alone.calls.append(call)
+                alone.again = True
+                self._send(alone)
 
     def count_unpacked(self, function: Callable[..., Any], task: Future[Any]) -> None:
         """Count a call that was submitted as a task of its own."""
@@ -239,6 +256,8 @@ class Pack:
         self.is_argument = False
         """Whether another call refers to the task, so that it must not be cancelled for the sake of one call."""
         self.is_cancelling = False
+        self.again = False
+        """Whether its call was in a pack that was lost."""
 
     def deliver(self, task: Future[Any]) -> None:
         """Give each call its part of the outcome of the task."""

@@ -35,3 +35,5 @@ class PreparedCall(NamedTuple):
     """Fingerprint by which a resumed session finds the task; empty without one."""
     cache: str = ""
     """Key under which the result is cached; empty if it is not."""
+    again: bool = False
+    """Whether its first task failed for the sake of another call; then it is submitted also after the shutdown."""

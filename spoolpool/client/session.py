@@ -102,7 +102,7 @@ class SubmitterSession:
         if references.finish_if_failed(future):
             return future
         with self.pending.lock:
-            self._check_open()
+            self._check_open(also_closed=call.again)
             self.pending.add(future, references)
             must_wake = self.collector.start()
         try:
@@ -121,11 +121,11 @@ class SubmitterSession:
             self.collector.wake()
         return future
 
-    def _check_open(self) -> None:
+    def _check_open(self, *, also_closed: bool = False) -> None:
         with self.pending.lock:
             if self._broken is not None:
                 raise BrokenSpool(f"Cannot submit: {self._broken}")
-            if self._closed:
+            if self._closed and not also_closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
 
     # -- tasks of earlier runs

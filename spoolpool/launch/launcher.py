@@ -80,6 +80,10 @@ class Launcher(ABC):
     def allocation(self) -> Allocation:
         """Return the resources that all groups of this launcher share."""
 
+    def starts_ranks_itself(self, shape: Shape) -> bool:
+        """Return whether the process of a group is its only rank, so that the status of one is that of the other."""
+        return False
+
     def seconds_left(self) -> float | None:
         """Return the seconds until the allocation ends; None if it does not, or its end cannot be determined."""
         return seconds_left(find_allocation())
@@ -191,6 +195,10 @@ class HostLauncher(CommandLauncher):
         process = super().start(shape, arguments, options, {**variables, **devices})
         self._assigned.append((process, ids))
         return process
+
+    def starts_ranks_itself(self, shape: Shape) -> bool:
+        """Return whether the group has one rank: that is started without a launcher's command."""
+        return shape.ranks == 1
 
     def allocation(self) -> Allocation:
         """Return the resources of this host."""

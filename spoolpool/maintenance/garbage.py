@@ -237,7 +237,10 @@ class _Rules:
         return not self._submitters.why_writing(name) and self._is_old(f"tmp/{name}", self._keep.unfinished)
 
     def journals_and_logs(self) -> Iterator[GarbageItem]:
-        """Yield old journals, batch job files and output logs; a worker with an entry may still write its own."""
+        """Yield old journals, batch job files, output logs and records of lost attempts.
+
+        A worker with an entry may still write its own.
+        """
         where, keep = self._spool.layout, self._keep
         writers = set(files.list_names(where.workers, certain=True))
         journals = [name for name in files.list_names(where.journal) if (writer_of(name) or "") not in {"", *writers}]
@@ -248,7 +251,7 @@ class _Rules:
         logs = [
             name
             for name in files.list_names(where.logs)
-            if (log := parse_output_file(name)) and log.worker not in writers
+            if ((log := parse_output_file(name)) and log.worker not in writers) or parse_task_file(name)
         ]
         yield from self._old_files("logs", logs, "a log", keep.logs)
 

@@ -201,11 +201,11 @@ def scan(spool: Spool) -> Snapshot:
     for each in scanner.tasks():
         found[each.place][each.path] = each.task_file
     for worker in scanner.valid_paths("workers", is_worker_id):
-        scanner.valid_paths(worker, workers.ENTRY_FILES.__contains__)
+        scanner.valid_paths(worker, workers.is_entry_file)
     scanner.valid_paths("objects", lambda name: is_object_file(name) or parse_lease(name))
     scanner.valid_paths("sessions", session_of)
     scanner.valid_paths("journal", writer_of)
-    scanner.valid_paths("logs", parse_output_file)
+    scanner.valid_paths("logs", lambda name: parse_output_file(name) or parse_task_file(name))
     scanner.valid_paths("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
     return Snapshot(
         ready=found["held"] | found["waiting"],

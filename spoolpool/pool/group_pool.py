@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +14,14 @@ from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
-from spoolpool.protocol import worker_registration
+from spoolpool.protocol import lost_attempts, worker_registration
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security import known_spools
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.processes import describe_command_status, describe_status
 
 log = logging.getLogger(__name__)
 
@@ -137,19 +137,22 @@ class GroupPool:
                 self._restart(slot)
                 return True
             return False
-        code = slot.poll(self._spool)
+        status = slot.poll(self._spool)
         if slot.announced:
             self.announced.add(slot.shape)
-        if code is None:
+        if status is None:
             return False
-        log.info("Worker group %s ended with %s", slot.worker, code)
+        log.info("Worker group %s ended: %s", slot.worker, describe_status(status))
         self._recover_until = time.monotonic() + _RECOVERY_SECONDS
-        if code == 0:
+        end = worker_registration.take_end(self._spool, slot.worker)
+        if end is not None:
+            slot.record_success()
+        if end == "done":
             self._remove(slot)
-        elif code == settings.EXIT_RENEW:
+        elif end == "renew":
             self._restart(slot)
         else:
-            self._record_failure(slot, code)
+            self._record_failure(slot, status)
         return True
 
     def _restart(self, slot: Slot) -> None:
@@ -160,17 +163,23 @@ class GroupPool:
             slot.record_failed_start()
             self._retry_or_give_up(slot, str(error))
 
-    def _record_failure(self, slot: Slot, code: int) -> None:
+    def _record_failure(self, slot: Slot, status: int) -> None:
+        direct = self._launcher.starts_ranks_itself(slot.shape)
+        launcher = "" if direct else self._launcher.name
         error = worker_registration.take_start_error(self._spool, slot.worker)
+        reason = error or (describe_status(status) if direct else describe_command_status(status))
         if error is None and slot.announced:
-            log.warning("Worker group %s died (%s); another one is started.", slot.worker, describe(code))
+            lost_attempts.record_exit(self._spool, slot.worker, status, launcher=launcher)
+            log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
             slot.record_death(self._spool)
         else:
             slot.record_failed_start()
-        if code == settings.EXIT_START:
-            self._give_up(slot, error or describe(code))
+            if error is None and status == NotASpool.exit_code:  # it ran no function, so that the status is its own
+                reason += ": it does not see its spool, which must lie on a filesystem that all nodes share"
+        if error is not None:
+            self._give_up(slot, error)
         else:
-            self._retry_or_give_up(slot, error or describe(code))
+            self._retry_or_give_up(slot, reason)
 
     def _retry_or_give_up(self, slot: Slot, reason: str) -> None:
         """Schedule another group in this slot, unless all groups on one of its nodes, or of its shape, die."""
@@ -228,6 +237,7 @@ class GroupPool:
             if process.poll() is None:
                 worker_registration.request_stop(self._spool, worker)
             else:
+                worker_registration.take_end(self._spool, worker)
                 del self._ending[worker]
 
     def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
@@ -254,6 +264,7 @@ class GroupPool:
                 late = {worker for worker, since in no_entry_since.items() if now - since > _NO_ENTRY_SECONDS}
             _end([self._ending[worker] for worker in late])
             for worker in late:
+                worker_registration.take_end(self._spool, worker)
                 del self._ending[worker]
                 try:
                     released += self._recovery.release(worker)
@@ -264,6 +275,8 @@ class GroupPool:
                 worker_registration.request_stop(self._spool, worker)
             if running != late:
                 backoff.sleep()
+        for worker in self._ending:
+            worker_registration.take_end(self._spool, worker)
         self._ending.clear()
         return released
 
@@ -281,15 +294,3 @@ def _end(processes: Sequence[GroupProcess]) -> None:
         end = time.monotonic() + max((process.end_seconds for process in running), default=0.0)
         while time.monotonic() < end and any(process.poll() is None for process in running):
             backoff.sleep()
-
-
-def describe(code: int) -> str:
-    """Describe an exit code for messages."""
-    if code < 0:
-        try:
-            return f"signal {signal.Signals(-code).name}"
-        except ValueError:
-            return f"signal {-code}"
-    if code == NotASpool.exit_code:
-        return f"exit code {code}: it does not see its spool, which must lie on a filesystem that all nodes share"
-    return f"exit code {code}"

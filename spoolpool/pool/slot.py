@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from spoolpool import settings
 from spoolpool.format.names import parse_task_file
 from spoolpool.launch.launcher import GroupProcess
 from spoolpool.protocol import journal
@@ -57,17 +56,18 @@ class Slot:
         self.worker, self.process, self.announced = worker, process, False
 
     def poll(self, spool: Spool) -> int | None:
-        """Record whether the group has announced itself; return its exit code if it has ended, which frees the slot."""
-        code = None if self.process is None else self.process.poll()
+        """Record whether the group has announced itself; return its exit status if it has ended: this frees the slot.
+
+        The status says nothing about the reason: a function of a task can end its process with any.
+        """
+        status = None if self.process is None else self.process.poll()
         if not self.announced and os.path.exists(f"{spool.layout.worker(self.worker)}/info.json"):
             self.announced = True
             self.failed_starts = 0
             self._announced_at = time.monotonic()
-        if code is not None:
+        if status is not None:
             self.process = None
-            if code in (0, settings.EXIT_RENEW):
-                self.record_success()
-        return code
+        return status
 
     def record_success(self) -> None:
         """Reset the counts of failures and the backoff."""

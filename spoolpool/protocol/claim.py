@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 
 from spoolpool.calls import pickling
-from spoolpool.errors import NotTrusted, SpoolDenied, WorkerLost
+from spoolpool.errors import LostAttempt, NotTrusted, SpoolDenied, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
@@ -25,6 +26,8 @@ from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import hostname
 
 log = logging.getLogger(__name__)
+
+_MESSAGE = 4096  # characters of a message in a header
 
 
 class Claim:
@@ -182,9 +185,9 @@ class Claim:
         else:
             self._spool.make_directories(path)
 
-    def report_lost(self, message: str) -> None:
+    def report_lost(self, message: str, attempts: Sequence[LostAttempt] = ()) -> None:
         """Publish the outcome :class:`WorkerLost`."""
-        payload, buffers = pickling.dumps(WorkerLost(message))
+        payload, buffers = pickling.dumps(WorkerLost(message, attempts))
         outcome = OutcomeHeader(
             task=self.task_file.task,
             kind="lost",
@@ -192,7 +195,7 @@ class Claim:
             host=hostname(),
             attempt=self.task_file.attempt,
             ended=time.time(),
-            failure=Failure(type="spoolpool.errors.WorkerLost", message=message),
+            failure=Failure(type="spoolpool.errors.WorkerLost", message=message[:_MESSAGE]),
         )
         self.write_outcome(envelope.pack(headers.encode(outcome), payload, buffers))
         self.commit()

@@ -13,7 +13,7 @@ from collections.abc import Container
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
-from spoolpool.protocol import cancel, workers
+from spoolpool.protocol import cancel, lost_attempts, workers
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.spool import Spool
@@ -22,6 +22,8 @@ from spoolpool.system import files
 from spoolpool.system.locks import Lock, try_lock
 
 log = logging.getLogger(__name__)
+
+_EXIT_SECONDS = 2.0  # for a supervisor to record how its worker ended; it looks twice a second
 
 
 class Recovery:
@@ -38,6 +40,7 @@ class Recovery:
         self._detector = FailureDetector(spool, all_workers=all_workers)
         self._first_seen: dict[str, float] = {}  # paths of outcomes that may be without a purpose
         self._swept: set[str] = set()
+        self._dead_since: dict[str, float] = {}  # by worker, until it is recovered
         self.took_round = False
         """Whether the last :meth:`round` was not left to other observers."""
         self.worker_count = 0
@@ -57,7 +60,11 @@ class Recovery:
         entries = set(filter(is_worker_id, files.list_names(self._spool.layout.workers)))
         self.worker_count = len(entries)
         checked = self._detector.check(claims.keys() | entries, claims)
-        dead = {worker: lock_expired for worker, lock_expired in checked.items() if worker not in spare}
+        dead = {
+            worker: lock_expired
+            for worker, lock_expired in checked.items()
+            if worker not in spare and not self._is_exit_due(worker)
+        }
         if self._me in claims:
             dead[self._me] = True
         for worker, lock_expired in dead.items():
@@ -80,7 +87,21 @@ class Recovery:
             for worker in dead.keys() - unfinished:
                 workers.remove_worker(self._spool, worker)
                 self._detector.forget(worker)
+                self._dead_since.pop(worker, None)
         return done
+
+    def _is_exit_due(self, worker: str) -> bool:
+        """Return whether to leave a dead worker to its supervisor for a moment, which records how the worker ended.
+
+        The supervisor is alive on this host, and recovers the worker itself. If it does not, a later round does.
+        """
+        if worker == self._me or lost_attempts.has_exit(self._spool, worker):
+            return False
+        now = time.monotonic()
+        if now - self._dead_since.setdefault(worker, now) >= min(_EXIT_SECONDS, self._spool.config.lease / 4):
+            return False
+        info = workers.read_worker(self._spool, worker)
+        return info is not None and info.supervisor is not None and info.supervisor.is_alive_here()
 
     def _claims(self) -> dict[str, list[TaskFile]]:
         """Return the claims of each worker."""
@@ -144,34 +165,21 @@ class Recovery:
                 "was committed"
             )
         attempts = headers.attempts(claim.header)
+        ended = lost_attempts.find(self._spool, task_file)
+        if ended.host:  # else there is no entry: its last holder was a recoverer, whose predecessor kept a record
+            lost_attempts.keep(self._spool, task_file, ended)
         if task_file.attempt < attempts:
             claim.requeue()
             which = f"attempt {task_file.attempt + 1} of {attempts}"
             return f"{task_file.task}: worker {task_file.worker} died; {which} waits"
-        claim.reassign(self._me).report_lost(self._loss_message(task_file))
+        known = lost_attempts.kept(self._spool, task_file.task)
+        if ended.host or task_file.attempt not in known:
+            known[task_file.attempt] = ended
+        lost = [known[attempt] for attempt in sorted(known)]
+        claim.reassign(self._me).report_lost(lost_attempts.message(task_file.task, lost), lost)
         cancel.withdraw_request(self._spool, task_file.task)  # it was for the worker that died
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
         return f"{task_file.task}: {died}; reported as lost"
-
-    def _loss_message(self, task_file: TaskFile) -> str:
-        info = workers.read_worker(self._spool, task_file.worker)
-        where = "on an unknown host (its entry is gone)"
-        if info is not None:
-            where = f"on host {info.process.host}, pid {info.process.pid}"
-            if info.job:
-                where += f", job {info.job}"
-        try:
-            stamp = files.mtime_ns(f"{self._spool.layout.worker(task_file.worker)}/beat")
-        except OSError:
-            stamp = None
-        last = "none was found"
-        if stamp is not None:
-            last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stamp / 1e9))
-        return (
-            f"The worker of task {task_file.task} died in attempt {task_file.attempt}, the last one: worker "
-            f"{task_file.worker} {where}; last heartbeat: {last}. Look for the cause of its end (memory, walltime, a "
-            "crash in compiled code); 'spool retry' runs the task again."
-        )
 
     def discard(self, session: str, task_file: TaskFile) -> None:
         """Remove an outcome without a purpose; to be called again while :meth:`has_discards`.

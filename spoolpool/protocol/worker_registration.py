@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,6 +17,13 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId
+
+End = Literal["done", "renew"]
+"""Why a worker ended by itself: it has nothing more to do, or its group is to be replaced."""
+
+_END = "end"  # name of its file in the entry
+_ENDS: tuple[End, ...] = get_args(End)
+_UNFINISHED = "unfinished"  # second word in it: recoverers must still see an entry
 
 
 class Registration:
@@ -70,17 +78,21 @@ class Registration:
         """Start the heartbeat again if it ended; return False if its file was removed."""
         return self._heartbeat.keep()
 
-    def close(self, *, unfinished: bool = False) -> None:
+    def close(self, *, unfinished: bool = False, end: End | None = None) -> None:
         """Remove the entry: this worker claims no task any more. Harmless when repeated.
 
         ``unfinished`` leaves an empty entry, so that recoverers continue for this worker: an outcome in its name is
-        still to be discarded.
+        still to be discarded. ``end`` leaves an entry that tells the supervisor that the worker ended by itself.
         """
+        if end is not None and not unfinished:
+            report_end(self._spool, self._worker, end)
         self._heartbeat.close()
-        remove_worker(self._spool, self._worker)
+        remove_worker(self._spool, self._worker, keep=_END if end is not None and not unfinished else "")
         if unfinished:
             with contextlib.suppress(OSError):
                 files.make_directory(self._directory, self._spool.rights.entry)
+            if end is not None:
+                report_end(self._spool, self._worker, end, unfinished=True)
 
 
 def request_stop(spool: Spool, worker: str) -> None:
@@ -100,6 +112,39 @@ def encode_owner() -> str:
 def decode_owner(text: str | None) -> ProcessId | None:
     """Decode the text of :func:`encode_owner`."""
     return records.decode(_owner_decoder, text.encode(errors="replace"), settings.ENV_OWNER) if text else None
+
+
+def report_end(spool: Spool, worker: str, end: End, *, unfinished: bool = False) -> None:
+    """Record for the supervisor that a worker ends by itself, whatever the exit status of its process will be.
+
+    The status says nothing: a function of a task can end the process with any. Any rank may call this, repeatedly.
+    """
+    text = f"{end} {_UNFINISHED}" if unfinished else end
+    with contextlib.suppress(OSError):  # recorded already; or the supervisor takes it for a death
+        spool.write_public(f"{spool.layout.worker(worker)}/{_END}", [text.encode()])
+
+
+def has_end(spool: Spool, worker: str) -> bool:
+    """Return whether a worker has recorded that it ends by itself."""
+    return files.exists(f"{spool.layout.worker(worker)}/{_END}")
+
+
+def take_end(spool: Spool, worker: str) -> End | None:
+    """Return how a worker ended by itself, and remove the entry that it left for that; None if it died."""
+    directory = spool.layout.worker(worker)
+    words: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        if _END in files.list_names(directory):
+            with files.reading(f"{directory}/{_END}") as (fd, status):
+                if status.st_uid == os.geteuid():
+                    words = files.read_at(fd, 64, 0).decode(errors="replace").split()
+    end = next((each for each in _ENDS if each in words[:1]), None)
+    if end is not None and files.is_missing(f"{directory}/info.json"):
+        remove_worker(spool, worker)
+        if _UNFINISHED in words[1:]:
+            with contextlib.suppress(OSError):
+                files.make_directory(directory, spool.rights.entry)
+    return end
 
 
 def report_start_error(spool: Spool, worker: str, reason: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import msgspec
@@ -44,6 +46,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Python minor version."""
     job: Word = ""
     """Batch job in which it runs, if any."""
+    supervisor: ProcessId | None = None
+    """Process that started the group and records how it ends, if there is one."""
     batch: Word = ""
     """Name of the job's record in ``jobs/``, if the job was submitted through this spool."""
     started: Seconds = 0.0
@@ -92,10 +96,31 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _decoder = msgspec.json.Decoder(WorkerInfo)
 
-ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress")
-"""Files of a worker's entry, beside the lack files."""
-
+_ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress", "end", "exit")
 _LACKS = "lacks-"
+_EXIT, _STACK = "exit-", "stack-"
+_OF_A_RANK = re.compile(rf"(?:{_EXIT}|{_STACK})(0|[1-9]\d{{0,6}})", re.ASCII)
+
+
+def is_entry_file(name: str) -> bool:
+    """Return whether a file of this name may be in a worker's entry."""
+    return name in _ENTRY_FILES or is_lack_file(name) or _OF_A_RANK.fullmatch(name) is not None
+
+
+def exit_file(rank: int) -> str:
+    """Return the name of the file of an entry that says how a rank ended."""
+    return f"{_EXIT}{rank}"
+
+
+def stack_file(rank: int) -> str:
+    """Return the name of the file of an entry to which faulthandler writes the stack of a rank that crashes."""
+    return f"{_STACK}{rank}"
+
+
+def ranks_of(names: Iterable[str], kind: Callable[[int], str]) -> list[int]:
+    """Return the ranks, in order, for which a listed entry has a file of a kind: ``exit_file`` or ``stack_file``."""
+    matches = filter(None, map(_OF_A_RANK.fullmatch, names))
+    return sorted(int(match[1]) for match in matches if match[0] == kind(int(match[1])))
 
 
 def lack_file(tag: str) -> str:
@@ -108,19 +133,21 @@ def is_lack_file(name: str) -> bool:
     return name.startswith(_LACKS)
 
 
-def remove_worker(spool: Spool, worker: str) -> None:
-    """Remove a worker's entry; an entry with foreign files in it stays, and so does a symbolic link."""
+def remove_worker(spool: Spool, worker: str, keep: str = "") -> None:
+    """Remove a worker's entry; an entry with foreign files in it stays, and so does a symbolic link.
+
+    With ``keep`` the directory stays, and the file of this name in it.
+    """
     path = spool.layout.worker(worker)
     with contextlib.suppress(OSError, NotTrusted):
         if files.is_directory(path):
             spool.close_directory(path)
             directory = spool.directory(path)
-            for name in ENTRY_FILES:
-                files.remove(f"{directory}/{name}")
-            if not files.remove_directory(path):
-                for name in files.list_names(str(directory)):
-                    if is_lack_file(name):
-                        files.remove(f"{directory}/{name}")
+            # these two also where a stale listing hides them (sshfs)
+            for name in ("info.json", "beat", *filter(is_entry_file, files.list_names(str(directory)))):
+                if name != keep:
+                    files.remove(f"{directory}/{name}")
+            if not keep:
                 files.remove_directory(path)
             spool.close_directory(path)
 

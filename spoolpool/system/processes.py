@@ -11,7 +11,25 @@ import os
 
 import msgspec
 
+from spoolpool.errors import signal_name
 from spoolpool.system.bounds import Positive, Word
+
+_KILL, _SHELL = 9, 128
+
+
+def describe_status(status: int) -> str:
+    """Return how a process ended, in words: with an exit status, or killed by a signal (a negative number)."""
+    if status >= 0:
+        return f"exit status {status}"
+    cause = ", often sent by the kernel's out-of-memory killer" if -status == _KILL else ""
+    return f"killed by {signal_name(-status)}{cause}"
+
+
+def describe_command_status(status: int) -> str:
+    """Return how a command that starts other processes ended: such commands report a signal N of theirs as 128 + N."""
+    if _SHELL < status < _SHELL + 65:
+        return f"exit status {status}, which can stand for {signal_name(status - _SHELL)}"
+    return describe_status(status)
 
 
 @functools.cache

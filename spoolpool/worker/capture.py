@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import fcntl
 import logging
 import os
@@ -21,6 +22,7 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import OutputFile, TaskFile
 from spoolpool.format.output_log import HEADER_SIZE, LogFile
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import stack_file
 from spoolpool.system import files, mounts
 from spoolpool.system.backoff import Backoff
 
@@ -49,6 +51,7 @@ class Capture:
         self._streams = _Streams()
         self._retry_due = 0.0
         self._watcher = _LengthWatcher(self._check)
+        self._stack = -1  # descriptor of the file for the stack of a crash
 
     def of(self, task_file: TaskFile) -> Capture:
         """Return the context manager that captures the output of a task, also inside that of a waiting task."""
@@ -77,6 +80,7 @@ class Capture:
                 spool = Spool(self._directory)
                 if not spool.config.output:
                     self._directory = None
+                    self._stack = _open_stack(spool, task_file.worker, self._rank)
                     return
                 self._streams.open()
                 self._log = _RankLog(spool, OutputFile(task_file.worker, self._rank))
@@ -103,6 +107,10 @@ class Capture:
                 self._log.remove_if_empty()
         self._give_up(None)
         self._watcher.close()
+        if self._stack >= 0:
+            faulthandler.disable()
+            files.close(self._stack)
+            self._stack = -1
 
     def _give_up(self, error: Exception | None) -> None:
         """Return to the state before the first task; after an error, for a while."""
@@ -118,6 +126,26 @@ class Capture:
         """Cut the output of the running task if it is too long; return False if none is captured."""
         rank_log = self._log
         return rank_log is not None and rank_log.check()
+
+
+def enable_stacks() -> None:
+    """Let Python write the stack of a crash (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) to the output of the task."""
+    faulthandler.enable(2)  # the descriptor: a task may replace sys.stderr
+
+
+def _open_stack(spool: Spool, worker: str, rank: int) -> int:
+    """Let Python write the stack of a crash to the entry of the worker; return the descriptor, -1 after an error.
+
+    Output that is not captured is that of the supervisor or of a batch job, where no recoverer finds the stack.
+    """
+    try:
+        path = f"{spool.layout.worker(worker)}/{stack_file(rank)}"
+        fd = _move_high(files.open_append(path, spool.rights.shown, exact=spool.shared))
+    except OSError as error:
+        log.info("The stack of a crash will not be kept: %s", error)
+        return -1
+    faulthandler.enable(fd)
+    return fd
 
 
 class _RankLog:

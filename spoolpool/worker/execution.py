@@ -19,6 +19,7 @@ from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, Spoolpoo
 from spoolpool.format import headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure
+from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.cancel import CancelRequests
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.dependencies import Dependencies, OutcomeIndex
@@ -99,7 +100,9 @@ class Execution:
         task_file, header = claim.task_file, claim.header
         started = time.time()
         if task_file.attempt > headers.attempts(header):
-            claim.report_lost(f"Task {task_file.task} has used up its attempts.")
+            lost = [each for _, each in sorted(lost_attempts.kept(self._spool, task_file.task).items())]
+            used_up = f"Task {task_file.task} has used up its attempts."
+            claim.report_lost(lost_attempts.message(task_file.task, lost) if lost else used_up, lost)
             return
         outcome = (
             ClaimOutcome(cancelled_parts(task_file))

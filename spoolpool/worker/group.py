@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,8 @@ from spoolpool.calls.interruption import Interrupter
 from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult, run_call
 from spoolpool.context import CurrentTask
+from spoolpool.errors import LostAttempt
+from spoolpool.format import headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.worker.capture import Capture
@@ -47,6 +49,8 @@ class RankEnvironment:
     progress: Progress | None = None
     """Progress of the tasks, reported by rank 0."""
     objects: ObjectCache | None = None
+    lost_attempts: Callable[[str], Sequence[LostAttempt]] | None = None
+    """Function that reads how the attempts of a task ended whose worker died."""
 
 
 class Group(ABC):
@@ -90,6 +94,7 @@ class Group(ABC):
         task = CurrentTask(
             id=task_file.task,
             attempt=task_file.attempt,
+            attempts=headers.attempts(call.header),
             worker=task_file.worker,
             rank=self.rank,
             size=self.size,
@@ -97,6 +102,7 @@ class Group(ABC):
             spool=environment.spool,
             ends=environment.ends,
             _progress=None if self.rank else environment.progress,
+            _lost_attempts=environment.lost_attempts,
         )
         with environment.capture.of(task_file):
             return run_call(

@@ -13,7 +13,7 @@ from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.worker_registration import Registration
+from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo, read_workers
 from spoolpool.system.processes import ProcessId
 
@@ -56,9 +56,9 @@ class Housekeeping:
             "worker started", worker=self._registration.directory, job=self._info.job, ranks=self._info.ranks
         )
 
-    def end(self) -> None:
-        """Remove the worker's entry and record its end."""
-        self._registration.close(unfinished=self._recovery.has_discards(self._info.worker))
+    def end(self, end: End | None) -> None:
+        """Remove the worker's entry and record its end; ``end`` is for its supervisor."""
+        self._registration.close(unfinished=self._recovery.has_discards(self._info.worker), end=end)
         self.journal.write("worker ended")
         self.journal.close()
 

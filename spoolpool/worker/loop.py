@@ -12,7 +12,7 @@ from spoolpool import settings
 from spoolpool.format.names import Lane
 from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.worker_registration import Registration
+from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system.packages import is_requirement, lacks
@@ -101,21 +101,24 @@ class Worker:
 
     def _release_and_exit(self) -> None:
         if self._claims.release():
-            self._registration.close()
+            self._registration.close(end="done" if self._options.supervised else None)
             os._exit(0)
 
     def run(self) -> int:
         """Work until there is a reason to end; return the exit code of the process."""
         self._housekeeping.begin()
+        end: End | None = None
         try:
-            return self._loop()
+            end = self._loop()
+            return settings.EXIT_RENEW if end == "renew" else 0
         finally:
-            self._housekeeping.end()
+            self._housekeeping.end(end if self._options.supervised else None)
             self._watch.close()
             self._housekeeping.remove_abandoned_spool()
             self._spool.close_directories()
 
-    def _loop(self) -> int:
+    def _loop(self) -> End:
+        """Run tasks until there is a reason to end; return it."""
         done = 0
         while self._may_begin():
             begun = time.monotonic()
@@ -131,14 +134,14 @@ class Worker:
             if directories is None:
                 done += 1
                 if self._group.tainted:
-                    return settings.EXIT_RENEW
+                    return "renew"
                 if self._options.max_tasks is not None and done >= self._options.max_tasks:
-                    return 0
+                    return "done"
                 if not self._housekeeping.after_task(begun):
                     self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
             elif not self._wait(directories | {self._registration.directory, self._spool.layout.waiting}):
                 break
-        return 0
+        return "done"
 
     def _may_begin(self) -> bool:
         """Return whether another task may begin."""

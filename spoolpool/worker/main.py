@@ -14,6 +14,7 @@ from spoolpool import settings
 from spoolpool.calls.interruption import Interrupter, Publish
 from spoolpool.errors import LauncherError, SpoolpoolError
 from spoolpool.format.names import is_worker_id, new_worker_id
+from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.cancel import is_requested
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.progress import Progress
@@ -25,7 +26,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
 from spoolpool.system.stop_request import StopRequest, stop_on_signals
-from spoolpool.worker.capture import Capture
+from spoolpool.worker.capture import Capture, enable_stacks
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.mpi_group import MPIGroup
@@ -65,6 +66,7 @@ class RankConfig:
 
 def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     """Run one rank of a worker until its end; return the exit code. ``echo_stderr`` prints a message to a person."""
+    enable_stacks()
     if config.world_size > 1:
         return _run_mpi_rank(config, echo_stderr)
     spool = Spool(config.directory, trust=config.options.trust)
@@ -124,6 +126,7 @@ def _environment(config: RankConfig, spool: Spool, rank: int, publish: Publish |
         capture=Capture(spool.path, rank),
         progress=Progress(spool.path),
         objects=ObjectCache(spool, _trust(spool, config)),
+        lost_attempts=lambda task: [*lost_attempts.kept(spool, task).values()],
     )
 
 
@@ -153,6 +156,7 @@ def _run_leader(spool: Spool, group: Group, config: RankConfig, echo_stderr: Cal
         weights={queue: weight for queue, weight in config.queues.items() if weight != 1},
         tags=config.tags,
         job=os.environ.get("SLURM_JOB_ID", ""),
+        supervisor=config.options.owner,
         batch=os.environ.get(settings.ENV_JOB, ""),
         started=time.time(),
         trust_users=tuple(sorted(trust.uids)),

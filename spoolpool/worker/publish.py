@@ -19,6 +19,7 @@ from spoolpool.format.names import TaskFile
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
+from spoolpool.protocol.worker_registration import report_end
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import hostname
@@ -66,7 +67,10 @@ def is_cancellation(report: RankResult) -> bool:
 
 
 def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResult], bool]:
-    """Return the function with which any rank or thread publishes the outcome of a task before it ends its group."""
+    """Return the function with which any rank or thread publishes the outcome of a task before it ends its group.
+
+    It also tells the supervisor that the group is to be replaced, and did not die.
+    """
 
     def publish(header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
         try:
@@ -74,6 +78,7 @@ def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResul
                 parts = cancelled_parts(task_file)
             elif task_file.attempt <= header.retries:
                 Claim(spool, header, task_file).delay()
+                report_end(spool, task_file.worker, "renew")
                 return True
             else:
                 parts = outcome_parts(header, task_file, report, 1, 0.0)
@@ -83,6 +88,7 @@ def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResul
         except FileExistsError:  # another failed rank was first
             return False
         claim.commit()
+        report_end(spool, task_file.worker, "renew")
         return True
 
     return publish

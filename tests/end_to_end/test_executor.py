@@ -780,7 +780,7 @@ def test_groups_that_cannot_start_break_the_executor_without_a_hang(dead_workers
         error = future.exception(LIMIT)
         assert isinstance(error, concurrent.futures.BrokenExecutor)
         assert not isinstance(error, BrokenProcessPool)
-        assert "exit code 1" in str(error)
+        assert "exit status 1" in str(error)
         with pytest.raises(concurrent.futures.BrokenExecutor, match="exit code 1"):
             executor.submit(pow, 2, 2)
     assert not where.exists()
@@ -971,8 +971,21 @@ def test_a_task_that_ends_its_process_is_lost_and_the_executor_continues(single:
         error = bad.exception(LIMIT)
         assert isinstance(error, WorkerLost), how
         assert "died in attempt 1" in str(error) and os.uname().nodename in str(error)
+        assert error.last.exit_status == 3 if how == "_exit" else error.last.signal == how
+        assert ("in die" in error.last.stack) == ("in die" in str(error)) == (how == "SIGSEGV")
         assert good.result(LIMIT) == 8
         assert _lines(trace) == 1
+
+
+@pytest.mark.parametrize("status", [0, 3, 75, 78])
+def test_exit_status_of_a_function_is_only_that(single: Executor, status: int) -> None:
+    lost = single.submit(os._exit, status, resource_dict={"max_attempts": 2})
+    error = lost.exception(LIMIT)
+    assert isinstance(error, WorkerLost)
+    assert [(each.attempt, each.exit_status) for each in error.attempts] == [(1, status), (2, status)]
+    assert len({each.worker for each in error.attempts}) == 2
+    assert "spool" not in str(error).replace("spool retry", "")
+    assert single.submit(pow, 2, 3).result(LIMIT) == 8
 
 
 def test_a_lost_task_has_used_max_attempts(single: Executor, tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ from spoolpool import wire
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.errors import DependencyFailed, RemoteTraceback, SpoolVersion, WorkerLost
 from spoolpool.format.layout import Layout
-from spoolpool.format.names import FORMAT, parse_task_file
+from spoolpool.format.names import FORMAT, TaskFile, parse_task_file
 from spoolpool.maintenance.check import check
+from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.objects import leases
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
+from spoolpool.protocol.worker_registration import take_end
 from spoolpool.security import signing
-from tests.format.golden.make import DATA, SECRET, done, waiting
+from spoolpool.wire import values_before
+from tests.format.golden.make import ATTEMPT, DATA, SECRET, WORKER, done, waiting
 from tests.format.pickled_names import is_allowed, names_in_spool
 from tests.support.fake_worker import Clock, Inbox, run_worker
 
@@ -108,6 +111,8 @@ RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "worker lost": (WorkerLost("it died"), same),
     "dependency failed": (DependencyFailed("it was not run"), same),
     "linked exception": (FileNotFoundError(2, "No such file", "golden"), same),
+    "lost attempts": (WorkerLost("it died"), same),
+    "exception of a chunk": (ZERO, same),
 }
 
 
@@ -135,10 +140,22 @@ def test_its_tasks_run_and_its_outcomes_are_collected(golden: Path, monkeypatch:
     assert isinstance(linked.__cause__, ZeroDivisionError) and linked.__notes__ == ["a note"]
     assert isinstance(linked.__cause__.__cause__, RemoteTraceback)
 
+    assert futures[done("lost attempts")].exception().attempts == (ATTEMPT,)
+    assert values_before(futures[done("exception of a chunk")].exception()) == [8]
+
     clock.now += 200.0  # outcomes stay until no other process can have added a link to them
     inbox.look()
     assert not [path for path in (golden / "outgoing").rglob("*") if path.is_file()]
     assert sorted(leases(spool)) == sorted(path.name for path in (golden / "objects").iterdir())
+
+
+def test_the_records_of_the_end_of_a_worker_are_read(golden: Path) -> None:
+    spool = Spool(golden)
+    lost = done("lost attempts")
+    assert lost_attempts.kept(spool, lost) == {1: ATTEMPT}
+    found = lost_attempts.find(spool, TaskFile(lost, 2, 2, WORKER))
+    assert (found.rank, found.status) == (1, -11) and 'File "golden.py"' in found.stack
+    assert take_end(spool, WORKER) == "renew"
 
 
 def assert_result(kind: str, future: Future[Any], wanted: object, convert: Callable[[Any], object]) -> None:

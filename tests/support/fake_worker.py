@@ -210,6 +210,11 @@ def announce(spool: Spool, process: ProcessId, **more: Any) -> str:
     return info.worker
 
 
+def register(spool: Spool, process: ProcessId, **more: Any) -> Registration:
+    """Register a worker; return its registration."""
+    return SilentRegistration(spool, info_of(process, **more))
+
+
 def outcome_of(header: TaskHeader, task_file: TaskFile) -> list[envelope.Buffer]:
     """Return the parts of a complete outcome file."""
     payload, buffers = pickling.dumps("value")
@@ -513,5 +518,5 @@ class Stage:
         inbox.close()
         root = Path(self.spool.path)
         left = [str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()]
-        allowed = ("spool.json", "failed/", "journal/", "workers/", "sessions/")
+        allowed = ("spool.json", "failed/", "journal/", "logs/", "workers/", "sessions/")
         assert [path for path in left if not path.startswith(allowed)] == []

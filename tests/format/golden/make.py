@@ -29,10 +29,13 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, FORMAT, ObjectLease, TaskFile
+from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
+from spoolpool.protocol.worker_registration import report_end
+from spoolpool.protocol.workers import stack_file
 
 LANE = "default.r1t1g0.py3.11"
 BUCKET = "499-0660e6e464b511-22dc7470"
@@ -41,6 +44,14 @@ DATA = bytes(range(256)) * 17
 RUN = "01234567"
 SECRET = bytes(range(32))
 """The key of the signed spool."""
+
+
+STACK = (
+    'Fatal Python error: Aborted\n\nCurrent thread 0x01 (most recent call first):\n  File "golden.py", line 1 in f\n'
+)
+"""Stack of a crash, as Python writes it."""
+ATTEMPT = errors.LostAttempt(1, WORKER, "golden", 42, "4711", 1, -6, "", 1_790_000_000.0, "Fatal Python error: Aborted")
+"""Attempt of a lost task."""
 
 
 class Content(NamedTuple):
@@ -60,6 +71,7 @@ TASKS = (
 OUTCOMES = (
     *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
     *("dependency failed", "cancelled", "cancelled before its claim", "linked exception"),
+    *("lost attempts", "exception of a chunk"),
 )
 """Kinds of outcomes."""
 
@@ -198,6 +210,8 @@ def outcomes(spool: Spool) -> dict[str, Content]:
     linked.add_note("a note")
     unreadable = Failure(type="FileNotFoundError", message="no such file", traceback="a line\n", host="golden")
     failed = Failure(type="spoolpool.errors.DependencyFailed", message="it was not run")
+    of_chunk = ZeroDivisionError("division by zero")
+    wire._add_values(of_chunk, [8])
     of_ranks = [dumps_with_buffers([rank, pickle.PickleBuffer(DATA)]) for rank in range(2)]
     return {
         "buffer": Content(*dumps_with_buffers([42, pickle.PickleBuffer(DATA)])),
@@ -215,6 +229,8 @@ def outcomes(spool: Spool) -> dict[str, Content]:
         "dependency failed": Content(dumps(dependency), (), {"kind": "error", "failure": failed}),
         "cancelled": Content(b"", (), {"kind": "cancelled"}),
         "linked exception": Content(dumps(linked), (), {"kind": "error", "failure": unreadable}),
+        "lost attempts": Content(dumps(errors.WorkerLost("it died", [ATTEMPT])), (), {"kind": "lost", "failure": lost}),
+        "exception of a chunk": Content(dumps(of_chunk), (), {"kind": "error", "failure": failure}),
     }
 
 
@@ -245,6 +261,13 @@ def make(directory: Path, *, signed: bool = False) -> None:
     about = header(done("cancelled before its claim"))
     first = Submitter(spool).submit(about, envelope.pack(headers.encode(about), plain))
     _path(spool, first).rename(spool.layout.result("golden", first.claimed_by(CANCELLED)))
+    lost = TaskFile(done("lost attempts"), 1, 1, WORKER)
+    lost_attempts.keep(spool, lost, ATTEMPT)
+    spool.make_directories(spool.layout.worker(WORKER))
+    lost_attempts.record_exit(spool, WORKER, 9, launcher="mpiexec")
+    lost_attempts.record_exit(spool, WORKER, -11, rank=1)
+    spool.write_public(f"{spool.layout.worker(WORKER)}/{stack_file(1)}", [STACK.encode()])
+    report_end(spool, WORKER, "renew")
     for kind, call in calls(spool).items():
         about = header(waiting(kind), **call.header)
         Submitter(spool).submit(about, envelope.pack(headers.encode(about), call.payload, call.buffers))

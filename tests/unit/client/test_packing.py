@@ -15,7 +15,7 @@ import pytest
 from spoolpool import Executor, Submission, as_completed, current_task, wait
 from spoolpool.client.map import TARGET, ChunkSize
 from spoolpool.client.packing import BUSY, PackedFuture
-from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull, WorkerLost
+from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol.spool import Spool
 from tests.support import tasks
@@ -232,26 +232,6 @@ def test_failed_submission_of_a_pack_fails_each_of_its_calls(blocked: Blocked, m
         with pytest.raises(SpoolFull):
             call.result()
     monkeypatch.undo()
-
-
-def test_call_that_ends_its_process_fails_its_pack(tmp_path: Path) -> None:
-    with Executor(max_workers=1, submission=Submission(pack=True), resource_dict={"max_attempts": 1}) as executor:
-        set_pack_size(executor, die_or_not, 4)
-        executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
-        wait_until((tmp_path / "started").exists, "the group is busy")
-        alone = [executor.submit(die_or_not) for _ in range(BUSY)]
-        calls = [executor.submit(die_or_not, number == 1) for number in range(3)]
-        assert all(isinstance(each, PackedFuture) for each in calls)
-        (tmp_path / "end").touch()
-        assert all(isinstance(each.exception(), WorkerLost) for each in calls)
-        assert [each.result() for each in alone] == [None] * BUSY
-        assert executor.submit(die_or_not).result() is None
-
-
-def die_or_not(die: bool = False) -> None:
-    """Return None, or end the process."""
-    if die:
-        os._exit(3)
 
 
 def many(count: int) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from spoolpool import settings
+from spoolpool.errors import NotASpool
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.pool import group_pool, slot
 from spoolpool.pool.group_pool import GroupPool
+from spoolpool.protocol import worker_registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from tests.support import fake_worker
@@ -25,7 +28,7 @@ ONE = Shape(ranks=1)
 
 @dataclass(kw_only=True)
 class Group:
-    """Simulated process of a group; ``code`` returns its exit code, or None while it runs."""
+    """Simulated process of a group; ``code`` returns its exit status, or None while it runs."""
 
     worker: str
     code: Callable[[], int | None] = lambda: None
@@ -59,6 +62,9 @@ class Groups:
         self.started.append(group)
         self.begin(group)
         return group
+
+    def starts_ranks_itself(self, shape: Shape) -> bool:
+        return True
 
     def allocation(self) -> Allocation:
         raise AssertionError("not needed")
@@ -166,5 +172,69 @@ def test_shape_is_given_up_after_six_deaths_in_a_row_or_three_before_the_announc
         pool.step()
         clock.now += 1.0
     assert len(groups.started) == deaths
-    assert "signal SIGKILL" in pool.broken[ONE]
+    assert "killed by SIGKILL" in pool.broken[ONE]
     assert bool(pool.announced) == (announces != "no")
+
+
+STATUSES = [*range(256), *(-number for number in signal.valid_signals())]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_group_that_ends_with_any_status_is_replaced_unless_it_has_recorded_its_end(
+    spool: Spool, clock: Clock, announced: bool
+) -> None:
+    for status in STATUSES:
+        groups = Groups()
+        pool = GroupPool(spool, groups, options=LaunchOptions())
+        pool.resize(ONE, 1)
+        (first,) = groups.started
+        if announced:
+            fake_worker.announce(spool, dead_process(), worker_id=first.worker)
+            put(spool, "running", worker=first.worker)
+        first.code = lambda status=status: status
+        pool.step()
+        clock.now += 1.0
+        pool.step()
+        assert len(groups.started) == 2 and pool.count() == 1, status
+        (slot_,) = pool._slots
+        assert (slot_.failed_starts, slot_.deaths_by_task) == ((0, 1) if announced else (1, 0))
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 75, 78, -9])
+def test_group_that_has_recorded_its_end_ended_so_with_any_status(spool: Spool, clock: Clock, status: int) -> None:
+    for end, started in (("done", 1), ("renew", 2)):
+        groups = Groups()
+        pool = GroupPool(spool, groups, options=LaunchOptions())
+        pool.resize(ONE, 1)
+        (first,) = groups.started
+        registration = fake_worker.register(spool, dead_process(), worker_id=first.worker)
+        registration.close(end=end)
+        first.code = lambda: status
+        pool.step()
+        assert len(groups.started) == started and pool.count() == started - 1
+        assert not os.path.exists(spool.layout.worker(first.worker))
+
+
+def test_status_of_a_group_that_does_not_see_its_spool_is_explained_only_before_it_can_run_a_task(
+    spool: Spool, clock: Clock
+) -> None:
+    def announce_and_die(group: Group) -> None:
+        if announces:
+            announce(spool, group)
+        group.code = lambda: NotASpool.exit_code
+
+    for announces in (False, True):
+        pool = GroupPool(spool, Groups(announce_and_die), options=LaunchOptions())
+        pool.resize(ONE, 1)
+        while pool.count():
+            pool.step()
+            clock.now += 1.0
+        assert ("does not see its spool" in pool.broken[ONE]) is not announces
+        assert "exit status 3" in pool.broken[ONE]
+
+
+def test_end_recorded_by_another_account_is_not_believed(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = fake_worker.announce(spool, dead_process())
+    worker_registration.report_end(spool, worker, "done")
+    monkeypatch.setattr(os, "geteuid", lambda: -5)
+    assert worker_registration.take_end(spool, worker) is None

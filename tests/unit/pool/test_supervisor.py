@@ -137,8 +137,8 @@ def test_host_on_which_every_group_dies_ends_the_supervisor_with_the_exit_code_o
     worker.may_die(supervisor)
     assert supervisor.wait(LIMIT) == BadNode.exit_code
     output = worker.said(supervisor)
-    assert re.search(rf"Node {HOST} is given up: .*dies \(signal SIGKILL\). It had 1 of them", output)
-    assert re.search(rf"these nodes were given up: {HOST} \(signal SIGKILL\)", output)
+    assert re.search(rf"Node {HOST} is given up: .*dies \(killed by SIGKILL.*\). It had 1 of them", output)
+    assert re.search(rf"these nodes were given up: {HOST} \(killed by SIGKILL", output)
 
 
 def test_groups_that_cannot_start_end_the_supervisor_with_the_reason(
@@ -147,7 +147,7 @@ def test_groups_that_cannot_start_end_the_supervisor_with_the_reason(
     supervisor = worker(spool, "--launcher", "local", "--groups", 2, await_groups=0, **deadly(tmp_path / "site", HOST))
     worker.may_die(supervisor)
     assert supervisor.wait(LIMIT) == LauncherError.exit_code
-    assert "cannot be started through local: signal SIGKILL" in worker.said(supervisor)
+    assert "cannot be started through local: killed by SIGKILL" in worker.said(supervisor)
 
 
 def test_tasks_that_kill_their_workers_do_not_exclude_the_host(spool: Spool, worker: Workers, tmp_path: Path) -> None:

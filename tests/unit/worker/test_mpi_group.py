@@ -248,6 +248,11 @@ def test_death_of_a_rank_does_not_affect_the_supervisor_and_other_groups(how, fa
     deadly = submit(2, mpi_tasks.ends, how, failing, trace, max_attempts=2)
     error = deadly.exception(LIMIT)
     assert isinstance(error, WorkerLost) and "attempt 2" in str(error)
+    for attempt in error.attempts:  # the other rank was killed afterwards
+        assert (attempt.rank, attempt.launcher, attempt.host) == (failing, "", os.uname().nodename)
+        assert attempt.exit_status == 3 if how == "os._exit" else attempt.signal == how
+        assert ("in ends" in attempt.stack) == (how == "SIGSEGV")
+    assert [attempt.attempt for attempt in error.attempts] == [1, 2]
     assert len(trace.read_text().split()) == 2  # one retry
     assert not long.done()
     gate.touch()

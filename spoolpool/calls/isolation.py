@@ -1,0 +1,202 @@
+"""Calls that share a task, run in a child process: for a task with which a worker has died.
+
+One of the calls may be the cause. In a child it cannot end the worker again::
+
+    worker                                       child process
+    for each call:  the pickled call      ->     run it
+                    its pickled result    <-
+                    (the child died)             that call is run again in a new child,
+                                                 and lost when the attempts of the task are used up
+
+The other calls get their results from this attempt, and the task ends with the results of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import IO, TYPE_CHECKING, Any
+
+from spoolpool.calls import pickling
+from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.context import CurrentTask, assistance, assisted_spool, assisting, running
+from spoolpool.errors import LostAttempt, WorkerLost
+from spoolpool.format.envelope import Buffer
+from spoolpool.system.crash import crash_stack
+from spoolpool.system.environment import without_mpi
+from spoolpool.system.parent import die_with_parent
+from spoolpool.system.processes import describe_status, hostname
+from spoolpool.system.user_code import is_interrupt
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+PickledCall = tuple[bytes, list[bytes]]
+"""Pickle of ``(function, args, kwargs)``, and its buffers."""
+
+_START = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from spoolpool.calls.isolation import serve
+serve(*map(int, sys.argv[2:]))
+"""
+
+
+def load(payload: Buffer, buffers: Iterable[Buffer]) -> Any:
+    """Unpickle a call or a result with buffers of its own."""
+    return pickling.loads(payload, [memoryview(bytearray(each)) for each in buffers])
+
+
+def run_pickled(payload: bytes, buffers: Sequence[bytes]) -> RankResult:
+    """Run a pickled call; return its value or its exception."""
+    try:
+        function, args, kwargs = load(payload, buffers)
+        return RankResult(*pickling.dumps(function(*args, **kwargs)), None)
+    except BaseException as error:  # of this call alone, but for an interruption of the whole task
+        if is_interrupt(error):
+            raise
+        frames = error.__traceback__
+        return failure_report(error.with_traceback(frames and frames.tb_next), 0)
+
+
+def needs_isolation(task: CurrentTask) -> bool:
+    """Return whether a worker may have died with a call of this task before.
+
+    In a group of several ranks its calls cannot be isolated: a child process is no rank of it.
+    """
+    return task.attempt > 1 and task.size == 1
+
+
+def run_calls(calls: Iterable[PickledCall], task: CurrentTask) -> Iterator[RankResult]:
+    """Run the calls of a task one after the other in child processes."""
+    child: _Child | None = None
+    try:
+        for call in calls:
+            lost: list[LostAttempt] = []
+            result: RankResult | None = None
+            while result is None and task.attempt + len(lost) <= max(task.attempt, task.attempts):
+                child = child or _Child(task)
+                result = child.run(call)
+                if result is None:
+                    lost.append(child.attempt(task, len(lost)))
+                    child.close()
+                    child = None
+            yield result or _lost_report(task, lost)
+    finally:
+        if child is not None:
+            child.close()
+
+
+def _lost_report(task: CurrentTask, lost: list[LostAttempt]) -> RankResult:
+    """Return the result of a call with which each child died."""
+    last = lost[-1]
+    text = (
+        f"The worker of task {task.id} died, and so did each process in which this call of it was run alone, the last "
+        f"one in attempt {last.attempt}: {describe_status(last.status or 0)}, host {last.host}, pid {last.pid}."
+    )
+    if last.stack:
+        text += "\nThe stack at its end:" + "".join(f"\n  {line}" for line in last.stack.split("\n"))
+    return failure_report(WorkerLost(text, [*task.lost_attempts(), *lost]), 0)
+
+
+def _connections(send: int, receive: int) -> tuple[Connection, Connection]:
+    """Return connections over two pipes; a worker loads their module only when it needs one."""
+    from multiprocessing.connection import Connection
+
+    return Connection(send, readable=False), Connection(receive, writable=False)
+
+
+class _Child:
+    """Child process that runs calls for a task."""
+
+    def __init__(self, task: CurrentTask) -> None:
+        import tempfile
+
+        self._stack: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
+        calls, own_end = os.pipe()
+        other_end, results = os.pipe()
+        self._send, self._receive = _connections(own_end, other_end)
+        fds = (calls, results, self._stack.fileno())
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                env=without_mpi(os.environ),
+                pass_fds=fds,
+                start_new_session=True,  # a signal to the process group asks the worker to end after its task
+            )
+        finally:
+            os.close(calls)
+            os.close(results)
+        fields = {name: getattr(task, name) for name in ("id", "attempt", "attempts", "spool", "worker", "ends")}
+        with contextlib.suppress(OSError):  # it has died already: its first call will tell
+            self._send.send((fields, task.lost_attempts(), assisted_spool()))
+
+    def run(self, call: PickledCall) -> RankResult | None:
+        """Run a call; return None if the child died."""
+        try:
+            self._send.send(call)
+            while isinstance(answer := self._receive.recv(), str):  # a call waits for tasks of its own
+                assist = assistance(assisted_spool())
+                self._send.send(assist is not None and assist(answer))
+        except (EOFError, OSError):
+            return None
+        payload, buffers, failure = answer
+        return RankResult(payload, buffers, failure)
+
+    def attempt(self, task: CurrentTask, earlier: int) -> LostAttempt:
+        """Return how the child died, ``earlier`` others of the same call being dead."""
+        status = self._process.wait()
+        self._stack.seek(0)
+        stack = self._stack.read()
+        with contextlib.suppress(OSError):
+            os.write(2, stack)  # where a crash of the worker itself would have written it
+        return LostAttempt(
+            attempt=task.attempt + earlier,
+            worker=task.worker,
+            host=hostname(),
+            pid=self._process.pid,
+            rank=0,
+            status=status,
+            stack=crash_stack(stack),
+        )
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.kill()
+        self._process.wait()
+        self._send.close()
+        self._receive.close()
+        self._stack.close()
+
+
+def serve(calls: int, results: int, stack: int, parent: int) -> None:
+    """Run the calls that come through a pipe, in the child process; the arguments are descriptors and a pid."""
+    die_with_parent(parent)
+    faulthandler.enable(stack)
+    send, receive = _connections(results, calls)
+    fields, lost, assisted = receive.recv()
+
+    def assist(submitter: str) -> bool:
+        send.send(submitter)
+        return bool(receive.recv())
+
+    with (
+        running(CurrentTask(**fields, _lost_attempts=lambda _: lost)),
+        assisting(assisted, assist) if assisted else nullcontext(),
+    ):
+        while True:
+            try:
+                call = receive.recv()
+            except EOFError:
+                return
+            result = run_pickled(*call)
+            answer = bytes(result.payload), [bytes(each) for each in result.buffers], result.failure
+            send.send_bytes(pickle.dumps(answer, protocol=5))
