@@ -23,7 +23,7 @@ from spoolpool.security import known_spools
 from spoolpool.security.permissions import Mode
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
-from tests.multiuser.accounts import People, Person, Scene
+from tests.multiuser.accounts import People, Person, Scene, in_account
 from tests.support.fake_worker import Clock, Inbox
 from tests.support.waiting import wait_until
 
@@ -417,3 +417,30 @@ def test_spool_is_not_made_twice_at_once(project: Project, people: People, monke
     monkeypatch.setattr(files, "move", race)
     made = project.make(people.alice)
     assert second and check.check(made, deep=False) == []
+
+
+def test_commands_work_in_a_project_directory_without_any_setting(project: Project, people: People) -> None:
+    path = str(project.path / "cli")
+
+    def spool(*arguments: str) -> Callable[[], object]:
+        def call() -> object:
+            result = CliRunner().invoke(main, list(arguments))
+            return result.exit_code, result.output
+
+        return call
+
+    project.home(people.alice)
+    code, output = in_account(people.alice, spool("init", path, "--mode", "group", "--group", people.project))  # type: ignore[misc]
+    assert code == 0, output
+    for arguments in (("status", path), ("check", path), ("gc", path), ("ls", path)):
+        code, output = in_account(people.alice, spool(*arguments))  # type: ignore[misc]
+        assert code == 0, output
+    project.home(people.bob)
+    for arguments in (("status", path), ("ls", path), ("workers", "ls", path), ("check", path, "--quick")):
+        code, output = in_account(people.bob, spool(*arguments))  # type: ignore[misc]
+        assert code == 0, output
+    code, output = in_account(people.bob, spool("gc", path))  # type: ignore[misc]
+    assert code == NotTrusted.exit_code and f"spool accept {path}" in output
+    for arguments in (("accept", path), ("gc", path)):
+        code, output = in_account(people.bob, spool(*arguments))  # type: ignore[misc]
+        assert code == 0, output
