@@ -232,7 +232,7 @@ class Claim:
 def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> None:
     """Move a claimed task file to ``failed/``; its header may be unreadable."""
     target = f"{spool.layout.failed}/{task_file.name}"
-    log.warning("%s It is kept as %s.", reason, target)
+    log.warning("%s It is kept as %s.", reason, files.display_path(target))
     try:
         files.move(spool.layout.claimed_task(task_file), target)
     except OSError as error:  # it stays claimed; recovery will meet it again

@@ -82,7 +82,8 @@ class Heartbeat:
             try:
                 self._start()
             except OSError as error:  # too little memory, or too many processes: the thread continues
-                log.warning("Cannot start the heartbeat of %s again: %s", self._path, error)
+                shown = files.display_path(self._path)
+                log.warning("Cannot start the heartbeat of %s again: %s", shown, error)
             return True
 
     def close(self) -> None:
@@ -139,7 +140,8 @@ class Heartbeat:
                 files.touch(self._path)
                 if not warned:
                     warned = True
-                    log.warning("The heartbeat processes of %s were ended or stopped: a thread continues.", self._path)
+                    shown = files.display_path(self._path)
+                    log.warning("The heartbeat processes of %s were ended or stopped: a thread continues.", shown)
 
 
 def heartbeat_interval(spool: Spool) -> float:

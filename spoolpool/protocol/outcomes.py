@@ -63,7 +63,8 @@ def is_complete(
     try:
         status = os.fstat(fd)
         if spool.shared and status.st_uid != writer:
-            log.warning("%s is not of the worker %s: it was left alone.", path, task_file.worker)
+            shown = files.display_path(path)
+            log.warning("%s is not of the worker %s: it was left alone.", shown, task_file.worker)
             return False
         spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
     except NoKey:

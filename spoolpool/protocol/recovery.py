@@ -201,7 +201,9 @@ class Recovery:
                 outgoing = self._spool.directory(f"{self._spool.layout.outgoing}/{session}")
                 files.remove(f"{outgoing}/{task_file.name}")
             except (FileNotFoundError, NotTrusted) as error:
-                log.warning("Cannot remove the outcome %s, which belongs to no task: %s", path, error)
+                log.warning(
+                    "Cannot remove the outcome %s, which belongs to no task: %s", files.display_path(path), error
+                )
             del self._first_seen[path]
 
     def has_discards(self, worker: str) -> bool:

@@ -15,6 +15,7 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo, read_workers
+from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,8 @@ class Housekeeping:
 
     def begin(self) -> None:
         """Record the start of the worker."""
-        self.journal.write(
-            "worker started", worker=self._registration.directory, job=self._info.job, ranks=self._info.ranks
-        )
+        entry = files.display_path(self._registration.directory)
+        self.journal.write("worker started", worker=entry, job=self._info.job, ranks=self._info.ranks)
 
     def end(self, end: End | None) -> None:
         """Remove the worker's entry and record its end; ``end`` is for its supervisor."""

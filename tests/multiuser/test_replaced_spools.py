@@ -444,3 +444,21 @@ def test_commands_work_in_a_project_directory_without_any_setting(project: Proje
     for arguments in (("accept", path), ("gc", path)):
         code, output = in_account(people.bob, spool(*arguments))  # type: ignore[misc]
         assert code == 0, output
+
+
+@pytest.mark.parametrize("open_parent", [True], indirect=True)
+def test_no_message_and_no_journal_names_a_descriptor(
+    scene: Scene, open_parent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    future = scene.submit()
+    torn = scene.submit()
+    scene.file_of(torn).write_bytes(b"torn")
+    scene.work()
+    scene.collect()
+    assert future.result(timeout=0) == "alice's own"
+    error = torn.exception(timeout=0)
+    journals = "".join(path.read_text() for path in (scene.path / "journal").iterdir())
+    assert "worker started" in journals
+    assert "/proc/" not in f"{error} {caplog.text} {journals}"
+    assert str(scene.path) in f"{error} {caplog.text}"
