@@ -44,6 +44,9 @@ MARKS: Costs = {"list": 1}
 POLL: Costs = {"list": 1}
 """Poll of a submitter for outcomes."""
 
+PRESENCE: Costs = {"open": 1, "list": 1}
+"""Check of a group, once a lease, that its spool is there with all its directories."""
+
 BEAT: Costs = {"set": 1}
 """Heartbeat of a group."""
 

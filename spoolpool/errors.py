@@ -198,7 +198,10 @@ class LauncherError(SpoolpoolError):
 
 
 class BrokenSpool(SpoolpoolError, BrokenExecutor):
-    """The worker groups or the collecting thread ended, so that pending futures get no result."""
+    """Pending futures get no result: worker groups cannot start, the collecting thread ended, or the spool is gone.
+
+    It was removed, moved, or replaced by another spool.
+    """
 
     exit_code = 16
 

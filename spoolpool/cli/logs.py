@@ -15,6 +15,7 @@ from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs,
 from spoolpool.monitor.query import Query, find_by_ids
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.protocol import workers
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -101,7 +102,11 @@ def _follow(spool: Spool, trust: Trust, task: str, rank: int | None) -> set[int]
     """Show new output until the task has ended; return the claims whose output was shown."""
     follower, backoff = OutputFollower(spool, trust), Backoff(0.02, 1.0)
     printers: dict[TaskFile, _Printer] = {}
+    presence = Presence(spool, restore=False)
     while True:
+        if not presence.check_if_due():  # the task may be missing because its spool is
+            backoff.sleep()
+            continue
         task_files = map(parse_task_file, files.list_names(spool.layout.claimed))
         claimed = {task_file for task_file in task_files if task_file is not None and task_file.task == task}
         is_queued = not claimed and any(

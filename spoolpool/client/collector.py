@@ -13,11 +13,20 @@ from spoolpool.client.futures import TaskFuture, finish
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.starvation import Refresher, StarvationMonitor
 from spoolpool.client.vanished import VanishedTasks
-from spoolpool.errors import BadTaskFile, BrokenSpool, DependencyFailed, NoKey, NotASpool, NotTrusted, SpoolVersion
+from spoolpool.errors import (
+    BadTaskFile,
+    BrokenSpool,
+    DependencyFailed,
+    NoKey,
+    NotTrusted,
+    SpoolpoolError,
+    SpoolVersion,
+)
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, parse_task_file
 from spoolpool.protocol import cancel
 from spoolpool.protocol.outcomes import read_outcome
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
@@ -60,6 +69,7 @@ class Collector:
         self._end = end
         self._fail = fail
         self._renew = renew
+        self._presence = Presence(self._spool)
         self._watch = DirectoryWatcher()
         self._thread: threading.Thread | None = None
         self._waits_long = False
@@ -105,6 +115,7 @@ class Collector:
 
     def close(self) -> None:
         """Close the directory watcher. May be repeated."""
+        self._presence.close()
         with self._pending.lock:
             self._watch.close()
 
@@ -140,7 +151,6 @@ class Collector:
             self._renew()
             try:
                 if not idle and vanished.is_due:
-                    self.check_spool()  # first: of a spool that was removed all tasks are missing
                     self._fail_vanished(vanished)
                 if self._collect_listed(unreadable):
                     backoff.reset()
@@ -151,7 +161,6 @@ class Collector:
                 now = time.monotonic()
                 if not idle and now > check_due:
                     check_due = now + _CHECK_SECONDS
-                    self.check_spool()
                     self._fail_set_aside()
                     headers = [future.header for future in self._pending.futures()]
                     starvation.check(headers)
@@ -175,26 +184,31 @@ class Collector:
             self._waits_long = False
 
     def _log_postponed(self, error: Exception) -> None:
-        """Log that outcomes cannot be listed now: the server is unreachable, or another account replaced the inbox."""
+        """Log that outcomes cannot be listed now: the server is unreachable, or the inbox is missing or replaced."""
         known = isinstance(error, OSError) or str(error) in self._warned
         if not known:
             self._warned.add(str(error))
         log.log(logging.INFO if known else logging.WARNING, "Cannot collect results now; trying again: %s", error)
 
-    def check_spool(self) -> None:
-        """Fail the session if the spool no longer exists; create the inbox again if only that was removed."""
+    def check_spool(self) -> bool:
+        """Fail the session if the spool was removed, moved or replaced; return whether it is certain to be there.
+
+        Missing directories are created again.
+        """
         try:
-            # not the directory: a process that creates a file in it may have kept it from being removed
-            if not files.is_missing(self._spool.layout.config):
-                self._spool.open_session(self._session)
-                return
-        except NotASpool:  # race: it was removed just now
-            pass
-        self._fail(BrokenSpool(f"The spool {self._spool.path} no longer exists: it was removed, moved or unmounted."))
+            if not self._presence.check():
+                return False
+            self._spool.open_session(self._session)
+        except BrokenSpool as error:
+            self._fail(error)
+            return False
+        except SpoolpoolError as error:  # race: it was removed just now; or only its owner can make a directory
+            self._log_postponed(error)
+        return True
 
     def _fail_set_aside(self) -> None:
         """Fail the futures of tasks in ``failed/``. They have no outcome: a torn task file may not name its session."""
-        if not self._spool.sees_all:
+        if not self.check_spool() or not self._spool.sees_all:
             return
         for task_file in map(parse_task_file, files.list_names(self._spool.layout.failed)):
             future = task_file and self._pending.get(task_file.task)
@@ -203,12 +217,15 @@ class Collector:
 
     def _fail_vanished(self, vanished: VanishedTasks) -> None:
         """Fail the futures of tasks that a search does not find any more, and of those that wait for such tasks."""
-        for future, error, delayed in vanished.search():
+        # first: of a spool that was removed all tasks are missing
+        found = vanished.search() if self.check_spool() else []
+        if found:
+            log.warning("%d task(s) get no outcome. The first: %s", len(found), found[0].error)
+        for future, error, delayed in found:
             if future.done() or (delayed and not future.session.cancel(future)):  # it runs, and finds out by itself
                 continue
             self._fail_with_dependents(future, error)
             if not delayed:
-                log.warning("%s", error)
                 self._pending.record_event("vanished", future)
                 with contextlib.suppress(OSError, NotTrusted):  # 'spool gc' removes the links later
                     self._pending.retention.release_dependencies(future.header)

@@ -135,7 +135,8 @@ class Retention:
         outgoing = self._spool.outgoing(self._session, self._spool.account)
         marker, path = f"{results}/{name}", f"{outgoing}/{name}"
         if found.kind == "lost":
-            files.move(marker, f"{self._spool.layout.failed}/{name}")
+            failed = self._spool.layout.failed
+            self._spool.in_directory(failed, lambda: files.move(marker, f"{failed}/{name}"))
             files.remove(path)
         elif files.remove(marker) and task_file.worker != CANCELLED:
             files.remove(path)

@@ -96,7 +96,7 @@ class SubmitterSession:
             spool=self.spool.config.id,
             key=call.key,
             cache=call.cache,
-            **resources.header_fields(self.spool.server_time),
+            **resources.header_fields(self._server_time),
         )
         future = TaskFuture(self, header, submitted_by_this_run=True)
         if references.finish_if_failed(future):
@@ -108,6 +108,10 @@ class SubmitterSession:
         try:
             parts = envelope.pack(headers.encode(header), call.payload, call.buffers)
             future.task_file = self._submitter.submit(header, parts)
+        except BrokenSpool as error:
+            self.pending.withdraw(header.task)
+            self.fail(error)
+            raise
         except BaseException as error:
             if not (isinstance(error, TaskVanished) and future.done()):  # else it was collected during the search
                 self.pending.withdraw(header.task)
@@ -120,6 +124,13 @@ class SubmitterSession:
         if must_wake:
             self.collector.wake()
         return future
+
+    def _server_time(self) -> float:
+        try:
+            return self.spool.server_time()
+        except FileNotFoundError:  # a purge has removed tmp/
+            self.spool.make_directories(self.spool.layout.tmp)
+            return self.spool.server_time()
 
     def _check_open(self, *, also_closed: bool = False) -> None:
         with self.pending.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Annotated
 
@@ -74,6 +75,23 @@ class _Version(msgspec.Struct):
 
 _version_decoder = msgspec.json.Decoder(_Version)
 _decoder = msgspec.json.Decoder(Config)
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+_id_decoder = msgspec.json.Decoder(_Id)
+
+
+def read_id(path: str) -> str | None:
+    """Return the id in the ``spool.json`` at a path; None if the file certainly does not exist, else ``OSError``."""
+    try:
+        return records.load(path, _id_decoder).id
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except BadRecord as error:
+        raise OSError(errno.EBADMSG, error.reason, path) from error
 
 
 def read_config(where: Layout, path: str) -> tuple[Config, os.stat_result]:

@@ -6,10 +6,12 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
+from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.progress import TaskProgress, progress_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
@@ -97,8 +99,13 @@ class StatusCollector:
     """Lane and user of the buckets."""
     _read: int = 0
 
+    def __post_init__(self) -> None:
+        """Begin to observe the spool."""
+        self._presence = Presence(self.spool, restore=False)
+
     def collect(self) -> Status:
-        """Return the present status."""
+        """Return the present status. Raises :class:`BrokenSpool` if the spool was removed, moved or replaced."""
+        self._presence.check()
         scanner = SpoolScanner(self.spool.layout.root)
         now = self._now()
         infos = self._alive(now)
@@ -134,7 +141,7 @@ class StatusCollector:
     def _now(self) -> float:
         try:
             return self.spool.server_time()
-        except OSError:  # the spool cannot be written to: use the clock of this host
+        except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
             return time.time()
 
     def _alive(self, now: float) -> list[WorkerInfo]:

@@ -10,6 +10,7 @@ from spoolpool.monitor.query import STATE_OF_OUTCOME, TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
@@ -42,18 +43,25 @@ class Waiter:
         self._backoff = Backoff(_FIRST_SCAN, _LAST_SCAN)
         self._scan_due = time.monotonic() + self._backoff.next()
         self._liveness = Liveness(spool)
+        self._presence = Presence(spool, restore=False)
         self._warnings_due = 0.0
         self._warned: set[str] = set()
 
     def poll(self) -> int:
-        """List the directories of ended tasks; return the number of tasks that have ended since the last call."""
+        """List the directories of ended tasks; return the number of tasks that have ended since the last call.
+
+        Raises :class:`BrokenSpool` if the spool was removed, moved or replaced.
+        """
         before = len(self._ends)
+        if not self._presence.check_if_due():
+            return 0
         for session in self._sessions:
             self._list("done", f"results/{session}")
         self._list("failed", "failed")
         if self.pending and time.monotonic() > self._scan_due:
             self._scan_due = time.monotonic() + self._backoff.next()
-            self._find_collected()
+            if self._presence.check():  # else all are missing
+                self._find_collected()
         return len(self._ends) - before
 
     def _list(self, place: Place, directory: str) -> None:

@@ -31,6 +31,7 @@ from spoolpool.protocol import sessions, workers
 from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
@@ -69,6 +70,7 @@ class Autoscaler:
         self._liveness = Liveness(spool)
         self._delayed = DelayedTasks(spool, dated=True)
         self._recovery = Recovery(spool)
+        self._presence = Presence(spool)
         self._obstacles: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -100,8 +102,10 @@ class Autoscaler:
         """Decide once and act on it; return messages with the reasons. ``only``: ignore tasks of other lanes.
 
         A missing submission is reported once for each reason. Raises :class:`LauncherError` if the batch system does
-        not answer or rejects a job.
+        not answer or rejects a job, and :class:`BrokenSpool` if the spool was removed, moved or replaced.
         """
+        if not self._presence.check():
+            return []
         messages = self.release_tasks()
         jobs = batch_jobs.find_jobs(self._spool)
         messages += self._cancel_orphans(jobs)

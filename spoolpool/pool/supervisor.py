@@ -12,6 +12,7 @@ from spoolpool.launch.launcher import Launcher, LaunchOptions
 from spoolpool.launch.output_relay import Relay
 from spoolpool.pool.batch_jobs import OwnerWatch
 from spoolpool.pool.group_pool import GroupPool
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.system.backoff import Backoff
@@ -56,6 +57,7 @@ class Supervisor:
             ends=self._ends,
             capacity=capacity,
         )
+        self._presence = Presence(spool)
         self._owner = OwnerWatch(spool)
         self._echo = echo
         self._target = f"through {launcher.name} for {spool.path}"
@@ -64,7 +66,8 @@ class Supervisor:
         """Supervise the groups until ``stopping`` is requested, the time is up, or all groups have ended.
 
         ``hurry`` releases the tasks that still run. At the end raises :class:`BadNode` if a node was given up, and
-        :class:`LauncherError` if groups could not be started.
+        :class:`LauncherError` if groups could not be started. Raises :class:`BrokenSpool` if the spool was removed,
+        moved or replaced.
         """
         pool = self._pool
         try:
@@ -89,12 +92,13 @@ class Supervisor:
     def _watch(self, stopping: StopRequest) -> None:
         backoff = Backoff(0.02, 0.5)
         while not stopping.is_set() and self._pool.count():
+            present = self._presence.check_if_due()
             if self._pool.step():
                 backoff.reset()
             if self._ends is not None and time.monotonic() > self._ends:
                 self._echo("The time is up: no more tasks are begun.")
                 return
-            if self._owner.has_ended():
+            if present and self._owner.has_ended():
                 self._echo("The executor for which this job runs has ended.")
                 return
             stopping.wait(backoff.next())

@@ -74,7 +74,7 @@ def request(spool: Spool, task: str) -> None:
     path = f"{spool.layout.cancel}/{task}"
     with files.translate_errors(f"cancel {task} in {spool.path}"):
         try:
-            files.create(path, [])
+            spool.in_directory(spool.layout.cancel, lambda: files.create(path, []))
         except FileExistsError:
             with contextlib.suppress(OSError):  # of another account, which asked before; or withdrawn just now
                 files.touch(path)  # 'spool gc' goes by its age

@@ -216,7 +216,9 @@ class Claim:
 
         An error is left to recovery: the claim, if it still exists, is this worker's.
         """
-        files.move(self._path, f"{self._spool.layout.waiting}/{self.task_file.requeued().name}")
+        waiting = self._spool.layout.waiting
+        target = f"{waiting}/{self.task_file.requeued().name}"
+        self._spool.in_directory(waiting, lambda: files.move(self._path, target))
 
     def reassign(self, worker: str) -> Claim:
         """Take the task over from a dead worker, for ``worker``; return the new claim."""
@@ -234,6 +236,6 @@ def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> None:
     target = f"{spool.layout.failed}/{task_file.name}"
     log.warning("%s It is kept as %s.", reason, files.display_path(target))
     try:
-        files.move(spool.layout.claimed_task(task_file), target)
+        spool.in_directory(spool.layout.failed, lambda: files.move(spool.layout.claimed_task(task_file), target))
     except OSError as error:  # it stays claimed; recovery will meet it again
         log.warning("Cannot set aside %s: %s", task_file.name, error)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -13,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Container, Mapping
 
-from spoolpool.errors import BadTaskFile, NoKey, NotTrusted, SpoolpoolError
+from spoolpool.errors import BadTaskFile, BrokenSpool, NoKey, NotTrusted, SpoolpoolError
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import TaskHeader, decode_task
 from spoolpool.format.names import Lane, TaskFile, parse_lane, parse_task_file
@@ -22,6 +23,7 @@ from spoolpool.protocol.fair_share import BucketInfo
 from spoolpool.protocol.heartbeat import heartbeat_interval
 from spoolpool.protocol.listing import ReadyListing
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import task_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
@@ -186,6 +188,8 @@ class Claimer:
             # a repeated request answers ENOENT for a rename that was done: the target is this worker's alone
             if not files.exists(target):
                 if error.errno in files.GONE:
+                    if not files.is_missing(way) and files.is_missing(self._spool.layout.claimed):
+                        self._spool.make_directories(self._spool.layout.claimed)  # a purge took it: claim later
                     return None
                 if self._spool.shared and error.errno in files.DENIED:  # its directory does not allow it
                     raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error
@@ -222,6 +226,7 @@ class Claimer:
     def _read(
         self, fd: int, status: os.stat_result, task_file: TaskFile, path: str, content: Envelope | None = None
     ) -> Claim | None:
+        header: TaskHeader | None = None
         try:
             if content is None:
                 content = self._spool.read(fd, status.st_size, path, task_label(task_file.task))
@@ -233,6 +238,10 @@ class Claimer:
                     "file name or its directory."
                 )
             self._check_origin(header, lane, status.st_uid, path)
+        except BrokenSpool:  # the task is of the spool that is at this path now
+            if header is not None:
+                move_to_bucket(self._spool, path, header, task_file.released())
+            raise
         except SpoolpoolError as error:
             self._unusable += 1
             set_aside(self._spool, task_file, str(error))
@@ -242,11 +251,15 @@ class Claimer:
     def _check_origin(self, header: TaskHeader, lane: Lane, owner: int, path: str) -> None:
         """Raise :class:`BadTaskFile` or :class:`NotTrusted` for a task that was copied here, or put back.
 
+        Raises :class:`BrokenSpool` if another spool is at the path of this one by now.
+
         In a shared spool it must belong to the lane of its owner, and to an open session of the same account: otherwise
         a user could put a result into another user's session, or make an old task file run again.
         """
         spool = self._spool
         if header.spool != spool.config.id and (header.spool or spool.shared):
+            with contextlib.suppress(OSError):
+                spool.check_id()
             raise BadTaskFile(f"{path} was made for the spool {header.spool!r}; this one is {spool.config.id!r}.")
         if not spool.shared:
             return

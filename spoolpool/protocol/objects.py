@@ -74,8 +74,9 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
     with files.translate_errors(f"put an object into {spool.path}"):
         if not _exists(target, sum(map(len, parts))):
             source = f"{spool.layout.tmp}/{name}.{writer}"
-            spool.write(source, object_label(name), parts)
-            files.move(source, target, durability=spool.config.durability)
+            spool.in_directory(spool.layout.tmp, lambda: spool.write(source, object_label(name), parts))
+            durability = spool.config.durability
+            spool.in_directory(spool.layout.objects, lambda: files.move(source, target, durability=durability))
     return name
 
 

@@ -149,7 +149,8 @@ class Recovery:
             try:
                 header, owner = read_opened_task(self._spool, fd, path, task_file)
             except BadTaskFile as error:  # its content was lost with the node's power
-                files.move(path, f"{self._spool.layout.failed}/{task_file.name}")
+                target = f"{self._spool.layout.failed}/{task_file.name}"
+                self._spool.in_directory(self._spool.layout.failed, lambda: files.move(path, target))
                 return f"{task_file.task}: set aside in failed/. {error}"
             return self._end(Claim(self._spool, header, task_file, owner))
         finally:

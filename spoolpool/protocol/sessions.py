@@ -72,7 +72,10 @@ def renew(spool: Spool, entry: str, user: str, *, keeps: bool) -> None:
 def _create(spool: Spool, entry: str, user: str, *, keeps: bool) -> None:
     info = SessionInfo(process=ProcessId.of(os.getpid()), user=user, keeps=keeps)
     data = [msgspec.json.encode(info)]
-    files.create(spool.layout.session(entry), data, mode=spool.rights.file, exact=spool.shared)
+    path = spool.layout.session(entry)
+    spool.in_directory(
+        spool.layout.sessions, lambda: files.create(path, data, mode=spool.rights.file, exact=spool.shared)
+    )
 
 
 def unregister(spool: Spool, entry: str) -> None:

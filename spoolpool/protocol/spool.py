@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from spoolpool import settings
-from spoolpool.errors import BadRequest, NotASpool, NotTrusted
+from spoolpool.errors import BadRequest, BrokenSpool, NotASpool, NotTrusted
 from spoolpool.format import envelope
-from spoolpool.format.config import Config, read_config
+from spoolpool.format.config import Config, read_config, read_id
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
@@ -222,12 +222,38 @@ class Spool:
         files.touch(self.layout.tmp)  # as heartbeats do; a new file could not be made on a full disk
         return (files.mtime_ns(self.layout.tmp) or 0) / 1e9
 
+    def write_config(self, path: str) -> None:
+        """Write ``spool.json`` once more; only its owner may."""
+        data = msgspec.json.encode(self.config)
+        files.create(path, [data], mode=self.rights.shown, exact=True, durability=self.config.durability)
+
+    def check_id(self) -> bool:
+        """Return whether the path of the spool leads to it; False if there is no ``spool.json`` any more.
+
+        Raises ``OSError`` where that is unknown, and :class:`BrokenSpool` if another spool is there.
+        """
+        found = read_id(f"{self.path}/spool.json")
+        if found not in (None, self.config.id):
+            raise BrokenSpool(
+                f"The spool {self.path} was replaced while it was in use: its id was {self.config.id}, and the spool "
+                f"at this path now has the id {found}. The tasks of the former one are not in it. Start new processes "
+                "to use it, and submit the calls again."
+            )
+        return found is not None
+
     def make_directories(self, path: str) -> None:
-        """Make a directory of the spool, with its parents below the root of the spool."""
+        """Make a directory of the spool, with its parents below the root of the spool.
+
+        Raises :class:`NotASpool` or :class:`BrokenSpool` if the spool was removed or replaced.
+        """
         if os.path.dirname(path) != self.layout.root:
             self.make_directories(os.path.dirname(path))
-        elif files.is_missing(self.layout.config):  # only a directory is left, such as a mount point
-            raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
+        else:
+            present = True
+            with contextlib.suppress(OSError):  # unknown
+                present = self.check_id()
+            if not present:  # only a directory is left, such as a mount point
+                raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
         self.close_directory(path)
         with contextlib.suppress(FileExistsError):
             self._make_directory(path)
@@ -235,6 +261,8 @@ class Spool:
     def _make_directory(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
         if parent == self.layout.root:
+            if os.geteuid() != self.owner and not files.is_directory(path):
+                raise PermissionError(errno.EPERM, "It is missing, and only the owner of the spool can make it", path)
             files.make_directory(path, self.rights.of(name))
         elif parent == self.layout.workers:
             files.make_directory(path, self.rights.entry)

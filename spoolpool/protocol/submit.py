@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from spoolpool import settings
-from spoolpool.errors import NotTrusted, SpoolpoolError, TaskVanished, TooManyWaiting
+from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanished, TooManyWaiting
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, bucket_name, is_bucket, new_submitter_id, parse_lane, series_of
@@ -80,13 +80,14 @@ class Submitter:
         Its dependency links are made first, so that the outcomes that it needs are not removed.
 
         Raises :class:`SpoolFull`, :class:`SpoolDenied` or another :class:`SpoolpoolError`; then nothing of the task
-        is left in the spool. After :class:`TaskVanished` this is so as far as listings show.
+        is left in the spool. :class:`BrokenSpool` says that another spool is at its path. After :class:`TaskVanished`
+        this is so as far as listings show.
         """
         spool = self._spool
         task_file = TaskFile(header.task, 1, 1)
         source = f"{spool.layout.tmp}/{header.task}"
         with files.translate_errors(f"submit a task to {spool.path}"):
-            spool.write(source, task_label(header.task), parts)
+            spool.in_directory(spool.layout.tmp, lambda: spool.write(source, task_label(header.task), parts))
             if header.needs:
                 try:
                     add_links(spool, header)
@@ -97,7 +98,7 @@ class Submitter:
             try:
                 self._publish(source, header, task_file)
             except BaseException as error:
-                if isinstance(error, NotTrusted):
+                if isinstance(error, (NotTrusted, BrokenSpool)):
                     files.remove(source)
                 remove_links(spool, header)
                 raise

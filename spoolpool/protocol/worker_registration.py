@@ -48,7 +48,8 @@ class Registration:
                 spool.make_directories(self._directory)
                 spool.write_public(f"{self._directory}/beat", [])
                 source = f"{spool.layout.tmp}/{info.worker}.info"
-                spool.write_public(source, [msgspec.json.encode(info)])
+                data = msgspec.json.encode(info)
+                spool.in_directory(spool.layout.tmp, lambda: spool.write_public(source, [data]))
                 files.move(source, f"{self._directory}/info.json")
             except OSError:
                 remove_worker(spool, info.worker)

@@ -11,6 +11,7 @@ from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.dependencies import OutcomeIndex
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import End, Registration
@@ -41,8 +42,10 @@ class Housekeeping:
         self._registration = registration
         self._owner = owner
         self._recovery = Recovery(spool)
+        self._presence = Presence(spool)
         self.delayed = DelayedTasks(spool, outcomes)
         self.journal = Journal(spool, info.worker)
+        self._presence_due = 0.0
         self._check_due = 0.0
         self._round_due = 0.0
 
@@ -59,6 +62,7 @@ class Housekeeping:
     def end(self, end: End | None) -> None:
         """Remove the worker's entry and record its end; ``end`` is for its supervisor."""
         self._registration.close(unfinished=self._recovery.has_discards(self._info.worker), end=end)
+        self._presence.close()
         self.journal.write("worker ended")
         self.journal.close()
 
@@ -74,12 +78,18 @@ class Housekeeping:
         return time.monotonic() >= self._check_due
 
     def should_continue(self) -> bool:
-        """Return whether no stop was requested in the spool, and the owner of the worker lives."""
+        """Return whether no stop was requested in the spool, and the owner of the worker lives.
+
+        Raises :class:`BrokenSpool` if the spool was removed, moved or replaced.
+        """
         self._check_due = time.monotonic() + CHECK_INTERVAL
         try:
-            return not self._registration.is_stop_requested() and not (self._owner and self._owner.is_provably_dead())
+            # check(): the entry of this worker may be missing because its spool is
+            if self._registration.is_stop_requested() and self._presence.check():
+                return False
         except OSError:  # the server is unreachable for a moment
-            return True
+            pass
+        return not (self._owner and self._owner.is_provably_dead())
 
     def after_task(self, began: float) -> bool:
         """Do the duties that are due after a task that began at a time of the monotonic clock.
@@ -94,7 +104,8 @@ class Housekeeping:
     def run_due(self, resume_forgotten: Callable[[], None] | None = None) -> bool:
         """Do the duties that are due; return False if the worker is to end.
 
-        An idle worker gives ``resume_forgotten``, which is called after a round of recovery.
+        An idle worker gives ``resume_forgotten``, which is called after a round of recovery. Raises
+        :class:`BrokenSpool` as :meth:`should_continue`.
         """
         now = time.monotonic()
         if (due := self.delayed.due) is not None and due <= now:
@@ -102,6 +113,10 @@ class Housekeeping:
         if now < self._round_due:
             return True
         self._round_due = now + self._spool.config.lease / 4 * random.uniform(0.75, 1.25)
+        if now >= self._presence_due or not self._presence.last:
+            self._presence_due = now + self._spool.config.lease
+            if not self._presence.check():  # from missing files nothing is to be concluded
+                return True
         self.journal.flush()
         if not self._registration.keep_heartbeat():
             log.warning("The entry of this worker was removed: it was taken for dead. It ends.")

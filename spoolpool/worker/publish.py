@@ -11,12 +11,13 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.calls.run import RankResult, failure_report
-from spoolpool.errors import DependencyFailed, SpoolFull, TaskCancelled
+from spoolpool.errors import DependencyFailed, NotASpool, SpoolFull, TaskCancelled
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
 from spoolpool.protocol.worker_registration import report_end
@@ -105,17 +106,25 @@ class Publisher:
         """Write and commit the outcome of a call that was ``started`` at this time; return False if the claim was lost.
 
         While the disk is full, tries again for the length of a lease, then publishes that error in place of the result.
-        If ``stopping`` says meanwhile that the worker is to end, releases the task and raises :class:`SpoolFull`.
+        While the spool is missing, tries again for a while, then raises :class:`NotASpool`. If ``stopping`` says
+        meanwhile that the worker is to end, releases the task and raises :class:`SpoolFull`.
         """
         # a claim can be lost after a lease of silence only; then nothing is to be written that must be removed again
         if time.time() - started > self._spool.config.lease and not self._exists(claim):
             return False
         backoff: Backoff | None = None
-        deadline = 0.0
+        deadline = missing_since = 0.0
         while True:
             try:
                 self._write(claim, parts)
                 break
+            except NotASpool as error:  # it may be moved away for a moment, or mounted again
+                if not missing_since:
+                    log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
+                    missing_since = time.monotonic()
+                if time.monotonic() - missing_since > GRACE or stopping():
+                    raise
+                Backoff(0.5, 0.5).sleep()
             except OSError as error:
                 log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
                 if backoff is None:

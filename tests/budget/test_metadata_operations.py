@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.format.names import TaskFile, new_worker_id, series_of
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failure_detector import MAX_OBSERVERS, MIN_SAMPLE
+from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
@@ -79,8 +81,13 @@ class Tally(Disk):
 
 def counted(body: Callable[[], object]) -> Tally:
     tally = Tally()
-    with tally.installed():
-        body()
+    gc.collect()  # objects of earlier tests may close their descriptors now, and not meanwhile
+    gc.disable()
+    try:
+        with tally.installed():
+            body()
+    finally:
+        gc.enable()
     return tally
 
 
@@ -284,6 +291,14 @@ def test_recovery_round_of_an_idle_group_costs_fixed_listings_and_one_check_per_
     assert metadata - look == total(costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK, costs.HELD, *[costs.WATCHED] * watched)
     first = counted(Recovery(spool).round).metadata
     assert first == total(costs.CLAIMS_AND_GROUPS, *[costs.WATCHED, costs.MET] * groups)
+
+
+def test_check_that_a_spool_is_present_reads_its_config_and_lists_its_directory(spool: Spool) -> None:
+    assert counted(Presence(spool, restore=False).check).metadata == {"open": 1}
+    assert counted(Presence(spool).check).metadata == total(costs.PRESENCE, {"set": 1})  # once in six hours
+    checked = Presence(spool)
+    checked.check()
+    assert counted(checked.check).metadata == costs.PRESENCE
 
 
 @pytest.mark.parametrize("groups", [MIN_SAMPLE, 10 * MIN_SAMPLE])

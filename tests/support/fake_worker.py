@@ -45,7 +45,7 @@ from spoolpool.format.names import (
     submitter_of,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.protocol import claimer, dependencies, heartbeat, listing, recovery, tasks
+from spoolpool.protocol import claimer, dependencies, heartbeat, listing, presence, recovery, tasks
 from spoolpool.protocol.objects import ObjectCache
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
@@ -87,7 +87,7 @@ class Clock:
         """Install a clock for all that waits in this process, or for the ``observers`` of heartbeats only."""
         clock = cls()
         worker = publish, loop, execution, housekeeping, idle_wait
-        others = () if observers else (backoff, claimer, dependencies, listing, retention, vanished, *worker)
+        others = () if observers else (backoff, claimer, dependencies, listing, presence, retention, vanished, *worker)
         for module in (recovery, heartbeat, collector, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
