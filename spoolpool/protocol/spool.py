@@ -99,8 +99,9 @@ class Spool:
         found = replace(found, signed=with_key or (known is not None and known.signed))
         if found.signed and not self.config.signed:
             log.warning(
-                "%s/spool.json says that the spool is not signed, but this account has a key for it: signatures are "
-                "required. If spool.json is right, remove the key file %s.",
+                "%s/spool.json says that the spool is not signed, but this account has a key for it, or had one at an "
+                "earlier use: signatures are required. If spool.json is right, remove the key file %s, and then accept "
+                "the spool with 'spool accept'.",
                 self.path,
                 key_path(self.config.id),
             )
