@@ -18,7 +18,7 @@ from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link, parse_task_file
 from spoolpool.maintenance import garbage
-from spoolpool.maintenance.garbage import GarbageItem
+from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.maintenance.submitters import AbsentTasks
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import workers

@@ -35,7 +35,8 @@ from spoolpool.format.names import (
     parse_task_file,
 )
 from spoolpool.maintenance.check import check, repair
-from spoolpool.maintenance.garbage import GarbageItem, find_garbage, remove
+from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.protocol import sessions
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer

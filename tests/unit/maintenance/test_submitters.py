@@ -27,7 +27,8 @@ from spoolpool.format.names import (
     session_entry,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.maintenance.garbage import GarbageItem, find_garbage, remove
+from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.protocol import cancel, objects
 from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.recovery import Recovery
