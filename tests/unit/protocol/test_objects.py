@@ -8,35 +8,69 @@ import itertools
 import os
 import pickle
 import signal
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from spoolpool import Executor, Spool, Submission
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
+from spoolpool.client import object_store
+from spoolpool.client import session as session_module
 from spoolpool.client.object_store import SessionObjects
 from spoolpool.client.references import CallReferences
-from spoolpool.errors import BadRequest, BadTaskFile, DependencyFailed, NotTrusted, SpoolFull, SpoolpoolError
-from spoolpool.format.names import ObjectLease, is_object_id, new_task_id, new_worker_id, parse_lease, parse_task_file
+from spoolpool.errors import (
+    BadRequest,
+    BadTaskFile,
+    BrokenSpool,
+    DependencyFailed,
+    NotTrusted,
+    SpoolFull,
+    SpoolpoolError,
+)
+from spoolpool.format.config import RetentionPolicy
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import (
+    ObjectLease,
+    TaskFile,
+    is_object_id,
+    new_task_id,
+    new_worker_id,
+    parse_lease,
+    parse_task_file,
+)
 from spoolpool.launch.mpiexec import find_mpiexec
+from spoolpool.maintenance import garbage
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.protocol import objects
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.objects import ObjectCache, acquire, object_id, put_object, read_object, remove_object
+from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.security.signing import key_path, make_key
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+from spoolpool.system.processes import ProcessId
 from tests.conftest import Workers
 from tests.faults.disk import CRASHED, SPACE, Disk, Fault, at, in_child
-from tests.support.fake_worker import Clock, Stage, leave_trace, prepare_call
+from tests.support.fake_worker import (
+    Clock,
+    Inbox,
+    Stage,
+    announce,
+    dead_process,
+    leave_trace,
+    prepare_call,
+    unknown_process,
+)
 from tests.support.processes import start_script
 from tests.support.waiting import LIMIT, wait_until
 
@@ -398,6 +432,306 @@ def test_object_of_a_lost_task_stays_for_its_retry(stage: Stage, after: Callable
     after(2)
     collect_garbage(stage.spool)
     assert not paths(stage.spool, "objects", "needs", "results")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("retried", [False, True])
+def test_object_of_a_lost_task_outlives_its_session_in_any_place(stage: Stage, retried: bool, keeps: bool) -> None:
+    inbox = stage.inbox(keeps=keeps)
+    header = stage.submit(inbox, leave_trace, inbox.put_object("needed"), max_attempts=1)
+    unneeded = inbox.put_object("unneeded")
+    mine = lose(stage, header)
+    stage.collect(inbox, [header])
+    if retried:
+        retry_task(stage.spool, mine.name, stage.session if keeps else "")
+    inbox.close()
+    [name] = header.objects
+    assert paths(stage.spool, "objects") == [f"objects/{name}"] and name != unneeded.name
+    if not retried:
+        retry_task(stage.spool, mine.name, stage.session if keeps else "")
+    stage.work()
+    assert stage.runs() == {header.task: 1}
+
+
+def lose(stage: Stage, header: TaskHeader) -> TaskFile:
+    """Report a waiting task as lost with its worker; return the name of its file."""
+    mine = TaskFile(header.task, 1, 1).claimed_by(new_worker_id())
+    [ready] = [path for path in stage.seen().ready if header.task in path]
+    Path(stage.spool.path, ready).rename(stage.spool.layout.claimed_task(mine))
+    Claim(stage.spool, header, mine).report_lost("its workers died")
+    return mine
+
+
+def test_object_of_a_task_that_still_runs_outlives_the_failure_of_its_lane(stage: Stage) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    mine = TaskFile(header.task, 1, 1).claimed_by(announce(stage.spool, unknown_process()))
+    [ready] = stage.seen().ready
+    Path(stage.spool.path, ready).rename(stage.spool.layout.claimed_task(mine))
+    inbox.fail(BrokenSpool("no groups"), header.lane)
+    inbox.close()
+    stage.recover()
+    stage.work()
+    assert stage.runs() == {header.task: 1}
+
+
+def test_object_of_an_unreadable_outcome_outlives_its_session(stage: Stage) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    stage.work()
+    [outcome] = stage.seen().outgoing
+    Path(stage.spool.path, outcome).unlink()  # 'spool check --repair' makes the task ready again
+    inbox.look(rounds=20)
+    assert isinstance(inbox.given[header.task].exception(0), SpoolpoolError)
+    inbox.close()
+    assert paths(stage.spool, "objects")
+
+
+def test_task_without_its_object_is_not_retried(stage: Stage) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    header = stage.submit(inbox, leave_trace, ref, max_attempts=1)
+    mine = lose(stage, header)
+    stage.collect(inbox, [header])
+    Path(stage.spool.layout.objects, ref.name).unlink()
+    with pytest.raises(BadTaskFile, match=r"needs the object .* Put the value again"):
+        retry_task(stage.spool, mine.name)
+    assert len(stage.seen().failed) == 1, "it can be retried later"
+    inbox.put_object("needed")
+    retry_task(stage.spool, mine.name)
+    stage.work()
+    assert stage.runs() == {header.task: 1}
+
+
+# -- renewal
+
+
+def test_lease_that_was_not_renewed_for_long_is_no_proof_of_the_object(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    array = memoryview(bytes(1 << 20))
+    for _ in range(2):
+        _, shared = inbox.objects.share([array], 1 << 20)
+    assert len(shared) == 1 and len(paths(stage.spool, "objects", "needs")) == 4
+    for path in paths(stage.spool, "objects", "needs"):
+        Path(stage.spool.path, path).unlink()  # as 'spool gc' of another host, to which this process seemed dead
+    passed = time.time() + 2 * DAY
+    monkeypatch.setattr(object_store.time, "time", lambda: passed)
+    with pytest.raises(BadRequest, match="put the value again"):
+        stage.submit(inbox, leave_trace, ref)
+    _, again = inbox.objects.share([array], 1 << 20)
+    assert again == shared and paths(stage.spool, "objects") == [f"objects/{name}" for name in shared]
+
+
+def test_process_that_only_stored_an_object_renews_its_lease_and_entry(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "RENEWAL", 0.0)
+    with Executor(spool=spool.path, session="inbox") as executor:
+        executor.put("needed")
+        kept = [Path(spool.path, path) for path in paths(spool, "needs", "sessions")]
+        assert len(kept) == 2
+        for path in kept:
+            os.utime(path, (0, 0))
+        executor.submit(len, "")  # ends the thread's wait
+        wait_until(lambda: all(path.stat().st_mtime > 0 for path in kept), "both are renewed")
+        kept[1].unlink()  # as a site that removes old files
+        executor.submit(len, "")
+        wait_until(kept[1].exists, "the entry is made again")
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.mark.parametrize("state", ["alive", "dead", "unknown", "ended"])
+def test_lease_expires_when_all_processes_of_its_session_have_ended(
+    spool: Spool, state: str, after: Callable[[float], None]
+) -> None:
+    gone = SessionObjects(spool, "inbox")
+    gone.put(*pickling.dumps("needed"))
+    process = {"alive": ProcessId.of(os.getpid()), "dead": dead_process(), "unknown": unknown_process()}
+    if state in process:
+        info = SessionInfo(process=process[state], user="tester", keeps=True)
+        Path(spool.layout.session("inbox~0123abcd")).write_bytes(msgspec.json.encode(info))
+    for days, removed in (
+        (0.9, ()),
+        (2, ("dead", "ended")),
+        (29, ("dead", "ended")),
+        (31, ("dead", "ended", "unknown")),
+    ):
+        after(days)
+        found = [each.path for each in find_garbage(spool) if each.path.startswith(("objects/", "needs/inbox/"))]
+        assert bool(found) == (state in removed), days
+    after(2)
+    found = find_garbage(spool, RetentionPolicy(results=0, sessions=0, unfinished=0))
+    assert bool([each for each in found if each.path.startswith("objects/")]) == (state != "alive")
+
+
+def test_lease_that_is_renewed_after_it_was_found_stays_with_its_object(
+    spool: Spool, after: Callable[[float], None]
+) -> None:
+    holdings = SessionObjects(spool, "inbox")
+    holdings.put(*pickling.dumps("needed"))
+    after(2)
+    found = [each for each in find_garbage(spool) if each.path.startswith(("objects/", "needs/inbox/"))]
+    assert [each.path.partition("/")[0] for each in found] == ["objects", "needs"], "the object first"
+    holdings.renew()
+    assert remove(spool, found) == 0
+    assert len(paths(spool, "objects", "needs")) == 2
+
+
+# -- references that cannot be read
+
+
+@pytest.mark.parametrize("place", ["waiting", "ready", "claimed", "results", "failed"])
+@pytest.mark.parametrize(
+    "fault", ["EIO", "EACCES", "ESTALE", "listing EIO", "listing ESTALE", "newer version", "truncated", "a directory"]
+)
+def test_task_that_cannot_be_read_may_need_any_object(
+    stage: Stage, place: str, fault: str, after: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    inbox.detach()
+    path = move_task(stage, header, place)
+    content = path.read_bytes()
+    if fault == "newer version":
+        path.write_bytes(content[:8] + b"\xff\xff" + content[10:])
+    elif fault == "truncated":
+        path.write_bytes(content[:-1])
+    elif fault == "a directory":
+        path.unlink()
+        path.mkdir()
+    after(40)
+    error = getattr(errno, fault.rpartition(" ")[2], 0) if fault.isupper() or "listing" in fault else 0
+    disk = FaultyPath(str(path.parent if "listing" in fault else path), error)
+    with disk.installed(), caplog.at_level("INFO"):
+        found = [each.path for each in find_garbage(stage.spool)]
+        assert not [each for each in found if each.startswith(("objects/", "needs/"))]
+    assert "no object is removed" in caplog.text and path.parent.name in caplog.text
+    if fault == "a directory":
+        path.rmdir()
+    path.write_bytes(content)
+    assert not [each for each in collect_garbage(stage.spool) if each.startswith("objects/")]
+    path.unlink()
+    collect_garbage(stage.spool)
+    collect_garbage(stage.spool)
+    assert not paths(stage.spool, "objects", "needs"), "a person removed the task"
+
+
+def test_task_that_is_about_to_be_submitted_needs_its_objects(stage: Stage) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    path = move_task(stage, stage.submit(inbox, leave_trace, ref), "tmp")
+    assert objects.read_references(stage.spool) == ({ref.name}, {})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert objects.read_references(stage.spool) == (set(), {}), "its writer has a lease"
+
+
+def move_task(stage: Stage, header: TaskHeader, place: str) -> Path:
+    """Move the only waiting task to another place; return its path."""
+    where, mine = stage.spool.layout, TaskFile(header.task, 1, 1).claimed_by(new_worker_id())
+    [ready] = stage.seen().ready
+    source = Path(stage.spool.path, ready)
+    targets = {
+        "waiting": f"{where.waiting}/{source.name}",
+        "ready": str(source),
+        "claimed": where.claimed_task(mine),
+        "results": f"{where.results}/{stage.session}/{mine.name}",
+        "failed": f"{where.failed}/{mine.name}",
+        "tmp": f"{where.tmp}/{header.task}",
+    }
+    return source.rename(targets[place])
+
+
+class FaultyPath(Disk):
+    """Disk on which one file cannot be opened, or one directory not be listed."""
+
+    def __init__(self, path: str, error: int) -> None:
+        super().__init__()
+        self._path = path
+        self._error = error
+
+    def do(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._error and name in ("open", "listdir") and args[0] == self._path:
+            raise OSError(self._error, os.strerror(self._error), self._path)
+        return super().do(name, call, *args, **kwargs)
+
+
+def test_object_stays_if_its_task_becomes_unreadable_or_moves_after_the_first_look(
+    stage: Stage, after: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, leave_trace, inbox.put_object("needed"))
+    inbox.detach()
+    path = move_task(stage, header, "failed")
+    hidden = path.rename(stage.directory / "hidden")
+    after(40)
+    found = find_garbage(stage.spool)
+    hidden.rename(path)
+    for error in (errno.EIO, 0):
+        with FaultyPath(str(path), error).installed():
+            remove(stage.spool, found)
+        assert len(paths(stage.spool, "objects", "needs")) == 2
+    looks = itertools.count()
+    real = garbage.read_references
+
+    def moves_back_during_the_first_look(spool: Spool) -> Any:
+        seen = real(spool)
+        if next(looks) == 0:
+            return seen._replace(objects=set())
+        return seen
+
+    monkeypatch.setattr(garbage, "read_references", moves_back_during_the_first_look)
+    remove(stage.spool, found)
+    assert next(looks) == 2 and len(paths(stage.spool, "objects", "needs")) == 2
+
+
+# -- objects that were put aside
+
+
+def put_aside(spool: Spool, name: str) -> Path:
+    """Put an object aside, as a process that died before it decided."""
+    path = Path(spool.layout.objects, name)
+    return path.rename(path.with_name(f"{name}.0123abcd"))
+
+
+def test_object_that_was_put_aside_is_found_by_all_who_need_it(stage: Stage) -> None:
+    inbox = stage.inbox()
+    ref = inbox.put_object("needed")
+    header = stage.submit(inbox, leave_trace, ref)
+    put_aside(stage.spool, ref.name)
+    stage.work()
+    assert stage.runs() == {header.task: 1}
+    put_aside(stage.spool, ref.name)
+    other = Inbox(stage.spool, stage.clock, "other")
+    stage.submit(other, leave_trace, ref)
+    assert paths(stage.spool, "objects") == [f"objects/{ref.name}"]
+    put_aside(stage.spool, ref.name)
+    inbox.put_object("needed")
+    assert f"objects/{ref.name}" in paths(stage.spool, "objects")
+
+
+def test_gc_puts_an_object_back_and_removes_it_when_it_is_not_needed(
+    spool: Spool, after: Callable[[float], None]
+) -> None:
+    name = put_object(spool, *pickling.dumps("aside"), "writer")
+    aside = put_aside(spool, name)
+    assert not check(spool, deep=True)
+    collect_garbage(spool)
+    assert aside.exists(), "its process may be alive"
+    after(2)
+    collect_garbage(spool)
+    assert paths(spool, "objects") == [f"objects/{name}"]
+    collect_garbage(spool)
+    assert not paths(spool, "objects")
+    put_object(spool, *pickling.dumps("aside"), "writer")
+    put_aside(spool, name)
+    put_object(spool, *pickling.dumps("aside"), "writer")
+    found = [each for each in find_garbage(spool) if each.path.endswith(aside.name)]
+    assert [each.move_to for each in found] == [""], "the object was stored again: this one is not put back"
+    collect_garbage(spool)
+    assert not paths(spool, "objects")
 
 
 def test_object_of_a_removed_task_is_removed(stage: Stage, after: Callable[[float], None]) -> None:
