@@ -6,6 +6,7 @@ a finding counts only if several scans agree on it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -194,20 +195,44 @@ def _stale_requests(seen: _Evidence) -> Iterator[Finding]:
 
 
 def _dependencies(seen: _Evidence) -> Iterator[Finding]:
-    """Find dependency links of missing tasks, and delayed tasks with a missing dependency."""
+    """Find dependency links of missing tasks, and delayed tasks with a dependency that gets no outcome."""
     tasks = _task_ids(seen.either)
-    delayed = {task_file.task: path for path, task_file in seen.both.ready.items() if path.startswith("waiting/")}
     for path, link in seen.both.links.items():
         if link.needed_by not in tasks | seen.either.unfinished:
             text = (
                 f"this link keeps an outcome for task {link.needed_by}, which does not exist; repair removes the link"
             )
             yield Finding("stale link", path, text)
-    missing = {link.needed_by: link.task for link in seen.both.links.values() if link.task not in tasks}
-    for task, dependency in missing.items():
-        if task in delayed:
-            text = f"its dependency {dependency} does not exist; repair makes the task ready, so that it fails"
-            yield Finding("no dependency", delayed[task], text)
+    passing = seen.either.ready, seen.either.claimed, seen.either.results
+    with_outcome = {task_file.task for task_files in passing for task_file in task_files.values()}
+    for path, needed in _needed_by_delayed_tasks(seen).items():
+        for dependency in sorted(needed - with_outcome):
+            state = "does not exist"
+            if dependency in tasks:
+                state = "was set aside in failed/ (to keep the task, retry that one first, with 'spool retry')"
+            text = f"its dependency {dependency} {state}; repair makes the task ready, so that it fails"
+            yield Finding("no dependency", path, text)
+            break
+
+
+def _needed_by_delayed_tasks(seen: _Evidence) -> dict[str, set[str]]:
+    """Return the dependencies of the delayed tasks that never ran, by path.
+
+    The links name them; where a task has none, its header is read: a purge may have removed its links.
+    """
+    links: dict[str, set[str]] = {}
+    for link in seen.either.links.values():
+        links.setdefault(link.needed_by, set()).add(link.task)
+    found: dict[str, set[str]] = {}
+    for path, task_file in seen.both.ready.items():
+        if not path.startswith("waiting/") or task_file.attempt > 1:
+            continue
+        found[path] = links.get(task_file.task, set())
+        if not found[path]:
+            with contextlib.suppress(OSError, SpoolpoolError):  # gone, or reported as unreadable
+                header = read_task(seen.spool, f"{seen.spool.layout.root}/{path}", task_file)
+                found[path] = {task for _, task in header.dependencies()}
+    return found
 
 
 def _task_ids(seen: Snapshot) -> set[str]:

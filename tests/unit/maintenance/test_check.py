@@ -830,6 +830,30 @@ def test_task_with_a_missing_dependency_is_reported_and_made_ready(tree: Tree) -
     assert tree.path("ready", header, task_file).exists()
 
 
+@pytest.mark.parametrize("purged", [False, True], ids=["link", "no link"])
+def test_task_whose_dependency_was_set_aside_is_reported_and_made_ready(tree: Tree, *, purged: bool) -> None:
+    needed, _ = tree.put("failed")
+    dependency = needed.name.partition(".")[0]
+    header = msgspec.structs.replace(tree.header(), needs={"inbox": (dependency,)})
+    path, task_file = tree.put("waiting", header=header)
+    if not purged:
+        tree.spool.make_directories(f"{tree.spool.layout.needs}/inbox")
+        files.create(tree.spool.layout.dependency_link("inbox", DependencyLink(dependency, header.task)), [])
+    [found] = check(tree.spool)
+    assert (found.kind, found.path) == ("no dependency", tree.of(path))
+    assert dependency in found.text
+    assert "failed/" in found.text
+    assert repair(tree.spool, [found]) == [f"made {tree.of(path)} ready"]
+    assert tree.path("ready", header, task_file).exists()
+
+
+def test_delayed_task_whose_dependency_can_still_end_is_no_finding(tree: Tree) -> None:
+    needed, _ = tree.put("ready")
+    header = msgspec.structs.replace(tree.header(), needs={"inbox": (needed.name.partition(".")[0],)})
+    tree.put("waiting", header=header)
+    assert check(tree.spool) == []
+
+
 def test_unknown_name_among_the_links_is_reported(tree: Tree) -> None:
     directory = tree.root / "needs" / "inbox"
     directory.mkdir(parents=True)
