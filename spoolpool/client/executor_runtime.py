@@ -189,10 +189,20 @@ class ExecutorRuntime:
         for lane in lanes:
             shape = _shape(lane)
             if reason := self.pool.broken.get(shape):
-                self.session.fail(BrokenSpool(reason), lane)
+                self._fail_lane(lane, reason)
             else:  # race: a group may have ended as idle at the moment the task came
                 self._start_spare_groups(shape)
         return changed
+
+    def _fail_lane(self, lane: str, reason: str) -> None:
+        """Fail the tasks of a lane whose groups cannot run; all tasks if the reason is that the spool was replaced."""
+        try:
+            with contextlib.suppress(OSError):
+                self.spool.check_id()
+        except BrokenSpool as error:
+            self.session.fail(error)
+        else:
+            self.session.fail(BrokenSpool(reason), lane)
 
     def put(self, value: object) -> ObjectRef:
         """Store a value as an object, leased by the session."""

@@ -94,6 +94,7 @@ class Supervisor:
         while not stopping.is_set() and self._pool.count():
             present = self._presence.check_if_due()
             if self._pool.step():
+                self._presence.check()  # the groups of a spool that is gone die, which says nothing about their node
                 backoff.reset()
             if self._ends is not None and time.monotonic() > self._ends:
                 self._echo("The time is up: no more tasks are begun.")
