@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -29,16 +30,16 @@ _DETACHED = """trap '' HUP INT QUIT TERM USR1 USR2; exec 3<&0; "$@" <&3 3<&- &""
 
 _END_SECONDS = 1.0  # for the end of the processes: they may be stopped, or the server away
 
-_SILENT = 3  # intervals in a row without a report after which both processes have ended or are stopped
+_SILENT = 3  # intervals in a row without a report of a touch
 
 
 class Heartbeat:
     """Periodic touch of a file as long as this process lives, whatever its Python does.
 
     Two small processes touch the file and replace each other, also while a function here holds the GIL
-    (:mod:`spoolpool.protocol.heartbeat_program`). Where both are ended or stopped at once, a thread here touches the
-    file instead, until :meth:`keep` starts them again. If this process ends without :meth:`close`, the command ``then``
-    replaces them.
+    (:mod:`spoolpool.protocol.heartbeat_program`). Where both are stopped at once, a thread here continues them. Where
+    both have ended, or cannot reach the file, it touches the file, until :meth:`keep` starts them again. If this
+    process ends without :meth:`close`, the command ``then`` replaces them.
     """
 
     def __init__(self, path: str, interval: float, then: Sequence[str] = ()) -> None:
@@ -48,6 +49,7 @@ class Heartbeat:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._ended = False
+        self._pids: tuple[int, ...] = ()
         self._start()
         threading.Thread(target=self._watch, name="spoolpool-heartbeat", daemon=True).start()
 
@@ -82,8 +84,7 @@ class Heartbeat:
             try:
                 self._start()
             except OSError as error:  # too little memory, or too many processes: the thread continues
-                shown = files.display_path(self._path)
-                log.warning("Cannot start the heartbeat of %s again: %s", shown, error)
+                log.warning("Cannot start the heartbeat of %s again: %s", files.display_path(self._path), error)
             return True
 
     def close(self) -> None:
@@ -93,6 +94,7 @@ class Heartbeat:
         """
         with self._lock:
             if not self._closed.is_set():
+                self._read_reports()
                 self._closed.set()
                 with contextlib.suppress(OSError, ValueError):  # the processes have ended, or could not be started
                     self._request_end(time.monotonic() + _END_SECONDS)
@@ -103,6 +105,7 @@ class Heartbeat:
         assert requests is not None
         assert reports is not None
         requests.write(b".")
+        self._continue()
         while select.select([reports], [], [], max(0.0, limit - time.monotonic()))[0]:
             if reports.read() == b"":
                 return
@@ -124,7 +127,14 @@ class Heartbeat:
             reports = b""
         if reports:
             self._silent = 0
+            self._pids = tuple(map(int, reports.splitlines()[-1].split()))
         self._ended = reports == b""
+
+    def _continue(self) -> None:
+        """Continue the processes if they are stopped. For another process with such a pid, this changes nothing."""
+        for pid in filter(None, self._pids):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
 
     def _watch(self) -> None:
         warned = False
@@ -133,6 +143,8 @@ class Heartbeat:
                 self._silent += 1  # not by a clock: this process may have been stopped together with them
                 self._read_reports()
                 is_silent = self._ended or self._silent >= _SILENT
+                if is_silent:
+                    self._continue()
             if not is_silent:
                 warned = False
                 continue
@@ -140,8 +152,9 @@ class Heartbeat:
                 files.touch(self._path)
                 if not warned:
                     warned = True
-                    shown = files.display_path(self._path)
-                    log.warning("The heartbeat processes of %s were ended or stopped: a thread continues.", shown)
+                    log.warning(
+                        "The processes that touch %s are silent: a thread continues.", files.display_path(self._path)
+                    )
 
 
 def heartbeat_interval(spool: Spool) -> float:

@@ -7,9 +7,9 @@ started at START. It runs as two processes, which replace each other::
        |      (parent of the watcher)
     watcher:  becomes the beater, with a watcher of its own, if the beater has ended or is stopped
 
-Both check once in each interval, so that PATH is touched again within two of them. Standard output gets one byte for
-each touch. Standard input ends with PID; a byte there requests the end. Without such a request, COMMAND replaces the
-beater after the end of PID. Signals that end other processes of a group must be ignored from the start.
+Both check once in each interval, so that PATH is touched again within two of them. Standard output gets a line for
+each touch, with both pids. Standard input ends with PID; a byte there requests the end. Without such a request, COMMAND
+replaces the beater after the end of PID. Signals that end other processes of a group must be ignored from the start.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def beat(path: str, interval: float, owner: Owner) -> bool:
         try:
             os.utime(path)
             misses = 0
+            _report(watcher)
         except FileNotFoundError:
             misses += 1
         except OSError:  # the server is away: it answers with an error or not at all; continue until it is back
             pass
-        _report()
         watcher = _keep_watcher(watcher, interval, owner)
         if watcher == _TAKEN_OVER:
             watcher = 0
@@ -94,9 +94,9 @@ def beat(path: str, interval: float, owner: Owner) -> bool:
     return not requested and misses < _MISSES
 
 
-def _report() -> None:
+def _report(watcher: int) -> None:
     try:  # noqa: SIM105  contextlib takes memory
-        os.write(1, b".")
+        os.write(1, b"%d %d\n" % (os.getpid(), watcher))
     except OSError:  # full, since a busy owner does not read; or its end is closed
         pass
 

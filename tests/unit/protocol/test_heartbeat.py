@@ -241,9 +241,9 @@ def test_worker_sends_its_heartbeat_itself_without_heartbeat_processes(
     assert observe(spool, observers, 3) == []
     (tmp_path / "end").touch()
     assert result_of(inbox) == "value"
-    for pid in filter(is_running, both):
-        os.kill(pid, signal.SIGCONT)
-    wait_until(beats.processes, "two processes send the heartbeat of the idle worker")
+    wait_until(
+        lambda: not any(map(is_stopped, beats.processes() or both)), "two processes send the heartbeat of the worker"
+    )
 
 
 @pytest.mark.parametrize("locks", [Lock.TAKEN, Lock.NONE], ids=lambda lock: f"lock {lock.value}")
@@ -260,15 +260,19 @@ def test_live_worker_is_never_taken_on_its_host_whatever_its_heartbeat(
 ) -> None:
     """Neither after ten leases nor without a lock."""
     monkeypatch.setattr(recovery, "try_lock", lambda fd: locks)
-    worker(spool)
+    process = worker(spool)
     inbox = submitted(spool, observers, tasks.hold_gil, tmp_path / "started", gate.path)
     wait_until((tmp_path / "started").exists, "the function runs")
     task_file = claim_of(spool)
-    send(number, *beating(spool).pair())
+    beats = beating(spool)
+    send(number, *beats.pair())
     assert observe(spool, observers, 12) == []
     assert claim_of(spool) == task_file
     gate.open()
     assert result_of(inbox) is None
+    process.terminate()
+    assert process.wait(LIMIT) == 0
+    wait_until(lambda: not beats.all(), "the heartbeat ends with its worker, stopped or not")
 
 
 def test_lock_keeps_the_claim_of_a_worker_on_another_host_without_a_heartbeat(
