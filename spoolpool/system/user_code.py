@@ -44,11 +44,14 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def error_message(error: BaseException) -> str:
-    """Return the text of an exception, in which undecodable bytes are escaped; its own ``__str__`` may raise."""
+    """Return the text of an exception, in which undecodable bytes are escaped; its own ``__str__`` may raise.
+
+    A text takes little time, so that a ``KeyboardInterrupt`` is rather its own than one of the user.
+    """
     try:
         return printable(str(error))
     except BaseException as broken:
-        if is_interrupt(broken):
+        if broken is _last_interrupt():
             raise
         return "(its __str__ failed)"
 
@@ -63,7 +66,7 @@ def describe_value(value: object, length: int = 60, represent: Callable[[object]
     try:
         text = printable(represent(value))
     except BaseException as broken:
-        if is_interrupt(broken):
+        if broken is _last_interrupt():
             raise
         text = f"<{type(value).__name__}>"
     return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -167,8 +167,6 @@ def test_a_dependency_whose_exception_cannot_be_used_fails_its_dependents(
         failing = shared.submit(tasks.fail_new, make, kind)
         assert type(shared.submit(tasks.keywords, value=failing).exception(LIMIT)) is DependencyFailed
         assert failing.exception(LIMIT) is not None
-        if make is RaisesInUse and issubclass(kind, KeyboardInterrupt):  # passed on in the main thread
-            continue
         late = shared.submit(tasks.keywords, value=failing).exception(LIMIT)  # its outcome is removed by now
         assert type(late) is DependencyFailed
 
@@ -257,8 +255,6 @@ class _Uncomparable:
 
 @any_kind
 def test_texts_of_values_and_errors_never_raise(kind: type[BaseException]) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        pytest.skip("passed on in the main thread")
     value = RaisesInUse(kind)
     assert describe_value(value) == "<RaisesInUse>"
     assert describe_error(value) == "RaisesInUse: (its __str__ failed)"
@@ -299,8 +295,6 @@ def test_a_rank_whose_result_cannot_be_sent_fails_its_call(kind: type[BaseExcept
 
 @any_kind
 def test_a_value_without_a_text_is_printed_by_its_class(served: Spool, kind: type[BaseException]) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        pytest.skip("passed on in the main thread")
     session = f"shown-{kind.__name__}"
     with Executor(spool=served.path, session=session, cache=True) as executor:
         shown = executor.submit(tasks.return_first, RaisesInUse(kind))  # the cache describes its arguments
