@@ -63,7 +63,7 @@ def run_pickled(payload: bytes, buffers: Sequence[bytes]) -> RankResult:
         if is_interrupt(error):
             raise
         frames = error.__traceback__
-        return failure_report(error.with_traceback(frames and frames.tb_next), 0)
+        return failure_report(BaseException.with_traceback(error, frames and frames.tb_next), 0)
 
 
 def needs_isolation(task: CurrentTask) -> bool:
