@@ -6,11 +6,14 @@ died. Their parents can say which, and how.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+from spoolpool.system.stop_request import FORWARDED, STOP_SIGNALS
+
+_FORWARDED = {**dict.fromkeys(STOP_SIGNALS, FORWARDED), signal.SIGUSR2: signal.SIGUSR2, signal.SIGHUP: signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
@@ -34,8 +37,13 @@ def continue_in_child(report: Callable[[int], None]) -> None:
     if child == 0:
         die_with_parent(parent)
         return
+
+    def forward(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # race: it has ended
+            os.kill(child, _FORWARDED[signal.Signals(number)])
+
     for number in _FORWARDED:
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, forward)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_IGN)  # the child is gone

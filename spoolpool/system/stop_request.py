@@ -7,6 +7,12 @@ import signal
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+FORWARDED = signal.SIGRTMIN + 7
+"""Signal by which a parent process forwards a request to stop.
+
+A batch system may signal the parent alone, or parent and child. The same signal twice would end the child at once.
+"""
+
 
 class StopRequest:
     """Flag that a signal handler may set at any moment, and that ends a wait.
@@ -37,9 +43,16 @@ class StopRequest:
         return self._is_set
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that request a stop."""
+
+
 def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
-    """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: die)."""
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: die).
+
+    ``stop`` may be repeated: a forwarded signal is none of the further ones.
+    """
+    names = STOP_SIGNALS
 
     def again(_number: int, _frame: object) -> None:
         if hurry is not None:
@@ -52,3 +65,4 @@ def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None =
 
     for name in names:
         signal.signal(name, first)
+    signal.signal(FORWARDED, lambda _number, _frame: stop())

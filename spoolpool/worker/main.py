@@ -25,7 +25,7 @@ from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
-from spoolpool.system.stop_request import StopRequest, stop_on_signals
+from spoolpool.system.stop_request import FORWARDED, STOP_SIGNALS, StopRequest, stop_on_signals
 from spoolpool.worker.capture import Capture, enable_stacks
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
@@ -137,7 +137,7 @@ def _trust(spool: Spool, config: RankConfig) -> Trust:
 
 def _serve(group: MPIGroup) -> None:
     """Run a rank other than 0. It leaves the end of the group to rank 0, which gets the signal as well."""
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for name in (*STOP_SIGNALS, FORWARDED):
         signal.signal(name, signal.SIG_IGN)
     group.serve()
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor, Spool
-from spoolpool.errors import BadNode, LauncherError
+from spoolpool import Executor, Spool, current_task
+from spoolpool.errors import BadNode, LauncherError, WorkerLost
 from spoolpool.protocol import worker_registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, WORKER, Site
@@ -81,6 +82,28 @@ def test_group_that_spans_nodes_leaves_their_rest_to_others(site: Site):
         wide = executor.submit(where, 1, resource_dict={"cores": 6}).result(PATIENCE)
         narrow = executor.submit(where, 1, resource_dict={"cores": 2}).result(PATIENCE)
     assert Counter(rank[3] for rank in [*wide, *narrow]) == {"n1": 4, "n2": 4}
+
+
+def crash(rank: int, how: str) -> None:
+    """End one rank, while the others wait."""
+    task = current_task()
+    if task.rank == rank:
+        os._exit(3) if how == "_exit" else os.kill(os.getpid(), getattr(signal, how))
+    tasks.work(60.0)
+
+
+def test_error_of_a_lost_task_names_status_rank_and_host(site: Site):
+    site.sbatch(f"exec {WORKER} {site.spool.path} --shape 2=1 --shape 1=1", "--nodes=2", "--ntasks-per-node=2")
+    site.await_groups(2)
+    with Executor(spool=site.spool.path) as executor:
+        for ranks, rank, how in ((2, 1, "SIGKILL"), (2, 0, "_exit"), (1, 0, "SIGSEGV")):
+            lost = executor.submit(crash, rank, how, resource_dict={"cores": ranks, "max_attempts": 1})
+            error = lost.exception(PATIENCE)
+            assert isinstance(error, WorkerLost)
+            assert (error.last.rank, error.last.launcher) == (rank, "")
+            assert error.last.exit_status == 3 if how == "_exit" else error.last.signal == how
+            assert error.last.host.startswith("n")
+            assert ("in crash" in error.last.stack) == (how == "SIGSEGV")
 
 
 def test_node_on_which_all_groups_die_is_excluded_and_the_other_goes_on(site: Site, tmp_path: Path):
