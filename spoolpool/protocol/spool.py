@@ -242,6 +242,14 @@ class Spool:
             )
         return found is not None
 
+    def check_presence(self) -> None:
+        """Raise :class:`NotASpool` if the spool is certain to be gone, and :class:`BrokenSpool` if it was replaced."""
+        present = True
+        with contextlib.suppress(OSError):  # unknown
+            present = self.check_id()
+        if not present:
+            raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
+
     def make_directories(self, path: str) -> None:
         """Make a directory of the spool, with its parents below the root of the spool.
 
@@ -250,11 +258,7 @@ class Spool:
         if os.path.dirname(path) != self.layout.root:
             self.make_directories(os.path.dirname(path))
         else:
-            present = True
-            with contextlib.suppress(OSError):  # unknown
-                present = self.check_id()
-            if not present:  # only a directory is left, such as a mount point
-                raise NotASpool(f"The spool {self.path} is gone: it was removed, or is not mounted any more.")
+            self.check_presence()  # perhaps only a directory is left, such as a mount point
         self.close_directory(path)
         with contextlib.suppress(FileExistsError):
             self._make_directory(path)

@@ -120,7 +120,8 @@ class Submitter:
                 reason = error.errno or 0
                 try:
                     if not files.exists(source):  # the rename was done, and the error answered its repetition; or not
-                        self._check_submitted(header, target)
+                        if not self._is_submitted(header, target):
+                            raise self._vanished(header)
                         return
                     if error.errno in files.GONE:  # the bucket is not made yet, or was removed as empty
                         spool.make_directories(directory)
@@ -131,9 +132,9 @@ class Submitter:
                     backoff = backoff or Backoff(0.005, 1.0, 2.0)
                     backoff.sleep()
                     continue
-                if files.remove(source):
+                # gone before it was removed: moved after all, perhaps; a repeated request says so too
+                if files.remove(source) or not self._is_submitted(header, target):
                     raise OSError(reason, os.strerror(reason), target) from None
-                self._check_submitted(header, target)  # it was moved after all, perhaps
                 return
         files.remove(source)
         raise SpoolpoolError(
@@ -141,23 +142,28 @@ class Submitter:
             "Look for a process that removes directories there."
         )
 
-    def _check_submitted(self, header: TaskHeader, target: str) -> None:
-        """Raise :class:`TaskVanished` if the task is not in the spool although its file in ``tmp/`` is gone.
+    def _is_submitted(self, header: TaskHeader, target: str) -> bool:
+        """Return whether a task is in the spool whose file in ``tmp/`` is gone.
 
         A purge of old files removes it there, if this process was stopped for long before the rename. The task may have
-        moved on from ``target`` since.
+        moved on from ``target`` since. Raises :class:`NotASpool` or :class:`BrokenSpool` if the spool itself is gone.
         """
         spool = self._spool
+        spool.check_presence()
         wanted = [Wanted.of(spool, header)]
         pause = search_interval(spool)
         backoff = Backoff(pause, pause)
         for left in range(PASSES - 1, -1, -1):
             # exists(): a look-up besides the listing, which may be stale
             if files.exists(target) or find_places(spool, wanted):
-                return
+                return True
             if left:
                 backoff.sleep()
-        raise TaskVanished(
+        return False
+
+    def _vanished(self, header: TaskHeader) -> TaskVanished:
+        spool = self._spool
+        return TaskVanished(
             f"Cannot submit to {spool.path}: the file of task {header.task} was removed from {spool.layout.tmp} before "
             "the task was in the queue, by a purge of old files after this process was stopped for long, or by hand. "
             "The task is not in the spool; submit it again."
