@@ -49,6 +49,9 @@ LEASE = 60.0
 BEATS_PER_LEASE = 6
 """Heartbeats within one lease: five may be lost or late before the worker is suspected."""
 
+SILENT_BEATS = 3
+"""Heartbeats in a row that a group misses before it is shown as silent."""
+
 GONE_LEASES = 10
 """Leases without a heartbeat after which a worker is dead even if its lock is still held.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
@@ -14,6 +15,7 @@ from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import escape_line, format_duration
 
 _PAGE = 80  # columns without a terminal
+_MOST_LINES = 50  # of one kind: other accounts can make any number of lanes
 _LEFT = 9  # columns of the first word of a line
 
 
@@ -22,9 +24,13 @@ def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iter
 
     Without a width, tables have 80 columns, and texts are not wrapped.
     """
+    most = {id(each) for each in sorted(status.blocked, key=lambda each: -each.count)[:_MOST_LINES]}
     for each in status.blocked:
-        yield from _wrapped("BLOCKED", _why(each, status), width, fg="red", bold=True)
-    for directory, reason in status.unseen.items():
+        if id(each) in most:
+            yield from _wrapped("BLOCKED", _why(each, status), width, fg="red", bold=True)
+    if left := len(status.blocked) - len(most):
+        yield from _wrapped("BLOCKED", f"tasks of {left} more lanes; 'spool status --json' lists all.", width, fg="red")
+    for directory, reason in itertools.islice(status.unseen.items(), _MOST_LINES):
         yield from _wrapped("UNSEEN", f"{directory} cannot be listed ({reason}).", width, fg="yellow")
     yield from _wrapped("Spool", status.spool, width)
     yield from _wrapped("Tasks", ", ".join(f"{status.total(place)} {place}" for place in PLACES), width)
@@ -68,6 +74,8 @@ def as_json(status: Status) -> dict[str, Any]:
                 "seconds": each.seconds,
                 "fraction": each.progress.fraction if each.progress else None,
                 "text": each.progress.text if each.progress else "",
+                "state": each.life.state,
+                "silence": each.life.silence,
             }
             for each in status.groups
         ],
@@ -85,14 +93,20 @@ def _why(each: Blocked, status: Status) -> str:
 
 
 def _summary(status: Status) -> str:
-    if not status.groups:
-        return "none alive"
-    hosts = {each.info.process.host for each in status.groups}
-    jobs = {each.info.job for each in status.groups} - {""}
-    busy = sum(bool(each.task) for each in status.groups)
+    alive = [each for each in status.groups if each.life.state == "alive"]
+    silent = [each.life for each in status.groups if each.life.state == "silent"]
+    told = ""
+    if silent:
+        longest = max(silent, key=lambda life: life.silence or 0.0)
+        told = f"; {len(silent)} silent: {longest.text}"
+    if not alive:
+        return f"none alive{told}"
+    hosts = {each.info.process.host for each in alive}
+    jobs = {each.info.job for each in alive} - {""}
+    busy = sum(bool(each.task) for each in alive)
     inside = f" in {len(jobs)} job{'s' * (len(jobs) != 1)}" if jobs else ""
     where = f"on {len(hosts)} host{'s' * (len(hosts) != 1)}{inside}"
-    return f"{len(status.groups)} alive {where}: {busy} busy, {len(status.groups) - busy} idle"
+    return f"{len(alive)} alive {where}: {busy} busy, {len(alive) - busy} idle{told}"
 
 
 def _rate(status: Status) -> str:
@@ -109,9 +123,13 @@ def _counts(status: Status, width: int) -> Iterator[str]:
     lane = max(12, width - 54)
     head = f"{'LANE':<{lane}} {'USER':<8}" + "".join(f" {place.upper():>8}"[-9:] for place in PLACES)
     yield click.style(head.rstrip(), bold=True)
-    for row in status.counts:
+    ranked = sorted(status.counts, key=lambda row: -sum(getattr(row, place) for place in PLACES))
+    most = set(map(id, ranked[:_MOST_LINES]))
+    for row in (row for row in status.counts if id(row) in most):
         numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
         yield escape_line(f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
+    if left := len(status.counts) - len(most):
+        yield f"... and {left} more lanes; 'spool status --json' lists all"
 
 
 def _groups(status: Status, width: int, most: int) -> Iterator[str]:
@@ -123,6 +141,8 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
     for each in status.groups:
         if each in chosen:
             yield escape_line(_group(each, name))
+            if each.life.state == "silent":
+                yield f"         {each.life.text}"
             if each.progress is not None:
                 yield escape_line(_cut(f"         {describe_progress(each.progress)}", width))
     if len(status.groups) > len(chosen):

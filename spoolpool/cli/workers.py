@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import click
+import msgspec
 
 from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
-from spoolpool.errors import BadRequest
+from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
-from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
-from spoolpool.protocol.workers import WorkerInfo, read_workers
+from spoolpool.protocol.workers import WorkerInfo, group_state, read_workers
 
 
 @click.group()
@@ -47,23 +49,37 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 
 @workers.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per group or job, and line.")
 @report_errors
-def ls(directory: str) -> None:
+def ls(directory: str, as_json: bool) -> None:
     """List the worker groups of SPOOL: id, state, host, job, shape and queues; then its batch jobs."""
     spool = Spool(directory, read_only=True)
-    liveness = Liveness(spool)
+    now = _server_time(spool)
     for info in sorted(read_workers(spool), key=lambda info: info.started):
-        state = "alive" if liveness.is_alive(info) else "dead"
+        life = group_state(spool, info, now)
+        if as_json:
+            click.echo(json.dumps({**msgspec.to_builtins(info), "state": life.state, "silence": life.silence}))
+            continue
+        state = life.text
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}")
     for each in find_jobs(spool):
-        if each.state != "over":
+        if as_json:
+            click.echo(json.dumps({**msgspec.to_builtins(each.record), "id": each.id, "state": each.state}))
+        elif each.state != "over":
             record = each.record
             purpose = f"for {record.lane}" if record.lane else "submitted manually"
             purpose += f", session {record.session}" if record.session else ""
             text = f"{each.id}  {each.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}"
             echo_escaped(text)
+
+
+def _server_time(spool: Spool) -> float:
+    try:
+        return spool.server_time()
+    except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
+        return time.time()
 
 
 def _select_groups(spool: Spool, named: tuple[str, ...], everything: bool) -> list[WorkerInfo]:

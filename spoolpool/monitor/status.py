@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
@@ -14,11 +16,13 @@ from spoolpool.protocol import journal, workers
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.progress import TaskProgress, progress_of
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.protocol.workers import GroupState, WorkerInfo, group_state
 from spoolpool.system import accounts, files
 
 _HEADERS = 500  # headers that are read at most for one status; those of earlier ones are remembered
+_NAME = 1000  # characters of the name of a function
 _TAIL = 1 << 14  # bytes at the end of each live group's journal that give the rate
+_CLOCK_SECONDS = 60.0  # until the server's clock is read again
 _WINDOW = 300.0  # seconds over which the rate is averaged
 
 
@@ -47,9 +51,11 @@ class LaneCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupStatus:
-    """A live worker group and its task."""
+    """A worker group that is not known to be dead, and its task."""
 
     info: WorkerInfo
+    life: GroupState
+    """Whether it is alive, or silent and for how long."""
     task: str = ""
     """Id of the running task; empty if the group is idle."""
     name: str = ""
@@ -70,7 +76,7 @@ class Status:
     blocked: tuple[Blocked, ...]
     counts: tuple[LaneCounts, ...]
     groups: tuple[GroupStatus, ...]
-    """Sorted by host, job and id."""
+    """Live and silent ones, sorted by host, job and id."""
     last_seen: float | None
     """Seconds since the last sign of life of any group, if none is alive; None also if there never was a group."""
     rate: float | None
@@ -85,6 +91,16 @@ class Status:
         return sum(getattr(each, place) for each in self.counts)
 
 
+class _SeenTask(NamedTuple):
+    """Parts of a header that was read; the whole header can have a megabyte."""
+
+    id: str
+    lane: str
+    owner: str
+    name: str
+    since: float
+
+
 @dataclass
 class StatusCollector:
     """Collects the status of a spool, once or repeatedly; headers are read once.
@@ -93,11 +109,13 @@ class StatusCollector:
     """
 
     spool: Spool
-    _views: dict[str, TaskView] = field(default_factory=dict)
+    _views: dict[str, _SeenTask] = field(default_factory=dict)
     """Tasks with a header that was read, by file name."""
     _buckets: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Lane and user of the buckets."""
     _read: int = 0
+    _clock: tuple[float, float] | None = None
+    """Monotonic time of this host and time of the server, at the same moment."""
 
     def __post_init__(self) -> None:
         """Begin to observe the spool."""
@@ -108,9 +126,10 @@ class StatusCollector:
         self._presence.check()
         scanner = SpoolScanner(self.spool.layout.root)
         now = self._now()
-        infos = self._alive(now)
+        states = self._states(now)
+        infos = [info for info, life in states if life.state == "alive"]
         counts: dict[tuple[str, str], LaneCounts] = {}
-        running: dict[str, TaskView] = {}
+        running: dict[str, _SeenTask] = {}
         before, self._views = self._views, {}
         self._read, self._buckets = 0, {}
         for location in scanner.tasks():
@@ -123,9 +142,9 @@ class StatusCollector:
             if location.place == "running" and location.task_file.name in self._views:
                 running[location.task_file.worker] = self._views[location.task_file.name]
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
-        blocked = _blocked(rows, infos)
-        rates = self._rates(infos, now)
-        groups = [self._group(info, running.get(info.worker), now) for info in infos]
+        blocked = _blocked(rows, states)
+        rates = self._rates([info for info, _ in states], now)
+        groups = [self._group(info, life, running.get(info.worker), now) for info, life in states]
         return Status(
             spool=self.spool.path,
             time=now,
@@ -139,25 +158,25 @@ class StatusCollector:
         )
 
     def _now(self) -> float:
-        try:
-            return self.spool.server_time()
-        except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
-            return time.time()
+        """Return the time by the clock of the file server: heartbeats are dated by it.
 
-    def _alive(self, now: float) -> list[WorkerInfo]:
-        """Return the groups that live on this host, or are not provably dead and had a heartbeat within a lease."""
-        lease = self.spool.config.lease
-        return [
-            info
-            for info in workers.read_workers(self.spool)
-            if info.process.is_alive_here()
-            or (
-                not info.process.is_provably_dead()
-                and (workers.seconds_since_heartbeat(self.spool, info.worker, now) or 0.0) <= lease
-            )
-        ]
+        Only a change on the server tells that time, so ``tmp/`` is touched: once a minute, however often the status is
+        collected. In between this host measures the difference.
+        """
+        now = time.monotonic()
+        if self._clock is None or now - self._clock[0] > _CLOCK_SECONDS:
+            try:
+                self._clock = now, self.spool.server_time()
+            except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
+                self._clock = now, time.time()
+        return self._clock[1] + now - self._clock[0]
 
-    def _lane_and_user(self, location: TaskLocation, before: dict[str, TaskView]) -> tuple[str, str] | None:
+    def _states(self, now: float) -> list[tuple[WorkerInfo, GroupState]]:
+        """Return the groups that are not provably dead."""
+        found = [(info, group_state(self.spool, info, now)) for info in workers.read_workers(self.spool)]
+        return [(info, life) for info, life in found if life.state != "dead"]
+
+    def _lane_and_user(self, location: TaskLocation, before: dict[str, _SeenTask]) -> tuple[str, str] | None:
         """Return lane and user: by the lane's name for a waiting task, else by the header; None if the task moved."""
         if location.place == "waiting":
             if location.directory not in self._buckets:
@@ -166,16 +185,17 @@ class StatusCollector:
                 self._buckets[location.directory] = (location.lane, accounts.account_name(user))
             return self._buckets[location.directory]
         name = location.task_file.name
-        view = before.get(name)
-        if view is None and self._read < _HEADERS:
+        seen = before.get(name)
+        if seen is None:
+            if self._read >= _HEADERS:
+                return "", ""
             self._read += 1
             view = TaskView(self.spool, location)
-        if view is None:
-            return "", ""
-        if view.gone:
-            return None
-        self._views[name] = view
-        return view.lane, view.owner
+            if view.gone:
+                return None
+            seen = _SeenTask(view.id, view.lane, view.owner, view.name[:_NAME], view.since)
+        self._views[name] = seen
+        return seen.lane, seen.owner
 
     def _last_seen(self, now: float) -> float | None:
         """Return the seconds since the last journal entry or heartbeat of any group."""
@@ -188,12 +208,13 @@ class StatusCollector:
                 stamps.append((files.mtime_ns(path) or 0) / 1e9)
         return now - max(stamps) if stamps else None
 
-    def _group(self, info: WorkerInfo, view: TaskView | None, now: float) -> GroupStatus:
+    def _group(self, info: WorkerInfo, life: GroupState, view: _SeenTask | None, now: float) -> GroupStatus:
         if view is None:
-            return GroupStatus(info=info)
+            return GroupStatus(info=info, life=life)
         progress = progress_of(self.spool, info.worker)
         return GroupStatus(
             info=info,
+            life=life,
             task=view.id,
             name=view.name,
             seconds=max(0.0, now - view.since),
@@ -219,18 +240,41 @@ class StatusCollector:
         return rates
 
 
-def _blocked(rows: tuple[LaneCounts, ...], infos: list[WorkerInfo]) -> tuple[Blocked, ...]:
+_Groups = list[tuple[WorkerInfo, GroupState]]
+
+
+def _blocked(rows: tuple[LaneCounts, ...], states: _Groups) -> tuple[Blocked, ...]:
+    infos = [info for info, life in states if life.state == "alive"]
+    silent = [(info, life) for info, life in states if life.state == "silent"]
     waiting: dict[str, int] = {}
     for row in rows:
         if row.waiting:
             waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
-    found = [(lane, count, workers.why_unserved(lane, infos)) for lane, count in waiting.items()]
+    found = [(lane, count, _why_blocked(lane, infos, silent)) for lane, count in waiting.items()]
     if not infos:
         # only a worker or 'spool autoscale' moves them to ready/
         held, running = sum(row.held for row in rows), sum(row.running for row in rows)
-        found.append(("held back", held, f"{workers.NO_GROUP}, which releases them when they may start"))
-        found.append(("claimed by dead groups", running, f"{workers.NO_GROUP}, which releases them"))
+        found.append(("held back", held, _why_none(silent, "which releases them when they may start")))
+        found.append(("claimed by dead groups", running, _why_none(silent, "which releases them")))
     return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
+
+
+def _why_blocked(lane: str, alive: list[WorkerInfo], silent: _Groups) -> str | None:
+    """Return the reason why no live group can run the tasks of a lane; None if one can."""
+    reason = workers.why_unserved(lane, alive)
+    able = [life for info, life in silent if workers.why_unserved(lane, [info]) is None]
+    return reason if reason is None or not able else f"{_latest(able)} of the {len(able)} group(s) that could run them"
+
+
+def _why_none(silent: _Groups, remedy: str) -> str:
+    """Return the reason why delayed and claimed tasks do not move while no group is alive."""
+    if silent:
+        return f"{_latest([life for _, life in silent])} of any group"
+    return f"{workers.NO_GROUP}, {remedy}"
+
+
+def _latest(silent: list[GroupState]) -> str:
+    return min(silent, key=lambda life: math.inf if life.silence is None else life.silence).text
 
 
 def _seconds_left(rows: tuple[LaneCounts, ...], rates: dict[str, float], blocked: set[str]) -> float | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +21,8 @@ from spoolpool.system.accounts import account_name, in_group
 from spoolpool.system.bounds import Account, Count, Positive, Seconds, Word, Words
 from spoolpool.system.packages import is_requirement
 from spoolpool.system.processes import ProcessId
+from spoolpool.system.records import BadRecord
+from spoolpool.system.text import format_duration
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,6 +102,7 @@ _decoder = msgspec.json.Decoder(WorkerInfo)
 
 _ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress", "end", "exit")
 _LACKS = "lacks-"
+_MOST_LACKS = 1000  # lack files that are read, of one entry
 _EXIT, _STACK = "exit-", "stack-"
 _OF_A_RANK = re.compile(rf"(?:{_EXIT}|{_STACK})(0|[1-9]\d{{0,6}})", re.ASCII)
 
@@ -152,22 +157,46 @@ def remove_worker(spool: Spool, worker: str, keep: str = "") -> None:
             spool.close_directory(path)
 
 
+def load_worker(spool: Spool, worker: str) -> WorkerInfo:
+    """Return a worker's entry. Raises ``OSError`` as open(2), and :class:`BadRecord` for an invalid one.
+
+    In a shared spool the account is that of the file, whatever the entry says.
+    """
+    path = f"{spool.layout.worker(worker)}/info.json"
+    owner = -1
+
+    def check(fd: int, name: str) -> os.stat_result:
+        nonlocal owner
+        status = files.regular_status(fd, name)
+        owner = status.st_uid
+        return status
+
+    info = records.load(path, _decoder, check=check)
+    if info.worker != worker:
+        raise BadRecord(path, f"it names another worker, {info.worker}")
+    return msgspec.structs.replace(info, user=account_name(owner)) if spool.shared else info
+
+
 def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
     """Return a worker's entry; None if it is missing, or invalid, which is reported."""
-    return records.read(f"{spool.layout.worker(worker)}/info.json", _decoder)
+    try:
+        return load_worker(spool, worker)
+    except (OSError, BadRecord) as error:
+        records.report(f"{spool.layout.worker(worker)}/info.json", error)
+        return None
 
 
 def read_workers(spool: Spool) -> list[WorkerInfo]:
     """Return all valid entries: of live workers, and of dead ones that are not recovered yet."""
-    found = [(name, read_worker(spool, name)) for name in files.list_names(spool.layout.workers) if is_worker_id(name)]
-    return [_with_lacks(spool, info) for name, info in found if info is not None and info.worker == name]
+    found = [read_worker(spool, name) for name in files.list_names(spool.layout.workers) if is_worker_id(name)]
+    return [_with_lacks(spool, info) for info in found if info is not None]
 
 
 def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:
     directory = spool.layout.worker(info.worker)
     lacks = {}
     with contextlib.suppress(OSError):  # it ends just now
-        for name in filter(is_lack_file, files.list_names(directory)):
+        for name in itertools.islice(filter(is_lack_file, files.list_names(directory)), _MOST_LACKS):
             text = records.read_text(f"{directory}/{name}", 512)
             if text is not None:
                 lacks[name.removeprefix(_LACKS)] = text
@@ -187,9 +216,39 @@ def seconds_since_heartbeat(spool: Spool, worker: str, now: float) -> float | No
     return None if stamp is None else now - stamp / 1e9
 
 
+class GroupState(NamedTuple):
+    """State of a worker group by its entry and its last heartbeat."""
+
+    state: Literal["alive", "silent", "dead"]
+    """``silent``: several heartbeats are missing, and nothing is proven. ``dead``: its process has ended on this
+    host."""
+    silence: float | None
+    """Seconds since the last heartbeat; None if it is unknown."""
+
+    @property
+    def text(self) -> str:
+        """The state in words."""
+        if self.state != "silent":
+            return self.state
+        return "no sign of life" if self.silence is None else f"no sign of life for {format_duration(self.silence)}"
+
+
+def group_state(spool: Spool, info: WorkerInfo, now: float) -> GroupState:
+    """Return the state of a group; ``now`` is :meth:`Spool.server_time`. A hint for people, as the silence is."""
+    silence = seconds_since_heartbeat(spool, info.worker, now)
+    if info.process.is_provably_dead():
+        return GroupState("dead", silence)
+    if info.process.is_alive_here():  # only its heartbeat process is stopped or has ended
+        return GroupState("alive", silence)
+    missed = settings.SILENT_BEATS * spool.config.lease / settings.BEATS_PER_LEASE
+    return GroupState("silent" if silence is None or silence > missed else "alive", silence)
+
+
 def _ranks(lane: Lane) -> str:
     return f"{lane.ranks} rank{'s' * (lane.ranks != 1)}"
 
+
+_REASONS = 5  # that are listed: entries of workers can give any number
 
 NO_GROUP = "no worker group is alive: start one with 'spool-worker'"
 """Reason why tasks wait if there is no group at all."""
@@ -218,4 +277,7 @@ def why_unserved(lane: str, alive: list[WorkerInfo]) -> str | None:
         if max(sizes) < wanted.ranks:
             have = f"the largest group has {max(sizes)}"
         found.add(f"{_ranks(wanted)} wanted, {have}")
-    return f"no live group can run them: {'; '.join(sorted(found))}"
+    reasons = sorted(found)
+    if len(reasons) > _REASONS:
+        reasons[_REASONS:] = [f"and {len(reasons) - _REASONS} more reasons"]
+    return f"no live group can run them: {'; '.join(reasons)}"

@@ -314,7 +314,7 @@ def test_status_has_the_time_since_the_last_heartbeat(spool: Spool) -> None:
     silent = announce(spool, unknown_process())
     ago = spool.server_time() - 7200
     os.utime(f"{spool.layout.worker(silent)}/beat", (ago, ago))
-    text = "no worker group is alive: start one with 'spool-worker' (none has been seen for 2 h)."
+    text = "no sign of life for 2 h of the 1 group(s) that could run them (none has been seen for 2 h)."
     assert text in run("status", spool.path).stdout
 
 
@@ -327,11 +327,33 @@ def test_status_without_live_groups_lists_held_and_claimed_tasks_as_blocked(spoo
     assert "Groups   none alive" in run("status", spool.path).stdout
 
 
-def test_status_omits_groups_without_a_heartbeat_for_a_lease(spool: Spool) -> None:
+def test_silent_group_is_not_counted_as_alive(spool: Spool) -> None:
     """A host that lost power is not provably dead, and no waiting process recovers its claims here."""
-    heard, silent = announce(spool, unknown_process()), announce(spool, unknown_process())
-    os.utime(f"{spool.layout.worker(silent)}/beat", (1e9, 1e9))
-    assert [each["worker"] for each in read_status(spool)["groups"]] == [heard]
+    heard, silent = announce(spool, unknown_process(), started=1.0), announce(spool, unknown_process(), started=2.0)
+    dead = announce(spool, dead_process())
+    # for less than a lease: it is not declared dead yet
+    ago = spool.server_time() - 50
+    os.utime(f"{spool.layout.worker(silent)}/beat", (ago, ago))
+    found = {each["worker"]: each for each in read_status(spool)["groups"]}
+    assert {worker: each["state"] for worker, each in found.items()} == {heard: "alive", silent: "silent"}
+    assert found[silent]["silence"] >= 50 > found[heard]["silence"]
+    text = run("status", spool.path).stdout
+    assert "1 alive on 1 host: 0 busy, 1 idle; 1 silent: no sign of life for " in text
+    assert re.search(rf"^{silent[:8]} .*\n +no sign of life for \d+ s$", text, re.MULTILINE)
+    listed = run("workers", "ls", spool.path).stdout.splitlines()
+    assert listed[0].startswith(f"{dead}  dead  ")
+    assert listed[1].startswith(f"{heard}  alive  ")
+    assert listed[2].startswith(f"{silent}  no sign of life for ")
+    rows = map(json.loads, run("workers", "ls", "--json", spool.path).stdout.splitlines())
+    assert [(row["worker"], row["state"]) for row in rows] == [(dead, "dead"), (heard, "alive"), (silent, "silent")]
+
+
+def test_repeated_status_touches_the_spool_once_a_minute(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched = []
+    monkeypatch.setattr(files, "touch", touched.append)
+    collector = StatusCollector(Spool(spool.path))
+    assert [collector.collect().time > 0 for _ in range(5)] == [True] * 5
+    assert len(touched) == 1
 
 
 def test_status_of_a_read_only_spool(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,4 +474,5 @@ def test_live_worker_of_this_host_is_shown_as_alive_without_a_heartbeat(spool: S
         observers.sleep(spool.config.lease / 3)
     assert alive == {here}
     assert {finding.path for finding in check(spool)} == {f"workers/{there}"}
-    assert [group.info.worker for group in StatusCollector(spool).collect().groups] == [here]
+    groups = StatusCollector(spool).collect().groups
+    assert {group.info.worker: group.life.state for group in groups} == {here: "alive", there: "silent"}
