@@ -15,6 +15,7 @@ from spoolpool.client import collector
 from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
+from spoolpool.system import limited_log
 from tests.support.environment import isolate
 from tests.support.waiting import LIMIT, wait_until
 
@@ -58,6 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def spool(tmp_path: Path) -> Spool:
     """A new spool without workers."""
     return Spool.create(tmp_path / "spool", durability="none")
+
+
+@pytest.fixture(autouse=True)
+def _unlimited_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test use up the messages of the tests after it in this process."""
+    monkeypatch.setattr(limited_log, "_BURST", 1e9)
 
 
 class Workers:

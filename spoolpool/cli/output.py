@@ -91,9 +91,17 @@ def set_up_logging(verbose: int, as_json: bool) -> None:
     """Log to standard error: warnings; with -v also actions, with -vv also debug messages."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    text = _EscapedLines("%(asctime)s %(levelname).1s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if as_json else text)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class _EscapedLines(logging.Formatter):
+    """Text escaped for a terminal: messages may quote names and headers of other accounts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as lines."""
+        return escape_lines(super().format(record))
 
 
 class _JsonLines(logging.Formatter):

@@ -37,8 +37,9 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.bounds import Positive, Seconds
+from spoolpool.system.limited_log import LimitedLog
 
-log = logging.getLogger(__name__)
+_reported = LimitedLog(logging.getLogger(__name__))
 
 _TOUCH_SECONDS = 86400.0  # least time between two updates of the modification time, which records the last use
 
@@ -111,7 +112,7 @@ class Cache:
                     raise BadTaskFile(f"The header of {path} names the key {entry.key} of another call.")
                 value = value_of_ranks(entry.ranks, content.payload, content.buffers)
             except (OSError, SpoolpoolError) as error:
-                log.warning("Ignoring a cached result: %s", error)
+                _reported.warning(path, f"Ignoring a cached result: {error}")
                 if isinstance(error, BadTaskFile) and uid == own:
                     # torn by a power failure; it would keep a new result from being stored
                     with contextlib.suppress(OSError):
@@ -160,8 +161,15 @@ class Cache:
         for user in sorted(users):
             for part in sorted(filter(is_cache_part, _names(f"{self.directory}/{user}"))):
                 for key in sorted(filter(is_cache_key, _names(f"{self.directory}/{user}/{part}"))):
-                    with contextlib.suppress(OSError, SpoolpoolError):
-                        yield self._read_entry(key, f"{self.directory}/{user}/{part}/{key}")
+                    path = f"{self.directory}/{user}/{part}/{key}"
+                    try:
+                        cached = self._read_entry(key, path)
+                    except OSError:  # removed since the listing, or of another account
+                        continue
+                    except (SpoolpoolError, ValueError) as error:
+                        _reported.warning(path, f"Ignoring a cached result: {error}")
+                        continue
+                    yield cached
 
     def value(self, cached: CachedResult) -> Any:
         """Return the value of a listed result. Raises :class:`NotTrusted` if its account is not trusted."""

@@ -10,29 +10,41 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
-from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link, parse_task_file
+from spoolpool.format.names import (
+    CANCELLED,
+    DependencyLink,
+    TaskFile,
+    is_worker_id,
+    parse_link,
+    parse_task_file,
+    session_of,
+    writer_of,
+)
 from spoolpool.maintenance import garbage
 from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.maintenance.submitters import AbsentTasks
-from spoolpool.monitor.scan import Snapshot, scan
-from spoolpool.protocol import workers
+from spoolpool.monitor.scan import Snapshot, SpoolScanner, scan
+from spoolpool.protocol import journal, workers
 from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.outcomes import read_outcome
+from spoolpool.protocol.progress import load_progress
 from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.sessions import load_session
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_task
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.signing import task_label
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, records
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.records import BadRecord
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +255,7 @@ def _task_ids(seen: Snapshot) -> set[str]:
 
 
 def _check_contents(spool: Spool) -> Iterator[Finding]:
+    yield from _check_records(spool)
     spool.need_key()
     seen = scan(spool)
     committed = {task_file.name for task_file in seen.results.values()}
@@ -252,6 +265,27 @@ def _check_contents(spool: Spool) -> Iterator[Finding]:
         problem = _problem(spool, path, task_file, trust, outcome=path in outcomes)
         if problem:
             yield Finding("unreadable", path, problem)
+
+
+def _check_records(spool: Spool) -> Iterator[Finding]:
+    """Find invalid entries of workers and sessions, and journals with invalid lines."""
+    scanner = SpoolScanner(spool.layout.root)
+    readers: list[tuple[str, Callable[[Spool, str], object], str]] = []
+    for path in scanner.valid_paths("workers", is_worker_id):
+        worker = path.partition("/")[2]
+        if "info.json" in scanner.names(path):
+            readers.append((f"{path}/info.json", workers.load_worker, worker))
+            readers.append((f"{path}/progress", load_progress, worker))
+    sessions, journals = scanner.valid_paths("sessions", session_of), scanner.valid_paths("journal", writer_of)
+    readers += [(path, load_session, path.partition("/")[2].removesuffix(".json")) for path in sessions]
+    readers += [(path, journal.check, path.partition("/")[2]) for path in journals]
+    for path, read, name in readers:
+        try:
+            read(spool, name)
+        except (OSError, BadRecord) as error:
+            problem = records.problem_of(error)
+            if problem is not None:
+                yield Finding("unreadable", path, f"{problem}; it is left alone")
 
 
 def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outcome: bool) -> str | None:

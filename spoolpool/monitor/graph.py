@@ -18,6 +18,7 @@ from spoolpool.errors import BadRequest
 from spoolpool.format.headers import Kind, TaskHeader
 from spoolpool.monitor import query
 from spoolpool.protocol.spool import Spool
+from spoolpool.system.text import escape_line
 
 State = query.State | Literal["gone"]
 """State of a task. ``gone``: its outcome was collected and its file removed; only its id is known."""
@@ -118,7 +119,7 @@ def dot(nodes: list[Node]) -> str:
     """Return the graph as text for Graphviz."""
     lines = ["digraph tasks {", '  node [shape=box, style=filled, fontname="sans-serif"];']
     for index, node in enumerate(nodes):
-        text = (node.name or node.task).replace("\\", "\\\\").replace('"', '\\"')
+        text = escape_line(node.name or node.task).replace("\\", "\\\\").replace('"', '\\"')
         lines.append(
             f'  n{index} [label="{text}", fillcolor="{_COLOURS[node.state]}", tooltip="{node.task} {node.state}"];'
         )

@@ -223,8 +223,30 @@ def scan(spool: Spool) -> Snapshot:
 
 
 def waiting_tasks(spool: Spool) -> Counter[str]:
-    """Return the number of waiting tasks by lane."""
-    return Counter(location.lane for location in SpoolScanner(spool.layout.root).tasks({"waiting"}))
+    """Return the number of waiting tasks by lane.
+
+    In a shared spool only the tasks of the account that the lane names are counted: no worker claims others.
+    """
+    found: Counter[str] = Counter()
+    scanner = SpoolScanner(spool.layout.root)
+    for directory in scanner.valid_paths("ready", parse_lane):
+        lane = parse_lane(directory.partition("/")[2])
+        if lane is None or (spool.shared and _owner(spool, directory) != lane.user):
+            continue
+        for bucket in scanner.valid_paths(directory, is_bucket):
+            tasks = list(scanner.task_files("waiting", bucket, claimed=False))
+            if spool.shared and _owner(spool, bucket) != lane.user:  # made again by a worker, or by another account
+                tasks = [each for each in tasks if _owner(spool, each.path) == lane.user]
+            if tasks:
+                found[lane.name] += len(tasks)
+    return found
+
+
+def _owner(spool: Spool, path: str) -> int | None:
+    try:
+        return files.owner(f"{spool.layout.root}/{path}")
+    except OSError:  # unknown
+        return None
 
 
 def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:

@@ -27,6 +27,7 @@ from spoolpool.system.records import BadRecord
 _encode = msgspec.json.Encoder().encode
 
 _PIECE = 1 << 20  # bytes that are read at a time
+_TOO_LONG = f"a line of it has more than {_PIECE} bytes; the rest is not read"
 _SKEW = 86400.0  # seconds by which clocks may differ before an event is missed
 _MOST, _MOST_OF_A_TASK = 10_000, 10  # events of one journal that are returned at once
 _FEW = 16  # ids up to which lines are searched as text before they are parsed
@@ -138,11 +139,35 @@ def _events(lines: list[bytes], path: str) -> Iterator[Event]:
             yield event
 
 
+def check(spool: Spool, name: str) -> None:
+    """Read a whole journal, by the name of its file.
+
+    Raises ``OSError`` as open(2), and :class:`BadRecord` if a line of it is invalid.
+    """
+    path = f"{spool.layout.journal}/{name}"
+    rest, position = b"", 0
+    try:
+        with files.reading(path) as (fd, _):
+            while piece := os.pread(fd, _PIECE, position):
+                position += len(piece)
+                *whole, rest = (rest + piece).split(b"\n")
+                if len(rest) > _PIECE:
+                    break
+                for line in filter(None, whole):
+                    records.decode(_decoder, line, path)
+    except BadRecord as error:
+        raise BadRecord(path, f"a line of it is invalid ({error.reason})") from None
+    except ValueError as error:
+        raise BadRecord(path, str(error)) from None
+    if len(rest) > _PIECE:
+        raise BadRecord(path, _TOO_LONG)
+
+
 def _is_too_long(line: bytes, path: str) -> bool:
     """Return whether the begin of a line is longer than any line of a journal, which is reported."""
     if len(line) <= _PIECE:
         return False
-    records.report(path, BadRecord(path, f"a line of it has more than {_PIECE} bytes; the rest is not read"))
+    records.report(path, BadRecord(path, _TOO_LONG))
     return True
 
 

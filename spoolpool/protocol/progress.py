@@ -104,10 +104,22 @@ class Progress:
             files.write_at(self._fd, data.ljust(_SIZE), 0)
 
 
-def progress_of(spool: Spool, worker: str) -> TaskProgress | None:
-    """Return the last progress report of a worker's task; None if it is missing, or invalid, which is reported."""
+def load_progress(spool: Spool, worker: str) -> TaskProgress:
+    """Return the last progress report of a worker's task.
+
+    Raises ``OSError`` as open(2), and :class:`BadRecord` for an invalid one.
+    """
     path = f"{spool.layout.worker(worker)}/progress"
     try:
         return records.load(path, _decoder)
-    except (OSError, BadRecord):  # missing, or half written: it is overwritten in place
-        return records.read(path, _decoder)
+    except BadRecord:  # race: it is overwritten in place, and may have been read half written
+        return records.load(path, _decoder)
+
+
+def progress_of(spool: Spool, worker: str) -> TaskProgress | None:
+    """Return the last progress report of a worker's task; None if it is missing, or invalid, which is reported."""
+    try:
+        return load_progress(spool, worker)
+    except (OSError, BadRecord) as error:
+        records.report(f"{spool.layout.worker(worker)}/progress", error)
+        return None

@@ -20,6 +20,7 @@ from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.bounds import Word
 from spoolpool.system.processes import ProcessId
+from spoolpool.system.records import BadRecord
 
 RENEWAL = 6 * 3600.0
 """Seconds between two renewals of the leases, and of the session's entry, of a live process."""
@@ -101,13 +102,22 @@ def list_entries(spool: Spool, session: str) -> list[str]:
     return sorted(name.removesuffix(".json") for name in names if session_of(name) == session)
 
 
-def read_session(spool: Spool, entry: str) -> SessionInfo | None:
-    """Return the content of an entry; None if it is missing, or invalid, which is reported.
+def load_session(spool: Spool, entry: str) -> SessionInfo:
+    """Return the content of an entry. Raises ``OSError`` as open(2), and :class:`BadRecord` for an invalid one.
 
     In a shared spool it must belong to the account of the session: another one could make a live process look dead.
     """
     check = functools.partial(_check_owner, spool, entry) if spool.shared else files.regular_status
-    return records.read(spool.layout.session(entry), _decoder, check=check)
+    return records.load(spool.layout.session(entry), _decoder, check=check)
+
+
+def read_session(spool: Spool, entry: str) -> SessionInfo | None:
+    """Return the content of an entry; None if it is missing, or invalid, which is reported."""
+    try:
+        return load_session(spool, entry)
+    except (OSError, BadRecord) as error:
+        records.report(spool.layout.session(entry), error)
+        return None
 
 
 def _check_owner(spool: Spool, entry: str, fd: int, path: str) -> os.stat_result:

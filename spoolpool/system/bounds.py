@@ -26,4 +26,6 @@ Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Account = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 """Number of an account."""
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
-"""Duration, or seconds since the epoch up to the year 5138: every function for times and waits takes it."""
+"""Seconds since the epoch, up to the year 5138: every function for times takes it; or a duration that is compared."""
+Timeout = Annotated[float, Meta(ge=0, le=1e9)]
+"""Duration in seconds, up to 31 years: a lock or a thread can wait for it."""

@@ -25,13 +25,15 @@ from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
 from spoolpool.maintenance import garbage
 from spoolpool.protocol import sessions
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import read_workers
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
 from tests.conftest import Workers
 from tests.faults.disk import Disk, Fault
 from tests.faults.scenarios import abandon
-from tests.support.fake_worker import Clock, Stage, dead_process, unknown_process
+from tests.support.accounts import as_root, unused_id
+from tests.support.fake_worker import Clock, Stage, announce, dead_process, unknown_process
 from tests.support.processes import run_script, start_script
 from tests.support.waiting import LIMIT
 
@@ -547,3 +549,26 @@ def test_results_are_escaped_for_the_terminal(stage: Stage) -> None:
     stage.work(tasks=2)
     shown = spool_command("results", stage.spool.path, "inbox").stdout
     assert "\x1b" not in shown and "[31mred" in shown
+
+
+@as_root
+def test_session_entry_of_another_account_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool.create(tmp_path / "shared", mode="group", group=str(os.getegid()), durability="none")
+    spool.open_session("named")
+    process = msgspec.to_builtins(dead_process())
+    path = Path(spool.layout.session(sessions.entry_of("named", "12345678", keeps=True)))
+    path.write_text(json.dumps({"process": process, "user": "u", "keeps": True}), encoding="utf-8")
+    assert sessions.session_state(spool, "named") == "dead"
+    os.chown(path, unused_id(), -1)
+    assert sessions.session_state(spool, "named") == "unknown"
+    assert f"{path.name} belongs to" in caplog.text
+
+
+@as_root
+def test_worker_is_shown_with_the_account_of_its_entry(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path / "shared", mode="group", group=str(os.getegid()), durability="none")
+    worker = announce(spool, unknown_process())
+    assert [info.user for info in read_workers(spool)] == [account_name(os.geteuid())]
+    other = unused_id()
+    os.chown(f"{spool.layout.worker(worker)}/info.json", other, -1)
+    assert [info.user for info in read_workers(spool)] == [account_name(other)]

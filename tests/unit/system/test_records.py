@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from spoolpool.errors import NotTrusted
 from spoolpool.format.config import Config
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.pool.batch_jobs import JobRecord
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.progress import TaskProgress
@@ -38,6 +39,8 @@ RECORDS: dict[type, dict[str, Any]] = {
     Config: {"format": 1, "id": "00"},
     Event: {"t": 1.0, "event": "task"},
     ProcessId: PROCESS,
+    TaskHeader: {"task": "t", "session": "s", "lane": "l", "bucket": "b"},
+    OutcomeHeader: {"task": "t", "kind": "result", "worker": "w"},
 }
 """Each kind of record, with its required fields."""
 
@@ -225,6 +228,16 @@ ABSURD = [
     (Config, {"id": "../../x"}),
     (Config, {"id": "\x1b"}),
     (Config, {"keep": {"results": -1}}),
+    (TaskHeader, {"not_before": 1e300}),
+    (TaskHeader, {"submitted": -1e300}),
+    (TaskHeader, {"time_limit": 1e10}),
+    (TaskHeader, {"retry_delay": 1e10}),
+    (TaskHeader, {"retries": -1}),
+    (TaskHeader, {"max_attempts": 0}),
+    (TaskHeader, {"memory": -1}),
+    (OutcomeHeader, {"ended": 1e300}),
+    (OutcomeHeader, {"attempt": 0}),
+    (OutcomeHeader, {"ranks": 10**30}),
     (Event, {"t": 1e300}),
     (Event, {"t": -1}),
     (Event, {"ended": 1e300}),
@@ -307,7 +320,8 @@ def test_any_content_is_a_record_in_range_or_a_bad_record(found: tuple[type, byt
             assert len(value) <= 1 << 16
 
 
-def test_number_of_messages_is_bounded(said: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_number_of_messages_is_bounded(said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_log, "_BURST", 100.0)
     for number in range(20_000):
         records.report(f"/spool/workers/{number}", BadRecord(f"/spool/workers/{number}", "it is torn"))
     assert 50 <= len(said.messages) <= 300
