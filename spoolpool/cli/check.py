@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 
 import click
 
@@ -12,6 +13,8 @@ from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, report_errors
 from spoolpool.maintenance import check as checking
 from spoolpool.protocol.spool import Spool
+
+_MOST_LINES = 100  # findings of one kind: other accounts can cause any number
 
 
 @click.command()
@@ -34,10 +37,18 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
         findings = [{**dataclasses.asdict(each), "repairable": each.repairable} for each in left]
         click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))
     else:
-        for line in done:
+        for line in done[:_MOST_LINES]:
             echo_escaped(f"{'done':<14} {line}")
+        if len(done) > _MOST_LINES:
+            click.echo(f"{'done':<14} {len(done) - _MOST_LINES} more; --json lists all.")
+        shown: Counter[str] = Counter()
         for each in left:
-            echo_escaped(f"{each.kind:<14} {each.path}: {each.text}.")
+            shown[each.kind] += 1
+            if shown[each.kind] <= _MOST_LINES:
+                echo_escaped(f"{each.kind:<14} {each.path}: {each.text}.")
+        for kind, count in shown.items():
+            if count > _MOST_LINES:
+                click.echo(f"{kind:<14} {count - _MOST_LINES} more; --json lists all.")
         if not left:
             click.echo(f"{spool.path}: nothing is wrong.")
     sys.exit(1 if left else 0)

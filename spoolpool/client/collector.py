@@ -41,6 +41,7 @@ log = logging.getLogger("spoolpool.session")
 _ID = len(new_task_id())
 _FIRST_POLL, _LAST_POLL = 0.0005, 1.0  # seconds between two listings, growing
 _CHECK_SECONDS = 5.0  # time without an outcome until the next check of the spool and of its worker groups
+_MOST_NAMES = 10_000  # names of unreadable outcomes that are remembered before the missing ones are forgotten
 _MANY = 100  # pending tasks from which on outcomes are collected in batches
 _BATCH_SECONDS = 0.002
 
@@ -259,6 +260,10 @@ class Collector:
             names = [name for name in names if name[:_ID] in pending]
         else:
             names = [name for name in names if not retention.is_retained(name[:_ID])]
+        if len(unreadable) + len(self._ignored) > _MOST_NAMES:  # of outcomes that others removed since
+            self._ignored.intersection_update(names)
+            for name in unreadable.keys() - set(names):
+                del unreadable[name]
         listed = time.monotonic() - began
         collected = sum(self._collect(task_file, unreadable) for task_file in map(parse_task_file, names) if task_file)
         if collected and listed > 0.001:  # thousands are retained: spend at most a fifth of the time on listing them

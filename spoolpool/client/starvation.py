@@ -41,7 +41,9 @@ class StarvationMonitor:
         unserved = {lane for lane in wanted if not self._is_still_served(lane)}
         if not unserved:
             return
-        alive = [info for info in workers.read_workers(self._spool) if self._liveness.is_alive(info)]
+        infos = workers.read_workers(self._spool)
+        self._liveness.keep_only({info.worker for info in (*infos, *self._serves.values())})
+        alive = [info for info in infos if self._liveness.is_alive(info)]
         for lane in unserved:
             reason = workers.why_unserved(lane, alive)
             if reason is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
@@ -19,7 +20,7 @@ from spoolpool.format.names import (
     parse_lane,
 )
 from spoolpool.system import records
-from spoolpool.system.bounds import Bytes, Count, Positive, Seconds
+from spoolpool.system.bounds import Bytes, Count, Positive, Seconds, Timeout
 from spoolpool.system.records import BadRecord
 
 Kind = Literal["result", "error", "cancelled", "lost"]
@@ -49,9 +50,9 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Claims that may end with the death of the worker."""
     retries: Count = 0
     """Further attempts after the call raised."""
-    retry_delay: Seconds = 1.0
+    retry_delay: Timeout = 1.0
     """Seconds before the first retry; doubled for each further one."""
-    time_limit: Seconds = 0.0
+    time_limit: Timeout = 0.0
     """Seconds after which the call is interrupted; 0: no limit."""
     cwd: str = ""
     """Working directory of the call; empty: that of the worker."""
@@ -165,7 +166,7 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
     ):  # the usual case
         return header
     wrong = [
-        f"{field} {value!r}"
+        f"{field} {reprlib.repr(value)}"
         for field, value, good in (
             ("task", header.task, is_task_id(header.task)),
             ("session", header.session, is_session(header.session)),

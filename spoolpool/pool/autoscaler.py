@@ -43,6 +43,9 @@ from spoolpool.system.processes import ProcessId
 
 log = logging.getLogger(__name__)
 
+_MOST_LANES = 1000  # lanes with waiting tasks that a round considers
+_MOST_OBSTACLES = 20  # lanes without a submission that a round reports
+
 
 class Autoscaler:
     """Submits and cancels batch jobs like ``job`` for the lanes of a spool.
@@ -112,19 +115,24 @@ class Autoscaler:
         own = [job for job in jobs if job.record.lane and job.record.session == self._session]
         journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
         obstacles = {}
+        untold = 0
         try:
             for decision in decide(self._state(own, only), self._policy):
                 if decision.action == "none":
                     # without the numbers before the semicolon, which change from round to round
                     obstacles[decision.lane] = decision.reason.partition(";")[2]
                     if self._obstacles.get(decision.lane) != obstacles[decision.lane]:
-                        messages.append(f"Nothing is submitted for {decision.lane}: {decision.reason}.")
+                        untold += 1
+                        if untold <= _MOST_OBSTACLES:
+                            messages.append(f"Nothing is submitted for {decision.lane}: {decision.reason}.")
                     continue
                 messages.append(self._act(decision))
                 journal.write("autoscaled", text=messages[-1])
         finally:
             self._obstacles = obstacles
             journal.close()
+        if untold > _MOST_OBSTACLES:
+            messages.append(f"Nothing is submitted for {untold - _MOST_OBSTACLES} more lanes.")
         return messages
 
     def release_tasks(self) -> list[str]:
@@ -194,11 +202,15 @@ class Autoscaler:
                 yield f"Job {job.id} was cancelled: its executor has died."
 
     def _state(self, own: list[SpoolJob], only: set[str] | None) -> ScalingState:
-        waiting = {lane: n for lane, n in waiting_tasks(self._spool).items() if only is None or lane in only}
+        found = {lane: n for lane, n in waiting_tasks(self._spool).items() if only is None or lane in only}
+        # others can make any number of lanes; the ones with the most tasks come first in any case
+        waiting = dict(sorted(found.items(), key=lambda each: -each[1])[:_MOST_LANES])
         names = {job.record.name for job in own}
         lanes = {*waiting, self._policy.home}
         sources: dict[str, set[str]] = {lane: set() for lane in lanes}
-        for info in workers.read_workers(self._spool):
+        infos = workers.read_workers(self._spool)
+        self._liveness.keep_only({info.worker for info in infos})
+        for info in infos:
             if info.batch not in names and self._liveness.is_alive(info):
                 for lane in lanes:
                     wanted = parse_lane(lane)

@@ -132,11 +132,13 @@ class BatchPool:
 
     def _check_ended_jobs(self) -> None:
         """Count jobs that ended before one of their groups registered; give up after several in a row."""
-        started = {info.batch for info in workers.read_workers(self._spool)}
+        named = {info.batch for info in workers.read_workers(self._spool)}
+        jobs = batch_jobs.find_jobs(self._spool)
+        started = named.intersection(job.record.name for job in jobs)
         if started - self._started:
             self._started |= started
             self._failures = 0
-        for job in batch_jobs.find_jobs(self._spool):
+        for job in jobs:
             name = job.record.name
             if job.record.session != self._session or job.state != "over" or name in self._checked or self.broken:
                 continue

@@ -12,8 +12,9 @@ from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
+from spoolpool.system.limited_log import LimitedLog
 
-log = logging.getLogger(__name__)
+_reported = LimitedLog(logging.getLogger(__name__))
 
 _LIST_EVERY = 1.0  # seconds
 
@@ -98,7 +99,8 @@ class CancelRequests:
             return task_file.task in self._names
         requester = files.owner(f"{self._spool.layout.cancel}/{task_file.task}")
         if requester not in (None, owner, self._spool.owner):
-            log.warning("%s asks to cancel a task of %s: it runs.", account_name(requester), account_name(owner))
+            accounts = account_name(requester), account_name(owner)
+            _reported.warning(task_file.task, "{} asks to cancel a task of {}: it runs.".format(*accounts))
         return requester in (owner, self._spool.owner)
 
     def withdraw(self, task: str) -> None:

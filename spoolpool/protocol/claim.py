@@ -23,9 +23,11 @@ from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import outcome_label
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.processes import hostname
 
 log = logging.getLogger(__name__)
+_reported = LimitedLog(log)
 
 _MESSAGE = 4096  # characters of a message in a header
 
@@ -234,8 +236,8 @@ class Claim:
 def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> None:
     """Move a claimed task file to ``failed/``; its header may be unreadable."""
     target = f"{spool.layout.failed}/{task_file.name}"
-    log.warning("%s It is kept as %s.", reason, files.display_path(target))
+    _reported.warning(target, f"{reason} It is kept as {files.display_path(target)}.")
     try:
         spool.in_directory(spool.layout.failed, lambda: files.move(spool.layout.claimed_task(task_file), target))
     except OSError as error:  # it stays claimed; recovery will meet it again
-        log.warning("Cannot set aside %s: %s", task_file.name, error)
+        _reported.warning(f"cannot {target}", f"Cannot set aside {task_file.name}: {error}")

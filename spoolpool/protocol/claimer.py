@@ -28,6 +28,7 @@ from spoolpool.security.signing import task_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
+from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.locks import Lock, try_lock
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 _KEY_RETRY = 60.0  # seconds before retrying a file whose signing key is missing
 _UNUSABLE, _MOST_UNUSABLE = 64, 4096  # unusable files of one bucket before the others are tried; doubled each time
 _CONFLICTS = 3  # names in a row that others took first; after one more the other buckets are tried
-_BUSY = 1000  # files with busy locks; beyond that number old ones are forgotten
+_BUSY, _MOST_BUSY = 1000, 10_000  # files with busy locks: the old ones are forgotten, and no new ones are noted
 _REFUSED = 100_000  # refused paths that are remembered
 
 _CANNOT_OPEN = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
@@ -71,6 +72,7 @@ class Claimer:
         self._unusable = 0  # files that could not be claimed or read, of all buckets
         self._unusable_limit = _UNUSABLE
         self._busy: dict[str, float] = {}
+        self._log = LimitedLog(log)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -208,8 +210,10 @@ class Claimer:
         if try_lock(fd) is not Lock.BUSY:
             self._busy.pop(task_file.name, None)
             return True
-        if len(self._busy) > _BUSY:
+        if len(self._busy) > _BUSY and task_file.name not in self._busy:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
+            if len(self._busy) > _MOST_BUSY:  # as many locks as that are held on purpose
+                return False
         return now - self._busy.setdefault(task_file.name, now) > self._patience
 
     def _read_signed(self, fd: int, size: int, path: str, task_file: TaskFile) -> Envelope | None:
@@ -300,7 +304,7 @@ class Claimer:
     def _refuse(self, path: str, reason: str) -> None:
         self._unusable += 1
         if path not in self._refused:
-            log.warning("%s", reason)
+            self._log.warning(path, reason)
         if len(self._refused) > _REFUSED:  # a flood of junk: check files twice rather than grow
             self._refused.clear()
             self._without_key.clear()

@@ -31,6 +31,17 @@ def retry_delay(header: TaskHeader, attempt: int) -> float:
     return min(_LONGEST, header.retry_delay * 2.0 ** max(0, attempt - 2))
 
 
+def _essentials(header: TaskHeader) -> TaskHeader:
+    """Return the fields that are needed to make a task ready: a whole header can be a thousand times as large."""
+    return TaskHeader(
+        task=header.task,
+        session=header.session,
+        lane=header.lane,
+        bucket=header.bucket,
+        not_before=header.not_before,
+    )
+
+
 def make_ready(spool: Spool, header: TaskHeader, task_file: TaskFile) -> bool:
     """Move a task from ``waiting/`` to its bucket; return whether this call did it.
 
@@ -129,7 +140,7 @@ class DelayedTasks:
         """Return whether a task is not to start yet; then note when it is due."""
         left = header.not_before - self._spool.server_time() if header.not_before else 0.0
         if left > 0:
-            self._headers[task_file] = header
+            self._headers[task_file] = _essentials(header)
             self._due[task_file] = time.monotonic() + left
         return left > 0
 
@@ -140,7 +151,7 @@ class DelayedTasks:
                 header, _ = read_opened_task(self._spool, fd, path, task_file)
             if header.task == task_file.task:
                 passed = max(0.0, self._spool.server_time() - status.st_ctime) if self._dated else 0.0
-                self._headers[task_file] = header
+                self._headers[task_file] = _essentials(header)
                 self._due[task_file] = time.monotonic() + retry_delay(header, task_file.attempt) - passed
 
     # -- dependencies

@@ -17,7 +17,7 @@ from spoolpool.system import files
 _FRESH = 1.0  # seconds for which a listing is used: a more urgent task may be overlooked for that long
 _RELIST = 0.1  # seconds after a full listing in which the last bucket alone is listed again when it is used up
 _UNUSABLE = 10.0  # seconds for which a bucket comes last if this worker can use none of its files
-_WATCHED = 64  # buckets to watch; tasks in the others are found by listing
+_WATCHED = 64  # lanes and buckets to watch; tasks in the others are found by listing
 
 _BITS = 12  # of a checksum, at most
 _CALM = 16  # claims without a conflict after which a claimer enlarges its subset
@@ -71,7 +71,7 @@ class ReadyListing:
     def directories(self) -> set[str]:
         """Return the directories in which new tasks may appear."""
         where = self._spool.layout
-        found = {where.ready, *(where.lane(lane.name) for lane in self._lanes)}
+        found = {where.ready, *(where.lane(lane.name) for lane in self._lanes[-_WATCHED:])}
         return found | {where.bucket(bucket.lane, bucket.name) for bucket in self._buckets[-_WATCHED:]}
 
     def refresh(self) -> None:

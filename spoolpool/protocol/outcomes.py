@@ -13,8 +13,9 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
+from spoolpool.system.limited_log import LimitedLog
 
-log = logging.getLogger(__name__)
+_reported = LimitedLog(logging.getLogger(__name__))
 
 
 def read_outcome(
@@ -64,7 +65,7 @@ def is_complete(
         status = os.fstat(fd)
         if spool.shared and status.st_uid != writer:
             shown = files.display_path(path)
-            log.warning("%s is not of the worker %s: it was left alone.", shown, task_file.worker)
+            _reported.warning(shown, f"{shown} is not of the worker {task_file.worker}: it was left alone.")
             return False
         spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
     except NoKey:

@@ -19,9 +19,14 @@ from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_opened_task, read_owned_task
 from spoolpool.system import files
+from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.locks import Lock, try_lock
 
 log = logging.getLogger(__name__)
+_reported = LimitedLog(log)
+
+_MOST_LINES = 1000  # of text about the tasks that one round recovered: members of a group can make up claims
+_MOST_SEEN = 100_000  # outcomes without a purpose that are remembered for their second check
 
 _EXIT_SECONDS = 2.0  # for a supervisor to record how its worker ended; it looks twice a second
 
@@ -67,6 +72,7 @@ class Recovery:
         }
         if self._me in claims:
             dead[self._me] = True
+        count = 0
         for worker, lock_expired in dead.items():
             for task_file in claims.get(worker, []):
                 try:
@@ -75,8 +81,11 @@ class Recovery:
                     # stop with this one: whatever happened, the next round sees the true state
                     log.info("Cannot recover %s now: %s", task_file.name, error)
                     continue
-                if line:
+                count += bool(line)
+                if line and count <= _MOST_LINES:
                     done.append(line)
+        if count > _MOST_LINES:
+            done.append(f"{count - _MOST_LINES} more tasks")
         if dead.keys() - self._swept:
             for session in filter(is_session, files.list_names(self._spool.layout.outgoing)):
                 self.sweep(session, dead)
@@ -196,15 +205,16 @@ class Recovery:
             self._first_seen.pop(path, None)
             return
         now = time.monotonic()
+        if path not in self._first_seen and len(self._first_seen) >= _MOST_SEEN:  # a later sweep finds it
+            return
         first = self._first_seen.setdefault(path, now)
         if now - first >= max(self._spool.config.lease, self._spool.config.caches):
             try:
                 outgoing = self._spool.directory(f"{self._spool.layout.outgoing}/{session}")
                 files.remove(f"{outgoing}/{task_file.name}")
             except (FileNotFoundError, NotTrusted) as error:
-                log.warning(
-                    "Cannot remove the outcome %s, which belongs to no task: %s", files.display_path(path), error
-                )
+                shown = files.display_path(path)
+                _reported.warning(shown, f"Cannot remove the outcome {shown}, which belongs to no task: {error}")
             del self._first_seen[path]
 
     def has_discards(self, worker: str) -> bool:

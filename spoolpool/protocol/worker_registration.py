@@ -24,6 +24,7 @@ End = Literal["done", "renew"]
 _END = "end"  # name of its file in the entry
 _ENDS: tuple[End, ...] = get_args(End)
 _UNFINISHED = "unfinished"  # second word in it: recoverers must still see an entry
+_MOST_LACKS = 100  # files that say which packages are missing
 
 
 class Registration:
@@ -43,6 +44,7 @@ class Registration:
         self._worker = info.worker
         self._directory = spool.layout.worker(info.worker)
         self._stop = f"{self._directory}/stop"
+        self._lacks: set[str] = set()
         with files.translate_errors(f"announce a worker group in {spool.path}"):
             try:
                 spool.make_directories(self._directory)
@@ -65,7 +67,13 @@ class Registration:
         return self._directory
 
     def report_lack(self, tag: str, instead: str) -> None:
-        """Record in the entry why this worker takes no tasks with this tag; harmless when repeated."""
+        """Record in the entry why this worker takes no tasks with this tag; harmless when repeated.
+
+        Only so many tags are recorded: other accounts may ask for any number of packages.
+        """
+        if tag in self._lacks or len(self._lacks) >= _MOST_LACKS:
+            return
+        self._lacks.add(tag)
         with contextlib.suppress(OSError):  # it exists already; or the server is away: nothing depends on it
             self._spool.write_public(f"{self._directory}/{lack_file(tag)}", [instead.encode()])
 

@@ -41,7 +41,7 @@ def is_requirement(tag: str) -> bool:
     return "==" in tag
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # other accounts may ask for any number of packages
 def lacks(tag: str) -> str | None:
     """Return None where the package of a tag is installed in the required version, else a text about this host's."""
     name, _, version = tag.partition("==")

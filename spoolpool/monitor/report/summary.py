@@ -6,7 +6,9 @@ import heapq
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import get_args
 
+from spoolpool.format.headers import Kind
 from spoolpool.format.names import submitted_at
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.scan import SpoolScanner
@@ -14,6 +16,8 @@ from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool
 
+_GROUPS = 20_000  # worker groups with an entry of their own
+_ENDS = frozenset(get_args(Kind))
 _NAMES = 500  # functions with an entry of their own
 _KINDS = 500  # kinds of failures with an entry of their own, besides one for each function
 _LAST = 50  # failures and recoveries that are listed
@@ -121,16 +125,17 @@ class _Reader:
             self._read_group(event)
 
     def _read_group(self, event: Event) -> None:
-        group = self._summary.groups.get(event.by)
+        by = event.by if event.by in self._summary.groups or len(self._summary.groups) < _GROUPS else _OTHERS
+        group = self._summary.groups.get(by)
         if group is None:
-            group = self._summary.groups[event.by] = GroupSummary(event.host, begin=event.started or event.t)
+            group = self._summary.groups[by] = GroupSummary(event.host, begin=event.started or event.t)
         group.end = max(group.end, event.t)
         if event.event == "worker started":
             group.job, group.ranks = event.job, max(1, event.ranks)
         elif event.started and event.event in ("task", "raised"):
-            self._read_attempt(event, group)
+            self._read_attempt(event, group, by)
 
-    def _read_attempt(self, event: Event, group: GroupSummary) -> None:
+    def _read_attempt(self, event: Event, group: GroupSummary, row: str) -> None:
         found = self._summary
         ended = event.ended or event.t
         seconds = max(0.0, ended - event.started)
@@ -140,7 +145,7 @@ class _Reader:
         group.tasks += 1
         group.busy += seconds
         found.running.add(event.started, ended)
-        found.bars.add(event.by, Bar(event.started, ended, name, event.task[-10:], failed=failed))
+        found.bars.add(row, Bar(event.started, ended, name, event.task[-10:], failed=failed))
         found.durations.setdefault(name, Distribution()).add(event.ran or seconds)
         if event.ran:
             found.overhead.add(seconds - event.ran)
@@ -158,7 +163,8 @@ class _Reader:
             found.retried += 1
         else:
             found.tasks += 1
-            found.kinds[event.kind or "result"] += 1
+            kind_of_end = event.kind or "result"
+            found.kinds[kind_of_end if kind_of_end in _ENDS else _OTHERS] += 1
             found.dropped += not event.published
 
     def _id(self, name: str) -> int:

@@ -11,15 +11,17 @@ from unittest import mock
 import pytest
 
 from spoolpool import Sbatch, Spool
-from spoolpool.format.names import Lane, new_worker_id
+from spoolpool.format.names import Lane, new_worker_id, parse_lane
 from spoolpool.pool import autoscaler, batch_jobs, batch_pool
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_pool import BatchPool
 from spoolpool.pool.batch_system import Job
 from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.protocol import delayed_tasks
+from spoolpool.protocol.workers import remove_worker
 from tests.support import tasks
 from tests.support.fake_worker import LANE, Clock, Stage, announce, unknown_process
+from tests.support.task_files import put
 
 
 @pytest.fixture
@@ -189,3 +191,47 @@ def test_an_executor_with_batch_jobs_releases_its_delayed_tasks(
     clock.sleep(100)
     pool.step({LANE})
     assert (submitted, places(stage)) == ([LANE], ["ready"])
+
+
+def test_lanes_that_no_worker_here_would_serve_cause_few_messages(stage: Stage, submitted: list[str]) -> None:
+    shape = parse_lane(LANE)
+    assert shape is not None
+    for number in range(100):
+        put(stage.spool, "waiting", lane=shape._replace(tags=(f"tag{number}",)).name)
+    scaler = make_scaler(stage.spool)
+    messages = scaler.round()
+    assert (submitted, len(messages)) == ([], 21)
+    assert messages[-1] == "Nothing is submitted for 80 more lanes."
+    assert scaler.round() == []
+
+
+def test_number_of_lanes_that_a_round_considers_is_bounded(
+    stage: Stage, submitted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoscaler, "_MOST_LANES", 10)
+    shape = parse_lane(LANE)
+    assert shape is not None
+    for number in range(30):
+        put(stage.spool, "waiting", lane=shape._replace(ranks=number + 2).name)
+    for _ in range(2):
+        put(stage.spool, "waiting")
+    make_scaler(stage.spool).round()
+    assert LANE in submitted
+
+
+def test_workers_that_are_gone_are_forgotten(stage: Stage, submitted: list[str]) -> None:
+    scaler = make_scaler(stage.spool)
+    for _ in range(20):
+        worker = announce(stage.spool, unknown_process())
+        scaler.round()
+        remove_worker(stage.spool, worker)
+    assert len(scaler._liveness._seen) <= 1
+
+
+@pytest.mark.parametrize("content", [b'{"a":' * 100_000, b'{"process": NaN}', b"", bytes(1 << 17)])
+def test_hostile_entries_of_workers_hold_up_no_job(stage: Stage, submitted: list[str], content: bytes) -> None:
+    worker = announce(stage.spool, unknown_process())
+    Path(stage.spool.layout.worker(worker), "info.json").write_bytes(content)
+    stage.submit()
+    make_scaler(stage.spool).round()
+    assert submitted == [LANE]
