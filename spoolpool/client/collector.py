@@ -322,7 +322,12 @@ class Collector:
             future.mark_cancelled()
             self._pending.mark_delivered(future, task_file, "cancelled")
         elif not self._pending.retention.was_delivered(task_file):  # of an earlier run
-            header = read_task(self._spool, marker, task_file)
+            try:
+                header = read_task(self._spool, marker, task_file)
+            except SpoolpoolError as error:  # torn or foreign: it names no dependencies that could be released
+                self._ignored.add(task_file.name)
+                log.warning("Ignoring %s: %s", files.display_path(marker), error)
+                return False
             self._pending.retention.add_delivered(task_file, "cancelled", header, submitted_by_this_run=False)
         return self._pending.retention.discard_if_unneeded(task_file)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from spoolpool import Executor
 from spoolpool.cli.spool import main
 from spoolpool.client import starvation
-from spoolpool.format.names import new_worker_id
+from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, new_worker_id
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import records
 from spoolpool.system.limited_log import LimitedLog
@@ -212,3 +212,13 @@ def test_names_with_terminal_controls_do_not_reach_the_terminal(spool: Spool) ->
     for command in ("ls", "status", "graph", "journal", "check"):
         result = CliRunner().invoke(main, [command, spool.path])
         assert "\x1b" not in result.output + result.stderr, command
+
+
+def test_torn_file_of_a_cancelled_task_does_not_end_the_collector(spool: Spool, worker: Workers) -> None:
+    with Executor(spool=spool.path) as executor:
+        future = executor.submit(pow, 2, 5)
+        junk = Path(spool.layout.results, executor.info["session"], TaskFile(new_task_id(), 1, 1, CANCELLED).name)
+        junk.write_bytes(b"junk")
+        worker(spool)
+        assert future.result(LIMIT) == 32
+    assert junk.exists()
