@@ -20,9 +20,19 @@ from typing import IO, Any
 import msgspec
 
 from spoolpool.calls import pickling
+from spoolpool.calls.definitions import (
+    fill_class,
+    fill_module,
+    import_local,
+    load_class,
+    load_function,
+    make_cached,
+    make_cached_property,
+    scope_of_local,
+)
 from spoolpool.calls.exceptions import fill_exception, make_exception
 from spoolpool.calls.isolation import PickledCall, load, needs_isolation, run_calls, run_pickled
-from spoolpool.calls.pickling import fill_module, import_optional, join_parts, stored_object, substitute, task_result
+from spoolpool.calls.pickling import import_optional, join_parts, stored_object, substitute, task_result
 from spoolpool.calls.results import remote_error
 from spoolpool.context import current_task, task_or_none
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
@@ -34,14 +44,21 @@ __all__ = [
     "Command",
     "PackResults",
     "ask_shell",
+    "fill_class",
     "fill_exception",
     "fill_module",
+    "import_local",
     "import_optional",
     "join_parts",
+    "load_class",
+    "load_function",
+    "make_cached",
+    "make_cached_property",
     "make_exception",
     "run_chunk",
     "run_pack",
     "run_program",
+    "scope_of_local",
     "start_shell",
     "stored_object",
     "substitute",

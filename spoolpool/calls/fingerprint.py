@@ -29,7 +29,7 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from spoolpool import settings
-from spoolpool.calls import pickling
+from spoolpool.calls import modules, pickling
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.system.user_code import describe_error, is_interrupt
 
@@ -372,7 +372,7 @@ def _globals_of(code: types.CodeType) -> dict[str, frozenset[str]]:
 def _library_version(name: str) -> str | None:
     """Return the version of a module's library, possibly empty; None for a module that belongs to no library."""
     top = name.partition(".")[0]
-    if not pickling.is_library(name):
+    if not modules.is_library(name):
         return None
     version = getattr(sys.modules.get(top), "__version__", "")
     return version if isinstance(version, str) else ""

@@ -1,35 +1,36 @@
 """Pickling of calls and results: cloudpickle, protocol 5, large buffers out of band.
 
-Functions of ``__main__``, of a notebook or of a module that is not installed are pickled by value, because the worker
-could not import them. Installed modules are pickled by reference.
+Definitions of ``__main__``, of a notebook or of a module that is not installed are pickled by value, because a worker
+could not import them (:mod:`spoolpool.calls.definitions`). Installed modules are pickled by reference.
 """
 
 from __future__ import annotations
 
 import functools
-import glob
 import importlib
 import io
+import logging
 import os
 import pickle
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from spoolpool.calls import modules
+from spoolpool.calls.definitions import Definitions, by_reference, is_worker
 from spoolpool.calls.exceptions import Reason, reduce_exception
 from spoolpool.errors import BadRequest, NotPicklable, NotUnpicklable, SpoolpoolError
 from spoolpool.format.envelope import Buffer
 from spoolpool.system.user_code import describe_error, describe_value, is_interrupt, printable
 
+log = logging.getLogger(__name__)
+
 OUT_OF_BAND = 32768
 """Size in bytes from which a buffer is written beside the pickle, page-aligned, instead of into it."""
-
-_SET_BY_IMPORT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 _PLAIN_CONTAINERS = frozenset({tuple, list, dict})
@@ -127,6 +128,28 @@ def dumps(
     exceptions that cannot be pickled; ``linked`` is false to leave out their causes and contexts. Raises
     :class:`NotPicklable` with the message of cloudpickle, and the :class:`BadRequest` of ``refer``.
     """
+    try:
+        if _is_plain(value):  # without the look at definitions it takes a third of the time
+            return pickle.dumps(value, protocol=5), []
+        return _dump(value, _Options(refer, _why_not_picklable if leave_out else None, linked))
+    except BadRequest:
+        raise
+    except BaseException as error:  # a __reduce__ may raise anything
+        if is_interrupt(error):
+            raise
+        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle raises it as a cause
+            raise NotPicklable(f"{describe_value(value)} cannot be pickled: it is nested too deeply.") from None
+        raise NotPicklable(f"{describe_value(value)} cannot be pickled: {describe_error(error)}") from error
+
+
+class _Options(NamedTuple):
+    refer: Refer | None
+    reason: Reason | None
+    linked: bool
+
+
+def _dump(value: object, options: _Options) -> tuple[Buffer, list[Buffer]]:
+    """Pickle a value. Local modules whose definitions cannot be pickled by value are named instead."""
     buffers: list[Buffer] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -136,25 +159,57 @@ def dumps(
         buffers.append(raw)
         return False
 
+    stream = io.BytesIO()
+    pickler = _pickler()(stream, protocol=5, buffer_callback=keep)
+    pickler.options = options
+    pickler.definitions = found = Definitions()
     try:
-        if _is_plain(value):  # without a check of modules it takes a third of the time
-            return pickle.dumps(value, protocol=5), buffers
-        _register_local_modules()
-        stream = io.BytesIO()
-        pickler = _pickler()(stream, protocol=5, buffer_callback=keep)
-        pickler.refer = refer
-        pickler.reason = _why_not_picklable if leave_out else None
-        pickler.linked = linked
         pickler.dump(value)
     except BadRequest:
         raise
-    except BaseException as error:  # a __reduce__ may raise anything
+    except BaseException as error:
+        if is_interrupt(error) or isinstance(error.__cause__ or error, RecursionError):
+            raise
+        if not _import_instead(value, options, found.local, error):
+            raise
+        return _dump(value, options)
+    return stream.getvalue(), buffers  # no copy: BytesIO returns the bytes that it filled
+
+
+def _import_instead(value: object, options: _Options, local: Iterable[str], error: BaseException) -> bool:
+    """Let workers import local modules, as few as possible, if the value can be pickled then."""
+    # the last one first: pickling failed there
+    candidates = [name for name in reversed(list(local)) if modules.root_of(name) is not None]
+    chosen = next(([name] for name in candidates if _is_picklable(value, options, [name])), candidates)
+    if not chosen or not _is_picklable(value, options, chosen):
+        return False
+    for name in list(chosen):
+        fewer = [each for each in chosen if each != name]
+        if fewer and _is_picklable(value, options, fewer):
+            chosen = fewer
+    by_reference.update(chosen)
+    log.log(
+        logging.DEBUG if is_worker() else logging.WARNING,  # the submitter has said it
+        "Workers import %s from %s, because it cannot be sent as it is here (%s). Changes of its variables in this "
+        "process are not sent.",
+        ", ".join(chosen),
+        ", ".join(sorted({str(modules.root_of(name)) for name in chosen})),
+        describe_error(error),
+    )
+    return True
+
+
+def _is_picklable(value: object, options: _Options, names: list[str]) -> bool:
+    """Return whether a value can be pickled if workers import these local modules."""
+    pickler = _pickler()(io.BytesIO(), protocol=5, buffer_callback=lambda _: False)
+    pickler.options, pickler.definitions = options, Definitions(names)
+    try:
+        pickler.dump(value)
+    except BaseException as error:
         if is_interrupt(error):
             raise
-        if isinstance(error.__cause__ or error, RecursionError):  # cloudpickle raises it as a cause
-            raise NotPicklable(f"{describe_value(value)} cannot be pickled: it is nested too deeply.") from None
-        raise NotPicklable(f"{describe_value(value)} cannot be pickled: {describe_error(error)}") from error
-    return stream.getvalue(), buffers  # no copy: BytesIO returns the bytes that it filled
+        return False
+    return True
 
 
 def _why_not_picklable(value: object) -> str | None:
@@ -176,40 +231,30 @@ def _pickler() -> Callable[..., Any]:
     _import_wire()
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-        refer: Refer | None = None
-        reason: Reason | None = None
-        linked = True
+        options: _Options
+        definitions: Definitions
 
         def reducer_override(self, value: object) -> Any:
             if isinstance(value, Future):
                 return self._replacement_of(value)
-            if isinstance(value, ObjectRef) and self.refer is not None:
-                self.refer(value)
+            if isinstance(value, ObjectRef) and self.options.refer is not None:
+                self.options.refer(value)
+            reduced: Any = NotImplemented
             if isinstance(value, BaseException):
-                reduced = reduce_exception(value, self.reason, self.linked)
-                return reduced if reduced is not NotImplemented else super().reducer_override(value)
-            if not isinstance(value, types.ModuleType):
-                return super().reducer_override(value)
-            if value.__name__.startswith("spoolpool."):
-                return import_optional, (value.__name__,)
-            if value.__name__ not in _local:
-                return super().reducer_override(value)
-            # cloudpickle makes and fills a module in one step, which for a cycle of modules is an endless recursion
-            state = {key: each for key, each in vars(value).items() if key not in _SET_BY_IMPORT}
-            return types.ModuleType, (value.__name__,), state, None, None, fill_module
+                reduced = reduce_exception(value, self.options.reason, self.options.linked)
+            elif isinstance(value, types.ModuleType) and value.__name__.startswith("spoolpool."):
+                reduced = import_optional, (value.__name__,)
+            else:
+                reduced = self.definitions.reduce(value, self)
+            return super().reducer_override(value) if reduced is NotImplemented else reduced
 
         def _replacement_of(self, future: Future[Any]) -> Any:
-            if self.refer is None:
+            if self.options.refer is None:
                 raise NotPicklable("a future can only be an argument of submit(): send its result() instead.")
-            found = self.refer(future)
+            found = self.options.refer(future)
             return (task_result, tuple(found)) if isinstance(found, Reference) else (substitute, (found,))
 
     return Pickler
-
-
-def fill_module(module: types.ModuleType, state: dict[str, object]) -> None:
-    """Set the attributes of a module that was pickled by value."""
-    vars(module).update(state)
 
 
 def import_optional(name: str) -> types.ModuleType | None:
@@ -239,7 +284,7 @@ def join_parts(payload: Buffer, *buffers: Buffer) -> object:
     return pickle.loads(payload, buffers=buffers)
 
 
-for _function in (task_result, stored_object, substitute, fill_module, import_optional, join_parts):
+for _function in (task_result, stored_object, substitute, import_optional, join_parts):
     _function.__module__ = "spoolpool.wire"  # files contain these names; spoolpool.wire lists them
 
 
@@ -317,81 +362,3 @@ def label(fn: object) -> str:
             raise
         text = type(fn).__name__
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-@functools.cache
-def _site_roots() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the directories from which a fresh interpreter imports: libraries, and directories in ``.pth`` files.
-
-    The latter are projects that were installed in place (``pip install --editable``).
-    """
-    libraries = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    libraries |= {path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")}
-    projects = set()
-    for root in libraries:
-        for pth in glob.glob(os.path.join(glob.escape(root), "*.pth")):
-            try:
-                with open(pth, encoding="utf-8") as file:
-                    lines = [line.strip() for line in file]
-            except (OSError, UnicodeDecodeError):  # its modules are pickled by value
-                continue
-            projects |= {line for line in lines if os.path.isdir(line)}
-    return tuple(map(os.path.realpath, libraries)), tuple(map(os.path.realpath, projects))
-
-
-def _is_installed(name: str, file: str) -> bool:
-    """Return whether a fresh interpreter of this installation finds a module.
-
-    Modules of a library may have other names than their files (``os.path``, vendored packages): importing the library
-    defines these names. The directory of a project also contains modules that are not installed, for instance scripts.
-    """
-    if name.partition(".")[0] == "spoolpool" or _in_a_library(file):
-        return True
-    path = os.path.realpath(file)
-    inside = name.replace(".", os.sep)
-    return any(path.startswith(os.path.join(root, inside) + end) for root in _site_roots()[1] for end in (".", os.sep))
-
-
-@functools.lru_cache(maxsize=4096)
-def _in_a_library(file: str) -> bool:
-    path = os.path.realpath(file)
-    return any(path.startswith(os.path.join(root, "")) for root in _site_roots()[0])
-
-
-def is_library(name: str) -> bool:
-    """Return whether an imported module belongs to the standard library, ``site-packages`` or spoolpool.
-
-    A project that is installed in place (``pip install --editable``) is no library: it changes between two calls.
-    """
-    top = name.partition(".")[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if top == "spoolpool":
-        return True
-    if isinstance(file, str):
-        return top not in ("__main__", "__mp_main__") and _in_a_library(file)
-    return top in sys.stdlib_module_names
-
-
-_seen: set[str] = set()
-"""Modules that were checked; it mirrors cloudpickle's registry, which also exists once per process."""
-
-_local: set[str] = set()
-"""Modules among them that are not installed, by their ``__name__``."""
-
-
-def _register_local_modules() -> None:
-    """Register the imported modules that are not installed with cloudpickle, each once."""
-    new = sys.modules.keys() - _seen
-    if not new:
-        return
-    import cloudpickle
-
-    _seen.update(new)
-    for name in new:
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if name in ("__main__", "__mp_main__") or not isinstance(file, str) or not isinstance(module, types.ModuleType):
-            continue
-        if module.__name__ in sys.modules and not _is_installed(module.__name__, file):
-            cloudpickle.register_pickle_by_value(module)
-            _local.add(module.__name__)

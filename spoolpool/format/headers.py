@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from spoolpool import settings
-from spoolpool.errors import BadTaskFile
+from spoolpool.errors import BadRequest, BadTaskFile
 from spoolpool.format.names import (
     is_bucket,
     is_cache_key,
@@ -22,6 +22,7 @@ from spoolpool.format.names import (
 from spoolpool.system import records
 from spoolpool.system.bounds import Bytes, Count, Positive, Seconds, Timeout
 from spoolpool.system.records import BadRecord
+from spoolpool.system.user_code import printable
 
 Kind = Literal["result", "error", "cancelled", "lost"]
 """End of a task: with a value, with an exception, by cancellation, or by the death of its workers."""
@@ -143,8 +144,25 @@ def attempts(header: TaskHeader) -> int:
 
 
 def encode(header: TaskHeader | OutcomeHeader) -> bytes:
-    """Encode a header as JSON."""
-    return _encoder.encode(header)
+    """Encode a header as JSON; raise :class:`BadRequest` for a text that cannot be encoded as UTF-8."""
+    try:
+        return _encoder.encode(header)
+    except UnicodeEncodeError:  # a path may contain bytes that are no text
+        name, value = next(
+            (name, value) for name, value in msgspec.structs.asdict(header).items() if not _is_text(value)
+        )
+        raise BadRequest(
+            f"The field {name!r} of a call contains bytes that are not UTF-8: {printable(str(value))}. Use another "
+            "name of the file or directory, or a link to it."
+        ) from None
+
+
+def _is_text(value: object) -> bool:
+    try:
+        _encoder.encode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Header:

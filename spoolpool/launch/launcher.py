@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from spoolpool.launch.allocation import Allocation, find_allocation, host_alloca
 from spoolpool.launch.output_relay import Relay, close_all
 from spoolpool.resources import Shape
 from spoolpool.system import gpus
-from spoolpool.system.environment import without_mpi
+from spoolpool.system.environment import python_module, without_mpi
 
 WORKER_MODULE = "spoolpool.cli.worker"
 """Module that each rank runs as ``python -m``."""
@@ -207,7 +206,7 @@ class HostLauncher(CommandLauncher):
 
 def python_worker(arguments: Sequence[str]) -> list[str]:
     """Return the command of one rank."""
-    return [sys.executable, "-m", WORKER_MODULE, *arguments]
+    return python_module(WORKER_MODULE, *arguments)
 
 
 def rank_environment(shape: Shape, removed: tuple[str, ...] = ()) -> dict[str, str]:

@@ -25,6 +25,7 @@ from spoolpool.format.names import is_rendezvous, rendezvous_name
 from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.environment import python_module
 from spoolpool.system.locks import try_lock
 from spoolpool.system.processes import ProcessId, hostname
 from spoolpool.system.records import BadRecord
@@ -231,7 +232,7 @@ class Peer:
     def _lock(self, name: str) -> dict[str, Any]:
         path = f"{self._rendezvous.path}/{name}"
         self._lock_holder = subprocess.Popen(
-            [sys.executable, "-m", "spoolpool.maintenance.doctor_peer", path],
+            python_module("spoolpool.maintenance.doctor_peer", path),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -308,7 +309,7 @@ def find_peer(directory: str, *, timeout: float = TIMEOUT) -> Rendezvous | None:
 
 def start_peer(rendezvous: Rendezvous) -> subprocess.Popen[bytes]:
     """Start a peer on this host."""
-    command = [sys.executable, "-m", "spoolpool.maintenance.doctor_peer", "--peer", rendezvous.path]
+    command = python_module("spoolpool.maintenance.doctor_peer", "--peer", rendezvous.path)
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 

@@ -30,7 +30,7 @@ from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.bounds import Positive, Text, Word
-from spoolpool.system.environment import state_directory
+from spoolpool.system.environment import python_module, state_directory
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def end_orphaned(directory: str, session: str, known: str) -> None:
 def orphan_command(spool: Spool, session: str) -> list[str]:
     """Return the command that runs :func:`end_orphaned`."""
     known = known_spools.encode(spool.identity)
-    return [sys.executable, "-m", "spoolpool.pool.batch_jobs", spool.path, session, known]
+    return python_module("spoolpool.pool.batch_jobs", spool.path, session, known)
 
 
 if __name__ == "__main__":

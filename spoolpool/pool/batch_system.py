@@ -10,7 +10,6 @@ import functools
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError
+from spoolpool.system.environment import python_module
 
 if TYPE_CHECKING:
     from spoolpool.options import BatchBackend
@@ -77,7 +77,7 @@ class Job:
         """
         system = self.backend.system
         variables = [f"{settings.ENV_JOB}={name}", *([f"{settings.ENV_KNOWN}={self.known}"] if self.known else [])]
-        worker = ["env", *variables, sys.executable, "-m", "spoolpool.cli.worker"]
+        worker = ["env", *variables, *python_module("spoolpool.cli.worker")]
         if system == "slurm":
             output = output.replace("%", "%%")
         directives = [f"--output={shlex.quote(output)}", *self.backend.directives]

@@ -30,6 +30,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.quantities import read_count, read_seconds
+from spoolpool.system.user_code import printable
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Spool:
         accept: bool = False,
     ) -> None:
         """``accept``: accept the spool with the present owner from now on, whatever was at its path before."""
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = _absolute(path)
         self.layout, self.config, status = _open(self.path)
         self.owner = status.st_uid
         """Account that owns the spool."""
@@ -142,7 +143,7 @@ class Spool:
         max_attempts = read_count("max_attempts", max_attempts, 1, 99)
         output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
         max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)
-        root = os.path.abspath(os.fspath(path))
+        root = _absolute(path)
         gid = permissions.group_for(mode, group)
         config = Config(
             format=FORMAT,
@@ -491,3 +492,14 @@ def _make_tree(root: str, config: Config, gid: int | None, undo: _Undo) -> None:
     files.create(source, [data], mode=rights.shown, exact=True, durability=config.durability)
     files.move(source, target, durability=config.durability)
     files.set_mode(top, rights.root)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a spool; records of its files contain it as text."""
+    root = os.path.abspath(os.fspath(path))
+    if printable(root) != root:
+        raise BadRequest(
+            f"The path of a spool must be text in UTF-8, and {printable(root)} contains other bytes. Use another "
+            "directory, or a link to it with another name."
+        )
+    return root

@@ -1,8 +1,9 @@
-"""Environment of this process and of child processes."""
+"""Environment of this process, and environment and search path of child processes."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 _INHERITED = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "MPIR_", "HYDRA_", "HYDI_", "MPICH_INTERFACE", "PALS_", "FLUX_PMI")
@@ -34,3 +35,15 @@ def _own_directory(variable: str, default: str) -> str:
         # relative: neither HOME nor an entry in the account database
         base = os.path.join(home if os.path.isabs(home) else "/nonexistent", default)
     return os.path.join(base, "spoolpool")
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of an installed package.
+
+    The working directory is not on its search path: files of a user there may have the names of modules of the standard
+    library.
+    """
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", module, *arguments]
+    start = f"import sys; sys.path.remove(''); import runpy; runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-c", start, *arguments]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from spoolpool import settings
+from spoolpool.calls.definitions import become_worker
 from spoolpool.calls.interruption import Interrupter, Publish
 from spoolpool.errors import LauncherError, SpoolpoolError
 from spoolpool.format.names import is_worker_id, new_worker_id
@@ -67,6 +68,7 @@ class RankConfig:
 def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     """Run one rank of a worker until its end; return the exit code. ``echo_stderr`` prints a message to a person."""
     enable_stacks()
+    become_worker()
     if config.world_size > 1:
         return _run_mpi_rank(config, echo_stderr)
     spool = Spool(config.directory, trust=config.options.trust)

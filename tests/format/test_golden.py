@@ -96,9 +96,10 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "wait": ((set(), set()), tuple),
     "public names": (22, same),
     "options": (["night", "night", ("-v",), ("-v",), ("-v",), 2, 2], same),
-    "errors": (22, same),
+    "errors": (23, same),
     "module": ([7, "spoolpool.errors", type(None)], same),
     "exception": (ZERO, same),
+    "definitions": (6, same),
 }
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "buffer": ([42, DATA], as_list),

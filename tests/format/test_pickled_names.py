@@ -34,6 +34,8 @@ from tests.format.pickled_names import Name, is_allowed, names_in_pickle, names_
 from tests.support.waiting import LIMIT
 
 LOCAL = """
+import functools
+import local_lock
 import local_numbers
 import spoolpool
 
@@ -53,11 +55,41 @@ def describe_task():  # names in its code are also names of modules of the packa
 def use_module():
     return local_numbers.SEVEN
 
+@functools.lru_cache
+def cached():
+    return 7
+
+class WithProperty:
+    @functools.cached_property
+    def seven(self):
+        return 7
+
+def use_property():
+    return WithProperty().seven
+
+def use_lock():
+    return local_lock.locked()
+
 def make_preset():
     return {"preset": 7}
 
 def take_preset(preset):
     return preset
+"""
+
+LOCK = """
+import threading
+
+lock = threading.Lock()
+
+def locked():
+    with lock:
+        return 7
+
+def make_nested():
+    def nested():
+        return locked()
+    return nested
 """
 
 
@@ -66,8 +98,9 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module that is not installed, so that its functions are pickled by value."""
     (tmp_path / "local_functions.py").write_text(LOCAL)
     (tmp_path / "local_numbers.py").write_text("SEVEN = 7\n")
+    (tmp_path / "local_lock.py").write_text(LOCK)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("local_functions", "local_numbers"):
+    for name in ("local_functions", "local_numbers", "local_lock"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("local_functions")
 
@@ -91,6 +124,10 @@ def submit_all_kinds(spool: Spool, worker: Workers, local: Any) -> set[Name]:
             executor.submit(lambda: 1),
             executor.submit(local.describe_task),
             executor.submit(local.use_module),
+            executor.submit(local.cached),
+            executor.submit(local.use_property),
+            executor.submit(local.use_lock),
+            executor.submit(local.local_lock.make_nested()),
             executor.submit(len, stored),
             executor.submit(lambda: stored),
             executor.submit(operator.add, part, elsewhere),

@@ -13,12 +13,14 @@ import operator
 import pickle
 import shutil
 import subprocess
+import sys
 import types
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cloudpickle.cloudpickle as base
 import msgspec
 
 import spoolpool
@@ -64,7 +66,7 @@ class Content(NamedTuple):
 
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
-    *("public names", "options", "errors", "module", "exception"),
+    *("public names", "options", "errors", "module", "exception", "definitions"),
 )
 """Kinds of tasks."""
 
@@ -153,10 +155,34 @@ def call_with_futures() -> Content:
 def call_with_modules() -> Content:
     """A call with a local module, one of spoolpool's, and one of spoolpool's that this version does not have."""
     local, removed = types.ModuleType("golden_module"), types.ModuleType("spoolpool.removed")
-    local.VALUE = 7
-    pickling._local.add("golden_module")
+    local.VALUE, local.__file__ = 7, "/golden/golden_module.py"
+    sys.modules["golden_module"] = local
     attributes = [(local, "VALUE"), (errors, "__name__"), (removed, "__class__")]
     return Content(dumps((wire.run_chunk, (getattr, attributes), {})))
+
+
+class Reduced:
+    """Value with a given reduction."""
+
+    def __init__(self, *reduction: Any) -> None:
+        self._reduction = reduction
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduction
+
+
+def definitions() -> list[Reduced]:
+    """Return definitions by value, and those of a local module."""
+    class_args = (base._make_skeleton_class, (type, "Golden", (object,), {}, "golden", None), "golden", "Golden")
+    state = (base._class_setstate, ({"seven": 7}, {}))
+    return [
+        Reduced(wire.load_function, (functools.partial, (pow,), ((), 1, ""))),
+        Reduced(wire.load_class, class_args, state, None, None, wire.fill_class),
+        Reduced(wire.make_cached, (pow, 8, False)),
+        Reduced(wire.make_cached_property, (len, "length")),
+        Reduced(wire.import_local, ("json", "dumps", ())),
+        Reduced(wire.scope_of_local, ("json", ())),
+    ]
 
 
 def calls(spool: Spool) -> dict[str, Content]:
@@ -181,6 +207,7 @@ def calls(spool: Spool) -> dict[str, Content]:
         "options": (wire.run_chunk, (getattr, options)),
         "errors": (len, (classes,)),
         "exception": (operator.truediv, (1, 0)),
+        "definitions": (len, (definitions(),)),
     }
     return {kind: Content(dumps((function, args, {}))) for kind, (function, args) in plain.items()} | {
         "program": Content(dumps((wire.run_program, (["echo", "golden"],), {"universal_newlines": True}))),
@@ -239,7 +266,7 @@ def create(directory: Path, *, signed: bool = False) -> Spool:
     spool = Spool.create(directory, durability="none", signed=signed)
     config = msgspec.structs.replace(spool.config, id="0" * 16)
     Path(spool.layout.config).write_bytes(msgspec.json.encode(config))
-    spool = Spool(directory, keys=SECRET)
+    spool = Spool(directory, keys=SECRET if signed else b"")
     spool.open_session("golden")
     return spool
 

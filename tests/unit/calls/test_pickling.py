@@ -213,19 +213,6 @@ def test_local_modules_that_import_each_other_are_pickled_by_value(tmp_path: Pat
     assert (ended.stdout, ended.stderr, ended.returncode) == ("True False\n8\n", "", 0)
 
 
-def test_only_local_modules_are_registered_as_local(tmp_path: Path, elsewhere: None) -> None:
-    """Several modules of the standard library have other names than their files."""
-    write_modules(tmp_path, near="def call():\n    return 1\n")
-    script = """
-        import cloudpickle, cloudpickle.cloudpickle, email.mime.text, json, multiprocessing, numpy, os.path, near
-        from spoolpool.calls import pickling
-        pickling.dumps(lambda: 1)
-        print(sorted(cloudpickle.list_registry_pickle_by_value()))
-    """
-    ended = run_script(tmp_path / "script.py", textwrap.dedent(script))
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("['near']\n", "", 0)
-
-
 def test_a_local_module_that_is_imported_late_is_pickled_by_value(tmp_path: Path, elsewhere: None) -> None:
     write_modules(tmp_path, late="def call():\n    return 'late'\n")
     script = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from spoolpool import FluxBatch, Sbatch
 from spoolpool.cli.worker import main
 from spoolpool.errors import LauncherError
 from spoolpool.pool.batch_system import Job
+from spoolpool.system.environment import python_module
 
 SCRIPTS = sorted((Path(__file__).parents[3] / "docs" / "batch").glob("*.sh"))
 
@@ -47,7 +47,8 @@ def test_script_requests_the_resources_of_the_job_and_runs_the_worker_with_its_o
     assert f"{mark} --nodes=3" in script
     assert f"{mark} --queue=long" in script
     assert "2:00:00" in script
-    command = f"exec env SPOOLPOOL_JOB=spool-worker-1 {sys.executable} -m spoolpool.cli.worker '/shared/a spool'"
+    worker = shlex.join([*python_module("spoolpool.cli.worker"), "/shared/a spool"])
+    command = f"exec env SPOOLPOOL_JOB=spool-worker-1 {worker}"
     assert script.splitlines()[-1].startswith(command)
     output = "%%1.out" if kind is Sbatch else "%1.out"  # Slurm would replace %1 by a number
     assert f"{mark} --output='/shared/a spool/jobs/{output}'" in script
