@@ -124,6 +124,16 @@ def read_config(where: Layout, path: str) -> tuple[Config, os.stat_result]:
                 f"Cannot open the spool {path}: {error.strerror}. {permissions.describe_access(path)}"
             ) from error
         raise NotASpool(
-            f"{path} is not a spool: {path}/spool.json cannot be read ({error.strerror}). Make one with "
-            f"'spool init {path}', or check that the filesystem is mounted on {os.uname().nodename}."
+            f"{path} is not a spool: {path}/spool.json cannot be read ({error.strerror}). {_remedy(where, path)}"
         ) from error
+
+
+def _remedy(where: Layout, path: str) -> str:
+    """Return the advice for a spool without a readable ``spool.json``."""
+    if os.path.isdir(where.claimed) or os.path.isdir(where.ready):
+        return (
+            "It has the directories of a spool, so that a purge of old files may have removed that file. A process of "
+            "the spool's owner that still uses it makes the file again within a minute; if there is none, restore it "
+            "from a backup."
+        )
+    return f"Make one with 'spool init {path}', or check that the filesystem is mounted on {os.uname().nodename}."

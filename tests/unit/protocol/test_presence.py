@@ -177,6 +177,12 @@ def test_purged_config_is_made_again(spool: Spool, clock: Clock) -> None:
     assert not os.listdir(spool.layout.tmp)
 
 
+def test_error_for_a_spool_without_its_config_names_the_purge(spool: Spool) -> None:
+    os.unlink(spool.layout.config)
+    with pytest.raises(NotASpool, match="a purge of old files may have removed"):
+        Spool(spool.path)
+
+
 def test_config_of_a_spool_in_use_never_looks_old(spool: Spool, clock: Clock) -> None:
     os.utime(spool.layout.config, (0, 0))
     checked = Presence(spool)
