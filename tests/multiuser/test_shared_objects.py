@@ -56,6 +56,31 @@ def test_object_is_readable_with_any_umask_and_removed_with_its_session(scene: S
     assert not scene.left("objects") and not scene.left("tmp")
 
 
+def test_object_that_its_account_put_aside_is_found_by_the_worker_of_another(scene: Scene) -> None:
+    ref = given(scene, "aside")
+    future = scene.submit(tell, ref, trace(scene))
+    path = scene.path / "objects" / ref.name
+    with scene.alice.acting():
+        path.rename(path.with_name(f"{ref.name}.0123abcd"))
+    scene.work()
+    scene.collect()
+    assert future.result(timeout=0) == "aside"
+    assert path.stat().st_uid == scene.alice.uid
+
+
+def test_task_of_another_account_that_cannot_be_read_keeps_all_objects(scene: Scene) -> None:
+    ref = given(scene, "needed")
+    scene.submit(tell, ref, trace(scene))
+    with scene.alice.acting():
+        scene.inbox.detach()
+    [path] = [each for each in (scene.path / "ready").rglob("*") if each.is_file()]
+    path.chmod(0)
+    with scene.owner.acting():
+        spool = Spool(scene.path)
+        found = find_garbage(spool, RetentionPolicy(unfinished=-1.0))
+        assert not [each for each in found if each.path.startswith(("objects/", "needs/"))]
+
+
 def test_forged_object_is_not_unpickled(scene: Scene) -> None:
     ref = given(scene, "alice's own")
     path = scene.path / "objects" / ref.name
