@@ -175,6 +175,11 @@ class Spool:
             known_spools.remember(replace(identity, signed=with_key), replace=True)
         return made
 
+    def restore(self) -> None:
+        """Open the spool's directory again if a function has closed all descriptors. Raises ``OSError``."""
+        if isinstance(self.layout.place, files.Directory) and self.layout.place.restore(self.path):
+            self._handles.close_all()
+
     def remove(self) -> None:
         """Remove the spool with all its content."""
         files.remove_tree(self.layout.root)

@@ -68,19 +68,43 @@ class Directory:
         A link, too, raises ``ENOTDIR``. A directory that this account can enter, but not list, is not ``readable``.
         """
         self._fd = -1
-        access = os.O_RDONLY if readable else os.O_PATH
-        self._fd = os.open(path, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._flags = (os.O_RDONLY if readable else os.O_PATH) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(path, self._flags)
         if not readable:  # kept for long: under a high number a task that closes descriptors is less likely to meet it
             low, self._fd = self._fd, fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
             os.close(low)
-        self.owner = os.fstat(self._fd).st_uid
+        self._status = os.fstat(self._fd)
+        self.owner = self._status.st_uid
 
     def __str__(self) -> str:
         return f"{_DESCRIPTORS}{self._fd}"
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
+
+    def restore(self, path: str) -> bool:
+        """Open the directory again, under the same number, if a function has closed it; return whether it was closed.
+
+        Raises ``OSError`` if ``path`` does not lead to it any more, or if the number has been reused.
+        """
+        try:
+            found = os.fstat(self._fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+        else:
+            if os.path.samestat(found, self._status):
+                return False
+            raise OSError(errno.EBADF, "Its descriptor was closed and has been reused", path)
+        fd = os.open(path, self._flags)
+        try:
+            if not os.path.samestat(os.fstat(fd), self._status):
+                raise FileNotFoundError(errno.ENOENT, "Its descriptor was closed, and it was replaced", path)
+            os.dup2(fd, self._fd, inheritable=False)
+        finally:
+            close(fd)
+        return True
 
     def removed(self) -> bool:
         """Return whether the directory was removed after it was opened."""

@@ -177,7 +177,9 @@ class Execution:
         # in a larger group the other ranks are not free for subtasks
         assistance = assisting(self._spool.config.id, self._assist) if self._group.size == 1 else nullcontext()
         with assistance:
-            return self._group.run(TaskCall(claim.task_file, header, content, init, dependencies))
+            result = self._group.run(TaskCall(claim.task_file, header, content, init, dependencies))
+        self._spool.restore()
+        return result
 
     def _assist(self, submitter: str) -> bool:
         """Run a subtask in the thread of the task that waits for it: perhaps no other group is free for it."""

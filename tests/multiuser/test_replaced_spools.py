@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from spoolpool import Executor
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted
 from spoolpool.maintenance import check, garbage
@@ -25,7 +26,7 @@ from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from tests.multiuser.accounts import People, Person, Scene, in_account
 from tests.support.fake_worker import Clock, Inbox
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.multiuser
 
@@ -461,3 +462,34 @@ def test_no_message_and_no_journal_names_a_descriptor(
     assert "worker started" in journals
     assert "/proc/" not in caplog.text + journals
     assert f"It is kept as {scene.path}/failed/" in caplog.text
+
+
+def close_all_descriptors() -> str:
+    """Task that closes all descriptors, as programs do that become daemons."""
+    os.closerange(3, 1024)
+    return "closed"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_task_that_closes_all_descriptors_does_not_disturb_the_next_one(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project").chmod(mode)
+    spool = Spool.create(tmp_path / "project" / "spool", durability="none")
+    assert spool.replaceable == (mode == 0o777)
+    with Executor(spool=spool.path, max_workers=1) as executor:
+        assert executor.submit(close_all_descriptors).result(LIMIT) == "closed"
+        assert executor.submit(pow, 2, 5).result(LIMIT) == 32
+
+
+def test_closed_directory_is_not_restored_from_another_one_at_its_path(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    directory = files.Directory(str(tmp_path / "one"), readable=False)
+    number = int(str(directory).rpartition("/")[2])
+    assert not directory.restore(str(tmp_path / "one"))
+    os.close(number)
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "one").mkdir()
+    with pytest.raises(FileNotFoundError):
+        directory.restore(str(tmp_path / "one"))
+    assert directory.restore(str(tmp_path / "two"))
+    assert os.path.samefile(str(directory), tmp_path / "two")
