@@ -31,9 +31,9 @@ def state_directory() -> str:
 def _own_directory(variable: str, default: str) -> str:
     base = os.environ.get(variable, "")
     if not os.path.isabs(base):
-        home = os.path.expanduser("~")
-        # relative: neither HOME nor an entry in the account database
-        base = os.path.join(home if os.path.isabs(home) else "/nonexistent", default)
+        home = os.path.expanduser("~")  # relative: neither HOME nor an entry in the account database
+        # a home is never made, not even by root
+        base = os.path.join(home if os.path.isabs(home) and os.path.isdir(home) else os.devnull, default)
     return os.path.join(base, "spoolpool")
 
 

@@ -101,9 +101,13 @@ def test_new_spool_at_a_known_path_replaces_the_record(tmp_path: Path, caplog: p
     assert found is not None and found.id == second.config.id != first.config.id
 
 
-def test_path_of_the_records_is_absolute_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", ["~", "missing"])  # "~": an account that the database does not know
+def test_no_home_is_made_for_records(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # an account that the database does not know
-    assert os.path.isabs(config_directory()) and not os.path.exists(config_directory())
+    monkeypatch.chdir(tmp_path)
+    path = home if home == "~" else str(tmp_path / home)
+    monkeypatch.setattr(os.path, "expanduser", lambda _: path)
+    assert os.path.isabs(config_directory())
     known_spools.remember(identity())
+    assert os.listdir(tmp_path) == [] and not os.path.exists(config_directory())
     assert known_spools.recall("/shared/spool") == identity()
