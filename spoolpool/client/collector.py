@@ -194,7 +194,7 @@ class Collector:
     def check_spool(self) -> bool:
         """Fail the session if the spool was removed, moved or replaced; return whether it is certain to be there.
 
-        Missing directories are created again.
+        Missing directories are created again. Raises :class:`NotTrusted` for a directory of another account.
         """
         try:
             if not self._presence.check():
@@ -203,6 +203,8 @@ class Collector:
         except BrokenSpool as error:
             self._fail(error)
             return False
+        except NotTrusted:
+            raise
         except SpoolpoolError as error:  # race: it was removed just now; or only its owner can make a directory
             self._log_postponed(error)
         return True

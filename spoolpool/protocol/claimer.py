@@ -18,6 +18,7 @@ from spoolpool.errors import BadTaskFile, BrokenSpool, NoKey, NotTrusted, Spoolp
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import TaskHeader, decode_task
 from spoolpool.format.names import Lane, TaskFile, parse_lane, parse_task_file
+from spoolpool.protocol import sessions
 from spoolpool.protocol.claim import Claim, set_aside
 from spoolpool.protocol.fair_share import BucketInfo
 from spoolpool.protocol.heartbeat import heartbeat_interval
@@ -37,9 +38,14 @@ _KEY_RETRY = 60.0  # seconds before retrying a file whose signing key is missing
 _UNUSABLE, _MOST_UNUSABLE = 64, 4096  # unusable files of one bucket before the others are tried; doubled each time
 _CONFLICTS = 3  # names in a row that others took first; after one more the other buckets are tried
 _BUSY, _MOST_BUSY = 1000, 10_000  # files with busy locks: the old ones are forgotten, and no new ones are noted
+_LEAST_WAIT = 30.0  # seconds for which a task waits for the directories of its session, at least
 _REFUSED = 100_000  # refused paths that are remembered
 
 _CANNOT_OPEN = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+
+
+class _DirectoriesMissing(BadTaskFile):
+    """The session of a task is open, but its directories are missing."""
 
 
 class Claimer:
@@ -72,6 +78,7 @@ class Claimer:
         self._unusable = 0  # files that could not be claimed or read, of all buckets
         self._unusable_limit = _UNUSABLE
         self._busy: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}  # tasks of sessions without directories, and since when
         self._log = LimitedLog(log)
 
     @property
@@ -247,6 +254,9 @@ class Claimer:
                 move_to_bucket(self._spool, path, header, task_file.released())
             raise
         except SpoolpoolError as error:
+            if header is not None and isinstance(error, _DirectoriesMissing) and self._may_wait(task_file.task):
+                move_to_bucket(self._spool, path, header, task_file.released())
+                return None
             self._unusable += 1
             set_aside(self._spool, task_file, str(error))
             return None
@@ -270,10 +280,25 @@ class Claimer:
         if lane.user != owner:
             raise NotTrusted(f"{path} belongs to {account_name(owner)}, and its header names lane {header.lane}.")
         if not spool.has_session(header.session, owner):
-            raise BadTaskFile(
+            is_open = any(
+                files.owner(spool.layout.session(entry)) == owner
+                for entry in sessions.list_entries(spool, header.session)
+            )
+            raise (_DirectoriesMissing if is_open else BadTaskFile)(
                 f"{path} is for the session {header.session} of {account_name(owner)}, which is not open (any "
                 "more): its submitter has ended, or an old task was put back."
             )
+
+    def _may_wait(self, task: str) -> bool:
+        """Return whether the submitter of a task still has time to make the directories of its session again.
+
+        Only it can, and it checks for them every few seconds; a purge of empty directories has removed them.
+        """
+        now = time.monotonic()
+        if len(self._waiting) > _BUSY:
+            self._waiting.clear()
+        limit = max(self._lease, self._spool.config.caches, _LEAST_WAIT)
+        return now - self._waiting.setdefault(task, now) <= limit
 
     def forgotten(self, known: Container[TaskFile] = ()) -> Claim | None:
         """Return a claim in this worker's name that is not among the ``known`` ones on which it works.

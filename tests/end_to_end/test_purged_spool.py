@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from spoolpool import Executor, Submission
 from spoolpool.client import collector, vanished
 from spoolpool.errors import BrokenSpool, TaskVanished
 from spoolpool.protocol.spool import Spool
+from spoolpool.security.permissions import Mode
 from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support.waiting import LIMIT, wait_until
@@ -20,9 +22,14 @@ from tests.support.waiting import LIMIT, wait_until
 CODE = BrokenSpool.exit_code
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.create(tmp_path / "spool", durability="none", lease=1.0, caches=0.5)
+@pytest.fixture(params=["private", "group"])
+def spool(tmp_path: Path, request: pytest.FixtureRequest) -> Spool:
+    return create(tmp_path / "spool", request.param)
+
+
+def create(path: str | Path, mode: Mode) -> Spool:
+    group = None if mode == "private" else grp.getgrgid(os.getegid()).gr_name
+    return Spool.create(path, mode=mode, group=group, durability="none", lease=1.0, caches=0.5)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def replace(spool: Spool) -> Spool:
     """Remove a spool, and make another one at its path."""
     os.rename(spool.path, f"{spool.path}.former")
     files.remove_tree(f"{spool.path}.former")
-    return Spool.create(spool.path, durability="none", lease=1.0, caches=0.5)
+    return create(spool.path, spool.config.mode)
 
 
 def command(*words: str) -> subprocess.Popen[str]:
