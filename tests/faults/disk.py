@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -246,14 +245,8 @@ class Recorder(Disk):
         (copy / self._label).write_text(f"the process died {when}")
 
 
-_HEARTBEAT = re.compile(rb'"last_heartbeat":[0-9.]+')
-
-
 def digest(tree: Path, *, without: str) -> str:
-    """Return a digest of names, modes and contents below a directory, ``without`` one of the names in it.
-
-    Times of heartbeats in the records of lost attempts do not count.
-    """
+    """Return a digest of names, modes and contents below a directory, ``without`` one of the names in it."""
     found = hashlib.blake2b()
     for directory, names, leaves in os.walk(tree):
         names.sort()
@@ -263,7 +256,6 @@ def digest(tree: Path, *, without: str) -> str:
             if not (name == without and not below):
                 path = f"{directory}/{name}"
                 content = os.readlink(path).encode() if os.path.islink(path) else Path(path).read_bytes()
-                content = _HEARTBEAT.sub(b"", content)
                 found.update(f"{name}\0{os.lstat(path).st_mode}\0{len(content)}\0".encode() + content)
     return found.hexdigest()
 

@@ -248,6 +248,8 @@ def abandon(stage: Stage, header: TaskHeader, process: ProcessId) -> TaskFile:
     """Claim a task for a worker that writes nothing more."""
     task_file = TaskFile(header.task, 1, 1)
     mine = task_file.claimed_by(announce(stage.spool, process))
+    # its time would be in the record of the lost attempt, and differ in each run
+    os.unlink(f"{stage.spool.layout.worker(mine.worker)}/beat")
     os.rename(
         f"{stage.spool.layout.bucket(header.lane, header.bucket)}/{task_file.name}",
         stage.spool.layout.claimed_task(mine),
