@@ -168,7 +168,8 @@ class LogFile:
         if before is None or before.cut is None:  # a cut is in progress: the bytes may be anything
             return None
         at = _position(seen, before.cut, limit)
-        data = files.read_at(self.fd, self.output_end(before, at) - before.start - at, before.start + at)
+        end = min(self.output_end(before, at), files.end_of(self.fd))  # a header can name any length
+        data = files.read_at(self.fd, end - before.start - at, before.start + at)
         after = self.header_at(offset)
         if after is None or after.task_file[:2] != task_file[:2]:  # overwritten: this claim printed nothing
             return NewOutput(b"", seen, 0.0, complete=True)

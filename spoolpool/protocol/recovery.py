@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _reported = LimitedLog(log)
 
 _MOST_LINES = 1000  # of text about the tasks that one round recovered: members of a group can make up claims
+_MOST_KEPT = 10_000  # records of lost attempts that one recoverer writes, for the same reason
 _MOST_SEEN = 100_000  # outcomes without a purpose that are remembered for their second check
 
 _EXIT_SECONDS = 2.0  # for a supervisor to record how its worker ended; it looks twice a second
@@ -43,6 +44,7 @@ class Recovery:
         self._spool = spool
         self._me = new_worker_id()
         self._detector = FailureDetector(spool, all_workers=all_workers)
+        self._kept = 0
         self._first_seen: dict[str, float] = {}  # paths of outcomes that may be without a purpose
         self._swept: set[str] = set()
         self._dead_since: dict[str, float] = {}  # by worker, until it is recovered
@@ -176,7 +178,9 @@ class Recovery:
             )
         attempts = headers.attempts(claim.header)
         ended = lost_attempts.find(self._spool, task_file)
-        if ended.host:  # else there is no entry: its last holder was a recoverer, whose predecessor kept a record
+        # without a host there is no entry: its last holder was a recoverer, whose predecessor kept a record
+        if ended.host and self._kept < _MOST_KEPT:
+            self._kept += 1
             lost_attempts.keep(self._spool, task_file, ended)
         if task_file.attempt < attempts:
             claim.requeue()

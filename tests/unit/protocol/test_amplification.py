@@ -14,6 +14,7 @@ from spoolpool.cli.spool import main
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane, TaskFile, new_task_id, new_worker_id, parse_lane
+from spoolpool.format.output_log import LogFile
 from spoolpool.monitor.report import summary
 from spoolpool.monitor.scan import waiting_tasks
 from spoolpool.monitor.status import StatusCollector
@@ -139,6 +140,30 @@ def test_claims_made_up_for_dead_workers_cause_a_bounded_number_of_lines(
     lines = Recovery(spool, all_workers=True).round()
     assert (len(lines), lines[-1]) == (11, "25 more tasks")
     assert len(os.listdir(spool.layout.failed)) == 35
+
+
+def test_claims_made_up_for_dead_workers_leave_a_bounded_number_of_records(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_MOST_KEPT", 10)
+    worker = announce(spool, dead_process())
+    tasks = [put(spool, "running", worker=worker) for _ in range(30)]
+    assert len(Recovery(spool, all_workers=True).round()) == len(tasks)
+    assert len(os.listdir(spool.layout.logs)) == 10
+
+
+def test_header_of_an_output_with_an_absurd_length_is_read_up_to_the_end_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    task_file = TaskFile(new_task_id(), 1, 1)
+    with path.open("w+b") as file:
+        log = LogFile(file.fileno())
+        log.begin_output(0, task_file, 1.0)
+        file.seek(0, os.SEEK_END)
+        file.write(b"output")
+        file.flush()
+        log.end_output(999_999_999_999_999)
+        new = log.read_new(0, task_file, 0, 1 << 20)
+    assert new is not None and new.data == b"output"
 
 
 def test_reason_of_an_invalid_header_does_not_quote_all_of_it(spool: Spool) -> None:
