@@ -206,12 +206,15 @@ class Executor(futures.Executor):
         """Do as :meth:`submit`, for coroutines: ``value = await executor.asubmit(fn, x)``.
 
         The task is in the spool when this returns, awaited or not. Cancelling the awaiting coroutine cancels the
-        task. Raises the errors of :meth:`submit`, and ``RuntimeError`` if no event loop runs.
+        task. A ``StopIteration`` or ``CancelledError`` of the function is the cause of a ``RuntimeError``, since it
+        would end the coroutine. Raises the errors of :meth:`submit`, and ``RuntimeError`` if no event loop runs.
         """
         import asyncio
 
+        from spoolpool.client.awaitable import awaitable
+
         loop = asyncio.get_running_loop()
-        return asyncio.wrap_future(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop=loop)
+        return awaitable(self.submit(fn, *args, resource_dict=resource_dict, **kwargs), loop)
 
     def put(self, value: object) -> ObjectRef:
         """Store a value in the spool once; returns a reference that stands for the value as an argument.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from spoolpool.system import files
 from tests.conftest import Workers
 from tests.support import tasks
 from tests.support.waiting import LIMIT, wait_until
+
+
+ENDS_A_COROUTINE = [StopIteration, tasks.EndOfData, concurrent.futures.CancelledError, asyncio.CancelledError]
+OTHERS = [StopAsyncIteration, GeneratorExit, KeyboardInterrupt, SystemExit, tasks.AbruptError]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,36 @@ class TestCoroutines:
 
             asyncio.run(give_up())
             wait_until(lambda: len(attached) == 0, "the task is cancelled")
+
+    @pytest.mark.parametrize("kind", ENDS_A_COROUTINE, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    def test_an_exception_that_would_end_the_coroutine_is_the_cause_of_another(
+        self, executor: Executor, kind: type[BaseException]
+    ) -> None:
+        async def compute() -> RuntimeError:
+            with pytest.raises(RuntimeError, match="of the function") as raised:
+                await executor.asubmit(tasks.raise_new, kind, "of the function")
+            return raised.value
+
+        error = asyncio.run(asyncio.wait_for(compute(), LIMIT))
+        assert type(error.__cause__) is kind
+
+    @pytest.mark.parametrize("kind", [*ENDS_A_COROUTINE, *OTHERS], ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    def test_an_exception_of_any_kind_reaches_the_caller_with_its_type(
+        self, executor: Executor, kind: type[BaseException]
+    ) -> None:
+        async def compute() -> BaseException | None:
+            try:
+                await executor.asubmit(tasks.raise_new, kind, "of the function")
+            except BaseException as error:  # noqa: BLE001  it is the result
+                return error
+            return None
+
+        future = executor.submit(tasks.raise_new, kind, "of the function")
+        with pytest.raises(kind, match="of the function"):
+            future.result(LIMIT)
+        assert type(future.exception()) is kind and not future.cancelled()
+        if kind in OTHERS:
+            assert type(asyncio.run(asyncio.wait_for(compute(), LIMIT))) is kind
 
     def test_call_outside_of_an_event_loop_is_refused(self, spool: Spool) -> None:
         with Executor(spool=spool.path) as attached:

@@ -260,6 +260,10 @@ def tell_rank_and_wait(end: str | Path) -> None:
     wait_for(end)
 
 
+class EndOfData(StopIteration):
+    """End of an iteration, as a library may define it."""
+
+
 class AbruptError(BaseException):
     """Exception without the base ``Exception``."""
 
