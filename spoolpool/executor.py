@@ -27,7 +27,7 @@ from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.batched import batched
 from spoolpool.client.executor_runtime import ExecutorRuntime
-from spoolpool.client.futures import TaskFuture
+from spoolpool.client.futures import DeferredFuture, TaskFuture
 from spoolpool.client.map import iterate_values
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.packing import Packer
@@ -153,7 +153,8 @@ class Executor(futures.Executor):
 
         The call waits for futures anywhere among its arguments and gets their values; if one of them fails or is
         cancelled, so does the call, without being run. ``resource_dict`` overrides the executor's defaults for this
-        call; an unknown key is an error that lists the known ones. The task is in the spool when ``submit`` returns.
+        call; an unknown key is an error that lists the known ones. The task is in the spool when ``submit`` returns; a
+        call with an unfinished future of another spool, or not of ``submit``, waits in this process until that is done.
         Raises :class:`~spoolpool.errors.NotPicklable` (naming the argument), :class:`~spoolpool.errors.BadRequest`,
         :class:`~spoolpool.errors.SpoolFull`, :class:`~spoolpool.errors.TooManyWaiting`,
         :class:`~spoolpool.errors.BrokenSpool` if no worker group of the shape can be started, and ``RuntimeError``
@@ -186,6 +187,12 @@ class Executor(futures.Executor):
                 key=key,
                 cache=cache_key,
             )
+            if references.awaited:
+                with self._lock:
+                    runtime.prepare(resources.shape)
+                replay = runtime.replay
+                find = None if replay is None else replay.finder(fn, args, kwargs, resources, references.awaited)
+                return runtime.deferred.defer(call, find)
             packer = None if cache_key else self._packer
             packed = None if packer is None else packer.gather(call)
             if packed is not None:
@@ -237,6 +244,8 @@ class Executor(futures.Executor):
         """
         if future.cancel():
             return True
+        if isinstance(future, DeferredFuture) and future.task_future is not None:
+            future = future.task_future
         if not running or future.done() or not isinstance(future, TaskFuture):
             return False
         self._require_runtime().session.pending.request_cancel(future.task)
@@ -317,7 +326,8 @@ class Executor(futures.Executor):
             return
         runtime.flush()
         if cancel_futures:
-            for future in runtime.session.pending.futures():
+            pending = runtime.session.pending
+            for future in (*pending.deferred(), *pending.futures()):
                 future.cancel()
         if detach or (detach is None and options.session is not None and options.session.detach):
             runtime.session.detach()

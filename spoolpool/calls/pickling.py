@@ -71,8 +71,34 @@ class ObjectRef:
         return stored_object, (self.spool, self.name, self.size)
 
 
-Refer = Callable[["Future[Any] | ObjectRef"], "Reference | ObjectRef | object"]
-"""Function that returns the replacement of a future: a reference, or its value. It is called for objects too."""
+class _Place(bytearray):
+    """Buffer that stands for a value which is not known yet."""
+
+    later: LaterValue
+
+
+class LaterValue:
+    """Place in a pickled call for a value that is pickled later, by :func:`dumps_alone`: one of its buffers."""
+
+    def __init__(self) -> None:
+        self._place = _Place()
+        self._place.later = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return join_parts, (pickle.PickleBuffer(self._place),)
+
+    @staticmethod
+    def of(buffer: Buffer) -> LaterValue | None:
+        """Return the value for which a buffer of a pickled call stands; None for any other buffer."""
+        owner: object = buffer
+        while isinstance(owner, memoryview):
+            owner = owner.obj
+        return owner.later if isinstance(owner, _Place) else None
+
+
+Refer = Callable[["Future[Any] | ObjectRef"], "Reference | LaterValue | object"]
+"""Function that returns the replacement of a future: a reference, its value, or the place for it. It is called for
+objects too."""
 
 Find = Callable[["Reference | ObjectRef"], object]
 """Function that returns the value of a reference."""
@@ -142,6 +168,12 @@ def dumps(
         raise NotPicklable(f"{describe_value(value)} cannot be pickled: {describe_error(error)}") from error
 
 
+def dumps_alone(value: object, refer: Refer | None = None) -> bytes:
+    """Return the pickle of a value with all its buffers, for the place of a :class:`LaterValue`."""
+    payload, buffers = dumps(value, refer)
+    return pickle.dumps(_Apart(payload, buffers), protocol=5) if buffers else bytes(payload)
+
+
 class _Options(NamedTuple):
     refer: Refer | None
     reason: Reason | None
@@ -154,7 +186,7 @@ def _dump(value: object, options: _Options) -> tuple[Buffer, list[Buffer]]:
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if len(raw) < OUT_OF_BAND:
+        if len(raw) < OUT_OF_BAND and (raw or LaterValue.of(raw) is None):
             return True
         buffers.append(raw)
         return False
@@ -240,6 +272,12 @@ def _pickler() -> Callable[..., Any]:
             if isinstance(value, ObjectRef) and self.options.refer is not None:
                 self.options.refer(value)
             reduced: Any = NotImplemented
+            asyncio = sys.modules.get("asyncio")
+            if asyncio is not None and isinstance(value, asyncio.Future):
+                raise NotPicklable(
+                    "an asyncio.Future or Task belongs to an event loop: await it and pass its result, or pass the "
+                    "future of submit()."
+                )
             if isinstance(value, BaseException):
                 reduced = reduce_exception(value, self.options.reason, self.options.linked)
             elif isinstance(value, types.ModuleType) and value.__name__.startswith("spoolpool."):

@@ -18,8 +18,8 @@ def batched(futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
 
     Failed and cancelled calls are put into the last lists whenever they end, so that the first lists are complete. The
     future of a list with failed calls has the exception of the first of them. Cancelling the future of a list does not
-    cancel its calls. ``futures`` may be of any executor; duplicates count once. The future of a list is not a task:
-    pass its ``result()`` to another call, and not the future.
+    cancel its calls. ``futures`` may be of any executor; duplicates count once. The future of a list may be an
+    argument of another call, which waits for it in this process.
     """
     n = read_count("The size of a batch", n, 1)
     given = list(dict.fromkeys(futures))

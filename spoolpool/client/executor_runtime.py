@@ -17,6 +17,7 @@ from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client import temporary_spool
+from spoolpool.client.deferred import DeferredCalls
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.prepared_call import PreparedCall
@@ -75,6 +76,7 @@ class ExecutorRuntime:
             wait_for_room=options.submission.wait_for_room,
             keeps=session is not None,
         )
+        self.deferred = DeferredCalls(self.session, self.submit)
         if isinstance(options.backend, BatchBackend):
             self.jobs = BatchPool(
                 spool,

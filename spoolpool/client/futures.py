@@ -232,6 +232,65 @@ class PartFuture(DerivedFuture):
         return not self.done() and self.whole.running()
 
 
+class DeferredFuture(DerivedFuture):
+    """Future of a call that becomes a task once the futures among its arguments are done that its spool does not have.
+
+    It can be cancelled while it waits for them, and afterwards as its task.
+    """
+
+    def __init__(self, awaited: Iterable[Future[Any]], session: SubmitterSession) -> None:
+        super().__init__(awaited)
+        self.session = session
+        self.task_future: TaskFuture | None = None
+        """Future of the task, once it was submitted."""
+        self.lock = threading.RLock()
+        """Lock of the submission."""
+
+    def __getitem__(self, key: object) -> PartFuture:
+        """Return the future of a part of the result."""
+        return PartFuture(self, (key,))
+
+    __iter__: ClassVar[None] = None
+
+    def running(self) -> bool:
+        """Return whether a worker has claimed the task; lists the spool."""
+        return not self.done() and self.task_future is not None and self.task_future.running()
+
+    def cancel(self) -> bool:
+        """Cancel the call; returns False once a worker has claimed its task, or it is done."""
+        with self.lock:
+            if self.task_future is None:
+                cancelled = super().cancel()
+                if cancelled and self._state == CANCELLED:
+                    self.set_running_or_notify_cancel()
+                return cancelled
+            task = self.task_future
+        return task.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Set an exception instead of the outcome of a task, unless the call has ended."""
+        with self.lock:
+            ended = self.done()
+            if not ended:
+                self.set_exception(error)
+
+    def take(self, task: Future[Any]) -> None:
+        """Take the outcome of the task."""
+        if task.cancelled():
+            Future.cancel(self)
+            self.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+    def after_fork(self) -> None:
+        """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""
+        self._condition = threading.Condition()
+        self.lock = threading.RLock()
+        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # only the parent calls them
+
+
 def split_future(future: Future[Any], n: int) -> list[PartFuture]:
     """Return futures of the first ``n`` items of a result that is a list or tuple."""
     return [get_item_from_future(future, number) for number in range(n)]
@@ -239,7 +298,7 @@ def split_future(future: Future[Any], n: int) -> list[PartFuture]:
 
 def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
     """Return the future of one item of a result."""
-    return future[key] if isinstance(future, (TaskFuture, PartFuture)) else PartFuture(future, (key,))
+    return future[key] if isinstance(future, (TaskFuture, PartFuture, DeferredFuture)) else PartFuture(future, (key,))
 
 
 # -- waiting
@@ -247,13 +306,14 @@ def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
 
 def _assistable(awaited: Iterable[Future[Any]]) -> list[SubmitterSession]:
     """Return the sessions of these futures whose tasks the caller, a task itself, can execute while it waits."""
-    wholes = {
-        each
-        for future in awaited
-        for each in (future.sources if isinstance(future, DerivedFuture) else (future,))
-        if isinstance(each, TaskFuture)
-    }
-    sessions = {id(each.session): each.session for each in wholes}
+    sessions: dict[int, SubmitterSession] = {}
+    left = list(awaited)
+    while left:
+        future = left.pop()
+        if isinstance(future, (TaskFuture, DeferredFuture)):
+            sessions[id(future.session)] = future.session
+        if isinstance(future, DerivedFuture):
+            left += future.sources
     return [session for session in sessions.values() if session.can_assist()]
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Container
 from weakref import WeakValueDictionary
 
-from spoolpool.client.futures import TaskFuture
+from spoolpool.client.futures import DeferredFuture, TaskFuture
 from spoolpool.client.references import CallReferences
 from spoolpool.client.retention import OutcomeState, Retention
 from spoolpool.format.headers import Kind
@@ -33,6 +33,7 @@ class PendingTasks:
         retried, or their outcome could not be read, or the session stopped waiting for them."""
         self._graph = Graph()  # of the tasks with dependencies or dependents
         self._futures: dict[str, TaskFuture] = {}
+        self._deferred: dict[DeferredFuture, None] = {}  # calls that get a task later, in the order of their submission
         self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
         self._empty = threading.Condition(self.lock)
         self._cancel_requested: set[str] = set()
@@ -41,6 +42,10 @@ class PendingTasks:
 
     def __len__(self) -> int:
         return len(self._futures)
+
+    def __bool__(self) -> bool:
+        """Return whether a task is pending, or a call that gets one later."""
+        return bool(self._futures or self._deferred)
 
     def get(self, task: str) -> TaskFuture | None:
         """Return the future of a task that has no outcome yet."""
@@ -56,9 +61,9 @@ class PendingTasks:
             return [future for future in self._futures.values() if lane in (None, future.header.lane)]
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until no task is pending; returns whether this is so."""
+        """Wait until no task is pending and no call is deferred; returns whether this is so."""
         with self._empty:
-            return self._empty.wait_for(lambda: not self._futures, seconds)
+            return self._empty.wait_for(lambda: not self, seconds)
 
     def is_unclaimed(self, future: TaskFuture) -> bool:
         """Return whether the task has no claim, or none any more after the death of its worker; lists the spool."""
@@ -120,6 +125,23 @@ class PendingTasks:
                 self.retention.add(future.task, references)
                 self._graph.add(future.header, [each.header for each in references.dependencies()])
 
+    def add_deferred(self, future: DeferredFuture) -> None:
+        """Add a call that gets a task later."""
+        with self.lock:
+            self._deferred[future] = None
+
+    def remove_deferred(self, future: DeferredFuture) -> None:
+        """Remove a call that has its task now, or gets none. May be repeated."""
+        with self.lock:
+            self._deferred.pop(future, None)
+            if not self:
+                self._empty.notify_all()
+
+    def deferred(self) -> list[DeferredFuture]:
+        """Return the futures of the calls that get a task later."""
+        with self.lock:
+            return list(self._deferred)
+
     def known(self, task: str) -> TaskFuture | None:
         """Return the existing future of a task, done or not, of a session that keeps its outcomes."""
         return self._known.get(task)
@@ -142,7 +164,7 @@ class PendingTasks:
         future = self._futures.pop(task, None)
         if needs_objects and future is not None:
             self.needed_objects |= objects_of(self.spool, future.header)
-        if not self._futures:
+        if not self:
             self._empty.notify_all()
 
     def request_cancel(self, task: str) -> None:
@@ -194,10 +216,11 @@ class PendingTasks:
             if self._journal is not None:
                 self._journal.close()
 
-    def after_fork(self) -> list[TaskFuture]:
+    def after_fork(self) -> list[TaskFuture | DeferredFuture]:
         """Drop the parent's state in a forked child; returns the futures that were pending in the parent."""
         self.lock = threading.RLock()
         self._empty = threading.Condition(self.lock)
         self._journal = None  # only the parent writes its buffer
-        futures, self._futures = list(self._futures.values()), {}
-        return futures
+        pending: list[TaskFuture | DeferredFuture] = [*self._futures.values(), *self._deferred]
+        self._futures, self._deferred = {}, {}
+        return pending

@@ -12,12 +12,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from spoolpool.calls.pickling import ObjectRef, Reference
-from spoolpool.client.futures import PartFuture, TaskFuture, finish
+from spoolpool.calls import pickling
+from spoolpool.calls.pickling import LaterValue, ObjectRef, Reference
+from spoolpool.client.futures import DeferredFuture, PartFuture, TaskFuture, finish
 from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
+from spoolpool.format.envelope import Buffer
 from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.user_code import describe_error
+
+
+def has_failed(future: Future[Any]) -> bool:
+    """Return whether a future is done without a result."""
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 class CallReferences:
@@ -34,14 +41,15 @@ class CallReferences:
         self._dependencies: dict[tuple[str, str], TaskFuture] = {}
         self._pending: set[tuple[str, str]] = set()
         self._failed: Future[Any] | None = None
+        self._later: dict[Future[Any], LaterValue] = {}
         self.future: TaskFuture | None = None
         """Future of the call, while its task is in the spool."""
 
     def refer(self, argument: Future[Any] | ObjectRef) -> object:
         """Return the value to pickle for a future: a reference while its outcome is in the spool, else its result.
 
-        An object is leased and returned unchanged. Raises :class:`BadRequest` for an unfinished future whose outcome
-        will not be in this spool, and for an object that is not in it.
+        For an unfinished future whose outcome will not be in this spool it is the place of its value, for :meth:`fill`.
+        An object is leased and returned unchanged. Raises :class:`BadRequest` for an object that is not in the spool.
         """
         if isinstance(argument, ObjectRef):
             if self._acquire is not None and argument.name not in self.objects:
@@ -49,6 +57,8 @@ class CallReferences:
             self.objects[argument.name] = ()
             return argument
         whole, keys = (argument.whole, argument.keys) if isinstance(argument, PartFuture) else (argument, ())
+        if isinstance(whole, DeferredFuture) and whole.task_future is not None:
+            whole = whole.task_future
         if isinstance(whole, TaskFuture) and whole.session.spool.config.id == self._spool.config.id:
             key = whole.session.name, whole.task
             state = whole.session.pending.retain(whole.task, self)
@@ -58,19 +68,42 @@ class CallReferences:
                     self._pending.add(key)
                 return Reference(*key, keys)
         if not argument.done():
-            raise BadRequest(
-                "An argument is an unfinished future that does not belong to this spool: wait for it, and pass its "
-                "result."
-            )
-        if argument.cancelled() or argument.exception() is not None:
+            return self._later.setdefault(argument, LaterValue())
+        if has_failed(argument):
             self._failed = self._failed or argument
             return None
         return argument.result()
 
     @property
+    def awaited(self) -> tuple[Future[Any], ...]:
+        """Futures that must be done before the call is submitted; empty if one of the arguments has failed already."""
+        return tuple(self._later) if self._failed is None else ()
+
+    def fill(self, buffers: list[Buffer]) -> list[Buffer]:
+        """Return the buffers of the pickled call with the values of the awaited futures, which are done.
+
+        Raises :class:`BadRequest` or :class:`NotPicklable` for a value that cannot be sent.
+        """
+        failed = filter(has_failed, (*self._later, *self._dependencies.values()))
+        self._failed = next(failed, None)
+        if self._failed is not None:
+            return buffers
+        values = {
+            later: pickling.dumps_alone(future.result(), self._refer_done) for future, later in self._later.items()
+        }
+        return [values[later] if (later := LaterValue.of(each)) in values else each for each in buffers]
+
+    def _refer_done(self, argument: Future[Any] | ObjectRef) -> object:
+        """Return the value to pickle for a future in the value of an awaited future."""
+        found = self.refer(argument)
+        if isinstance(found, LaterValue):
+            raise BadRequest("The value of a future among the arguments contains another future, which is not done.")
+        return found
+
+    @property
     def is_empty(self) -> bool:
         """Whether the call has neither futures nor objects among its arguments."""
-        return not (self._dependencies or self.objects or self._failed is not None)
+        return not (self._dependencies or self.objects or self._later or self._failed is not None)
 
     def by_session(self) -> dict[str, tuple[str, ...]]:
         """Return the task ids of the dependencies by session, in the form of the task header."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from spoolpool.calls.fingerprint import fingerprint
-from spoolpool.client.futures import PartFuture, TaskFuture
+from spoolpool.client.futures import DeferredFuture, PartFuture, TaskFuture
 from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import SpoolDenied, SpoolpoolError
 from spoolpool.format.names import CANCELLED
@@ -61,13 +61,45 @@ class SessionReplay:
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
         resources: Resources,
+        left_out: Container[Future[Any]] = (),
     ) -> str:
-        """Return the fingerprint of a call, made of function, arguments and resources.
+        """Return the fingerprint of a call, made of function, arguments and resources; empty if it is not known yet.
 
+        It is not before all futures of other executors among the arguments are done, without those in ``left_out``.
         Raises :class:`BadRequest` that names an argument without a fingerprint.
         """
         decisive = (resources.decisive(), self._init)
-        return fingerprint(function, args, kwargs, resources=decisive, stands_for=_stands_for)
+        unknown = False
+
+        def stands_for(future: Future[Any]) -> object:
+            nonlocal unknown
+            found = "left out" if future in left_out else _stands_for(future)
+            unknown |= found is None
+            return found or ""
+
+        key = fingerprint(function, args, kwargs, resources=decisive, stands_for=stands_for)
+        return "" if unknown else key
+
+    def finder(
+        self,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        resources: Resources,
+        awaited: Container[Future[Any]],
+    ) -> Callable[[], tuple[str, TaskFuture | None]]:
+        """Return a function that does :meth:`key` and :meth:`next_future` once the awaited futures are done.
+
+        The key is empty if an argument was changed meanwhile: the pickled call has the earlier one.
+        """
+        before = self.key(function, args, kwargs, resources, awaited)
+
+        def find() -> tuple[str, TaskFuture | None]:
+            unchanged = self.key(function, args, kwargs, resources, awaited) == before
+            key = self.key(function, args, kwargs, resources) if unchanged else ""
+            return key, self.next_future(key)
+
+        return find
 
     def next_future(self, key: str) -> TaskFuture | None:
         """Return the future of the next task of this key, done or not; None if there is none left."""
@@ -96,6 +128,8 @@ class SessionReplay:
 def _stands_for(future: Future[Any]) -> object:
     """Return the part of the fingerprint for a future among the arguments: the key of its call, or its value."""
     whole, keys = (future.whole, future.keys) if isinstance(future, PartFuture) else (future, ())
+    if isinstance(whole, DeferredFuture) and whole.task_future is not None:
+        whole = whole.task_future
     if isinstance(whole, TaskFuture) and whole.header.key:
         return whole.header.key, keys
     if not future.done():

@@ -8,7 +8,7 @@ import os
 import time
 
 from spoolpool.client.collector import Collector, set_aside_error
-from spoolpool.client.futures import TaskFuture, finish, wait
+from spoolpool.client.futures import DeferredFuture, TaskFuture, finish, wait
 from spoolpool.client.object_store import SessionObjects
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.prepared_call import PreparedCall
@@ -79,7 +79,7 @@ class SubmitterSession:
         for room.
         """
         references, resources = call.references, call.resources
-        self._submitter.await_room(self._check_open if self._wait_for_room else None)
+        self._submitter.await_room(self._check_open if self._wait_for_room and not call.again else None)
         header = TaskHeader(
             task=references.task,
             session=self.name,
@@ -124,6 +124,13 @@ class SubmitterSession:
         if must_wake:
             self.collector.wake()
         return future
+
+    def expect(self, future: DeferredFuture) -> None:
+        """Note a call that gets its task later; the session does not end before. Raises as :meth:`submit` does."""
+        with self.pending.lock:
+            self._check_open()
+            self.pending.add_deferred(future)
+            self.collector.start()
 
     def _server_time(self) -> float:
         try:
@@ -226,6 +233,8 @@ class SubmitterSession:
 
     def detach(self) -> None:
         """Close without waiting: pending tasks go on, and their outcomes stay for a later process of the session."""
+        for each in self.pending.deferred():  # they are in this process alone
+            each.cancel()
         with self.pending.lock:
             self.pending.forget()
             self._detached = True
@@ -236,7 +245,8 @@ class SubmitterSession:
         """Wait for the end of the collector, after :meth:`close`; returns at once in the collector itself."""
         if self.collector.started and not self.collector.runs_here():
             if self.can_assist():  # the group of the caller may be the only one
-                wait(self.pending.futures())
+                while pending := [*self.pending.futures(), *self.pending.deferred()]:
+                    wait(pending)
             self.collector.join()
 
     def fail(self, reason: BaseException, lane: str | None = None) -> None:
@@ -254,6 +264,8 @@ class SubmitterSession:
                 if not self._keeps:
                     self.cancel(future)
             finish(future, error=reason)
+        for call in self.pending.deferred() if lane is None else ():
+            call.fail(reason)
         if self._keeps and failed:
             self._detached = True  # never `|=`: another thread may detach between the read and the write
         if lane is None:
@@ -267,7 +279,11 @@ class SubmitterSession:
         self.collector.close()
         for future in pending:
             future.after_fork()
-            finish(future, error=BrokenSpool("The future belongs to the parent process; it cannot be used after fork."))
+            error = BrokenSpool("The future belongs to the parent process; it cannot be used after fork.")
+            if isinstance(future, DeferredFuture):
+                future.fail(error)
+            else:
+                finish(future, error=error)
 
     def _end(self) -> None:
         self.collector.close()

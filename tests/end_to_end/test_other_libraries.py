@@ -20,7 +20,6 @@ from tests.conftest import Workers
 from tests.support import tasks
 from tests.support.waiting import LIMIT, wait_until
 
-
 ENDS_A_COROUTINE = [StopIteration, tasks.EndOfData, concurrent.futures.CancelledError, asyncio.CancelledError]
 OTHERS = [StopAsyncIteration, GeneratorExit, KeyboardInterrupt, SystemExit, tasks.AbruptError]
 
@@ -66,7 +65,9 @@ class TestCoroutines:
         error = asyncio.run(asyncio.wait_for(compute(), LIMIT))
         assert type(error.__cause__) is kind
 
-    @pytest.mark.parametrize("kind", [*ENDS_A_COROUTINE, *OTHERS], ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    @pytest.mark.parametrize(
+        "kind", [*ENDS_A_COROUTINE, *OTHERS], ids=lambda kind: f"{kind.__module__}.{kind.__name__}"
+    )
     def test_an_exception_of_any_kind_reaches_the_caller_with_its_type(
         self, executor: Executor, kind: type[BaseException]
     ) -> None:

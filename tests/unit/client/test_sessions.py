@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -406,7 +407,7 @@ def test_resumed_script_submits_calls_without_a_readable_result_again(stage: Sta
 def test_call_without_a_fingerprint_is_refused_with_the_argument_and_leaves_nothing(stage: Stage) -> None:
     with open_session(stage.spool, resume=True) as exe:
         with pytest.raises(BadRequest, match=r"Argument 0 of the call to .*square.* has no fingerprint"):
-            exe.submit(square, Future())  # type: ignore[arg-type]
+            exe.submit(square, threading.Lock())  # type: ignore[arg-type]
         assert exe.futures() == []
         known = Future()  # type: ignore[var-annotated]
         known.set_result(3)
