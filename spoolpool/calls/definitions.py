@@ -35,7 +35,8 @@ by_reference: set[str] = set()
 class Definitions:
     """Reductions of definitions for one pickle.
 
-    ``local`` has the local modules that the pickle contains by value, in their order. ``imported`` are local modules that workers import, besides :data:`by_reference`.
+    ``local`` has the local modules that the pickle contains by value, in their order. ``imported`` are local modules
+    that workers import, besides :data:`by_reference`.
     """
 
     def __init__(self, imported: Iterable[str] = ()) -> None:
