@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.batched import batched
+from spoolpool.client.ctrl_c import end_interrupted, is_ctrl_c
 from spoolpool.client.executor_runtime import ExecutorRuntime
 from spoolpool.client.futures import DeferredFuture, TaskFuture
 from spoolpool.client.map import iterate_values
@@ -46,6 +47,7 @@ from spoolpool.system.quantities import read_count
 
 if TYPE_CHECKING:
     import asyncio
+    from types import TracebackType
 
 
 T = TypeVar("T")
@@ -334,8 +336,29 @@ class Executor(futures.Executor):
         elif not wait and options.session is not None and runtime.pool is None and runtime.jobs is None:
             runtime.session.may_be_left = True
         runtime.close()
-        if wait:
+        if not wait:
+            return
+        try:
             runtime.join()
+        except KeyboardInterrupt as error:
+            if is_ctrl_c(error):
+                end_interrupted(runtime)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Do as ``shutdown()``. After Ctrl-C waiting calls are taken back and running ones interrupted.
+
+        Those of a named session stay in it.
+        """
+        runtime = self._runtime
+        if runtime is None or self._shut or os.getpid() != self._pid or not is_ctrl_c(error):
+            self.shutdown(wait=True)
+            return
+        with self._lock:
+            self._shut = True
+        end_interrupted(runtime)
 
     def detach(self) -> None:
         """Accept no more calls and wait for none: the tasks go on, and their results stay in the session.

@@ -9,14 +9,14 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
-from spoolpool.client import temporary_spool
+from spoolpool.client import ctrl_c, temporary_spool
 from spoolpool.client.deferred import DeferredCalls
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
@@ -268,6 +268,11 @@ class ExecutorRuntime:
             if self.stream is not None:
                 self.stream.close()
 
+    def kill_groups(self) -> None:
+        """Kill the groups on this host, and start none any more."""
+        if self.pool is not None:
+            self.pool.kill()
+
     def join(self) -> None:
         """Wait for the end of the threads, after :meth:`close`; returns at once in one of them, as in a callback."""
         if self.session.collector.runs_here() or self._thread is threading.current_thread():
@@ -315,6 +320,21 @@ def _at_exit() -> None:
     working = sorted(
         _at_work, key=lambda each: isinstance(each, SubmitterSession)
     )  # a runtime first flushes into its session
+    try:
+        if not ctrl_c.ended_by_ctrl_c():
+            _wait_at_exit(working)
+            return
+    except KeyboardInterrupt:  # the script has ended, and the user does not wait for its calls
+        pass
+    again = False
+    for each in working:
+        try:
+            (ctrl_c.kill if again else ctrl_c.end_interrupted)(each)
+        except KeyboardInterrupt:
+            again = True
+
+
+def _wait_at_exit(working: Sequence[ExecutorRuntime | SubmitterSession]) -> None:
     for each in working:
         if isinstance(each, SubmitterSession) and each.may_be_left:
             each.detach()

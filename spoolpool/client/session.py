@@ -58,7 +58,8 @@ class SubmitterSession:
         """Whether the process may exit without waiting for the pending tasks."""
         self._submitter = Submitter(spool, submitter)
         self._wait_for_room = wait_for_room
-        self._keeps = keeps  # the outcomes after their delivery, for a later process
+        self.keeps = keeps
+        """Whether outcomes stay after their delivery, for a later process."""
         self._user = accounts.account_name(os.geteuid())
         self._renewal_due = time.monotonic() + RENEWAL
         self._closed = False
@@ -193,7 +194,7 @@ class SubmitterSession:
             return
         self._renewal_due = time.monotonic() + RENEWAL
         try:
-            renew(self.spool, self.entry, self._user, keeps=self._keeps)
+            renew(self.spool, self.entry, self._user, keeps=self.keeps)
             self.objects.renew()
         except (OSError, SpoolpoolError) as error:  # the server is away; or the spool is gone, as a submission will say
             log.info("Cannot renew the leases of session %s now: %s", self.name, error)
@@ -261,12 +262,12 @@ class SubmitterSession:
             failed = self.pending.forget(lane)
         for future in failed:
             with contextlib.suppress(OSError, NotTrusted):
-                if not self._keeps:
+                if not self.keeps:
                     self.cancel(future)
             finish(future, error=reason)
         for call in self.pending.deferred() if lane is None else ():
             call.fail(reason)
-        if self._keeps and failed:
+        if self.keeps and failed:
             self._detached = True  # never `|=`: another thread may detach between the read and the write
         if lane is None:
             self.collector.stop()
@@ -288,12 +289,12 @@ class SubmitterSession:
     def _end(self) -> None:
         self.collector.close()
         self.pending.close()
-        if self._detached or self._keeps:  # the directories stay: another process may use the session
+        if self._detached or self.keeps:  # the directories stay: another process may use the session
             unregister(self.spool, self.entry)
         if not self._detached:
             if self._broken is None:  # else any task may still run, and need the objects
                 self.objects.close(self.pending.needed_objects)
-            if not self._keeps:
+            if not self.keeps:
                 self.spool.close_session(self.name)
             self._submitter.close()
         self.spool.close_directories()

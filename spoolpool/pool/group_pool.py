@@ -60,6 +60,7 @@ class GroupPool:
         self._ending: dict[str, GroupProcess] = {}
         self._lock = threading.Lock()
         self._recover_until = 0.0
+        self._killed = False
         self.broken: dict[Shape, str] = {}
         """Shapes of which no group can be started, with the reasons."""
         self.announced: set[Shape] = set()
@@ -76,6 +77,8 @@ class GroupPool:
         command = self._launcher.command(shape, (), self._options)  # raises if no group of the shape can be started
         log.debug("Groups of %s: %s", shape, command)
         with self._lock:
+            if self._killed:
+                return
             present = [slot for slot in self._slots if slot.shape == shape]
             for slot in present[count:]:
                 self._remove(slot)
@@ -279,6 +282,17 @@ class GroupPool:
             worker_registration.take_end(self._spool, worker)
         self._ending.clear()
         return released
+
+    def kill(self) -> None:
+        """Kill every group, and start none any more. :meth:`stop` waits for their ends."""
+        with self._lock:
+            self._killed = True
+            slots, self._slots = self._slots, []
+            self._ending.update({slot.worker: slot.process for slot in slots if slot.process is not None})
+            processes = list(self._ending.values())
+        for process in processes:
+            if process.poll() is None:
+                process.end(kill=True)
 
     def _has_no_entry(self, worker: str) -> bool:
         return files.is_missing(f"{self._spool.layout.worker(worker)}/info.json")

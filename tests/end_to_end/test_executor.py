@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import pickle
-import signal
 import stat
 import tempfile
 import threading
@@ -704,27 +703,6 @@ def test_a_script_without_shutdown_completes_its_tasks_and_leaves_no_files(tmp_p
     assert (tmp_path / "out").read_text() == "done\n" * 4
     assert list(temporary.iterdir()) == []
     assert processes_of(temporary) == []
-
-
-def test_an_interrupted_script_ends_and_leaves_no_files(tmp_path: Path) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    script = start_script(
-        tmp_path / "script.py",
-        "import sys\nfrom spoolpool import Executor\nfrom tests.support import tasks\n"
-        "with Executor(max_workers=1) as executor:\n"
-        "    executor.submit(tasks.mark_and_wait, sys.argv[1], sys.argv[2]).result()\n",
-        tmp_path / "started",
-        tmp_path / "end",
-        TMPDIR=temporary,
-    )
-    wait_until((tmp_path / "started").exists, "the task has started")
-    script.send_signal(signal.SIGINT)
-    (tmp_path / "end").touch()
-    _, errors = script.communicate(timeout=LIMIT)
-    assert "KeyboardInterrupt" in errors
-    wait_until(lambda: not processes_of(temporary), "its groups ended")
-    assert list(temporary.iterdir()) == []
 
 
 KILLED = """
