@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import pickle
 import subprocess
@@ -25,6 +24,7 @@ from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING, Any
 
 from spoolpool.calls import pickling
+from spoolpool.calls.definitions import become_worker
 from spoolpool.calls.run import RankResult, failure_report
 from spoolpool.context import CurrentTask, assistance, assisted_spool, assisting, running
 from spoolpool.errors import LostAttempt, WorkerLost
@@ -42,8 +42,8 @@ PickledCall = tuple[bytes, list[bytes]]
 """Pickle of ``(function, args, kwargs)``, and its buffers."""
 
 _START = """\
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+import sys
+sys.path[:] = eval(sys.argv[1])  # before any import: files in the working directory may have the names of modules
 from spoolpool.calls.isolation import serve
 serve(*map(int, sys.argv[2:]))
 """
@@ -126,7 +126,7 @@ class _Child:
         fds = (calls, results, self._stack.fileno())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds), str(os.getpid())],
+                [sys.executable, "-c", _START, repr(sys.path), *map(str, fds), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 env=without_mpi(os.environ),
                 pass_fds=fds,
@@ -180,6 +180,7 @@ class _Child:
 def serve(calls: int, results: int, stack: int, parent: int) -> None:
     """Run the calls that come through a pipe, in the child process; the arguments are descriptors and a pid."""
     die_with_parent(parent)
+    become_worker()
     faulthandler.enable(stack)
     send, receive = _connections(results, calls)
     fields, lost, assisted = receive.recv()

@@ -15,7 +15,11 @@ _WORDS = {
     "mpich": ("mpich", "hydra", "intel", "cray", "mvapich"),
 }
 """Words in the version of each implementation; ``mpich`` includes those derived from it."""
-_VERSION = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+# without the working directory on the search path: it may have a file mpi4py.py
+_VERSION = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+)
 _SECONDS = 120.0  # for loading the library from a slow filesystem
 
 

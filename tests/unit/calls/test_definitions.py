@@ -218,8 +218,12 @@ def test_files_in_the_working_directory_do_not_hide_modules_of_libraries(
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name} was imported')\n")
     (tmp_path / "scripts").mkdir()
     monkeypatch.chdir(tmp_path)
-    body = "print(exe.submit(pow, 2, 3).result())"
-    assert run(tmp_path / "scripts", body) == "8\n"
+    body = """
+        print(exe.submit(pow, 2, 3).result())
+        with Executor(max_workers=1, cores_per_worker=2) as of_two_ranks:
+            print(of_two_ranks.submit(pow, 2, 3).result())
+    """
+    assert run(tmp_path / "scripts", body) == "8\n[8, 8]\n"
 
 
 LAZY = """
