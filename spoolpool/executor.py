@@ -298,8 +298,8 @@ class Executor(futures.Executor):
     def futures(self) -> list[Future[Any]]:
         """Return futures of all tasks of the session, in the order of submission, also of earlier processes.
 
-        Finished tasks deliver their outcomes again, the others when they finish. A task that a worker had to set
-        aside has :class:`~spoolpool.errors.BadTaskFile`. Raises :class:`BadRequest` for an unnamed session.
+        Finished tasks have delivered their outcomes again, the others do when they finish. A task that a worker had to
+        set aside has :class:`~spoolpool.errors.BadTaskFile`. Raises :class:`BadRequest` for an unnamed session.
         """
         if self._options.session is None:
             raise BadRequest("futures() requires a named session of an existing spool: pass spool= and session=.")

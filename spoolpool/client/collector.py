@@ -75,6 +75,8 @@ class Collector:
         self._thread: threading.Thread | None = None
         self._waits_long = False
         self._stopping = False
+        self._passes_begun = self._passes_ended = 0
+        self._pass_ended = threading.Condition(pending.lock)
         self._ignored: set[str] = set()  # names of task files
         self._warned: set[str] = set()
         self.on_outcome: Callable[[TaskHeader, TaskFile], None] | None = None
@@ -93,6 +95,16 @@ class Collector:
         """Make the thread list the outcomes now."""
         with self._pending.lock:  # race: it may be about to close the watcher
             self._watch.wake()
+
+    def wait_for_pass(self) -> None:
+        """Wait until the thread has delivered the readable outcomes that are there now; not in the thread itself."""
+        if self._thread is None or self.runs_here():
+            return
+        with self._pending.lock:
+            begun = self._passes_begun
+            self._watch.wake()
+            while self._passes_ended <= begun and self._thread.is_alive():
+                self._pass_ended.wait(1.0)
 
     def stop(self) -> None:
         """Let the thread end once no task is pending. May be repeated."""
@@ -153,7 +165,7 @@ class Collector:
             try:
                 if not idle and vanished.is_due:
                     self._fail_vanished(vanished)
-                if self._collect_listed(unreadable):
+                if self._make_pass(unreadable):
                     backoff.reset()
                     starvation.reset()
                     check_due = time.monotonic() + _CHECK_SECONDS
@@ -250,6 +262,16 @@ class Collector:
                     left.append((each, reason))
 
     # -- collecting
+
+    def _make_pass(self, unreadable: dict[str, float]) -> bool:
+        """Collect the listed outcomes, and tell the threads that wait for it; returns whether there were any."""
+        self._passes_begun += 1
+        try:
+            return self._collect_listed(unreadable)
+        finally:
+            with self._pending.lock:
+                self._passes_ended += 1
+                self._pass_ended.notify_all()
 
     def _collect_listed(self, unreadable: dict[str, float]) -> bool:
         """Collect the listed outcomes; returns whether there were any."""

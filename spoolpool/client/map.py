@@ -136,7 +136,7 @@ def iterate_values(
                     except Exception as error:
                         chunk = ahead.pop() if first.done() else []
                         before, rest = _take_apart(error, chunk)
-                        yield from before
+                        yield from _handed_over(before)
                         if not rest:
                             raise
                         apart = _Ahead(submit, function, iter(rest), ChunkSize(1))
@@ -147,15 +147,22 @@ def iterate_values(
                         yield from _one_by_one(apart, buffersize or _AHEAD, end)
                         continue
                     if not ahead.pop():
-                        yield value
+                        value = [value]
                     elif ranks > 1:  # a list of each rank's values of the chunk
-                        yield from map(list, zip(*value, strict=True))
-                    else:
-                        yield from value
+                        value = [*map(list, zip(*value, strict=True))]
+                    del first  # it refers to the value
+                    yield from _handed_over(value)
             finally:
                 ahead.cancel()
 
     return values(room)
+
+
+def _handed_over(values: list[Any]) -> Iterator[Any]:
+    """Yield values without a further reference to them, so that the caller decides how long each of them lives."""
+    values.reverse()
+    while values:
+        yield values.pop()
 
 
 def _left(end: float | None) -> float | None:
@@ -182,10 +189,10 @@ def _one_by_one(ahead: _Ahead, room: int, end: float | None) -> Iterator[Any]:
     """Yield the values of calls whose task failed as a whole: each has a task of its own now."""
     try:
         while ahead.tasks:
-            value = ahead.tasks[0].result(_left(end))
+            value = [ahead.tasks[0].result(_left(end))]
             ahead.pop()
             ahead.fill(room)
-            yield value
+            yield from _handed_over(value)
     finally:
         ahead.cancel()
 

@@ -152,13 +152,18 @@ class SubmitterSession:
     def futures(self) -> list[TaskFuture]:
         """Return futures of all tasks of the session in the spool, in the order of submission.
 
+        Outcomes that are in the spool are delivered before the return, except in a callback of a future.
         If a directory cannot be listed, as in another account's dropbox, its waiting and running tasks are left out,
         and a warning is logged.
         """
         tasks, unlisted = find_session_tasks(self.spool, self.name)
         for path, reason in unlisted.items():
             log.warning("Cannot list tasks of the session %s in %s: %s.", self.name, path, reason)
-        return [self.future_of(task) for task in tasks]
+        futures = [self.future_of(task) for task in tasks]
+        ended = [future for task, future in zip(tasks, futures, strict=True) if task.location.place == "done"]
+        if not all(future.done() for future in ended):
+            self.collector.wait_for_pass()
+        return futures
 
     def future_of(self, task: TaskView) -> TaskFuture:
         """Return the future of a task found in the spool: the existing one of this process, or a new one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -216,3 +217,15 @@ def in_lists(count: int) -> list[int]:
 
 def test_task_awaits_batches_of_its_own_tasks_with_a_single_group(shared: Executor) -> None:
     assert shared.submit(in_lists, 5).result() == list(range(5))
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, "auto"])
+def test_yielded_values_live_only_as_long_as_the_caller_keeps_them(chunksize: Any) -> None:
+    with Executor(max_workers=1, backend="local") as executor:
+        values = executor.map(set, [[number] for number in range(7)], chunksize=chunksize)
+        for number in range(7):
+            value = next(values)
+            assert value == {number}
+            kept = weakref.ref(value)
+            del value
+            wait_until(lambda kept=kept: kept() is None, "the value is gone", 20)  # type: ignore[misc]

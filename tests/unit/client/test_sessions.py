@@ -573,3 +573,18 @@ def test_worker_is_shown_with_the_account_of_its_entry(tmp_path: Path) -> None:
     other = unused_id()
     os.chown(f"{spool.layout.worker(worker)}/info.json", other, -1)
     assert [info.user for info in read_workers(spool)] == [account_name(other)]
+
+
+def test_outcomes_in_the_spool_are_delivered_before_futures_returns(stage: Stage) -> None:
+    with open_session(stage.spool) as exe:
+        for number in range(30):
+            exe.submit(square, number)
+        exe.detach()
+    stage.work(tasks=30)
+    with open_session(stage.spool) as exe:
+        waits = exe.submit(square, 7)
+        first = exe.futures()
+        assert [each.done() for each in first] == [True] * 30 + [False]
+        assert [each.result(0) for each in first[:30]] == [number**2 for number in range(30)]
+        assert all(each.done() for each in exe.futures()[:30])
+        waits.cancel()
