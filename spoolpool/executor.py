@@ -73,6 +73,8 @@ class Executor(futures.Executor):
             ``"auto"``, the default, is Flux, else srun, else mpiexec, else local. ``"sbatch"``
             (:class:`~spoolpool.Sbatch`) and ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`) submit batch jobs of
             groups, which end with the executor.
+        max_cores: Cores of all worker groups together, on this host or in each batch job: there are as many groups as
+            they hold, and at most ``max_workers``.
         spool: Directory of the spool to attach to. Without it, the executor is embedded.
         resource_dict: Defaults for every ``submit``: see :class:`spoolpool.resources.Resources`.
         trust: Accounts (names or numbers), besides one's own, whose results are unpickled. A pickle is a program: it
@@ -106,6 +108,7 @@ class Executor(futures.Executor):
         cwd: str | os.PathLike[str] | None = None,
         backend: str | Backend | None = None,
         *,
+        max_cores: int | None = None,
         spool: str | os.PathLike[str] | None = None,
         resource_dict: Mapping[str, Any] | None = None,
         trust: Iterable[str | int] = (),
@@ -123,6 +126,7 @@ class Executor(futures.Executor):
             backend=backend_of(self.default_backend if backend is None else backend),
             spool=None if spool is None else Spool(spool, trust=Trust(trusted)),
             max_workers=max_workers,
+            max_cores=max_cores,
             oversubscribe=oversubscribe,
             session=Session(session) if isinstance(session, str) else session,
             submission=submission,

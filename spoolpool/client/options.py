@@ -28,6 +28,8 @@ class ExecutorOptions:
     """Spool to attach to; None for an embedded executor."""
     max_workers: int | None
     """Worker groups on this host, or in each batch job; None: as many as fit, and none for an attached executor."""
+    max_cores: int | None = None
+    """Limit of the cores of these groups together; it becomes the limit of their number."""
     oversubscribe: bool
     """Whether mpiexec and srun may start more ranks than there are cores."""
     session: Session | None
@@ -47,6 +49,12 @@ class ExecutorOptions:
         check_tags(self.defaults.lane_tags)
         if self.max_workers is not None:
             object.__setattr__(self, "max_workers", read_count("max_workers", self.max_workers, 1))
+        if self.max_cores is not None:
+            fit = read_count("max_cores", self.max_cores, 1) // self.shape.cores
+            if not fit:
+                needed = self.shape.cores
+                raise BadRequest(f"max_cores={self.max_cores} has no room for one worker group of {needed} cores.")
+            object.__setattr__(self, "max_workers", fit if self.max_workers is None else min(fit, self.max_workers))
         if self.stream_output and self.spool is not None and not self.spool.config.output:
             raise BadRequest(f"stream_output: the spool {self.spool.path} keeps no output that could be printed.")
         if self.session is not None and self.spool is None:

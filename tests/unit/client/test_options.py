@@ -100,3 +100,30 @@ def test_further_arguments_reach_mpiexec(tmp_path: Path) -> None:
     (tmp_path / "ranks").mkdir()
     with Executor(max_workers=1, cores_per_worker=2, backend=Mpiexec(extra=["-wdir", str(tmp_path / "ranks")])) as exe:
         assert exe.submit(tasks.get_cwd).result() == [str(tmp_path / "ranks")] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "groups"),
+    [
+        ({"max_cores": 3}, 3),
+        ({"max_cores": 5, "threads_per_core": 2}, 2),
+        ({"max_cores": 4, "max_workers": 1}, 1),
+        ({"max_cores": 2, "max_workers": 9}, 2),
+    ],
+)
+def test_max_cores_limits_the_number_of_groups(given: dict[str, int], groups: int) -> None:
+    with Executor(backend="local", **given) as executor:  # type: ignore[arg-type]
+        assert executor.max_workers == groups
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_cores": 1, "threads_per_core": 2}, "no room"),
+        ({"max_cores": 0}, "max_cores"),
+        ({"max_cores": "x"}, "max"),
+    ],
+)
+def test_max_cores_without_room_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Executor(backend="local", **given)
