@@ -19,6 +19,9 @@ ENV_KNOWN = "SPOOLPOOL_KNOWN"
 ENV_WORKER = "SPOOLPOOL_WORKER"
 """Worker id that the supervisor assigns to a group that it starts (at most 24 hex digits)."""
 
+ENV_NUMBER = "SPOOLPOOL_NUMBER"
+"""Number, from 0, of a group among the live groups of its supervisor."""
+
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process that owns the group; the group ends when that process has died."""
 

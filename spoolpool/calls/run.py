@@ -69,20 +69,27 @@ class InitializerCache:
 
 _NOTHING = contextlib.nullcontext()
 
-_WORKER_ID = ("spoolpool_worker_id", "executorlib_worker_id")
-"""Parameters that get the id of the worker. The second one is for functions written for executorlib."""
+worker_number = 0
+"""Number, from 0, of this process's worker among the live workers of its executor or supervisor."""
+
+_WORKER_ID, _WORKER_NUMBER = "spoolpool_worker_id", "executorlib_worker_id"
+"""Parameters that get the id of the worker, and its number, as functions written for executorlib expect it."""
 
 
 def _worker_id(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], worker: str
 ) -> dict[str, Any]:
-    """Return the worker's id as a keyword argument, if a Python function has an unset parameter for it.
+    """Return the worker's id and number as keyword arguments, if a Python function has unset parameters for them.
 
     It does not inspect the signature, which would take longer than a small call.
     """
     code = getattr(function.func if isinstance(function, functools.partial) else function, "__code__", None)
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code is not None else ()
-    wanted = {name: worker for name in _WORKER_ID if name in names}
+    wanted: dict[str, Any] = {}
+    if _WORKER_ID in names:
+        wanted[_WORKER_ID] = worker
+    if _WORKER_NUMBER in names:
+        wanted[_WORKER_NUMBER] = worker_number
     return _not_given(wanted, function, args, kwargs) if wanted else wanted
 
 

@@ -41,6 +41,7 @@ def watch_rank(directory: str, worker: str) -> None:
 
 def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
+    from spoolpool.calls import run
     from spoolpool.launch.allocation import find_allocation, in_step
     from spoolpool.launch.output_relay import redirect_output
     from spoolpool.protocol.worker_registration import decode_owner
@@ -52,6 +53,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
 
     # always removed: a task may start workers of its own
     names = settings.ENV_OUTPUT, settings.ENV_DEVICES, settings.ENV_OWNER, settings.ENV_WORKER, settings.ENV_KNOWN
+    run.worker_number = int(os.environ.pop(settings.ENV_NUMBER, "") or 0)
     variables = [os.environ.pop(name, "") for name in names]
     pipes, devices, owner, worker, known = variables if options.group_of is not None else [""] * len(names)
     known_spools.inherit(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -58,6 +59,7 @@ class GroupPool:
         self._recovery = Recovery(spool, all_workers=True)  # its rounds follow the death of a group of this pool
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
+        self._numbers: list[tuple[int, GroupProcess]] = []  # of groups that were asked to end
         self._lock = threading.Lock()
         self._recover_until = 0.0
         self._killed = False
@@ -87,9 +89,15 @@ class GroupPool:
                 nodes = () if self._capacity is None else self._capacity.reserve(shape)
                 if nodes is None:
                     raise LauncherError(f"There is no room for another group of {shape}.")
-                slot = Slot(shape=shape, arguments=tuple(arguments), nodes=nodes)
+                slot = Slot(shape=shape, arguments=tuple(arguments), nodes=nodes, number=self._free_number())
                 self._start(slot)
                 self._slots.append(slot)
+
+    def _free_number(self) -> int:
+        """Return the least number that no live group has, under the lock."""
+        taken = {slot.number for slot in self._slots}
+        taken.update(number for number, process in self._numbers if process.poll() is None)
+        return next(number for number in itertools.count() if number not in taken)
 
     def count(self, shape: Shape | None = None) -> int:
         """Return the requested number of groups of a shape, or of all shapes."""
@@ -110,6 +118,7 @@ class GroupPool:
             arguments += ["--max-time", f"{max(0.0, self._ends - time.monotonic()):.3f}"]
         variables = {
             settings.ENV_WORKER: worker,
+            settings.ENV_NUMBER: str(slot.number),
             settings.ENV_OWNER: self._owner,
             settings.ENV_KNOWN: known_spools.encode(self._spool.identity),
         }
@@ -233,6 +242,8 @@ class GroupPool:
         if slot.process is not None and slot.process.poll() is None:
             worker_registration.request_stop(self._spool, slot.worker)
             self._ending[slot.worker] = slot.process
+            self._numbers = [each for each in self._numbers if each[1].poll() is None]
+            self._numbers.append((slot.number, slot.process))
 
     def _repeat_stop_requests(self) -> None:
         """Ask ending groups again: a group that was still starting had no entry for the first request."""

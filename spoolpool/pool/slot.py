@@ -31,6 +31,8 @@ class Slot:
     """Options of the worker, besides those of the pool."""
     nodes: tuple[str, ...] = ()
     """Node of each rank, if the nodes are planned; on one host its name."""
+    number: int = 0
+    """Number of its groups, from 0, that no other live group of the pool has."""
     worker: str = ""
     """Worker id of the latest group."""
     process: GroupProcess | None = None

@@ -50,7 +50,7 @@ def give_id(number: int, /, spoolpool_worker_id: str = "") -> tuple[int, str, st
     return number, spoolpool_worker_id, current_task().worker
 
 
-def give_other_id(*, executorlib_worker_id: str) -> str:
+def give_other_id(*, executorlib_worker_id: int) -> int:
     return executorlib_worker_id
 
 
@@ -113,7 +113,7 @@ def test_a_worker_id_parameter_receives_the_id_of_the_worker(executor: Executor)
     given = executor.submit(give_id, 7).result(LIMIT)
     number, worker, told = given if executor.info["cores"] == 1 else given[1]  # type: ignore[misc]
     assert number == 7 and worker == told and is_worker_id(worker)
-    assert executor.submit(give_other_id).result(LIMIT) == each(executor, worker)
+    assert executor.submit(give_other_id).result(LIMIT) == each(executor, 0)
     assert executor.submit(functools.partial(give_id, 8)).result(LIMIT) == each(executor, (8, worker, worker))
     assert executor.submit(Method().call).result(LIMIT) == each(executor, worker)
 
@@ -338,3 +338,16 @@ def test_spool_submit_accepts_resources(spool: Spool) -> None:
     header = delayed_tasks.read_task(spool, f"{spool.layout.waiting}/{name}", task_file)
     assert (header.env, header.memory) == ({"A": "1"}, 2 << 30)
     assert header.not_before == datetime(2099, 1, 1, 12).astimezone().timestamp()
+
+
+def give_number(started: str, end: str, executorlib_worker_id: int) -> int:
+    tasks.mark_and_wait(started, end)
+    return executorlib_worker_id
+
+
+def test_each_live_group_has_a_number_of_its_own(tmp_path: Path) -> None:
+    with Executor(max_workers=3, backend="local") as executor:
+        ran = [executor.submit(give_number, f"{tmp_path}/{n}", f"{tmp_path}/end") for n in range(3)]
+        wait_until(lambda: all((tmp_path / str(n)).exists() for n in range(3)), "each group runs a call")
+        (tmp_path / "end").touch()
+        assert sorted(each.result(LIMIT) for each in ran) == [0, 1, 2]
