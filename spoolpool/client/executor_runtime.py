@@ -75,6 +75,7 @@ class ExecutorRuntime:
             submitter="" if session is None else submitter_of(name),
             wait_for_room=options.submission.wait_for_room,
             keeps=session is not None,
+            raises_cause=options.submission.raise_cause,
         )
         self.deferred = DeferredCalls(self.session, self.submit)
         if isinstance(options.backend, BatchBackend):

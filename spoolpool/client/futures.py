@@ -24,6 +24,7 @@ from concurrent.futures import (
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING, DoneAndNotDoneFutures
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from spoolpool.errors import DependencyFailed
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.system.backoff import Backoff
@@ -162,7 +163,12 @@ class TaskFuture(SafeFuture):
 
 
 def finish(future: TaskFuture, value: object = None, error: BaseException | None = None) -> None:
-    """Give a future its outcome; a future that was cancelled meanwhile stays cancelled."""
+    """Give a future its outcome; a future that was cancelled meanwhile stays cancelled.
+
+    If its session asks for it, a failed dependency's own exception takes the place of :class:`DependencyFailed`.
+    """
+    if isinstance(error, DependencyFailed) and future.session.raises_cause:
+        error = error.__cause__ or error
     try:
         if not future.mark_claimed():
             return

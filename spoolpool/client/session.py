@@ -45,6 +45,7 @@ class SubmitterSession:
         submitter: str = "",
         wait_for_room: bool = False,
         keeps: bool = False,
+        raises_cause: bool = False,
     ) -> None:
         self.spool = spool
         self.name = check_session(name)
@@ -54,6 +55,8 @@ class SubmitterSession:
         self.pending = PendingTasks(spool, self.name, keeps_all=keeps)
         self.collector = Collector(self.pending, accept, end=self._end, fail=self.fail, renew=self._renew)
         self.objects = SessionObjects(spool, self.name, run)
+        self.raises_cause = raises_cause
+        """Whether a call whose dependency failed has the exception of the dependency."""
         self.may_be_left = False
         """Whether the process may exit without waiting for the pending tasks."""
         self._submitter = Submitter(spool, submitter)

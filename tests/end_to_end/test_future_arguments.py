@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, Session
+from spoolpool import Executor, Session, Submission
 from spoolpool.errors import DependencyFailed, NotPicklable
 from spoolpool.protocol.spool import Spool
 from tests.conftest import Workers
@@ -193,3 +193,15 @@ def test_resumed_session_finds_the_call_by_the_values_of_its_arguments(
 
     assert [run(1), run(1), run(2)] == [1, 1, 2]
     assert len((tmp_path / "runs").read_text().splitlines()) == 2
+
+
+def test_exception_of_the_dependency_takes_the_place_of_dependency_failed_by_a_switch() -> None:
+    with Executor(max_workers=1, backend="local", submission=Submission(raise_cause=True)) as executor:
+        failed = executor.submit(divmod, 1, 0)
+        dependent = executor.submit(repr, failed)
+        foreign: Future[int] = Future()
+        waiting = executor.submit(abs, foreign)
+        foreign.set_exception(LookupError("of the other library"))
+        assert type(executor.submit(repr, dependent).exception(LIMIT)) is ZeroDivisionError
+        assert type(dependent.exception(LIMIT)) is ZeroDivisionError
+        assert type(waiting.exception(LIMIT)) is LookupError
