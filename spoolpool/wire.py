@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
-from spoolpool.calls import pickling
+from spoolpool.calls import forks, pickling
 from spoolpool.calls.definitions import (
     fill_class,
     fill_module,
@@ -84,7 +84,7 @@ def run_chunk(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
     try:
         if task is None or not needs_isolation(task):
             for args in calls:
-                values.append(function(*args))  # noqa: PERF401  the values before an exception are needed
+                values.append(forks.call(function, args))  # noqa: PERF401  the values before an exception are needed
         else:
             for payload, buffers, failure in run_calls(_pickled(function, calls), task):
                 values.append(_value(payload, buffers, failure))

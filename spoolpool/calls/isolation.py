@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING, Any
 
-from spoolpool.calls import pickling
+from spoolpool.calls import forks, pickling
 from spoolpool.calls.definitions import become_worker
 from spoolpool.calls.run import RankResult, failure_report
 from spoolpool.context import CurrentTask, assistance, assisted_spool, assisting, running
@@ -58,7 +58,7 @@ def run_pickled(payload: bytes, buffers: Sequence[bytes]) -> RankResult:
     """Run a pickled call; return its value or its exception."""
     try:
         function, args, kwargs = load(payload, buffers)
-        return RankResult(*pickling.dumps(function(*args, **kwargs)), None)
+        return RankResult(*pickling.dumps(forks.call(function, args, kwargs)), None)
     except BaseException as error:  # of this call alone, but for an interruption of the whole task
         if is_interrupt(error):
             raise

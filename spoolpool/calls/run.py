@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spoolpool.calls import pickling
+from spoolpool.calls import forks, pickling
+from spoolpool.calls.process_state import Changes, ProcessState
 from spoolpool.calls.results import DependencyValue, ReferenceResolver
 from spoolpool.context import CurrentTask, running
 from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGE = 4096
 _TRACEBACK = 65536
+_OWN_FILES = (__file__, contextlib.__file__, forks.__file__)  # of frames above that of the function
 _ARGUMENT = 1000  # characters of an argument in the error log file
 
 
@@ -46,6 +48,7 @@ class InitializerCache:
 
     def __init__(self) -> None:
         self._made: dict[str, dict[str, Any]] = {}
+        self._changes: dict[str, Changes] = {}
 
     def knows(self, init: str) -> bool:
         """Return whether this ``init_function`` was called."""
@@ -54,13 +57,19 @@ class InitializerCache:
     def make(self, init: str, payload: Buffer, buffers: Sequence[Buffer], worker: str) -> None:
         """Call an ``init_function`` in a worker and cache the result."""
         function = pickling.loads(payload, buffers)
-        made = function(**_worker_id(function, (), {}, worker))
+        before = ProcessState()
+        made = forks.call(function, (), _worker_id(function, (), {}, worker))
         if not isinstance(made, dict) or not all(isinstance(key, str) for key in made):
             raise BadRequest(
                 f"The init_function {pickling.label(function)} returned {type(made).__name__}: it must return "
                 "a dict of argument names and values."
             )
         self._made[init] = made
+        self._changes[init] = before.changes()
+
+    def changes(self, init: str) -> Changes | None:
+        """Return what the ``init_function`` of a session has changed in this process; None if it was not called."""
+        return self._changes.get(init)
 
     def of(self, init: str) -> Mapping[str, Any]:
         """Return the arguments of a session's ``init_function``; empty if the session has none."""
@@ -147,7 +156,7 @@ def run_call(
                 if made := initializers.of(header.init):
                     kwargs.update(_not_given(made, function, args, kwargs))
                 with guard or _NOTHING:
-                    value = function(*args, **kwargs)
+                    value = forks.call(function, args, kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt, too, end the task, not the group
         report = failure_report(error, task.rank)
         if header.error_log_file and not isinstance(error, TaskCancelled):
@@ -166,7 +175,10 @@ def run_call(
 @contextlib.contextmanager
 def _directory(path: str) -> Iterator[None]:
     """Run in a working directory, which is created if missing."""
-    before = os.getcwd()
+    try:
+        before = os.getcwd()
+    except OSError:  # it was removed
+        before = os.path.expanduser("~")
     try:
         os.makedirs(path, exist_ok=True)
         os.chdir(path)
@@ -254,7 +266,7 @@ def _dump_exception(error: BaseException) -> tuple[Buffer, Sequence[Buffer]]:
 def describe_failure(error: BaseException, rank: int) -> Failure:
     """Return the description of an exception, with the frames of the function alone."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, contextlib.__file__):
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FILES:
         frames = frames.tb_next
     message = error_message(error)
     try:

@@ -93,7 +93,10 @@ def set_up_logging(verbose: int, as_json: bool) -> None:
     handler = logging.StreamHandler()
     text = _EscapedLines("%(asctime)s %(levelname).1s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if as_json else text)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    ours = logging.getLogger("spoolpool")  # not the root logger, which belongs to the functions of a worker
+    ours.handlers[:] = [handler]
+    ours.setLevel(level)
+    ours.propagate = False
 
 
 class _EscapedLines(logging.Formatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -47,11 +48,21 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that request a stop."""
 
 
+_handlers: dict[int, tuple[object, ...]] = {}  # ours, by signal
+_requested = False
+
+
+def was_requested() -> bool:
+    """Return whether one of the signals has requested the stop of this process: then its handlers have changed."""
+    return _requested
+
+
 def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
     """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: die).
 
     ``stop`` may be repeated: a forwarded signal is none of the further ones.
     """
+    global _requested  # noqa: PLW0603  signals are handled once per process
     names = STOP_SIGNALS
 
     def again(_number: int, _frame: object) -> None:
@@ -59,10 +70,40 @@ def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None =
             hurry()
 
     def first(_number: int, _frame: object) -> None:
+        global _requested  # noqa: PLW0603  signals are handled once per process
+        _requested = True
         for name in names:
             signal.signal(name, again if hurry is not None else signal.SIG_DFL)
         stop()
 
+    def forwarded(_number: int, _frame: object) -> None:
+        stop()
+
+    _requested = False
     for name in names:
         signal.signal(name, first)
-    signal.signal(FORWARDED, lambda _number, _frame: stop())
+    signal.signal(FORWARDED, forwarded)
+    _handlers.update(dict.fromkeys(names, (first, again)))
+    _handlers[FORWARDED] = (forwarded,)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore these signals in this process, but not in the processes that it starts."""
+
+    def ignore(_number: int, _frame: object) -> None:
+        pass
+
+    for name in (*STOP_SIGNALS, FORWARDED):
+        signal.signal(name, ignore)
+        _handlers[name] = (ignore,)
+
+
+def _reset() -> None:
+    """Let a forked child die by these signals: the request would concern its parent."""
+    for name, ours in _handlers.items():
+        if signal.getsignal(name) in ours:
+            signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+    _handlers.clear()
+
+
+os.register_at_fork(after_in_child=_reset)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import fcntl
 import logging
 import os
 import sys
@@ -25,6 +24,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import stack_file
 from spoolpool.system import files, mounts
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.descriptors import copy_high, move_high
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _CHECK_INTERVAL = 1.0  # seconds between checks of the length of an output
 _OUTPUTS_PER_FILE = 4  # outputs of full length in a file, before the next file is begun
 _FILES = 2  # files that are kept of a rank
 _RETRY_SECONDS = 60.0
-_HIGH = 200  # lowest number of a descriptor of this module
 _IOLBF = 1  # of stdio.h
 
 
@@ -100,6 +99,11 @@ class Capture:
         except OSError as error:
             self._give_up(error)
 
+    @property
+    def active(self) -> bool:
+        """Whether the end of each task restores standard output and standard error."""
+        return self._log is not None
+
     def close(self) -> None:
         """End the capture after the last task; remove a log that has no output."""
         if self._log is not None:
@@ -140,7 +144,7 @@ def _open_stack(spool: Spool, worker: str, rank: int) -> int:
     """
     try:
         path = f"{spool.layout.worker(worker)}/{stack_file(rank)}"
-        fd = _move_high(files.open_append(path, spool.rights.shown, exact=spool.shared))
+        fd = move_high(files.open_append(path, spool.rights.shown, exact=spool.shared))
     except OSError as error:
         log.info("The stack of a crash will not be kept: %s", error)
         return -1
@@ -175,8 +179,8 @@ class _RankLog:
             files.remove(self._spool.layout.log(name._replace(part=name.part - _FILES)))
         self._name = name
         mode = self._spool.rights.file
-        append = _move_high(files.open_append(self._path, mode, exact=mode != 0o600))
-        edit = _move_high(files.open_file(self._path, write=True))
+        append = move_high(files.open_append(self._path, mode, exact=mode != 0o600))
+        edit = move_high(files.open_file(self._path, write=True))
         status = os.fstat(append)
         if not os.path.samestat(status, os.fstat(edit)):
             raise OSError(f"{self._path} was replaced by another file")
@@ -255,7 +259,7 @@ class _Streams:
 
     def open(self) -> None:
         """Save the descriptors, and let Python and compiled code print line by line."""
-        self._saved = (_copy_high(1), _copy_high(2))
+        self._saved = (copy_high(1), copy_high(2))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):  # another kind of stream was assigned
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -332,25 +336,6 @@ class _LengthWatcher:
                 if not self._begun and not self._closed:  # a task that began earlier has not seen that it must wake
                     self._awake.wait()
                 self._dormant = False
-
-
-def _copy_high(fd: int) -> int:
-    """Return a copy of a descriptor under a high number, which is not assigned again once a task has closed it."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-    except OSError:
-        pass
-    try:
-        return os.dup(fd)  # the limit of descriptors is lower
-    except OSError:
-        return _move_high(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))  # it is closed
-
-
-def _move_high(fd: int) -> int:
-    """Move a descriptor to a high number."""
-    moved = _copy_high(fd)
-    files.close(fd)
-    return moved
 
 
 def _line_buffered_stdio() -> Callable[[None], object]:

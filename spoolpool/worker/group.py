@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.worker.capture import Capture
 from spoolpool.worker.mpi_messages import Content
+from spoolpool.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from spoolpool.protocol.objects import ObjectCache
@@ -63,6 +65,7 @@ class Group(ABC):
         self._environment = environment or RankEnvironment()
         self._supervised = supervised
         self._initializers = InitializerCache()
+        self._surroundings: Surroundings | None = None
 
     @property
     def tainted(self) -> bool:
@@ -87,6 +90,8 @@ class Group(ABC):
     def stop(self) -> None:
         """End the group after its last task."""
         self._environment.capture.close()
+        if self._surroundings is not None:
+            self._surroundings.close()
 
     def _run_here(self, call: TaskCall, comm: Any = None) -> RankResult:
         """Run a call on this rank. It may be called again inside a call that waits for subtasks."""
@@ -104,14 +109,17 @@ class Group(ABC):
             _progress=None if self.rank else environment.progress,
             _lost_attempts=environment.lost_attempts,
         )
-        with environment.capture.of(task_file):
-            return run_call(
-                task,
-                *call.content,
-                header=call.header,
-                init_content=call.init,
-                initializers=self._initializers,
-                dependencies=call.dependencies,
-                objects=environment.objects,
-                guard=environment.interrupter.watch(task_file, call.header),
-            )
+        if self._surroundings is None:  # not before the first task: by now signal handlers and MPI are set up
+            self._surroundings = Surroundings(environment.capture)
+        run = functools.partial(
+            run_call,
+            task,
+            *call.content,
+            header=call.header,
+            init_content=call.init,
+            initializers=self._initializers,
+            dependencies=call.dependencies,
+            objects=environment.objects,
+            guard=environment.interrupter.watch(task_file, call.header),
+        )
+        return self._surroundings.run(run, task_file, self._initializers.changes(call.header.init))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId, hostname
-from spoolpool.system.stop_request import FORWARDED, STOP_SIGNALS, StopRequest, stop_on_signals
+from spoolpool.system.stop_request import StopRequest, ignore_stop_signals, stop_on_signals
 from spoolpool.worker.capture import Capture, enable_stacks
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
@@ -68,6 +67,7 @@ class RankConfig:
 def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     """Run one rank of a worker until its end; return the exit code. ``echo_stderr`` prints a message to a person."""
     enable_stacks()
+    _keep_log_apart()
     become_worker()
     if config.world_size > 1:
         return _run_mpi_rank(config, echo_stderr)
@@ -77,6 +77,14 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     code = _run_leader(spool, group, config, echo_stderr)
     group.stop()
     return code
+
+
+def _keep_log_apart() -> None:
+    """Write the log through a stream of its own: a task may close or replace ``sys.stderr``."""
+    stream = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    for handler in logging.getLogger("spoolpool").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(stream)
 
 
 def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
@@ -139,8 +147,7 @@ def _trust(spool: Spool, config: RankConfig) -> Trust:
 
 def _serve(group: MPIGroup) -> None:
     """Run a rank other than 0. It leaves the end of the group to rank 0, which gets the signal as well."""
-    for name in (*STOP_SIGNALS, FORWARDED):
-        signal.signal(name, signal.SIG_IGN)
+    ignore_stop_signals()
     group.serve()
 
 

@@ -1,0 +1,53 @@
+"""Descriptors of this process that code of users must not replace: copies under high numbers, and the standard ones."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from spoolpool.system import files
+
+_HIGH = 200  # lowest number of a copy
+
+
+def copy_high(fd: int) -> int:
+    """Return a copy of a descriptor under a high number, which is not assigned again once a task has closed it."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:
+        pass
+    try:
+        return os.dup(fd)  # the limit of descriptors is lower
+    except OSError:
+        return move_high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))  # it is closed
+
+
+def move_high(fd: int) -> int:
+    """Move a descriptor to a high number."""
+    moved = copy_high(fd)
+    files.close(fd)
+    return moved
+
+
+class StandardDescriptors:
+    """Standard input, output and error of this process, to be restored after code of users."""
+
+    def __init__(self) -> None:
+        self._saved = tuple(map(copy_high, range(3)))
+
+    def restore(self, *, output: bool) -> None:
+        """Restore standard input, and with ``output`` also the other two. It does not look first: that takes longer."""
+        try:
+            os.dup2(self._saved[0], 0)
+            if output:
+                os.dup2(self._saved[1], 1)
+                os.dup2(self._saved[2], 2)
+        except OSError:  # a task has closed all descriptors that it found
+            pass
+
+    def close(self) -> None:
+        """Close the copies."""
+        for fd in self._saved:
+            with contextlib.suppress(OSError):
+                files.close(fd)
