@@ -957,7 +957,7 @@ def test_a_task_that_ends_its_process_is_lost_and_the_executor_continues(single:
 
 @pytest.mark.parametrize("status", [0, 3, 75, 78])
 def test_exit_status_of_a_function_is_only_that(single: Executor, status: int) -> None:
-    lost = single.submit(os._exit, status, resource_dict={"max_attempts": 2})
+    lost = single.submit(tasks.exit_at_once, status, resource_dict={"max_attempts": 2})
     error = lost.exception(LIMIT)
     assert isinstance(error, WorkerLost)
     assert [(each.attempt, each.exit_status) for each in error.attempts] == [(1, status), (2, status)]
