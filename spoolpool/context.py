@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spoolpool.errors import LostAttempt, SpoolpoolError
+from spoolpool.system.environment import without_mpi
 
 if TYPE_CHECKING:
     from spoolpool.protocol.progress import Progress
@@ -65,6 +67,14 @@ class CurrentTask:
         if self._lost_attempts is None or self.attempt == 1:
             return ()
         return [each for each in self._lost_attempts(self.id) if each.attempt < self.attempt]
+
+    def clean_environment(self) -> dict[str, str]:
+        """Return the environment of this process without the variables that the MPI of its group has set.
+
+        A program with an MPI of its own needs it, whether it is started by its own ``mpiexec`` or alone: otherwise it
+        takes itself for a rank of the group.
+        """
+        return without_mpi(os.environ)
 
     @property
     def scratch(self) -> str:

@@ -235,8 +235,13 @@ def _forward(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
 
 
 def run_program(command: Sequence[str] | str, **options: Any) -> Any:
-    """Run a program with the options of ``subprocess.run`` and return its standard output."""
+    """Run a program with the options of ``subprocess.run`` and return its standard output.
+
+    Without ``env`` it does not inherit the variables of its group's MPI: it is no rank of it.
+    """
     options.setdefault("check", True)
+    if options.get("env") is None:
+        options["env"] = without_mpi(os.environ)
     if not options.get("capture_output"):
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     if "input" not in options:
@@ -257,6 +262,7 @@ class _Shell:
         return subprocess.Popen(
             self._command,
             cwd=self._cwd,
+            env=without_mpi(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

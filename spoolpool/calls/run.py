@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import os
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
 from spoolpool.system import files
+from spoolpool.system.environment import without_mpi
 from spoolpool.system.processes import hostname
 from spoolpool.system.user_code import describe_value, error_message, printable
 
@@ -158,6 +160,7 @@ def run_call(
                 with guard or _NOTHING:
                     value = forks.call(function, args, kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt, too, end the task, not the group
+        _hint_at_environment(error)
         report = failure_report(error, task.rank)
         if header.error_log_file and not isinstance(error, TaskCancelled):
             _log_error(header.error_log_file, task, header.name, called, report.failure)
@@ -170,6 +173,18 @@ def run_call(
             f"{hostname()}. {error_message(error)} Return the values from which it is created."
         )
         return failure_report(reason, task.rank)
+
+
+def _hint_at_environment(error: BaseException) -> None:
+    """Add a note to the error of a program that may have taken itself for a rank of the group."""
+    add_note = getattr(error, "add_note", None)  # from Python 3.11 on
+    if add_note is None or not isinstance(error, subprocess.CalledProcessError):
+        return
+    if len(without_mpi(os.environ)) < len(os.environ):
+        add_note(
+            "The program inherited the variables of the group's MPI. If it uses MPI itself, start it with "
+            "env=spoolpool.current_task().clean_environment()."
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,20 @@ def close_fifos() -> None:
         path = f"/proc/self/fd/{name}"
         if os.path.islink(path) and "spoolpool-" in os.readlink(path):
             os.close(int(name))
+
+
+PROGRAM = "from mpi4py import MPI; c = MPI.COMM_WORLD; c.Barrier(); print(c.Get_rank(), c.Get_size(), flush=True)"
+
+
+def run_own_mpi(mpiexec: str) -> list[str]:
+    """Run a program of two ranks with an MPI of its own, and one that starts without a launcher, on rank 0."""
+    from spoolpool import current_task
+
+    task = current_task()
+    if task.rank:
+        return []
+    lines = []
+    for command in ([mpiexec, "-n", "2", sys.executable, "-c", PROGRAM], [sys.executable, "-c", PROGRAM]):
+        ended = subprocess.run(command, env=task.clean_environment(), check=True, capture_output=True, text=True)
+        lines += sorted(ended.stdout.splitlines())
+    return lines

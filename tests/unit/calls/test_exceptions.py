@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -12,10 +14,12 @@ import pytest
 
 from spoolpool.calls import pickling
 from spoolpool.calls.results import error_of
-from spoolpool.calls.run import failure_report
+from spoolpool.calls.run import InitializerCache, failure_report, run_call
+from spoolpool.context import CurrentTask
 from spoolpool.errors import RemoteTraceback, TaskFailed
 from spoolpool.format.envelope import Envelope
-from spoolpool.format.headers import OutcomeHeader
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
+from spoolpool.system.environment import without_mpi
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -259,3 +263,21 @@ def test_exception_as_a_value_keeps_its_type() -> None:
     payload, buffers = pickling.dumps([Two(7, "value")])
     [error] = pickling.loads(payload, buffers)
     assert described(error) == described(Two(7, "value"))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
+@pytest.mark.parametrize("variable", ["PMI_RANK", "OMPI_COMM_WORLD_RANK", "UNRELATED"])
+def test_error_of_a_program_that_inherits_variables_of_mpi_names_the_clean_environment(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(os.environ) - set(without_mpi(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "0")
+    task = CurrentTask(id="t", attempt=1, worker="w")
+    payload, buffers = pickling.dumps((subprocess.run, (["false"],), {"check": True}))
+    header = TaskHeader(task="t", session="s", lane="l", bucket="b", submitted=0.0)
+    report = run_call(task, payload, buffers, header=header, initializers=InitializerCache())
+    error = pickling.loads(bytes(report.payload), report.buffers)
+    assert isinstance(error, subprocess.CalledProcessError)
+    notes = getattr(error, "__notes__", [])
+    assert any("clean_environment()" in note for note in notes) == (variable != "UNRELATED")

@@ -125,6 +125,12 @@ def test_rank_can_start_groups(spool, worker, submit):
     assert submit(2, mpi_tasks.nested).result(LIMIT) == [inner, inner]
 
 
+def test_program_with_an_mpi_of_its_own_runs_in_a_clean_environment(start, submit):
+    start(2)
+    first, second = submit(2, mpi_tasks.run_own_mpi, MPIEXEC).result(LIMIT)
+    assert (first, second) == (["0 2", "1 2", "0 1"], [])
+
+
 # -- exceptions
 
 
