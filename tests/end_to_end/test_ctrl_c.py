@@ -93,7 +93,7 @@ def assert_nothing_is_left(temporary: Path) -> None:
 
 
 SCRIPT = """
-import asyncio, os, sys
+import asyncio, os, sys, threading, time
 from spoolpool import Executor
 from tests.support import tasks
 
@@ -120,8 +120,21 @@ function = {"stubborn": stubborn, "child": child}.get(how, run)
 def submit(executor):
     futures = [executor.submit(function, started)] + [executor.submit(tasks.mark, started + ".next") for _ in range(3)]
     tasks.wait_for(started)
-    print("ready", flush=True)
+    if how == "at exit":  # a signal before the executor waits there ends another callback of the interpreter
+        threading.Thread(target=announce_exit, args=(threading.main_thread().ident,), daemon=True).start()
+    else:
+        print("ready", flush=True)
     return futures
+
+def announce_exit(main):
+    while True:
+        frame = sys._current_frames()[main]
+        while frame is not None and frame.f_code.co_name != "_at_exit":
+            frame = frame.f_back
+        if frame is not None:
+            break
+        time.sleep(0.01)
+    print("ready", flush=True)
 
 async def main():
     with Executor(max_workers=1, cores_per_worker=ranks) as executor:

@@ -116,13 +116,16 @@ def test_an_argument_whose_unpickling_raises_is_the_error_of_its_task(
 
 @any_kind
 def test_an_argument_whose_pickling_raises_is_an_error_of_submit(
-    shared: Executor, group: int, kind: type[BaseException]
+    shared: Executor, group: int, kind: type[BaseException], tmp_path: Path
 ) -> None:
     interrupts = issubclass(kind, KeyboardInterrupt)  # passed on in the main thread
     with pytest.raises(kind if interrupts else NotPicklable):
         shared.submit(tasks.keywords, value=RaisesPickled(kind))
     raised: Future[Any] = Future()
-    shared.submit(pow, 2, 2).add_done_callback(lambda _: raised.set_result(_error_of_submit(shared, kind)))
+    # a callback of a future that is done runs at once, in the main thread
+    gate = shared.submit(tasks.wait_for, tmp_path / "go")
+    gate.add_done_callback(lambda _: raised.set_result(_error_of_submit(shared, kind)))
+    (tmp_path / "go").touch()
     assert type(raised.result(LIMIT)) is NotPicklable
 
 
