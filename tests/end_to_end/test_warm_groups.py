@@ -43,7 +43,7 @@ def _state():
         "locale": locale.setlocale(locale.LC_ALL),
         "path": list(sys.path),
         "hooks": (len(sys.meta_path), len(sys.path_hooks)),
-        "trace": (type(sys.gettrace()), type(sys.getprofile())),  # that of coverage cannot be pickled
+        "trace": (type(sys.gettrace()).__name__, type(sys.getprofile()).__name__),
         "excepthook": sys.excepthook is sys.__excepthook__,
         "logging": (len(logging.getLogger().handlers), logging.getLogger().level),
         "signals": [str(signal.getsignal(each))[:20] for each in (signal.SIGTERM, signal.SIGALRM, signal.SIGUSR2)],

@@ -130,6 +130,7 @@ class Chaos:
             place.await_clean(self._spool)
         except AssertionError:
             left = place.actor.do("left_over", self._spool)
+            print(f"left over: {left}")
         place.end_groups()
         runs = place.all_runs()
         said = [place.actor.said(), *(group.said() for group in self._started)]
