@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
 import hashlib
 import os
 import shutil
@@ -263,8 +262,6 @@ def digest(tree: Path, *, without: str) -> str:
 
 def in_child(disk: Disk, body: Callable[[], object]) -> int:
     """Run ``body`` on ``disk`` in a forked process; return its exit status: 0, :data:`CRASHED` or :data:`RAISED`."""
-    # pytest arms it against hangs: a child without the thread of this timer waits for ever when a worker cancels it
-    faulthandler.cancel_dump_traceback_later()
     pid = os.fork()
     if pid == 0:
         code = RAISED
