@@ -199,6 +199,9 @@ class Node:
 
     def plug_into(self, switch: Node, address: str) -> None:
         """Connect this node to the switch on another by a cable, with ``lan-NAME`` as its far end."""
+        # the kernel removes the network of a node some time after its end
+        with contextlib.suppress(ServerError):
+            switch.ip(f"link delete lan-{self.name}")
         switch.ip(f"link add name lan-{self.name} type veth peer name eth0 netns {self.pid}")
         switch.ip(f"link set dev lan-{self.name} master lan up")
         self.ip(f"address add {address} dev eth0")
