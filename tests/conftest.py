@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -65,6 +66,15 @@ def spool(tmp_path: Path) -> Spool:
 def _unlimited_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test use up the messages of the tests after it in this process."""
     monkeypatch.setattr(limited_log, "_BURST", 1e9)
+
+
+@pytest.fixture(autouse=True)
+def _own_logger() -> Iterator[None]:
+    """Restore the logger of the package, which a command that runs in this process sets up for itself."""
+    logger = logging.getLogger("spoolpool")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 class Workers:
