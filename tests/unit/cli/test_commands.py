@@ -556,9 +556,8 @@ def test_debug_shows_the_traceback_of_an_os_error(spool: Spool, monkeypatch: pyt
     assert isinstance(run("gc", spool.path).exception, SystemExit)
 
 
-def test_verbose_sets_the_log_level(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels: list[int] = []
-    monkeypatch.setattr(logging, "basicConfig", lambda *, level, **_: levels.append(level))
+def test_verbose_sets_the_log_level_of_the_package_alone(spool: Spool) -> None:
+    root = logging.getLogger().level
     for options, level in (
         (["status"], logging.WARNING),
         (["-v", "status"], logging.INFO),
@@ -569,7 +568,7 @@ def test_verbose_sets_the_log_level(spool: Spool, monkeypatch: pytest.MonkeyPatc
         (["status", "--log-json"], logging.WARNING),
     ):
         run(*options, spool.path)
-        assert levels[-1] == level, options
+        assert (logging.getLogger("spoolpool").level, logging.getLogger().level) == (level, root), options
 
 
 def test_log_can_be_json_lines(spool: Spool) -> None:
