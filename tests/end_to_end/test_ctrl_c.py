@@ -93,8 +93,9 @@ def assert_nothing_is_left(temporary: Path) -> None:
 
 
 SCRIPT = """
-import asyncio, os, sys, threading, time
+import asyncio, os, sys, threading
 from spoolpool import Executor
+from spoolpool.system.backoff import Backoff
 from tests.support import tasks
 
 how, ranks, started = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -127,13 +128,14 @@ def submit(executor):
     return futures
 
 def announce_exit(main):
+    backoff = Backoff(0.01, 0.1)
     while True:
         frame = sys._current_frames()[main]
         while frame is not None and frame.f_code.co_name != "_at_exit":
             frame = frame.f_back
         if frame is not None:
             break
-        time.sleep(0.01)
+        backoff.sleep()
     print("ready", flush=True)
 
 async def main():
