@@ -12,6 +12,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, report_errors
 from spoolpool.maintenance import check as checking
+from spoolpool.maintenance import repair as repairing
 from spoolpool.protocol.spool import Spool
 
 _MOST_LINES = 100  # findings of one kind: other accounts can cause any number
@@ -31,7 +32,7 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     """
     spool = Spool(directory, read_only=not repair)
     found = checking.check(spool, deep=not quick)
-    done = checking.repair(spool, found) if repair else []
+    done = repairing.repair(spool, found) if repair else []
     left = checking.check(spool, deep=not quick) if repair else found
     if as_json:
         findings = [{**dataclasses.asdict(each), "repairable": each.repairable} for each in left]

@@ -8,7 +8,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Days
-from spoolpool.maintenance import check, garbage
+from spoolpool.maintenance import check, garbage, repair
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
@@ -37,7 +37,7 @@ def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
     if orphans and not dry_run:
         seconds = max(spool.config.lease, spool.config.caches)
         echo_stderr(f"Waiting {seconds:g} s before the second check of {len(orphans)} orphan outcome(s).")
-        check.repair(spool, orphans)
+        repair.repair(spool, orphans)
         orphans = [each for each in orphans if not files.exists(f"{spool.layout.root}/{each.path}")]
     found = garbage.find_garbage(spool, msgspec.structs.replace(spool.config.keep, **given), _report)
     if dry_run:

@@ -1,4 +1,4 @@
-"""Check a spool for inconsistencies while it is in use, and repair it as far as that is safe.
+"""Check of a spool for inconsistencies while it is in use.
 
 Unknown things are reported and never touched, and symbolic links are not followed. Tasks move during a scan, so that
 a finding counts only if several scans agree on it.
@@ -7,46 +7,33 @@ a finding counts only if several scans agree on it.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.names import (
     CANCELLED,
-    DependencyLink,
     TaskFile,
     is_worker_id,
-    parse_link,
-    parse_task_file,
     session_of,
     writer_of,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.maintenance.garbage_item import GarbageItem
-from spoolpool.maintenance.submitters import AbsentTasks
 from spoolpool.monitor.scan import Snapshot, SpoolScanner, scan
 from spoolpool.protocol import journal, workers
-from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.progress import load_progress
-from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.sessions import load_session
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import move_to_bucket, read_task
+from spoolpool.protocol.tasks import read_task
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.signing import task_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import files, records
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.records import BadRecord
-
-log = logging.getLogger(__name__)
 
 _REPETITIONS = 3
 
@@ -76,11 +63,11 @@ class Finding:
     path: str
     """Relative to the spool's directory."""
     text: str
-    """Description, with the action of :func:`repair`."""
+    """Description, with the action of :func:`~spoolpool.maintenance.repair.repair`."""
 
     @property
     def repairable(self) -> bool:
-        """Whether :func:`repair` does something about it."""
+        """Whether :func:`~spoolpool.maintenance.repair.repair` does something about it."""
         return self.kind not in _REPORTED_ONLY
 
 
@@ -119,14 +106,15 @@ def _check_names(spool: Spool) -> list[Finding]:
     first = scan(spool)
     entries = {info.worker: info for info in workers.read_workers(spool)}
     second = scan(spool)
-    seen = _Evidence(spool=spool, both=first & second, either=first | second, workers=entries, now=_server_time(spool))
+    seen = _Evidence(spool=spool, both=first & second, either=first | second, workers=entries, now=server_time(spool))
     rules = [_directories, _unknown_names, _duplicate_tasks, _dead_workers, _unfinished_writes]
     if seen.either.complete:  # else a name that was not seen may be in a directory that was not listed
         rules += [_outcomes, _stale_requests, _dependencies]
     return [finding for rule in rules for finding in rule(seen)]
 
 
-def _server_time(spool: Spool) -> float | None:
+def server_time(spool: Spool) -> float | None:
+    """Return the time of the file server; None where the spool cannot be written to."""
     try:
         return spool.server_time()
     except OSError:  # mounted read-only, say
@@ -303,122 +291,3 @@ def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outc
     except (SpoolpoolError, ValueError) as error:
         return f"{str(error).rstrip('.')}. It is left alone"
     return None if header.task == task_file.task else f"its header names another task ({header.task}); it is left alone"
-
-
-# -- repair
-
-
-def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) -> list[str]:
-    """Repair the findings; return a line of text for each action.
-
-    A repair may take some time: a worker is observed for a lease before it counts as dead, and an orphan or missing
-    outcome is looked for twice, further apart than the lifetime of client caches. ``seconds`` limits that time; the
-    rest is left for another call. A failed repair is logged and left as well.
-    """
-    done: list[str] = []
-    removable = {each.path: each for each in _removable(spool, found)}
-    for finding in found:
-        try:
-            done += _repair_at_once(spool, finding, removable.get(finding.path))
-        except (OSError, SpoolpoolError) as error:
-            log.warning("Cannot repair %s: %s", finding.path, error)
-    pending = _DelayedRepairs(spool, found, done)
-    end = time.monotonic() + (pending.seconds if seconds is None else min(pending.seconds, seconds))
-    backoff = Backoff(0.05, max(0.05, spool.config.lease / 4))
-    while pending:
-        try:
-            pending.proceed()
-        except (OSError, SpoolpoolError) as error:  # the file server does not answer, or an unknown file is in the way
-            log.warning("A repair was postponed: %s", error)
-        if time.monotonic() > end:
-            break
-        if pending:
-            backoff.sleep()
-    return done
-
-
-def _removable(spool: Spool, found: list[Finding]) -> Iterator[GarbageItem]:
-    """Yield items for the findings that are repaired by a removal; each is examined again directly before it."""
-    unfinished = {each.path for each in found if each.kind == "unfinished"}
-    if unfinished and (now := _server_time(spool)) is not None:
-        yield from (each for each in garbage.unfinished_writes(spool, now) if each.path in unfinished)
-    requests = {each.path: each.path.partition("/")[2] for each in found if each.kind == "stale request"}
-    links = {each.path: _link(each.path).needed_by for each in found if each.kind == "stale link"}
-    ended = AbsentTasks(spool, requests.values(), ("held", "waiting", "running"))
-    nowhere = AbsentTasks(spool, links.values())
-    for tasks, absent in ((requests, ended), (links, nowhere)):
-        for path, task in tasks.items():
-            is_garbage = partial(absent.__contains__, task)
-            yield GarbageItem(path=path, reason="its task has ended", is_garbage=is_garbage)
-
-
-def _repair_at_once(spool: Spool, finding: Finding, removable: GarbageItem | None) -> list[str]:
-    path = f"{spool.layout.root}/{finding.path}"
-    if finding.kind == "missing":
-        spool.make_directories(path)
-        return [f"made {finding.path}"]
-    if removable is not None and garbage.remove(spool, [removable], _log_kept):
-        return [f"removed {finding.path}"]
-    if finding.kind == "no dependency":
-        task_file = _task_file(finding.path)
-        if make_ready(spool, read_task(spool, path, task_file), task_file):
-            return [f"made {finding.path} ready"]
-    return []
-
-
-def _log_kept(path: str, reason: str) -> None:
-    log.warning("Cannot repair %s: %s", path, reason)
-
-
-class _DelayedRepairs:
-    """Repairs that need a second observation after a delay. False once none is left."""
-
-    def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
-        self._spool = spool
-        self._done = done
-        self._recovery = Recovery(spool, all_workers=True)
-        self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
-        self._orphans = {each.path: _task_file(each.path) for each in found if each.kind == "orphan outcome"}
-        self._incomplete = {each.path: _task_file(each.path) for each in found if each.kind == "no outcome"}
-        self._caches = max(spool.config.lease, spool.config.caches)
-        self._begin = time.monotonic()
-        self.seconds = max(
-            spool.config.lease * 1.5 if self._dead else 0.0,
-            self._caches * 1.1 if self._orphans or self._incomplete else 0.0,
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self._dead or self._orphans or self._incomplete)
-
-    def proceed(self) -> None:
-        """Do the repairs that are possible by now."""
-        root = self._spool.layout.root
-        self._done += self._recovery.round()
-        self._dead = {path for path in self._dead if os.path.lexists(f"{root}/{path}")}
-        for path, task_file in list(self._orphans.items()):
-            self._recovery.discard(path.split("/")[1], task_file)
-            if not os.path.lexists(f"{root}/{path}"):
-                self._done.append(f"removed {path}")
-                del self._orphans[path]
-        for path, task_file in list(self._incomplete.items()):
-            if files.exists(self._spool.layout.outcome(path.split("/")[1], task_file)):  # it was only late
-                del self._incomplete[path]
-            elif time.monotonic() - self._begin >= self._caches and not files.exists(
-                self._spool.layout.worker(task_file.worker)
-            ):
-                del self._incomplete[path]
-                header = read_task(self._spool, f"{root}/{path}", task_file)
-                if move_to_bucket(self._spool, f"{root}/{path}", header, task_file.released()):
-                    self._done.append(f"requeued {path}")
-
-
-def _link(path: str) -> DependencyLink:
-    link = parse_link(os.path.basename(path))
-    assert link is not None  # the scan parsed this name
-    return link
-
-
-def _task_file(path: str) -> TaskFile:
-    task_file = parse_task_file(os.path.basename(path))
-    assert task_file is not None  # the scan parsed this name
-    return task_file

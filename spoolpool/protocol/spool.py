@@ -7,7 +7,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable
 
@@ -15,12 +14,14 @@ import msgspec
 from msgspec.structs import replace
 
 from spoolpool import settings
-from spoolpool.errors import BadRequest, BrokenSpool, NotASpool, NotTrusted
+from spoolpool.errors import BadRequest, BrokenSpool, NotASpool
 from spoolpool.format import envelope
-from spoolpool.format.config import Config, read_config, read_id
+from spoolpool.format.config import Config, read_id
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
+from spoolpool.protocol.spool_root import forget_root, open_layout
+from spoolpool.protocol.spool_tree import Undo, make_tree
 from spoolpool.security import known_spools, permissions
 from spoolpool.security.directories import DirectoryHandles
 from spoolpool.security.known_spools import SpoolIdentity
@@ -28,7 +29,6 @@ from spoolpool.security.permissions import Mode
 from spoolpool.security.signing import Signature, has_key, key_path
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
-from spoolpool.system.accounts import account_name
 from spoolpool.system.quantities import read_count, read_seconds
 from spoolpool.system.user_code import printable
 
@@ -61,7 +61,7 @@ class Spool:
     ) -> None:
         """``accept``: accept the spool with the present owner from now on, whatever was at its path before."""
         self.path = _absolute(path)
-        self.layout, self.config, status = _open(self.path)
+        self.layout, self.config, status = open_layout(self.path)
         self.owner = status.st_uid
         """Account that owns the spool."""
         self.rights = permissions.RIGHTS[self.config.mode]
@@ -162,8 +162,8 @@ class Spool:
             raise BadRequest("A spool needs a lease of more than 0 s.")
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps at least {_LEAST_OUTPUT} bytes of a task's output, or none; not {output}.")
-        with _Undo() as undo, files.translate_errors(f"make the spool {root}"):
-            _make_tree(root, config, gid, undo)
+        with Undo() as undo, files.translate_errors(f"make the spool {root}"):
+            make_tree(root, config, gid, undo)
             identity = SpoolIdentity(path=root, id=config.id, owner=os.geteuid(), mode=mode)
             with_key = not temporary and has_key(config.id)
             known_spools.inherit(known_spools.encode(replace(identity, signed=with_key, temporary=temporary)))
@@ -184,8 +184,7 @@ class Spool:
         """Remove the spool with all its content."""
         files.remove_tree(self.layout.root)
         files.remove_directory(self.path)
-        for key in [key for key, each in _roots.items() if each is self.layout.place]:
-            del _roots[key]
+        forget_root(self.layout.place)
         known_spools.forget(self.path)
 
     def write(self, path: str, label: str, parts: list[Buffer], mode: int | None = None) -> None:
@@ -397,106 +396,6 @@ class Spool:
             if files.remove_directory(f"{self.layout.results}/{session}"):
                 files.remove_directory(f"{self.layout.outgoing}/{session}")
                 files.remove(f"{self.layout.sessions}/{session}.json")
-
-
-def _open(path: str) -> tuple[Layout, Config, os.stat_result]:
-    """Return the layout and the config of a spool, and the status of ``spool.json``.
-
-    Where other accounts can replace the spool's directory it is opened once, and all paths lead through it.
-    """
-    layout = Layout(path)
-    config, status = read_config(layout, path)
-    if permissions.why_replaceable(path, status.st_uid):
-        layout = Layout(_open_root(path))
-        config, status = read_config(layout, path)
-    return layout, config, status
-
-
-_roots: dict[tuple[int, int], files.Directory] = {}
-"""Opened directories of spools. Each stays open, since paths through it may be kept longer than the spool's object."""
-
-
-def _open_root(path: str) -> files.Directory:
-    """Open the directory of a spool, which its users may be allowed to enter only."""
-    try:
-        found = files.Directory(path, readable=False)
-        status = os.stat(f"{found}/.")
-    except OSError as error:
-        what = "is a symbolic link" if os.path.islink(path) else f"cannot be opened ({error.strerror})"
-        raise NotTrusted(
-            f"Other accounts can replace the spool {path}, which {what}: name a directory that is no link, on a host "
-            f"with /proc, or protect the directories above it. {permissions.why_replaceable(path, os.geteuid())}"
-        ) from error
-    return _roots.setdefault((status.st_dev, status.st_ino), found)
-
-
-def _require_empty(root: str, found: list[str]) -> None:
-    if found:
-        what = "is a spool already" if "spool.json" in found else f"is not empty (it has {found[0]!r})"
-        raise BadRequest(f"Cannot make the spool {root}: it {what}. Name another directory.")
-
-
-class _Undo(contextlib.ExitStack):
-    """Steps that undo others, in reverse order; a step that fails does not keep the others from being done."""
-
-    def add(self, act: Callable[..., object], *arguments: object) -> None:
-        """Add a step."""
-
-        def step() -> None:
-            with contextlib.suppress(OSError):
-                act(*arguments)
-
-        self.callback(step)
-
-
-def _make_tree(root: str, config: Config, gid: int | None, undo: _Undo) -> None:
-    """Make the directories and ``spool.json`` of a new spool; ``undo`` gets the steps that remove them again.
-
-    A step is undone even if it reported an error: on a network filesystem it may have happened all the same.
-    """
-    rights = permissions.RIGHTS[config.mode]
-    for each in reversed(files.make_parents(root)):
-        undo.add(files.remove_directory, each)
-    if files.is_missing(root):
-        undo.add(files.remove_directory, root)
-    files.make_directory(root)
-    # other accounts may replace it from now on, if they can write to the directory above
-    place = _open_root(root) if permissions.why_replaceable(root, os.geteuid()) else root
-    top = f"{place}/."
-    undo.callback(lambda: place)  # keeps it open for the steps
-    before = os.stat(top)
-    if before.st_uid != os.geteuid():
-        raise NotTrusted(
-            f"Cannot make the spool {root}: the directory belongs to {account_name(before.st_uid)}, and this process "
-            f"runs as {account_name(os.geteuid())}. Name a directory of your own; if it is yours, the "
-            "filesystem maps accounts (root squash, a mapped mount), and the owner of a file cannot be told "
-            "there: use another filesystem."
-        )
-    _require_empty(root, files.list_names(top))
-    with _Undo() as first:
-        first.add(files.set_mode, top, stat.S_IMODE(before.st_mode), before.st_gid)
-        first.add(files.remove_directory, f"{place}/tmp")
-        # no other account has access before all of it is made
-        files.set_mode(top, 0o700 if gid is None else 0o2700, -1 if gid is None else gid)
-        made = files.make_directory(f"{place}/tmp", rights.of("tmp"))
-        undone = first.pop_all()
-    if not made:  # by another process, which makes the same spool
-        _require_empty(root, ["tmp"])
-    undo.callback(undone.close)
-    _require_empty(root, [name for name in files.list_names(top) if name != "tmp"])
-    # other accounts use these directories later, and cannot make them
-    for name in (*Layout.DIRECTORIES, *(() if gid is None else Layout.ON_DEMAND)):
-        if name != "tmp":
-            undo.add(files.remove_directory, f"{place}/{name}")
-            files.make_directory(f"{place}/{name}", rights.of(name))
-    # last, by rename: without this file the directory is no spool
-    source, target = f"{place}/tmp/spool.json", f"{place}/spool.json"
-    undo.add(files.remove, source)
-    undo.add(files.remove, target)
-    data = msgspec.json.encode(config)
-    files.create(source, [data], mode=rights.shown, exact=True, durability=config.durability)
-    files.move(source, target, durability=config.durability)
-    files.set_mode(top, rights.root)
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

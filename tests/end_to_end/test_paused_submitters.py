@@ -12,8 +12,9 @@ import pytest
 
 from spoolpool import Executor
 from spoolpool.format.config import RetentionPolicy
-from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.maintenance.repair import repair
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from tests.conftest import Workers

@@ -28,7 +28,8 @@ from spoolpool import Executor, Spool, current_task
 from spoolpool.errors import SpoolFull, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.names import CANCELLED, TaskFile
-from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.check import check
+from spoolpool.maintenance.repair import repair
 from spoolpool.monitor.scan import scan
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff

@@ -31,7 +31,7 @@ from spoolpool.format.names import (
     new_worker_id,
     parse_lane,
 )
-from spoolpool.maintenance import check, garbage
+from spoolpool.maintenance import check, garbage, repair
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
@@ -407,7 +407,7 @@ def test_links_in_every_directory_are_not_followed(scene: Scene, kind: str) -> N
     assert future.result(timeout=0) == "alice's own"
     with scene.owner.acting():
         spool = Spool(scene.path)
-        check.repair(spool, check.check(spool), seconds=0.0)
+        repair.repair(spool, check.check(spool), seconds=0.0)
         now = RetentionPolicy(results=0.0, sessions=0.0, unfinished=0.0, journals=0.0, logs=0.0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Spool, "server_time", lambda _: 9e9)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from spoolpool import Executor
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, BrokenSpool, NotASpool, NotTrusted
-from spoolpool.maintenance import check, garbage
+from spoolpool.maintenance import check, garbage, repair
 from spoolpool.protocol.heartbeat import Heartbeat
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
@@ -314,7 +314,7 @@ def test_processes_change_nothing_but_the_spool_that_they_opened(scene: Scene, o
         with contextlib.suppress(NotASpool, BrokenSpool):
             garbage.remove(spool, garbage.find_garbage(spool))
         with contextlib.suppress(NotASpool, BrokenSpool):
-            check.repair(spool, check.check(spool), seconds=0.0)
+            repair.repair(spool, check.check(spool), seconds=0.0)
         spool.remove()
     assert content(victim) == before
     with scene.alice.acting(), pytest.raises(NotASpool):

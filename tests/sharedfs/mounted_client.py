@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spoolpool import Executor, Spool
-from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.check import check
+from spoolpool.maintenance.repair import repair
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import workers
 from spoolpool.system import files

@@ -27,7 +27,8 @@ from spoolpool.format.names import (
     new_task_id,
     new_worker_id,
 )
-from spoolpool.maintenance.check import Finding, check, repair
+from spoolpool.maintenance.check import Finding, check
+from spoolpool.maintenance.repair import repair
 from spoolpool.monitor.scan import Snapshot, scan
 from spoolpool.protocol import delayed_tasks, heartbeat, sessions, workers
 from spoolpool.protocol.recovery import Recovery

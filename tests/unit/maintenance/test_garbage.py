@@ -34,9 +34,10 @@ from spoolpool.format.names import (
     parse_lane,
     parse_task_file,
 )
-from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.maintenance.garbage_item import GarbageItem
+from spoolpool.maintenance.repair import repair
 from spoolpool.protocol import sessions
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer

@@ -32,8 +32,9 @@ from spoolpool.format.names import (
     new_worker_id,
     parse_task_file,
 )
-from spoolpool.maintenance.check import check, repair
+from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
+from spoolpool.maintenance.repair import repair
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import delayed_tasks
 from spoolpool.protocol.claimer import Claimer
