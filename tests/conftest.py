@@ -70,11 +70,20 @@ def _unlimited_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_logger() -> Iterator[None]:
-    """Restore the logger of the package, which a command that runs in this process sets up for itself."""
-    logger = logging.getLogger("spoolpool")
-    before = logger.handlers[:], logger.level, logger.propagate
+    """Reset the logger of the package, which a command that runs in this process sets up for itself.
+
+    Not to its state before the test: a fixture of the module may have run a command earlier.
+    """
+    _reset_logger()
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    _reset_logger()
+
+
+def _reset_logger() -> None:
+    logger = logging.getLogger("spoolpool")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 class Workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import weakref
 
 from spoolpool.system import files
 
@@ -35,6 +36,8 @@ class StandardDescriptors:
 
     def __init__(self) -> None:
         self._saved = tuple(map(copy_high, range(3)))
+        self._close = weakref.finalize(self, _close_all, self._saved)
+        self._close.atexit = False
 
     def restore(self, *, output: bool) -> None:
         """Restore standard input, and with ``output`` also the other two. It does not look first: that takes longer."""
@@ -48,6 +51,10 @@ class StandardDescriptors:
 
     def close(self) -> None:
         """Close the copies."""
-        for fd in self._saved:
-            with contextlib.suppress(OSError):
-                files.close(fd)
+        self._close()
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            files.close(fd)
