@@ -17,7 +17,7 @@ from spoolpool.calls.pickling import OUT_OF_BAND
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import check_queue, check_session
 from spoolpool.system.quantities import read_count
-from spoolpool.system.user_code import describe_value
+from spoolpool.system.walltime import format_clock, read_walltime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,9 @@ class BatchBackend(Backend):
     nodes: int = 1
     """Whole nodes of each job."""
     time: str | timedelta = "1:00:00"
-    """Walltime of each job: a text as the batch system writes it, or a ``timedelta``. No number: batch systems count
-    minutes, and all other times here are in seconds."""
+    """Walltime of each job: a ``timedelta``, or a text such as ``"1:30:00"``, ``"2-00:00:00"``, ``"90m"``, ``"1.5h"`` or
+    ``"90"``, a number of minutes. It is kept as hours, minutes and seconds; each batch system gets it in its own format. No
+    number that is no text: batch systems count minutes, and all other times here are in seconds."""
     directives: Sequence[str] = ()
     """Further options of the batch system, such as ``["--partition=long"]``."""
     min_jobs: int = 1
@@ -107,12 +108,18 @@ class BatchBackend(Backend):
         _keep_count(self, "min_jobs", -sys.maxsize)
         if self.max_jobs is not None:
             _keep_count(self, "max_jobs", -sys.maxsize)
-        object.__setattr__(self, "time", _walltime(self.system, self.time))
+        name = f"{type(self).__name__}: time"
+        object.__setattr__(self, "time", format_clock(read_walltime(name, self.time)))
         if self.nodes < 1 or not 0 <= self.min_jobs <= self.job_limit or not self.job_limit:
             raise BadRequest(
                 f"Batch jobs need at least 1 node (not {self.nodes}), and 0 <= min_jobs <= max_jobs with a max_jobs of "
                 f"at least 1 (not {self.min_jobs} and {self.job_limit})."
             )
+
+    @property
+    def walltime(self) -> int:
+        """``time`` in seconds."""
+        return read_walltime("time", self.time)
 
     @property
     def job_limit(self) -> int:
@@ -205,22 +212,6 @@ class Submission:
     def least_shared(self) -> int:
         """``share_from`` as a number."""
         return sys.maxsize if self.share_from is None else self.share_from
-
-
-def _walltime(system: str, time: object) -> str:
-    """Return a walltime as a batch system writes it. Raises :class:`BadRequest`."""
-    if isinstance(time, str) and time.isprintable() and time:
-        return time
-    if isinstance(time, timedelta) and time > timedelta(0):
-        seconds = math.ceil(time.total_seconds())
-        if system == "flux":
-            return f"{seconds}s"
-        minutes, seconds = divmod(seconds, 60)
-        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-    raise BadRequest(
-        f"time is {describe_value(time)}; it must be a text as the batch system writes it, such as '1:00:00', or a "
-        "timedelta. A number could mean minutes, as for sbatch and flux batch, or seconds, as elsewhere here."
-    )
 
 
 def _keep_count(options: object, name: str, least: int, most: float = math.inf, *, note: str = "") -> None:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from spoolpool import settings
+from spoolpool.cli.output import echo_stderr
+from spoolpool.cli.quantities import Walltime
 from spoolpool.cli.worker import main
 from spoolpool.options import FluxBatch, Sbatch
 from spoolpool.pool.batch_system import Job
+from spoolpool.system.walltime import describe_walltime
 
 _OPTIONS = (
     click.option("--slurm", "system", flag_value="slurm", default="slurm", help="Submit with sbatch (the default)."),
     click.option("--flux", "system", flag_value="flux", help="Submit with flux batch."),
     click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Whole nodes per job."),
     click.option(
-        "--time", "walltime", default="1:00:00", show_default=True, help="Walltime; the batch system's format."
+        "--time",
+        "walltime",
+        type=Walltime(),
+        default="1:00:00",
+        show_default=True,
+        help="Walltime of a job: 1:30:00, 2-00:00:00, 90m, 1.5h, or a number of minutes.",
     ),
     click.option("--option", "directives", multiple=True, help="Batch system option: --option=--partition=long."),
     click.option("--template", type=click.Path(exists=True, dir_okay=False), help="Job script, a string.Template."),
@@ -50,12 +59,14 @@ def parse_worker_options(arguments: tuple[str, ...]) -> dict[str, Any]:
 
 
 def create_job(spool: str, options: dict[str, Any]) -> Job:
-    """Return the job that the options of a command describe."""
+    """Return the job that the options of a command describe; print its walltime as it was understood."""
     parse_worker_options(options["arguments"])
     template = options["template"]
     backend = {"slurm": Sbatch, "flux": FluxBatch}[options["system"]]
+    walltime = timedelta(seconds=options["walltime"])
+    echo_stderr(f"walltime {describe_walltime(options['walltime'])}")
     return Job(
-        backend=backend(nodes=options["nodes"], time=options["walltime"], directives=options["directives"]),
+        backend=backend(nodes=options["nodes"], time=walltime, directives=options["directives"]),
         spool=spool,
         arguments=options["arguments"],
         template=Path(template).read_text(encoding="utf-8") if template else "",

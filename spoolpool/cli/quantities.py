@@ -9,10 +9,11 @@ import click
 
 from spoolpool.errors import BadRequest
 from spoolpool.system.quantities import DAY, LONGEST, read_memory, read_number, read_seconds
+from spoolpool.system.walltime import read_walltime
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
-    """Duration in seconds: a number of seconds, a number with a unit (90s, 10m, 2h, 7d), or 1:30:00."""
+    """Duration in seconds: a number of seconds, a number with a unit (90s, 10m, 2h, 7d), or 1:30:00 or 2-00:00:00."""
 
     name = "time"
     unit = 1.0
@@ -45,6 +46,19 @@ class Days(Duration):
 
     name = "days"
     unit = DAY
+
+
+class Walltime(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Walltime in whole seconds, from a text of :func:`spoolpool.system.walltime.read_walltime`."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return a number of seconds."""
+        try:
+            return value if isinstance(value, int) else read_walltime("The walltime", value)
+        except BadRequest as error:
+            self.fail(str(error), param, ctx)
 
 
 class Mebibytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -12,10 +13,13 @@ from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, echo_stderr
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
-from spoolpool.cli.worker_rank import ranks_started, run_rank
+from spoolpool.cli.worker_rank import rank_started, ranks_started, run_rank
 from spoolpool.format.names import check_tags
 from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.system.quantities import read_memory
+from spoolpool.system.walltime import describe_walltime
+
+log = logging.getLogger(__name__)
 
 _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe")
 
@@ -99,7 +103,8 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 @click.option(
     "--max-time",
     type=Duration(),
-    help="Seconds after which to end.  [default in a job: the rest of its walltime]",
+    help="Time after which to end: 1:30:00, 2-00:00:00, 90m, 1.5h, or a number of seconds.  "
+    "[default in a job: the rest of its walltime]",
 )
 @click.option(
     "--drain",
@@ -134,6 +139,9 @@ def main(**options: Any) -> None:
     launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})
     read = {"queues": read_weights(options["queues"]), "tags": check_tags(options["tags"]), "launch": launch}
     given = WorkerCommandOptions(**{**options, **read})
+    if given.max_time is not None and given.group_of is None and not rank_started():
+        report = log.info if "--log-json" in common_arguments() else echo_stderr
+        report(f"--max-time: the work ends after {describe_walltime(given.max_time)}")
     if given.group_of is None and (given.launcher or given.groups or given.given_shapes or in_batch_script()):
         supervise(given)
     else:

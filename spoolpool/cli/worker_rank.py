@@ -21,14 +21,19 @@ def ranks_started() -> int:
     return max([1, *(int(size) for size in sizes if size.isdigit())])
 
 
+def rank_started() -> int:
+    """Return the number of this process among the ranks that its launcher has started; 0 without a launcher."""
+    ranks = [os.environ.get(name, "") for name in _RANK]
+    return next((int(text) for text in ranks if text.isdigit()), 0)
+
+
 def watch_rank(directory: str, worker: str) -> None:
     """Continue in a child process, whose end is recorded in the entry of the worker unless it was to end."""
     from spoolpool.protocol import lost_attempts, worker_registration
     from spoolpool.protocol.spool import Spool
     from spoolpool.system.parent import continue_in_child
 
-    ranks = [os.environ.get(name, "") for name in _RANK]
-    rank = next((int(text) for text in ranks if text.isdigit()), 0)
+    rank = rank_started()
 
     def report(status: int) -> None:
         with contextlib.suppress(Exception):  # whatever hinders it, the rank has ended, and so must this process

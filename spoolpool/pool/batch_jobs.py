@@ -54,7 +54,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     nodes: Positive = 1
     """Whole nodes."""
     time: Word = ""
-    """Walltime, as the batch system writes it."""
+    """Walltime, as the batch system reads it."""
     lane: Text = ""
     """Lane for which the job was submitted; empty if a person submitted it."""
     session: Word = ""
@@ -90,7 +90,7 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
         cluster=batch_system.cluster(job.backend.system),
         user=account_name(os.geteuid()),
         nodes=job.backend.nodes,
-        time=str(job.backend.time),
+        time=job.time,
         lane=lane,
         session=session,
     )

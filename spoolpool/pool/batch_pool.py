@@ -26,6 +26,7 @@ from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.packages import is_requirement
 from spoolpool.system.text import escape_line
+from spoolpool.system.walltime import describe_walltime
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class BatchPool:
         # for the groups on other hosts, which run for this session alone
         path = self._spool.layout.session(self._session)
         self._heartbeat = Heartbeat(path, heartbeat_interval(self._spool), then)
+        log.info("walltime of each batch job: %s", describe_walltime(self.job.backend.walltime))
         self._scale(set())
         self._due = time.monotonic() + self._backoff.next()
 

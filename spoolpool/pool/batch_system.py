@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.system.environment import python_module
+from spoolpool.system.walltime import format_walltime
 
 if TYPE_CHECKING:
     from spoolpool.options import BatchBackend
@@ -70,6 +71,11 @@ class Job:
     template: str = ""
     """Script of the site, a ``string.Template`` with ``$nodes``, ``$time``, ``$directives`` and ``$worker``."""
 
+    @property
+    def time(self) -> str:
+        """Walltime, as the batch system reads it."""
+        return format_walltime(self.backend.walltime, self.backend.system)
+
     def script(self, name: str, output: str) -> str:
         """Return the batch script of the job ``name``; it prints to the file ``output``, or to that of a directive.
 
@@ -84,7 +90,7 @@ class Job:
         try:
             return Template(self.template or _SCRIPTS[system]).substitute(
                 nodes=self.backend.nodes,
-                time=self.backend.time,
+                time=self.time,
                 directives="\n".join(f"{_DIRECTIVES[system]} {each}" for each in directives),
                 worker=shlex.join([*worker, self.spool, *self.arguments]),
             )

@@ -17,6 +17,9 @@ from spoolpool.errors import BadRequest
 from spoolpool.system.text import format_duration
 from spoolpool.system.user_code import describe_value
 
+MINUTE = 60.0
+"""Seconds of a minute."""
+
 DAY = 86400.0
 """Seconds of a day."""
 
@@ -26,8 +29,10 @@ LONGEST = 3653 * DAY
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
 _DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{0,9})?)\s*(s|m|min|h|d|w|)\s*", re.ASCII)
 _CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,5}):(\d\d):(\d\d)", re.ASCII)
+_DAYS_AND_HOURS = re.compile(r"(\d{1,4})-(\d\d?)(?::(\d\d))?()", re.ASCII)  # as Slurm reads them
 _SIZE = re.compile(r"(\d{1,16})([KMGT]?)", re.ASCII)
-_EXAMPLES = "'90s', '10m', '2h', '7d' or '1:30:00'"
+_EXAMPLES = "'90s', '10m', '1.5h', '7d', '1:30:00' or '2-00:00:00'"
+_PLAIN_UNITS = {1.0: "seconds", MINUTE: "minutes", DAY: "days"}
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 20, 1 << 50
 
 
@@ -53,8 +58,7 @@ def read_seconds(name: str, value: Any, *, most: float = LONGEST, unit: float = 
     ``value`` is a number of units of ``unit`` seconds, a ``timedelta``, or a text: a number, with a unit if
     ``needs_unit``, or hours, minutes and seconds. Raises :class:`BadRequest`, also for more than ``most`` seconds.
     """
-    plain = "days" if unit == DAY else "seconds"
-    wanted = f"a number of {plain}, a timedelta, or a text such as {_EXAMPLES}"
+    wanted = f"a number of {_PLAIN_UNITS[unit]}, a timedelta, or a text such as {_EXAMPLES}"
     if (kind := type(value)).__module__ == "numpy" and kind.__name__ == "timedelta64":
         value = value.astype("timedelta64[us]").item()  # it is an integer for the numeric tower, of any unit
     if isinstance(value, timedelta):
@@ -77,7 +81,8 @@ def _seconds_of(name: str, text: str, unit: float | None, wanted: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is not None and (factor := _UNITS.get(match[2], unit)) is not None:
         return float(match[1]) * factor
-    if match := _CLOCK.fullmatch(text):
+    text = text.strip()
+    if match := _CLOCK.fullmatch(text) or _DAYS_AND_HOURS.fullmatch(text):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         if minutes < 60 and seconds < 60:
             return days * DAY + hours * 3600.0 + minutes * 60.0 + seconds
@@ -91,8 +96,9 @@ def _seconds_of(name: str, text: str, unit: float | None, wanted: str) -> float:
 
 def _readings(number: float, unit: float, most: float) -> str:
     """Return the meanings of a number of units that is too great for a duration."""
-    if unit == DAY:
-        return f"as days that is {number / 365.25:.3g} years; seconds are written as '{number:.0f}s'"
+    if unit != 1.0:
+        years = f"{number * unit / DAY / 365.25:.3g} years"
+        return f"as {_PLAIN_UNITS[unit]} that is {years}; seconds are written as '{number:.0f}s'"
     if most < LONGEST:
         return f"as seconds that is {format_duration(number)}; milliseconds are written as '{number / 1000:g}s'"
     years = f"as a number of seconds that is {number / 365.25 / DAY:.3g} years"

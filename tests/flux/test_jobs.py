@@ -72,6 +72,40 @@ def test_batch_jobs_of_a_spool_are_started_listed_and_stopped(instance: Spool) -
     assert workers.read_workers(instance) == []
 
 
+def limits() -> list[str]:
+    """Return the time limits of all active jobs of the instance, in seconds."""
+    return run(FLUX, "jobs", "-n", "-o", "{duration}").split()
+
+
+def test_batch_jobs_without_a_time_have_a_walltime_of_an_hour(instance: Spool) -> None:
+    [job] = command("workers", "start", instance.path, "--flux").split()
+    assert limits() == ["3600.0"]
+    assert f"{job}  " in (listed := command("workers", "ls", instance.path))
+    assert "1 node(s) for 60m" in listed
+    command("workers", "stop", instance.path, "--all", "--wait=0")
+    with Executor(spool=instance.path) as executor:
+        future = executor.submit(where)
+        scaled = command("autoscale", instance.path, "--flux", "--max-jobs=1", "--once", "--idle-timeout=1")
+        assert "was submitted" in scaled
+        assert limits() == ["3600.0"]
+        assert future.result(PATIENCE) != os.environ["FLUX_URI"]
+    wait_until(lambda: not states(), "the job has ended as idle", PATIENCE)
+    with Executor(spool=instance.path, backend="flux-batch", max_workers=1) as executor:
+        assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"]
+        assert limits() == ["3600.0"]
+    assert states() == {}
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("1:30:00", 5400), ("2-00:00:00", 172_800), ("90m", 5400), ("1.5h", 5400), ("90", 5400), ("61s", 61)],
+)
+def test_every_spelling_of_a_walltime_is_understood(instance: Spool, time: str, seconds: int) -> None:
+    command("workers", "start", instance.path, "--flux", "--time", time)
+    assert limits() == [f"{seconds}.0"]
+    command("workers", "stop", instance.path, "--all", "--wait=0")
+
+
 def test_batch_jobs_of_an_executor_end_with_it(instance: Spool) -> None:
     with Executor(spool=instance.path, backend=FluxBatch(time="10m"), max_workers=1) as executor:
         assert executor.submit(where).result(PATIENCE) != os.environ["FLUX_URI"], "the job is an instance itself"

@@ -75,7 +75,7 @@ def test_stop_ends_the_jobs_of_its_spool_in_order_and_no_other(login: Site) -> N
     first, second, third = start(login, count=3)
     wait_until(lambda: len(workers.read_workers(login.spool)) == 4, "the first job has its groups", PATIENCE)
     listed = spool(login, "workers", "ls", login.spool.path)
-    assert f"{first}  running  1 node(s) for 10  submitted manually" in listed
+    assert f"{first}  running  1 node(s) for 0:10:00  submitted manually" in listed
     assert all(f"{job}  pending" in listed for job in (second, third))
     assert other not in [line.split()[0] for line in listed.splitlines()]
     spool(login, "workers", "stop", login.spool.path, third)
@@ -123,6 +123,42 @@ def test_records_of_other_accounts_and_clusters_are_ignored(login: Site) -> None
     assert batch_jobs.find_jobs(login.spool) == []
     os.chown(path, os.geteuid(), -1)
     assert len(batch_jobs.find_jobs(login.spool)) == 1
+
+
+def limits(site: Site) -> list[str]:
+    """Return the time limits of all jobs of the cluster."""
+    return site.slurm.run(["squeue", "-h", "-o", "%l"]).split()
+
+
+@pytest.mark.parametrize(
+    ("time", "limit"),
+    [
+        ("", "1:00:00"),
+        ("1:30:00", "1:30:00"),
+        ("2-00:00:00", "2-00:00:00"),
+        ("90m", "1:30:00"),
+        ("1.5h", "1:30:00"),
+        ("90", "1:30:00"),
+        ("61s", "2:00"),
+    ],
+)
+def test_every_spelling_of_a_walltime_is_understood(login: Site, time: str, limit: str) -> None:
+    spool(login, "workers", "start", login.spool.path, *([f"--time={time}"] if time else []))
+    assert limits(login) == [limit]
+    spool(login, "workers", "stop", login.spool.path, "--all", "--wait=0")
+
+
+def test_jobs_of_the_autoscaler_and_of_an_executor_have_the_default_walltime(login: Site) -> None:
+    with Executor(spool=login.spool.path) as executor:
+        executor.submit(where)
+        options = ["--max-jobs=1", "--once", "--idle-timeout=1"]
+        assert "was submitted" in spool(login, "autoscale", login.spool.path, *options)
+        assert limits(login) == ["1:00:00"]
+        executor.shutdown(cancel_futures=True)
+    wait_until(lambda: not states(login), "the job has ended as idle", PATIENCE)
+    with Executor(spool=login.spool.path, backend="sbatch", max_workers=1) as executor:
+        assert executor.submit(where).result(PATIENCE) in ("n1", "n2")
+        assert limits(login) == ["1:00:00"]
 
 
 # -- executors

@@ -38,15 +38,18 @@ def test_documented_script_is_bash_with_existing_options(path: Path):
     main.make_context("spool-worker", worker_options(script))  # raises for an option that does not exist
 
 
-@pytest.mark.parametrize(("kind", "mark"), [(Sbatch, "#SBATCH"), (FluxBatch, "# flux:")])
-def test_script_requests_the_resources_of_the_job_and_runs_the_worker_with_its_options(kind, mark):
+@pytest.mark.parametrize(
+    ("kind", "mark", "time"),
+    [(Sbatch, "#SBATCH", "--time=2:00:00"), (FluxBatch, "# flux:", "--time-limit=120m")],
+)
+def test_script_requests_the_resources_of_the_job_and_runs_the_worker_with_its_options(kind, mark, time):
     backend = kind(nodes=3, time="2:00:00", directives=["--queue=long"])
     job = Job(backend=backend, spool="/shared/a spool", arguments=("--ranks", "8"))
     script = job.script("spool-worker-1", "/shared/a spool/jobs/%1.out")
     assert is_bash(script)
     assert f"{mark} --nodes=3" in script
     assert f"{mark} --queue=long" in script
-    assert "2:00:00" in script
+    assert f"{mark} {time}\n" in script
     worker = shlex.join([*python_module("spoolpool.cli.worker"), "/shared/a spool"])
     command = f"exec env SPOOLPOOL_JOB=spool-worker-1 {worker}"
     assert script.splitlines()[-1].startswith(command)

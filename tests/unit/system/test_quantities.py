@@ -41,6 +41,8 @@ EPOCH = 1_795_850_270
         ("1w", 7 * DAY),
         ("1:30:00", 5400),
         ("1-00:00:01", DAY + 1),
+        ("1-12", 1.5 * DAY),
+        (" 1-06:30 ", 1.25 * DAY + 1800),
         (LONGEST, LONGEST),
     ],
 )
@@ -63,6 +65,8 @@ def test_a_duration_is_a_number_a_timedelta_or_a_text_with_a_unit(value: Any, se
             "nan",
             "0x10",
             "1:99:00",
+            "1-2:99",
+            "1-:30",
             b"90",
             [90],
             np.array([90]),
@@ -194,7 +198,7 @@ def test_wrong_numbers_of_options_are_refused(make: Any) -> None:
 
 def test_a_walltime_may_be_a_timedelta() -> None:
     assert Sbatch(time=timedelta(days=1, seconds=61.5)).time == "24:01:02"
-    assert FluxBatch(time=timedelta(hours=2)).time == "7200s"
+    assert FluxBatch(time=timedelta(hours=2)).time == "2:00:00"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +235,8 @@ def test_wrong_numbers_of_a_spool_are_refused(tmp_path: Any, wrong: dict[str, An
         ["gc", "SPOOL", "--results", "2592000"],
         ["wait", "SPOOL", "--timeout", "1795850270"],
         ["wait", "SPOOL", "--timeout", "1:30"],
+        ["autoscale", "SPOOL", "--max-jobs", "1", "--once", "--time", "1:30"],
+        ["workers", "start", "SPOOL", "--time", "1:30", "--dry-run"],
         ["journal", "SPOOL", "--since", "1795850270"],
         ["status", "SPOOL", "--interval", "0.01"],
         ["autoscale", "SPOOL", "--max-jobs", "1", "--once", "--idle-timeout", "nan"],
