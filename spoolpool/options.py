@@ -92,9 +92,9 @@ class BatchBackend(Backend):
     nodes: int = 1
     """Whole nodes of each job."""
     time: str | timedelta = "1:00:00"
-    """Walltime of each job: a ``timedelta``, or a text such as ``"1:30:00"``, ``"2-00:00:00"``, ``"90m"``, ``"1.5h"`` or
-    ``"90"``, a number of minutes. It is kept as hours, minutes and seconds; each batch system gets it in its own format. No
-    number that is no text: batch systems count minutes, and all other times here are in seconds."""
+    """Walltime of each job: a ``timedelta``, or a text such as ``"1:30:00"``, ``"2-00:00:00"``, ``"90m"``, ``"1.5h"``
+    or ``"90"``, a number of minutes. It is kept as hours, minutes and seconds; each batch system gets it in its own
+    format. No number that is no text: batch systems count minutes, and all other times here are in seconds."""
     directives: Sequence[str] = ()
     """Further options of the batch system, such as ``["--partition=long"]``."""
     min_jobs: int = 1

@@ -17,8 +17,8 @@ TimeFormat = Literal["slurm", "pbs", "sge", "lsf", "flux"]
 def read_walltime(name: str, value: Any) -> int:
     """Return a walltime in whole seconds, rounded up.
 
-    ``value`` is a ``timedelta`` or a text: a number of minutes, a number with a unit, or hours, minutes and seconds, also
-    with days. Raises :class:`BadRequest`, also for a number that is no text: it could mean seconds.
+    ``value`` is a ``timedelta`` or a text: a number of minutes, a number with a unit, or hours, minutes and seconds,
+    also with days. Raises :class:`BadRequest`, also for a number that is no text: it could mean seconds.
     """
     if not isinstance(value, (str, timedelta)) and type(value).__name__ != "timedelta64":
         raise BadRequest(
@@ -34,7 +34,8 @@ def read_walltime(name: str, value: Any) -> int:
 def format_walltime(seconds: int, system: TimeFormat) -> str:
     """Return a walltime as a batch system reads it.
 
-    That is ``H:MM:SS`` for Slurm, PBS and Grid Engine, ``H:MM`` for LSF (rounded up), and ``90m`` or ``5401s`` for Flux.
+    That is ``H:MM:SS`` for Slurm, PBS and Grid Engine, ``H:MM`` (rounded up) for LSF, and ``90m`` or ``5401s`` for
+    Flux.
     """
     if system == "flux":
         return f"{seconds}s" if seconds % 60 else f"{seconds // 60}m"
