@@ -299,7 +299,7 @@ def _numbers_and_texts(value: object) -> Iterator[object]:
         yield value
 
 
-@settings(max_examples=4000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(_contents())
 def test_any_content_is_a_record_in_range_or_a_bad_record(found: tuple[type, bytes]) -> None:
     kind, data = found
