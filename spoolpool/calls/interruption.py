@@ -68,6 +68,9 @@ class Interrupter:
         self._is_requested = is_requested
         self._publish = publish
         self._grace = grace
+        self.on_long_call: Callable[[str], None] | None = None
+        """Function that is called in the watching thread with the id of a task whose call has lasted for a second, and
+        again every few seconds."""
         self._others: Sequence[ProcessId] = ()
         self.interrupted = False
         """Whether any call was interrupted."""
@@ -152,6 +155,8 @@ class Interrupter:
                 self._interrupt(call, _timeout(call))
             elif now >= due:
                 due = now + backoff.next()
+                if self.on_long_call is not None:
+                    self.on_long_call(call.task_file.task)
                 if self._is_cancelled(call):
                     self._interrupt(call, TaskCancelled())
             else:

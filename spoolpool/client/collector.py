@@ -147,7 +147,7 @@ class Collector:
     def _loop(self) -> None:
         inbox = f"{self._spool.layout.results}/{self._session}"
         self._watch.add(inbox)
-        recovery = Recovery(self._spool)
+        recovery = Recovery(self._spool, self._pending.journal)
         starvation = StarvationMonitor(self._spool)
         backoff = Backoff(_FIRST_POLL, _LAST_POLL)
         unreadable: dict[str, float] = {}

@@ -38,7 +38,8 @@ class PendingTasks:
         self._empty = threading.Condition(self.lock)
         self._cancel_requested: set[str] = set()
         # a temporary spool belongs to one executor and is removed with it: its journal would not be read
-        self._journal = None if spool.temporary else Journal(spool, submitters_journal(), session)
+        self.journal = None if spool.temporary else Journal(spool, submitters_journal(), session)
+        """Journal of the session, if it has one."""
 
     def __len__(self) -> int:
         return len(self._futures)
@@ -201,26 +202,26 @@ class PendingTasks:
 
     def record_event(self, event: str, future: TaskFuture, **fields: object) -> None:
         """Add an event of a task to the journal."""
-        if self._journal is not None:
+        if self.journal is not None:
             with self.lock:
-                self._journal.write(event, task=future.task, session=self.session, lane=future.header.lane, **fields)
+                self.journal.write(event, task=future.task, session=self.session, lane=future.header.lane, **fields)
 
     def flush(self, age: float) -> bool:
         """Write the journal's buffer if it is older than ``age`` seconds; returns whether lines are left."""
         with self.lock:
-            return self._journal is not None and self._journal.flush(age)
+            return self.journal is not None and self.journal.flush(age)
 
     def close(self) -> None:
         """Close the journal. May be repeated."""
         with self.lock:
-            if self._journal is not None:
-                self._journal.close()
+            if self.journal is not None:
+                self.journal.close()
 
     def after_fork(self) -> list[TaskFuture | DeferredFuture]:
         """Drop the parent's state in a forked child; returns the futures that were pending in the parent."""
         self.lock = threading.RLock()
         self._empty = threading.Condition(self.lock)
-        self._journal = None  # only the parent writes its buffer
+        self.journal = None  # only the parent writes its buffer
         pending: list[TaskFuture | DeferredFuture] = [*self._futures.values(), *self._deferred]
         self._futures, self._deferred = {}, {}
         return pending

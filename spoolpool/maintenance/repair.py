@@ -15,6 +15,7 @@ from spoolpool.maintenance.check import Finding, server_time
 from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.maintenance.submitters import AbsentTasks
 from spoolpool.protocol.delayed_tasks import make_ready
+from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_task
@@ -92,7 +93,7 @@ class _DelayedRepairs:
     def __init__(self, spool: Spool, found: list[Finding], done: list[str]) -> None:
         self._spool = spool
         self._done = done
-        self._recovery = Recovery(spool, all_workers=True)
+        self._recovery = Recovery(spool, Journal(spool, submitters_journal(), "spool"), all_workers=True)
         self._dead = {each.path for each in found if each.kind in ("dead claim", "dead worker")}
         self._orphans = {each.path: _task_file(each.path) for each in found if each.kind == "orphan outcome"}
         self._incomplete = {each.path: _task_file(each.path) for each in found if each.kind == "no outcome"}

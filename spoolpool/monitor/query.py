@@ -168,7 +168,10 @@ class TaskView:
 
         The events of the last second of a killed worker are missing.
         """
-        events = journal.about(self.spool, [self.id])
+        events = _without_ended_claims(journal.about(self.spool, [self.id]))
+        if self.location.place == "running":
+            claim = self.location.task_file
+            events = [each for each in events if each.event != "claimed" or each.attempt != claim.attempt]
         found = [_attempt(event) for event in events]
         outcome = self.outcome
         if outcome is not None and not any(event.event == "task" and event.by == outcome.worker for event in events):
@@ -181,6 +184,12 @@ class TaskView:
             host = info.process.host if info else ""
             found.append(Attempt(task_file.attempt, task_file.worker, host, self.since, 0.0, "running"))
         return found
+
+
+def _without_ended_claims(events: list[Event]) -> list[Event]:
+    """Return the events without the begins of attempts whose ends are known."""
+    ended = {(each.worker or each.by, each.attempt) for each in events if each.event in ("task", "raised", "recovered")}
+    return [each for each in events if each.event != "claimed" or (each.by, each.attempt) not in ended]
 
 
 def _attempt(event: Event) -> Attempt:

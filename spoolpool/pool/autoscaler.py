@@ -72,7 +72,8 @@ class Autoscaler:
         self._trust = trust or Trust()
         self._liveness = Liveness(spool)
         self._delayed = DelayedTasks(spool, dated=True)
-        self._recovery = Recovery(spool)
+        self._journal = Journal(spool, session_of_entry(session) or "autoscale")
+        self._recovery = Recovery(spool, self._journal)
         self._presence = Presence(spool)
         self._obstacles: dict[str, str] = {}
 
@@ -113,7 +114,6 @@ class Autoscaler:
         jobs = batch_jobs.find_jobs(self._spool)
         messages += self._cancel_orphans(jobs)
         own = [job for job in jobs if job.record.lane and job.record.session == self._session]
-        journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
         obstacles = {}
         untold = 0
         try:
@@ -127,10 +127,10 @@ class Autoscaler:
                             messages.append(f"Nothing is submitted for {decision.lane}: {decision.reason}.")
                     continue
                 messages.append(self._act(decision))
-                journal.write("autoscaled", text=messages[-1])
+                self._journal.write("autoscaled", text=messages[-1])
         finally:
             self._obstacles = obstacles
-            journal.close()
+            self._journal.close()
         if untold > _MOST_OBSTACLES:
             messages.append(f"Nothing is submitted for {untold - _MOST_OBSTACLES} more lanes.")
         return messages
@@ -144,14 +144,11 @@ class Autoscaler:
         try:
             if count := self._delayed.round():
                 messages.append(f"{count} delayed task(s) were made ready.")
+                self._journal.write("autoscaled", text=messages[-1])
             messages += [f"Recovered {line}." for line in self._recovery.round()]
         except OSError as error:  # the server is unreachable for a moment
             log.info("The release of tasks was put off: %s", error)
-        if messages:
-            journal = Journal(self._spool, session_of_entry(self._session) or "autoscale")
-            for message in messages:
-                journal.write("recovered", text=message)
-            journal.close()
+        self._journal.close()
         return messages
 
     def await_recovery(self, wait: Callable[[float], bool]) -> Iterator[str]:

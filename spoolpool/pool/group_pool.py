@@ -16,6 +16,7 @@ from spoolpool.launch.allocation import Capacity
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
 from spoolpool.protocol import lost_attempts, worker_registration
+from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
@@ -56,7 +57,9 @@ class GroupPool:
         self._ends = ends
         self._capacity = capacity
         self._owner = worker_registration.encode_owner()
-        self._recovery = Recovery(spool, all_workers=True)  # its rounds follow the death of a group of this pool
+        # nobody reads the journal of a temporary spool, which is removed with its executor
+        journal = None if spool.temporary else Journal(spool, submitters_journal(), "supervisor")
+        self._recovery = Recovery(spool, journal, all_workers=True)  # rounds follow the death of a group of this pool
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._numbers: list[tuple[int, GroupProcess]] = []  # of groups that were asked to end

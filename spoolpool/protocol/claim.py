@@ -228,16 +228,18 @@ class Claim:
         files.move(self._path, self._spool.layout.claimed_task(mine))
         return Claim(self._spool, self.header, mine, self._owner)
 
-    def set_aside(self, reason: str) -> None:
-        """Keep the task in ``failed/``, because nothing can be done with it."""
-        set_aside(self._spool, self.task_file, reason)
+    def set_aside(self, reason: str) -> bool:
+        """Keep the task in ``failed/``, because nothing can be done with it; return whether it was moved there."""
+        return set_aside(self._spool, self.task_file, reason)
 
 
-def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> None:
-    """Move a claimed task file to ``failed/``; its header may be unreadable."""
+def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> bool:
+    """Move a claimed task file to ``failed/``; return whether it was moved. Its header may be unreadable."""
     target = f"{spool.layout.failed}/{task_file.name}"
     _reported.warning(target, f"{reason} It is kept as {files.display_path(target)}.")
     try:
         spool.in_directory(spool.layout.failed, lambda: files.move(spool.layout.claimed_task(task_file), target))
     except OSError as error:  # it stays claimed; recovery will meet it again
         _reported.warning(f"cannot {target}", f"Cannot set aside {task_file.name}: {error}")
+        return False
+    return True

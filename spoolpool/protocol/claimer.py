@@ -53,7 +53,8 @@ class Claimer:
 
     ``serves`` says which lanes are this group's, ``weights`` which share of it each queue gets (see
     :mod:`spoolpool.protocol.fair_share`); with a ``submitter`` only its tasks are claimed. After a conflict with
-    another worker it continues with another task, and never waits.
+    another worker it continues with another task, and never waits. ``on_set_aside`` is called with the claim and the
+    reason after a task was set aside.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class Claimer:
         trust: Trust,
         weights: Mapping[str, int] | None = None,
         submitter: str = "",
+        *,
+        on_set_aside: Callable[[TaskFile, str], None] | None = None,
     ) -> None:
         self._spool = spool
+        self._on_set_aside = on_set_aside
         self._lease = spool.config.lease
         self._patience = heartbeat_interval(spool)
         self._worker = worker
@@ -258,7 +262,8 @@ class Claimer:
                 move_to_bucket(self._spool, path, header, task_file.released())
                 return None
             self._unusable += 1
-            set_aside(self._spool, task_file, str(error))
+            if set_aside(self._spool, task_file, str(error)) and self._on_set_aside is not None:
+                self._on_set_aside(task_file, str(error))
             return None
         return Claim(self._spool, header, task_file, status.st_uid, content=content, lock=fd)
 

@@ -1,7 +1,8 @@
 """Journals: one append-only file of JSON lines per writer, for people and reports.
 
-Nothing in the protocol depends on them. Lines are buffered for up to a second, so that a task costs no system call for
-its line; a crash loses the last second of them.
+Nothing in the protocol depends on them. Lines are buffered for up to a second, so that a short task costs no system
+call for its line; a crash loses the last second of them. :class:`spoolpool.worker.task_journal.TaskJournal` writes
+the buffer before a call that can be long.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import heapq
 import itertools
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator
 from typing import Annotated, NamedTuple
@@ -34,13 +36,14 @@ _FEW = 16  # ids up to which lines are searched as text before they are parsed
 
 
 class Journal:
-    """Journal of one writer: a worker, or the sessions of one account on one host. Not for several threads at once.
+    """Journal of one writer: a worker, or the sessions and commands of one account on one host. For any thread.
 
-    ``by`` names the session, if the writer stands for several.
+    ``by`` names the session or command, if the writer stands for several.
     """
 
     def __init__(self, spool: Spool, writer: str, by: str = "") -> None:
         self._path = f"{spool.layout.journal}/{writer}.jsonl"
+        self._lock = threading.RLock()  # reentrant: a garbage collection meanwhile may call write
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
         self._fd = -1
@@ -49,17 +52,22 @@ class Journal:
 
     def write(self, event: str, **fields: object) -> None:
         """Record an event; ``fields`` are JSON values."""
-        self._lines.append(_encode({"t": time.time(), "event": event, **self._who, **fields}))
-        self.flush(age=0.0 if len(self._lines) >= 256 else 1.0)
+        with self._lock:
+            self._lines.append(_encode({"t": time.time(), "event": event, **self._who, **fields}))
+            self.flush(age=0.0 if len(self._lines) >= 256 else 1.0)
 
     def flush(self, age: float = 0.0) -> bool:
         """Write the buffered lines if the last time was ``age`` seconds ago; return whether lines are left.
 
         A journal that cannot be written is no reason to stop work.
         """
-        if not self._lines or time.monotonic() - self._flushed < age:
+        with self._lock:
+            if self._lines and time.monotonic() - self._flushed >= age:
+                self._flushed = time.monotonic()
+                self._write()
             return bool(self._lines)
-        self._flushed = time.monotonic()
+
+    def _write(self) -> None:
         lines, self._lines = self._lines, []  # first: a garbage collection meanwhile may call write
         try:
             if self._fd < 0:
@@ -68,18 +76,21 @@ class Journal:
         except OSError as error:
             if error.errno not in files.DENIED:  # a dropbox has no journals of submitters
                 self._lines = [*lines, *self._lines][-50_000:]  # the disk may stay full
-        return bool(self._lines)
 
     def close(self) -> None:
         """Flush and close; harmless when repeated."""
-        self.flush()
-        if self._fd >= 0:
-            files.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            self.flush()
+            if self._fd >= 0:
+                files.close(self._fd)
+                self._fd = -1
 
 
 def submitters_journal() -> str:
-    """Return the writer that this account's sessions on this host share for a month: one each would be many files."""
+    """Return the writer that sessions of this account on this host share for a month: one each would be many files.
+
+    Commands, supervisors, and ranks of workers other than 0 share it as well.
+    """
     identity = ProcessId.of(os.getpid())
     # by kernel: only one kernel keeps concurrent appends to a file apart
     kernel = identity.boot or "".join(filter(str.isalnum, identity.host))
@@ -102,7 +113,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     session: str = ""
     lane: str = ""
+    worker: str = ""
+    """Worker that died, of a task that was recovered."""
     attempt: Count = 0
+    attempts: Count = 0
+    """Limit of the attempts."""
+    reason: str = ""
+    """How a worker died, or why a task was set aside or released."""
     submitted: Seconds = 0.0
     started: Seconds = 0.0
     ended: Seconds = 0.0

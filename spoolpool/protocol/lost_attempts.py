@@ -232,14 +232,18 @@ def message(task: str, attempts: list[LostAttempt]) -> str:
     return "\n".join(lines)
 
 
+def reason(attempt: LostAttempt) -> str:
+    """Return how the worker of an attempt ended, as text."""
+    if attempt.status is None:
+        return "how it ended is not known (look for memory, walltime, a crash in compiled code)"
+    if attempt.launcher:
+        return f"a rank died, and {attempt.launcher} ended: {describe_command_status(attempt.status)}"
+    return describe_status(attempt.status)
+
+
 def _parts(attempt: LostAttempt) -> Iterator[str]:
     """Yield what is known of an attempt."""
-    if attempt.status is None:
-        yield "how it ended is not known (look for memory, walltime, a crash in compiled code)"
-    elif attempt.launcher:
-        yield f"a rank died, and {attempt.launcher} ended: {describe_command_status(attempt.status)}"
-    else:
-        yield describe_status(attempt.status)
+    yield reason(attempt)
     if attempt.rank is not None:
         yield f"rank {attempt.rank}"
     yield f"host {attempt.host}" if attempt.host else "on an unknown host (its entry is gone)"

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from typing import NamedTuple
 
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
 from spoolpool.format import headers
+from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
 from spoolpool.protocol import cancel, lost_attempts, workers
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failure_detector import FailureDetector
+from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_opened_task, read_owned_task
 from spoolpool.system import files
@@ -32,16 +36,31 @@ _MOST_SEEN = 100_000  # outcomes without a purpose that are remembered for their
 _EXIT_SECONDS = 2.0  # for a supervisor to record how its worker ended; it looks twice a second
 
 
+class _Recovered(NamedTuple):
+    """A claim of a dead worker that was ended."""
+
+    task_file: TaskFile
+    text: str
+    """Line of text for people; it begins with the id of the task."""
+    header: TaskHeader | None = None
+    """None if it cannot be read."""
+    kind: str = ""
+    """Kind of the outcome of the task, or ``set aside``; empty if the task runs again."""
+    reason: str = ""
+    """How the worker ended, or why the task was set aside."""
+
+
 class Recovery:
     """One recoverer, with its observations. Not for use from several threads at once.
 
     It has a worker id of its own, and takes tasks over in that name if their attempts are used up. It runs no task, so
     that each claim in that name is to be ended. A caller that has a reason to check all workers now, and does so
-    seldom, passes ``all_workers``.
+    seldom, passes ``all_workers``. Each recovered task gets an entry in the ``journal``, if there is one.
     """
 
-    def __init__(self, spool: Spool, *, all_workers: bool = False) -> None:
+    def __init__(self, spool: Spool, journal: Journal | None = None, *, all_workers: bool = False) -> None:
         self._spool = spool
+        self._journal = journal
         self._me = new_worker_id()
         self._detector = FailureDetector(spool, all_workers=all_workers)
         self._kept = 0
@@ -74,20 +93,7 @@ class Recovery:
         }
         if self._me in claims:
             dead[self._me] = True
-        count = 0
-        for worker, lock_expired in dead.items():
-            for task_file in claims.get(worker, []):
-                try:
-                    line = self._recover(task_file, lock_expired)
-                except (OSError, SpoolpoolError) as error:
-                    # stop with this one: whatever happened, the next round sees the true state
-                    log.info("Cannot recover %s now: %s", task_file.name, error)
-                    continue
-                count += bool(line)
-                if line and count <= _MOST_LINES:
-                    done.append(line)
-        if count > _MOST_LINES:
-            done.append(f"{count - _MOST_LINES} more tasks")
+        done += self._recover_all((task_file, dead[worker]) for worker in dead for task_file in claims.get(worker, []))
         if dead.keys() - self._swept:
             for session in filter(is_session, files.list_names(self._spool.layout.outgoing)):
                 self.sweep(session, dead)
@@ -100,6 +106,44 @@ class Recovery:
                 self._detector.forget(worker)
                 self._dead_since.pop(worker, None)
         return done
+
+    def _recover_all(self, claims: Iterable[tuple[TaskFile, bool]]) -> list[str]:
+        """End claims of dead workers, each with whether its lock has expired; return lines of text."""
+        done: list[str] = []
+        count = 0
+        for task_file, lock_expired in claims:
+            try:
+                recovered = self._recover(task_file, lock_expired)
+            except (OSError, SpoolpoolError) as error:
+                # stop with this one: whatever happened, the next round sees the true state
+                log.info("Cannot recover %s now: %s", task_file.name, error)
+                continue
+            count += recovered is not None
+            if recovered is not None and count <= _MOST_LINES:
+                done.append(recovered.text)
+                self._record(recovered)
+        if count > _MOST_LINES:
+            done.append(f"{count - _MOST_LINES} more tasks")
+        if done and self._journal is not None:
+            self._journal.flush()
+        return done
+
+    def _record(self, recovered: _Recovered) -> None:
+        if self._journal is not None:
+            task_file, header = recovered.task_file, recovered.header
+            self._journal.write(
+                "recovered",
+                task=task_file.task,
+                name=header.name if header else "",
+                session=header.session if header else "",
+                lane=header.lane if header else "",
+                worker=task_file.worker,
+                attempt=task_file.attempt,
+                attempts=headers.attempts(header) if header else 0,
+                kind=recovered.kind,
+                reason=recovered.reason,
+                text=recovered.text,
+            )
 
     def _is_exit_due(self, worker: str) -> bool:
         """Return whether to leave a dead worker to its supervisor for a moment, which records how the worker ended.
@@ -146,7 +190,7 @@ class Recovery:
         writer = files.owner(self._spool.layout.worker(claim.task_file.worker)) if self._spool.shared else None
         return claim.has_outcome(writer)
 
-    def _recover(self, task_file: TaskFile, lock_expired: bool) -> str | None:
+    def _recover(self, task_file: TaskFile, lock_expired: bool) -> _Recovered | None:
         path = self._spool.layout.claimed_task(task_file)
         try:
             fd = self._spool.open_for_lock(path)
@@ -162,20 +206,23 @@ class Recovery:
             except BadTaskFile as error:  # its content was lost with the node's power
                 target = f"{self._spool.layout.failed}/{task_file.name}"
                 self._spool.in_directory(self._spool.layout.failed, lambda: files.move(path, target))
-                return f"{task_file.task}: set aside in failed/. {error}"
+                text = f"{task_file.task}: set aside in failed/. {error}"
+                return _Recovered(task_file, text, reason=str(error), kind="set aside")
             return self._end(Claim(self._spool, header, task_file, owner))
         finally:
             files.close(fd)
 
-    def _end(self, claim: Claim) -> str:
-        """End the claim of a dead worker; return a line of text about it."""
+    def _end(self, claim: Claim) -> _Recovered:
+        """End the claim of a dead worker."""
         task_file = claim.task_file
         if self._has_outcome(claim):
-            claim.commit()
-            return (
+            kind = self._kind_of_outcome(claim) if self._journal is not None else ""
+            published = claim.commit()
+            text = (
                 f"{task_file.task}: the outcome of worker {task_file.worker}, which died before its commit, "
                 "was committed"
             )
+            return _Recovered(task_file, text, claim.header, kind if published else "")
         attempts = headers.attempts(claim.header)
         ended = lost_attempts.find(self._spool, task_file)
         # without a host there is no entry: its last holder was a recoverer, whose predecessor kept a record
@@ -185,7 +232,8 @@ class Recovery:
         if task_file.attempt < attempts:
             claim.requeue()
             which = f"attempt {task_file.attempt + 1} of {attempts}"
-            return f"{task_file.task}: worker {task_file.worker} died; {which} waits"
+            text = f"{task_file.task}: worker {task_file.worker} died; {which} waits"
+            return _Recovered(task_file, text, claim.header, reason=lost_attempts.reason(ended))
         known = lost_attempts.kept(self._spool, task_file.task)
         if ended.host or task_file.attempt not in known:
             known[task_file.attempt] = ended
@@ -193,7 +241,14 @@ class Recovery:
         claim.reassign(self._me).report_lost(lost_attempts.message(task_file.task, lost), lost)
         cancel.withdraw_request(self._spool, task_file.task)  # it was for the worker that died
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
-        return f"{task_file.task}: {died}; reported as lost"
+        text = f"{task_file.task}: {died}; reported as lost"
+        return _Recovered(task_file, text, claim.header, "lost", lost_attempts.reason(lost[-1]))
+
+    def _kind_of_outcome(self, claim: Claim) -> str:
+        try:
+            return read_outcome_header(self._spool, claim.header.session, claim.task_file).kind
+        except (OSError, SpoolpoolError):  # collected meanwhile, after another recoverer's commit
+            return ""
 
     def discard(self, session: str, task_file: TaskFile) -> None:
         """Remove an outcome without a purpose; to be called again while :meth:`has_discards`.

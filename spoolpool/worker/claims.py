@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from spoolpool.errors import SpoolpoolError
-from spoolpool.format.names import Lane
+from spoolpool.format.names import Lane, TaskFile
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.spool import Spool
@@ -25,8 +25,15 @@ class Claims:
     A *subtask* is a task that the running task has submitted and waits for.
     """
 
-    def __init__(self, spool: Spool, info: WorkerInfo, trust: Trust, serves: Callable[[Lane], bool]) -> None:
-        self._new_claimer = functools.partial(Claimer, spool, info.worker, serves, trust)
+    def __init__(
+        self,
+        spool: Spool,
+        info: WorkerInfo,
+        trust: Trust,
+        serves: Callable[[Lane], bool],
+        on_set_aside: Callable[[TaskFile, str], None],
+    ) -> None:
+        self._new_claimer = functools.partial(Claimer, spool, info.worker, serves, trust, on_set_aside=on_set_aside)
         self.claimer = self._new_claimer(info.weights)
         """Source of the tasks for the loop."""
         self._subtask_claimers: dict[str, Claimer] = {}

@@ -36,6 +36,7 @@ from spoolpool.worker.publish import (
     is_cancellation,
     outcome_parts,
 )
+from spoolpool.worker.task_journal import TaskJournal, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Execution:
         claims: Claims,
         outcomes: OutcomeIndex,
         housekeeping: Housekeeping,
+        journal: TaskJournal,
         is_stopping: Callable[[], bool],
     ) -> None:
         self._spool = spool
@@ -74,6 +76,8 @@ class Execution:
         self._cancel_requests = CancelRequests(spool)
         self._housekeeping = housekeeping
         self._is_stopping = is_stopping
+        self._journal = journal
+        group.watch_long_calls(journal.write_late)
         self._thread = os.getpid(), threading.get_ident()
 
     def run(self, claim: Claim) -> None:
@@ -82,7 +86,8 @@ class Execution:
             try:
                 self._run(claim)
             except (SpoolDenied, NotTrusted) as error:  # no worker may write its outcome; this one continues
-                claim.set_aside(str(error))
+                if claim.set_aside(str(error)):
+                    self._journal.write_set_aside(claim.task_file, str(error))
 
     def resume_forgotten(self) -> None:
         """Resume a task that is claimed in this worker's name, and that it does not work on."""
@@ -103,6 +108,7 @@ class Execution:
             lost = [each for _, each in sorted(lost_attempts.kept(self._spool, task_file.task).items())]
             used_up = f"Task {task_file.task} has used up its attempts."
             claim.report_lost(lost_attempts.message(task_file.task, lost) if lost else used_up, lost)
+            self._journal.write_end(task_file, header, kind="lost", failure=None, started=started, ended=time.time())
             return
         outcome = (
             ClaimOutcome(cancelled_parts(task_file))
@@ -113,20 +119,15 @@ class Execution:
             return
         published = self._publisher.publish(claim, outcome.parts, started, self._is_stopping)
         report = outcome.report
-        self._housekeeping.journal.write(
-            "task",
-            task=task_file.task,
-            name=header.name,
-            session=header.session,
-            lane=header.lane,
-            attempt=task_file.attempt,
-            submitted=header.submitted,
+        self._journal.write_end(
+            task_file,
+            header,
+            kind=kind_of(report),
+            failure=report and report.failure,
             started=started,
             ended=time.time(),
             ran=outcome.ran,
             published=published,
-            kind="cancelled" if report is None else "error" if report.failure else "result",
-            type=report.failure.type if report and report.failure else "",
         )
         self._housekeeping.note_end(claim, published=published)
         if published:
@@ -148,8 +149,12 @@ class Execution:
                 return None
             dependencies = found
         begun = time.monotonic()
-        report, ranks = self._call(claim, dependencies)
-        ran = time.monotonic() - begun
+        self._journal.begin_call(task_file, header, started)
+        try:
+            report, ranks = self._call(claim, dependencies)
+        finally:
+            ran = time.monotonic() - begun
+            self._journal.end_call(task_file, header.name, ran)
         if is_cancellation(report):
             return ClaimOutcome(cancelled_parts(task_file), None, ran)
         if report.failure and self._retry(claim, report.failure, started):
@@ -202,15 +207,7 @@ class Execution:
         task_file = claim.task_file
         if task_file.attempt > claim.header.retries:
             return False
-        self._housekeeping.journal.write(
-            "raised",
-            task=task_file.task,
-            name=claim.header.name,
-            attempt=task_file.attempt,
-            type=failure.type,
-            started=started,
-            ended=time.time(),
-        )
+        self._journal.write_retry(task_file, claim.header, failure, started, time.time())
         try:
             claim.delay()
         except OSError as error:  # fenced, or a transient fault: the process that finds the claim continues with it

@@ -76,6 +76,10 @@ class Group(ABC):
         """Return whether this ``init_function`` was called in the group."""
         return self._initializers.knows(init)
 
+    def watch_long_calls(self, action: Callable[[str], None]) -> None:
+        """Call ``action`` from a thread, with the id of the task, while a call on this rank lasts long."""
+        self._environment.interrupter.on_long_call = action
+
     @abstractmethod
     def run(self, call: TaskCall) -> tuple[RankResult, int]:
         """Run a call on all ranks; return the result and the number of ranks that ran it."""

@@ -35,16 +35,17 @@ class Housekeeping:
         info: WorkerInfo,
         registration: Registration,
         outcomes: OutcomeIndex,
+        journal: Journal,
         owner: ProcessId | None,
     ) -> None:
         self._spool = spool
         self._info = info
         self._registration = registration
         self._owner = owner
-        self._recovery = Recovery(spool)
+        self._recovery = Recovery(spool, journal)
         self._presence = Presence(spool)
         self.delayed = DelayedTasks(spool, outcomes)
-        self.journal = Journal(spool, info.worker)
+        self.journal = journal
         self._presence_due = 0.0
         self._check_due = 0.0
         self._round_due = 0.0
@@ -58,6 +59,7 @@ class Housekeeping:
         """Record the start of the worker."""
         entry = files.display_path(self._registration.directory)
         self.journal.write("worker started", worker=entry, job=self._info.job, ranks=self._info.ranks)
+        self.journal.flush()  # the worker may die before its first task has ended
 
     def end(self, end: End | None) -> None:
         """Remove the worker's entry and record its end; ``end`` is for its supervisor."""
@@ -124,13 +126,23 @@ class Housekeeping:
         try:
             for line in self._recovery.round():
                 log.warning("Recovered %s", line)
-                self.journal.write("recovered", text=line)
             if resume_forgotten is not None and self._recovery.took_round:
                 resume_forgotten()
         except OSError as error:  # the server is unreachable for a moment
             log.info("Recovery was put off: %s", error)
         self.release_delayed()
         return True
+
+    def next_due(self) -> float | None:
+        """Return the monotonic time at which an idle worker has a duty, apart from its rounds; None without one.
+
+        Writes the journal if its lines are a second old.
+        """
+        due = self.delayed.due
+        if self.journal.flush(age=1.0):
+            soon = time.monotonic() + 1.0
+            return soon if due is None else min(due, soon)
+        return due
 
     def release_delayed(self) -> None:
         """Release the delayed tasks that are ready by now."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from spoolpool import settings
 from spoolpool.format.names import Lane
 from spoolpool.protocol.dependencies import OutcomeIndex
+from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo
@@ -23,6 +24,7 @@ from spoolpool.worker.execution import Execution
 from spoolpool.worker.group import Group
 from spoolpool.worker.housekeeping import Housekeeping
 from spoolpool.worker.idle_wait import IdleWait
+from spoolpool.worker.task_journal import TaskJournal
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +61,13 @@ class Worker:
         self._info = info
         self._options = options
         # before the registration: a worker that cannot claim (no key of a signed spool) must not announce itself
-        self._claims = Claims(spool, info, options.trust, self._serves)
+        journal = Journal(spool, info.worker)
+        self.task_journal = TaskJournal(journal)
+        """Journal entries about the tasks of this worker."""
+        self._claims = Claims(spool, info, options.trust, self._serves, self.task_journal.write_set_aside)
         self._registration = Registration(spool, info)
         outcomes = OutcomeIndex(spool)
-        self._housekeeping = Housekeeping(spool, info, self._registration, outcomes, options.owner)
+        self._housekeeping = Housekeeping(spool, info, self._registration, outcomes, journal, options.owner)
         self._execution = Execution(
             spool,
             group,
@@ -70,6 +75,7 @@ class Worker:
             claims=self._claims,
             outcomes=outcomes,
             housekeeping=self._housekeeping,
+            journal=self.task_journal,
             is_stopping=lambda: self._stopping,
         )
         self._watch = DirectoryWatcher()
@@ -184,5 +190,5 @@ class Worker:
             return False
         if not housekeeping.run_due(self._execution.resume_forgotten):
             self._stopping = True
-        idle.wait(housekeeping.delayed.due, housekeeping.worker_count)
+        idle.wait(housekeeping.next_due(), housekeeping.worker_count)
         return True

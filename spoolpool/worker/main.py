@@ -31,7 +31,7 @@ from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.mpi_group import MPIGroup
 from spoolpool.worker.mpi_world import World
-from spoolpool.worker.publish import publish_for_group
+from spoolpool.worker.publish import EmergencyPublisher
 from spoolpool.worker.serial_group import SerialGroup
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,10 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     if config.world_size > 1:
         return _run_mpi_rank(config, echo_stderr)
     spool = Spool(config.directory, trust=config.options.trust)
-    environment = _environment(config, spool, 0, publish_for_group(spool))
+    publish = EmergencyPublisher(spool)
+    environment = _environment(config, spool, 0, publish)
     group = SerialGroup(environment, supervised=config.options.supervised)
-    code = _run_leader(spool, group, config, echo_stderr)
+    code = _run_leader(spool, group, config, publish, echo_stderr)
     group.stop()
     return code
 
@@ -98,7 +99,7 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
         )
         keys = world.share(b"" if leader is None else leader.secrets())
         spool = Spool(config.directory, keys=keys)
-        publish = publish_for_group(spool)
+        publish = EmergencyPublisher(spool)
         group = MPIGroup(
             world.comm,
             publish,
@@ -109,7 +110,7 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
         code = 0
         if rank == 0:
             named = replace(config, worker="") if world.split else config
-            code = _run_leader(Spool(config.directory), group, named, echo_stderr)
+            code = _run_leader(Spool(config.directory), group, named, publish, echo_stderr)
             group.stop()
         else:
             _serve(group)
@@ -151,7 +152,13 @@ def _serve(group: MPIGroup) -> None:
     group.serve()
 
 
-def _run_leader(spool: Spool, group: Group, config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
+def _run_leader(
+    spool: Spool,
+    group: Group,
+    config: RankConfig,
+    publish: EmergencyPublisher,
+    echo_stderr: Callable[[str], None],
+) -> int:
     """Run the loop of rank 0."""
     trust = _trust(spool, config)
     info = WorkerInfo(
@@ -175,6 +182,7 @@ def _run_leader(spool: Spool, group: Group, config: RankConfig, echo_stderr: Cal
     requested = StopRequest()
     stop_on_signals(requested.set)  # a signal during the registration must not leave the worker's entry behind
     worker = Worker(spool, group, info, replace(config.options, trust=trust))
+    publish.journal = worker.task_journal
     stop = functools.partial(worker.stop, config.drain)
     stop_on_signals(stop)
     if requested.is_set():

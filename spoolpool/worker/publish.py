@@ -17,6 +17,7 @@ from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
@@ -24,6 +25,7 @@ from spoolpool.protocol.worker_registration import report_end
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import hostname
+from spoolpool.worker.task_journal import TaskJournal
 
 log = logging.getLogger(__name__)
 
@@ -67,32 +69,60 @@ def is_cancellation(report: RankResult) -> bool:
     return report.failure is not None and report.failure.type == _CANCELLED
 
 
-def publish_for_group(spool: Spool) -> Callable[[TaskHeader, TaskFile, RankResult], bool]:
-    """Return the function with which any rank or thread publishes the outcome of a task before it ends its group.
+class EmergencyPublisher:
+    """Publisher of the outcome of a task for any rank or thread, before it ends its group."""
 
-    It also tells the supervisor that the group is to be replaced, and did not die.
-    """
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self.journal: TaskJournal | None = None
+        """Journal of the worker, on its rank 0."""
 
-    def publish(header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
+    def __call__(self, header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
+        """Publish a result, or delay the task for its next attempt; return False if another rank did.
+
+        Also tells the supervisor that the group is to be replaced, and did not die.
+        """
+        spool = self._spool
+        started = self.journal.started(task_file.task) if self.journal is not None else 0.0
         try:
             if is_cancellation(report):
                 parts = cancelled_parts(task_file)
             elif task_file.attempt <= header.retries:
                 Claim(spool, header, task_file).delay()
-                report_end(spool, task_file.worker, "renew")
+                self._end(header, task_file, report, started, retried=True)
                 return True
             else:
-                parts = outcome_parts(header, task_file, report, 1, 0.0)
+                parts = outcome_parts(header, task_file, report, 1, started)
             owner = read_owned_task(spool, spool.layout.claimed_task(task_file), task_file)[1] if spool.shared else None
             claim = Claim(spool, header, task_file, owner)
             claim.write_outcome(parts)
         except FileExistsError:  # another failed rank was first
             return False
-        claim.commit()
-        report_end(spool, task_file.worker, "renew")
+        published = claim.commit()
+        self._end(header, task_file, report, started, published=published)
         return True
 
-    return publish
+    def _end(
+        self,
+        header: TaskHeader,
+        task_file: TaskFile,
+        report: RankResult,
+        started: float,
+        *,
+        retried: bool = False,
+        published: bool = True,
+    ) -> None:
+        report_end(self._spool, task_file.worker, "renew")
+        # rank 0 may be on another host, and only processes of one host append to a file
+        journal = self.journal or TaskJournal(Journal(self._spool, submitters_journal(), task_file.worker))
+        if retried and report.failure is not None:
+            journal.write_retry(task_file, header, report.failure, started, time.time())
+        else:
+            failure = None if is_cancellation(report) else report.failure
+            kind: Kind = "error" if failure else "cancelled"
+            times = {"started": started, "ended": time.time()}
+            journal.write_end(task_file, header, kind=kind, failure=failure, published=published, **times)
+        journal.flush()
 
 
 class Publisher:

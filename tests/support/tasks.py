@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -189,6 +190,14 @@ def hold_gil(started: str | Path, gate: str | Path) -> None:
     fd = os.open(gate, os.O_RDWR)
     mark(started)
     ctypes.PyDLL(None).flock(fd, fcntl.LOCK_EX)
+
+
+def wait_in_vain(started: str | Path) -> NoReturn:
+    """Wait without end; do not end when the call is interrupted."""
+    mark(started)
+    while True:
+        with contextlib.suppress(BaseException):
+            threading.Event().wait()
 
 
 def fork_and_wait(children: str | Path, end: str | Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,16 +18,20 @@ from click.testing import CliRunner
 
 from spoolpool import Executor
 from spoolpool.cli.spool import main
-from spoolpool.format.names import TaskFile, new_task_id, writer_of
+from spoolpool.errors import TaskTimeout, WorkerLost
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, writer_of
 from spoolpool.protocol import journal
-from spoolpool.protocol.journal import Journal, lines, submitters_journal
+from spoolpool.protocol.journal import Event, Journal, lines, submitters_journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import hostname
+from spoolpool.worker.task_journal import TaskJournal
 from tests.conftest import Workers
+from tests.support import tasks
 from tests.support.accounts import as_root, unused_id
-from tests.support.fake_worker import Clock, Stage
+from tests.support.fake_worker import LANE, Clock, Stage
 from tests.support.processes import in_fork
 from tests.support.waiting import LIMIT, wait_until
 
@@ -65,7 +71,7 @@ def test_actions_of_submitters_and_workers_are_recorded_in_order(spool: Spool, w
     }
     events = [(line.event.event, line.event.kind) for line in found if line.event.task == future.task]  # type: ignore[attr-defined]
     assert events[0] == ("submitted", "")  # the collector may be faster than the worker's next line
-    assert sorted(events[1:]) == [("collected", "result"), ("task", "result")]
+    assert sorted(events[1:]) == [("claimed", ""), ("collected", "result"), ("task", "result")]
     assert [line.event.event for line in found if line.event.task == cancelled.task] == ["submitted", "cancelled"]  # type: ignore[attr-defined]
     assert {line.event.by for line in found if line.event.event in ("submitted", "cancelled", "collected")} == {session}
     assert len(spool_journal(spool)) == len(found)
@@ -153,6 +159,147 @@ def test_actions_of_commands_are_recorded(spool: Spool) -> None:
     found = [(line.event.event, line.event.by, line.event.task) for line in lines(spool)]
     assert ("cancelled", "spool", name) in found
     assert ("removed", "spool", failed.name[:29]) in found
+
+
+# -- deaths of writers
+
+
+def events(spool: Spool, task: str = "") -> list[Event]:
+    """Return the events of a task, or all."""
+    return [line.event for line in lines(spool) if line.event.task == task or not task]
+
+
+def kinds(spool: Spool, task: str = "") -> list[str]:
+    """Return the kinds of :func:`events`."""
+    return [event.event for event in events(spool, task)]
+
+
+def test_group_that_is_killed_in_its_first_call_leaves_its_start_and_its_claim(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    with Executor(spool=spool.path, session="kept") as executor:
+        future = executor.submit(tasks.mark_and_wait, tmp_path / "started", tmp_path / "end")
+        serving = worker(spool)
+        wait_until((tmp_path / "started").exists, "the call runs")
+        worker.may_die(serving)
+        os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait(LIMIT)
+        assert "worker started" in kinds(spool)
+        [claimed] = [event for event in events(spool, future.task) if event.event == "claimed"]  # type: ignore[attr-defined]
+        assert (claimed.name, claimed.session, claimed.attempt) == ("tests.support.tasks.mark_and_wait", "kept", 1)
+        assert claimed.started and claimed.attempts and claimed.lane
+        executor.cancel(future, running=True)
+        executor.detach()
+
+
+def test_call_that_holds_the_interpreter_lock_is_in_the_journal_before_it_begins(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with gate.open("w") as lock, Executor(spool=spool.path) as executor:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        future = executor.submit(tasks.hold_gil, tmp_path / "started", gate)
+        worker(spool)
+        wait_until((tmp_path / "started").exists, "the call runs")
+        assert "claimed" in kinds(spool, future.task)  # type: ignore[attr-defined]
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        future.result(LIMIT)
+
+
+def test_long_call_of_a_function_with_short_calls_is_in_the_journal_while_it_runs(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    end.touch()
+    with Executor(spool=spool.path) as executor:
+        worker(spool)
+        short = [executor.submit(tasks.mark_and_wait, tmp_path / "short", end) for _ in range(3)]
+        for future in short:
+            future.result(LIMIT)
+        end.unlink()
+        long = executor.submit(tasks.mark_and_wait, tmp_path / "long", end)
+        wait_until(lambda: "claimed" in kinds(spool, long.task), "the claim is in the journal")  # type: ignore[attr-defined]
+        assert not long.done()
+        assert [kinds(spool, future.task).count("claimed") for future in short] == [1, 0, 0]  # type: ignore[attr-defined]
+        assert all("task" in kinds(spool, future.task) for future in short)  # type: ignore[attr-defined]
+        end.touch()
+        long.result(LIMIT)
+
+
+def test_function_whose_last_call_was_long_is_in_the_journal_before_the_next(spool: Spool) -> None:
+    journal = Journal(spool, new_worker_id())
+    written = TaskJournal(journal)
+    claims = []
+    for seconds in (0.01, 0.01, 5.0, 0.01, 0.01):
+        task_file = TaskFile(new_task_id(), 1, 1)
+        header = TaskHeader(task=task_file.task, session="s", lane=LANE, bucket="", name="fit")
+        written.begin_call(task_file, header, 1.0)
+        claims.append("claimed" in kinds(spool, task_file.task))
+        written.end_call(task_file, "fit", seconds)
+    assert claims == [True, False, False, True, False]
+    assert kinds(spool) == ["claimed"] * 2
+
+
+def test_any_number_of_functions_is_remembered_in_bounded_memory(spool: Spool) -> None:
+    written = TaskJournal(Journal(spool, new_worker_id()))
+    for number in range(5000):
+        written.end_call(TaskFile(new_task_id(), 1, 1), f"function-{number}", 0.0)
+    assert len(written._short) <= 1000
+
+
+def test_entries_of_an_idle_worker_are_written(spool: Spool, worker: Workers) -> None:
+    with Executor(spool=spool.path) as executor:
+        worker(spool)
+        futures = [executor.submit(pow, 2, 3) for _ in range(5)]
+        for future in futures:
+            wait_until(lambda future=future: "task" in kinds(spool, future.task), "its end is in the journal")  # type: ignore[attr-defined, misc]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_task_that_a_supervisor_recovers_is_recorded_with_reason_attempts_and_group(
+    spool: Spool, worker: Workers, tmp_path: Path, attempts: int
+) -> None:
+    with Executor(spool=spool.path, session="kept") as executor:
+        resources = {"max_attempts": attempts}
+        future = executor.submit(tasks.die, "SIGKILL", tmp_path / "trace", resource_dict=resources)
+        worker(spool, "--launcher", "local", "--groups", 1)
+        assert isinstance(future.exception(LIMIT), WorkerLost)
+        recovered = lambda: kinds(spool, future.task).count("recovered") == attempts  # type: ignore[attr-defined]  # noqa: E731
+        wait_until(recovered, "its recoveries are in the journal")
+        found = [event for event in events(spool, future.task) if event.event == "recovered"]  # type: ignore[attr-defined]
+        dead = [event.by for event in events(spool, future.task) if event.event == "claimed"]  # type: ignore[attr-defined]
+        assert [event.attempt for event in found] == list(range(1, attempts + 1))
+        assert [event.kind for event in found] == [""] * (attempts - 1) + ["lost"]
+        assert [event.worker for event in found] == dead
+        assert {(event.attempts, event.by, event.session) for event in found} == {(attempts, "supervisor", "kept")}
+        assert all("SIGKILL" in event.reason for event in found)
+        assert all(event.about == future.task for event in found)  # type: ignore[attr-defined]
+
+
+def test_outcome_that_is_published_before_the_end_of_a_group_is_recorded(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    with Executor(spool=spool.path) as executor:
+        limit = {"time_limit": 0.2}
+        future = executor.submit(tasks.wait_in_vain, tmp_path / "started", resource_dict=limit)
+        worker(spool, "--launcher", "local", "--grace", 0.2)
+        assert isinstance(future.exception(LIMIT), TaskTimeout)
+        wait_until(lambda: "task" in kinds(spool, future.task), "its end is in the journal")  # type: ignore[attr-defined]
+        [end] = [event for event in events(spool, future.task) if event.event == "task"]  # type: ignore[attr-defined]
+        assert (end.kind, end.type, end.published) == ("error", "spoolpool.errors.TaskTimeout", True)
+        assert end.started and end.ended >= end.started
+
+
+def test_task_that_is_set_aside_is_recorded_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    stage.submit()
+    [bucket] = Path(stage.spool.layout.lane(LANE)).iterdir()
+    [file] = bucket.iterdir()
+    file.write_bytes(b"a file of another program")
+    stage.work()
+    [end] = [event for event in events(stage.spool) if event.event == "set aside"]
+    assert end.task == file.name[:29]
+    assert file.name[:29] in end.reason
 
 
 # -- reading
