@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from spoolpool.client.futures import get_item_from_future, split_future
     from spoolpool.client.result_cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
-    from spoolpool.options import Flux, FluxBatch, Mpiexec, Sbatch, Session, Srun, Submission
+    from spoolpool.options import (
+        Flux,
+        FluxBatch,
+        LsfBatch,
+        Mpiexec,
+        PbsBatch,
+        Sbatch,
+        Session,
+        SgeBatch,
+        Srun,
+        Submission,
+    )
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.protocol.spool import Spool
 
@@ -29,11 +40,14 @@ _WHERE = {
     "Flux": "spoolpool.options",
     "FluxBatch": "spoolpool.options",
     "FluxExecutor": "spoolpool.executor",
+    "LsfBatch": "spoolpool.options",
     "MPIExecutor": "spoolpool.executor",
     "Mpiexec": "spoolpool.options",
     "ObjectRef": "spoolpool.calls.pickling",
+    "PbsBatch": "spoolpool.options",
     "Sbatch": "spoolpool.options",
     "Session": "spoolpool.options",
+    "SgeBatch": "spoolpool.options",
     "ShellExecutor": "spoolpool.programs",
     "SlurmExecutor": "spoolpool.executor",
     "Spool": "spoolpool.protocol.spool",
@@ -51,11 +65,14 @@ __all__ = [
     "Flux",
     "FluxBatch",
     "FluxExecutor",
+    "LsfBatch",
     "MPIExecutor",
     "Mpiexec",
     "ObjectRef",
+    "PbsBatch",
     "Sbatch",
     "Session",
+    "SgeBatch",
     "ShellExecutor",
     "SlurmExecutor",
     "Spool",

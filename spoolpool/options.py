@@ -6,6 +6,7 @@ They are frozen, so that several executors may share one.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from spoolpool import settings
 from spoolpool.calls.pickling import OUT_OF_BAND
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import check_queue, check_session
+from spoolpool.system.qsub import system_of_qsub
 from spoolpool.system.quantities import read_count
 from spoolpool.system.walltime import format_clock, read_walltime
 
@@ -86,7 +88,7 @@ class Flux(LauncherBackend):
 class BatchBackend(Backend):
     """Worker groups in batch jobs that end with their executor."""
 
-    system: ClassVar[Literal["slurm", "flux"]]
+    system: ClassVar[Literal["slurm", "flux", "pbs", "lsf", "sge"]]
     """Batch system."""
 
     nodes: int = 1
@@ -145,16 +147,83 @@ class FluxBatch(BatchBackend):
     system = "flux"
 
 
-_BACKENDS = {each.name: each for each in (Auto, Local, Mpiexec, Srun, Flux, Sbatch, FluxBatch)}
+@dataclass(frozen=True, kw_only=True)
+class CountedBatch(BatchBackend):
+    """Worker groups in batch jobs of a system that counts the cores, or slots, of the nodes that a job requests."""
+
+    cores: int | None = None
+    """Cores of each node to request; None: all that a node has, if the nodes that are up have the same number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cores is not None:
+            _keep_count(self, "cores", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PbsBatch(CountedBatch):
+    """Worker groups in batch jobs of PBS Professional or OpenPBS; as a name, ``backend="pbs"``, or ``"qsub"``."""
+
+    __module__ = "spoolpool"
+    name = "pbs"
+    system = "pbs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LsfBatch(CountedBatch):
+    """Worker groups in batch jobs of LSF; as a name, ``backend="lsf"`` or ``"bsub"``."""
+
+    __module__ = "spoolpool"
+    name = "lsf"
+    system = "lsf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgeBatch(CountedBatch):
+    """Worker groups in batch jobs of Grid Engine; as a name, ``backend="sge"``, or ``"qsub"``."""
+
+    __module__ = "spoolpool"
+    name = "sge"
+    system = "sge"
+
+    parallel_environment: str = ""
+    """Parallel environment of jobs with several slots; empty: the first one that fills whole nodes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel_environment and not re.fullmatch(r"[\w.+-]+", self.parallel_environment):
+            raise BadRequest(f"{self.parallel_environment!r} is no name of a parallel environment.")
+
+
+_BATCH_BACKENDS = (Sbatch, FluxBatch, PbsBatch, LsfBatch, SgeBatch)
+_BACKENDS = {each.name: each for each in (Auto, Local, Mpiexec, Srun, Flux, *_BATCH_BACKENDS)}
+_COMMANDS = ("qsub", "bsub")
+"""Names of backends by the command that submits their jobs."""
+
+
+def batch_backend(system: str) -> type[BatchBackend]:
+    """Return the class of a batch system, or of the one to which the command ``qsub`` or ``bsub`` belongs here.
+
+    Raises :class:`LauncherError` if there is no such command.
+    """
+    if system in _COMMANDS:
+        system = system_of_qsub() if system == "qsub" else "lsf"
+    return next(each for each in _BATCH_BACKENDS if each.system == system)
 
 
 def backend_of(backend: str | Backend) -> Backend:
-    """Return a backend, or the one of this name with its defaults. Raises :class:`BadRequest`."""
+    """Return a backend, or the one of this name with its defaults.
+
+    Raises :class:`BadRequest`, and :class:`LauncherError` if the command of the name is not there.
+    """
     if isinstance(backend, Backend):
         return backend
+    if backend in _COMMANDS:
+        return batch_backend(backend)()
     if backend not in _BACKENDS:
+        names = ", ".join((*_BACKENDS, *_COMMANDS))
         raise BadRequest(
-            f"There is no backend {backend!r}: give one of the names {', '.join(_BACKENDS)}, or an object such as "
+            f"There is no backend {backend!r}: give one of the names {names}, or an object such as "
             "spoolpool.Sbatch(nodes=2)."
         )
     return _BACKENDS[backend]()

@@ -15,14 +15,31 @@ from spoolpool import settings
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.quantities import Walltime
 from spoolpool.cli.worker import main
-from spoolpool.options import FluxBatch, Sbatch
+from spoolpool.errors import BadRequest
+from spoolpool.options import batch_backend
 from spoolpool.pool.batch_system import Job
 from spoolpool.system.walltime import describe_walltime
 
 _OPTIONS = (
     click.option("--slurm", "system", flag_value="slurm", default="slurm", help="Submit with sbatch (the default)."),
     click.option("--flux", "system", flag_value="flux", help="Submit with flux batch."),
+    click.option("--pbs", "system", flag_value="pbs", help="Submit with qsub of PBS Professional or OpenPBS."),
+    click.option("--sge", "system", flag_value="sge", help="Submit with qsub of Grid Engine."),
+    click.option("--qsub", "system", flag_value="qsub", help="Submit with qsub; which one it is, is detected."),
+    click.option("--lsf", "--bsub", "system", flag_value="lsf", help="Submit with bsub of LSF."),
     click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Whole nodes per job."),
+    click.option(
+        "--cores-per-node",
+        "cores",
+        type=click.IntRange(1),
+        help="Cores of each node, for PBS, Grid Engine and LSF.  [default: asked of the batch system]",
+    ),
+    click.option(
+        "--pe",
+        "parallel_environment",
+        default="",
+        help="Parallel environment of Grid Engine.  [default: the first that fills nodes]",
+    ),
     click.option(
         "--time",
         "walltime",
@@ -62,11 +79,15 @@ def create_job(spool: str, options: dict[str, Any]) -> Job:
     """Return the job that the options of a command describe; print its walltime as it was understood."""
     parse_worker_options(options["arguments"])
     template = options["template"]
-    backend = {"slurm": Sbatch, "flux": FluxBatch}[options["system"]]
+    backend = batch_backend(options["system"])
+    given = {name: value for name in ("cores", "parallel_environment") if (value := options[name])}
+    if unknown := given.keys() - backend.__dataclass_fields__.keys():
+        names = {"cores": "--cores-per-node", "parallel_environment": "--pe"}
+        raise BadRequest(f"{', '.join(sorted(names[each] for each in unknown))} is no option for {backend.name}.")
     walltime = timedelta(seconds=options["walltime"])
     echo_stderr(f"walltime {describe_walltime(options['walltime'])}")
     return Job(
-        backend=backend(nodes=options["nodes"], time=walltime, directives=options["directives"]),
+        backend=backend(nodes=options["nodes"], time=walltime, directives=options["directives"], **given),
         spool=spool,
         arguments=options["arguments"],
         template=Path(template).read_text(encoding="utf-8") if template else "",

@@ -20,7 +20,8 @@ from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.format.names import job_of, new_job_name, parse_lane, session_of_entry
 from spoolpool.pool import batch_system
-from spoolpool.pool.batch_system import ActiveJob, Job, System
+from spoolpool.pool.batch_system import Job, System
+from spoolpool.pool.systems.base import ActiveJob
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.heartbeat import Liveness, heartbeat_interval
 from spoolpool.protocol.spool import Spool

@@ -7,53 +7,46 @@ receives the id.
 from __future__ import annotations
 
 import functools
-import os
+import re
 import shlex
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError
+from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, run
+from spoolpool.pool.systems.flux import Flux
+from spoolpool.pool.systems.gridengine import GridEngine
+from spoolpool.pool.systems.lsf import LSF
+from spoolpool.pool.systems.pbs import PBS
+from spoolpool.pool.systems.slurm import Slurm
 from spoolpool.system.environment import python_module
 from spoolpool.system.walltime import format_walltime
 
 if TYPE_CHECKING:
     from spoolpool.options import BatchBackend
 
-System = Literal["slurm", "flux"]
+System = Literal["slurm", "flux", "pbs", "lsf", "sge"]
 
-_SECONDS = 120.0  # for one answer of a batch system
+_SCRIPT = """\
+#!/bin/bash
+$resources
+$directives
+${setup}exec $worker
+"""
 
-_SCRIPTS: dict[System, str] = {
-    "slurm": """\
-#!/bin/bash
-#SBATCH --nodes=$nodes
-#SBATCH --exclusive
-#SBATCH --time=$time
-#SBATCH --open-mode=append
-$directives
-exec $worker
-""",
-    "flux": """\
-#!/bin/bash
-# flux: --nodes=$nodes
-# flux: --exclusive
-# flux: --time-limit=$time
-$directives
-exec $worker
-""",
-}
-_DIRECTIVES: dict[System, str] = {"slurm": "#SBATCH", "flux": "# flux:"}
-_SUBMIT: dict[System, list[str]] = {"slurm": ["sbatch", "--parsable"], "flux": ["flux", "batch"]}
-_LIST: dict[System, list[str]] = {
-    "slurm": ["squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j"],
-    "flux": ["flux", "jobs", "--no-header", "--filter=active", "--count=0", "--format={id.f58plain}|{state}|{name}"],
-}
-_PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "DEPEND", "PRIORITY", "SCHED"})
-"""States of a job that has not begun. Both batch systems also list jobs that run or are about to end."""
+
+@functools.cache
+def _system(name: System) -> BatchSystem:
+    systems: dict[System, type[BatchSystem]] = {
+        "slurm": Slurm,
+        "flux": Flux,
+        "pbs": PBS,
+        "lsf": LSF,
+        "sge": GridEngine,
+    }
+    return systems[name]()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +62,8 @@ class Job:
     known: str = ""
     """Identity of a temporary spool, which no process of the job could check otherwise."""
     template: str = ""
-    """Script of the site, a ``string.Template`` with ``$nodes``, ``$time``, ``$directives`` and ``$worker``."""
+    """Script of the site, a ``string.Template`` with ``$nodes``, ``$time``, ``$directives`` and ``$worker``; it may use
+    ``$resources``, the lines that request the nodes and the time."""
 
     @property
     def time(self) -> str:
@@ -81,55 +75,55 @@ class Job:
 
         Raises :class:`LauncherError` for a template with other variables.
         """
-        system = self.backend.system
+        system = _system(self.backend.system)
         variables = [f"{settings.ENV_JOB}={name}", *([f"{settings.ENV_KNOWN}={self.known}"] if self.known else [])]
         worker = ["env", *variables, *python_module("spoolpool.cli.worker")]
-        if system == "slurm":
-            output = output.replace("%", "%%")
-        directives = [f"--output={shlex.quote(output)}", *self.backend.directives]
+        template = self.template or _SCRIPT
+        resources = []
+        if re.search(r"\$\{?resources\b", template):  # it may take questions to the batch system
+            resources = system.resources(self.backend, self.time)
+        directives = [*system.output_options(output), *self.backend.directives]
         try:
-            return Template(self.template or _SCRIPTS[system]).substitute(
+            return Template(template).substitute(
                 nodes=self.backend.nodes,
                 time=self.time,
-                directives="\n".join(f"{_DIRECTIVES[system]} {each}" for each in directives),
+                resources="\n".join(f"{system.mark} {each}" for each in resources),
+                directives="\n".join(f"{system.mark} {each}" for each in directives),
+                setup=system.setup,
                 worker=shlex.join([*worker, self.spool, *self.arguments]),
             )
         except (KeyError, ValueError) as error:
             raise LauncherError(
                 f"The template of the batch script cannot be filled in ({error}): it may use $nodes, $time, "
-                "$directives and $worker, and writes a dollar as $$."
+                "$resources, $directives and $worker, and writes a dollar as $$."
             ) from error
 
     def submit(self, name: str, output: str) -> str:
         """Submit the job under a name; return its id. Raises :class:`LauncherError` with the batch system's message."""
-        command = [*_SUBMIT[self.backend.system], f"--job-name={name}"]
-        answer = _run(command, "submit a batch job", self.script(name, output))
-        return answer.partition(";")[0].replace("\N{LATIN SMALL LETTER F WITH HOOK}", "f")  # as Flux lists it in ASCII
-
-
-class ActiveJob(NamedTuple):
-    """Job of this account that is pending or running."""
-
-    id: str
-    state: Literal["pending", "running"]
+        system = _system(self.backend.system)
+        *words, option = system.name_option
+        named = [f"{option}{name}"] if option.endswith("=") else [option, name]
+        answer = run([*system.submit_command, *words, *named], "submit a batch job", self.script(name, output))
+        return system.job_id(answer)
 
 
 def active_jobs(system: System) -> dict[str, ActiveJob]:
-    """Return the pending and running jobs of this account by name, by one command. Raises :class:`LauncherError`."""
-    rows = [line.strip().split("|", 2) for line in _run(_LIST[system], "list the batch jobs").splitlines()]
-    return {row[2]: ActiveJob(row[0], "pending" if row[1] in _PENDING else "running") for row in rows if len(row) == 3}
+    """Return the pending and running jobs of this account by name. Raises :class:`LauncherError`."""
+    return _system(system).active_jobs()
+
+
+def ended_job(system: System, name: str) -> EndedJob | None:
+    """Return how the job of this name ended; None if the batch system does not know the job, or not any more.
+
+    Raises :class:`LauncherError`.
+    """
+    return _system(system).ended_job(name)
 
 
 def cancel(system: System, job: str, name: str) -> None:
-    """Cancel the job with this id and name. Does nothing if it has ended meanwhile; raises :class:`LauncherError`.
-
-    Slurm checks the name as well, since the id may have been given to another job meanwhile.
-    """
-    command = ["flux", "cancel", "--quiet", job]
-    if system == "slurm":
-        command = ["scancel", "--quiet", f"--jobname={name}", job]
+    """Cancel the job with this id and name. Does nothing if it has ended meanwhile; raises :class:`LauncherError`."""
     try:
-        _run(command, "cancel a batch job")
+        _system(system).cancel(job, name)
     except LauncherError:
         active = active_jobs(system).get(name)
         if active is not None and active.id == job:
@@ -138,25 +132,5 @@ def cancel(system: System, job: str, name: str) -> None:
 
 @functools.cache
 def cluster(system: System) -> str:
-    """Return the name of the batch system that answers here: jobs of another one must not be taken for ended ones.
-
-    A Flux instance has no name: its hosts stand for it.
-    """
-    if system == "flux":
-        return _run(["flux", "getattr", "hostlist"], "ask for the name of the Flux instance")
-    for line in _run(["scontrol", "show", "config"], "ask for the name of the cluster").splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "ClusterName":
-            return value.strip()
-    return ""
-
-
-def _run(command: Sequence[str], action: str, text: str = "") -> str:
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LauncherError(f"Cannot {action} with {command[0]}: {error}.") from error
-    if done.returncode:
-        reason = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise LauncherError(f"Cannot {action}: {' '.join(command[:2])} says: {reason}")
-    return done.stdout.strip()
+    """Return the name of the batch system that answers here: jobs of another one must not be taken for ended ones."""
+    return _system(system).cluster()

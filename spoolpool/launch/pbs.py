@@ -1,0 +1,126 @@
+"""Nodes and walltime of a job of PBS Professional or OpenPBS."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+_JOB = re.compile(r"Job Id: (\S+)")
+_ATTRIBUTE = re.compile(r"\s+([A-Za-z_][\w.]*) = (.*)")
+_HOST = re.compile(r"([^/+]+)/[^*+]+(?:\*(\d+))?")
+_CHUNK = re.compile(r"\(([^)]*)\)")
+_GPUS = re.compile(r":ngpus=(\d+)")
+_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+)")
+_SECONDS = 60.0  # for an answer of the server
+
+
+class Nodes(NamedTuple):
+    """Nodes of a job, with their numbers of cores and GPUs."""
+
+    names: tuple[str, ...]
+    cores: tuple[int, ...]
+    gpus: tuple[int, ...]
+
+
+def parse_records(text: str, start: re.Pattern[str] = _JOB) -> dict[str, dict[str, str]]:
+    """Return the attributes of each record of ``qstat -f`` or ``pbsnodes``, by its name: the first group of ``start``.
+
+    A long value goes on in the next line after a tab. The first attribute of a name counts: the variables of a job,
+    which may contain anything, come after its state.
+    """
+    records: dict[str, dict[str, str]] = {}
+    for line in text.replace("\n\t", "").splitlines():
+        if match := start.match(line):
+            current = records.setdefault(match[1], {})
+        elif records and (match := _ATTRIBUTE.match(line)):
+            current.setdefault(match[1], match[2])
+    return records
+
+
+@functools.cache
+def _attributes(job: str) -> dict[str, str]:
+    """Return the attributes of a job; empty if the server does not answer."""
+    try:
+        command = ["qstat", "-f", job]
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no qstat on this node, or the server does not answer
+        return {}
+    return next(iter(parse_records(answer.stdout).values()), {})
+
+
+def find_nodes(job: str, environment: Mapping[str, str]) -> Nodes:
+    """Return the nodes of a job as its server knows them, else those of its node file.
+
+    The node file has a line for each MPI process that was requested, so it says less about cores.
+    """
+    lines = _node_file(environment)
+    attributes = _attributes(job)
+    if nodes := parse_nodes(attributes.get("exec_host", ""), attributes.get("exec_vnode", ""), lines):
+        return nodes
+    names = tuple(dict.fromkeys(lines))
+    threads = int(environment.get("NCPUS") or 1) if len(lines) == len(names) else 1
+    return Nodes(names, tuple(lines.count(name) * threads for name in names), (0,) * len(names))
+
+
+def _node_file(environment: Mapping[str, str]) -> list[str]:
+    try:
+        with open(environment.get("PBS_NODEFILE", ""), encoding="utf-8") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def parse_nodes(exec_host: str, exec_vnode: str, lines: Sequence[str] = ()) -> Nodes | None:
+    """Return the nodes of ``n1/0*4+n2/0*4`` and ``(n1:ncpus=4:ngpus=1)+(n2:ncpus=4)``, in their order.
+
+    ``lines`` of the node file give the full names of the same nodes. Returns None without nodes.
+    """
+    hosts = _HOST.findall(exec_host)
+    chunks = _CHUNK.findall(exec_vnode)
+    cores: dict[str, int] = {}
+    gpus: dict[str, int] = {}
+    for number, (host, count) in enumerate(hosts):
+        chunk = chunks[number] if len(chunks) == len(hosts) else ""
+        cores[host] = cores.get(host, 0) + int(count or 1)
+        gpus[host] = gpus.get(host, 0) + sum(map(int, _GPUS.findall(chunk)))
+    if not cores:
+        return None
+    full = {name.partition(".")[0]: name for name in lines}
+    names = tuple(full.get(host.partition(".")[0], host) for host in cores)
+    return Nodes(names, tuple(cores.values()), tuple(gpus.values()))
+
+
+def seconds_left(job: str) -> float | None:
+    """Return the seconds until the walltime of a job ends; None if it has none, or the server does not answer."""
+    return parse_seconds_left(_attributes(job), time.time())
+
+
+def parse_seconds_left(attributes: Mapping[str, str], now: float) -> float | None:
+    """Return the rest of the walltime at the time ``now``.
+
+    The used time is some minutes old, and the start is the time of the server in its zone: the lesser rest counts.
+    """
+    limit = parse_clock(attributes.get("Resource_List.walltime", ""))
+    if limit is None:
+        return None
+    left = limit - (parse_clock(attributes.get("resources_used.walltime", "")) or 0.0)
+    try:
+        started = time.mktime(time.strptime(attributes["stime"], "%a %b %d %H:%M:%S %Y"))
+    except (KeyError, ValueError):  # not started yet, or another locale
+        return left
+    return max(0.0, min(left, limit - max(0.0, now - started)))
+
+
+def parse_clock(text: str) -> float | None:
+    """Return the seconds of ``[[H:]M:]S``; None for another text."""
+    match = _CLOCK.fullmatch(text.strip())
+    if match is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return (hours * 60 + minutes) * 60.0 + seconds

@@ -1,0 +1,91 @@
+"""Commands of Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from spoolpool.errors import LauncherError
+from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, run
+
+if TYPE_CHECKING:
+    from spoolpool.options import BatchBackend
+
+_PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+"""States of a job that has not begun. Slurm also lists jobs that run or are about to end."""
+_FIELD = re.compile(r"(?:^| )(\w+)=(\S*)")
+
+
+class Slurm(BatchSystem):
+    """Slurm, through ``sbatch``, ``squeue``, ``scontrol``, ``sacct`` and ``scancel``."""
+
+    mark = "#SBATCH"
+    submit_command = ("sbatch", "--parsable")
+    name_option = ("--job-name=",)
+
+    def resources(self, backend: BatchBackend, time: str) -> list[str]:
+        """Return the options for whole nodes and a walltime."""
+        return [f"--nodes={backend.nodes}", "--exclusive", f"--time={time}"]
+
+    def output_options(self, path: str) -> list[str]:
+        """Return the options for one output file."""
+        return ["--open-mode=append", f"--output={shlex.quote(path.replace('%', '%%'))}"]
+
+    def job_id(self, answer: str) -> str:
+        """Return the id of a submitted job."""
+        return answer.partition(";")[0]
+
+    def active_jobs(self) -> dict[str, ActiveJob]:
+        """Return the pending and running jobs by name."""
+        command = ["squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j"]
+        rows = [line.strip().split("|", 2) for line in run(command, "list the batch jobs").splitlines()]
+        return {
+            name: ActiveJob(job, "pending" if state in _PENDING else "running")
+            for job, state, name in (row for row in rows if len(row) == 3)
+        }
+
+    def ended_job(self, name: str) -> EndedJob | None:
+        """The controller knows an ended job for some minutes (MinJobAge), the accounting for longer."""
+        command = ["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--name={name}", "--format=%i"]
+        if jobs := run(command, "ask for a batch job").split():
+            shown = run(["scontrol", "--oneliner", "show", "job", jobs[-1]], "ask for a batch job")
+            found = dict(_FIELD.findall(shown))
+            state, code, reason = found.get("JobState", ""), found.get("ExitCode", ""), found.get("Reason", "")
+            return _ended(jobs[-1], state, code, reason, found.get("StdOut", ""))
+        since = "--starttime=now-7days"
+        command = ["sacct", "--allocations", "--noheader", "--parsable2", since, f"--name={name}"]
+        try:
+            lines = run([*command, "--format=JobID,State,ExitCode"], "ask for a batch job").splitlines()
+        except LauncherError:  # this Slurm keeps no accounts
+            return None
+        row = lines[-1].split("|") if lines else []
+        return _ended(*row[:3]) if len(row) >= 3 else None
+
+    def cancel(self, job: str, name: str) -> None:
+        """Check the name as well, since the id may have been given to another job meanwhile."""
+        run(["scancel", "--quiet", f"--jobname={name}", job], "cancel a batch job")
+
+    def cluster(self) -> str:
+        """Return the name of the cluster."""
+        for line in run(["scontrol", "show", "config"], "ask for the name of the cluster").splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() == "ClusterName":
+                return value.strip()
+        return ""
+
+
+def _ended(job: str, state: str, code: str, reason: str = "", output: str = "") -> EndedJob | None:
+    """Return an end from a state such as ``CANCELLED by 0`` and a code such as ``1:0``, exit status and signal."""
+    word = state.partition(" ")[0]
+    if word in _PENDING or word in ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", ""):
+        return None
+    status, _, signal = code.partition(":")
+    exit_status = int(status) if status.isdigit() else None
+    if signal.isdigit() and int(signal):
+        exit_status = -int(signal)
+    if word == "COMPLETED":
+        return EndedJob(job, "done", exit_status, output=output)
+    told = f"{word} ({reason})" if reason not in ("", "None", word, "NonZeroExitCode") else word
+    return EndedJob(job, "failed", exit_status, told, output)
