@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from spoolpool.errors import LauncherError
 from spoolpool.resources import Shape
@@ -20,6 +21,30 @@ _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
 _BRACKETS = re.compile(r"(\[[^\]]*\])")
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRequest:
+    """Bytes of memory that the batch system takes for a group. Nothing is counted without a request."""
+
+    per_rank: int = 0
+    """Bytes of each rank, in whole megabytes for each of its threads."""
+    per_thread: int = 0
+    """Bytes of each thread, in addition."""
+    per_node: int = 0
+    """Bytes on each node of the group, in addition."""
+
+    def of(self, shape: Shape, ranks: int) -> int:
+        """Return the bytes that this number of ranks of a group takes on one node."""
+        rounded = -(-self.per_rank // (shape.threads << 20)) << 20
+        return self.per_node + ranks * shape.threads * (self.per_thread + rounded)
+
+    def fitting_ranks(self, shape: Shape, memory: float) -> float:
+        """Return the number of ranks that fit into this many bytes; infinite without a request."""
+        each = self.of(shape, 1) - self.per_node
+        if memory < self.per_node:
+            return 0
+        return (memory - self.per_node) // each if each and memory < math.inf else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +61,28 @@ class Allocation:
     """Cores of each node."""
     gpus: tuple[int, ...]
     """GPUs of each node."""
+    threads_per_core: tuple[int, ...] = ()
+    """Hardware threads of a core on each node, if groups get whole cores and run a rank or thread on each of these;
+    empty if each rank or thread has a core."""
+    memory: tuple[int, ...] = ()
+    """Bytes of memory of each node that are shared out to groups; empty if memory is not counted."""
+    request: MemoryRequest = MemoryRequest()
+    """Memory of each group."""
 
     @property
     def description(self) -> str:
         """Phrase for messages: kind and size."""
         kind = "host" if self.system == "none" else "job"
         nodes = f" on {len(self.nodes)} node(s)" if self.system != "none" else ""
-        return f"this {kind}, which has {sum(self.cores)} core(s) and {sum(self.gpus)} GPU(s){nodes}"
+        each = {count for count in self.threads_per_core if count > 1}
+        threads = f" of {' or '.join(map(str, sorted(each)))} hardware threads" if each else ""
+        memory = f", {sum(self.memory) >> 20} MiB of memory" if self.memory else ""
+        return f"this {kind}, which has {sum(self.cores)} core(s){threads}{memory} and {sum(self.gpus)} GPU(s){nodes}"
 
     def capacity(self, cores: int = 0) -> Capacity:
         """Return the capacity of all nodes; multiply their cores until there are at least ``cores``."""
         factor = max(1, -(-cores // max(1, sum(self.cores))))
-        counts = [factor * count for count in self.cores]
-        return Capacity(self.nodes, counts, self.gpus, whole_nodes=self.system == "flux")
+        return Capacity(replace(self, cores=tuple(factor * count for count in self.cores)))
 
     def check(self, shape: Shape) -> None:
         """Raise :class:`LauncherError` unless one group of a shape fits."""
@@ -64,9 +98,11 @@ def plan(
     """Return the number of simultaneous groups of each shape, in placement order, and the capacity for them.
 
     A shape without a number gets the rest, in the order of the requests. On a host without a batch system, and with
-    ``oversubscribe``, there are as many cores as the numbers request. Raises :class:`LauncherError` if a shape gets no
-    group, or fewer than its number.
+    ``oversubscribe``, there are as many cores as the numbers request, and the memory is shared. Raises
+    :class:`LauncherError` if a shape gets no group, or fewer than its number.
     """
+    if oversubscribe:
+        allocation = replace(allocation, memory=())
     requested = sum(shape.cores * count for shape, count in requests if count is not None)
     cores = requested if oversubscribe or allocation.system == "none" else 0
     # the hardest to place come first; the sort keeps the order of shapes without a number
@@ -87,16 +123,27 @@ def plan(
     return planned, allocation.capacity(cores)
 
 
-class Capacity:
-    """Free cores and GPUs of nodes, reserved and released by groups."""
+class _Room(NamedTuple):
+    """Free resources of one node."""
 
-    def __init__(
-        self, nodes: Sequence[str], cores: Sequence[int], gpus: Sequence[int], *, whole_nodes: bool = False
-    ) -> None:
-        """``whole_nodes``: a group on several nodes reserves all of each, since its ranks may run anywhere on them."""
-        self._total = {node: (count, devices) for node, count, devices in zip(nodes, cores, gpus, strict=True)}
+    cores: int
+    gpus: int
+    memory: float
+
+
+class Capacity:
+    """Free cores, GPUs and memory of nodes, reserved and released by groups."""
+
+    def __init__(self, allocation: Allocation) -> None:
+        nodes = allocation.nodes
+        memory = allocation.memory or (math.inf,) * len(nodes)
+        rooms = map(_Room, allocation.cores, allocation.gpus, memory)
+        self._total = dict(zip(nodes, rooms, strict=True))
         self._free = dict(self._total)
-        self._whole_nodes = whole_nodes
+        self._threads = dict(zip(nodes, allocation.threads_per_core or (1,) * len(nodes), strict=True))
+        self._request = allocation.request
+        # a group on several nodes reserves all of each under Flux, since its ranks may run anywhere on them
+        self._whole_nodes = allocation.system == "flux"
 
     def reserve(self, shape: Shape) -> tuple[str, ...] | None:
         """Reserve room for a group; return the node of each rank, in rank order, or None if there is no room.
@@ -104,16 +151,19 @@ class Capacity:
         A group stays within one node if an empty node could hold it: the node with the fewest free GPUs, then cores,
         that does hold it. A larger group gets the nodes with the most room.
         """
-        if any(_ranks(shape, *size) >= shape.ranks for size in self._total.values()):
-            fitting = [node for node, free in self._free.items() if _ranks(shape, *free) >= shape.ranks]
+        if any(self._fitting_ranks(shape, *each) >= shape.ranks for each in self._total.items()):
+            fitting = [
+                node for node, room in self._free.items() if self._fitting_ranks(shape, node, room) >= shape.ranks
+            ]
             if not fitting:
                 return None
-            best = min(fitting, key=lambda node: self._free[node][::-1])  # keeps GPUs for groups that need them
+            # keeps GPUs for groups that need them
+            best = min(fitting, key=lambda node: (self._free[node].gpus, self._free[node].cores))
             return self._add((best,) * shape.ranks, shape, -1)
         free = {
-            node: _ranks(shape, *free)
-            for node, free in self._free.items()
-            if not self._whole_nodes or free == self._total[node]
+            node: self._fitting_ranks(shape, node, room)
+            for node, room in self._free.items()
+            if not self._whole_nodes or room == self._total[node]
         }
         by_room = sorted(free, key=lambda node: -free[node])
         nodes = tuple(node for node in by_room for _ in range(free[node]))[: shape.ranks]
@@ -132,18 +182,34 @@ class Capacity:
         ranks_of = Counter(nodes)
         for node, ranks in ranks_of.items():
             if node in self._total:
-                used = ranks * shape.threads, ranks * shape.gpus
+                cores = occupied_cores(ranks, shape.threads, self._threads[node])
+                used = _Room(cores, ranks * shape.gpus, self._request.of(shape, ranks))
                 if len(ranks_of) > 1 and self._whole_nodes:
                     used = self._total[node]
-                cores, gpus = self._free[node]
-                self._free[node] = cores + sign * used[0], gpus + sign * used[1]
+                pairs = zip(self._free[node], used, strict=True)
+                self._free[node] = _Room(*(free + sign * each for free, each in pairs))  # type: ignore[arg-type]
         return nodes
 
+    def _fitting_ranks(self, shape: Shape, node: str, room: _Room) -> int:
+        """Return how many ranks of a shape fit into this room of a node."""
+        per_core = self._threads[node]
+        ranks = room.cores * per_core // shape.threads
+        if shape.threads > per_core:
+            ranks = room.cores // occupied_cores(1, shape.threads, per_core)
+        if shape.gpus:
+            ranks = min(ranks, room.gpus // shape.gpus)
+        return int(min(ranks, self._request.fitting_ranks(shape, room.memory)))
 
-def _ranks(shape: Shape, cores: int, gpus: int) -> int:
-    """Return how many ranks of a shape fit into this many cores and GPUs."""
-    ranks = cores // shape.threads
-    return min(ranks, gpus // shape.gpus) if shape.gpus else ranks
+
+def occupied_cores(ranks: int, threads: int, threads_per_core: int) -> int:
+    """Return the number of whole cores that ranks get on one node.
+
+    Ranks that need less than a core share cores; others get whole cores (measured with srun of Slurm 22.05, for two and
+    four hardware threads per core).
+    """
+    if threads <= threads_per_core:
+        return -(-ranks * threads // threads_per_core)
+    return ranks * -(-threads // threads_per_core)
 
 
 def find_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:

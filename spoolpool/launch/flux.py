@@ -170,7 +170,7 @@ class FluxLauncher(Launcher):
             return named
         return "pmix" if shape.ranks > 1 and mpi_of_library() == "openmpi" else None
 
-    def allocation(self) -> Allocation:
+    def allocation(self, options: LaunchOptions) -> Allocation:
         """Return the resources that no other job of the instance has now."""
         return self._resources("free")
 

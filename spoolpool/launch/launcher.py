@@ -76,8 +76,8 @@ class Launcher(ABC):
         """Start one group with ``variables`` in the environment of its ranks. Raises :class:`LauncherError`."""
 
     @abstractmethod
-    def allocation(self) -> Allocation:
-        """Return the resources that all groups of this launcher share."""
+    def allocation(self, options: LaunchOptions) -> Allocation:
+        """Return the resources that all groups of this launcher share, as groups with these options take them."""
 
     def starts_ranks_itself(self, shape: Shape) -> bool:
         """Return whether the process of a group is its only rank, so that the status of one is that of the other."""
@@ -199,7 +199,7 @@ class HostLauncher(CommandLauncher):
         """Return whether the group has one rank: that is started without a launcher's command."""
         return shape.ranks == 1
 
-    def allocation(self) -> Allocation:
+    def allocation(self, options: LaunchOptions) -> Allocation:
         """Return the resources of this host."""
         return host_allocation()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import CommandLauncher, LaunchOptions, python_worker
 from spoolpool.launch.mpi_implementation import mpi_of_library
+from spoolpool.launch.slurm_resources import NodeShare, StepOptions, ask_controller, step_resources
 from spoolpool.resources import Shape, per_core
 
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
@@ -50,7 +52,7 @@ class SrunLauncher(CommandLauncher):
             f"--ntasks={shape.ranks}",
             f"--cpus-per-task={shape.threads}",
             *(["--overlap", "--overcommit"] if options.oversubscribe else ["--exact"]),
-            f"--mem-per-cpu={per_core(options.memory, shape.threads)}" if options.memory else "--mem=0",
+            *self._memory(shape, options),
             f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
             f"--mpi={self._mpi(shape)}",
             "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one without end
@@ -66,16 +68,29 @@ class SrunLauncher(CommandLauncher):
     def _placement(self, shape: Shape, options: LaunchOptions) -> list[str]:
         """Return the options that place the ranks on the planned nodes, or on as many as the group needs."""
         if options.nodes:
-            exact = ["--distribution=arbitrary"] if len(set(options.nodes)) > 1 else []
-            return [f"--nodes={len(set(options.nodes))}", f"--nodelist={','.join(options.nodes)}", *exact]
-        nodes = self._allocation.capacity(shape.cores if options.oversubscribe else 0).reserve(shape)
+            if len(set(options.nodes)) == 1:  # named once: otherwise srun warns that there are too many
+                return ["--nodes=1", f"--nodelist={options.nodes[0]}"]
+            nodelist = f"--nodelist={','.join(options.nodes)}"
+            return [f"--nodes={len(set(options.nodes))}", nodelist, "--distribution=arbitrary"]
+        allocation = self.allocation(options)
+        nodes = allocation.capacity(shape.cores if options.oversubscribe else 0).reserve(shape)
         if nodes is None:
-            self._allocation.check(shape)
+            allocation.check(shape)
         return [f"--nodes={len(set(nodes or ()))}"]
 
-    def allocation(self) -> Allocation:
-        """Return the resources of the job."""
-        return self._allocation
+    @staticmethod
+    def _memory(shape: Shape, options: LaunchOptions) -> list[str]:
+        if any(each.startswith("--mem") for each in options.extra):  # srun accepts only one of its options for memory
+            return []
+        return [f"--mem-per-cpu={per_core(options.memory, shape.threads)}" if options.memory else "--mem=0"]
+
+    def allocation(self, options: LaunchOptions) -> Allocation:
+        """Return the resources of the job. Its controller is asked once."""
+        return step_resources(self._allocation, self._shares, StepOptions.read(options.extra), options.memory)
+
+    @functools.cached_property
+    def _shares(self) -> dict[str, NodeShare]:
+        return ask_controller(self._allocation)
 
     @staticmethod
     def _mpi(shape: Shape) -> str:

@@ -43,7 +43,10 @@ class Supervisor:
         as_json: bool,
         echo: Callable[[str], None],
     ) -> None:
-        self._planned, capacity = plan(launcher.allocation(), requests, oversubscribe=options.oversubscribe)
+        allocation = launcher.allocation(options)
+        self._planned, capacity = plan(allocation, requests, oversubscribe=options.oversubscribe)
+        if max(allocation.threads_per_core, default=1) > 1 or allocation.memory:
+            echo(f"Groups are placed by whole cores in {allocation.description}.")
         left = launcher.seconds_left() if max_time is None else max_time
         self._ends = None if left is None else time.monotonic() + max(0.0, left - drain - _MARGIN)
         # without an end from outside, tasks may take as long as they need

@@ -41,6 +41,7 @@ def _free_ports(number: int) -> list[int]:
 class Slurm(Server):
     """A Slurm of ``nodes`` nodes n1, n2, ..., each with ``cpus`` CPUs, ``gpus`` GPUs and ``memory`` megabytes.
 
+    ``threads``: CPUs of one core, which are hardware threads.
     ``users``: accounts to make, by the starts of their names.  ``accounts`` has their full names, which no account of
     the machine has; they are removed at the end.  ``options``: lines of slurm.conf that win over the ones here.
     ``env`` is the environment to run ``sbatch``, ``srun`` and so on with.
@@ -53,12 +54,13 @@ class Slurm(Server):
         cpus: int = 4,
         gpus: int = 2,
         memory: int = 4000,
+        threads: int = 1,
         users: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(directory)
         self.names = tuple(f"n{i + 1}" for i in range(nodes))
-        self._claim = f"CPUs={cpus} CoresPerSocket={cpus} RealMemory={memory}"
+        self._claim = f"CPUs={cpus} CoresPerSocket={cpus // threads} ThreadsPerCore={threads} RealMemory={memory}"
         self._gpus = gpus
         self.accounts = {user: f"{user}{secrets.token_hex(4)}" for user in users}
         self._made: list[str] = []

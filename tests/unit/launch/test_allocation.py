@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch.allocation import Allocation, expand_hosts, find_allocation, parse_duration, plan
+from spoolpool.launch.allocation import Allocation, MemoryRequest, expand_hosts, find_allocation, parse_duration, plan
 from spoolpool.resources import Shape, read_shape
 
 
@@ -102,6 +103,58 @@ def test_group_on_several_nodes_reserves_all_of_them_under_flux() -> None:
     assert capacity.reserve(Shape(ranks=3)) is None
     capacity.release(nodes, Shape(ranks=6))
     assert capacity.reserve(Shape(ranks=4)) == ("n1",) * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "groups"),
+    [
+        # as many steps began side by side on 4 cores of a Slurm node
+        ("1", 2, 4),
+        ("1x2", 2, 4),
+        ("2", 2, 4),
+        ("3", 2, 2),
+        ("1x3", 2, 2),
+        ("2x3", 2, 1),
+        ("4x3", 2, 0),
+        ("2x2", 2, 2),
+        ("1x3", 4, 4),
+        ("4x3", 4, 1),
+        ("2", 4, 4),
+        ("5", 4, 2),
+        ("1x5", 4, 2),
+        ("1", 1, 4),
+        ("3", 1, 1),
+    ],
+)
+def test_groups_get_whole_cores_of_several_hardware_threads(shape: str, threads: int, groups: int) -> None:
+    capacity = replace(job((4, 0)), threads_per_core=(threads,)).capacity()
+    placed = 0
+    while capacity.reserve(read_shape(shape)[0]) is not None:
+        placed += 1
+    assert placed == groups
+
+
+def test_group_that_spans_nodes_gets_whole_cores_on_each_of_them() -> None:
+    capacity = replace(job((4, 0), (4, 0)), threads_per_core=(2, 2)).capacity()
+    assert capacity.reserve(Shape(ranks=11)) == ("n1",) * 8 + ("n2",) * 3
+    assert [capacity.reserve(Shape(ranks=2)) for _ in range(3)] == [("n2",) * 2, ("n2",) * 2, None]
+
+
+def test_memory_of_groups_is_counted_and_shared_by_groups_without_a_request() -> None:
+    nodes = replace(job((8, 0), (8, 0)), memory=(1000 << 20, 1000 << 20))
+
+    def room(shape: Shape, request: MemoryRequest) -> int:
+        return plan(replace(nodes, request=request), [(shape, None)])[0][0][1]
+
+    assert room(Shape(threads=2), MemoryRequest()) == 8
+    assert room(Shape(threads=2), MemoryRequest(per_thread=300 << 20)) == 2
+    assert room(Shape(ranks=2), MemoryRequest(per_rank=200 << 20)) == 4
+    assert room(Shape(ranks=2), MemoryRequest(per_node=400 << 20)) == 4
+    assert room(Shape(threads=3), MemoryRequest(per_rank=500 << 20)) == 2  # 167M for each thread
+    with pytest.raises(LauncherError, match=r"cannot be placed in this job, which has 16 core.*2000 MiB of memory"):
+        room(Shape(), MemoryRequest(per_rank=1001 << 20))
+    shapes: list[tuple[Shape, int | None]] = [(Shape(), 3)]
+    assert plan(replace(nodes, request=MemoryRequest(per_rank=900 << 20)), shapes, oversubscribe=True)[0] == shapes
 
 
 def test_released_capacity_is_reserved_again_except_on_an_excluded_node() -> None:

@@ -66,7 +66,7 @@ class Groups:
     def starts_ranks_itself(self, shape: Shape) -> bool:
         return True
 
-    def allocation(self) -> Allocation:
+    def allocation(self, options: LaunchOptions) -> Allocation:
         raise AssertionError("not needed")
 
     def seconds_left(self) -> float | None:
