@@ -57,4 +57,4 @@ class StandardDescriptors:
 def _close_all(descriptors: tuple[int, ...]) -> None:
     for fd in descriptors:
         with contextlib.suppress(OSError):
-            files.close(fd)
+            os.close(fd)
