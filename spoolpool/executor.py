@@ -37,6 +37,7 @@ from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_task_id
 from spoolpool.launch.allocation import usable_cores
+from spoolpool.launch.selection import default_launcher
 from spoolpool.monitor import graph
 from spoolpool.options import Backend, Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
@@ -70,7 +71,8 @@ class Executor(futures.Executor):
         backend: Way to start worker groups: a name, or an object with options. ``"local"`` starts groups of one rank,
             ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, ``"srun"`` (:class:`~spoolpool.Srun`) steps
             of the surrounding Slurm job, ``"flux"`` (:class:`~spoolpool.Flux`) jobs of the surrounding Flux instance.
-            ``"auto"``, the default, is Flux, else srun, else mpiexec, else local. ``"sbatch"``
+            ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else mpiexec, else local.
+            ``"sbatch"``
             (:class:`~spoolpool.Sbatch`) and ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`) submit batch jobs of
             groups, which end with the executor.
         max_cores: Cores of all worker groups together, on this host or in each batch job: there are as many groups as
@@ -121,9 +123,13 @@ class Executor(futures.Executor):
         if cwd is not None:
             given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
         trusted = tuple(trust)
+        if backend is None:
+            backend = self.default_backend
+            if backend == "auto" and (spool is None or max_workers is not None or max_cores is not None):
+                backend = default_launcher()
         self._options = options = ExecutorOptions(
             defaults=Resources().updated({**given, **(resource_dict or {})}),
-            backend=backend_of(self.default_backend if backend is None else backend),
+            backend=backend_of(backend),
             spool=None if spool is None else Spool(spool, trust=Trust(trusted)),
             max_workers=max_workers,
             max_cores=max_cores,

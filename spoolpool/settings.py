@@ -10,6 +10,27 @@ ENV_SPOOL = "SPOOLPOOL_DIR"
 ENV_KEY = "SPOOLPOOL_KEY"
 """File with the keys of a signed spool; by default it is in the configuration directory."""
 
+ENV_CONFIG = "SPOOLPOOL_CONFIG"
+"""File with defaults of the site, used before ``/etc/spoolpool.toml``."""
+
+ENV_LAUNCHER = "SPOOLPOOL_LAUNCHER"
+"""Launcher of supervisors and executors without an explicit one."""
+
+ENV_PARTITION = "SPOOLPOOL_PARTITION"
+"""Partition of batch jobs of Slurm."""
+
+ENV_ACCOUNT = "SPOOLPOOL_ACCOUNT"
+"""Account or project that batch jobs are charged to."""
+
+ENV_QUEUE = "SPOOLPOOL_QUEUE"
+"""Queue of batch jobs of systems that have queues."""
+
+ENV_LEASE = "SPOOLPOOL_LEASE"
+"""Lease of new spools."""
+
+ENV_CACHES = "SPOOLPOOL_CACHES"
+"""Time for which clients of the filesystem of new spools may see removed names."""
+
 ENV_PARENTS = "SPOOLPOOL_PARENTS"
 """Directories, separated by colons, that count as protected although other accounts can write to them."""
 
@@ -49,6 +70,9 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 LEASE = 60.0
 """Seconds that a claim outlives the last heartbeat of its worker."""
 
+LONGEST_LEASE = 21600.0
+"""Longest lease in seconds; a greater number is probably meant in milliseconds."""
+
 BEATS_PER_LEASE = 6
 """Heartbeats within one lease: five may be lost or late before the worker is suspected."""
 
@@ -65,6 +89,9 @@ only for a limited time.
 CACHE_SECONDS = 120.0
 """Seconds after which a repeated look-up with the same answer is reliable: longer than the attribute caches of NFS
 (``acdirmax``, 60 s)."""
+
+LAUNCHERS = ("auto", "local", "mpiexec", "srun", "flux")
+"""Names of launchers."""
 
 MAX_ATTEMPTS = 3
 """Limit of claims of a task that end with the death of the worker."""

@@ -85,10 +85,11 @@ def create_job(spool: str, options: dict[str, Any]) -> Job:
         names = {"cores": "--cores-per-node", "parallel_environment": "--pe"}
         raise BadRequest(f"{', '.join(sorted(names[each] for each in unknown))} is no option for {backend.name}.")
     walltime = timedelta(seconds=options["walltime"])
-    echo_stderr(f"walltime {describe_walltime(options['walltime'])}")
-    return Job(
+    job = Job(
         backend=backend(nodes=options["nodes"], time=walltime, directives=options["directives"], **given),
         spool=spool,
         arguments=options["arguments"],
         template=Path(template).read_text(encoding="utf-8") if template else "",
     )
+    echo_stderr(f"walltime {describe_walltime(options['walltime'])}")
+    return job

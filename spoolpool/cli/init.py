@@ -24,9 +24,8 @@ from spoolpool.protocol.spool import Spool
 @click.option(
     "--lease",
     type=Duration(checks_range=False),
-    default=settings.LEASE,
-    show_default=True,
-    help="Seconds from the last heartbeat of a worker until its claims expire.",
+    help=f"Seconds from the last heartbeat of a worker until its claims expire.  [default: {settings.LEASE:g}, or as "
+    "'spool config' shows]",
 )
 @click.option(
     "--max-attempts",
@@ -38,9 +37,8 @@ from spoolpool.protocol.spool import Spool
 @click.option(
     "--caches",
     type=Duration(checks_range=False),
-    default=settings.CACHE_SECONDS,
-    show_default=True,
-    help="Seconds for which a client of the filesystem may see removed names (1 on a local filesystem).",
+    help="Seconds for which a client of the filesystem may see removed names (1 on a local filesystem).  "
+    f"[default: {settings.CACHE_SECONDS:g}, or as 'spool config' shows]",
 )
 @click.option(
     "--output",

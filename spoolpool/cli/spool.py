@@ -34,6 +34,7 @@ COMMANDS = {
     "check": "Check a spool for inconsistencies.",
     "doctor": "Test whether a filesystem is suitable for a spool.",
     "key": "Create, rotate and list the keys of a signed spool.",
+    "config": "Show the defaults of this site and account, and their sources.",
     "cache": "List and remove cached results.",
     "gc": "Remove expired results, logs and journals.",
 }

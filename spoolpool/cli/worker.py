@@ -47,8 +47,9 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 )
 @click.option(
     "--launcher",
-    type=click.Choice(["auto", "local", "mpiexec", "srun", "flux"]),
-    help="Supervise groups that this launcher starts.  [default with --groups, and in a batch script: auto]",
+    type=click.Choice(settings.LAUNCHERS),
+    help="Supervise groups that this launcher starts.  [default with --groups, and in a batch script: auto, or "
+    "as 'spool config' shows]",
 )
 @click.option(
     "--launcher-option",
@@ -157,7 +158,7 @@ def in_batch_script() -> bool:
 
 def supervise(options: WorkerCommandOptions) -> None:
     """Supervise groups until a signal requests a stop, the time is up, or all groups have ended."""
-    from spoolpool.launch.selection import select_launcher
+    from spoolpool.launch.selection import default_launcher, select_launcher
     from spoolpool.pool.supervisor import Supervisor
     from spoolpool.protocol.spool import Spool
     from spoolpool.security import known_spools
@@ -165,7 +166,7 @@ def supervise(options: WorkerCommandOptions) -> None:
     from spoolpool.system.stop_request import StopRequest, stop_on_signals
 
     known_spools.inherit(os.environ.pop(settings.ENV_KNOWN, ""))
-    launcher = select_launcher(options.launcher or "auto")
+    launcher = select_launcher(options.launcher or default_launcher())
     supervisor = Supervisor(
         Spool(options.directory, trust=Trust(options.trusted, options.trusted_groups)),
         launcher,

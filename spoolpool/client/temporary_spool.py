@@ -22,8 +22,9 @@ def create_temporary_spool(*, one_host: bool, output: int) -> Spool:
     """
     path = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=None if one_host else _shared_directory()))
     try:
-        caches = 1.0 if one_host else settings.CACHE_SECONDS
-        return Spool.create(path, durability="none", caches=caches, output=output, temporary=True)
+        # the defaults of the site are for its shared filesystems
+        lease, caches = (settings.LEASE, 1.0) if one_host else (None, None)
+        return Spool.create(path, durability="none", lease=lease, caches=caches, output=output, temporary=True)
     except BaseException:
         files.remove_tree(path)
         raise

@@ -9,8 +9,24 @@ from spoolpool.launch.launcher import Launcher
 from spoolpool.launch.local import LocalLauncher
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
 from spoolpool.launch.srun import SrunLauncher
+from spoolpool.system import defaults
 
-NAMES = ("auto", "local", "mpiexec", "srun", "flux")
+NAMES = settings.LAUNCHERS
+
+_SYSTEMS = {"srun": "slurm", "flux": "flux"}
+"""Batch systems of the launchers that need the allocation of one."""
+
+
+def default_launcher() -> str:
+    """Return the name of the launcher that is used if none is given: that of the environment, user or site, or auto.
+
+    srun and Flux give way to ``auto`` outside a batch script of their system. Raises :class:`BadRequest` if the default
+    is unknown because of a mistake in a file.
+    """
+    name = str(defaults.find("launcher").value)
+    if (system := _SYSTEMS.get(name)) and (find_allocation().system != system or in_step()):
+        return "auto"
+    return name
 
 
 def select_launcher(name: str) -> Launcher:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from spoolpool.launch.launcher import CommandLauncher, LaunchOptions, python_wor
 from spoolpool.launch.mpi_implementation import mpi_of_library
 from spoolpool.launch.slurm_resources import NodeShare, StepOptions, ask_controller, step_resources
 from spoolpool.resources import Shape, per_core
+from spoolpool.system import defaults
 
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
 """Process manager interface by which the ranks of an MPI implementation find each other under srun. With another one
@@ -43,6 +43,7 @@ class SrunLauncher(CommandLauncher):
                 "There is no srun here, or no Slurm job around this process: use sbatch or salloc first."
             )
         self._allocation = allocation
+        self._named_mpi: str | None = defaults.find("mpi").value
 
     def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
         """Return srun with the options of concurrent steps: exact cores, and no memory or GPUs of other steps."""
@@ -92,16 +93,15 @@ class SrunLauncher(CommandLauncher):
     def _shares(self) -> dict[str, NodeShare]:
         return ask_controller(self._allocation)
 
-    @staticmethod
-    def _mpi(shape: Shape) -> str:
-        if named := os.environ.get(settings.ENV_SRUN_MPI):
-            return named
+    def _mpi(self, shape: Shape) -> str:
+        if self._named_mpi:
+            return self._named_mpi
         if shape.ranks == 1:
             return "none"
         implementation = mpi_of_library()
         if implementation not in _PMI:
             raise LauncherError(
-                f"The srun option --mpi= for the MPI of mpi4py is unknown: set {settings.ENV_SRUN_MPI} to one of "
-                "'srun --mpi=list'."
+                f"The srun option --mpi= for the MPI of mpi4py is unknown: set {settings.ENV_SRUN_MPI}, or mpi in a "
+                "file of defaults ('spool config'), to one of 'srun --mpi=list'."
             )
         return _PMI[implementation]

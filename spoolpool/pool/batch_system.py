@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,8 @@ from spoolpool.pool.systems.gridengine import GridEngine
 from spoolpool.pool.systems.lsf import LSF
 from spoolpool.pool.systems.pbs import PBS
 from spoolpool.pool.systems.slurm import Slurm
+from spoolpool.system import defaults
+from spoolpool.system.defaults import Default
 from spoolpool.system.environment import python_module
 from spoolpool.system.walltime import format_walltime
 
@@ -64,6 +67,12 @@ class Job:
     template: str = ""
     """Script of the site, a ``string.Template`` with ``$nodes``, ``$time``, ``$directives`` and ``$worker``; it may use
     ``$resources``, the lines that request the nodes and the time."""
+    defaults: tuple[tuple[str, Default], ...] | None = None
+    """Options with a default of the site, the user or a variable; None: those that no directive gives."""
+
+    def __post_init__(self) -> None:
+        if self.defaults is None:  # found once: a mistake that a file gets later must not end an autoscaler
+            object.__setattr__(self, "defaults", tuple(self._find_defaults()))
 
     @property
     def time(self) -> str:
@@ -82,7 +91,8 @@ class Job:
         resources = []
         if re.search(r"\$\{?resources\b", template):  # it may take questions to the batch system
             resources = system.resources(self.backend, self.time)
-        directives = [*system.output_options(output), *self.backend.directives]
+        defaulted = [option for option, _ in self.defaults or ()]
+        directives = [*system.output_options(output), *defaulted, *self.backend.directives]
         try:
             return Template(template).substitute(
                 nodes=self.backend.nodes,
@@ -98,13 +108,29 @@ class Job:
                 "$resources, $directives and $worker, and writes a dollar as $$."
             ) from error
 
+    def _find_defaults(self) -> Iterator[tuple[str, Default]]:
+        """Yield each option with a default that neither a directive nor the template gives, and that default."""
+        system = _system(self.backend.system)
+        lines = [line.removeprefix(system.mark) for line in self.template.splitlines() if line.startswith(system.mark)]
+        given = [*self.backend.directives, *" ".join(lines).split()]
+        for key, spellings in system.default_options:
+            if any(_is_option(each, spellings) for each in given):
+                continue
+            if (default := defaults.find(key)).value is not None:
+                option = spellings[0]
+                yield f"{option}={default.value}" if option.startswith("--") else f"{option} {default.value}", default
+
     def submit(self, name: str, output: str) -> str:
         """Submit the job under a name; return its id. Raises :class:`LauncherError` with the batch system's message."""
         system = _system(self.backend.system)
         *words, option = system.name_option
         named = [f"{option}{name}"] if option.endswith("=") else [option, name]
-        answer = run([*system.submit_command, *words, *named], "submit a batch job", self.script(name, output))
-        return system.job_id(answer)
+        script = self.script(name, output)
+        try:
+            return system.job_id(run([*system.submit_command, *words, *named], "submit a batch job", script))
+        except LauncherError as error:
+            given = [f"{option} from {default.source}" for option, default in self.defaults or ()]
+            raise (LauncherError(f"{error} (with {', '.join(given)})") if given else error) from None
 
 
 def active_jobs(system: System) -> dict[str, ActiveJob]:
@@ -134,3 +160,9 @@ def cancel(system: System, job: str, name: str) -> None:
 def cluster(system: System) -> str:
     """Return the name of the batch system that answers here: jobs of another one must not be taken for ended ones."""
     return _system(system).cluster()
+
+
+def _is_option(directive: str, spellings: Sequence[str]) -> bool:
+    """Return whether a directive gives an option: ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` or ``-nVALUE``."""
+    name = directive.split(maxsplit=1)[0].partition("=")[0] if directive.strip() else ""
+    return name in spellings or any(len(each) == 2 and name.startswith(each) for each in spellings)

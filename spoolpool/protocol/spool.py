@@ -28,14 +28,13 @@ from spoolpool.security.known_spools import SpoolIdentity
 from spoolpool.security.permissions import Mode
 from spoolpool.security.signing import Signature, has_key, key_path
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import defaults, files
 from spoolpool.system.quantities import read_count, read_seconds
 from spoolpool.system.user_code import printable
 
 log = logging.getLogger(__name__)
 
 _LEAST_OUTPUT = 4096
-_LONGEST_LEASE = 21600.0  # seconds: more is probably meant in milliseconds
 
 
 class Spool:
@@ -125,9 +124,9 @@ class Spool:
         mode: Mode = "private",
         group: str | None = None,
         durability: files.Durability = "data",
-        lease: float = settings.LEASE,
+        lease: float | None = None,
         max_attempts: int = settings.MAX_ATTEMPTS,
-        caches: float = settings.CACHE_SECONDS,
+        caches: float | None = None,
         output: int = settings.OUTPUT,
         temporary: bool = False,
         signed: bool = False,
@@ -136,10 +135,13 @@ class Spool:
         """Create a spool in a directory that is empty or does not exist yet, and open it. A failure leaves nothing.
 
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
-        which must have no other members.
+        which must have no other members. Without a ``lease`` or ``caches`` they are the defaults of the user, of the
+        site or of :mod:`spoolpool.settings`.
         """
-        lease = read_seconds("lease", lease, most=_LONGEST_LEASE)
-        caches = read_seconds("caches", caches, most=_LONGEST_LEASE)
+        lease = defaults.find("lease").value if lease is None else lease
+        caches = defaults.find("caches").value if caches is None else caches
+        lease = read_seconds("lease", lease, most=settings.LONGEST_LEASE)
+        caches = read_seconds("caches", caches, most=settings.LONGEST_LEASE)
         max_attempts = read_count("max_attempts", max_attempts, 1, 99)
         output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
         max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)

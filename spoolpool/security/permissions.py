@@ -12,9 +12,16 @@ import stat
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from spoolpool import settings
 from spoolpool.errors import BadRequest, NotTrusted
-from spoolpool.system.accounts import account_name, group_id, group_name, has_other_members, is_private_group
+from spoolpool.system import defaults
+from spoolpool.system.accounts import (
+    account_name,
+    group_id,
+    group_name,
+    has_other_members,
+    is_private_group,
+    system_accounts,
+)
 from spoolpool.system.files import Place
 
 Mode = Literal["private", "group", "dropbox"]
@@ -114,11 +121,10 @@ def why_replaceable(root: str, owner: int) -> str:
     """Return a sentence on the accounts that can replace ``root`` or a directory above it; empty if there are none.
 
     It can below a directory that it may write to, unless the sticky bit restricts it to its own entries; and below a
-    directory that belongs neither to root, nor to this account, nor to the owner of the spool. Directories named in
-    ``SPOOLPOOL_PARENTS`` count as protected. A directory that does not exist yet is no danger.
+    directory that belongs neither to root, nor to this account, nor to the owner of the spool. Directories that
+    the default ``parents`` names count as protected. A directory that does not exist yet is no danger.
     """
-    good = {*_roots(), os.geteuid(), owner}
-    accepted = {os.path.realpath(path) for path in os.environ.get(settings.ENV_PARENTS, "").split(":") if path}
+    good = {*system_accounts(), os.geteuid(), owner}
     for directory, name in _parents(root):
         try:
             above = os.lstat(directory)
@@ -127,10 +133,8 @@ def why_replaceable(root: str, owner: int) -> str:
             if not os.path.lexists(directory):
                 return ""
             below = None
-        if directory in accepted:
-            continue
         others = _accounts_that_can_swap(above, below, good)
-        if others:
+        if others and directory not in map(os.path.realpath, defaults.find_leniently("parents").value):
             return (
                 f"{others} can replace {os.path.join(directory, name)}, since {directory} belongs to "
                 f"{account_name(above.st_uid)}, group {group_name(above.st_gid)}, and has mode "
@@ -171,19 +175,6 @@ def _parents(path: str) -> Iterator[tuple[str, str]]:
                 names[:0] = target.split("/")
             else:
                 at = whole
-
-
-def _roots() -> set[int]:
-    """Return the owners of system directories: root, and the overflow user where a user namespace does not map root."""
-    try:
-        with (
-            open("/proc/self/uid_map", encoding="ascii") as map_,
-            open("/proc/sys/kernel/overflowuid", encoding="ascii") as nobody,
-        ):
-            whole = sum(int(line.split()[2]) for line in map_) >= 2**32 - 1
-            return {0} if whole else {0, int(nobody.read())}
-    except (OSError, ValueError, IndexError):  # not Linux
-        return {0}
 
 
 def group_for(mode: Mode, group: str | None) -> int | None:

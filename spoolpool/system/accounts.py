@@ -12,6 +12,19 @@ from spoolpool.errors import BadRequest
 _FRESH = 60  # seconds for which an answer of the group database is cached
 
 
+def system_accounts() -> set[int]:
+    """Return the owners of system directories: root, and the overflow user where a user namespace does not map root."""
+    try:
+        with (
+            open("/proc/self/uid_map", encoding="ascii") as map_,
+            open("/proc/sys/kernel/overflowuid", encoding="ascii") as nobody,
+        ):
+            whole = sum(int(line.split()[2]) for line in map_) >= 2**32 - 1
+            return {0} if whole else {0, int(nobody.read())}
+    except (OSError, ValueError, IndexError):  # not Linux
+        return {0}
+
+
 @functools.lru_cache
 def account_name(uid: int) -> str:
     """Return the name of an account, or its number where it has no name."""

@@ -16,6 +16,7 @@ from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.pool import batch_jobs
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
+from tests.support import notebook
 from tests.support.waiting import wait_until
 
 FLUX = shutil.which("flux")
@@ -145,3 +146,13 @@ def test_documented_script_fills_its_job_with_groups(instance: Spool, tmp_path) 
         worker_registration.request_stop(instance, info.worker)
     assert run(FLUX, "job", "wait-event", job, "clean")
     assert states() == {}
+
+
+def test_documented_line_starts_one_notebook_whose_executor_has_both_nodes(
+    two_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    environment = {**two_nodes, settings.ENV_SPOOL: str(tmp_path)}
+    output = notebook.start_line(notebook.documented_line("Flux alone"), tmp_path, environment, groups=4)
+    found = notebook.notebooks(tmp_path)
+    assert len(found) == 1, output
+    assert len(found[0].get("hosts", ())) == 2, output

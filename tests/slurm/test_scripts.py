@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from spoolpool import Executor
+from spoolpool import Executor, settings
 from spoolpool.protocol import worker_registration, workers
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, Site
+from tests.support import notebook
 from tests.support.waiting import wait_until
 
 reason = server.missing()
@@ -75,3 +77,33 @@ def test_documented_script_fills_its_job_with_groups_that_run_tasks(site: Site, 
 
     wait_until(ended, "the job ended with its last group", PATIENCE)
     assert site.state(job) == "COMPLETED", log.read_text()
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        pytest.param(
+            "Flux within Slurm",
+            marks=[
+                pytest.mark.flux,
+                pytest.mark.skipif(shutil.which("flux") is None, reason="flux is not on PATH"),
+            ],
+        ),
+        "Slurm alone",
+    ],
+)
+def test_documented_line_starts_one_notebook_whose_executor_has_both_nodes(site: Site, comment: str) -> None:
+    bindings = subprocess.run(
+        "flux env printenv PYTHONPATH || true", shell=True, capture_output=True, text=True
+    ).stdout.strip()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {"PATH": path, "PYTHONPATH": bindings, settings.ENV_SPOOL: str(site.directory)}
+    line = notebook.documented_line(comment)
+    output = notebook.start_line(line, site.directory, {**site.slurm.env, **variables}, groups=8)
+    wait_until(lambda: not site.slurm.run(["squeue", "-h"]).strip(), "the job ended", PATIENCE)
+    log = site.directory / "notebook.log"
+    output += log.read_text() if log.exists() else ""
+    found = notebook.notebooks(site.directory)
+    assert len(found) == 1, output
+    assert found[0].get("server") == "n1", output
+    assert {host.split()[0] for host in found[0]["hosts"]} == {"n1", "n2"}

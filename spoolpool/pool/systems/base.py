@@ -48,6 +48,8 @@ class BatchSystem(ABC):
     """Command that submits the script on its standard input; it also takes the name of the job."""
     name_option: ClassVar[Sequence[str]]
     """Words of the command line before the name of the job; the last is joined with it if it ends with ``=``."""
+    default_options: ClassVar[Sequence[tuple[str, Sequence[str]]]]
+    """Keys of :mod:`spoolpool.system.defaults`, each with the spellings of its option."""
     setup: ClassVar[str] = ""
     """Lines of the script before the worker."""
 

@@ -20,6 +20,7 @@ class Flux(BatchSystem):
     mark = "# flux:"
     submit_command = ("flux", "batch")
     name_option = ("--job-name=",)
+    default_options = (("queue", ("--queue", "-q")), ("account", ("--bank", "-B")))
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:
         """Return the options for whole nodes and a walltime."""

@@ -24,6 +24,7 @@ class GridEngine(BatchSystem):
     mark = "#$"
     submit_command = ("qsub", "-terse")
     name_option = ("-N",)
+    default_options = (("queue", ("-q",)), ("account", ("-P",)))
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:
         """``-notify`` sends SIGUSR2 some time before SIGKILL; without ``-S`` the queue's shell reads the script."""

@@ -25,6 +25,7 @@ class LSF(BatchSystem):
     mark = "#BSUB"
     submit_command = ("bsub",)
     name_option = ("-J",)
+    default_options = (("queue", ("-q",)), ("account", ("-P",)))
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:
         """Return the options for whole nodes and a walltime."""

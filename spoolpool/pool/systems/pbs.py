@@ -31,6 +31,7 @@ class PBS(BatchSystem):
     mark = "#PBS"
     submit_command = ("qsub",)
     name_option = ("-N",)
+    default_options = (("queue", ("-q",)), ("account", ("-A",)))
     setup = 'cd "$PBS_O_WORKDIR" || exit\n'  # PBS starts a job in the home directory
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:

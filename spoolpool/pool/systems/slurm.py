@@ -24,6 +24,7 @@ class Slurm(BatchSystem):
     mark = "#SBATCH"
     submit_command = ("sbatch", "--parsable")
     name_option = ("--job-name=",)
+    default_options = (("partition", ("--partition", "-p")), ("account", ("--account", "-A")))
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:
         """Return the options for whole nodes and a walltime."""
