@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.servers import MODULES, NFS, SSHFS, FileServer, MooseFS, Server, ServerError, Slurm
+from tests.servers import MODULES, NFS, SSHFS, FileServer, GridEngine, MooseFS, Server, ServerError, Slurm
 from tests.support import browser
 
 KINDS: dict[str, Callable[[Path], Server]] = {
@@ -22,6 +22,7 @@ KINDS: dict[str, Callable[[Path], Server]] = {
     "moosefs-cached": lambda directory: MooseFS(directory, caches=3),
     "sshfs": SSHFS,
     "slurm": Slurm,
+    "gridengine": GridEngine,
 }
 
 
@@ -80,6 +81,8 @@ def keep_up(server: Server) -> None:
             print("up:", *(f"{client} sees {server.path(client)};" for client in server.clients))
         elif isinstance(server, Slurm):
             print(f"up: export SLURM_CONF={server.env['SLURM_CONF']}")
+        elif isinstance(server, GridEngine):
+            print(f"up: export PATH={server.directory}/bin:$PATH")
         sys.stdout.flush()
         for line in sys.stdin:
             if words := shlex.split(line):

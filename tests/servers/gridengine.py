@@ -114,20 +114,22 @@ class GridEngine(Server):
         configuration = self.directory / "etc/configuration"
         configuration.write_text("\n".join(lines) + "\n")
         (self.directory / "spool/qmaster").mkdir()
-        for words in (
+        steps: list[list[Any]] = [
             ["spoolinit", "classic", "libspoolc", settings["spooling_params"], "init"],
             ["spooldefaults.bin", "configuration", configuration],
             ["spooldefaults.bin", "complexes", _SHARED / "util/resources/centry"],
             ["spooldefaults.bin", "usersets", _SHARED / "util/resources/usersets"],
             ["spooldefaults.bin", "managers", "root"],
-        ):
+        ]
+        for words in steps:
             environment = {**self._own, "LD_LIBRARY_PATH": str(_PROGRAMS)}
             process = self.nodes["ctl"].popen([str(_PROGRAMS / words[0]), *map(str, words[1:])], env=environment)
             if process.wait(60):
                 raise ServerError(f"{words} failed")
 
     def _write_commands(self, master: Node) -> None:
-        enter = f"exec nsenter --target={master.pid} --net --uts unshare --mount"
+        words = " ".join(f"{key}={value}" for key, value in self._own.items())
+        enter = f"export {words}\nexec nsenter --target={master.pid} --net --uts unshare --mount"
         for name in _COMMANDS:
             path = self.directory / "bin" / name
             inside = f'mount --bind {self._hosts} /etc/hosts && exec {_PROGRAMS}/{name} "$@"'
