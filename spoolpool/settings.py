@@ -58,6 +58,9 @@ ENV_SRUN_MPI = "SPOOLPOOL_SRUN_MPI"
 ENV_FLUX_PMI = "SPOOLPOOL_FLUX_PMI"
 """Value of the shell option ``pmi`` of Flux jobs, if it cannot be detected or is detected wrongly."""
 
+ENV_JSRUN_SMT = "SPOOLPOOL_JSRUN_SMT"
+"""Hardware threads of a core by which jsrun numbers cpus, if they are not those of this host's architecture."""
+
 ENV_DEVICES = "SPOOLPOOL_DEVICES"
 """Name of the variable that lists the GPUs of a whole group; each rank takes its share of them."""
 
@@ -90,7 +93,7 @@ CACHE_SECONDS = 120.0
 """Seconds after which a repeated look-up with the same answer is reliable: longer than the attribute caches of NFS
 (``acdirmax``, 60 s)."""
 
-LAUNCHERS = ("auto", "local", "mpiexec", "srun", "flux")
+LAUNCHERS = ("auto", "local", "mpiexec", "srun", "jsrun", "flux")
 """Names of launchers."""
 
 MAX_ATTEMPTS = 3

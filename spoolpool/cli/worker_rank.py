@@ -10,9 +10,24 @@ from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.worker_options import WorkerCommandOptions
 from spoolpool.errors import BadRequest
 
-_RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE")
+_RANKS_STARTED = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_STEP_NUM_TASKS",
+    "FLUX_JOB_SIZE",
+    "JSM_NAMESPACE_SIZE",
+)
 
-_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "FLUX_TASK_RANK")
+_RANK = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "PALS_RANKID",
+    "JSM_NAMESPACE_RANK",
+    "SLURM_PROCID",
+    "FLUX_TASK_RANK",
+)
 
 
 def ranks_started() -> int:

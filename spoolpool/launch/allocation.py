@@ -13,13 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from spoolpool.errors import LauncherError
+from spoolpool.launch import gridengine, lsf, pbs
+from spoolpool.launch.job_nodes import JobNodes
 from spoolpool.resources import Shape
+from spoolpool.system.batch_job import BatchJob, find_batch_job
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
 _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
 _BRACKETS = re.compile(r"(\[[^\]]*\])")
+_RANK_OF_MPIEXEC = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK")
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
@@ -51,7 +55,7 @@ class MemoryRequest:
 class Allocation:
     """Resources of the job around this process; without a job (``none``), those of this host."""
 
-    system: Literal["slurm", "flux", "none"]
+    system: Literal["slurm", "flux", "pbs", "lsf", "sge", "none"]
     """Batch system."""
     job: str = ""
     """Id of the job."""
@@ -173,6 +177,10 @@ class Capacity:
         """Release what :meth:`reserve` returned for a group of this shape."""
         self._add(nodes, shape, 1)
 
+    def occupy(self, nodes: tuple[str, ...], shape: Shape) -> None:
+        """Reserve room for a group that is on these nodes, whether it is free or not."""
+        self._add(nodes, shape, -1)
+
     def exclude(self, node: str) -> None:
         """Reserve nothing on a node from now on."""
         self._total.pop(node, None)
@@ -213,7 +221,7 @@ def occupied_cores(ranks: int, threads: int, threads_per_core: int) -> int:
 
 
 def find_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """Return the innermost allocation around this process: a Flux instance, else a Slurm job, else this host.
+    """Return the innermost allocation around this process: a Flux instance, else a batch job, else this host.
 
     The resources of a Flux instance are left out: its launcher reads them through Flux's bindings.
     """
@@ -229,7 +237,30 @@ def find_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
                 f"SLURM_JOB_CPUS_PER_NODE {len(cores)}."
             )
         return Allocation(system="slurm", job=job, nodes=nodes, cores=cores, gpus=(gpus,) * len(cores))
+    if (found := find_batch_job(environment)) and found.system != "slurm":
+        names, counts, devices = _job_nodes(found, environment)
+        return Allocation(system=found.system, job=found.id, nodes=names, cores=counts, gpus=devices)
     return host_allocation(environment)
+
+
+def _job_nodes(job: BatchJob, environment: Mapping[str, str]) -> JobNodes:
+    if job.system == "pbs":
+        return pbs.find_nodes(job.id, environment)
+    return lsf.find_nodes(environment) if job.system == "lsf" else gridengine.find_nodes(environment)
+
+
+def host_share(allocation: Allocation) -> Allocation:
+    """Return the part of an allocation on this host: all that this process may use, if its system binds processes.
+
+    PBS, LSF and Grid Engine count cores, and need not bind processes to them. The script runs on the first node.
+    """
+    if allocation.system in ("slurm", "flux", "none"):
+        return host_allocation()
+    short = hostname().partition(".")[0]
+    names = [name.partition(".")[0] for name in allocation.nodes]
+    here = names.index(short) if short in names else 0
+    cores = min(allocation.cores[here], usable_cores())
+    return replace(allocation, nodes=(hostname(),), cores=(cores,), gpus=(allocation.gpus[here],))
 
 
 def host_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -244,13 +275,18 @@ def usable_cores() -> int:
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process is a rank of a Slurm step or a Flux job; a batch script is not, and has no step id.
+    """Return whether this process is a rank of a Slurm step, a Flux job or an mpiexec; a batch script is none.
 
     ``FLUX_TASK_RANK`` of a batch script is its number in the parent instance, whose ``FLUX_URI`` is another; Flux
     removes the variable from the script's environment. An instance that is itself a step of a Slurm job passes the
     step's id on to its scripts, which may start jobs of the instance nevertheless.
     """
-    return bool(environment.get("FLUX_TASK_RANK" if environment.get("FLUX_URI") else "SLURM_STEP_ID"))
+    if environment.get("FLUX_URI"):
+        return bool(environment.get("FLUX_TASK_RANK"))
+    if environment.get("SLURM_JOB_ID"):
+        return bool(environment.get("SLURM_STEP_ID"))
+    task = environment.get("PBS_TASKNUM", "1")  # pbsdsh counts its tasks from 2
+    return task != "1" or any(environment.get(name) for name in _RANK_OF_MPIEXEC)
 
 
 def expand_counts(counts: str) -> tuple[int, ...]:
@@ -284,6 +320,8 @@ def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.env
     Slurm before 23.02 sets no ``SLURM_JOB_END_TIME``; its controller is asked then. Call this once per job, not per
     group.
     """
+    if allocation.system in ("pbs", "lsf", "sge"):
+        return _seconds_left_of_job(allocation.job, environment)
     if allocation.system != "slurm":
         return None
     if end := environment.get("SLURM_JOB_END_TIME"):
@@ -300,6 +338,14 @@ def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.env
     except (OSError, subprocess.TimeoutExpired):  # no squeue on this node, or the controller does not answer
         return None
     return parse_duration(answer.stdout)
+
+
+def _seconds_left_of_job(job: str, environment: Mapping[str, str]) -> float | None:
+    """Return the seconds until the walltime of a job of PBS, LSF or Grid Engine ends; None if that is unknown."""
+    system = (found := find_batch_job(environment)) and found.system
+    if system == "pbs":
+        return pbs.seconds_left(job)
+    return lsf.seconds_left(job) if system == "lsf" else gridengine.seconds_left(job, environment)
 
 
 def parse_duration(text: str) -> float | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError
-from spoolpool.launch.allocation import Allocation, find_allocation, host_allocation, seconds_left
+from spoolpool.launch.allocation import Allocation, find_allocation, host_allocation, host_share, in_step, seconds_left
 from spoolpool.launch.output_relay import Relay, close_all
 from spoolpool.resources import Shape
 from spoolpool.system import gpus
@@ -153,9 +153,21 @@ class CommandLauncher(Launcher):
         self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
     ) -> GroupProcess:
         """Run the command."""
-        command = self.command(shape, arguments, options)
+        return self.run(self.command(shape, arguments, options), shape, options, variables)
+
+    def run(
+        self,
+        command: Sequence[str],
+        shape: Shape,
+        options: LaunchOptions,
+        variables: Mapping[str, str],
+        kept: Sequence[int] = (),
+    ) -> GroupProcess:
+        """Run a command that starts a group; ``kept`` are descriptors that stay open until it has ended."""
         try:
             output, location = self.output(shape, options, variables[settings.ENV_WORKER])
+            if kept:
+                output = [*(output or map(os.dup, (1, 2))), *kept]
             env = {**rank_environment(shape, self.removed_variables), **variables, **location}
             return CommandProcess(command, env, options.cwd, output)
         except OSError as error:
@@ -200,8 +212,8 @@ class HostLauncher(CommandLauncher):
         return shape.ranks == 1
 
     def allocation(self, options: LaunchOptions) -> Allocation:
-        """Return the resources of this host."""
-        return host_allocation()
+        """Return the resources of this host: in a job of a system that counts cores, those that the job has here."""
+        return host_share(find_allocation()) if not in_step() else host_allocation()
 
 
 def python_worker(arguments: Sequence[str]) -> list[str]:

@@ -53,13 +53,18 @@ def mpi_of_library() -> str:
     return _implementation(version.stdout)
 
 
-@functools.cache
 def mpi_of_command(mpiexec: str) -> str:
     """Return the implementation of an mpiexec: ``openmpi``, ``mpich``, or ``unknown`` also if it cannot be run."""
+    return _implementation(version_of_command(mpiexec))
+
+
+@functools.cache
+def version_of_command(mpiexec: str) -> str:
+    """Return the version that an mpiexec prints; empty if it cannot be run."""
     try:
         version = subprocess.run(
             [mpiexec, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return _implementation(version.stdout + version.stderr)
+        return ""
+    return version.stdout + version.stderr

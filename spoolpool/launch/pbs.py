@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+
+from spoolpool.launch.job_nodes import JobNodes, answer_of, read_lines, sum_up
+from spoolpool.system.gpus import find_gpus
+from spoolpool.system.processes import hostname
 
 _JOB = re.compile(r"Job Id: (\S+)")
 _ATTRIBUTE = re.compile(r"\s+([A-Za-z_][\w.]*) = (.*)")
@@ -15,15 +17,6 @@ _HOST = re.compile(r"([^/+]+)/[^*+]+(?:\*(\d+))?")
 _CHUNK = re.compile(r"\(([^)]*)\)")
 _GPUS = re.compile(r":ngpus=(\d+)")
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+)")
-_SECONDS = 60.0  # for an answer of the server
-
-
-class Nodes(NamedTuple):
-    """Nodes of a job, with their numbers of cores and GPUs."""
-
-    names: tuple[str, ...]
-    cores: tuple[int, ...]
-    gpus: tuple[int, ...]
 
 
 def parse_records(text: str, start: re.Pattern[str] = _JOB) -> dict[str, dict[str, str]]:
@@ -44,39 +37,24 @@ def parse_records(text: str, start: re.Pattern[str] = _JOB) -> dict[str, dict[st
 @functools.cache
 def _attributes(job: str) -> dict[str, str]:
     """Return the attributes of a job; empty if the server does not answer."""
-    try:
-        command = ["qstat", "-f", job]
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no qstat on this node, or the server does not answer
-        return {}
-    return next(iter(parse_records(answer.stdout).values()), {})
+    return next(iter(parse_records(answer_of(["qstat", "-f", job])).values()), {})
 
 
-def find_nodes(job: str, environment: Mapping[str, str]) -> Nodes:
+def find_nodes(job: str, environment: Mapping[str, str]) -> JobNodes:
     """Return the nodes of a job as its server knows them, else those of its node file.
 
     The node file has a line for each MPI process that was requested, so it says less about cores.
     """
-    lines = _node_file(environment)
+    lines = read_lines(environment.get("PBS_NODEFILE", ""))
     attributes = _attributes(job)
     if nodes := parse_nodes(attributes.get("exec_host", ""), attributes.get("exec_vnode", ""), lines):
         return nodes
-    names = tuple(dict.fromkeys(lines))
+    names = set(lines)
     threads = int(environment.get("NCPUS") or 1) if len(lines) == len(names) else 1
-    return Nodes(names, tuple(lines.count(name) * threads for name in names), (0,) * len(names))
+    return sum_up([(name, threads) for name in lines] or [(hostname(), threads)], len(find_gpus(environment).ids))
 
 
-def _node_file(environment: Mapping[str, str]) -> list[str]:
-    try:
-        with open(environment.get("PBS_NODEFILE", ""), encoding="utf-8") as file:
-            return file.read().split()
-    except OSError:
-        return []
-
-
-def parse_nodes(exec_host: str, exec_vnode: str, lines: Sequence[str] = ()) -> Nodes | None:
+def parse_nodes(exec_host: str, exec_vnode: str, lines: Sequence[str] = ()) -> JobNodes | None:
     """Return the nodes of ``n1/0*4+n2/0*4`` and ``(n1:ncpus=4:ngpus=1)+(n2:ncpus=4)``, in their order.
 
     ``lines`` of the node file give the full names of the same nodes. Returns None without nodes.
@@ -93,7 +71,7 @@ def parse_nodes(exec_host: str, exec_vnode: str, lines: Sequence[str] = ()) -> N
         return None
     full = {name.partition(".")[0]: name for name in lines}
     names = tuple(full.get(host.partition(".")[0], host) for host in cores)
-    return Nodes(names, tuple(cores.values()), tuple(gpus.values()))
+    return JobNodes(names, tuple(cores.values()), tuple(gpus.values()))
 
 
 def seconds_left(job: str) -> float | None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from spoolpool import settings
 from spoolpool.errors import BadRequest, LauncherError
 from spoolpool.launch.allocation import find_allocation, in_step
+from spoolpool.launch.jsrun import JsrunLauncher, has_jsrun
 from spoolpool.launch.launcher import Launcher
 from spoolpool.launch.local import LocalLauncher
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launch.mpiexec_job import JobMpiexecLauncher
 from spoolpool.launch.srun import SrunLauncher
 from spoolpool.system import defaults
 
 NAMES = settings.LAUNCHERS
 
-_SYSTEMS = {"srun": "slurm", "flux": "flux"}
+_SYSTEMS = {"srun": "slurm", "flux": "flux", "jsrun": "lsf"}
 """Batch systems of the launchers that need the allocation of one."""
 
 
 def default_launcher() -> str:
     """Return the name of the launcher that is used if none is given: that of the environment, user or site, or auto.
 
-    srun and Flux give way to ``auto`` outside a batch script of their system. Raises :class:`BadRequest` if the default
+    srun, Flux and jsrun give way to ``auto`` outside a batch script of their system. Raises :class:`BadRequest` if the default
     is unknown because of a mistake in a file.
     """
     name = str(defaults.find("launcher").value)
@@ -32,20 +34,25 @@ def default_launcher() -> str:
 def select_launcher(name: str) -> Launcher:
     """Return the launcher of a name. Raises :class:`LauncherError` if it cannot be used here.
 
-    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job. Elsewhere, also within a step, where
-    those would wait for resources that the step itself holds, it is mpiexec if there is one, else plain processes.
+    ``auto`` is Flux or srun in the batch script of a Flux instance or a Slurm job, and jsrun in that of an LSF job that
+    has it. Elsewhere, also within a step, where those would wait for resources that the step itself holds, it is
+    mpiexec if there is one, else plain processes. In a job of PBS, LSF or Grid Engine mpiexec uses all nodes.
     """
     allocation = find_allocation()
     if name == "auto":
         name = "mpiexec" if find_mpiexec() else "local"
-        if allocation.system != "none" and not in_step():
+        if allocation.system in ("flux", "slurm") and not in_step():
             name = {"flux": "flux", "slurm": "srun"}[allocation.system]
+        elif has_jsrun() and allocation.system == "lsf" and not in_step():
+            name = "jsrun"
     if name == "flux":
         from spoolpool.launch.flux import FluxLauncher  # Flux's bindings are optional
 
         return FluxLauncher()
     if name == "srun":
         return SrunLauncher(allocation)
+    if name == "jsrun":
+        return JsrunLauncher(allocation)
     if name == "local":
         return LocalLauncher()
     if name == "mpiexec":
@@ -55,5 +62,7 @@ def select_launcher(name: str) -> Launcher:
                 "There is no mpiexec beside this Python, nor on PATH. Install an MPI (pip install 'spoolpool[mpi]'), "
                 f"or name the command in {settings.ENV_MPIEXEC}."
             )
+        if len(allocation.nodes) > 1 and allocation.system in ("pbs", "lsf", "sge") and not in_step():
+            return JobMpiexecLauncher(path, allocation)
         return MpiexecLauncher(path)
     raise BadRequest(f"There is no launcher {name!r}; there are {', '.join(NAMES)}.")

@@ -6,7 +6,19 @@ import os
 import sys
 from collections.abc import Mapping
 
-_INHERITED = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "MPIR_", "HYDRA_", "HYDI_", "MPICH_INTERFACE", "PALS_", "FLUX_PMI")
+_INHERITED = (
+    "PMI_",
+    "PMIX_",
+    "OMPI_",
+    "MPI_LOCAL",
+    "MPIR_",
+    "HYDRA_",
+    "HYDI_",
+    "MPICH_INTERFACE",
+    "PALS_",
+    "JSM_",
+    "FLUX_PMI",
+)
 
 
 def without_mpi(variables: Mapping[str, str]) -> dict[str, str]:

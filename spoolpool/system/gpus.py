@@ -13,6 +13,7 @@ _LOCAL_RANK = (
     "MPI_LOCALRANKID",  # MPICH and Intel
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "PALS_LOCAL_RANKID",
+    "JSM_NAMESPACE_LOCAL_RANK",
     "PMI_RANK",  # other derivatives of MPICH; on one host it equals the local rank
 )
 _NVIDIA = re.compile(r"nvidia\d+")

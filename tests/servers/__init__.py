@@ -25,5 +25,6 @@ MODULES: dict[str, ModuleType] = {
 }
 
 __all__ = [
-    "MODULES", "NFS", "SSHFS", "FileServer", "GridEngine", "MooseFS", "Node", "Server", "ServerError", "Slurm", "wait_for",
+    "MODULES", "NFS", "SSHFS", "FileServer", "GridEngine", "MooseFS", "Node", "Server", "ServerError", "Slurm",
+    "wait_for",
 ]  # fmt: skip
