@@ -22,8 +22,8 @@ _SYSTEMS = {"srun": "slurm", "flux": "flux", "jsrun": "lsf"}
 def default_launcher() -> str:
     """Return the name of the launcher that is used if none is given: that of the environment, user or site, or auto.
 
-    srun, Flux and jsrun give way to ``auto`` outside a batch script of their system. Raises :class:`BadRequest` if the default
-    is unknown because of a mistake in a file.
+    srun, Flux and jsrun give way to ``auto`` outside a batch script of their system. Raises :class:`BadRequest` if the
+    default is unknown because of a mistake in a file.
     """
     name = str(defaults.find("launcher").value)
     if (system := _SYSTEMS.get(name)) and (find_allocation().system != system or in_step()):

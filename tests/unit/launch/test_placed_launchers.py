@@ -222,7 +222,7 @@ def test_jsrun_is_the_launcher_of_an_lsf_job_that_has_it(tmp_path: Path, monkeyp
     assert select_launcher("auto").name == "jsrun"
     monkeypatch.setenv("LSB_MCPU_HOSTS", "h1 2")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert select_launcher("auto").allocation().cores == (min(2, len(os.sched_getaffinity(0))),)
+    assert select_launcher("auto").allocation(LaunchOptions()).cores == (min(2, len(os.sched_getaffinity(0))),)
     monkeypatch.delenv("LSB_JOBID")
     with pytest.raises(LauncherError, match="within a job of LSF"):
         select_launcher("jsrun")
