@@ -65,6 +65,9 @@ class Config:
     autoscaler  a worker starts only if a task is ready and no worker lives, and no process but the workers and the
                 autoscaler releases delayed tasks: the submitter has gone
     searches    the submitter searches for its tasks now and then
+    walltimes   times that a group may have left when it claims a task; none: its time has no end
+    duration    time that each call takes
+    limited     each call has a time limit, which is its duration
     budget      faults and choices
     """
 
@@ -81,4 +84,7 @@ class Config:
     delayed: bool = False
     autoscaler: bool = False
     searches: bool = False
+    walltimes: tuple[int, ...] = ()
+    duration: int = 0
+    limited: bool = False
     budget: Budget = NO_FAULTS

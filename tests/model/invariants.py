@@ -39,6 +39,7 @@ class Record(NamedTuple):
     orphaned: bool = False  # its submitter died: from now on garbage collection may remove its outcome
     asked: bool = False  # a user asked to cancel it, since its last retry
     runs: int = 0
+    had: int = 0  # longest time in which it did not end, since its last retry
     retries: int = 0
 
     @property
@@ -133,16 +134,26 @@ class Invariants:
             case "set aside":
                 record = record._replace(delivered=True)
             case "retried":
-                record = record._replace(asked=False)
+                record = record._replace(asked=False, had=0)
             case "delivered" if record.retries and note.detail == LOST != record.outcome:
                 pass  # a process of the session delivers late: this was the outcome before the retry
             case "delivered":
                 record = record._replace(delivered=True)
                 if note.detail != record.outcome:
                     violation = f"{note.detail} of task {task} is delivered, not {record.outcome}"
+            case "claimed":
+                config = self.protocol.config
+                if config.limited and int(note.detail) < config.duration:
+                    violation = f"task {task} is claimed by a group in whose time its limit does not fit"
+                if record.had and int(note.detail) <= record.had:
+                    violation = f"task {task} is claimed by a group that has no more time than an earlier one had"
+            case "given back":
+                record = record._replace(had=max(record.had, int(note.detail)))
             case "run":
                 record = record._replace(runs=record.runs + 1)
-                if record.runs > self.protocol.config.attempts * (1 + record.retries):
+                config = self.protocol.config
+                ends = 2 if config.walltimes else 1  # by deaths, and by walltimes
+                if record.runs > ends * config.attempts * (1 + record.retries):
                     violation = f"task {task} runs more often than it has attempts"
                 for link in self.protocol.dependency_links(task):
                     if records[link.task - 1].outcome != VALUE:
@@ -171,11 +182,13 @@ class Invariants:
 
         A lost task stays in failed/, or in results/ of a session that keeps its outcomes. Its links stay too, and
         the outcomes of its dependencies, because its retry needs them. Garbage collection removes the links and the
-        cancel request of a deleted task whose submitter has crashed or had collected it.
+        cancel request of a deleted task whose submitter has crashed or had collected it. A task that needs more time
+        than any group has waits, and people are told.
         """
-        if any(record.owed for record in records):
+        told = {name for name in files if name.place == "ready" and self.is_too_long(name)}
+        if {task for task, record in enumerate(records, 1) if record.owed} - {name.task for name in told}:
             return False
-        left = {name for name in files if name.place != "failed"}
+        left = {name for name in files if name.place != "failed"} - told
         failed = {name.task for name, content in files.items() if name.place == "failed" or content == LOST}
         deleted = {task for task, record in enumerate(records, 1) if record.deleted}
         failed |= deleted
@@ -185,6 +198,11 @@ class Invariants:
             kept |= {name.task for name in left if name.place == "results"}
         left -= links | {ENTRY, INBOX} | {Name("cancel", task) for task in deleted}
         return all(name.place in ("results", "outgoing") and name.task in kept for name in left)
+
+    def is_too_long(self, ready: Name) -> bool:
+        """Tell whether a task needs more time than any group has; status and the submitter say so."""
+        walltimes = self.protocol.config.walltimes
+        return bool(walltimes) and ready.seconds > max(walltimes)
 
 
 def replaced(records: Records, task: int, record: Record) -> Records:

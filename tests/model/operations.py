@@ -22,6 +22,9 @@ DONE, NO, ERROR = "done", "", "error"
 class Name(NamedTuple):
     """Name of a file: place/N.c.a.w with task N, claim number c, attempt a and holder w.
 
+    `seconds` is the time that a group must have left to claim the task, `releases` the number of times that the task was
+    given back at the end of a walltime.
+
     In needs/A.N, which says that task N depends on task A, the number N is in the field of the claim number.
     """
 
@@ -30,10 +33,16 @@ class Name(NamedTuple):
     claim: int = 0
     attempt: int = 0
     holder: str = ""
+    seconds: int = 0
+    releases: int = 0
 
     def to(self, place: str, holder: str | None = None) -> Name:
         """Return the name of the same claim in another place."""
         return self._replace(place=place, holder=self.holder if holder is None else holder)
+
+    def following(self, place: str, attempt: int, holder: str = "") -> Name:
+        """Return the name of the next claim, in another place."""
+        return self._replace(place=place, claim=self.claim + 1, attempt=attempt, holder=holder)
 
     def __str__(self) -> str:
         return f"{self.place}/{'.'.join(str(part) for part in self[1:] if part)}"

@@ -87,7 +87,7 @@ class Protocol:
         """
         tmp = Name("tmp", task)
         waits = self.config.delayed or self.dependency_links(task)
-        target = Name("waiting" if waits else "ready", task, 1, 1)
+        target = Name("waiting" if waits else "ready", task, 1, 1, seconds=self.config.duration * self.config.limited)
         if not (yield Rename(tmp, target)):
             if (yield Read(tmp, own=True)):
                 return self.rename_into_queue(task)
@@ -220,16 +220,21 @@ class Protocol:
         yield Rename(waiting, waiting.to("ready"))
         return None
 
+    def fits(self, ready: Name, left: int) -> bool:
+        """Tell whether a group with this time left claims the task: the name alone says how much it needs."""
+        return not self.config.walltimes or ready.seconds <= left
+
     @rule
-    def claim(self, ready: Name, me: str) -> Body:
+    def claim(self, ready: Name, me: str, left: int = 0) -> Body:
         """Rename ready/N.c.a to claimed/N.c.a.w. Error: if the own target is there, the claim is mine."""
         mine = ready.to("claimed", me)
         if (yield Rename(ready, mine)) or (yield Read(mine)):
-            return self.run(mine)
+            yield Note("claimed", mine.task, str(left))
+            return self.run(mine, left)
         return None
 
     @rule
-    def run(self, mine: Name) -> Body:
+    def run(self, mine: Name, left: int = 0) -> Body:
         """Call the function, unless the task is released, lost or cancelled, or a dependency failed."""
         if (yield Choose("release")):
             return self.release(mine)
@@ -250,6 +255,8 @@ class Protocol:
             if outcome != VALUE:  # also if it is absent, which only a fault of the disk can cause
                 return self.write_outcome(mine, DEPENDENCY)
         yield Note("run", mine.task)
+        if self.config.walltimes and left < self.config.duration:
+            return self.give_back(mine, left)
         if not (yield Read(mine, own=True)):  # a worker looks only if its call took longer than a lease
             return None
         raised = yield Choose("raises")
@@ -260,7 +267,7 @@ class Protocol:
     @rule
     def delay(self, mine: Name) -> Body:
         """Rename claimed/N.c.a.w to waiting/N.(c+1).(a+1). Error: if the claim is there, publish the exception."""
-        waiting = Name("waiting", mine.task, mine.claim + 1, mine.attempt + 1)
+        waiting = mine.following("waiting", mine.attempt + 1)
         if not (yield Rename(mine, waiting)) and (yield Read(mine, own=True)):
             return self.write_outcome(mine, RAISED)
         return None
@@ -268,7 +275,22 @@ class Protocol:
     @rule
     def release(self, mine: Name) -> Body:
         """Rename claimed/N.c.a.w to ready/N.(c+1).a, which uses no attempt. Then stop."""
-        yield Rename(mine, Name("ready", mine.task, mine.claim + 1, mine.attempt))
+        yield Rename(mine, mine.following("ready", mine.attempt))
+        return None
+
+    @rule
+    def give_back(self, mine: Name, left: int) -> Body:
+        """Release a task whose call had all the time that was left, and needs more. Count it in the name.
+
+        A task without a time limit needs more time than that from now on. If it was given back as often as it has
+        attempts, report it as lost instead.
+        """
+        if mine.releases + 1 >= self.config.attempts:
+            return self.write_outcome(mine, LOST)
+        ready = mine.following("ready", mine.attempt)
+        seconds = mine.seconds if self.config.limited else max(mine.seconds, left + 1)
+        if (yield Rename(mine, ready._replace(seconds=seconds, releases=mine.releases + 1))):
+            yield Note("given back", mine.task, str(left))
         return None
 
     @rule
@@ -312,7 +334,7 @@ class Protocol:
         return None
 
     @rule
-    def self_check(self, mine: Name) -> Body:
+    def self_check(self, mine: Name, left: int = 0) -> Body:
         """Resume a claim, or discard an outcome, that has the worker's name and on which it does not work.
 
         With an outcome: commit it. Without one: read the claim once more, because a recoverer may have committed it,
@@ -322,7 +344,7 @@ class Protocol:
             return self.discard(mine)
         if (yield Read(mine.to("outgoing"), own=True)):
             return self.commit(mine)
-        return self.run(mine) if (yield Read(mine)) else None
+        return self.run(mine, left) if (yield Read(mine)) else None
 
     # -- recoverer ---------------------------------------------------------------------------
 
@@ -332,14 +354,14 @@ class Protocol:
 
         A recoverer treats a claim in its own name, on which it does not work, in the same way: it runs no task.
         """
-        task, claim, attempt = claimed.task, claimed.claim, claimed.attempt
+        attempt = claimed.attempt
         found = yield Read(claimed.to("outgoing"))
         if found and found != PARTIAL:
             yield Rename(claimed, claimed.to("results"))
         elif attempt < self.config.attempts:
-            yield Rename(claimed, Name("ready", task, claim + 1, attempt + 1))
+            yield Rename(claimed, claimed.following("ready", attempt + 1))
         else:
-            mine = Name("claimed", task, claim + 1, attempt, me)
+            mine = claimed.following("claimed", attempt, me)
             if (yield Rename(claimed, mine)) or (yield Read(mine)):
                 return self.write_outcome(mine, LOST)
         return None
@@ -353,7 +375,8 @@ class Protocol:
         yield Note("retried", failed.task)
         if (yield Unlink(Name("cancel", failed.task))) == ERROR:
             return None
-        retried = yield Rename(failed, Name("ready", failed.task, failed.claim + 1, 1))
+        limit = self.config.duration * self.config.limited
+        retried = yield Rename(failed, failed.following("ready", 1)._replace(seconds=limit, releases=0))
         if retried and failed.place == "results":
             yield Unlink(failed.to("outgoing"))
         return None

@@ -108,6 +108,24 @@ COLLECTED = {  # garbage is collected at any time
         tasks=2, chain=True, workers=1, recoverers=0, collectors=1, searches=True, budget=Budget(death=1)
     ),
 }
+WALLTIMES = {
+    "limit that fits one group": Config(walltimes=(1, 2), duration=2, limited=True, budget=Budget(crash=1, enoent=1)),
+    "limit that fits none": Config(walltimes=(1,), duration=2, limited=True, budget=Budget(cancel=1)),
+    "given back, crash": Config(walltimes=(1, 2), duration=2, budget=Budget(crash=1, error=1, enoent=1)),
+    "given back, stale reads": Config(walltimes=(1, 2), duration=2, budget=Budget(error=1, stale=1)),
+    "given back, pause": Config(walltimes=(1, 2), duration=2, budget=Budget(suspect=1, enoent=1)),
+    "given back as often as it has attempts": Config(
+        walltimes=(1, 2, 3), duration=4, attempts=3, workers=1, budget=Budget(crash=1, suspect=1)
+    ),
+    "given back, no longer group": Config(walltimes=(1,), duration=2, budget=Budget(suspect=1, release=1)),
+    "reported, retried": Config(walltimes=(1, 2), duration=3, attempts=1, budget=Budget(crash=1, error=1, retry=1)),
+    "reported, stale reads": Config(walltimes=(1, 2), duration=3, attempts=2, budget=Budget(stale=1, enoent=1)),
+    "raises": Config(walltimes=(1, 2), duration=2, retries=1, attempts=3, budget=Budget(raises=1, crash=1)),
+    "autoscaled": Config(
+        walltimes=(1, 2), duration=2, autoscaler=True, recoverers=0, workers=0, budget=Budget(crash=1)
+    ),
+    "dependent": Config(walltimes=(1, 2), duration=2, tasks=2, chain=True, workers=1),
+}
 ALL = [
     pytest.param(config, id=f"{title}: {faults}")
     for title, configs in (
@@ -118,6 +136,7 @@ ALL = [
         ("kept", KEPT),
         ("deleted", DELETED),
         ("collected", COLLECTED),
+        ("walltime", WALLTIMES),
     )
     for faults, config in configs.items()
 ]

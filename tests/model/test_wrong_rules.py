@@ -322,6 +322,58 @@ class NeverReady(Protocol):
         return None
 
 
+class ClaimsWithoutLooking(Protocol):
+    """Claim a task whatever time is left, and give it back later."""
+
+    def fits(self, ready: Name, left: int) -> bool:
+        return True
+
+
+class ForgetsTheTime(Protocol):
+    """Count a task that is given back at the end of a walltime, but do not record the time that it had."""
+
+    @rule
+    def give_back(self, mine: Name, left: int) -> Body:
+        if mine.releases + 1 >= self.config.attempts:
+            return self.write_outcome(mine, LOST)
+        if (yield Rename(mine, mine.following("ready", mine.attempt)._replace(releases=mine.releases + 1))):
+            yield Note("given back", mine.task, str(left))
+        return None
+
+
+class RecoversWithoutTheTime(Protocol):
+    """Requeue the task of a dead worker as if it had never been given back."""
+
+    @rule
+    def recover(self, claimed: Name, me: str) -> Body:
+        if claimed.attempt < self.config.attempts:
+            yield Rename(claimed, Name("ready", claimed.task, claimed.claim + 1, claimed.attempt + 1))
+        return None
+
+
+class CountsNoReleases(Protocol):
+    """Record the time that a task had, but give it back as often as groups have more."""
+
+    @rule
+    def give_back(self, mine: Name, left: int) -> Body:
+        ready = mine.following("ready", mine.attempt)._replace(seconds=left + 1)
+        if (yield Rename(mine, ready)):
+            yield Note("given back", mine.task, str(left))
+        return None
+
+
+class ReportsNothing(Protocol):
+    """Leave a task in the queue that was given back as often as it has attempts: no group claims it any more."""
+
+    @rule
+    def give_back(self, mine: Name, left: int) -> Body:
+        yield Rename(mine, mine.following("ready", mine.attempt)._replace(releases=mine.releases + 1))
+        return None
+
+    def fits(self, ready: Name, left: int) -> bool:
+        return ready.releases < self.config.attempts
+
+
 WRONG: list[tuple[type[Protocol], Config, str, str]] = [
     (
         CommitByUnlink,
@@ -472,6 +524,36 @@ WRONG: list[tuple[type[Protocol], Config, str, str]] = [
         Config(autoscaler=True, recoverers=0, workers=0, budget=Budget(crash=1)),
         "no final state can be reached without further faults; left are claimed/1.1.1.w1 (task)",
         "w1  CRASHES",
+    ),
+    (
+        ClaimsWithoutLooking,
+        Config(walltimes=(1, 2), duration=2, limited=True),
+        "task 1 is claimed by a group in whose time its limit does not fit",
+        "w1  rename ready/1.1.1.2 claimed/1.1.1.w1.2: done",
+    ),
+    (
+        ForgetsTheTime,
+        Config(walltimes=(1, 2), duration=2),
+        "task 1 is claimed by a group that has no more time than an earlier one had",
+        "w1  rename ready/1.2.1.1 claimed/1.2.1.w1.1: done",
+    ),
+    (
+        RecoversWithoutTheTime,
+        Config(walltimes=(1, 2), duration=2, budget=Budget(crash=1)),
+        "task 1 is claimed by a group that has no more time than an earlier one had",
+        "w2  rename ready/1.3.2 claimed/1.3.2.w2: done",
+    ),
+    (
+        CountsNoReleases,
+        Config(walltimes=(1, 2, 3), duration=3, attempts=1),
+        "task 1 runs more often than it has attempts",
+        "w1  read cancel/1: no",
+    ),
+    (
+        ReportsNothing,
+        Config(walltimes=(1, 2), duration=3, attempts=1),
+        "no final state can be reached without further faults",
+        "s   submits 1",
     ),
     (
         NeverReady,

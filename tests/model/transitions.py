@@ -198,11 +198,14 @@ class Transitions:
                 case "s", "tmp" if me == "s":
                     yield "", f"cleans up {name}", rules.clean_up(name.task)
                 case "w", "ready":
-                    yield "", f"claims {name}", rules.claim(name, me)
+                    for left in self.config.walltimes or (0,):
+                        if rules.fits(name, left):
+                            yield "", f"claims {name}", rules.claim(name, me, left)
                 case "w" | "s" | "v", "waiting" if self.releases(me):
                     yield "", f"checks whether {name} is ready", rules.make_ready(name)
                 case "w", "claimed" | "outgoing" if name.holder == me:
-                    yield "", f"finds {name} in its name", rules.self_check(name)
+                    for left in self.config.walltimes[-1:] or (0,):
+                        yield "", f"finds {name} in its name", rules.self_check(name, left)
                 case "s", "failed" if shared.records[name.task - 1].owed:
                     yield "", f"finds {name}", rules.fail_set_aside(name)
                 case "g", "tmp":
