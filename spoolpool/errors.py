@@ -161,6 +161,12 @@ class WorkerLost(SpoolpoolError):
         return self.attempts[-1] if self.attempts else LostAttempt(0)
 
 
+class WalltimeTooShort(WorkerLost):
+    """A task was given back at the end of a walltime as often as it has attempts: no group had enough time for it."""
+
+    exit_code = 23
+
+
 class TaskFailed(SpoolpoolError):
     """A task raised an exception of a class that cannot be pickled or loaded; the message has its type and text."""
 

@@ -69,6 +69,7 @@ def as_json(status: Status) -> dict[str, Any]:
                 "tags": list(each.info.tags),
                 "python": each.info.python,
                 "started": each.info.started,
+                "ends": each.info.ends,
                 "task": each.task,
                 "name": each.name,
                 "seconds": each.seconds,

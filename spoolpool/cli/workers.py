@@ -63,7 +63,8 @@ def ls(directory: str, as_json: bool) -> None:
         state = life.text
         job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
-        echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}")
+        left = "" if info.ends is None else f"  {max(0.0, info.ends - now):.0f} s left"
+        echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}{left}")
     for each in find_jobs(spool):
         if as_json:
             click.echo(json.dumps({**msgspec.to_builtins(each.record), "id": each.id, "state": each.state}))

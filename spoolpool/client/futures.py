@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from spoolpool.errors import DependencyFailed
 from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import TaskFile
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.user_code import describe_value, is_interrupt
 
@@ -80,7 +79,7 @@ class TaskFuture(SafeFuture):
         self.header = header
         self.submitted_by_this_run = submitted_by_this_run
         """Whether this object's session submitted the task; else an earlier run of the session did."""
-        self.task_file = TaskFile(header.task, 1, 1)
+        self.task_file = header.first_file()
         self.is_submitted = False
         """Whether the task is certain to have been in the spool; False during its submission."""
         self.seconds: float | None = None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import parse_task_file
 from spoolpool.protocol import heartbeat, workers
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.protocol.workers import NeededTime, TimeShortage, WorkerInfo
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger("spoolpool.session")
 
 _WARNING_SECONDS = 600.0  # between two warnings about one lane
+_BUCKETS = 16  # of a lane, in which the time that tasks need is looked up
 _FIRST_REFRESH, _LAST_REFRESH = 5.0, 600.0  # seconds between two refreshes, growing
 
 
@@ -36,27 +40,64 @@ class StarvationMonitor:
         """Warn about each lane of these tasks that no living group serves."""
         now = time.time()  # a warning tolerates the error of this host's clock
         wanted = {header.lane for header in awaited if header.not_before <= now}
-        if all(time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) < _WARNING_SECONDS for lane in wanted):
-            return
-        unserved = {lane for lane in wanted if not self._is_still_served(lane)}
+        wanted = {lane for lane in wanted if not self._was_warned(lane)}
+        unserved = {lane for lane in wanted if not self._is_still_served(lane, awaited)}
         if not unserved:
             return
         infos = workers.read_workers(self._spool)
         self._liveness.keep_only({info.worker for info in (*infos, *self._serves.values())})
         alive = [info for info in infos if self._liveness.is_alive(info)]
         for lane in unserved:
+            headers = [header for header in awaited if header.lane == lane]
             reason = workers.why_unserved(lane, alive)
             if reason is None:
-                self._serves[lane] = next(info for info in alive if workers.why_unserved(lane, [info]) is None)
-            elif time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) >= _WARNING_SECONDS:
-                self._warned[lane] = time.monotonic()
-                count = sum(1 for header in awaited if header.lane == lane)
-                log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)
+                able = (info for info in alive if workers.why_unserved(lane, [info]) is None)
+                longest = self._serves[lane] = max(able, key=_end)
+                if shortage := self._time_shortage(lane, headers, _end(longest)):
+                    self._warn(lane, *shortage)
+                continue
+            if reason == workers.NO_GROUP:
+                reason = workers.no_group(self._needed_time(headers))
+            self._warn(lane, len(headers), reason)
 
-    def _is_still_served(self, lane: str) -> bool:
-        """Whether the group found the last time lives; this saves a look at the entries of thousands of groups."""
+    def _time_shortage(self, lane: str, awaited: Sequence[TaskHeader], end: float) -> TimeShortage | None:
+        """Return the shortage for ready tasks of a lane that need more time than is left until ``end``."""
+        if end == math.inf:  # then nothing is listed
+            return None
+        needed = self._needed_time([header for header in awaited if header.lane == lane])
+        return workers.why_too_short(needed, end - self._spool.server_time()) if needed else None
+
+    def _needed_time(self, headers: Sequence[TaskHeader]) -> Counter[NeededTime]:
+        """Return the number of these tasks that are ready, by the time that they need.
+
+        Only the oldest buckets are listed: tasks that were given back have been claimed before the others.
+        """
+        tasks = {header.task for header in headers}
+        buckets = sorted({(header.bucket, header.lane) for header in headers})[:_BUCKETS]
+        listed = (files.list_names(self._spool.layout.bucket(lane, bucket)) for bucket, lane in buckets)
+        found = (task_file for names in listed for task_file in map(parse_task_file, names) if task_file)
+        return Counter(NeededTime.of(each) for each in found if each.seconds and each.task in tasks)
+
+    def _was_warned(self, lane: str) -> bool:
+        return time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) < _WARNING_SECONDS
+
+    def _warn(self, lane: str, count: int, reason: str) -> None:
+        self._warned[lane] = time.monotonic()
+        log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)
+
+    def _is_still_served(self, lane: str, awaited: Sequence[TaskHeader]) -> bool:
+        """Whether the group found the last time lives, and has enough time for the tasks.
+
+        This saves a look at the entries of thousands of groups.
+        """
         info = self._serves.get(lane)
-        return info is not None and self._liveness.is_alive(info)
+        if info is None or not self._liveness.is_alive(info):
+            return False
+        return self._time_shortage(lane, awaited, _end(info)) is None
+
+
+def _end(info: WorkerInfo) -> float:
+    return math.inf if info.ends is None else info.ends
 
 
 class Refresher:

@@ -11,6 +11,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.errors import BadRequest, BadTaskFile
 from spoolpool.format.names import (
+    TaskFile,
     is_bucket,
     is_cache_key,
     is_object_file,
@@ -84,6 +85,11 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     def delayed(self) -> bool:
         """Whether the task is delayed at its submission: for dependencies, or until its earliest start."""
         return bool(self.needs) or self.not_before > 0
+
+    def first_file(self, claim: int = 1) -> TaskFile:
+        """Return the name of the task file for its first attempt."""
+        first = TaskFile(self.task, claim, 1)
+        return first.needing(self.time_limit) if self.time_limit else first
 
     def dependencies(self) -> Iterator[tuple[str, str]]:
         """Yield session and id of each task that this task depends on."""

@@ -6,6 +6,7 @@ A name that does not parse does not belong to spoolpool and is left alone. ``doc
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import time
@@ -39,8 +40,11 @@ _OBJECT = r"[0-9a-f]{32}"
 _OBJECT_FILE = rf"{_OBJECT}(?:@(?:{_ACCOUNT}))?"
 _CACHE_KEY = r"[0-9a-f]{64}"
 _UNFINISHED = rf"spool\.json|{_TASK}|{_WORKER}\.info|{_OBJECT}\.{_SESSION}|{_CACHE_KEY}\.{_WORKER}"
-_TASK_FILE = re.compile(rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII)
+_TASK_FILE = re.compile(
+    rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:-(\d{{9}})-(\d{{2}}))?(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII
+)
 _LINK = re.compile(rf"({_TASK})\.({_TASK})", re.ASCII)
+_MOST_SECONDS = 999_999_999
 _RUN = r"[0-9a-f]{8}"
 _LEASE = re.compile(rf"({_OBJECT_FILE})\.({_RUN})", re.ASCII)
 _ENTRY = re.compile(rf"({_SESSION})(?:~{_RUN})?", re.ASCII)
@@ -88,16 +92,21 @@ _is_tag = _matcher(_TAG)
 
 
 class TaskFile(NamedTuple):
-    """Name of a task file: task, claim number, attempt, and the worker that holds the claim.
+    """Name of a task file: task, claim number, attempt, the worker that holds the claim, and the time that it needs.
 
     ``claim`` rises at every requeue, take-over and release, so that no name is ever made twice and a late or repeated
-    request finds no source. ``attempt`` rises only when a worker died.
+    request finds no source. ``attempt`` rises only when a worker died. The time is in the name, so that a worker
+    decides by a listing whether it has enough.
     """
 
     task: str
     claim: int
     attempt: int
     worker: str = ""
+    seconds: int = 0
+    """Seconds that a group must have left to claim the task; 0 if that is not known."""
+    releases: int = 0
+    """Number of times that the task was given back at the end of a walltime."""
 
     @property
     def name(self) -> str:
@@ -106,25 +115,32 @@ class TaskFile(NamedTuple):
 
     def claimed_by(self, worker: str) -> TaskFile:
         """Return the name of this claim when it belongs to a worker (or to :data:`CANCELLED`)."""
-        return TaskFile(self.task, self.claim, self.attempt, worker)
+        return self._replace(worker=worker)
 
     def released(self) -> TaskFile:
         """Return the name after the worker gave the task back: it is queued again, with the same attempt."""
-        return TaskFile(self.task, self.claim + 1, self.attempt)
+        return self._replace(claim=self.claim + 1, worker="")
+
+    def needing(self, seconds: float, *, releases: int | None = None) -> TaskFile:
+        """Return the name of a task that needs at least this time, rounded up."""
+        count = self.releases if releases is None else min(releases, 99)
+        return self._replace(seconds=max(self.seconds, min(math.ceil(seconds), _MOST_SECONDS)), releases=count)
 
     def requeued(self) -> TaskFile:
         """Return the name after the worker died: it is queued again, with the next attempt."""
-        return TaskFile(self.task, self.claim + 1, min(self.attempt + 1, 99))
+        return self._replace(claim=self.claim + 1, attempt=min(self.attempt + 1, 99), worker="")
 
     def reassigned_to(self, worker: str) -> TaskFile:
         """Return the name after a recoverer took the claim over."""
-        return TaskFile(self.task, self.claim + 1, self.attempt, worker)
+        return self._replace(claim=self.claim + 1, worker=worker)
 
 
 @functools.lru_cache(maxsize=64)
 def _task_file_name(task_file: TaskFile) -> str:
     """Cached: each side needs the name about ten times for one task."""
     stem = f"{task_file.task}.{task_file.claim:06d}.{task_file.attempt:02d}"
+    if task_file.seconds or task_file.releases:
+        stem += f"-{task_file.seconds:09d}-{task_file.releases:02d}"
     return f"{stem}.{task_file.worker}" if task_file.worker else stem
 
 
@@ -133,8 +149,11 @@ def parse_task_file(name: str) -> TaskFile | None:
     match = _TASK_FILE.fullmatch(name)
     if match is None:
         return None
-    task, claim, attempt, worker = match.groups()
-    return TaskFile(task, int(claim), int(attempt), worker or "")
+    task, claim, attempt, seconds, releases, worker = match.groups()
+    if seconds is None:  # the usual case
+        return TaskFile(task, int(claim), int(attempt), worker or "")
+    found = TaskFile(task, int(claim), int(attempt), worker or "", int(seconds), int(releases))
+    return found if found.seconds or found.releases else None  # the same task would have two names
 
 
 def new_task_id(priority: int = settings.PRIORITY) -> str:

@@ -186,9 +186,13 @@ class TaskView:
         return found
 
 
+_ENDS = ("task", "raised", "recovered", "given back")
+"""Events that end an attempt, or a claim."""
+
+
 def _without_ended_claims(events: list[Event]) -> list[Event]:
     """Return the events without the begins of attempts whose ends are known."""
-    ended = {(each.worker or each.by, each.attempt) for each in events if each.event in ("task", "raised", "recovered")}
+    ended = {(each.worker or each.by, each.attempt) for each in events if each.event in _ENDS}
     return [each for each in events if each.event != "claimed" or (each.by, each.attempt) not in ended]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from spoolpool.protocol import journal, workers
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.progress import TaskProgress, progress_of
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.workers import GroupState, WorkerInfo, group_state
+from spoolpool.protocol.workers import GroupState, NeededTime, WorkerInfo, group_state
 from spoolpool.system import accounts, files
 
 _HEADERS = 500  # headers that are read at most for one status; those of earlier ones are remembered
@@ -47,6 +48,8 @@ class LaneCounts:
     running: int = 0
     done: int = 0
     failed: int = 0
+    needed: Counter[NeededTime] = field(default_factory=Counter)
+    """Number of waiting tasks by the time that they need, without those that need none in particular."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +142,12 @@ class StatusCollector:
             lane, user = found
             row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
             setattr(row, location.place, getattr(row, location.place) + 1)
+            if location.place == "waiting" and location.task_file.seconds:
+                row.needed[NeededTime.of(location.task_file)] += 1
             if location.place == "running" and location.task_file.name in self._views:
                 running[location.task_file.worker] = self._views[location.task_file.name]
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
-        blocked = _blocked(rows, states)
+        blocked = _blocked(rows, states, now)
         rates = self._rates([info for info, _ in states], now)
         groups = [self._group(info, life, running.get(info.worker), now) for info, life in states]
         return Status(
@@ -153,7 +158,7 @@ class StatusCollector:
             groups=tuple(sorted(groups, key=lambda each: (each.info.process.host, each.info.job, each.info.worker))),
             last_seen=None if infos else self._last_seen(now),
             rate=sum(rates.values()) or None,
-            seconds_left=_seconds_left(rows, rates, {each.what for each in blocked}),
+            seconds_left=_seconds_left(rows, rates, {each.what: each.count for each in blocked}),
             unseen=scanner.unlisted,
         )
 
@@ -243,14 +248,22 @@ class StatusCollector:
 _Groups = list[tuple[WorkerInfo, GroupState]]
 
 
-def _blocked(rows: tuple[LaneCounts, ...], states: _Groups) -> tuple[Blocked, ...]:
+def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple[Blocked, ...]:
     infos = [info for info, life in states if life.state == "alive"]
     silent = [(info, life) for info, life in states if life.state == "silent"]
     waiting: dict[str, int] = {}
+    needed: dict[str, Counter[NeededTime]] = {}
     for row in rows:
         if row.waiting:
             waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
-    found = [(lane, count, _why_blocked(lane, infos, silent)) for lane, count in waiting.items()]
+            needed.setdefault(row.lane, Counter()).update(row.needed)
+    found: list[tuple[str, int, str | None]] = []
+    for lane, count in waiting.items():
+        why = _why_blocked(lane, infos, silent)
+        if why is not None:
+            found.append((lane, count, workers.no_group(needed[lane]) if why == workers.NO_GROUP else why))
+        elif shortage := workers.why_too_short(needed[lane], workers.last_end(lane, infos) - now):
+            found.append((lane, *shortage))
     if not infos:
         # only a worker or 'spool autoscale' moves them to ready/
         held, running = sum(row.held for row in rows), sum(row.running for row in rows)
@@ -277,10 +290,16 @@ def _latest(silent: list[GroupState]) -> str:
     return min(silent, key=lambda life: math.inf if life.silence is None else life.silence).text
 
 
-def _seconds_left(rows: tuple[LaneCounts, ...], rates: dict[str, float], blocked: set[str]) -> float | None:
-    left: dict[str, int] = {}
+def _seconds_left(rows: tuple[LaneCounts, ...], rates: dict[str, float], blocked: dict[str, int]) -> float | None:
+    waiting: dict[str, int] = {}
+    running: dict[str, int] = {}
     for row in rows:
-        if row.lane not in blocked:
-            left[row.lane] = left.get(row.lane, 0) + row.waiting + row.running
+        waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
+        running[row.lane] = running.get(row.lane, 0) + row.running
+    left = {
+        lane: count - blocked.get(lane, 0) + running[lane]
+        for lane, count in waiting.items()
+        if lane not in blocked or count > blocked[lane]
+    }
     times = [count / rates[lane] for lane, count in left.items() if count and rates.get(lane)]
     return max(times, default=None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
-from spoolpool.format.names import parse_task_file
+from spoolpool.format.names import is_bucket, parse_task_file
 from spoolpool.monitor.query import STATE_OF_OUTCOME, TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import NeededTime, WorkerInfo
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
@@ -90,7 +93,25 @@ class Waiter:
         new = [f"Tasks of {lane} wait, and {reason}." for lane, reason in reasons.items() if reason]
         new = [text for text in new if text not in self._warned]
         self._warned.update(new)
-        return new
+        return [*new, *self._time_shortages(alive)]
+
+    def _time_shortages(self, alive: list[WorkerInfo]) -> Iterator[str]:
+        """Yield the lanes with tasks for which no group has enough time, each once, with the reasons."""
+        for lane in self._lanes - self._warned:
+            end = workers.last_end(lane, alive)
+            if end == math.inf:  # then the lane is not listed: it may have a million tasks
+                continue
+            scanner = SpoolScanner(self._spool.layout.root)
+            needed: Counter[NeededTime] = Counter()
+            for bucket in scanner.valid_paths(f"ready/{lane}", is_bucket):
+                needed.update(
+                    NeededTime.of(each.task_file)
+                    for each in scanner.task_files("waiting", bucket, claimed=False)
+                    if each.task_file.seconds and each.task_file.task in self.pending
+                )
+            if shortage := workers.why_too_short(needed, end - self._spool.server_time()):
+                self._warned.add(lane)
+                yield f"Tasks of {lane} wait, and {shortage.why}."
 
     def ends(self) -> dict[str, str]:
         """Return the end of each task: its state, or ``collected`` if the state is not known."""

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 _NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
+_WALLTIME, _ASKED = "the walltime of its group ended", "its group was asked to end"  # reasons to give tasks back
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
 
 
@@ -257,8 +258,16 @@ class GroupPool:
                 worker_registration.take_end(self._spool, worker)
                 del self._ending[worker]
 
-    def stop(self, seconds: float | None = _STOP_SECONDS, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
+    def stop(
+        self,
+        seconds: float | None = _STOP_SECONDS,
+        *,
+        hurry: Callable[[], bool] = lambda: False,
+        at_walltime: bool = False,
+    ) -> list[str]:
         """End every group after the task that it runs; return the tasks that were released instead.
+
+        ``at_walltime``: they end because their time is over.
 
         A group that still runs after ``seconds`` (None: without limit), or once ``hurry`` returns True, is ended, and
         its task is released. A group without an entry for a minute is ended in any case: it has no task, and hangs in
@@ -284,7 +293,8 @@ class GroupPool:
                 worker_registration.take_end(self._spool, worker)
                 del self._ending[worker]
                 try:
-                    released += self._recovery.release(worker)
+                    over = time.monotonic() - begun if at_walltime else None
+                    released += self._recovery.release(worker, _WALLTIME if at_walltime else _ASKED, over=over)
                 except OSError as error:  # the server does not answer for a moment: recovery finds the task later
                     log.warning("The task of worker group %s cannot be released now: %s", worker, error)
             for worker in running - late:

@@ -79,7 +79,8 @@ class Supervisor:
                 pool.resize(shape, count)
             self._watch(stopping)
         finally:
-            for task_id in pool.stop(self._drain, hurry=hurry.is_set):
+            at_walltime = self._ends is not None and time.monotonic() > self._ends
+            for task_id in pool.stop(self._drain, hurry=hurry.is_set, at_walltime=at_walltime):
                 self._echo(f"Task {task_id} was given back: it did not end in time.")
             self._owner.leave()
             self._relay.close()

@@ -7,17 +7,20 @@ step of a claim is one rename of its task file, out of ``claimed/``.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spoolpool.calls import pickling
-from spoolpool.errors import LostAttempt, NotTrusted, SpoolDenied, WorkerLost
+from spoolpool.errors import LostAttempt, NotTrusted, SpoolDenied, WalltimeTooShort, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.protocol import outcomes
+from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import outcome_label
@@ -30,6 +33,18 @@ log = logging.getLogger(__name__)
 _reported = LimitedLog(log)
 
 _MESSAGE = 4096  # characters of a message in a header
+
+
+@dataclass(frozen=True, kw_only=True)
+class GiveBack:
+    """Reason to release a claim, and the run that ends with it."""
+
+    reason: str
+    """Reason, for the journal."""
+    ran: float | None = None
+    """Seconds that the call had; None if it was not called."""
+    at_walltime: bool = False
+    """Whether the time of its group was over, so that the task needs a group with more time."""
 
 
 class Claim:
@@ -189,7 +204,10 @@ class Claim:
 
     def report_lost(self, message: str, attempts: Sequence[LostAttempt] = ()) -> None:
         """Publish the outcome :class:`WorkerLost`."""
-        payload, buffers = pickling.dumps(WorkerLost(message, attempts))
+        self._report(WorkerLost(message, attempts))
+
+    def _report(self, error: WorkerLost) -> None:
+        payload, buffers = pickling.dumps(error)
         outcome = OutcomeHeader(
             task=self.task_file.task,
             kind="lost",
@@ -197,7 +215,7 @@ class Claim:
             host=hostname(),
             attempt=self.task_file.attempt,
             ended=time.time(),
-            failure=Failure(type="spoolpool.errors.WorkerLost", message=message[:_MESSAGE]),
+            failure=Failure(type=f"spoolpool.errors.{type(error).__name__}", message=str(error)[:_MESSAGE]),
         )
         self.write_outcome(envelope.pack(headers.encode(outcome), payload, buffers))
         self.commit()
@@ -205,6 +223,64 @@ class Claim:
     def release(self) -> None:
         """Return the task to its bucket; it costs no attempt."""
         self._move_to_bucket(self.task_file.released())
+
+    def give_back(self, why: GiveBack, journal: Journal | None, *, reporter: str = "") -> bool:
+        """Release a task, or report it if it was given back at the end of a walltime as often as it has attempts.
+
+        The name records the time that its call had, unless it has a time limit. Returns whether the task is ready
+        again. A supervisor reports as ``reporter``, since the worker may have left a part of its own outcome.
+        """
+        ready, header = self.task_file.released(), self.header
+        if why.ran is not None and not header.time_limit:
+            ready = ready.needing(math.floor(why.ran) + 1)
+        claim, reported = self, False
+        if why.at_walltime:
+            ready = ready.needing(0, releases=ready.releases + 1)
+            too_often = ready.releases >= headers.attempts(header)
+            if too_often and reporter:
+                claim = self.reassign(reporter)
+                ready = ready._replace(claim=ready.claim + 1)
+            reported = too_often and claim.report_too_short(ready.releases, why.ran or 0.0)
+        if not reported:
+            move_to_bucket(self._spool, self._spool.layout.claimed_task(claim.task_file), header, ready)
+        if journal is not None:
+            end = "reported as lost" if reported else "given back"
+            journal.write(
+                "given back",
+                task=header.task,
+                name=header.name,
+                session=header.session,
+                lane=header.lane,
+                worker=self.task_file.worker,
+                attempt=self.task_file.attempt,
+                attempts=headers.attempts(header),
+                ran=why.ran or 0.0,
+                kind="lost" if reported else "",
+                reason=why.reason,
+                text=f"{header.task}: {end}: {why.reason}",
+            )
+            journal.flush()
+        return not reported
+
+    def report_too_short(self, releases: int, ran: float) -> bool:
+        """Publish the outcome :class:`WalltimeTooShort`; return whether it was written.
+
+        ``releases`` is the number of groups whose time was over, ``ran`` the time that the last one had for the task.
+        """
+        try:
+            self._report(
+                WalltimeTooShort(
+                    f"Task {self.task_file.task} was given back {releases} time(s) at the end of the walltime of its "
+                    f"worker groups, as often as it has attempts; the last group had {ran:.0f} s for it. Start groups "
+                    "with more time (the walltime of their jobs, or --max-time), or let the function save what it has "
+                    "before current_task().remaining() is 0. With a time_limit, only a group with that much time left "
+                    "begins the call. 'spool retry' runs the task again."
+                )
+            )
+        except OSError as error:  # its call has just ended, and writes its own outcome; or the disk is full
+            log.info("Cannot report task %s: %s", self.task_file.task, error)
+            return False
+        return True
 
     def requeue(self) -> None:
         """Return the task of a dead worker to its bucket; it costs an attempt."""

@@ -52,9 +52,9 @@ class Claimer:
     """Claims the ready tasks that a worker may run, in order, at a cost that does not grow with the backlog.
 
     ``serves`` says which lanes are this group's, ``weights`` which share of it each queue gets (see
-    :mod:`spoolpool.protocol.fair_share`); with a ``submitter`` only its tasks are claimed. After a conflict with
-    another worker it continues with another task, and never waits. ``on_set_aside`` is called with the claim and the
-    reason after a task was set aside.
+    :mod:`spoolpool.protocol.fair_share`); with a ``submitter`` only its tasks are claimed. Tasks that need more time
+    than ``seconds_left`` are left to other groups. After a conflict with another worker it continues with another task,
+    and never waits. ``on_set_aside`` is called with the claim and the reason after a task was set aside.
     """
 
     def __init__(
@@ -67,9 +67,11 @@ class Claimer:
         submitter: str = "",
         *,
         on_set_aside: Callable[[TaskFile, str], None] | None = None,
+        seconds_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._spool = spool
         self._on_set_aside = on_set_aside
+        self._seconds_left = seconds_left
         self._lease = spool.config.lease
         self._patience = heartbeat_interval(spool)
         self._worker = worker
@@ -128,6 +130,7 @@ class Claimer:
         path = self._spool.layout.bucket(bucket.lane, bucket.name)
         directory = self._listing.directory(bucket)
         conflicts: set[str] = set()
+        too_long = False
         limit = self._unusable + self._unusable_limit
         while names:
             if self._unusable > limit:  # junk: try the other buckets before the rest of it
@@ -140,6 +143,9 @@ class Claimer:
             task_file = parse_task_file(name)
             if task_file is None or task_file.worker:
                 continue
+            if task_file.seconds and task_file.seconds > self._seconds_left():
+                too_long = True
+                continue
             claim = self._claim(f"{path}/{name}", f"{directory}/{name}", task_file, bucket.user)
             if claim is not None:
                 self._unusable_limit = _UNUSABLE
@@ -150,7 +156,7 @@ class Claimer:
             names = self._listing.contended(bucket, name)
             if len(conflicts) > _CONFLICTS or self._listing.is_left_to_others(bucket):
                 self._listing.skip(bucket)
-        if not conflicts:
+        if not (conflicts or too_long):
             self._listing.nothing_usable(bucket)
         return None
 
@@ -253,6 +259,10 @@ class Claimer:
                     "file name or its directory."
                 )
             self._check_origin(header, lane, status.st_uid, path)
+            if header.time_limit > task_file.seconds and header.time_limit > self._seconds_left():
+                # its submitter has a version that does not name the time; now the name has it
+                move_to_bucket(self._spool, path, header, task_file.released().needing(header.time_limit))
+                return None
         except BrokenSpool:  # the task is of the spool that is at this path now
             if header is not None:
                 move_to_bucket(self._spool, path, header, task_file.released())

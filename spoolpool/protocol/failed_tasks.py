@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spoolpool.errors import BadTaskFile, SpoolpoolError
-from spoolpool.format.names import TaskFile, parse_task_file
+from spoolpool.format.names import parse_task_file
 from spoolpool.protocol import cancel
 from spoolpool.protocol.objects import is_stored, objects_of
 from spoolpool.protocol.spool import Spool
@@ -40,7 +40,7 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     spool.open_session(header.session, owner)
     with files.translate_errors(f"remove the cancel request for {task_file.task}, which would end its retry"):
         cancel.revoke_request(spool, task_file.task, owner)
-    ready = TaskFile(task_file.task, task_file.claim + 1, 1)
+    ready = header.first_file(task_file.claim + 1)
     bucket = spool.layout.bucket(header.lane, header.bucket)
     try:
         moved = move_to_bucket(spool, source, header, ready)

@@ -16,12 +16,12 @@ from spoolpool.format import headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
 from spoolpool.protocol import cancel, lost_attempts, workers
-from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_opened_task, read_owned_task
+from spoolpool.protocol.tasks import read_opened_task
 from spoolpool.system import files
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.locks import Lock, try_lock
@@ -166,25 +166,37 @@ class Recovery:
                 claims.setdefault(task_file.worker, []).append(task_file)
         return claims
 
-    def release(self, worker: str) -> list[str]:
+    def release(self, worker: str, reason: str, *, over: float | None = None) -> list[str]:
         """Release the claims of a worker that the caller has ended; return the ids of the tasks.
 
         It costs no attempt, so it is for supervisors alone: only the process that ended a worker knows that its death
-        says nothing about its task.
+        says nothing about its task. ``over`` are the seconds since the end of its walltime, if that is the reason.
         """
         done = []
         for task_file in self._claims().get(worker, []):
             try:
-                header, owner = read_owned_task(self._spool, self._spool.layout.claimed_task(task_file), task_file)
+                path = self._spool.layout.claimed_task(task_file)
+                with files.reading(path, None) as (fd, status):
+                    header, owner = read_opened_task(self._spool, fd, path, task_file)
                 claim = Claim(self._spool, header, task_file, owner)
                 if self._has_outcome(claim):
                     claim.commit()
-                else:
-                    claim.release()
-                    done.append(task_file.task)
+                    continue
+                ran = max(0.0, self._seconds_since(status.st_ctime, worker) - (over or 0.0))
+                why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None)
+                claim.give_back(why, self._journal, reporter=self._me)
+                done.append(task_file.task)
             except (OSError, SpoolpoolError) as error:  # a round will find it
                 log.info("Cannot release %s now: %s", task_file.name, error)
         return done
+
+    def _seconds_since(self, claimed: float, worker: str) -> float:
+        """Return the seconds since a claim that was dated by the file server, but not more than the age of its worker.
+
+        Some filesystems date no renames.
+        """
+        started = (files.mtime_ns(f"{self._spool.layout.worker(worker)}/info.json") or 0) / 1e9
+        return self._spool.server_time() - max(claimed, started)
 
     def _has_outcome(self, claim: Claim) -> bool:
         writer = files.owner(self._spool.layout.worker(claim.task_file.worker)) if self._spool.shared else None

@@ -84,7 +84,7 @@ class Submitter:
         this is so as far as listings show.
         """
         spool = self._spool
-        task_file = TaskFile(header.task, 1, 1)
+        task_file = header.first_file()
         source = f"{spool.layout.tmp}/{header.task}"
         with files.translate_errors(f"submit a task to {spool.path}"):
             spool.in_directory(spool.layout.tmp, lambda: spool.write(source, task_label(header.task), parts))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -14,11 +15,11 @@ from msgspec import Meta
 
 from spoolpool import settings
 from spoolpool.errors import NotTrusted
-from spoolpool.format.names import Lane, is_worker_id, parse_lane
+from spoolpool.format.names import Lane, TaskFile, is_worker_id, parse_lane
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name, in_group
-from spoolpool.system.bounds import Account, Count, Positive, Seconds, Word, Words
+from spoolpool.system.bounds import Account, Count, Positive, Seconds, Timeout, Word, Words
 from spoolpool.system.packages import is_requirement
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.records import BadRecord
@@ -58,6 +59,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds since the epoch, by its host's clock."""
     lacks: Annotated[dict[Word, Word], Meta(max_length=1000)] = {}
     """For each required package that is missing, by tag, the version that is installed instead; from its lack files."""
+    time_left: Timeout | None = None
+    """Seconds until it begins no more tasks, when this entry was written; None if no end is known."""
+    ends: Seconds | None = None
+    """The same moment, by the clock that dates the spool's files; not from the entry, but from the date of its file."""
     trust_users: Annotated[tuple[Account, ...], Meta(max_length=1000)] = ()
     """Accounts whose tasks it runs, in a shared spool."""
     trust_groups: Words = ()
@@ -163,18 +168,19 @@ def load_worker(spool: Spool, worker: str) -> WorkerInfo:
     In a shared spool the account is that of the file, whatever the entry says.
     """
     path = f"{spool.layout.worker(worker)}/info.json"
-    owner = -1
+    owner, written = -1, 0.0
 
     def check(fd: int, name: str) -> os.stat_result:
-        nonlocal owner
+        nonlocal owner, written
         status = files.regular_status(fd, name)
-        owner = status.st_uid
+        owner, written = status.st_uid, max(0.0, status.st_mtime)
         return status
 
     info = records.load(path, _decoder, check=check)
     if info.worker != worker:
         raise BadRecord(path, f"it names another worker, {info.worker}")
-    return msgspec.structs.replace(info, user=account_name(owner)) if spool.shared else info
+    ends = None if info.time_left is None else written + info.time_left
+    return msgspec.structs.replace(info, user=account_name(owner) if spool.shared else info.user, ends=ends)
 
 
 def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
@@ -281,3 +287,60 @@ def why_unserved(lane: str, alive: list[WorkerInfo]) -> str | None:
     if len(reasons) > _REASONS:
         reasons[_REASONS:] = [f"and {len(reasons) - _REASONS} more reasons"]
     return f"no live group can run them: {'; '.join(reasons)}"
+
+
+class NeededTime(NamedTuple):
+    """Time that a waiting task needs, as its name says."""
+
+    seconds: int
+    """Seconds that a group must have left; 0 if that is not known."""
+    releases: int
+    """Number of times that the task did not end in the walltime of a group."""
+
+    @classmethod
+    def of(cls, task_file: TaskFile) -> NeededTime:
+        """Return the time that a task needs."""
+        return cls(task_file.seconds, task_file.releases)
+
+
+class TimeShortage(NamedTuple):
+    """Number of tasks of a lane that need more time than any group that serves the lane has left."""
+
+    tasks: int
+    why: str
+    """Reason in words."""
+
+
+def last_end(lane: str, alive: list[WorkerInfo]) -> float:
+    """Return when the last group that serves a lane ends, by the clock of the file server; infinite if none does."""
+    wanted = parse_lane(lane)
+    ends = [info.ends for info in alive if wanted is not None and info.why_not(wanted) is None]
+    return max((math.inf if end is None else end for end in ends), default=math.inf)
+
+
+def why_too_short(waiting: Mapping[NeededTime, int], left: float) -> TimeShortage | None:
+    """Return the shortage of time for the waiting tasks of a lane, if its last group has this time left; else None.
+
+    ``waiting`` has the number of tasks by the time that they need.
+    """
+    too_long = {need: count for need, count in waiting.items() if need.seconds > left}
+    if not too_long:
+        return None
+    count = sum(too_long.values())
+    needs = f"{'the shortest ' * (count > 1)}needs {min(too_long).seconds} s"
+    text = f"no live group can run them: {needs}, the longest group has {max(0, math.floor(left))} s left"
+    return TimeShortage(count, text + _given_back(too_long))
+
+
+def no_group(waiting: Mapping[NeededTime, int]) -> str:
+    """Return the reason why tasks wait if there is no group at all, with the time that they need."""
+    most = max(waiting, default=NeededTime(0, 0)).seconds
+    return f"{NO_GROUP}; the longest needs {most} s{_given_back(waiting)}" if most else NO_GROUP
+
+
+def _given_back(waiting: Mapping[NeededTime, int]) -> str:
+    found = {need: count for need, count in waiting.items() if need.releases}
+    if not found:
+        return ""
+    times = max(need.releases for need in found)
+    return f"; {sum(found.values())} did not end in the walltime of a group before, up to {times} time(s)"

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane, TaskFile
-from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system import fork
 
 log = logging.getLogger(__name__)
+
+_WARNING_SECONDS = 60.0
+"""Seconds before the end of a walltime at which a batch system may warn, as with ``sbatch --signal=B:USR1@60``."""
 
 
 class Claims:
@@ -32,12 +37,18 @@ class Claims:
         trust: Trust,
         serves: Callable[[Lane], bool],
         on_set_aside: Callable[[TaskFile, str], None],
+        seconds_left: Callable[[], float],
     ) -> None:
-        self._new_claimer = functools.partial(Claimer, spool, info.worker, serves, trust, on_set_aside=on_set_aside)
+        """``seconds_left``: until this worker begins no more tasks."""
+        self._seconds_left = seconds_left
+        self._new_claimer = functools.partial(
+            Claimer, spool, info.worker, serves, trust, on_set_aside=on_set_aside, seconds_left=seconds_left
+        )
         self.claimer = self._new_claimer(info.weights)
         """Source of the tasks for the loop."""
         self._subtask_claimers: dict[str, Claimer] = {}
         self._active: list[Claim] = []
+        self._begun: dict[Claim, float] = {}
         self.uncertain = False
         """Whether an error may have hidden a claim that was made in this worker's name."""
         fork.call_in_child(self, Claims.close_locks)
@@ -62,26 +73,35 @@ class Claims:
     @contextlib.contextmanager
     def active(self, claim: Claim) -> Iterator[None]:
         """Count a claim among the active ones, and close its lock at the end."""
+        self._begun[claim] = time.monotonic()
         self._active.append(claim)
         try:
             yield
         finally:
             claim.close()
             self._active.remove(claim)
+            del self._begun[claim]
             if not self._active:
                 self._subtask_claimers.clear()
 
-    def release(self) -> bool:
+    def release(self, journal: Journal) -> bool:
         """Release the tasks of all active claims, from any thread; return whether there were any.
 
         The main thread may be about to commit one of them: one of the two renames succeeds.
         """
-        claims = list(self._active)
-        for claim in claims:
+        over = -self._seconds_left()
+        at_walltime = over > -_WARNING_SECONDS
+        reason = "the walltime of its group ended" if at_walltime else "its group was asked to end"
+        claims = dict(self._begun)
+        for claim, begun in claims.items():
             task = claim.task_file.task
+            ran = max(0.0, time.monotonic() - begun - max(0.0, over))
+            why = GiveBack(reason=reason, ran=ran, at_walltime=at_walltime)
             try:
-                claim.release()
-                log.warning("Task %s was released: it did not end in time.", task)
+                if claim.give_back(why, journal):
+                    log.warning("Task %s was released: it did not end in time.", task)
+                else:
+                    log.warning("Task %s did not end in time, as often as it has attempts; this was reported.", task)
             except (OSError, SpoolpoolError) as error:  # recovery requeues it after the death of this worker
                 log.warning("Cannot release task %s: %s", task, error)
         return bool(claims)

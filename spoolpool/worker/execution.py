@@ -21,7 +21,7 @@ from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.cancel import CancelRequests
-from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.dependencies import Dependencies, OutcomeIndex
 from spoolpool.protocol.objects import read_object
 from spoolpool.protocol.spool import Spool
@@ -72,7 +72,7 @@ class Execution:
         self._trust = trust
         self._claims = claims
         self._dependencies = Dependencies(spool, trust, outcomes)
-        self._publisher = Publisher(spool, group.size)
+        self._publisher = Publisher(spool, group.size, housekeeping.journal)
         self._cancel_requests = CancelRequests(spool)
         self._housekeeping = housekeeping
         self._is_stopping = is_stopping
@@ -164,7 +164,8 @@ class Execution:
     def _may_wait(self, claim: Claim) -> bool:
         """Return whether to wait on for the dependencies of a claimed task; release it if this worker is to end."""
         if self._is_stopping():
-            claim.release()
+            reason = "its group ended while it waited for the values of its dependencies"
+            claim.give_back(GiveBack(reason=reason), self._housekeeping.journal)
             return False
         return claim.exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -60,11 +61,13 @@ class Worker:
         self._group = group
         self._info = info
         self._options = options
+        self._end_time = None if options.max_time is None else time.monotonic() + options.max_time
         # before the registration: a worker that cannot claim (no key of a signed spool) must not announce itself
         journal = Journal(spool, info.worker)
         self.task_journal = TaskJournal(journal)
         """Journal entries about the tasks of this worker."""
-        self._claims = Claims(spool, info, options.trust, self._serves, self.task_journal.write_set_aside)
+        on_set_aside = self.task_journal.write_set_aside
+        self._claims = Claims(spool, info, options.trust, self._serves, on_set_aside, self._seconds_left)
         self._registration = Registration(spool, info)
         outcomes = OutcomeIndex(spool)
         self._housekeeping = Housekeeping(spool, info, self._registration, outcomes, journal, options.owner)
@@ -81,7 +84,6 @@ class Worker:
         self._watch = DirectoryWatcher()
         self._idle = IdleWait(self._watch)
         self._stopping = False
-        self._end_time = None if options.max_time is None else time.monotonic() + options.max_time
 
     def _serves(self, lane: Lane) -> bool:
         """Return whether this group runs tasks of a lane; record in its entry the packages that it lacks."""
@@ -106,7 +108,8 @@ class Worker:
             timer.start()
 
     def _release_and_exit(self) -> None:
-        if self._claims.release():
+        if self._claims.release(self._housekeeping.journal):
+            self._housekeeping.journal.close()
             self._registration.close(end="done" if self._options.supervised else None)
             os._exit(0)
 
@@ -151,7 +154,11 @@ class Worker:
 
     def _may_begin(self) -> bool:
         """Return whether another task may begin."""
-        return not self._stopping and (self._end_time is None or time.monotonic() < self._end_time)
+        return not self._stopping and self._seconds_left() > 0
+
+    def _seconds_left(self) -> float:
+        """Return the seconds until no more tasks are begun."""
+        return math.inf if self._end_time is None else self._end_time - time.monotonic()
 
     def _run_next(self) -> set[str] | None:
         """Run the next task; if there is none, return the directories in which one may appear."""

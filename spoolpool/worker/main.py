@@ -176,6 +176,7 @@ def _run_leader(
         supervisor=config.options.owner,
         batch=os.environ.get(settings.ENV_JOB, ""),
         started=time.time(),
+        time_left=config.options.max_time,
         trust_users=tuple(sorted(trust.uids)),
         trust_groups=trust.groups,
         trust_all=trust.everybody,

@@ -16,7 +16,7 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
-from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
@@ -128,9 +128,10 @@ class EmergencyPublisher:
 class Publisher:
     """Writes and commits the outcomes of one group with this number of ranks."""
 
-    def __init__(self, spool: Spool, ranks: int) -> None:
+    def __init__(self, spool: Spool, ranks: int, journal: Journal) -> None:
         self._spool = spool
         self._ranks = ranks
+        self._journal = journal
 
     def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
         """Write and commit the outcome of a call that was ``started`` at this time; return False if the claim was lost.
@@ -166,7 +167,8 @@ class Publisher:
                     )
                     parts = outcome_parts(claim.header, claim.task_file, failure_report(reason, 0), 1, started)
                 if stopping():
-                    claim.release()
+                    why = GiveBack(reason=f"its outcome could not be written ({error.strerror}), and its group ended")
+                    claim.give_back(why, self._journal)
                     raise SpoolFull(
                         f"The worker ended before the result of task {claim.task_file.task} could be written to "
                         f"{self._spool.path} ({error.strerror}). The task is ready again."

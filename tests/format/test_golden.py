@@ -14,7 +14,7 @@ import pytest
 
 from spoolpool import wire
 from spoolpool.calls.pickling import ObjectRef
-from spoolpool.errors import DependencyFailed, RemoteTraceback, SpoolVersion, WorkerLost
+from spoolpool.errors import DependencyFailed, RemoteTraceback, SpoolVersion, WalltimeTooShort, WorkerLost
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, TaskFile, parse_task_file
 from spoolpool.maintenance.check import check
@@ -96,10 +96,11 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "wait": ((set(), set()), tuple),
     "public names": (22, same),
     "options": (["night", "night", ("-v",), ("-v",), ("-v",), 2, 2], same),
-    "errors": (23, same),
+    "errors": (24, same),
     "module": ([7, "spoolpool.errors", type(None)], same),
     "exception": (ZERO, same),
     "definitions": (6, same),
+    "time limit": (32, same),
 }
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "buffer": ([42, DATA], as_list),
@@ -114,6 +115,7 @@ RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "linked exception": (FileNotFoundError(2, "No such file", "golden"), same),
     "lost attempts": (WorkerLost("it died"), same),
     "exception of a chunk": (ZERO, same),
+    "walltime too short": (WalltimeTooShort("it was given back"), same),
 }
 
 

@@ -48,6 +48,8 @@ task_files = st.builds(
     st.integers(0, 999_999),
     st.integers(0, 99),
     st.one_of(st.just(""), st.just("cancelled"), hexadecimal),
+    st.integers(0, 999_999_999),
+    st.integers(0, 99),
 )
 lanes = st.builds(
     Lane,

@@ -239,12 +239,12 @@ class ObjectProtocol(Protocol):
     # -- worker, and requests
 
     @rule
-    def claim(self, ready: Name, me: str) -> Body:
+    def claim(self, ready: Name, me: str, left: int = 0) -> Body:
         mine = ready.to("claimed", me)
         return self.run(mine) if (yield Rename(ready, mine)) else None
 
     @rule
-    def run(self, mine: Name) -> Body:
+    def run(self, mine: Name, left: int = 0) -> Body:
         """Run the task with its object. It is looked for again while it is missing: it may be aside for a moment."""
         if not (yield from self.found()):
             yield Note("missing", mine.task)

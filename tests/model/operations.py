@@ -22,8 +22,8 @@ DONE, NO, ERROR = "done", "", "error"
 class Name(NamedTuple):
     """Name of a file: place/N.c.a.w with task N, claim number c, attempt a and holder w.
 
-    `seconds` is the time that a group must have left to claim the task, `releases` the number of times that the task was
-    given back at the end of a walltime.
+    `seconds` is the time that a group must have left to claim the task, `releases` the number of times that the task
+    was given back at the end of a walltime.
 
     In needs/A.N, which says that task N depends on task A, the number N is in the field of the claim number.
     """

@@ -220,7 +220,7 @@ class Protocol:
         yield Rename(waiting, waiting.to("ready"))
         return None
 
-    def fits(self, ready: Name, left: int) -> bool:
+    def fits(self, ready: Name, left: int = 0) -> bool:
         """Tell whether a group with this time left claims the task: the name alone says how much it needs."""
         return not self.config.walltimes or ready.seconds <= left
 

@@ -73,7 +73,7 @@ class OneWorkerIsSpecial(Protocol):
     """The names of workers are not interchangeable: w1 never claims a task."""
 
     @rule
-    def claim(self, ready: Name, me: str) -> Body:
+    def claim(self, ready: Name, me: str, left: int = 0) -> Body:
         yield Read(ready) if me == "w1" else Rename(ready, ready.to("claimed", me))
         return None
 

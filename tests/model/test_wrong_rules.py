@@ -132,7 +132,7 @@ class ResumeWithoutSecondRead(Protocol):
     """A worker assumes that a forgotten claim without an outcome never ran."""
 
     @rule
-    def self_check(self, mine: Name) -> Body:
+    def self_check(self, mine: Name, left: int = 0) -> Body:
         if mine.place == "outgoing":
             return self.discard(mine)
         return self.commit(mine) if (yield Read(mine.to("outgoing"))) else self.run(mine)
@@ -163,7 +163,7 @@ class FailureNotPropagated(Protocol):
     """A dependent runs when its dependency has ended, whatever the outcome."""
 
     @rule
-    def run(self, mine: Name) -> Body:
+    def run(self, mine: Name, left: int = 0) -> Body:
         if mine.attempt > self.config.attempts:
             return self.write_outcome(mine, LOST)
         if (yield Read(Name("cancel", mine.task))):
@@ -325,7 +325,7 @@ class NeverReady(Protocol):
 class ClaimsWithoutLooking(Protocol):
     """Claim a task whatever time is left, and give it back later."""
 
-    def fits(self, ready: Name, left: int) -> bool:
+    def fits(self, ready: Name, left: int = 0) -> bool:
         return True
 
 
@@ -370,7 +370,7 @@ class ReportsNothing(Protocol):
         yield Rename(mine, mine.following("ready", mine.attempt)._replace(releases=mine.releases + 1))
         return None
 
-    def fits(self, ready: Name, left: int) -> bool:
+    def fits(self, ready: Name, left: int = 0) -> bool:
         return ready.releases < self.config.attempts
 
 

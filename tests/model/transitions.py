@@ -188,6 +188,7 @@ class Transitions:
         """Yield every rule that an idle participant can begin, with its price and description."""
         rules, budget = self.protocol, shared.budget
         others = set(shared.live) - {me}
+        times: list[tuple[int, ...]] = [(left,) for left in self.config.walltimes] or [()]
         if me == "s" and files.get(ENTRY) == DEAD:
             yield "", "opens the session again", rules.reopen()
             return
@@ -198,14 +199,14 @@ class Transitions:
                 case "s", "tmp" if me == "s":
                     yield "", f"cleans up {name}", rules.clean_up(name.task)
                 case "w", "ready":
-                    for left in self.config.walltimes or (0,):
-                        if rules.fits(name, left):
-                            yield "", f"claims {name}", rules.claim(name, me, left)
+                    for left in times:
+                        if rules.fits(name, *left):
+                            yield "", f"claims {name}", rules.claim(name, me, *left)
                 case "w" | "s" | "v", "waiting" if self.releases(me):
                     yield "", f"checks whether {name} is ready", rules.make_ready(name)
                 case "w", "claimed" | "outgoing" if name.holder == me:
-                    for left in self.config.walltimes[-1:] or (0,):
-                        yield "", f"finds {name} in its name", rules.self_check(name, left)
+                    for left in times[-1:]:
+                        yield "", f"finds {name} in its name", rules.self_check(name, *left)
                 case "s", "failed" if shared.records[name.task - 1].owed:
                     yield "", f"finds {name}", rules.fail_set_aside(name)
                 case "g", "tmp":

@@ -67,13 +67,14 @@ class Content(NamedTuple):
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
     *("public names", "options", "errors", "module", "exception", "definitions"),
+    "time limit",
 )
 """Kinds of tasks."""
 
 OUTCOMES = (
     *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
     *("dependency failed", "cancelled", "cancelled before its claim", "linked exception"),
-    *("lost attempts", "exception of a chunk"),
+    *("lost attempts", "exception of a chunk", "walltime too short"),
 )
 """Kinds of outcomes."""
 
@@ -209,11 +210,13 @@ def calls(spool: Spool) -> dict[str, Content]:
         "exception": (operator.truediv, (1, 0)),
         "definitions": (len, (definitions(),)),
     }
+    limited = Content(dumps((pow, (2, 5), {})), (), {"time_limit": 90.0})
     return {kind: Content(dumps((function, args, {}))) for kind, (function, args) in plain.items()} | {
         "program": Content(dumps((wire.run_program, (["echo", "golden"],), {"universal_newlines": True}))),
         "shell": Content(dumps((wire.ask_shell, ("golden", 1, None), {})), (), {"init": store(spool, dumps(start))}),
         "objects": call_with_objects(spool),
         "dependency": call_with_futures(),
+        "time limit": limited,
         "module": call_with_modules(),
     }
 
@@ -229,6 +232,7 @@ def outcomes(spool: Spool) -> dict[str, Content]:
     zero = dumps(ZeroDivisionError("division by zero"))
     reports = [(dumps(8), [], None), (zero, [], msgspec.to_builtins(failure))]
     lost = Failure(type="spoolpool.errors.WorkerLost", message="it died")
+    short = Failure(type="spoolpool.errors.WalltimeTooShort", message="it was given back")
     dependency = errors.DependencyFailed("it was not run")
     dependency.__cause__ = ZeroDivisionError("division by zero")
     dependency.__cause__.__cause__ = errors.RemoteTraceback("a line\n")
@@ -258,6 +262,9 @@ def outcomes(spool: Spool) -> dict[str, Content]:
         "linked exception": Content(dumps(linked), (), {"kind": "error", "failure": unreadable}),
         "lost attempts": Content(dumps(errors.WorkerLost("it died", [ATTEMPT])), (), {"kind": "lost", "failure": lost}),
         "exception of a chunk": Content(dumps(of_chunk), (), {"kind": "error", "failure": failure}),
+        "walltime too short": Content(
+            dumps(errors.WalltimeTooShort("it was given back")), (), {"kind": "lost", "failure": short}
+        ),
     }
 
 
@@ -279,6 +286,8 @@ def make(directory: Path, *, signed: bool = False) -> None:
         about = header(done(kind))
         first = Submitter(spool).submit(about, envelope.pack(headers.encode(about), plain))
         task_file = first.claimed_by(WORKER)
+        if kind == "walltime too short":
+            task_file = task_file.needing(12, releases=3)
         _path(spool, first).rename(spool.layout.claimed_task(task_file))
         fields = {"kind": "result", "worker": WORKER, "host": "golden", "started": 1.0, "ended": 2.0, **outcome.header}
         record = headers.encode(OutcomeHeader(task=done(kind), **fields))
