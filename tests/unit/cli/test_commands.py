@@ -90,7 +90,7 @@ def test_help_lists_all_commands_and_imports_none() -> None:
 def test_help_of_a_command_describes_its_options(name: str, option: str) -> None:
     result = run(name, option)
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"Usage: spool {name} [OPTIONS] ")
+    assert result.stdout.startswith(f"Usage: spool {name} [OPTIONS]")
     found = main.get_command(click.Context(main), name)
     assert found is not None and found.help
     for parameter in found.params:
@@ -620,7 +620,7 @@ def test_command_line_overrides_the_environment(spool: Spool, tmp_path: Path) ->
     assert json.loads(result.stdout)["spool"] == spool.path
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"config"}))
 def test_missing_spool_prints_the_usage(name: str) -> None:
     result = run(name)
     assert result.exit_code == 2
