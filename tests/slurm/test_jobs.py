@@ -161,6 +161,27 @@ def test_jobs_of_the_autoscaler_and_of_an_executor_have_the_default_walltime(log
         assert limits(login) == ["1:00:00"]
 
 
+def test_defaults_of_a_site_reach_the_job_and_its_supervisor(
+    login: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site_file = tmp_path / "site.toml"
+    monkeypatch.setenv(settings.ENV_CONFIG, str(site_file))
+    monkeypatch.setitem(login.slurm.env, settings.ENV_CONFIG, str(site_file))
+    site_file.write_text('partition = "nowhere"\n')
+    with pytest.raises(Exception, match=f"sbatch.*--partition=nowhere from {site_file}"):
+        start(login)
+    assert states(login) == {}
+    start(login, "--option=--partition=main", "--", "--groups=1")
+    list(batch_jobs.end_jobs(login.spool, lambda job: True, 0.0))
+    site_file.write_text('partition = "main"\nlauncher = "local"\n')
+    start(login)
+    [info] = wait_until(lambda: workers.read_workers(login.spool), "the job has a group", PATIENCE)
+    [job] = batch_jobs.find_jobs(login.spool)[-1:]
+    output = Path(batch_jobs.output_path(login.spool, job.record.name)).read_text()
+    assert "1 rank(s) with 1 thread(s) each through local" in output
+    assert info.batch == job.record.name
+
+
 # -- executors
 
 

@@ -116,7 +116,7 @@ def test_all_keys_are_tested() -> None:
 MISTAKES = [
     ("leese = 60", "has the unknown key 'leese'; the keys are launcher, mpi,"),
     ("[site]\nlease = 60", "has the unknown key 'site'"),
-    ('launcher = "slurm"', "launcher is 'slurm'; it must be one of auto, local, mpiexec, srun, flux"),
+    ('launcher = "slurm"', f"launcher is 'slurm'; it must be one of {', '.join(settings.LAUNCHERS)}"),
     ("launcher = 3", "launcher is 3; it must be one of"),
     ("launcher = []", "launcher is .*; it must be one of"),
     ('partition = "a b"', "partition is 'a b'; it must be a text"),
@@ -269,6 +269,8 @@ def test_an_executor_that_starts_no_groups_needs_no_launcher(files: Files, spool
         ("srun", "none", False, "auto"),
         ("flux", "flux", False, "flux"),
         ("flux", "none", False, "auto"),
+        ("jsrun", "lsf", False, "jsrun"),
+        ("jsrun", "pbs", False, "auto"),
         ("mpiexec", "slurm", False, "mpiexec"),
         ("mpiexec", "none", False, "mpiexec"),
     ],
