@@ -1,8 +1,9 @@
 """Defaults of a site and of a user: TOML files, and an environment variable for each key.
 
 The order is: option of a command or argument of a function, environment variable, the user's file, the file that
-``SPOOLPOOL_CONFIG`` names, ``/etc/spoolpool.toml``, built-in value. A file is used as a whole or not at all. A key that
-an option or variable decides needs no file, so that a file with a mistake can be circumvented.
+``SPOOLPOOL_CONFIG`` names, ``/etc/spoolpool.toml``, built-in value. An empty variable stands for the built-in value. A
+file is used as a whole or not at all. A key that an option or variable decides needs no file, so that a file with a
+mistake can be circumvented.
 """
 
 from __future__ import annotations
@@ -116,7 +117,10 @@ def files() -> list[DefaultsFile]:
     found = [_load(os.path.join(config_directory(), "config.toml"), site=False)]
     if named := os.environ.get(settings.ENV_CONFIG):
         found.append(_load(named))
-        if not found[-1].exists:
+        if not os.path.isabs(named):
+            problem = f"{settings.ENV_CONFIG} is {named!r}; it must be an absolute path, since jobs use it as well."
+            found[-1] = DefaultsFile(path=named, problem=problem)
+        elif not found[-1].exists:
             problem = f"{named} does not exist, and {settings.ENV_CONFIG} names it."
             found[-1] = DefaultsFile(path=named, exists=False, problem=problem)
     return [*found, _load(SITE_FILE)]
@@ -167,10 +171,12 @@ def survey() -> tuple[dict[str, Default], list[DefaultsFile], list[str]]:
 
 
 def _from_environment(key: str) -> Default | None:
-    variable, read, _ = KEYS[key]
+    variable, read, built_in = KEYS[key]
     text = os.environ.get(variable)
-    if not text:
+    if text is None:
         return None
+    if not text:
+        return Default(built_in, variable)
     if key == "parents":
         return Default(tuple(path for path in text.split(":") if path), variable)
     return Default(read(f"{variable} in the environment", text), variable)

@@ -67,7 +67,7 @@ def test_each_source_wins_over_the_ones_after_it(files: Files, monkeypatch: pyte
     monkeypatch.setenv(settings.ENV_LEASE, "40")
     assert defaults.find("lease") == (40, settings.ENV_LEASE)
     monkeypatch.setenv(settings.ENV_LEASE, "")
-    assert defaults.find("lease") == (30, str(files.user)), "an empty variable counts as not set"
+    assert defaults.find("lease") == (settings.LEASE, settings.ENV_LEASE), "an empty variable stands for that value"
 
 
 def test_an_option_of_a_command_wins_over_all_defaults(files: Files, tmp_path: Path) -> None:
@@ -189,6 +189,14 @@ def test_a_wrong_variable_is_an_error_with_its_name(files: Files, monkeypatch: p
     assert f"{settings.ENV_LAUNCHER} in the environment is 'slurm'" in run("config").stderr
 
 
+def test_a_named_file_needs_an_absolute_path(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files.named.write_text("lease = 10\n")
+    monkeypatch.setenv(settings.ENV_CONFIG, files.named.name)
+    with pytest.raises(BadRequest, match=f"{settings.ENV_CONFIG} is '{files.named.name}'; it must be an absolute path"):
+        defaults.find("lease")
+
+
 def test_a_named_file_that_does_not_exist_is_a_mistake(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(settings.ENV_CONFIG, str(files.named))
     with pytest.raises(BadRequest, match=f"{files.named} does not exist, and {settings.ENV_CONFIG} names it"):
@@ -305,6 +313,12 @@ def test_batch_jobs_have_the_default_options_of_their_system_unless_a_directive_
     template = "#!/bin/sh\n#SBATCH --nodes=$nodes --account=own\n$directives\nexec $worker\n"
     found = directives(backend=Sbatch(), template=template)
     assert found == ["#SBATCH --nodes=1 --account=own", "#SBATCH --partition=long"]
+
+
+def test_an_empty_variable_takes_a_default_option_away(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.site.write_text('queue = "night"\naccount = "p1"\n')
+    monkeypatch.setenv(settings.ENV_QUEUE, "")
+    assert directives(backend=FluxBatch()) == ["# flux: --bank=p1"]
 
 
 def test_a_rejected_job_names_the_sources_of_its_default_options(
