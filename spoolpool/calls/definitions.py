@@ -225,6 +225,7 @@ def become_worker() -> None:
     It runs the calls of others, and has no script of its own.
     """
     _worker.append(True)
+    finder.install()
 
 
 def is_worker() -> bool:

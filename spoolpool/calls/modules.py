@@ -45,7 +45,12 @@ def attributes(module: object) -> dict[str, Any]:
 def root_of(name: str) -> str | None:
     """Return the directory from which a local module can be imported; None if its file is no file of its name."""
     place = _place(name)
-    if place is None or not place.endswith(".py") or not os.path.isfile(place):
+    return None if place is None else _root_of(name, place)
+
+
+@functools.lru_cache(maxsize=1024)
+def _root_of(name: str, place: str) -> str | None:
+    if not place.endswith(".py") or not os.path.isfile(place):
         return None
     path = os.path.abspath(place.removesuffix("/__init__.py").removesuffix(".py"))
     tail = os.sep + name.replace(".", os.sep)
@@ -54,15 +59,17 @@ def root_of(name: str) -> str | None:
 
 def search_path() -> tuple[str, ...]:
     """Return the directories of ``sys.path`` that are not those of the installation, at most 16."""
-    found = [_absolute(path) for path in sys.path if not _belongs_to_installation(path)]
-    return tuple(dict.fromkeys(found))[:_PATHS]
-
-
-def _absolute(path: str) -> str:
     try:
-        return os.path.abspath(path)
-    except OSError:  # the working directory was removed
-        return path
+        directory = os.getcwd()
+    except OSError:  # it was removed
+        directory = ""
+    return _absolute_paths(tuple(sys.path), directory)
+
+
+@functools.lru_cache(maxsize=16)
+def _absolute_paths(paths: tuple[str, ...], directory: str) -> tuple[str, ...]:
+    found = [os.path.normpath(os.path.join(directory, path)) for path in paths if not _belongs_to_installation(path)]
+    return tuple(dict.fromkeys(found))[:_PATHS]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -78,7 +78,7 @@ class SourceCache:
 class LocalFinder(importlib.abc.MetaPathFinder):
     """Import hook for the modules beside the script whose function this process runs.
 
-    It comes after all other ways to import. Its modules are removed from :data:`sys.modules` when a function of another
+    It comes after the other ways to import that exist when it is installed. Its modules are removed from :data:`sys.modules` when a function of another
     script is loaded, or one of their files has changed.
     """
 
@@ -87,11 +87,15 @@ class LocalFinder(importlib.abc.MetaPathFinder):
         self._found: dict[str, tuple[str, int]] = {}  # file and time of its modification, by name of module
         self._lock = threading.Lock()
 
+    def install(self) -> None:
+        """Install the hook, before the state of the process is saved that each task is to find."""
+        if self not in sys.meta_path:
+            sys.meta_path.append(self)
+
     def use(self, path: Sequence[str]) -> None:
         """Search these directories from now on."""
         with self._lock:
-            if self not in sys.meta_path:
-                sys.meta_path.append(self)
+            self.install()
             if tuple(path) == self._path and all(_modified(file) == time for file, time in self._found.values()):
                 return
             for name in self._found:
