@@ -102,6 +102,9 @@ MAX_ATTEMPTS = 3
 GRACE = 5.0
 """Seconds in which the ranks of a group must report after one of them failed."""
 
+DRAIN = 20.0
+"""Seconds for running tasks to finish at the end of their group."""
+
 OUTPUT = 8 << 20
 """Limit in bytes of the captured output of one rank of a task."""
 

@@ -16,6 +16,7 @@ from spoolpool.cli.quantities import Duration
 from spoolpool.errors import LauncherError
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.scaling_policy import ScalingPolicy
+from spoolpool.pool.supervisor import task_seconds
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system.stop_request import StopRequest
@@ -84,7 +85,9 @@ def autoscale(
         cooldown=cooldown,
         idle_timeout=idle_timeout,
     )
-    scaler = Autoscaler(spool, create_job(spool.path, options), policy, tags=given["tags"], trust=trust)
+    job = create_job(spool.path, options)
+    seconds = task_seconds(given["max_time"] or job.backend.walltime, given["drain"])
+    scaler = Autoscaler(spool, job, policy, tags=given["tags"], trust=trust, seconds=seconds)
     ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())

@@ -110,7 +110,7 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 @click.option(
     "--drain",
     type=Duration(),
-    default=20.0,
+    default=settings.DRAIN,
     show_default=True,
     help="Seconds for running tasks to finish at the end; then they are released.",
 )

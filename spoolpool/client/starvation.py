@@ -54,7 +54,7 @@ class StarvationMonitor:
                 able = (info for info in alive if workers.why_unserved(lane, [info]) is None)
                 longest = self._serves[lane] = max(able, key=_end)
                 if shortage := self._time_shortage(lane, headers, _end(longest)):
-                    self._warn(lane, *shortage)
+                    self._warn(lane, shortage.tasks, shortage.why)
                 continue
             if reason == workers.NO_GROUP:
                 reason = workers.no_group(self._needed_time(headers))

@@ -31,6 +31,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import NeededTime
 from spoolpool.system import files
 
 Place = Literal["held", "waiting", "running", "done", "failed"]
@@ -223,11 +224,16 @@ def scan(spool: Spool) -> Snapshot:
 
 
 def waiting_tasks(spool: Spool) -> Counter[str]:
-    """Return the number of waiting tasks by lane.
+    """Return the number of waiting tasks by lane, as :func:`waiting_needs`."""
+    return Counter({lane: sum(needed.values()) for lane, needed in waiting_needs(spool).items()})
+
+
+def waiting_needs(spool: Spool) -> dict[str, Counter[NeededTime]]:
+    """Return the number of waiting tasks by lane and by the time that they need.
 
     In a shared spool only the tasks of the account that the lane names are counted: no worker claims others.
     """
-    found: Counter[str] = Counter()
+    found: dict[str, Counter[NeededTime]] = {}
     scanner = SpoolScanner(spool.layout.root)
     for directory in scanner.valid_paths("ready", parse_lane):
         lane = parse_lane(directory.partition("/")[2])
@@ -238,7 +244,8 @@ def waiting_tasks(spool: Spool) -> Counter[str]:
             if spool.shared and _owner(spool, bucket) != lane.user:  # made again by a worker, or by another account
                 tasks = [each for each in tasks if _owner(spool, each.path) == lane.user]
             if tasks:
-                found[lane.name] += len(tasks)
+                needed = found.setdefault(lane.name, Counter())
+                needed.update(NeededTime.of(each.task_file) for each in tasks)
     return found
 
 

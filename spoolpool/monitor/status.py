@@ -263,7 +263,7 @@ def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple
         if why is not None:
             found.append((lane, count, workers.no_group(needed[lane]) if why == workers.NO_GROUP else why))
         elif shortage := workers.why_too_short(needed[lane], workers.last_end(lane, infos) - now):
-            found.append((lane, *shortage))
+            found.append((lane, shortage.tasks, shortage.why))
     if not infos:
         # only a worker or 'spool autoscale' moves them to ready/
         held, running = sum(row.held for row in rows), sum(row.running for row in rows)

@@ -22,11 +22,12 @@ from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import AUTOSCALE_LOCK, is_worker_id, parse_lane, parse_task_file, session_of_entry
-from spoolpool.monitor.scan import waiting_tasks
+from spoolpool.monitor.scan import waiting_needs
 from spoolpool.pool import batch_jobs
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
 from spoolpool.pool.scaling_policy import Decision, ScalingPolicy, ScalingState, decide
+from spoolpool.pool.supervisor import task_seconds
 from spoolpool.protocol import sessions, workers
 from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.heartbeat import Liveness
@@ -34,7 +35,7 @@ from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.protocol.workers import TimeShortage, WorkerInfo
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.accounts import account_name
@@ -45,6 +46,11 @@ log = logging.getLogger(__name__)
 
 _MOST_LANES = 1000  # lanes with waiting tasks that a round considers
 _MOST_OBSTACLES = 20  # lanes without a submission that a round reports
+
+
+def _without_start(seconds: float) -> float:
+    """Return the time of a job without that until its groups have started, at least 5 s and at most a minute."""
+    return max(0.0, seconds - min(60.0, max(5.0, 0.02 * seconds)))
 
 
 class Autoscaler:
@@ -63,7 +69,12 @@ class Autoscaler:
         session: str = "",
         tags: tuple[str, ...] = (),
         trust: Trust | None = None,
+        seconds: float | None = None,
     ) -> None:
+        """``seconds`` for which the groups of a job begin tasks; by default from its walltime."""
+        self._seconds = _without_start(task_seconds(job.backend.walltime) if seconds is None else seconds)
+        self.shortages: dict[str, str] = {}
+        """Lanes with tasks that need more time than a job has, with messages; found in the last round."""
         self._spool = spool
         self._job = job
         self._policy = policy
@@ -116,8 +127,11 @@ class Autoscaler:
         own = [job for job in jobs if job.record.lane and job.record.session == self._session]
         obstacles = {}
         untold = 0
+        before = self.shortages
         try:
-            for decision in decide(self._state(own, only), self._policy):
+            state = self._state(own, only)
+            messages += [text for lane, text in self.shortages.items() if before.get(lane) != text][:_MOST_OBSTACLES]
+            for decision in decide(state, self._policy):
                 if decision.action == "none":
                     # without the numbers before the semicolon, which change from round to round
                     obstacles[decision.lane] = decision.reason.partition(";")[2]
@@ -199,7 +213,10 @@ class Autoscaler:
                 yield f"Job {job.id} was cancelled: its executor has died."
 
     def _state(self, own: list[SpoolJob], only: set[str] | None) -> ScalingState:
-        found = {lane: n for lane, n in waiting_tasks(self._spool).items() if only is None or lane in only}
+        needs = {lane: found for lane, found in waiting_needs(self._spool).items() if only is None or lane in only}
+        shortages = {lane: workers.why_too_short(needed, self._seconds) for lane, needed in needs.items()}
+        self.shortages = {lane: self._describe(lane, found) for lane, found in shortages.items() if found}
+        found = {lane: sum(needs[lane].values()) - (short.tasks if short else 0) for lane, short in shortages.items()}
         # others can make any number of lanes; the ones with the most tasks come first in any case
         waiting = dict(sorted(found.items(), key=lambda each: -each[1])[:_MOST_LANES])
         names = {job.record.name for job in own}
@@ -219,6 +236,12 @@ class Autoscaler:
             other_sources={lane: len(found) for lane, found in sources.items()},
             quiet={job.record.lane: self._quiet_seconds(job.record.lane) for job in own if job.state == "pending"},
             unserved={lane: reason for lane in lanes if (reason := self._why_unserved(lane))},
+        )
+
+    def _describe(self, lane: str, shortage: TimeShortage) -> str:
+        return (
+            f"Nothing is submitted for {shortage.tasks} task(s) of {lane}: {shortage.needs}, the groups of a job have "
+            f"{self._seconds:.0f} s for tasks. Give the jobs a longer walltime."
         )
 
     def _why_unserved(self, lane: str) -> str | None:

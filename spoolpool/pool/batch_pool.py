@@ -127,8 +127,9 @@ class BatchPool:
 
     def _scale(self, lanes: set[str]) -> None:
         messages = self._scaler.round(lanes)
+        short = self._scaler.shortages.values()
         for message in messages:
-            log.info("%s", message)
+            log.log(logging.WARNING if message in short else logging.INFO, "%s", message)
         if messages:
             self._backoff.reset()
 

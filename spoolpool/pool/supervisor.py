@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from spoolpool import settings
 from spoolpool.errors import BadNode, LauncherError
 from spoolpool.launch.allocation import find_allocation, plan
 from spoolpool.launch.launcher import Launcher, LaunchOptions
@@ -19,6 +20,11 @@ from spoolpool.system.backoff import Backoff
 from spoolpool.system.stop_request import StopRequest
 
 _MARGIN = 5.0  # seconds for the end of the groups after their last task
+
+
+def task_seconds(walltime: float, drain: float = settings.DRAIN) -> float:
+    """Return the seconds for which groups begin tasks, from those until the end of their supervisor."""
+    return max(0.0, walltime - drain - _MARGIN)
 
 
 class Supervisor:
@@ -48,7 +54,7 @@ class Supervisor:
         if max(allocation.threads_per_core, default=1) > 1 or allocation.memory:
             echo(f"Groups are placed by whole cores in {allocation.description}.")
         left = launcher.seconds_left() if max_time is None else max_time
-        self._ends = None if left is None else time.monotonic() + max(0.0, left - drain - _MARGIN)
+        self._ends = None if left is None else time.monotonic() + task_seconds(left, drain)
         # without an end from outside, tasks may take as long as they need
         self._drain = None if left is None and find_allocation().system == "none" else drain
         self._relay = Relay(as_json=as_json)

@@ -307,8 +307,18 @@ class TimeShortage(NamedTuple):
     """Number of tasks of a lane that need more time than any group that serves the lane has left."""
 
     tasks: int
-    why: str
-    """Reason in words."""
+    needs: str
+    """Time that they need, in words."""
+    left: float
+    """Seconds that the last group has left."""
+    before: str
+    """Earlier give-backs, in words; empty without any."""
+
+    @property
+    def why(self) -> str:
+        """Reason in words why the tasks wait."""
+        left = max(0, math.floor(self.left))
+        return f"no live group can run them: {self.needs}, the longest group has {left} s left{self.before}"
 
 
 def last_end(lane: str, alive: list[WorkerInfo]) -> float:
@@ -328,8 +338,7 @@ def why_too_short(waiting: Mapping[NeededTime, int], left: float) -> TimeShortag
         return None
     count = sum(too_long.values())
     needs = f"{'the shortest ' * (count > 1)}needs {min(too_long).seconds} s"
-    text = f"no live group can run them: {needs}, the longest group has {max(0, math.floor(left))} s left"
-    return TimeShortage(count, text + _given_back(too_long))
+    return TimeShortage(count, needs, left, _given_back(too_long))
 
 
 def no_group(waiting: Mapping[NeededTime, int]) -> str:

@@ -235,3 +235,34 @@ def test_hostile_entries_of_workers_hold_up_no_job(stage: Stage, submitted: list
     stage.submit()
     make_scaler(stage.spool).round()
     assert submitted == [LANE]
+
+
+def test_no_job_is_submitted_for_a_task_that_needs_more_time_than_a_job_has(
+    stage: Stage, clock: Clock, submitted: list[str], server: list[float]
+) -> None:
+    stage.submit(time_limit=3600)
+    scaler = make_scaler(stage.spool)
+    [message] = scaler.round()
+    assert "1 task(s)" in message and "needs 3600 s, the groups of a job have 3515 s for tasks" in message
+    for _ in range(3):
+        clock.now += 100.0
+        assert scaler.round() == []
+    assert submitted == []
+    stage.submit(time_limit=3500)  # it fits
+    assert len(scaler.round()) == 1
+    assert submitted == [LANE]
+
+
+def test_job_is_not_submitted_again_for_a_task_that_its_walltime_ended(
+    stage: Stage, clock: Clock, submitted: list[str], server: list[float]
+) -> None:
+    stage.submit()
+    scaler = make_scaler(stage.spool)
+    scaler.round()
+    assert submitted == [LANE]
+    [(path, task_file)] = stage.seen().ready.items()
+    given_back = task_file.released().needing(3576, releases=1)
+    os.rename(f"{stage.spool.path}/{path}", f"{stage.spool.path}/{os.path.dirname(path)}/{given_back.name}")
+    [message] = scaler.round()
+    assert "needs 3576 s" in message
+    assert submitted == [LANE]
