@@ -22,9 +22,10 @@ from spoolpool.errors import DependencyFailed, SpoolpoolError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.protocol.cancel import cancel_task, request
-from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failed_tasks import retry_task
+from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
 from tests.faults.disk import Disk, Recorder, digest, in_child
@@ -155,6 +156,34 @@ def release_claim(stage: Stage) -> Body:
     return body
 
 
+def give_back_at_walltime(stage: Stage) -> Body:
+    """Give two tasks back at the end of a walltime: one waits for a longer group, the other is reported."""
+    headers = [stage.submit(max_attempts=2), stage.submit(max_attempts=1)]
+    worker = announce(stage.spool, unknown_process())
+    why = GiveBack(reason="tested", ran=0.5, at_walltime=True)
+
+    def body() -> None:
+        claimer = Claimer(stage.spool, worker, lambda _: True, Trust())
+        for _ in headers:
+            claim = claimer.next()
+            if claim is not None:
+                with claim:
+                    claim.give_back(why, None)
+
+    return body
+
+
+def end_group_at_walltime(stage: Stage) -> Body:
+    """End a group at the end of its walltime, as its supervisor does: one task is reported, and one waits again."""
+    headers = [stage.submit(max_attempts=2), stage.submit(max_attempts=1)]
+    worker = abandon(stage, headers[0], dead_process()).worker
+    [path] = [path for path, task_file in stage.seen().ready.items() if task_file.task == headers[1].task]
+    mine = headers[1].first_file().claimed_by(worker)
+    os.rename(f"{stage.spool.path}/{path}", stage.spool.layout.claimed_task(mine))
+    Claim(stage.spool, headers[1], mine).write_outcome([b"a part of it"])
+    return lambda: Recovery(stage.spool).release(worker, "tested", over=1e9)
+
+
 def recover_outcomes(stage: Stage) -> Body:
     """Recover from workers that died after, during and before the write of an outcome; one outcome has no claim."""
     headers = [stage.submit(max_attempts=2) for _ in range(3)]
@@ -269,6 +298,8 @@ SCENARIOS = (
     retry_kept,
     cancel,
     release_claim,
+    give_back_at_walltime,
+    end_group_at_walltime,
     recover_outcomes,
     recover_silent,
     recover_last_attempt,
