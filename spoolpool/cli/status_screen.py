@@ -35,6 +35,8 @@ def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iter
     yield from _wrapped("Spool", status.spool, width)
     yield from _wrapped("Tasks", ", ".join(f"{status.total(place)} {place}" for place in PLACES), width)
     yield from _wrapped("Groups", _summary(status), width)
+    for text, count in itertools.islice(status.missing.items(), _MOST_LINES):
+        yield from _wrapped("Missing", f"{count} times: {text}" if count > 1 else text, width, fg="yellow")
     if status.rate is not None:
         yield from _wrapped("Rate", _rate(status), width)
     if status.counts:
@@ -84,6 +86,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "rate": status.rate,
         "seconds_left": status.seconds_left,
         "unseen": status.unseen,
+        "missing": [{"why": text, "count": count} for text, count in status.missing.items()],
     }
 
 

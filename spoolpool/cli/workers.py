@@ -18,7 +18,7 @@ from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import end_jobs, find_jobs, output_path, submit
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
-from spoolpool.protocol.workers import WorkerInfo, group_state, read_workers
+from spoolpool.protocol.workers import WorkerInfo, group_state, read_start_errors, read_workers
 
 
 @click.group()
@@ -55,7 +55,8 @@ def ls(directory: str, as_json: bool) -> None:
     """List the worker groups of SPOOL: id, state, host, job, shape and queues; then its batch jobs."""
     spool = Spool(directory, read_only=True)
     now = _server_time(spool)
-    for info in sorted(read_workers(spool), key=lambda info: info.started):
+    found = read_workers(spool)
+    for info in sorted(found, key=lambda info: info.started):
         life = group_state(spool, info, now)
         if as_json:
             click.echo(json.dumps({**msgspec.to_builtins(info), "state": life.state, "silence": life.silence}))
@@ -65,6 +66,11 @@ def ls(directory: str, as_json: bool) -> None:
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         left = "" if info.ends is None else f"  {max(0.0, info.ends - now):.0f} s left"
         echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}{left}")
+    for worker, error in read_start_errors(spool, {info.worker for info in found}).items():
+        if as_json:
+            click.echo(json.dumps({"worker": worker, "state": "missing", "error": error}))
+        else:
+            echo_escaped(f"{worker}  missing  {error}")
     for each in find_jobs(spool):
         if as_json:
             click.echo(json.dumps({**msgspec.to_builtins(each.record), "id": each.id, "state": each.state}))

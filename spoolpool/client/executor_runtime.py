@@ -26,6 +26,7 @@ from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
 from spoolpool.launch.launcher import Launcher, LaunchOptions
+from spoolpool.launch.output_relay import Relay
 from spoolpool.launch.selection import select_launcher
 from spoolpool.options import BatchBackend
 from spoolpool.pool.batch_pool import BatchPool
@@ -59,7 +60,8 @@ class ExecutorRuntime:
         self.spool = spool
         self.accept = Trust((*options.trust, *owners))
         self.cores = groups * options.shape.cores
-        self.pool = None if launcher is None else _start_pool(options, spool, launcher)
+        self._relay = Relay(labels=False)
+        self.pool = None if launcher is None else _start_pool(options, spool, launcher, self._relay)
         self.jobs: BatchPool | None = None
         self.init = ""
         """Object id of the ``init_function``."""
@@ -168,6 +170,7 @@ class ExecutorRuntime:
         finally:
             if self.pool is not None:
                 self.pool.stop()
+                self._relay.close()
             if self.jobs is not None:
                 self.jobs.stop()
             self.session.join()
@@ -298,9 +301,11 @@ def _shape(lane: str) -> Shape:
     return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
 
 
-def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher) -> GroupPool:
+def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher, relay: Relay) -> GroupPool:
     arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
-    launch = LaunchOptions(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
+    launch = LaunchOptions(
+        oversubscribe=options.oversubscribe, memory=options.defaults.memory, relay=relay, **vars(options.backend)
+    )
     return GroupPool(spool, launcher, arguments=arguments, options=launch)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import logging
 import os
+import re
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -22,6 +25,8 @@ from spoolpool.resources import Shape
 
 log = logging.getLogger(__name__)
 
+_LIBRARY = re.compile(r"\.so\b|undefined symbol")
+
 
 def _connect() -> Any:
     """Return a handle of the instance. A handle belongs to one thread."""
@@ -29,16 +34,38 @@ def _connect() -> Any:
         import flux
         import flux.job
     except ImportError as error:
+        raise LauncherError(_why_not_imported(error)) from error
+    if not hasattr(flux, "Flux"):
         raise LauncherError(
-            f"Flux's bindings cannot be imported ({error}). Install them for this Python: pip install "
-            "'spoolpool[flux]' with the version of 'flux --version', or set PYTHONPATH as 'flux env' does."
-        ) from error
+            f"The module flux of {flux.__file__} is not that of Flux: rename it, or remove its directory from the "
+            "search path of Python."
+        )
     try:
         return flux.Flux()
     except OSError as error:
         raise LauncherError(
             f"There is no Flux instance here ({error}). Start one with 'flux start', or submit with 'flux batch'."
         ) from error
+
+
+def _why_not_imported(error: ImportError) -> str:
+    """Return an error about the bindings: without a library the same import fails that fails without the bindings."""
+    if not _LIBRARY.search(str(error)):
+        return (
+            f"Flux's bindings cannot be imported ({error}). Install them for this Python: pip install "
+            "'spoolpool[flux]' with the version of 'flux --version', or set PYTHONPATH as 'flux env' does."
+        )
+    command = shutil.which("flux")
+    directory = "the directory of libflux-core.so.2"
+    if command is not None:
+        prefix = os.path.dirname(os.path.dirname(os.path.realpath(command)))
+        found = (f"{prefix}/{name}" for name in ("lib", "lib64") if glob.glob(f"{prefix}/{name}/libflux-core.so*"))
+        directory = next(found, directory)
+    return (
+        f"Flux's bindings are installed, but the loader cannot load Flux's libraries for them ({error}). Add "
+        f"{directory} to LD_LIBRARY_PATH, or load the module of the site for Flux; bindings and Flux must have the "
+        "same version."
+    )
 
 
 class FluxGroup:
@@ -78,7 +105,7 @@ class FluxGroup:
         if event.name == "finish":
             self._code = os.waitstatus_to_exitcode(event.context["status"])
         elif event.name == "exception" and event.context.get("severity") == 0:
-            log.warning("Flux job %s: %s: %s", self._id, event.context.get("type"), event.context.get("note"))
+            self._write("stderr", f"flux: job {self._id}: {event.context.get('type')}: {event.context.get('note')}\n")
         elif event.name == "clean":
             self._clean.set()
 
@@ -90,9 +117,11 @@ class FluxGroup:
             log.debug("Flux job %s has no output: %s", self._id, error)
             return
         if event is not None and event.name == "data" and event.data:
-            lines = "".join(f"{event.rank}: {line}\n" for line in event.data.splitlines())
-            with contextlib.suppress(OSError):  # the reader has ended
-                os.write(self._output[event.stream], lines.encode(errors="surrogateescape"))
+            self._write(event.stream, "".join(f"{event.rank}: {line}\n" for line in event.data.splitlines()))
+
+    def _write(self, stream: str, lines: str) -> None:
+        with contextlib.suppress(OSError):  # the reader has ended
+            os.write(self._output[stream], lines.encode(errors="surrogateescape"))
 
     def poll(self) -> int | None:
         """Return the exit code once all processes of the job have ended, else None."""

@@ -39,7 +39,7 @@ class LaunchOptions:
     memory: int = 0
     """Bytes of memory per rank, for srun; 0 leaves it to srun."""
     relay: Relay | None = None
-    """Process that labels the output of groups; without it their output is that of this process."""
+    """Process that forwards the output of groups; without it their output is that of this process."""
     nodes: tuple[str, ...] = ()
     """Node of each rank of the group, if they are planned; on one host only its name."""
 
@@ -81,6 +81,13 @@ class Launcher(ABC):
 
     def starts_ranks_itself(self, shape: Shape) -> bool:
         """Return whether the process of a group is its only rank, so that the status of one is that of the other."""
+        return False
+
+    def never_began(self, errors: Sequence[str]) -> bool:
+        """Return whether a group waits, or ended while it waited, for resources that other groups hold.
+
+        ``errors`` are the last lines on its standard error.
+        """
         return False
 
     def seconds_left(self) -> float | None:
@@ -175,7 +182,7 @@ class CommandLauncher(Launcher):
 
     def output(self, shape: Shape, options: LaunchOptions, group: str) -> tuple[list[int], dict[str, str]]:
         """Return descriptors for the output of :class:`CommandProcess`, and variables that tell the ranks of them."""
-        if options.relay is None:
+        if options.relay is None or (not options.relay.labels and self.starts_ranks_itself(shape)):
             return [], {}
         return options.relay.pipes(group, options.nodes, self.label), {}
 

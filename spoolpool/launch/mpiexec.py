@@ -27,6 +27,38 @@ def find_mpiexec() -> str | None:
     return beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
 
 
+def why_no_mpiexec() -> str:
+    """Return the reason why :func:`find_mpiexec` finds none, with what to do."""
+    named = os.environ.get(settings.ENV_MPIEXEC)
+    if named:
+        path = os.path.abspath(named)
+        fault = "is not executable" if "/" in named and os.path.exists(path) else "does not exist"
+        where = path if "/" in named else f"{named} on PATH"
+        return f"{settings.ENV_MPIEXEC} names {where}, which {fault}. Correct the variable, or unset it."
+    return (
+        "There is no mpiexec beside this Python, nor on PATH. Install an MPI (pip install 'spoolpool[mpi]'), or name "
+        f"the command in {settings.ENV_MPIEXEC}."
+    )
+
+
+_PLACED = (
+    "--host",
+    "-host",
+    "-H",
+    "--hostfile",
+    "-hostfile",
+    "--machinefile",
+    "-machinefile",
+    "--mca",
+    "-mca",
+    "--map-",
+)
+"""Beginnings of options of Open MPI by which a user places ranks on other nodes."""
+_THIS_HOST = ("--mca", "ras", "^slurm,tm,lsf,gridengine,alps,pals,flux,pbs,simulator,testrm")
+"""Options of Open MPI that hide the allocation of a batch system from it. Otherwise it starts a daemon on each node of
+the allocation, by ssh if it was not built for the system, although all ranks run on this host."""
+
+
 class MpiexecLauncher(HostLauncher):
     """Starts groups by the mpiexec of any MPI implementation."""
 
@@ -43,7 +75,7 @@ class MpiexecLauncher(HostLauncher):
     def output(self, shape: Shape, options: LaunchOptions, group: str) -> tuple[list[int], dict[str, str]]:
         """Return pipes for mpiexec and for each rank: mpiexec mixes the lines of its ranks."""
         output, variables = super().output(shape, options, group)
-        if options.relay is not None and shape.ranks > 1:
+        if options.relay is not None and options.relay.labels and shape.ranks > 1:
             for rank in range(shape.ranks):
                 output += options.relay.pipes(group, options.nodes, rank=rank)
             variables[settings.ENV_OUTPUT] = location_of(output[2:])
@@ -59,6 +91,8 @@ class MpiexecLauncher(HostLauncher):
             if options.oversubscribe:
                 command.append("--oversubscribe")
             command += ["--bind-to", "none"]
+            if not any(each.startswith(_PLACED) for each in options.extra):
+                command += _THIS_HOST
             if os.geteuid() == 0:
                 command.append("--allow-run-as-root")
         return [*command, *options.extra, *python_worker(arguments)]

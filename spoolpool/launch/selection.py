@@ -8,7 +8,7 @@ from spoolpool.launch.allocation import find_allocation, in_step
 from spoolpool.launch.jsrun import JsrunLauncher, has_jsrun
 from spoolpool.launch.launcher import Launcher
 from spoolpool.launch.local import LocalLauncher
-from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
+from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec, why_no_mpiexec
 from spoolpool.launch.mpiexec_job import JobMpiexecLauncher
 from spoolpool.launch.srun import SrunLauncher
 from spoolpool.system import defaults
@@ -58,10 +58,7 @@ def select_launcher(name: str) -> Launcher:
     if name == "mpiexec":
         path = find_mpiexec()
         if path is None:
-            raise LauncherError(
-                "There is no mpiexec beside this Python, nor on PATH. Install an MPI (pip install 'spoolpool[mpi]'), "
-                f"or name the command in {settings.ENV_MPIEXEC}."
-            )
+            raise LauncherError(why_no_mpiexec())
         if len(allocation.nodes) > 1 and allocation.system in ("pbs", "lsf", "sge") and not in_step():
             return JobMpiexecLauncher(path, allocation)
         return MpiexecLauncher(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 from collections.abc import Sequence
 
@@ -18,6 +19,12 @@ from spoolpool.system import defaults
 _PMI = {"mpich": "pmi2", "openmpi": "pmix"}
 """Process manager interface by which the ranks of an MPI implementation find each other under srun. With another one
 they are worlds of one rank each, without an error (measured with Slurm 22.05, MPICH 5, Open MPI 4.1 and 5)."""
+
+_BEGIN_SECONDS = 120
+"""Seconds after which srun gives up a step that waits for other steps; after the end of a step, its node is cleaned up,
+which takes some of them."""
+_BUSY = re.compile(r"srun: .*(Unable to create step|step creation (temporarily|still) disabled).*(busy|retrying)")
+_BEGUN = "srun: Step created"
 
 
 class SrunLauncher(CommandLauncher):
@@ -56,11 +63,12 @@ class SrunLauncher(CommandLauncher):
             *self._memory(shape, options),
             f"--gpus-per-task={shape.gpus}" if shape.gpus else "--gres=none",
             f"--mpi={self._mpi(shape)}",
+            *([] if _is_given(options.extra, "--immediate", "-I") else [f"--immediate={_BEGIN_SECONDS}"]),
             "--kill-on-bad-exit=1",  # under pmi2 the other ranks would wait for a dead one without end
             "--export=ALL",  # after sbatch --export=NONE a step has no PATH
             "--job-name=spool-worker",
         ]
-        if options.relay is not None:
+        if options.relay is not None and options.relay.labels:
             command.append("--label")
         if options.cwd:
             command.append(f"--chdir={options.cwd}")
@@ -81,13 +89,18 @@ class SrunLauncher(CommandLauncher):
 
     @staticmethod
     def _memory(shape: Shape, options: LaunchOptions) -> list[str]:
-        if any(each.startswith("--mem") for each in options.extra):  # srun accepts only one of its options for memory
+        if _is_given(options.extra, "--mem"):  # srun accepts only one of its options for memory
             return []
         return [f"--mem-per-cpu={per_core(options.memory, shape.threads)}" if options.memory else "--mem=0"]
 
     def allocation(self, options: LaunchOptions) -> Allocation:
         """Return the resources of the job. Its controller is asked once."""
         return step_resources(self._allocation, self._shares, StepOptions.read(options.extra), options.memory)
+
+    def never_began(self, errors: Sequence[str]) -> bool:
+        """Return whether srun says that the step waits for resources that other steps hold."""
+        own = [line for line in errors if _BUSY.match(line) or line.startswith(_BEGUN)]
+        return bool(own) and not own[-1].startswith(_BEGUN)
 
     @functools.cached_property
     def _shares(self) -> dict[str, NodeShare]:
@@ -105,3 +118,8 @@ class SrunLauncher(CommandLauncher):
                 "file of defaults ('spool config'), to one of 'srun --mpi=list'."
             )
         return _PMI[implementation]
+
+
+def _is_given(extra: Sequence[str], *options: str) -> bool:
+    """Return whether the user's arguments have one of these options, also as the beginning of a longer one."""
+    return any(each.startswith(options) for each in extra)

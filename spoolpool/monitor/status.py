@@ -88,6 +88,8 @@ class Status:
     """Estimated seconds until all runnable tasks are finished; None if that is unknown."""
     unseen: dict[str, str]
     """Directories that could not be listed, with the reasons."""
+    missing: dict[str, int]
+    """Texts of supervisors on groups that are missing, with the numbers of groups."""
 
     def total(self, place: Place) -> int:
         """Return the number of tasks in one place."""
@@ -160,6 +162,7 @@ class StatusCollector:
             rate=sum(rates.values()) or None,
             seconds_left=_seconds_left(rows, rates, {each.what: each.count for each in blocked}),
             unseen=scanner.unlisted,
+            missing=Counter(workers.read_start_errors(self.spool, {info.worker for info, _ in states}).values()),
         )
 
     def _now(self) -> float:

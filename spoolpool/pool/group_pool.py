@@ -12,7 +12,8 @@ from dataclasses import replace
 from spoolpool import settings
 from spoolpool.errors import LauncherError, NotASpool
 from spoolpool.format.names import new_worker_id
-from spoolpool.launch.allocation import Capacity
+from spoolpool.launch.allocation import Capacity, find_allocation
+from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
 from spoolpool.protocol import lost_attempts, worker_registration
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _STOP_SECONDS = 10.0
 _NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
 _WALLTIME, _ASKED = "the walltime of its group ended", "its group was asked to end"  # reasons to give tasks back
+_MOST_REPORTS = 100  # on groups that are missing
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
 
 
@@ -67,6 +69,8 @@ class GroupPool:
         self._lock = threading.Lock()
         self._recover_until = 0.0
         self._killed = False
+        self._reports: dict[str, str] = {}  # why slots were removed, by the id of an entry that is made for the text
+        self._report_due = 0.0
         self.broken: dict[Shape, str] = {}
         """Shapes of which no group can be started, with the reasons."""
         self.announced: set[Shape] = set()
@@ -137,8 +141,9 @@ class GroupPool:
             for slot in list(self._slots):
                 changed |= self._check(slot)
             self._repeat_stop_requests()
+            self._repeat_reports()
             # a group may die after its check: its entry and claims must stay until the next one, which judges by them
-            running = {slot.worker for slot in self._slots if slot.process is not None}
+            running = {slot.worker for slot in self._slots if slot.process is not None} | self._reports.keys()
         if time.monotonic() < self._recover_until:
             try:
                 for line in self._recovery.round(running):
@@ -157,7 +162,7 @@ class GroupPool:
         if slot.announced:
             self.announced.add(slot.shape)
         if status is None:
-            return False
+            return slot.is_late() and self._end_waiting(slot)
         log.info("Worker group %s ended: %s", slot.worker, describe_status(status))
         self._recover_until = time.monotonic() + _RECOVERY_SECONDS
         end = worker_registration.take_end(self._spool, slot.worker)
@@ -169,6 +174,16 @@ class GroupPool:
             self._restart(slot)
         else:
             self._record_failure(slot, status)
+        return True
+
+    def _end_waiting(self, slot: Slot) -> bool:
+        """End a group if its launcher says that it has no resources; return whether it does."""
+        errors = self._last_errors(slot)
+        if slot.proven or slot.process is None or not self._launcher.never_began(errors):
+            return False
+        self._request_stop(slot)
+        slot.process.end()
+        self._wait_or_remove(slot, find_own(errors))
         return True
 
     def _restart(self, slot: Slot) -> None:
@@ -183,19 +198,68 @@ class GroupPool:
         direct = self._launcher.starts_ranks_itself(slot.shape)
         launcher = "" if direct else self._launcher.name
         error = worker_registration.take_start_error(self._spool, slot.worker)
+        errors = self._last_errors(slot)
+        if error is None and not slot.announced and self._launcher.never_began(errors):
+            self._wait_or_remove(slot, find_own(errors))
+            return
+        if error is None and not slot.announced and is_mistake(errors):
+            error = find_cause(errors)
         reason = error or (describe_status(status) if direct else describe_command_status(status))
         if error is None and slot.announced:
             lost_attempts.record_exit(self._spool, slot.worker, status, launcher=launcher)
+            reason = ": ".join(filter(None, (reason, find_own(errors))))
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
             slot.record_death(self._spool)
         else:
             slot.record_failed_start()
             if error is None and status == NotASpool.exit_code:  # it ran no function, so that the status is its own
                 reason += ": it does not see its spool, which must lie on a filesystem that all nodes share"
+            elif error is None:
+                reason = ": ".join(filter(None, (reason, find_cause(errors))))
         if error is not None:
             self._give_up(slot, error)
         else:
             self._retry_or_give_up(slot, reason)
+
+    def _last_errors(self, slot: Slot) -> list[str]:
+        return [] if self._options.relay is None else self._options.relay.last_errors(slot.worker)
+
+    def _wait_or_remove(self, slot: Slot, reason: str) -> None:
+        """Remove a slot whose group did not get its resources; try again if a group has run there before.
+
+        After the death of a group its resources are not free at once.
+        """
+        if slot.proven:
+            log.warning("A worker group of %s waits for its resources: %s", slot.shape, reason)
+            slot.start_due = time.monotonic() + slot.backoff.next()
+            return
+        self._slots.remove(slot)  # its share of the capacity stays reserved: there is no room for it
+        left = [each.shape for each in self._slots].count(slot.shape)
+        log.error(
+            "A worker group of %s did not begin, and is taken off the plan: %s. %d group(s) of this shape are left.",
+            slot.shape,
+            reason,
+            left,
+        )
+        if left:
+            job = find_allocation().job
+            where = f" in job {job}" if job else ""
+            self._report(f"A group of {slot.shape}{where} did not begin: {reason}.")
+        else:
+            self._record_broken(slot, reason)
+
+    def _report(self, text: str) -> None:
+        """Show in the spool why a group is missing, until this pool ends."""
+        if len(self._reports) < _MOST_REPORTS:
+            self._reports[new_worker_id()] = text
+            self._report_due = 0.0
+
+    def _repeat_reports(self) -> None:
+        """Write the reports again: recoverers remove entries without a heartbeat."""
+        if self._reports and time.monotonic() >= self._report_due:
+            self._report_due = time.monotonic() + self._spool.config.lease / 4
+            for worker, text in self._reports.items():
+                worker_registration.report_start_error(self._spool, worker, text)
 
     def _retry_or_give_up(self, slot: Slot, reason: str) -> None:
         """Schedule another group in this slot, unless all groups on one of its nodes, or of its shape, die."""
@@ -221,6 +285,7 @@ class GroupPool:
             len(slots),
         )
         self.excluded_nodes[node] = reason
+        self._report(f"Node {node} is given up: every worker group that is started on it dies ({reason}).")
         self._capacity.exclude(node)
         for slot in slots:
             self._capacity.release(slot.nodes, slot.shape)
@@ -235,11 +300,16 @@ class GroupPool:
         self._remove(slot)
         self._request_stop(slot)
         if not any(each.shape == slot.shape for each in self._slots):
-            failure = "die as often as they are started" if slot.shape in self.announced else "cannot be started"
-            self.broken[slot.shape] = (
-                f"Worker groups of {slot.shape.ranks} rank(s) {failure} through {self._launcher.name}: "
-                f"{reason.rstrip('.')}."
-            )
+            self._record_broken(slot, reason)
+
+    def _record_broken(self, slot: Slot, reason: str) -> None:
+        """Record that no group of a shape is left."""
+        failure = "die as often as they are started" if slot.shape in self.announced else "cannot be started"
+        self.broken[slot.shape] = (
+            f"Worker groups of {slot.shape.ranks} rank(s) {failure} through {self._launcher.name}: "
+            f"{reason.rstrip('.')}."
+        )
+        self._report(self.broken[slot.shape])
 
     def _request_stop(self, slot: Slot) -> None:
         slot.start_due = 0.0
@@ -305,6 +375,9 @@ class GroupPool:
         for worker in self._ending:
             worker_registration.take_end(self._spool, worker)
         self._ending.clear()
+        for worker in self._reports:
+            worker_registration.take_start_error(self._spool, worker)
+        self._reports.clear()
         return released
 
     def kill(self) -> None:

@@ -18,6 +18,8 @@ _FAILED_STARTS = 3
 """Groups in a row that ended before they announced themselves, after which a slot is exhausted."""
 _DEATHS = 6
 """Groups in a row that died before they finished a task, announced or not; by then the pauses between them are 3 s."""
+_LATE = 240.0
+"""Seconds after which the launcher of a group is asked whether it waits for resources, and between two such looks."""
 _PROVEN = 60.0
 """Seconds after which a living group counts as a success, whether or not it was given a task."""
 
@@ -42,6 +44,8 @@ class Slot:
     """Time to start the next group, by the monotonic clock; 0: never."""
     announced: bool = False
     """Whether the latest group has announced itself, that is, has an entry in the spool."""
+    proven: bool = False
+    """Whether a group has ever announced itself here, so that there is room for one."""
     failed_starts: int = 0
     """Groups in a row that ended before they announced themselves."""
     failed_starts_since_success: int = 0
@@ -52,10 +56,19 @@ class Slot:
     deaths_by_task: int = 0
     """Groups in a row that died while they held their first task."""
     _announced_at: float = 0.0
+    _look_due: float = 0.0
 
     def assign(self, worker: str, process: GroupProcess) -> None:
         """Record a group that was started in this slot."""
         self.worker, self.process, self.announced = worker, process, False
+        self._look_due = time.monotonic() + _LATE
+
+    def is_late(self) -> bool:
+        """Return, once in a while, whether a running group has not announced itself."""
+        if self.announced or time.monotonic() < self._look_due:
+            return False
+        self._look_due = time.monotonic() + _LATE
+        return True
 
     def poll(self, spool: Spool) -> int | None:
         """Record whether the group has announced itself; return its exit status if it has ended: this frees the slot.
@@ -64,7 +77,7 @@ class Slot:
         """
         status = None if self.process is None else self.process.poll()
         if not self.announced and os.path.exists(f"{spool.layout.worker(self.worker)}/info.json"):
-            self.announced = True
+            self.announced = self.proven = True
             self.failed_starts = 0
             self._announced_at = time.monotonic()
         if status is not None:

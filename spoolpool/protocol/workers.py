@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -106,6 +106,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(WorkerInfo)
 
 _ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress", "end", "exit")
+_ERROR_LENGTH = 4096  # characters of an error that are shown
 _LACKS = "lacks-"
 _MOST_LACKS = 1000  # lack files that are read, of one entry
 _EXIT, _STACK = "exit-", "stack-"
@@ -196,6 +197,17 @@ def read_workers(spool: Spool) -> list[WorkerInfo]:
     """Return all valid entries: of live workers, and of dead ones that are not recovered yet."""
     found = [read_worker(spool, name) for name in files.list_names(spool.layout.workers) if is_worker_id(name)]
     return [_with_lacks(spool, info) for info in found if info is not None]
+
+
+def read_start_errors(spool: Spool, known: Container[str]) -> dict[str, str]:
+    """Return why groups are missing that a supervisor was to start, by worker id; ``known`` workers are left out."""
+    found = {}
+    for name in files.list_names(spool.layout.workers):
+        if name not in known and is_worker_id(name):
+            text = records.read_text(f"{spool.layout.worker(name)}/error", _ERROR_LENGTH)
+            if text:
+                found[name] = text
+    return found
 
 
 def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import zlib
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.processes import hostname
 from spoolpool.worker.mpi_messages import FIRST, Head
 
 if TYPE_CHECKING:
@@ -154,10 +156,17 @@ class World:
     def __init__(self, ranks: int | None, expected: int | None) -> None:
         """Split ``COMM_WORLD`` into groups of ``ranks`` (all of it if None).
 
-        Raises :class:`LauncherError` if the size of the world is not ``expected``: a launcher and an MPI that do not
-        fit make many worlds of one rank, without an error.
+        Raises :class:`LauncherError` if mpi4py cannot be loaded, and if the size of the world is not ``expected``: a
+        launcher and an MPI that do not fit make many worlds of one rank, without an error.
         """
-        from mpi4py import MPI
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # without mpi4py, or without a library of MPI
+            raise LauncherError(
+                f"mpi4py cannot be loaded by {sys.executable} on {hostname()} ({error}). Groups of several ranks need "
+                "it: install it for this Python, with the site's MPI, or with one of its own (pip install "
+                "'spoolpool[mpi]')."
+            ) from error
 
         self._comm = MPI.COMM_WORLD.Dup()
         size = MPI.COMM_WORLD.Get_size()

@@ -32,6 +32,8 @@ PRRTE = "prterun (PRRTE) 3.0.6"
 MPICH = "HYDRA build details:\n    Version:                                 5.0.2"
 INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307\nCopyright 2003-2023, Intel Corporation."
 
+ALLOCATIONS = "slurm,tm,lsf,gridengine,alps,pals,flux,pbs,simulator,testrm"
+
 Fake = Callable[[str], str]
 
 
@@ -85,9 +87,19 @@ def test_open_mpi_is_not_bound_and_oversubscribes_only_on_request(version, user,
     launcher = MpiexecLauncher(path)
     arguments = ["spool", "--group-of", "2"]
     # with binding, all groups would be bound to the same first cores
-    assert launcher.command(TWO, arguments, LaunchOptions()) == [path, "-n", "2", "--bind-to", "none", *root, *WORKER]
+    here = ["--bind-to", "none", "--mca", "ras", f"^{ALLOCATIONS}"]
+    assert launcher.command(TWO, arguments, LaunchOptions()) == [path, "-n", "2", *here, *root, *WORKER]
     oversubscribed = launcher.command(TWO, arguments, LaunchOptions(oversubscribe=True))
-    assert oversubscribed == [path, "-n", "2", "--oversubscribe", "--bind-to", "none", *root, *WORKER]
+    assert oversubscribed == [path, "-n", "2", "--oversubscribe", *here, *root, *WORKER]
+
+
+@pytest.mark.parametrize("option", ["--host", "--hostfile", "-H", "--mca"])
+def test_open_mpi_sees_the_allocation_only_if_the_user_places_its_ranks(option, fake):
+    extra = (option, "other") if option != "--mca" else (option, "ras", "slurm")
+    command = MpiexecLauncher(fake(OPEN_MPI_4)).command(TWO, [], LaunchOptions(extra=extra))
+    assert f"^{ALLOCATIONS}" not in command and command[-len(python_worker([])) - len(extra) :][: len(extra)] == [
+        *extra
+    ]
 
 
 def test_extra_arguments_precede_the_command_of_the_worker(fake):
@@ -131,6 +143,17 @@ def test_auto_selects_local_without_an_mpiexec_and_mpiexec_is_an_error_with_advi
     monkeypatch.setenv(settings.ENV_MPIEXEC, str(tmp_path / "missing"))
     assert find_mpiexec() is None
     assert select_launcher("auto").name == "local"
+    with pytest.raises(LauncherError, match=rf"{settings.ENV_MPIEXEC} names {tmp_path}/missing, which does not exist"):
+        select_launcher("mpiexec")
+    (tmp_path / "missing").touch()
+    with pytest.raises(LauncherError, match=r"missing, which is not executable\. Correct the variable"):
+        select_launcher("mpiexec")
+    monkeypatch.setenv(settings.ENV_MPIEXEC, "mpiexec.tea")
+    with pytest.raises(LauncherError, match=r"names mpiexec\.tea on PATH, which does not exist"):
+        select_launcher("mpiexec")
+    monkeypatch.delenv(settings.ENV_MPIEXEC)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(LauncherError, match=rf"There is no mpiexec.*spoolpool\[mpi\].*{settings.ENV_MPIEXEC}"):
         select_launcher("mpiexec")
 
@@ -196,6 +219,45 @@ def is_open(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def make_flux(directory: Path, text: str) -> None:
+    (directory / "flux").mkdir(parents=True)
+    (directory / "flux" / "__init__.py").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "raise ImportError('libflux-core.so.2: cannot open shared object file: No such file or directory')",
+            r"installed, but .*libflux-core\.so\.2: cannot open.*Add {prefix}/lib64 to LD_LIBRARY_PATH",
+        ),
+        ("raise ImportError('/x/_core.so: undefined symbol: flux_x')", r"undefined symbol.*the same version"),
+        ("raise ModuleNotFoundError(\"No module named '_cffi_backend'\")", r"pip install 'spoolpool\[flux\]'"),
+        ("import tea_and_cake", r"cannot be imported \(No module named 'tea_and_cake'\)"),
+        ("", r"module flux of .*flux/__init__\.py is not that of Flux"),
+    ],
+)
+def test_flux_that_cannot_be_loaded_is_told_with_the_remedy(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_flux(tmp_path / "site", text)
+    (tmp_path / "site/flux/job.py").touch()
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64/libflux-core.so.2").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/flux").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in [name for name in sys.modules if name == "flux" or name.startswith("flux.")]:
+        monkeypatch.delitem(sys.modules, name)
+    try:
+        with pytest.raises(LauncherError, match=reason.replace("{prefix}", str(tmp_path))):
+            flux._connect()
+    finally:
+        for name in ("flux", "flux.job"):
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("error", [OSError("the broker is gone"), RuntimeError("not known to these bindings")])

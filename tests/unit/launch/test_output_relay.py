@@ -119,3 +119,55 @@ def test_relay_ignores_signals_of_a_batch_system_also_while_it_starts(
     assert relay._process.wait(LIMIT) == 0
     assert capfd.readouterr().out == "[01234567 a] forwarded\n"
     assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_last_errors_are_those_of_all_pipes_of_a_group_up_to_its_end() -> None:
+    relay = Relay()
+    group, other = relay.pipes("0123456789abcdef", ["a", "b"], r"(\d+): "), relay.pipes("fedcba9876543210", ["a"])
+    rank = relay.pipes("0123456789abcdef", ["a", "b"], rank=1)
+    os.write(group[0], b"to the output\n")
+    os.write(other[1], b"another group\n")
+    for number in range(100):
+        os.write(group[1], f"0: line {number}\n".encode())
+    os.write(rank[1], b"from rank 1\n")
+    os.write(group[1], b"un")
+    os.write(group[1], b"finished")
+    for pipe in (*group, *rank):
+        os.close(pipe)
+    lines = relay.last_errors("0123456789abcdef")
+    assert len(lines) == 60 and "line 99" in lines and "line 20" not in lines
+    assert set(lines) >= {"from rank 1", "unfinished"} and "to the output" not in lines
+    assert relay.last_errors("fedcba9876543210") == ["another group"]
+    assert relay.last_errors("0000000000000000") == []
+    for pipe in other:
+        os.close(pipe)
+    relay.close()
+
+
+def test_last_errors_of_a_killed_relay_are_unknown() -> None:
+    relay = Relay()
+    pipes = relay.pipes("0123456789abcdef", ["a"])
+    os.write(pipes[1], b"lost\n")
+    os.kill(relay._process.pid, signal.SIGKILL)
+    assert relay.last_errors("0123456789abcdef") in ([], ["lost"])  # the signal may come later
+    wait_until(lambda: relay._process.poll() is not None, "the relay has ended")
+    assert relay.last_errors("0123456789abcdef") == []
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+
+
+def test_relay_without_labels_starts_no_process_before_its_first_group(capfd: pytest.CaptureFixture[str]) -> None:
+    relay = Relay(labels=False)
+    assert relay.last_errors("0123456789abcdef") == []
+    relay.close()
+    assert relay._socket is None
+    pipes = relay.pipes("0123456789abcdef", ["a", "b"], r"(\d+): ")
+    os.write(pipes[0], b"7: as it is\n")
+    os.write(pipes[1], b"an error\n")
+    assert relay.last_errors("0123456789abcdef") == ["an error"]
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    relay._process.wait(LIMIT)
+    assert capfd.readouterr() == ("7: as it is\n", "an error\n")

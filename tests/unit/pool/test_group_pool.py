@@ -8,15 +8,19 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import click
 import pytest
 
 from spoolpool import settings
+from spoolpool.cli import status_screen
 from spoolpool.errors import NotASpool
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import LaunchOptions
+from spoolpool.launch.output_relay import Relay
+from spoolpool.monitor.status import StatusCollector
 from spoolpool.pool import group_pool, slot
 from spoolpool.pool.group_pool import GroupPool
-from spoolpool.protocol import worker_registration
+from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from tests.support import fake_worker
@@ -51,6 +55,8 @@ class Groups:
     begin: Callable[[Group], None] = lambda _: None
     started: list[Group] = field(default_factory=list)
     name: str = "nothing"
+    refuses: bool = False
+    """Whether groups have no resources to begin."""
 
     def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
         return []
@@ -65,6 +71,9 @@ class Groups:
 
     def starts_ranks_itself(self, shape: Shape) -> bool:
         return True
+
+    def never_began(self, errors: Sequence[str]) -> bool:
+        return self.refuses
 
     def allocation(self, options: LaunchOptions) -> Allocation:
         raise AssertionError("not needed")
@@ -238,3 +247,109 @@ def test_end_recorded_by_another_account_is_not_believed(spool: Spool, monkeypat
     worker_registration.report_end(spool, worker, "done")
     monkeypatch.setattr(os, "geteuid", lambda: -5)
     assert worker_registration.take_end(spool, worker) is None
+
+
+BUSY = "srun: error: Unable to create step for job 7: Requested nodes are busy"
+
+
+class Said(Relay):
+    """Relay that knows the last errors of all groups."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(labels=False)
+        self.lines = list(lines)
+
+    def last_errors(self, group: str) -> list[str]:
+        return self.lines
+
+
+def missing(spool: Spool) -> list[str]:
+    return [*workers.read_start_errors(spool, ()).values()]
+
+
+def test_groups_without_resources_are_taken_off_the_plan_and_the_others_stay(
+    spool: Spool, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = Groups(refuses=True)
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said("0: warning", BUSY)))
+    pool.resize(ONE, 3)
+    announce(spool, groups.started[0])
+    for group in groups.started[1:]:
+        group.code = lambda: 1
+    pool.step()
+    assert pool.count() == 1 and len(groups.started) == 3 and not pool.broken
+    assert caplog.text.count(BUSY) == 2 and "1 group(s) of this shape are left" in caplog.text
+    pool.step()
+    text = f"A group of {ONE} did not begin: {BUSY}."
+    assert missing(spool) == [text, text]
+    for name in os.listdir(spool.layout.workers):
+        if name != groups.started[0].worker:
+            shutil.rmtree(spool.layout.worker(name))  # as a recoverer does after a lease
+    clock.now += spool.config.lease
+    pool.step()
+    assert missing(spool) == [text, text]
+    shown = click.unstyle("\n".join(status_screen.lines(StatusCollector(spool).collect())))
+    assert f"Missing  2 times: {text}" in shown
+    groups.started[0].code = lambda: 0
+    pool.stop()
+    assert missing(spool) == []
+
+
+def test_shape_without_any_resources_is_broken(spool: Spool, clock: Clock) -> None:
+    groups = Groups(lambda group: setattr(group, "code", lambda: 1), refuses=True)
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said(BUSY)))
+    pool.resize(ONE, 2)
+    pool.step()
+    assert pool.count() == 0 and len(groups.started) == 2
+    assert pool.broken[ONE].endswith(f"cannot be started through nothing: {BUSY}.")
+
+
+def test_slot_in_which_a_group_has_run_waits_for_its_resources(spool: Spool, clock: Clock) -> None:
+    groups = Groups()
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said(BUSY)))
+    pool.resize(ONE, 1)
+    announce(spool, groups.started[0])
+    groups.started[0].code = lambda: -9
+    groups.refuses = True
+    for number in range(20):
+        pool.step()
+        clock.now += 60.0
+        if number > 1:
+            groups.started[-1].code = lambda: 1
+    assert pool.count() == 1 and len(groups.started) > 5 and not pool.broken
+
+
+def test_group_that_waits_too_long_in_its_launcher_is_ended(spool: Spool, clock: Clock) -> None:
+    groups = Groups()
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said(BUSY)))
+    pool.resize(ONE, 2)
+    waits, starts = groups.started
+    announce(spool, starts)
+    clock.now += 1000.0
+    pool.step()
+    assert pool.count() == 2  # its launcher does not say that it waits: Python may take long to start
+    groups.refuses = True
+    clock.now += 1000.0
+    pool.step()
+    assert pool.count() == 1 and waits.ends == ["ask"] and starts.ends == []
+
+
+def test_reason_of_a_failed_start_has_the_last_lines_of_the_launcher(spool: Spool, clock: Clock) -> None:
+    groups = Groups(lambda group: setattr(group, "code", lambda: 1))
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said("Traceback (most recent call last):", "Lost: x")))
+    pool.resize(ONE, 1)
+    while pool.count():
+        pool.step()
+        clock.now += 1.0
+    assert pool.broken[ONE].endswith("cannot be started through nothing: exit status 1: Lost: x.")
+    assert len(groups.started) == 3
+
+
+def test_group_whose_options_the_launcher_rejects_is_not_started_again(spool: Spool, clock: Clock) -> None:
+    groups = Groups(lambda group: setattr(group, "code", lambda: 1))
+    rejected = "srun: error: Invalid MPI type 'tea', --mpi=list for acceptable types"
+    pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said(rejected)))
+    pool.resize(ONE, 2)
+    pool.step()
+    assert pool.count() == 0 and len(groups.started) == 2
+    assert rejected in pool.broken[ONE] and settings.ENV_SRUN_MPI in pool.broken[ONE]

@@ -150,6 +150,43 @@ def test_groups_that_cannot_start_end_the_supervisor_with_the_reason(
     assert "cannot be started through local: killed by SIGKILL" in worker.said(supervisor)
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise ModuleNotFoundError(\"No module named 'mpi4py'\")", "No module named 'mpi4py'"),
+        ("class rc: pass\nraise RuntimeError('cannot load MPI library')", "cannot load MPI library"),
+    ],
+)
+def test_group_without_mpi4py_says_once_what_to_install(
+    spool: Spool, worker: Workers, tmp_path: Path, text: str, reason: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/mpi4py.py").write_text(text)
+    supervisor = worker(spool, "--launcher", "mpiexec", "--ranks", 2, await_groups=0, PYTHONPATH=str(tmp_path / "site"))
+    worker.may_die(supervisor)
+    assert supervisor.wait(LIMIT) == LauncherError.exit_code
+    output = worker.said(supervisor)
+    assert "Traceback" not in output
+    assert output.count(reason) == 3, output  # each rank and the supervisor
+    last = output.splitlines()[-1]
+    assert reason in last and "pip install 'spoolpool[mpi]'" in last and "exit status" not in last
+
+
+@pytest.mark.mpi
+def test_launcher_that_cannot_start_ranks_is_told_with_its_last_lines(
+    spool: Spool, worker: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "mpiexec").write_text("#!/bin/sh\necho 'mpiexec: error: no license' >&2\nexit 7\n")
+    (tmp_path / "mpiexec").chmod(0o755)
+    supervisor = worker(
+        spool, "--launcher", "mpiexec", "--ranks", 2, await_groups=0, SPOOLPOOL_MPIEXEC=str(tmp_path / "mpiexec")
+    )
+    worker.may_die(supervisor)
+    assert supervisor.wait(LIMIT) == LauncherError.exit_code
+    assert "through mpiexec: exit status 7: mpiexec: error: no license." in worker.said(supervisor)
+
+
 def test_tasks_that_kill_their_workers_do_not_exclude_the_host(spool: Spool, worker: Workers, tmp_path: Path) -> None:
     worker(spool, "--launcher", "local", "--groups", 1)
     with Executor(spool=spool.path) as executor:
