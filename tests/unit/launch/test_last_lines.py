@@ -50,7 +50,7 @@ Please see the FAQ page for debugging suggestions
 """
 
 SLOTS = """\
-[vm:1] mca_base_component_repository_open: unable to open mca_x: libnl-3.so.200: cannot open shared object file (ignored)
+[vm:1] mca_base_component_repository_open: unable to open mca_x: libnl-3.so.200: not found (ignored)
 --------------------------------------------------------------------------
 There are not enough slots available in the system to satisfy the 9
 slots that were requested by the application:
