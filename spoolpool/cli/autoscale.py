@@ -25,6 +25,7 @@ from spoolpool.system.stop_request import StopRequest
 @click.command()
 @click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--once", is_flag=True, help="Scale once and exit, for cron.")
+@click.option("--dry-run", is_flag=True, help="Print what one round would do, and why; change nothing.")
 @click.option("--every", type=Duration(1.0), default=60.0, show_default=True, help="Seconds between two rounds.")
 @click.option("--max-jobs", type=click.IntRange(1), required=True, help="Maximum number of pending and running jobs.")
 @click.option(
@@ -60,6 +61,7 @@ from spoolpool.system.stop_request import StopRequest
 def autoscale(
     directory: str,
     once: bool,
+    dry_run: bool,
     every: float,
     max_jobs: int,
     tasks_per_job: int,
@@ -73,11 +75,12 @@ def autoscale(
     Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks require. Where no
     worker lives, it also makes delayed tasks ready and releases the claims of dead workers; --once first watches
     silent workers for up to two leases. Only one process at a time scales a spool. It prints each action with its
-    reason.
+    reason. A lane whose jobs failed twice in a row gets no job for an hour, or longer after further failures: see
+    'spool workers ls'.
     """
     given = parse_worker_options(options["arguments"])
     trust = Trust(given["trusted"], given["trusted_groups"])
-    spool = Spool(directory, trust=trust)
+    spool = Spool(directory, read_only=dry_run, trust=trust)
     policy = ScalingPolicy(
         max_jobs=max_jobs,
         tasks_per_job=tasks_per_job,
@@ -88,6 +91,10 @@ def autoscale(
     job = create_job(spool.path, options)
     seconds = task_seconds(given["max_time"] or job.backend.walltime, given["drain"])
     scaler = Autoscaler(spool, job, policy, tags=given["tags"], trust=trust, seconds=seconds)
+    if dry_run:  # beside another process that scales the spool, too
+        for message in scaler.preview():
+            echo_escaped(message)
+        return
     ending = StopRequest()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())

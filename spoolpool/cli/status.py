@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import click
 
 from spoolpool import settings
+from spoolpool.cli.job_failures import FailureWatch
 from spoolpool.cli.output import report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.status_screen import as_json as to_json
@@ -46,18 +47,19 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 
     It lists names and reads a few headers; the cost does not depend on the size of the tasks.
     """
-    collector = StatusCollector(Spool(directory, read_only=True))
+    spool = Spool(directory, read_only=True)
+    collector, failures = StatusCollector(spool), FailureWatch(spool)
     if as_json:
         backoff = Backoff(interval, interval)
-        click.echo(json.dumps(to_json(collector.collect()), indent=None if watch else 1))
+        click.echo(json.dumps(to_json(collector.collect(), failures.look()), indent=None if watch else 1))
         while watch:
             backoff.sleep()
-            click.echo(json.dumps(to_json(collector.collect())))
+            click.echo(json.dumps(to_json(collector.collect(), failures.look())))
     elif watch:
-        _watch(collector, interval)
+        _watch(collector, failures, interval)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in lines(collector.collect(), width=width):
+        for line in lines(collector.collect(), width=width, failures=failures.look()):
             click.echo(line)
 
 
@@ -67,10 +69,11 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @report_errors
 def top(directory: str, interval: float) -> None:
     """Show the status of SPOOL continuously, until q or Ctrl-C."""
-    _watch(StatusCollector(Spool(directory, read_only=True)), interval)
+    spool = Spool(directory, read_only=True)
+    _watch(StatusCollector(spool), FailureWatch(spool), interval)
 
 
-def _watch(collector: StatusCollector, interval: float) -> None:
+def _watch(collector: StatusCollector, failures: FailureWatch, interval: float) -> None:
     """Show the status until a key ends it. Each update overwrites the screen, without clearing it: no flicker."""
     if not sys.stdout.isatty():
         raise BadRequest("Standard output is not a terminal: use 'spool status' without --watch, or --json.")
@@ -78,7 +81,8 @@ def _watch(collector: StatusCollector, interval: float) -> None:
     with _keys() as pressed:
         while True:
             size = shutil.get_terminal_size()
-            page = [plain(line) for line in lines(collector.collect(), width=size.columns, groups=size.lines)]
+            shown = lines(collector.collect(), width=size.columns, groups=size.lines, failures=failures.look())
+            page = [plain(line) for line in shown]
             if len(page) > size.lines - 1:
                 page = [*page[: size.lines - 2], "..."]
             # cursor home; after each line clear the rest of it, after the last one the rest of the screen

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
 import click
 
+from spoolpool.cli.job_failures import JobFailure, choose
 from spoolpool.monitor.scan import PLACES
 from spoolpool.monitor.status import Blocked, GroupStatus, Status
 from spoolpool.protocol.progress import TaskProgress
@@ -16,10 +17,13 @@ from spoolpool.system.text import escape_line, format_duration
 
 _PAGE = 80  # columns without a terminal
 _MOST_LINES = 50  # of one kind: other accounts can make any number of lanes
+_OUTPUT_LINES = 5  # of a failed job
 _LEFT = 9  # columns of the first word of a line
 
 
-def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iterator[str]:
+def lines(
+    status: Status, *, width: int | None = None, groups: int = 20, failures: Sequence[JobFailure] = ()
+) -> Iterator[str]:
     """Yield the lines of a status, blocked tasks first; list at most ``groups`` groups, busy ones before idle ones.
 
     Without a width, tables have 80 columns, and texts are not wrapped.
@@ -32,6 +36,7 @@ def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iter
         yield from _wrapped("BLOCKED", f"tasks of {left} more lanes; 'spool status --json' lists all.", width, fg="red")
     for directory, reason in itertools.islice(status.unseen.items(), _MOST_LINES):
         yield from _wrapped("UNSEEN", f"{directory} cannot be listed ({reason}).", width, fg="yellow")
+    yield from _failures(failures, width)
     yield from _wrapped("Spool", status.spool, width)
     yield from _wrapped("Tasks", ", ".join(f"{status.total(place)} {place}" for place in PLACES), width)
     yield from _wrapped("Groups", _summary(status), width)
@@ -47,7 +52,17 @@ def lines(status: Status, *, width: int | None = None, groups: int = 20) -> Iter
         yield from _groups(status, width or _PAGE, groups)
 
 
-def as_json(status: Status) -> dict[str, Any]:
+def _failures(failures: Sequence[JobFailure], width: int | None) -> Iterator[str]:
+    chosen, left = choose(list(failures))
+    for each in chosen:
+        yield from _wrapped("FAILED", f"{each.text} {each.consequence}".rstrip(), width, fg="red", bold=True)
+        for line in each.output[-_OUTPUT_LINES:]:
+            yield escape_line(_cut(f"{'':<{_LEFT}}| {line}", width or len(line) + 2 * _LEFT))
+    if left:
+        yield from _wrapped("FAILED", f"{left} more jobs; 'spool workers ls --json' lists all.", width, fg="red")
+
+
+def as_json(status: Status, failures: Sequence[JobFailure] = ()) -> dict[str, Any]:
     """Return a status as JSON. Its keys are documented in docs/cli.md and stable."""
     return {
         "spool": status.spool,
@@ -82,6 +97,7 @@ def as_json(status: Status) -> dict[str, Any]:
             }
             for each in status.groups
         ],
+        "failed_jobs": [each.as_json() for each in failures],
         "last_seen": status.last_seen,
         "rate": status.rate,
         "seconds_left": status.seconds_left,

@@ -159,28 +159,38 @@ def in_batch_script() -> bool:
 def supervise(options: WorkerCommandOptions) -> None:
     """Supervise groups until a signal requests a stop, the time is up, or all groups have ended."""
     from spoolpool.launch.selection import default_launcher, select_launcher
+    from spoolpool.pool.own_job import OwnJob
     from spoolpool.pool.supervisor import Supervisor
     from spoolpool.protocol.spool import Spool
     from spoolpool.security import known_spools
     from spoolpool.security.trust import Trust
+    from spoolpool.system.job_ids import job_id, unused_nodes
     from spoolpool.system.stop_request import StopRequest, stop_on_signals
 
     known_spools.inherit(os.environ.pop(settings.ENV_KNOWN, ""))
-    launcher = select_launcher(options.launcher or default_launcher())
-    supervisor = Supervisor(
-        Spool(options.directory, trust=Trust(options.trusted, options.trusted_groups)),
-        launcher,
-        options.shapes(single=launcher.name in ("local", "mpiexec")),
-        options.launch,
-        arguments=options.group_arguments(),
-        max_time=options.max_time,
-        drain=options.drain,
-        as_json="--log-json" in common_arguments(),
-        echo=echo_stderr,
-    )
-    stopping, hurry = StopRequest(), StopRequest()
-    stop_on_signals(stopping.set, hurry.set)
-    supervisor.run(stopping, hurry)
+    spool = Spool(options.directory, trust=Trust(options.trusted, options.trusted_groups))
+    with OwnJob(spool).recording() as job:
+        launcher = select_launcher(options.launcher or default_launcher())
+        supervisor = Supervisor(
+            spool,
+            launcher,
+            options.shapes(single=launcher.name in ("local", "mpiexec")),
+            options.launch,
+            arguments=options.group_arguments(),
+            max_time=options.max_time,
+            drain=options.drain,
+            as_json="--log-json" in common_arguments(),
+            echo=echo_stderr,
+        )
+        if others := unused_nodes():
+            echo_stderr(
+                f"Job {job_id()} is heterogeneous. Groups are started in its first component alone, and not on "
+                f"{', '.join(others)}: submit one job for each shape instead."
+            )
+        job.has_groups_left = supervisor.has_groups_left
+        stopping, hurry = StopRequest(), StopRequest()
+        stop_on_signals(stopping.set, hurry.set)
+        supervisor.run(stopping, hurry)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ _LANE = re.compile(
     rf"\.py(\d\.\d{{1,2}})((?:\+{_TAG})*)(?:@({_ACCOUNT}))?",
     re.ASCII,
 )
-_JOB_FILE = re.compile(r"(spool-worker-[0-9a-f]{16})\.(json|out)")
+_JOB_FILE = re.compile(r"(spool-worker-[0-9a-f]{16})\.(json|out|end|started)")
 _OUTPUT_FILE = re.compile(rf"({_WORKER})\.(0|[1-9]\d{{0,6}})(?:\.([1-9]\d{{0,8}}))?", re.ASCII)
 
 
@@ -347,8 +347,22 @@ def new_job_name() -> str:
 
 def job_of(name: str) -> str | None:
     """Return the job of a record in ``jobs/``; None for any other name."""
+    return _job_of(name, "json")
+
+
+def ended_job_of(name: str) -> str | None:
+    """Return the job of the record of an end in ``jobs/``; None for any other name."""
+    return _job_of(name, "end")
+
+
+def _job_of(name: str, suffix: str) -> str | None:
     match = _JOB_FILE.fullmatch(name)
-    return match[1] if match and match[2] == "json" else None
+    return match[1] if match and match[2] == suffix else None
+
+
+def is_job_name(name: str) -> bool:
+    """Return whether a text is the name of a batch job of a spool."""
+    return job_of(f"{name}.json") is not None
 
 
 class OutputFile(NamedTuple):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -45,12 +46,22 @@ from spoolpool.system.processes import ProcessId
 log = logging.getLogger(__name__)
 
 _MOST_LANES = 1000  # lanes with waiting tasks that a round considers
+_DURATION = re.compile(r"\b\d+ (?:s|min|h|d)\b", re.ASCII)
 _MOST_OBSTACLES = 20  # lanes without a submission that a round reports
 
 
 def _without_start(seconds: float) -> float:
     """Return the time of a job without that until its groups have started, at least 5 s and at most a minute."""
     return max(0.0, seconds - min(60.0, max(5.0, 0.02 * seconds)))
+
+
+def _count_tasks(directory: str) -> int:
+    return sum(parse_task_file(name) is not None for name in files.list_names(directory))
+
+
+def _may_serve(info: WorkerInfo, lane: str) -> bool:
+    wanted = parse_lane(lane)
+    return wanted is not None and info.why_not(wanted) is None
 
 
 class Autoscaler:
@@ -122,9 +133,12 @@ class Autoscaler:
         if not self._presence.check():
             return []
         messages = self.release_tasks()
-        jobs = batch_jobs.find_jobs(self._spool)
+        jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool))
         messages += self._cancel_orphans(jobs)
-        own = [job for job in jobs if job.record.lane and job.record.session == self._session]
+        own, served = self._own(jobs)
+        for job in served:
+            batch_jobs.remove_record(self._spool, job.record.name)
+            messages.append(f"The failure of a job for {job.record.lane} is forgotten: a newer group serves that lane.")
         obstacles = {}
         untold = 0
         before = self.shortages
@@ -133,8 +147,8 @@ class Autoscaler:
             messages += [text for lane, text in self.shortages.items() if before.get(lane) != text][:_MOST_OBSTACLES]
             for decision in decide(state, self._policy):
                 if decision.action == "none":
-                    # without the numbers before the semicolon, which change from round to round
-                    obstacles[decision.lane] = decision.reason.partition(";")[2]
+                    # without the numbers before the semicolon and the durations, which change from round to round
+                    obstacles[decision.lane] = _DURATION.sub("", decision.reason.partition(";")[2])
                     if self._obstacles.get(decision.lane) != obstacles[decision.lane]:
                         untold += 1
                         if untold <= _MOST_OBSTACLES:
@@ -148,6 +162,34 @@ class Autoscaler:
         if untold > _MOST_OBSTACLES:
             messages.append(f"Nothing is submitted for {untold - _MOST_OBSTACLES} more lanes.")
         return messages
+
+    def preview(self) -> list[str]:
+        """Return what :meth:`round` would do now, as messages with the reasons; nothing in the spool is changed.
+
+        Without the jobs for tasks that :meth:`release_tasks` would make ready. Raises as :meth:`round`.
+        """
+        Presence(self._spool, restore=False).check()
+        messages = []
+        held, claimed = (_count_tasks(path) for path in (self._spool.layout.waiting, self._spool.layout.claimed))
+        if held or claimed:
+            messages.append(
+                f"Not counted are {held} task(s) that are held back and {claimed} claim(s): a round would first make "
+                "ready those that may start, and those of dead workers."
+            )
+        jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool, clean=False), record=False)
+        messages += [f"Job {job.id} would be cancelled: its executor has died." for job in self._orphans(jobs)]
+        own, _ = self._own(jobs)
+        state = self._state(own, None)
+        messages += self.shortages.values()
+        for decision in decide(state, self._policy):
+            if decision.job is not None:
+                text = f"Job {decision.job.id} for {decision.lane} would be cancelled"
+            elif decision.action == "submit":
+                text = f"A job would be submitted for {decision.lane}"
+            else:
+                text = f"Nothing would be submitted for {decision.lane}"
+            messages.append(f"{text}: {decision.reason}.")
+        return messages or ["Nothing would be submitted or cancelled."]
 
     def release_tasks(self) -> list[str]:
         """Release delayed tasks that may start, and claims of dead workers; return a message for each change.
@@ -205,12 +247,38 @@ class Autoscaler:
 
     def _cancel_orphans(self, jobs: list[SpoolJob]) -> Iterator[str]:
         """Cancel pending jobs of executors that have died."""
+        for job in self._orphans(jobs):
+            job.cancel()
+            yield f"Job {job.id} was cancelled: its executor has died."
+
+    def _orphans(self, jobs: list[SpoolJob]) -> Iterator[SpoolJob]:
         for job in jobs:
             session = job.record.session
             others = job.state == "pending" and session not in ("", self._session)
             if others and sessions.is_dead(self._spool, session):
-                job.cancel()
-                yield f"Job {job.id} was cancelled: its executor has died."
+                yield job
+
+    def _own(self, jobs: list[SpoolJob]) -> tuple[list[SpoolJob], list[SpoolJob]]:
+        """Return the jobs that are scaled here, and the failed ones that count no more.
+
+        These are of a lane that a group of this account serves which has started later, such as one of a job that a
+        person submitted.
+        """
+        own = [job for job in jobs if job.record.lane and job.record.session == self._session]
+        failed = [job for job in own if job.end is not None and job.end.kind == "failed"]
+        if not failed:
+            return own, []
+        now = self._spool.server_time()
+        served: list[SpoolJob] = []
+        for info in workers.read_workers(self._spool):
+            entry = f"{self._spool.layout.worker(info.worker)}/info.json"
+            own_group = not self._spool.shared or info.user == account_name(os.geteuid())
+            stamp = files.mtime_ns(entry) if own_group and self._liveness.is_alive(info) else None
+            if stamp is not None:
+                age = now - stamp / 1e9
+                served += [job for job in failed if age < job.ended and _may_serve(info, job.record.lane)]
+        names = {job.record.name for job in served}
+        return [job for job in own if job.record.name not in names], [job for job in own if job.record.name in names]
 
     def _state(self, own: list[SpoolJob], only: set[str] | None) -> ScalingState:
         needs = {lane: found for lane, found in waiting_needs(self._spool).items() if only is None or lane in only}
@@ -227,8 +295,7 @@ class Autoscaler:
         for info in infos:
             if info.batch not in names and self._liveness.is_alive(info):
                 for lane in lanes:
-                    wanted = parse_lane(lane)
-                    if wanted is not None and info.why_not(wanted) is None:
+                    if _may_serve(info, lane):
                         sources[lane].add(info.batch or info.job or info.process.host)
         return ScalingState(
             waiting=waiting,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -11,7 +10,7 @@ from dataclasses import replace
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane
 from spoolpool.options import BatchBackend
-from spoolpool.pool import batch_jobs
+from spoolpool.pool import batch_jobs, job_ends
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
@@ -21,11 +20,8 @@ from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import per_core
 from spoolpool.security import known_spools
-from spoolpool.security.trust import Trust
-from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.packages import is_requirement
-from spoolpool.system.text import escape_line
 from spoolpool.system.walltime import describe_walltime
 
 log = logging.getLogger(__name__)
@@ -34,7 +30,6 @@ _FAILED_JOBS = 3  # failed jobs in a row, or refused submissions, after which no
 _COOLDOWN = 5.0  # seconds between two submissions for a lane
 _RELEASE_SECONDS = 5.0  # between two looks for delayed tasks that may start, at most
 _STOP_SECONDS = 30.0  # for running jobs to end in order
-_TAIL = 2000  # bytes of a job's last output shown in an error
 
 
 class BatchPool:
@@ -73,7 +68,11 @@ class BatchPool:
         self.job = Job(backend=backend, spool=spool.path, arguments=tuple(arguments), known=known)
         """Description of each job."""
         policy = ScalingPolicy(
-            min_jobs=backend.min_jobs, max_jobs=backend.job_limit, home=home.name, cooldown=_COOLDOWN
+            min_jobs=backend.min_jobs,
+            max_jobs=backend.job_limit,
+            home=home.name,
+            cooldown=_COOLDOWN,
+            max_failures=0,  # counted here, so that the futures get an error
         )
         self._scaler = Autoscaler(spool, self.job, policy, session=session, tags=tags)
         self._backoff = Backoff(1.0, 60.0)
@@ -136,7 +135,7 @@ class BatchPool:
     def _check_ended_jobs(self) -> None:
         """Count jobs that ended before one of their groups registered; give up after several in a row."""
         named = {info.batch for info in workers.read_workers(self._spool)}
-        jobs = batch_jobs.find_jobs(self._spool)
+        jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool))
         started = named.intersection(job.record.name for job in jobs)
         if started - self._started:
             self._started |= started
@@ -153,11 +152,8 @@ class BatchPool:
                     self.broken = f"{self._failures} batch jobs in a row ended like this: {self._explain(job)}"
 
     def _explain(self, job: SpoolJob) -> str:
-        path = batch_jobs.output_path(self._spool, job.record.name)
-        output = ""
-        with contextlib.suppress(OSError, SpoolpoolError), files.reading(path, Trust().check) as (fd, status):
-            tail = files.read_at(fd, _TAIL, max(0, status.st_size - _TAIL)).decode(errors="replace")
-            output = "\n".join(map(escape_line, tail.strip().splitlines()))
+        path = job_ends.output_path(self._spool, job.record.name)
+        output = "\n".join(job_ends.last_lines(path))
         reason = f"its output ends with: {output}"
         if not output:
             reason = (

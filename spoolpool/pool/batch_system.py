@@ -25,6 +25,7 @@ from spoolpool.pool.systems.slurm import Slurm
 from spoolpool.system import defaults
 from spoolpool.system.defaults import Default
 from spoolpool.system.environment import python_module
+from spoolpool.system.job_ids import select
 from spoolpool.system.walltime import format_walltime
 
 if TYPE_CHECKING:
@@ -146,13 +147,21 @@ def ended_job(system: System, name: str) -> EndedJob | None:
     return _system(system).ended_job(name)
 
 
+def listed_ids(system: System, job: str) -> frozenset[str]:
+    """Return the ids as lists have them of a job that has a further id; none for other and unknown jobs."""
+    return _system(system).listed_ids(job)
+
+
 def cancel(system: System, job: str, name: str) -> None:
-    """Cancel the job with this id and name. Does nothing if it has ended meanwhile; raises :class:`LauncherError`."""
+    """Cancel the job, or the part of it, with this id and name. Raises :class:`LauncherError`.
+
+    Does nothing if it has ended meanwhile.
+    """
     try:
         _system(system).cancel(job, name)
     except LauncherError:
         active = active_jobs(system).get(name)
-        if active is not None and active.id == job:
+        if active is not None and any(select(job, each) for each in (active.id, *(part.id for part in active.parts))):
             raise
 
 

@@ -99,6 +99,10 @@ class Supervisor:
         if pool.broken:
             raise LauncherError(" ".join(pool.broken.values()))
 
+    def has_groups_left(self) -> bool:
+        """Return whether no shape has lost all of its groups by their deaths."""
+        return not self._pool.broken
+
     def _watch(self, stopping: StopRequest) -> None:
         backoff = Backoff(0.02, 0.5)
         while not stopping.is_set() and self._pool.count():

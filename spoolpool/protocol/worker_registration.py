@@ -10,6 +10,7 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.errors import SpoolDenied
+from spoolpool.format.names import is_job_name
 from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, lack_file, remove_worker
@@ -56,6 +57,9 @@ class Registration:
             except OSError:
                 remove_worker(spool, info.worker)
                 raise
+        if is_job_name(info.batch):
+            with contextlib.suppress(OSError):  # another group of the job was first; or the job counts as a failed one
+                spool.write_public(started_mark(spool, info.batch), [])
         self._heartbeat = self._start()
 
     def _start(self) -> Heartbeat:
@@ -104,10 +108,23 @@ class Registration:
                 report_end(self._spool, self._worker, end, unfinished=True)
 
 
-def request_stop(spool: Spool, worker: str) -> None:
-    """Request a worker to end after its task; it checks for that when it is idle or done with a task."""
-    with contextlib.suppress(OSError):  # FileExistsError: requested before; gone: it ended
+def started_mark(spool: Spool, job: str) -> str:
+    """Return the path of an empty file that exists once a group of a batch job has registered."""
+    return f"{spool.layout.jobs}/{job}.started"
+
+
+def request_stop(spool: Spool, worker: str) -> bool:
+    """Request a worker to end after its task; it checks for that when it is idle or done with a task.
+
+    Returns whether it is asked, now or before, or has ended; False if this account cannot ask it.
+    """
+    try:
         spool.write_public(f"{spool.layout.worker(worker)}/stop", [])
+    except FileExistsError:  # requested before
+        return True
+    except OSError as error:
+        return error.errno in files.GONE
+    return True
 
 
 _owner_decoder = msgspec.json.Decoder(ProcessId)

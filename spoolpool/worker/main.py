@@ -24,7 +24,7 @@ from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
 from spoolpool.system.accounts import account_name
-from spoolpool.system.batch_job import find_batch_job
+from spoolpool.system.job_ids import job_id
 from spoolpool.system.processes import ProcessId, hostname
 from spoolpool.system.stop_request import StopRequest, ignore_stop_signals, stop_on_signals
 from spoolpool.worker.capture import Capture, enable_stacks
@@ -172,7 +172,7 @@ def _run_leader(
         queues=tuple(config.queues),
         weights={queue: weight for queue, weight in config.queues.items() if weight != 1},
         tags=config.tags,
-        job=batch_job.id if (batch_job := find_batch_job()) else "",
+        job=job_id(),
         supervisor=config.options.owner,
         batch=os.environ.get(settings.ENV_JOB, ""),
         started=time.time(),

@@ -18,6 +18,8 @@ from spoolpool.errors import DependencyFailed, RemoteTraceback, SpoolVersion, Wa
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, TaskFile, parse_task_file
 from spoolpool.maintenance.check import check
+from spoolpool.pool import job_ends
+from spoolpool.pool.batch_jobs import read_record
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.objects import leases
 from spoolpool.protocol.spool import Spool
@@ -25,7 +27,7 @@ from spoolpool.protocol.tasks import read_task
 from spoolpool.protocol.worker_registration import take_end
 from spoolpool.security import signing
 from spoolpool.wire import values_before
-from tests.format.golden.make import ATTEMPT, DATA, SECRET, WORKER, done, waiting
+from tests.format.golden.make import ATTEMPT, DATA, END, JOB, RECORD, SECRET, WORKER, done, waiting
 from tests.format.pickled_names import is_allowed, names_in_spool
 from tests.support.fake_worker import Clock, Inbox, run_worker
 
@@ -159,6 +161,14 @@ def test_the_records_of_the_end_of_a_worker_are_read(golden: Path) -> None:
     found = lost_attempts.find(spool, TaskFile(lost, 2, 2, WORKER))
     assert (found.rank, found.status) == (1, -11) and 'File "golden.py"' in found.stack
     assert take_end(spool, WORKER) == "renew"
+
+
+def test_the_records_of_a_batch_job_are_read(golden: Path) -> None:
+    spool = Spool(golden)
+    assert read_record(spool, JOB) == RECORD
+    found = job_ends.read_end(spool, JOB, 0.0)
+    assert found is not None and found.end == END
+    assert job_ends.has_started(spool, JOB)
 
 
 def assert_result(kind: str, future: Future[Any], wanted: object, convert: Callable[[Any], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from abc import ABC, abstractmethod
@@ -17,20 +18,32 @@ if TYPE_CHECKING:
 _SECONDS = 120.0  # for one answer of a batch system
 
 
+class JobPart(NamedTuple):
+    """Element of a job array, component of a heterogeneous job, or a whole job, as the batch system lists it."""
+
+    id: str
+    """Such as ``6_2``, ``6_[3-5]``, ``3+1`` or ``7``."""
+    state: Literal["pending", "running"]
+
+
 class ActiveJob(NamedTuple):
     """Job of this account that is pending or running."""
 
     id: str
     state: Literal["pending", "running"]
+    """Running if a part of it runs."""
     problem: str = ""
     """Reason for which a pending job cannot start as it is, in the words of the batch system."""
+    parts: tuple[JobPart, ...] = ()
+    """Parts that have not ended; none for a job without parts."""
 
 
 class EndedJob(NamedTuple):
     """Job of this account that has ended."""
 
     id: str
-    state: Literal["done", "failed"]
+    state: Literal["done", "failed", "timeout", "lost", "cancelled"]
+    """``lost``: by the failure of a node, or by preemption."""
     exit_status: int | None = None
     """Exit status of the script, negative for a signal; None if the script never ran, or it is unknown."""
     reason: str = ""
@@ -73,6 +86,10 @@ class BatchSystem(ABC):
     def ended_job(self, name: str) -> EndedJob | None:
         """Return the end of a job; None if the batch system does not know the job, or not any more."""
 
+    def listed_ids(self, job: str) -> frozenset[str]:
+        """Return the ids as lists have them of a job that has a further id; none for other jobs."""
+        return frozenset()
+
     @abstractmethod
     def cancel(self, job: str, name: str) -> None:
         """Cancel the job with this id and name; a job that has ended meanwhile may be an error."""
@@ -86,7 +103,14 @@ def run(command: Sequence[str], action: str, text: str = "", *, accepted: Sequen
     """Return the output of a command. Raises :class:`LauncherError` if its status is not one of ``accepted``."""
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # squeue abbreviates no list of elements of an array
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LauncherError(f"Cannot {action} with {command[0]}: {error}.") from error

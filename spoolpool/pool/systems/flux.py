@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, run
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from spoolpool.options import BatchBackend
 
 _PENDING = frozenset({"DEPEND", "PRIORITY", "SCHED"})
+_STATES: dict[str, Literal["timeout", "cancelled"]] = {"TIMEOUT": "timeout", "CANCELED": "cancelled"}
+_LOST = frozenset({"node-failure", "preempt"})  # exceptions that say nothing about the job
 _JOBS = ("flux", "jobs", "--no-header", "--count=0")
 
 
@@ -56,7 +58,8 @@ class Flux(BatchSystem):
         if result == "COMPLETED":
             return EndedJob(job, "done", status)
         words = [word for word in (result, kind, note) if word]
-        return EndedJob(job, "failed", status, ": ".join(words))
+        told = ": ".join(words)
+        return EndedJob(job, "lost" if kind in _LOST else _STATES.get(result, "failed"), status, told)
 
     def cancel(self, job: str, name: str) -> None:
         """Cancel a job."""

@@ -31,12 +31,14 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, FORMAT, ObjectLease, TaskFile
+from spoolpool.pool.batch_jobs import JobRecord
+from spoolpool.pool.job_ends import JobEnd
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
-from spoolpool.protocol.worker_registration import report_end
+from spoolpool.protocol.worker_registration import report_end, started_mark
 from spoolpool.protocol.workers import stack_file
 
 LANE = "default.r1t1g0.py3.11"
@@ -54,6 +56,21 @@ STACK = (
 """Stack of a crash, as Python writes it."""
 ATTEMPT = errors.LostAttempt(1, WORKER, "golden", 42, "4711", 1, -6, "", 1_790_000_000.0, "Fatal Python error: Aborted")
 """Attempt of a lost task."""
+
+JOB = "spool-worker-0123456789abcdef"
+RECORD = JobRecord(
+    name=JOB, system="slurm", cluster="golden", user="golden", nodes=2, time="1:00:00", lane=LANE, session="a~01234567"
+)
+END = JobEnd(
+    name=JOB,
+    kind="failed",
+    why="FAILED, exit code 3",
+    job="6_2",
+    lane=LANE,
+    session="a~01234567",
+    output=("loading", "no such module"),
+)
+"""End of a batch job."""
 
 
 class Content(NamedTuple):
@@ -304,9 +321,18 @@ def make(directory: Path, *, signed: bool = False) -> None:
     lost_attempts.record_exit(spool, WORKER, -11, rank=1)
     spool.write_public(f"{spool.layout.worker(WORKER)}/{stack_file(1)}", [STACK.encode()])
     report_end(spool, WORKER, "renew")
+    add_jobs(spool)
     for kind, call in calls(spool).items():
         about = header(waiting(kind), **call.header)
         Submitter(spool).submit(about, envelope.pack(headers.encode(about), call.payload, call.buffers))
+
+
+def add_jobs(spool: Spool) -> None:
+    """Add the files of an ended batch job."""
+    spool.make_directories(spool.layout.jobs)
+    spool.write_public(f"{spool.layout.jobs}/{JOB}.json", [msgspec.json.encode(RECORD)])
+    spool.write_public(started_mark(spool, JOB), [])
+    spool.write_public(f"{spool.layout.jobs}/{JOB}.end", [msgspec.json.encode(END)])
 
 
 def _path(spool: Spool, task_file: TaskFile) -> Path:

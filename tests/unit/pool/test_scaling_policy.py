@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from spoolpool.format.names import Lane
 from spoolpool.pool.batch_jobs import JobRecord, SpoolJob
+from spoolpool.pool.job_ends import EndKind, JobEnd
 from spoolpool.pool.scaling_policy import ScalingPolicy, ScalingState, decide, serves
 
 ONE = Lane("default", 1, 1, 0, "3.11").name
@@ -21,6 +23,13 @@ LANES = (ONE, TWO, GPU)
 def job(state: Any, age: float = 1000.0, lane: str = ONE, name: str = "") -> SpoolJob:
     record = JobRecord(name=name or f"{lane} {state} {age}", system="slurm", cluster="", user="", lane=lane)
     return SpoolJob(record=record, age=age, state=state)
+
+
+def ended(kind: EndKind | None, age: float, ended: float | None = None, lane: str = ONE) -> SpoolJob:
+    """Return an ended job, submitted ``age`` seconds ago, whose end was recorded ``ended`` seconds ago."""
+    record = JobRecord(name=f"{lane} {kind} {age}", system="slurm", cluster="", user="", lane=lane)
+    end = None if kind is None else JobEnd(name=record.name, kind=kind, why="exit code 3", output=("no such module",))
+    return SpoolJob(record=record, age=age, state="over", end=end, ended=age if ended is None else ended)
 
 
 def names(jobs: Iterable[SpoolJob | None]) -> list[str]:
@@ -90,6 +99,75 @@ def test_each_recently_ended_job_doubles_the_cooldown():
     assert made(ScalingState(waiting={TWO: 1}, jobs=tuple(ended))) == [("submit", TWO)], (
         "jobs of another lane do not count"
     )
+
+
+def test_every_lane_gets_its_first_job_before_any_gets_its_second():
+    waiting = {ONE: 1000, TWO: 300, GPU: 1}
+    assert made(ScalingState(waiting=waiting), max_jobs=3) == [("submit", ONE), ("submit", TWO), ("submit", GPU)]
+    assert sorted(made(ScalingState(waiting=waiting), max_jobs=4)) == sorted(
+        [("submit", ONE), ("submit", ONE), ("submit", TWO), ("submit", GPU)]
+    )
+    assert made(ScalingState(waiting=waiting), max_jobs=2) == [("submit", ONE), ("submit", TWO), ("none", GPU)]
+    served = ScalingState(waiting=waiting, jobs=(job("running"),))
+    assert [lane for action, lane in made(served, max_jobs=3) if action == "submit"] == [TWO, GPU]
+
+
+def test_further_jobs_go_where_most_tasks_wait_for_each_job():
+    decisions = made(ScalingState(waiting={ONE: 1000, TWO: 500}), max_jobs=6)
+    assert decisions.count(("submit", ONE)) == 4
+    assert decisions.count(("submit", TWO)) == 2
+
+
+def test_room_for_the_first_job_of_a_lane_is_kept_while_its_pause_lasts():
+    idle = ended("done", 30.0, lane=TWO)
+    state = ScalingState(waiting={ONE: 1000, TWO: 1}, jobs=(idle,))
+    assert sorted(made(state, max_jobs=3)) == [("none", TWO), ("submit", ONE), ("submit", ONE)]
+    assert made(ScalingState(waiting={ONE: 1000, TWO: 1}, jobs=(idle,)), max_jobs=1) == [("none", TWO), ("submit", ONE)]
+
+
+def left_alone(*jobs: SpoolJob, **limits: Any) -> bool:
+    state = ScalingState(waiting={ONE: 1000}, jobs=jobs)
+    return "jobs in a row failed" in " ".join(
+        each.reason for each in decide(state, ScalingPolicy(max_jobs=9, **limits))
+    )
+
+
+def test_lane_is_left_alone_after_two_failed_jobs_in_a_row_and_the_reason_is_told():
+    failed = ended("failed", 600.0), ended("failed", 300.0)
+    assert made(ScalingState(waiting={ONE: 1}, jobs=failed[:1])) == [("submit", ONE)]
+    assert made(ScalingState(waiting={ONE: 1, TWO: 1}, jobs=failed)) == [("none", ONE), ("submit", TWO)]
+    text = reason(ScalingState(waiting={ONE: 1}, jobs=failed))
+    assert "2 jobs in a row failed, so that it gets no other one for 55 min" in text
+    assert "The last one: exit code 3; its output ends with: no such module" in text
+    assert made(ScalingState(waiting={ONE: 1}, jobs=failed), max_failures=0) == [("submit", ONE)]
+
+
+def test_ends_that_are_no_failures_of_a_lane_neither_count_nor_part_its_failures():
+    first, last = ended("failed", 900.0), ended("failed", 300.0)
+    for kind in ("cancelled", "lost", None):
+        assert left_alone(first, ended(kind, 600.0), last)
+        assert not left_alone(ended(kind, 600.0), last)
+        assert not left_alone(ended(kind, 600.0), ended(kind, 300.0))
+    assert not left_alone(first, ended("done", 600.0), last), "a job has worked between them"
+    assert left_alone(ended("done", 1000.0), first, last)
+    assert left_alone(first, last, job("pending", 10.0))
+    working = replace(job("running", 10.0), started=True)
+    assert not left_alone(first, last, working), "a later job works"
+    assert left_alone(first, last, replace(working, age=1000.0)), "an earlier job works"
+    assert not left_alone(first, ended("failed", 300.0, lane=TWO))
+
+
+def test_lane_is_left_alone_for_an_hour_and_longer_after_each_further_failure():
+    failed = ended("failed", 9000.0, 4000.0), ended("failed", 8000.0, 3599.0)
+    assert left_alone(*failed), "the pause begins with the end, however long the job has waited"
+    assert not left_alone(failed[0], ended("failed", 8000.0, 3600.0))
+    assert left_alone(*failed, ended("failed", 7500.0, 7199.0), cooldown=1.0)
+    assert not left_alone(
+        ended("failed", 9000.0, 8000.0), ended("failed", 8000.0, 7500.0), ended("failed", 7300.0, 7200.0)
+    )
+    many = [ended("failed", 1e6 + number, 86399.0) for number in range(50)]
+    assert left_alone(*many)
+    assert not left_alone(*(ended("failed", 1e6 + number, 86400.0) for number in range(50)))
 
 
 def test_no_job_is_submitted_for_tasks_that_its_workers_would_not_run():
