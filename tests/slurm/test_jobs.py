@@ -148,7 +148,10 @@ def test_every_spelling_of_a_walltime_is_understood(login: Site, time: str, limi
     spool(login, "workers", "stop", login.spool.path, "--all", "--wait=0")
 
 
-def test_jobs_of_the_autoscaler_and_of_an_executor_have_the_default_walltime(login: Site) -> None:
+def test_jobs_of_the_autoscaler_and_of_an_executor_have_the_default_walltime(
+    login: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "spoolpool")
     with Executor(spool=login.spool.path) as executor:
         executor.submit(where)
         options = ["--max-jobs=1", "--once", "--idle-timeout=1"]
@@ -159,6 +162,7 @@ def test_jobs_of_the_autoscaler_and_of_an_executor_have_the_default_walltime(log
     with Executor(spool=login.spool.path, backend="sbatch", max_workers=1) as executor:
         assert executor.submit(where).result(PATIENCE) in ("n1", "n2")
         assert limits(login) == ["1:00:00"]
+    assert "walltime of each batch job: 1:00:00 (60 minutes)" in caplog.text
 
 
 def test_defaults_of_a_site_reach_the_job_and_its_supervisor(
