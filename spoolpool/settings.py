@@ -43,6 +43,9 @@ ENV_WORKER = "SPOOLPOOL_WORKER"
 ENV_NUMBER = "SPOOLPOOL_NUMBER"
 """Number, from 0, of a group among the live groups of its supervisor."""
 
+ENV_RENEWALS = "SPOOLPOOL_RENEWALS"
+"""Number of groups in a row before this one that were replaced because of what their tasks had left."""
+
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process that owns the group; the group ends when that process has died."""
 
@@ -113,6 +116,9 @@ BUCKET_SIZE = 1000
 
 PRIORITY = 0
 """Default priority of a task, from -499 to 499; a greater priority runs sooner."""
+
+RENEWAL_SECONDS = 1200.0
+"""Seconds of a group after which its replacement is the first one again, and comes without a pause."""
 
 EXIT_UNEXPECTED = 70
 """Exit code of a command after an unexpected error (EX_SOFTWARE of sysexits.h)."""

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
-from spoolpool.calls import forks, pickling
+from spoolpool.calls import forks, leftovers, pickling
 from spoolpool.calls.definitions import (
     fill_class,
     fill_module,
@@ -259,7 +259,7 @@ class _Shell:
         self._ended = False
 
     def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self._command,
             cwd=self._cwd,
             env=without_mpi(os.environ),
@@ -268,6 +268,8 @@ class _Shell:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        leftovers.keep_process(process.pid)
+        return process
 
     def ask(self, text: str, lines: int | None, pattern: str | None) -> str:
         """Write a text and read the answer: a number of lines, or up to the first line with the pattern."""

@@ -48,7 +48,9 @@ class RankResult(NamedTuple):
 class InitializerCache:
     """Cache of the keyword arguments that the ``init_function`` of a session returns, called once per rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
+        self._accepting = accepting
+        """Returns the context of each call; what it leaves running is to stay."""
         self._made: dict[str, dict[str, Any]] = {}
         self._changes: dict[str, Changes] = {}
 
@@ -60,7 +62,8 @@ class InitializerCache:
         """Call an ``init_function`` in a worker and cache the result."""
         function = pickling.loads(payload, buffers)
         before = ProcessState()
-        made = forks.call(function, (), _worker_id(function, (), {}, worker))
+        with self._accepting():
+            made = forks.call(function, (), _worker_id(function, (), {}, worker))
         if not isinstance(made, dict) or not all(isinstance(key, str) for key in made):
             raise BadRequest(
                 f"The init_function {pickling.label(function)} returned {type(made).__name__}: it must return "

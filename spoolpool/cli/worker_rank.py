@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_stderr
@@ -59,6 +61,24 @@ def watch_rank(directory: str, worker: str) -> None:
     continue_in_child(report)
 
 
+def _start_again(options: WorkerCommandOptions, done: int, seconds: float, renewals: int) -> None:
+    """Replace this worker by a new one in the same process, after a number of tasks, and of seconds since its start.
+
+    Where that fails, this returns, and the process ends.
+    """
+    command = list(sys.orig_argv)
+    if options.max_tasks is not None:
+        command += [
+            "--max-tasks",
+            str(options.max_tasks - done),
+        ]  # the last of equal options counts
+    if options.max_time is not None:
+        command += ["--max-time", f"{max(0.0, options.max_time - seconds):.3f}"]
+    os.environ[settings.ENV_RENEWALS] = str(renewals + 1 if seconds < settings.RENEWAL_SECONDS else 1)
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, command)  # noqa: S606  the command of this process
+
+
 def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
     from spoolpool.calls import run
@@ -76,6 +96,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
     run.worker_number = int(os.environ.pop(settings.ENV_NUMBER, "") or 0)
     variables = [os.environ.pop(name, "") for name in names]
     pipes, devices, owner, worker, known = variables if options.group_of is not None else [""] * len(names)
+    renewals = int(os.environ.pop(settings.ENV_RENEWALS, "") or 0)
     known_spools.inherit(known)
     if pipes:
         redirect_output(pipes, local_rank())
@@ -89,6 +110,12 @@ def run_rank(options: WorkerCommandOptions) -> int:
             f"This is one process, and --ranks asks for {options.ranks}. Start it with 'mpiexec -n {options.ranks}', "
             "or let it start its ranks: --launcher mpiexec."
         )
+    supervised = options.group_of is not None
+    begun = time.monotonic()
+
+    def start_again(done: int) -> None:
+        _start_again(options, done, time.monotonic() - begun, renewals)
+
     config = main.RankConfig(
         directory=options.directory,
         worker=worker,
@@ -106,8 +133,11 @@ def run_rank(options: WorkerCommandOptions) -> int:
             idle_timeout=options.idle_timeout,
             max_tasks=options.max_tasks,
             owner=decode_owner(owner),
-            supervised=options.group_of is not None,
+            supervised=supervised,
+            replaced=supervised or world_size == 1,
+            renewals=renewals,
             max_time=options.max_time,
         ),
+        start_again=None if supervised or world_size > 1 else start_again,
     )
     return main.run_rank(config, echo_stderr=echo_stderr)

@@ -127,6 +127,7 @@ class GroupPool:
         variables = {
             settings.ENV_WORKER: worker,
             settings.ENV_NUMBER: str(slot.number),
+            settings.ENV_RENEWALS: str(slot.renewals),
             settings.ENV_OWNER: self._owner,
             settings.ENV_KNOWN: known_spools.encode(self._spool.identity),
         }
@@ -171,6 +172,7 @@ class GroupPool:
         if end == "done":
             self._remove(slot)
         elif end == "renew":
+            slot.record_renewal()
             self._restart(slot)
         else:
             self._record_failure(slot, status)

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from spoolpool import settings
 from spoolpool.format.names import parse_task_file
 from spoolpool.launch.launcher import GroupProcess
 from spoolpool.protocol import journal
@@ -55,6 +56,8 @@ class Slot:
     """Groups in a row that died without having finished a task, except those that held a task."""
     deaths_by_task: int = 0
     """Groups in a row that died while they held their first task."""
+    renewals: int = 0
+    """Groups in a row that were replaced because of what their tasks had left."""
     _announced_at: float = 0.0
     _look_due: float = 0.0
 
@@ -88,6 +91,11 @@ class Slot:
         """Reset the counts of failures and the backoff."""
         self.failed_starts = self.failed_starts_since_success = self.deaths = self.deaths_by_task = 0
         self.backoff.reset()
+
+    def record_renewal(self) -> None:
+        """Count a group that ended to be replaced, unless it had lived for long before."""
+        seconds = time.monotonic() - self._announced_at
+        self.renewals = self.renewals + 1 if seconds < settings.RENEWAL_SECONDS else 1
 
     def record_failed_start(self) -> None:
         """Count a group that could not be started, or ended before it announced itself."""

@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import os
 import weakref
+from collections.abc import Iterable
 
 from spoolpool.system import files
 
 _HIGH = 200  # lowest number of a copy
+_RESERVE = 16  # for the outcome of a task and the end of a worker
 
 
 def copy_high(fd: int) -> int:
@@ -39,22 +41,50 @@ class StandardDescriptors:
         self._close = weakref.finalize(self, _close_all, self._saved)
         self._close.atexit = False
 
-    def restore(self, *, output: bool) -> None:
-        """Restore standard input, and with ``output`` also the other two. It does not look first: that takes longer."""
+    def restore(self, *, output: bool) -> bool:
+        """Restore standard input, and with ``output`` also the other two; return whether the copies were still open.
+
+        It does not look first: that takes longer.
+        """
         try:
             os.dup2(self._saved[0], 0)
             if output:
                 os.dup2(self._saved[1], 1)
                 os.dup2(self._saved[2], 2)
         except OSError:  # a task has closed all descriptors that it found
-            pass
+            return False
+        return True
 
     def close(self) -> None:
         """Close the copies."""
         self._close()
 
 
-def _close_all(descriptors: tuple[int, ...]) -> None:
+def _close_all(descriptors: Iterable[int]) -> None:
     for fd in descriptors:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+class Reserve:
+    """Descriptors that are kept for the time when a task has left none free."""
+
+    def __init__(self) -> None:
+        self._kept: list[int] = []
+        weakref.finalize(self, _close_all, self._kept).atexit = False
+        self.fill()
+
+    def fill(self) -> None:
+        """Open the descriptors that are missing."""
+        with contextlib.suppress(OSError):  # none is free
+            while len(self._kept) < _RESERVE:
+                self._kept.append(move_high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
+
+    def free(self) -> None:
+        """Close the descriptors, for others that are needed now."""
+        for fd in self._kept:
+            # a task may have closed all that it found, and have got the same number for a file of its own
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(fd), os.stat(os.devnull)):
+                    os.close(fd)
+        self._kept.clear()

@@ -104,6 +104,10 @@ class Capture:
         """Whether the end of each task restores standard output and standard error."""
         return self._log is not None
 
+    def enable_stacks(self) -> None:
+        """Let Python write the stack of a crash as before, in case that a task has changed that."""
+        faulthandler.enable(self._stack if self._stack >= 0 else 2)
+
     def close(self) -> None:
         """End the capture after the last task; remove a log that has no output."""
         if self._log is not None:

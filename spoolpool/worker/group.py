@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls.interruption import Interrupter
+from spoolpool.calls.leftovers import Severity
 from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult, run_call
 from spoolpool.context import CurrentTask
@@ -64,13 +66,18 @@ class Group(ABC):
     def __init__(self, environment: RankEnvironment | None = None, *, supervised: bool = False) -> None:
         self._environment = environment or RankEnvironment()
         self._supervised = supervised
-        self._initializers = InitializerCache()
         self._surroundings: Surroundings | None = None
+        self._initializers = self._new_initializers()
+        self.severity = Severity.NONE
+        """Need to replace the group, because of what tasks have left on any rank."""
 
     @property
     def tainted(self) -> bool:
         """Whether an interrupted call may have left something behind; then a supervisor replaces the group."""
         return self._supervised and self._environment.interrupter.interrupted
+
+    def _new_initializers(self) -> InitializerCache:
+        return InitializerCache(lambda: nullcontext() if self._surroundings is None else self._surroundings.accepting())
 
     def is_initialized(self, init: str) -> bool:
         """Return whether this ``init_function`` was called in the group."""
@@ -96,6 +103,19 @@ class Group(ABC):
         self._environment.capture.close()
         if self._surroundings is not None:
             self._surroundings.close()
+
+    def end_leftovers(self, seconds: float) -> bool:
+        """End what tasks have left on this rank; return whether something may hold up the end of this process."""
+        return self._surroundings is not None and self._surroundings.end_leftovers(seconds)
+
+    @property
+    def _is_suspicious(self) -> bool:
+        """Whether the last task may have left something on this rank that cannot be restored."""
+        return self._surroundings is not None and self._surroundings.suspicious
+
+    def _look_here(self) -> Severity:
+        """Find what the last task has left on this rank."""
+        return Severity.NONE if self._surroundings is None else self._surroundings.look()
 
     def _run_here(self, call: TaskCall, comm: Any = None) -> RankResult:
         """Run a call on this rank. It may be called again inside a call that waits for subtasks."""
@@ -126,4 +146,5 @@ class Group(ABC):
             objects=environment.objects,
             guard=environment.interrupter.watch(task_file, call.header),
         )
-        return self._surroundings.run(run, task_file, self._initializers.changes(call.header.init))
+        changes = self._initializers.changes(call.header.init)
+        return self._surroundings.run(run, task_file, call.header.name, changes)

@@ -25,6 +25,7 @@ from spoolpool.worker.execution import Execution
 from spoolpool.worker.group import Group
 from spoolpool.worker.housekeeping import Housekeeping
 from spoolpool.worker.idle_wait import IdleWait
+from spoolpool.worker.renewal import Renewal
 from spoolpool.worker.task_journal import TaskJournal
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class WorkerOptions:
     """Seconds after its start at which it begins no more tasks."""
     supervised: bool = False
     """Whether a supervisor replaces the group when it ends."""
+    replaced: bool = False
+    """Whether the group is replaced when it ends because of what tasks have left, by a supervisor or by itself."""
+    renewals: int = 0
+    """Number of groups in a row before this one that ended because of what tasks had left."""
 
     @property
     def ends(self) -> float | None:
@@ -83,7 +88,10 @@ class Worker:
         )
         self._watch = DirectoryWatcher()
         self._idle = IdleWait(self._watch)
+        self._renewal = Renewal(options.renewals, replaced=options.replaced)
         self._stopping = False
+        self.done = 0
+        """Number of tasks that have run."""
 
     def _serves(self, lane: Lane) -> bool:
         """Return whether this group runs tasks of a lane; record in its entry the packages that it lacks."""
@@ -128,7 +136,6 @@ class Worker:
 
     def _loop(self) -> End:
         """Run tasks until there is a reason to end; return it."""
-        done = 0
         while self._may_begin():
             begun = time.monotonic()
             try:
@@ -141,16 +148,27 @@ class Worker:
                 self._idle.wait_after_error()
                 continue
             if directories is None:
-                done += 1
-                if self._group.tainted:
-                    return "renew"
-                if self._options.max_tasks is not None and done >= self._options.max_tasks:
+                self.done += 1
+                if self._options.max_tasks is not None and self.done >= self._options.max_tasks:
                     return "done"
+                if self._must_renew():
+                    return "renew"
                 if not self._housekeeping.after_task(begun):
                     self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
+            elif self._must_renew():  # the pause between two replacements is over
+                return "renew"
             elif not self._wait(directories | {self._registration.directory, self._spool.layout.waiting}):
                 break
         return "done"
+
+    def _must_renew(self) -> bool:
+        """Return whether the group is to be replaced before its next task."""
+        if not self._renewal.is_due(self._group.severity):
+            return self._group.tainted
+        replaced = self._options.replaced
+        advice = "" if replaced else " Start another one; a supervisor ('spool-worker --launcher') would replace it."
+        log.warning("Worker group %s ends because of what its tasks have left.%s", self._info.worker, advice)
+        return True
 
     def _may_begin(self) -> bool:
         """Return whether another task may begin."""

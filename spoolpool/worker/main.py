@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from spoolpool import settings
 from spoolpool.calls.definitions import become_worker
@@ -37,6 +40,8 @@ from spoolpool.worker.serial_group import SerialGroup
 
 log = logging.getLogger(__name__)
 
+_END_SECONDS = 2.0  # for threads and processes that tasks have left
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
@@ -63,6 +68,8 @@ class RankConfig:
     drain: float | None
     """Seconds for the running task after a request to stop; None if it may take as long as it needs."""
     options: WorkerOptions
+    start_again: Callable[[int], None] | None = None
+    """Function that starts a worker of one rank again in this process, after a number of tasks."""
 
 
 def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
@@ -76,9 +83,23 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     publish = EmergencyPublisher(spool)
     environment = _environment(config, spool, 0, publish)
     group = SerialGroup(environment, supervised=config.options.supervised)
-    code = _run_leader(spool, group, config, publish, echo_stderr)
+    code, done = _run_leader(spool, group, config, publish, echo_stderr)
     group.stop()
+    left = group.end_leftovers(_END_SECONDS)
+    if code == settings.EXIT_RENEW and config.start_again is not None:
+        config.start_again(done)
+    if left:
+        _exit_at_once(code)
     return code
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End the process without a wait for threads and processes that tasks have left."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _keep_log_apart() -> None:
@@ -111,11 +132,14 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
         code = 0
         if rank == 0:
             named = replace(config, worker="") if world.split else config
-            code = _run_leader(Spool(config.directory), group, named, publish, echo_stderr)
+            code, _ = _run_leader(Spool(config.directory), group, named, publish, echo_stderr)
             group.stop()
         else:
             _serve(group)
+        left = group.end_leftovers(_END_SECONDS)
         world.leave(code)
+        if left:
+            _exit_at_once(code)
     except BaseException as error:
         if isinstance(error, SpoolpoolError):
             echo_stderr(f"spool-worker: {error}")
@@ -159,8 +183,8 @@ def _run_leader(
     config: RankConfig,
     publish: EmergencyPublisher,
     echo_stderr: Callable[[str], None],
-) -> int:
-    """Run the loop of rank 0."""
+) -> tuple[int, int]:
+    """Run the loop of rank 0; return the exit code, and the number of tasks that have run."""
     trust = _trust(spool, config)
     info = WorkerInfo(
         worker=config.worker if is_worker_id(config.worker) else new_worker_id(),
@@ -191,4 +215,4 @@ def _run_leader(
         stop()
     if not config.options.supervised:
         echo_stderr(f"Worker group {info.worker}: {group.size} rank(s) on {hostname()} serve {spool.path}")
-    return worker.run()
+    return worker.run(), worker.done

@@ -12,7 +12,7 @@ contains all small parts::
     verdict: send it or drop it         ->   all of them send, or the lowest failed rank alone
     <- (large values, in rank order)
     ----------- each removes the messages that the function left in its communicator -----------
-    <- ready
+    <- ready, with the severity of what the function left there
 
 A rank whose function raised does not wait for ever for ranks that wait in a collective with it: after a grace period
 it publishes its exception itself and aborts the group.
@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from spoolpool import settings
 from spoolpool.calls.interruption import Publish
+from spoolpool.calls.leftovers import Severity
 from spoolpool.calls.results import DependencyValue
-from spoolpool.calls.run import InitializerCache, RankResult
+from spoolpool.calls.run import RankResult
 from spoolpool.errors import LauncherError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.system.backoff import Backoff
@@ -96,6 +97,7 @@ class MPIGroup(Group):
         self._cleaner = CommunicatorCleaner(comm)
         self._verdict: _Verdict | None = None
         self._damaged = False
+        self._suspicious = False
 
     @property
     def tainted(self) -> bool:
@@ -119,6 +121,7 @@ class MPIGroup(Group):
         mine = self._run_here(call)
         link.wait(answers.requests, late=self._when_late(call, mine))
         votes = answers.heads()
+        self._suspicious = self._is_suspicious or any(vote.suspicious for vote in votes)
         if wrong := [vote.serial for vote in votes if vote.serial != link.serial]:
             raise LauncherError(f"Ranks voted about task {wrong[0]} in place of {link.serial}: the group is broken.")
         failed = [0] if mine.failure else [rank for rank, vote in enumerate(votes, 1) if vote.kind == _FAILED][:1]
@@ -135,7 +138,9 @@ class MPIGroup(Group):
         """Prepare all ranks for the next task; see :meth:`spoolpool.worker.group.Group.settle`."""
         if self._verdict is not None:
             self._judge(self._verdict)
-            if idle or not self._verdict.alike:  # the ranks wait for this one to make a new communicator with them
+            found = self._look_here()
+            # unless alike, the ranks wait for this one to make a new communicator with them
+            if idle or found or self._suspicious or not self._verdict.alike:
                 self._get_ready()
 
     def stop(self) -> None:
@@ -160,9 +165,12 @@ class MPIGroup(Group):
             return
         self._judge(verdict)
         self._clean_up(alike=verdict.alike)
+        found = self._look_here()
         assert verdict.acks is not None
         self._link.wait(verdict.acks.requests)
-        if not (self._cleaner.clean and all(ack.mark for ack in verdict.acks.heads())):
+        acks = verdict.acks.heads()
+        self.severity = max([found, *(Severity(ack.mark >> 1) for ack in acks)])
+        if not (self._cleaner.clean and all(ack.mark & 1 for ack in acks)):
             self._link.send_all(_RENEW)
             self._renew()
 
@@ -194,7 +202,8 @@ class MPIGroup(Group):
         call, link = TaskCall(task_file, header, content, init, dependencies), self._link
         mine = self._run_here(call)
         parts = mpi_messages.parts(mine.failure, (mine.payload, mine.buffers))
-        large = link.send(0, _FAILED if mine.failure else _DONE, VOTE, self._mark(mine, header), parts)
+        kind, mark = _FAILED if mine.failure else _DONE, self._mark(mine, header)
+        large = link.send(0, kind, VOTE, mark, parts, suspicious=self._is_suspicious)
         verdict = link.receive_order(late=self._when_late(call, mine))
         if verdict.serial != link.serial:
             raise LauncherError(f"Rank 0 judges task {verdict.serial}, and rank {self.rank} ran {link.serial}.")
@@ -202,7 +211,7 @@ class MPIGroup(Group):
         if verdict.kind == _SEND:
             link.send_payload(large)
         self._clean_up(alike=bool(verdict.mark))
-        link.send(0, _READY, ACK, self._cleaner.clean)
+        link.send(0, _READY, ACK, self._cleaner.clean | self._look_here() << 1)
 
     # -- all ranks
 
@@ -230,7 +239,7 @@ class MPIGroup(Group):
 
         The old one is never freed: MPICH would assign its number again, and with it the messages under that number.
         """
-        self._initializers = InitializerCache()  # a function that failed on some ranks only is to be called again
+        self._initializers = self._new_initializers()  # a function that failed on some ranks only is to be called again
         self._cleaner.renew(self._link.duplicate())
 
     def _when_late(self, call: TaskCall, mine: RankResult) -> Callable[[], None] | None:

@@ -65,10 +65,17 @@ class RankLink:
         self.others = range(1, self._comm.Get_size())
 
     def send(
-        self, rank: int, kind: int, tag: int = _ORDER, mark: int = 0, parts: Sequence[Buffer] = ()
+        self,
+        rank: int,
+        kind: int,
+        tag: int = _ORDER,
+        mark: int = 0,
+        parts: Sequence[Buffer] = (),
+        *,
+        suspicious: bool = False,
     ) -> Sequence[Buffer]:
         """Send a message to a rank and wake it; return the parts that were too large for it."""
-        first, large = Head(kind, self.serial, mark).message(parts)
+        first, large = Head(kind, self.serial, mark, suspicious=suspicious).message(parts)
         request = self._comm.Isend(first, rank, tag)
         self._wakeup.wake(rank)
         self.wait([request])

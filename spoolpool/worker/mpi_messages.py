@@ -16,7 +16,7 @@ FIRST = 4000
 PIECE = 1 << 30
 """Most bytes of one transfer: MPI counts with 32 bits."""
 
-_HEAD = struct.Struct("<qqqq?")
+_HEAD = struct.Struct("<qqqq??")
 
 Content = tuple[Buffer, Sequence[Buffer]]
 """A pickle and its buffers."""
@@ -38,6 +38,8 @@ class Head(NamedTuple):
     """Length of the first part in bytes."""
     inside: bool = True
     """Whether the parts are in this message; otherwise they follow one by one."""
+    suspicious: bool = False
+    """In a vote, whether the task may have left something on the rank that cannot be restored."""
 
     @classmethod
     def of(cls, message: Buffer | bytearray) -> Head:
@@ -47,7 +49,7 @@ class Head(NamedTuple):
     def message(self, parts: Sequence[Buffer] = ()) -> tuple[bytes, Sequence[Buffer]]:
         """Return the first message, and the parts that must follow it because they are too large."""
         inside = _HEAD.size + sum(map(len, parts)) <= FIRST
-        head = _HEAD.pack(self.kind, self.serial, self.mark, len(parts[0]) if parts else 0, inside)
+        head = _HEAD.pack(self.kind, self.serial, self.mark, len(parts[0]) if parts else 0, inside, self.suspicious)
         return (b"".join((head, *parts)), ()) if inside else (head, parts)
 
 

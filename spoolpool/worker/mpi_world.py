@@ -5,6 +5,7 @@ A serial worker never loads MPI: some (Debian's Open MPI under srun) end a proce
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spoolpool import settings
+from spoolpool.calls.leftovers import Leftover, Severity
 from spoolpool.errors import LauncherError
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import hostname
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     Request = MPI.Request
 
 log = logging.getLogger(__name__)
+
+COMMUNICATORS = 256
+"""Communicators that each task must be able to make."""
+_FEW_COMMUNICATORS = 32
+_TRIAL_SHARE = 10  # a trial may take this part of the time
 
 _LEAVING = (0.0001, 0.2)
 _SWEEPING = (0.00002, 0.02)
@@ -74,9 +81,9 @@ class CommunicatorCleaner:
         """Let functions find this communicator, also under the name that all of them know."""
         from mpi4py import MPI
 
+        self._mpi: Any = MPI
         self.comm = _watched(comm)
         self._sent: list[Request] = []
-        MPI.COMM_WORLD = self.comm  # type: ignore[misc]
 
     def renew(self, comm: Comm) -> None:
         """Replace the communicator by a new one."""
@@ -87,6 +94,8 @@ class CommunicatorCleaner:
     def begin(self) -> None:
         """Prepare for a function; each rank is done with the one before."""
         all_done(self._sent)
+        mpi = self._mpi
+        mpi.COMM_WORLD, mpi.Finalize = self.comm, _finalize  # again: a task may have assigned others
         self.comm.called = 0
 
     def end(self, serial: int) -> None:
@@ -131,11 +140,24 @@ class CommunicatorCleaner:
 
 
 def _watched(comm: MPI.Comm) -> Any:
-    """Return a communicator of the same group and context that records the calls of one-sided collectives."""
+    """Return a communicator of the same group and context that records the calls of one-sided collectives.
+
+    Like ``MPI.COMM_WORLD`` it cannot be freed.
+    """
     from mpi4py import MPI
 
     class Watched(MPI.Intracomm):
         called = 0
+
+        def Free(self) -> None:  # noqa: N802  as mpi4py has it
+            if self is watched:
+                raise MPI.Exception(MPI.ERR_COMM)
+            super().Free()
+
+        def Disconnect(self) -> None:  # noqa: N802
+            if self is watched:
+                raise MPI.Exception(MPI.ERR_COMM)
+            super().Disconnect()
 
     def recording(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -147,7 +169,88 @@ def _watched(comm: MPI.Comm) -> Any:
 
     for name in filter(_ONE_SIDED.fullmatch, dir(MPI.Intracomm)):
         setattr(Watched, name, recording(getattr(MPI.Intracomm, name)))
-    return Watched(comm)
+    watched = Watched(comm)
+    return watched
+
+
+def _finalize() -> None:
+    """Replace ``MPI.Finalize`` for functions: the ranks need MPI for the outcome, and for the next tasks."""
+    log.info("A task has called MPI.Finalize. It was ignored: the group needs MPI.")
+
+
+class CommunicatorSupply:
+    """Observer of the communicators that this process can still make: MPICH has 2048 in all.
+
+    No call of MPI tells their number. The handle of a new communicator is the same as before if no other was made
+    meanwhile; otherwise it is tried how many can be made, which takes some milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._handle: int | None = None
+        self._due = 0.0
+        self._found: list[Leftover] = []
+        self.find()
+
+    @staticmethod
+    def _mpi() -> Any:
+        """Return the module of MPI if it is imported and initialized."""
+        mpi: Any = sys.modules.get("mpi4py.MPI")
+        return mpi if mpi is not None and hasattr(mpi, "COMM_SELF") and mpi.Is_initialized() else None
+
+    def prepare(self) -> None:
+        """Let MPI raise exceptions, in case that a task has changed that."""
+        mpi = self._mpi()
+        if mpi is not None and not mpi.Is_finalized():
+            for comm in (mpi.COMM_WORLD, mpi.COMM_SELF):
+                with contextlib.suppress(Exception):  # a task may have assigned anything
+                    comm.Set_errhandler(mpi.ERRORS_RETURN)
+
+    def is_suspicious(self) -> bool:
+        """Return whether tasks may have left communicators, or have finalized MPI."""
+        mpi = self._mpi()
+        if mpi is None:
+            return False
+        if mpi.Is_finalized():
+            return True
+        try:
+            comm = mpi.COMM_SELF.Dup()
+        except mpi.Exception:
+            return True
+        handle = comm.py2f()
+        comm.Free()
+        return bool(handle != self._handle and time.monotonic() >= self._due)
+
+    def find(self) -> list[Leftover]:
+        """Return whether tasks have left too few communicators, or have finalized MPI."""
+        mpi = self._mpi()
+        if mpi is None:
+            return []
+        if mpi.Is_finalized():
+            return [Leftover("MPI", "MPI finalized", Severity.URGENT)]
+        made: list[Comm] = []
+        try:
+            mpi.COMM_SELF.Set_errhandler(mpi.ERRORS_RETURN)
+            made.append(mpi.COMM_SELF.Dup())
+            handle = made[0].py2f()
+            if handle != self._handle and time.monotonic() >= self._due:
+                self._handle = handle
+                self._try(made)
+        except mpi.Exception as error:
+            log.debug("No more communicators: %s", error)
+            severity = Severity.LEFTOVER if len(made) >= _FEW_COMMUNICATORS else Severity.URGENT
+            self._found = [Leftover("communicators", f"fewer than {len(made) + 1} free communicators", severity)]
+        finally:
+            for comm in reversed(made):  # in this order, the next one gets the handle of the first
+                comm.Free()
+        return self._found
+
+    def _try(self, made: list[Comm]) -> None:
+        begun = time.monotonic()
+        while len(made) < COMMUNICATORS:
+            made.append(made[0].Dup())
+        self._found = []
+        now = time.monotonic()
+        self._due = now + _TRIAL_SHARE * (now - begun)
 
 
 class World:
@@ -169,6 +272,7 @@ class World:
             ) from error
 
         self._comm = MPI.COMM_WORLD.Dup()
+        self._finalize = MPI.Finalize  # functions find another one
         size = MPI.COMM_WORLD.Get_size()
         if expected is not None and size != expected:
             raise LauncherError(
@@ -209,7 +313,7 @@ class World:
         limit.daemon = True
         limit.start()
         try:
-            MPI.Finalize()
+            self._finalize()
         except MPI.Exception as error:  # for example, the buffer of such a message was freed
             log.info("MPI could not be finalized: %s", error)
             os._exit(code)

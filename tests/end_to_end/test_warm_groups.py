@@ -1,22 +1,31 @@
 """A warm group is as good as new: what one task leaves in its processes does not reach the next one."""
 
+import builtins
 import contextlib
 import decimal
+import functools
 import gc
 import locale
 import logging
+import multiprocessing
 import os
+import resource
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from spoolpool import Executor, current_task
 from spoolpool.launch.mpiexec import find_mpiexec
-from tests.support.waiting import LIMIT
+from tests.support.processes import is_running
+from tests.support.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -200,3 +209,250 @@ def _fork_and_end_the_child():
 
 def test_signal_ends_a_forked_child(group):
     assert group.submit(_fork_and_end_the_child).result(LIMIT) in (-signal.SIGTERM, [-signal.SIGTERM] * 2)
+
+
+# -- what cannot be restored
+
+
+def _who():
+    mine = [each for each in threading.enumerate() if each.name == "left by a task"]
+    return os.getpid(), len(mine), current_task().attempt
+
+
+def _leave_a_thread(*, daemon=True, target=time.sleep):
+    threading.Thread(target=target, args=(LIMIT,), daemon=daemon, name="left by a task").start()
+
+
+def _leave_a_timer():
+    threading.Timer(LIMIT, print).start()
+
+
+def _leave_a_program():
+    subprocess.Popen(["sleep", str(LIMIT)])
+
+
+def _leave_a_child():
+    if os.fork() == 0:
+        time.sleep(LIMIT)
+
+
+def _leave_a_process():
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(LIMIT,)).start()
+
+
+def _leave_a_busy_pool():
+    builtins.left_by_a_task = ThreadPoolExecutor(1)
+    builtins.left_by_a_task.submit(time.sleep, LIMIT)
+
+
+def _leave_no_descriptor():
+    kept = builtins.__dict__.setdefault("left_by_a_task", [])
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(os.open(os.devnull, os.O_RDONLY))
+    return "done"
+
+
+def _close_all_descriptors():
+    os.closerange(3, 1 << 16)
+
+
+def _lead_a_session():
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+
+
+@pytest.fixture
+def few_descriptors():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[0]), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+LEFTOVERS = {
+    "thread": (_leave_a_thread, "thread 'left by a task', a daemon, in sleep"),
+    "thread that is no daemon": (functools.partial(_leave_a_thread, daemon=False), "thread 'left by a task', in sleep"),
+    "timer": (_leave_a_timer, "thread"),
+    "program": (_leave_a_program, f"(sleep {LIMIT})"),
+    "child": (_leave_a_child, "process"),
+    "process": (_leave_a_process, "process"),
+    "busy pool": (_leave_a_busy_pool, "thread 'ThreadPool"),
+    "descriptors": (_leave_no_descriptor, "open descriptors"),
+    "closed descriptors": (_close_all_descriptors, "descriptors of the worker closed"),
+}
+
+_ranks = pytest.mark.parametrize("ranks", [pytest.param(1, id="serial"), pytest.param(2, id="mpi", marks=_mpi)])
+
+
+def _of_rank_0(result):
+    return result[0] if isinstance(result, list) else result
+
+
+@_ranks
+@pytest.mark.parametrize("leftover", LEFTOVERS.values(), ids=LEFTOVERS.keys())
+def test_group_in_which_a_task_has_left_something_is_replaced(ranks, leftover, few_descriptors, capfd):
+    leave, text = leftover
+    with Executor(max_workers=1, resource_dict={"cores": ranks, "max_attempts": 1}) as executor:
+        pid, _, _ = _of_rank_0(executor.submit(_who).result(LIMIT))
+        executor.submit(leave).result(LIMIT)
+        found = [_of_rank_0(executor.submit(_who).result(LIMIT)) for _ in range(3)]
+    assert {each[1:] for each in found} == {(0, 1)}
+    assert pid not in {each[0] for each in found}
+    lines = [line for line in capfd.readouterr().err.splitlines() if " has left " in line]
+    assert len(lines) == ranks
+    assert all(text in line for line in lines)
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(find_mpiexec() is None, reason="there is no mpiexec")
+def test_group_whose_process_leads_a_session_is_replaced():
+    with Executor(max_workers=1, resource_dict={"cores": 2, "max_attempts": 1}) as executor:
+        pid = executor.submit(_who).result(LIMIT)[0][0]
+        executor.submit(_lead_a_session).result(LIMIT)
+        assert executor.submit(_who).result(LIMIT)[0][0] != pid
+
+
+@_ranks
+def test_processes_of_a_replaced_group_are_ended(ranks):
+    with Executor(max_workers=1, resource_dict={"cores": ranks}) as executor:
+        pids = executor.submit(lambda: subprocess.Popen(["sleep", str(LIMIT)]).pid).result(LIMIT)
+        executor.submit(_who).result(LIMIT)
+        for pid in pids if isinstance(pids, list) else [pids]:
+            wait_until(lambda pid=pid: not is_running(pid), "the process has ended")
+
+
+def _start_a_thread_and_a_program():
+    _leave_a_thread()
+    subprocess.Popen(["sleep", str(LIMIT)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return {}
+
+
+@_ranks
+def test_threads_and_processes_of_an_init_function_stay(ranks):
+    started = _start_a_thread_and_a_program
+    with Executor(max_workers=1, init_function=started, resource_dict={"cores": ranks}) as executor:
+        found = {_of_rank_0(executor.submit(_who).result(LIMIT)) for _ in range(5)}
+    assert len(found) == 1
+    assert found.pop()[1:] == (1, 1)
+
+
+def test_second_replacement_waits_and_the_thread_is_told_once(capfd):
+    with Executor(max_workers=1) as executor:
+        pids = [executor.submit(_who).result(LIMIT)[0]]
+        for _ in range(4):
+            executor.submit(_leave_a_thread).result(LIMIT)
+            pids.append(executor.submit(_who).result(LIMIT)[0])
+    assert len(set(pids)) == 2
+    assert capfd.readouterr().err.count(" has left ") == 2  # by each of the two groups
+
+
+def test_worker_of_one_rank_without_a_supervisor_starts_again_in_its_process(spool, worker):
+    process = worker(spool, "--max-tasks", 4)
+    with Executor(spool=spool.path, resource_dict={"max_attempts": 1}) as executor:
+        pid, _, _ = executor.submit(_who).result(LIMIT)
+        executor.submit(_leave_a_thread).result(LIMIT)
+        assert executor.submit(_who).result(LIMIT) == (pid, 0, 1)
+        assert executor.submit(_leave_no_descriptor).result(LIMIT) == "done"
+    assert process.wait(LIMIT) == 0
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(find_mpiexec() is None, reason="there is no mpiexec")
+def test_worker_of_several_ranks_without_a_supervisor_goes_on(spool, worker):
+    worker(spool, mpi_ranks=2)
+    with Executor(spool=spool.path, resource_dict={"cores": 2, "max_attempts": 1}) as executor:
+        before = executor.submit(os.getpid).result(LIMIT)
+        executor.submit(_leave_a_thread).result(LIMIT)
+        assert executor.submit(os.getpid).result(LIMIT) == before
+
+
+# -- MPI
+
+
+def _leave_no_communicator():
+    from mpi4py import MPI
+
+    kept = []
+    with contextlib.suppress(MPI.Exception):
+        for _ in range(3000):
+            kept.append(MPI.COMM_WORLD.Dup())  # noqa: PERF401  those before the error
+    return len(kept)
+
+
+def _make_communicators():
+    from mpi4py import MPI
+
+    made = [MPI.COMM_WORLD.Dup() for _ in range(200)]
+    for comm in made:
+        comm.Free()
+    return MPI.COMM_WORLD.allreduce(1)
+
+
+def _change_error_handlers():
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+    MPI.COMM_SELF.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+
+
+def _fail_in_mpi():
+    from mpi4py import MPI
+
+    errors = []
+    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        try:
+            comm.Send([b"", MPI.BYTE], 99)
+        except MPI.Exception as error:
+            errors.append(error.Get_error_class() == MPI.ERR_RANK)
+    return errors
+
+
+def _finalize():
+    from mpi4py import MPI
+
+    MPI.Finalize()
+
+
+def _free_the_world():
+    from mpi4py import MPI
+
+    try:
+        MPI.COMM_WORLD.Free()
+    except MPI.Exception as error:
+        return error.Get_error_class() == MPI.ERR_COMM
+
+
+def _replace_the_world():
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD = None
+
+
+def _all_ranks(value, ranks):
+    return [value] * ranks if ranks > 1 else value
+
+
+@pytest.mark.mpi
+@_ranks
+@pytest.mark.parametrize("spoil", [_leave_no_communicator, _change_error_handlers, _finalize, _free_the_world])
+def test_mpi_works_after_a_task_has_spoiled_it(ranks, spoil):
+    pytest.importorskip("mpi4py")
+    with Executor(max_workers=1, resource_dict={"cores": ranks, "max_attempts": 1}) as executor:
+        executor.submit(spoil).result(LIMIT)
+        assert executor.submit(_make_communicators).result(LIMIT) == _all_ranks(ranks, ranks)
+        assert executor.submit(_fail_in_mpi).result(LIMIT) == _all_ranks([True, True], ranks)
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(find_mpiexec() is None, reason="there is no mpiexec")
+def test_world_that_a_task_has_replaced_is_the_group_again():
+    with Executor(max_workers=1, resource_dict={"cores": 2}) as executor:
+        executor.submit(_replace_the_world).result(LIMIT)
+        assert executor.submit(_make_communicators).result(LIMIT) == [2, 2]
+
+
+@pytest.mark.mpi
+def test_world_cannot_be_freed(group):
+    pytest.importorskip("mpi4py")
+    assert _of_rank_0(group.submit(_free_the_world).result(LIMIT))

@@ -1,7 +1,9 @@
 """State of the process that one task changes and the next one must not see."""
 
+import asyncio
 import contextlib
 import decimal
+import faulthandler
 import gc
 import io
 import locale
@@ -16,11 +18,13 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import warnings
 
 import pytest
 
 from spoolpool.calls.process_state import ProcessState
+from tests.support.processes import in_fork
 
 
 class _Hook:
@@ -47,6 +51,12 @@ def _directory():
         return os.getcwd()
     except OSError:
         return None
+
+
+def _open_event_loop():
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.add_signal_handler(signal.SIGUSR2, print)
 
 
 SPOILERS = {
@@ -102,6 +112,18 @@ SPOILERS = {
         lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])),
         lambda: resource.getrlimit(resource.RLIMIT_CORE),
     ),
+    "processor time": (
+        lambda: resource.setrlimit(resource.RLIMIT_CPU, (1000, resource.getrlimit(resource.RLIMIT_CPU)[1])),
+        lambda: resource.getrlimit(resource.RLIMIT_CPU),
+    ),
+    "event loop": (_open_event_loop, lambda: (signal.set_wakeup_fd(-1), signal.getsignal(signal.SIGUSR2))),
+    "policy of asyncio": (lambda: asyncio.run(asyncio.sleep(0)), lambda: asyncio.events._event_loop_policy),
+    "tracing of memory": (tracemalloc.start, tracemalloc.is_tracing),
+    "callbacks of gc": (lambda: gc.callbacks.append(lambda *_: None), lambda: list(gc.callbacks)),
+    "dumps of stacks": (
+        lambda: faulthandler.register(signal.SIGUSR2),
+        lambda: faulthandler.unregister(signal.SIGUSR2),
+    ),
     "CPUs": (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}), lambda: os.sched_getaffinity(0)),
 }
 
@@ -124,9 +146,35 @@ def test_change_is_undone(spoiler):
         with contextlib.suppress(TimeoutError):
             change()
     finally:
-        state.restore()
+        state.restore(slow=True)
     assert look() == before
-    assert state.restore() == []
+    assert state.restore(slow=True) == []
+
+
+def _lower_a_hard_limit():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _lead_a_session():
+    os.setsid()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"), [(_lower_a_hard_limit, "other limits of resources"), (_lead_a_session, "process session")]
+)
+def test_state_that_cannot_be_restored_is_named(spoil, part):
+    def in_child():
+        if os.geteuid() == 0:  # it may raise hard limits, as no other account may
+            os.setresuid(65534, 65534, 65534)
+        state = ProcessState()
+        spoil()
+        state.restore(slow=True)
+        return list(state.unrestorable)
+
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if spoil is _lower_a_hard_limit and hard == 0:
+        pytest.skip("the hard limit of this process is 0 already")
+    assert in_fork(in_child) == [part]
 
 
 @pytest.mark.parametrize("end", ["close", "detach"])

@@ -1,0 +1,326 @@
+"""Threads, processes, descriptors and memory that tasks leave in their process."""
+
+import _thread
+import contextlib
+import functools
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from spoolpool.calls import leftovers
+from spoolpool.calls.leftovers import Inventory, Severity
+from spoolpool.system import children, memory
+from spoolpool.system.memory import Memory
+from tests.support.processes import in_fork, is_running
+from tests.support.waiting import LIMIT, wait_until
+
+
+@pytest.fixture
+def inventory(monkeypatch):
+    monkeypatch.setattr(leftovers, "_INTERVAL", 1e6)  # the tests, not the time, decide on exact comparisons
+    monkeypatch.setattr(leftovers, "_PATIENCE", 0.0)
+    made = Inventory()
+    made.find()
+    return made
+
+
+@pytest.fixture
+def end():
+    """Event that ends the threads of a test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def _kinds(inventory):
+    return [each.kind for each in inventory.find()]
+
+
+def test_nothing_is_left_by_nothing(inventory):
+    assert not inventory.is_suspicious()
+    assert inventory.find() == []
+
+
+# -- threads
+
+
+def _work(event):
+    event.wait(LIMIT)
+
+
+def _start_timer(event):
+    timer = threading.Timer(LIMIT, print)
+    timer.start()
+    threading.Thread(target=lambda: (event.wait(LIMIT), timer.cancel()), daemon=True).start()
+
+
+def _start_raw(event):
+    _thread.start_new_thread(_work, (event,))
+
+
+def _start_pool(event):
+    pool = ThreadPoolExecutor(1)
+    pool.submit(event.wait, LIMIT)
+    pool.shutdown(wait=False)
+
+
+class _Worker(threading.Thread):
+    def __init__(self, event):
+        super().__init__(daemon=True)
+        self._event = event
+
+    def run(self):
+        _work(self._event)
+
+
+THREADS = {
+    "function": lambda event: threading.Thread(target=_work, args=(event,)).start(),
+    "daemon": lambda event: threading.Thread(target=_work, args=(event,), daemon=True).start(),
+    "partial": lambda event: threading.Thread(target=functools.partial(_work, event)).start(),
+    "builtin": lambda _: threading.Thread(target=time.sleep, args=(0.5,)).start(),
+    "standard library": lambda event: threading.Thread(target=event.wait, args=(LIMIT,)).start(),
+    "subclass": lambda event: _Worker(event).start(),
+    "timer": _start_timer,
+    "without an object": _start_raw,
+    "pool": _start_pool,
+}
+
+
+@pytest.mark.parametrize("start", THREADS.values(), ids=THREADS.keys())
+def test_running_thread_is_found_and_named(inventory, end, start):
+    start(end)
+    wait_until(inventory.is_suspicious, "the thread has begun")
+    (found,) = wait_until(inventory.find, "the thread is in its function")
+    assert (found.kind, found.severity) == ("threads", Severity.LEFTOVER)
+    assert "thread" in found.text
+
+
+def test_idle_threads_of_pools_and_threads_of_libraries_may_stay(inventory):
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(int).result()
+        queue = multiprocessing.get_context("spawn").Queue()
+        queue.put(1)  # starts a thread of the standard library
+        assert inventory.is_suspicious()
+        assert inventory.find() == []
+        assert not inventory.is_suspicious()
+        queue.close()
+        queue.join_thread()
+
+
+def test_many_idle_threads_are_too_many(inventory, monkeypatch):
+    monkeypatch.setattr(leftovers, "THREADS", 1)
+    with ThreadPoolExecutor(2) as pool:
+        barrier = threading.Barrier(2)
+        list(pool.map(lambda _: barrier.wait(LIMIT), range(2)))
+        wait_until(lambda: _kinds(inventory) == ["idle threads"], "the threads are idle")
+
+
+def test_thread_that_is_about_to_end_is_waited_for(inventory, monkeypatch, end):
+    monkeypatch.setattr(leftovers, "_PATIENCE", LIMIT)
+    threading.Thread(target=_work, args=(end,)).start()
+    threading.Timer(0.02, end.set).start()
+    assert inventory.find() == []
+
+
+def test_threads_and_processes_of_an_initializer_belong_to_the_process(inventory, end):
+    with inventory.accepting():
+        threading.Thread(target=_work, args=(end,)).start()
+        program = subprocess.Popen(["sleep", str(LIMIT)])
+    try:
+        assert not inventory.is_suspicious()
+        assert inventory.find() == []
+    finally:
+        program.kill()
+        program.wait()
+
+
+# -- processes
+
+
+def _fork():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(LIMIT)
+        os._exit(0)
+    return pid
+
+
+def _start_multiprocessing(method):
+    process = multiprocessing.get_context(method).Process(target=time.sleep, args=(LIMIT,), daemon=True)
+    process.start()
+    return process.pid
+
+
+PROCESSES = {
+    "Popen": lambda: subprocess.Popen(["sleep", str(LIMIT)]).pid,
+    "shell": lambda: subprocess.Popen(f"sleep {LIMIT}", shell=True).pid,
+    "fork": _fork,
+    "multiprocessing": lambda: _start_multiprocessing("fork"),
+    "spawn": lambda: _start_multiprocessing("spawn"),
+    "fork server": lambda: _start_multiprocessing("forkserver"),
+}
+
+
+def _in_new_process(function):
+    """Call a function in a process without other threads and children."""
+    found = in_fork(function)
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+@pytest.mark.parametrize("start", PROCESSES.values(), ids=PROCESSES.keys())
+def test_running_process_is_found_and_ended(start):
+    def in_child():
+        inventory = Inventory()
+        inventory.find()
+        pid = start()
+        found = [(each.kind, str(pid) in each.text) for each in inventory.find()]
+        return pid, inventory.is_suspicious(), found, inventory.end(0.0)
+
+    pid, _, found, held_up = _in_new_process(in_child)
+    assert found == [("processes", True)]
+    assert held_up
+    wait_until(lambda: not is_running(pid), "the process has ended")
+
+
+def test_process_is_suspicious_at_once(monkeypatch):
+    monkeypatch.setattr(leftovers, "_INTERVAL", 1e6)
+
+    def in_child():
+        inventory = Inventory()
+        inventory.find()
+        before = inventory.is_suspicious()
+        program = subprocess.Popen(["sleep", str(LIMIT)])
+        found = before, inventory.is_suspicious()
+        program.kill()
+        program.wait()
+        return found, inventory.is_suspicious()
+
+    assert _in_new_process(in_child) == ((False, True), False)
+
+
+def test_process_in_a_session_of_its_own_is_not_ended():
+    def in_child():
+        inventory = Inventory()
+        pid = subprocess.Popen(["sleep", str(LIMIT)], start_new_session=True).pid
+        return pid, [each.kind for each in inventory.find()], inventory.end(0.0)
+
+    pid, found, _ = _in_new_process(in_child)
+    assert found == ["processes"]
+    assert is_running(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_exit_code_of_an_ended_program_is_left_to_its_object():
+    def in_child():
+        inventory = Inventory()
+        program = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+        wait_until(lambda: children.has_ended(program.pid), "the program has ended")
+        return inventory.find(), program.wait()
+
+    assert _in_new_process(in_child) == ([], 7)
+
+
+def test_ended_child_without_an_object_is_waited_for():
+    def in_child():
+        inventory = Inventory()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(3)
+        wait_until(lambda: children.has_ended(pid), "the child has ended")
+        return inventory.find(), children.any_exist()
+
+    assert _in_new_process(in_child) == ([], False)
+
+
+def test_kept_process_is_no_leftover():
+    def in_child():
+        inventory = Inventory()
+        program = subprocess.Popen(["sleep", str(LIMIT)])
+        leftovers.keep_process(program.pid)
+        found = inventory.find()
+        program.kill()
+        program.wait()
+        return found
+
+    assert _in_new_process(in_child) == []
+
+
+# -- bounds
+
+
+@pytest.fixture
+def opened():
+    """Descriptors that are closed after the test."""
+    found = []
+    yield found
+    for fd in found:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def test_some_open_descriptors_may_stay(inventory, opened):
+    opened += [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    assert not inventory.is_suspicious()
+    assert inventory.find() == []
+
+
+def test_many_open_descriptors_are_found_with_examples(inventory, opened):
+    opened += [os.open(os.devnull, os.O_RDONLY) for _ in range(leftovers.DESCRIPTORS + 200)]
+    assert inventory.is_suspicious()
+    (found,) = inventory.find()
+    assert (found.kind, found.severity) == ("descriptors", Severity.LEFTOVER)
+    assert os.devnull in found.text
+
+
+@pytest.mark.parametrize("left", [0, 1, 10])
+def test_lack_of_descriptors_is_urgent_and_frees_a_reserve(left):
+    def in_child():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        inventory = Inventory()
+        opened = []
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(opened.pop())
+        suspicious = inventory.is_suspicious()
+        free = 0
+        with contextlib.suppress(OSError):
+            while True:
+                os.open(os.devnull, os.O_RDONLY)
+                free += 1
+        return suspicious, free >= 16, [(each.kind, each.severity) for each in inventory.find()]
+
+    assert _in_new_process(in_child) == (True, True, [("descriptors", Severity.URGENT)])
+
+
+@pytest.mark.parametrize(
+    ("usable", "found"),
+    [
+        (Memory(1 << 40, 1 << 39), []),
+        (Memory(1 << 29, 1 << 28), ["memory"]),  # more than half of it
+        (Memory(1 << 40, 1 << 35), ["memory"]),  # little is left
+    ],
+)
+def test_memory_counts_if_it_is_short(inventory, monkeypatch, usable, found):
+    before = memory.private()
+    monkeypatch.setattr(memory, "private", lambda: before + (300 << 20))
+    monkeypatch.setattr(memory, "usable", lambda: usable)
+    assert _kinds(inventory) == found
+
+
+def test_memory_below_the_bound_may_stay(inventory, monkeypatch):
+    before = memory.private()
+    monkeypatch.setattr(memory, "private", lambda: before + (200 << 20))
+    monkeypatch.setattr(memory, "usable", lambda: Memory(1 << 28, 0))
+    assert inventory.find() == []
