@@ -39,6 +39,7 @@ from spoolpool.format.names import new_task_id
 from spoolpool.launch.allocation import usable_cores
 from spoolpool.launch.selection import default_launcher
 from spoolpool.monitor import graph
+from spoolpool.monitor.states import ENDS, describe_counts
 from spoolpool.options import Backend, Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
@@ -436,11 +437,23 @@ class Executor(futures.Executor):
             "queue": options.submission.queue,
         }
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of tasks of this executor that are ``pending``, and of the others by their ends.
+
+        The ends are those of ``spool status`` and ``spool report``: ``done``, ``raised``, ``lost``, ``cancelled``,
+        ``failed`` and ``vanished``. Calls that share a task count once. Reads no file.
+        """
+        pending = self._last_runtime().session.pending
+        with pending.lock:
+            return {"pending": len(pending), **{end: pending.ends[end] for end in ENDS if end != "removed"}}
+
     def _repr_html_(self) -> str:
-        """Return the table that a notebook shows: :attr:`info` and the number of unfinished tasks. Asks no file."""
+        """Return the table that a notebook shows: :attr:`info` and :meth:`counts`. Asks no file."""
         runtime = self._runtime
-        state = "ended" if self._shut or runtime is None else f"{len(runtime.session.pending.futures())} tasks pending"
-        rows = {"": f"{type(self).__name__}, {state}", **(self.info if runtime is not None else {})}
+        rows: dict[str, object] = {"": type(self).__name__ + ", ended" * (self._shut or runtime is None)}
+        if runtime is not None:
+            counts = self.counts()
+            rows |= {**self.info, "tasks": describe_counts(counts, ("pending", "done"))}
         lines = (
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pwd
 import sys
 import time
@@ -16,6 +17,8 @@ from spoolpool import settings
 from spoolpool.cli.output import format_time, report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest
+from spoolpool.monitor.ends import EndCounter
+from spoolpool.monitor.states import describe_counts
 from spoolpool.protocol.journal import Line, lines
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import records
@@ -51,10 +54,17 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
     "--since", type=Moment(), metavar="TIME", help="Not before 2026-11-26, 2026-11-26T09:30, or 90s, 2h, 7d ago."
 )
 @click.option("--event", "events", metavar="NAME", multiple=True, help="Events of this kind (repeat for more).")
+@click.option("--count", is_flag=True, help="Print only the numbers of tasks by their ends, as these events tell them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the entries unchanged, with 'account' and 'forged' added.")
 @report_errors
 def journal(
-    directory: str, task: str | None, user: str | None, since: float | None, events: tuple[str, ...], as_json: bool
+    directory: str,
+    task: str | None,
+    user: str | None,
+    since: float | None,
+    events: tuple[str, ...],
+    count: bool,
+    as_json: bool,
 ) -> None:
     """Show the events of SPOOL in the order of time, from the journals of all workers and submitters.
 
@@ -64,6 +74,7 @@ def journal(
     spool = Spool(directory, read_only=True)
     owner = None if user is None else _uid(user)
     out = sys.stdout.buffer
+    ends = EndCounter()
     for line in lines(spool, since or 0.0):
         event = line.event
         if (
@@ -71,7 +82,15 @@ def journal(
             and (not events or event.event in events)
             and (task is None or event.about.startswith(task) or event.about.endswith(task))
         ):
-            out.write(_with_account(line) if as_json else f"{escape_line(_format(line))}\n".encode())
+            if count:
+                ends.read(event)
+            else:
+                out.write(_with_account(line) if as_json else f"{escape_line(_format(line))}\n".encode())
+    if count:
+        counts: dict[str, int] = dict(ends.counts())  # type: ignore[arg-type]
+        if ends.without_end:
+            counts["without an end"] = ends.without_end
+        out.write(f"{json.dumps(counts) if as_json else describe_counts(counts, ('done',))}\n".encode())
     out.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from spoolpool.errors import BadRequest
 from spoolpool.monitor.report import figure
 from spoolpool.monitor.report.page import page
 from spoolpool.monitor.report.summary import summarize
+from spoolpool.monitor.states import describe_counts
 from spoolpool.protocol.spool import Spool
 
 _FILE = click.Path(dir_okay=False)
@@ -41,4 +43,6 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
         if path:
             figure.save(summary, path, kind)
     written = ", ".join(filter(None, (output, png, svg)))
-    echo_stderr(f"Wrote {written}: {summary.tasks} task(s) of {len(summary.groups)} group(s).")
+    counts = describe_counts(summary.ends + Counter(summary.pending), ("done",))
+    unknown = f", {summary.unknown} without a recorded end" if summary.unknown else ""
+    echo_stderr(f"Wrote {written}: {counts}{unknown}; {len(summary.groups)} group(s).")

@@ -21,15 +21,14 @@ from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import check_session
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.query import Query, TaskView, select
-from spoolpool.monitor.scan import PLACES, SpoolScanner
+from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.states import ENDS, STATES, UNREAD
 from spoolpool.protocol.sessions import SessionInfo, is_in_use, list_entries, read_session, remove_dead
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files
 from spoolpool.system.text import format_duration
 from spoolpool.system.user_code import describe_value
-
-_ENDED = ("done", "raised", "lost", "cancelled", "failed")
 
 
 @click.group()
@@ -51,17 +50,17 @@ def ls(directory: str, as_json: bool) -> None:
         user = (
             info.user if info else accounts.account_name(files.owner(f"{spool.layout.results}/{name}") or spool.owner)
         )
-        counts = {place: found.places[place] for place in PLACES}
+        counts = {state: found.states[state] for state in (*STATES, UNREAD)}
         if as_json:
             process = {"host": info.process.host, "pid": info.process.pid} if info else None
             about = {"session": name, "user": user, "submitter": process, "state": _state(info)}
             click.echo(json.dumps({**about, **counts, "last": found.last}))
             continue
         if titled:
-            click.echo(click.style(_row("SESSION", "USER", "SUBMITTER", "LAST", *map(str.upper, PLACES)), bold=True))
+            click.echo(click.style(_row("SESSION", "USER", "SUBMITTER", "LAST", *map(str.upper, counts)), bold=True))
             titled = False
         since = format_duration(time.time() - found.last) if found.last else "-"
-        row = _row(name, user, _state(info), since, *map(str, counts.values()))
+        row = _row(name, user, _state(info), since, *(f"{n:>{len(state)}}" for state, n in counts.items()))
         echo_escaped(row)
     report_unlisted(scanner, spool)
     if scanner.unlisted:
@@ -168,7 +167,7 @@ def rm(directory: str, name: str, yes: bool) -> None:
 def _unused_tasks(spool: Spool, name: str) -> list[TaskView]:
     """Return all tasks of a session; raises :class:`BadRequest` if it is in use, or has tasks without an outcome."""
     views = _tasks(spool, name)
-    busy = sum(view.state not in _ENDED for view in views)
+    busy = sum(view.state not in ENDS for view in views)
     if busy:
         raise BadRequest(
             f"{busy} task(s) of the session {name} are queued or running: cancel them with "

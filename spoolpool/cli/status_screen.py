@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from spoolpool.cli.job_failures import JobFailure, choose
-from spoolpool.monitor.scan import PLACES
-from spoolpool.monitor.status import Blocked, GroupStatus, Status
+from spoolpool.monitor.states import STATES, UNREAD, describe_counts
+from spoolpool.monitor.status import Blocked, GroupStatus, LaneCounts, Status
 from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import escape_line, format_duration
 
@@ -19,6 +19,9 @@ _PAGE = 80  # columns without a terminal
 _MOST_LINES = 50  # of one kind: other accounts can make any number of lanes
 _OUTPUT_LINES = 5  # of a failed job
 _LEFT = 9  # columns of the first word of a line
+_LEAST_LANE = 12  # columns of the name of a lane
+_STATES = (*STATES, UNREAD)
+_ALWAYS = frozenset(("waiting", "running", "done"))  # columns that are shown also if they are empty
 
 
 def lines(
@@ -38,7 +41,7 @@ def lines(
         yield from _wrapped("UNSEEN", f"{directory} cannot be listed ({reason}).", width, fg="yellow")
     yield from _failures(failures, width)
     yield from _wrapped("Spool", status.spool, width)
-    yield from _wrapped("Tasks", ", ".join(f"{status.total(place)} {place}" for place in PLACES), width)
+    yield from _wrapped("Tasks", describe_counts(status.totals(), STATES), width)
     yield from _wrapped("Groups", _summary(status), width)
     for text, count in itertools.islice(status.missing.items(), _MOST_LINES):
         yield from _wrapped("Missing", f"{count} times: {text}" if count > 1 else text, width, fg="yellow")
@@ -68,9 +71,9 @@ def as_json(status: Status, failures: Sequence[JobFailure] = ()) -> dict[str, An
         "spool": status.spool,
         "time": status.time,
         "blocked": [{"what": each.what, "count": each.count, "why": each.why} for each in status.blocked],
-        "tasks": {place: status.total(place) for place in PLACES},
+        "tasks": dict(status.totals()),
         "counts": [
-            {"lane": row.lane, "user": row.user, **{place: getattr(row, place) for place in PLACES}}
+            {"lane": row.lane, "user": row.user, **{state: row.states[state] for state in _STATES}}
             for row in status.counts
         ],
         "groups": [
@@ -140,16 +143,24 @@ def _rate(status: Status) -> str:
 
 
 def _counts(status: Status, width: int) -> Iterator[str]:
-    lane = max(12, width - 54)
-    head = f"{'LANE':<{lane}} {'USER':<8}" + "".join(f" {place.upper():>8}"[-9:] for place in PLACES)
-    yield click.style(head.rstrip(), bold=True)
-    ranked = sorted(status.counts, key=lambda row: -sum(getattr(row, place) for place in PLACES))
+    totals = status.totals()
+    shown = [state for state in _STATES if totals[state] or state in _ALWAYS]
+    columns = {state: max(len(state), len(str(totals[state]))) for state in shown}
+    lane = max(_LEAST_LANE, width - 9 - sum(each + 1 for each in columns.values()))
+    lane = min(lane, max([_LEAST_LANE, *(len(row.lane) for row in status.counts)]))
+    head = "".join(f" {state.upper():>{columns[state]}}" for state in shown)
+    yield click.style(f"{'LANE':<{lane}} {'USER':<8}{head}", bold=True)
+    ranked = sorted(status.counts, key=lambda row: -row.states.total())
     most = set(map(id, ranked[:_MOST_LINES]))
     for row in (row for row in status.counts if id(row) in most):
-        numbers = "".join(f" {getattr(row, place) or '-':>8}" for place in PLACES)
-        yield escape_line(f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}")
+        yield escape_line(_count_row(row, lane, columns))
     if left := len(status.counts) - len(most):
         yield f"... and {left} more lanes; 'spool status --json' lists all"
+
+
+def _count_row(row: LaneCounts, lane: int, columns: dict[str, int]) -> str:
+    numbers = "".join(f" {row.states[state] or '-':>{wide}}" for state, wide in columns.items())
+    return f"{_cut(row.lane or '(not read)', lane):<{lane}} {_cut(row.user, 8):<8}{numbers}"
 
 
 def _groups(status: Status, width: int, most: int) -> Iterator[str]:

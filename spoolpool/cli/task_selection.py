@@ -17,14 +17,14 @@ from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest, SpoolpoolError
-from spoolpool.monitor.query import Query, State, TaskView, find_by_ids, select
+from spoolpool.monitor.query import Query, TaskView, find_by_ids, select
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.states import STATES, State
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.text import format_duration
 
 _FILTERS = ("states", "lane", "queue", "user", "session", "name", "older_than")
-_STATES = ("held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed")
 _LISTED = 10  # items that a question lists
 _COMPLETIONS = 200  # ids that a shell gets
 
@@ -70,7 +70,7 @@ class Selection:
 
     def log_event(self, event: str, view: TaskView) -> None:
         """Record a change of a task, and its author, in the journal."""
-        self._journal.write(event, task=view.id, session=view.session)
+        self._journal.write(event, task=view.id, name=view.name, session=view.session, lane=view.lane)
 
     def close(self) -> None:
         """Close the journal."""
@@ -132,7 +132,7 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
             if selection.is_incomplete:
                 sys.exit(SpoolpoolError.exit_code)
 
-        choice = click.Choice(states or _STATES)
+        choice = click.Choice(states or tuple(STATES))
         for option in (
             click.option("--older-than", type=Duration(), metavar="TIME", help="Older than 90s, 10m, 2h, 7d."),
             click.option("--name", metavar="PATTERN", help="Function or command name; * and ? are wildcards."),

@@ -15,12 +15,13 @@ from spoolpool.cli.output import echo_escaped, echo_stderr
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import TaskTimeout
+from spoolpool.monitor.states import describe_counts
 from spoolpool.monitor.wait import Waiter
 from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-_BAD = ("raised", "lost", "cancelled", "failed")
+_GOOD = ("done", "collected")
 
 
 @click.command()
@@ -56,11 +57,8 @@ def wait(selection: Selection, timeout: float | None) -> None:
                 echo_escaped(text, err=True)
             backoff.sleep()
     ends = waiter.ends()
-    echo_stderr(
-        ", ".join(f"{count} {state}" for state, count in sorted(Counter(ends.values()).items()))
-        or "Nothing to wait for."
-    )
-    sys.exit(int(any(state in _BAD for state in ends.values())))
+    echo_stderr(describe_counts(Counter(ends.values())) or "Nothing to wait for.")
+    sys.exit(int(any(state not in _GOOD for state in ends.values())))
 
 
 def _bar(total: int) -> AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ from spoolpool.errors import (
 )
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, parse_task_file
+from spoolpool.monitor.states import End
 from spoolpool.protocol import cancel
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.presence import Presence
@@ -228,7 +229,7 @@ class Collector:
         for task_file in map(parse_task_file, files.list_names(self._spool.layout.failed)):
             future = task_file and self._pending.get(task_file.task)
             if task_file and future:
-                self._fail_with_dependents(future, set_aside_error(self._spool, task_file))
+                self._fail_with_dependents(future, set_aside_error(self._spool, task_file), "failed")
 
     def _fail_vanished(self, vanished: VanishedTasks) -> None:
         """Fail the futures of tasks that a search does not find any more, and of those that wait for such tasks."""
@@ -239,20 +240,20 @@ class Collector:
         for future, error, delayed in found:
             if future.done() or (delayed and not future.session.cancel(future)):  # it runs, and finds out by itself
                 continue
-            self._fail_with_dependents(future, error)
+            self._fail_with_dependents(future, error, "vanished")  # a delayed one is counted as cancelled by now
             if not delayed:
                 self._pending.record_event("vanished", future)
                 with contextlib.suppress(OSError, NotTrusted):  # 'spool gc' removes the links later
                     self._pending.retention.release_dependencies(future.header)
 
-    def _fail_with_dependents(self, future: TaskFuture, error: BaseException) -> None:
+    def _fail_with_dependents(self, future: TaskFuture, error: BaseException, end: End) -> None:
         """Fail a task that gets no outcome, and its dependents, which no worker would make ready."""
         left = [(future, error)]
         while left:
             future, error = left.pop()
             dependents = future.session.pending.dependents(future.task)
             finish(future, error=error)
-            self._pending.mark_ended(future)
+            self._pending.mark_ended(future, end)  # the dependents are counted by their cancellation
             for each in dependents:
                 if not each.done() and each.session.cancel(each):
                     reason = DependencyFailed(
@@ -321,12 +322,12 @@ class Collector:
                         path = self._spool.layout.outcome(self._session, task_file)
                         error = BadTaskFile(f"Cannot read the outcome {path}: {error.strerror}. It was not removed.")
                     finish(future, error=error)
-                    self._pending.mark_ended(future)
+                    self._pending.mark_ended(future, "failed")
                 return False
             except Exception as error:  # noqa: BLE001  such as a lack of memory: of this future alone
                 self._ignored.add(name)
                 finish(future, error=error)
-                self._pending.mark_ended(future)
+                self._pending.mark_ended(future, "failed")
                 return False
         self._pending.retention.discard_if_unneeded(task_file)
         return future is not None

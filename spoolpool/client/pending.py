@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Container
 from weakref import WeakValueDictionary
 
@@ -12,6 +13,7 @@ from spoolpool.client.retention import OutcomeState, Retention
 from spoolpool.format.headers import Kind
 from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.monitor.graph import Graph, Node
+from spoolpool.monitor.states import STATE_OF_OUTCOME, End, State
 from spoolpool.protocol import cancel
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.objects import objects_of
@@ -31,6 +33,8 @@ class PendingTasks:
         self.needed_objects: set[str] = set()
         """Objects, by the names of their files, of tasks that ended here and may still run: they were lost and can be
         retried, or their outcome could not be read, or the session stopped waiting for them."""
+        self.ends: Counter[State | End] = Counter()
+        """Number of the tasks that have ended for this session, by their ends."""
         self._graph = Graph()  # of the tasks with dependencies or dependents
         self._futures: dict[str, TaskFuture] = {}
         self._deferred: dict[DeferredFuture, None] = {}  # calls that get a task later, in the order of their submission
@@ -181,18 +185,21 @@ class PendingTasks:
         """Remove a task whose future got the outcome of this attempt, so that the outcome can be removed too."""
         here = future.submitted_by_this_run
         self.retention.add_delivered(task_file, kind, future.header, submitted_by_this_run=here)
-        self.mark_ended(future, needs_objects=kind == "lost")
+        self.mark_ended(future, STATE_OF_OUTCOME[kind], needs_objects=kind == "lost")
         self._graph.finish(future.task, kind)  # last: retain() calls expect() only for a pending task
 
-    def mark_ended(self, future: TaskFuture, *, needs_objects: bool = True) -> None:
+    def mark_ended(self, future: TaskFuture, end: State | End | None, *, needs_objects: bool = True) -> None:
         """Remove a task that gets no further outcome, and make the tasks ready that depend on it alone.
 
-        ``needs_objects`` says that the task may run all the same, as after a retry.
+        ``end`` is counted, unless it is None, or the task was removed before. ``needs_objects`` says that the task may
+        run all the same, as after a retry.
         """
         with self.lock:
             if future.task in self._cancel_requested:
                 self._cancel_requested.remove(future.task)
                 cancel.withdraw_request(self.spool, future.task)
+            if end is not None and future.task in self._futures:  # race: two threads may find out that it has ended
+                self.ends[end] += 1
             self._remove(future.task, needs_objects=needs_objects)
             dependents = self.retention.dependents(future.task)
         for references in dependents:

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 from spoolpool.errors import BadRequest
 from spoolpool.format.headers import Kind, TaskHeader
-from spoolpool.monitor import query
+from spoolpool.monitor import query, states
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.text import escape_line
 
-State = query.State | Literal["gone"]
+State = states.State | Literal["gone"]
 """State of a task. ``gone``: its outcome was collected and its file removed; only its id is known."""
 
 _COLOURS: dict[State, str] = {
@@ -80,7 +80,7 @@ class Graph:
         if task not in self._nodes:  # most tasks; no task is added after its end, so the lock is not needed
             return
         with self._lock:
-            self._nodes[task] = self._nodes[task]._replace(state=query.STATE_OF_OUTCOME[kind])
+            self._nodes[task] = self._nodes[task]._replace(state=states.STATE_OF_OUTCOME[kind])
 
     def nodes(self, others: Iterable[TaskHeader] = ()) -> list[Node]:
         """Return the nodes, further waiting tasks, and all their dependencies, in the order of submission."""

@@ -16,7 +16,9 @@ from spoolpool.format.names import (
     submitter_of,
 )
 from spoolpool.monitor.query import TaskView
-from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import SpoolScanner, TaskLocation
+from spoolpool.monitor.states import UNREAD
+from spoolpool.monitor.task_reader import TaskReader
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
@@ -35,7 +37,8 @@ class Inventory(NamedTuple):
 class TaskCounts(NamedTuple):
     """Number of the tasks of a session."""
 
-    places: Counter[Place]
+    states: Counter[str]
+    """By state; :data:`~spoolpool.monitor.states.UNREAD` for a task whose outcome was not read."""
     last: float
     """Submission of the latest task: seconds since the epoch, by the submitting host's clock; 0 without tasks."""
 
@@ -71,21 +74,32 @@ def find_session_tasks(spool: Spool, session: str) -> Inventory:
 
 
 def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCounts]:
-    """Count the tasks of every session; one header per bucket is read for the waiting ones."""
+    """Count the tasks of every session; one header per bucket is read for the waiting ones.
+
+    Of finished tasks, as many outcomes are read as a second allows.
+    """
     names = {session_of(name) for name in files.list_names(spool.layout.sessions)}
     names |= {path.rpartition("/")[2] for path in scanner.valid_paths("results", is_session)}
     found = {name: TaskCounts(Counter(), 0.0) for name in filter(None, names)}
     of_bucket: dict[str, str] = {}
+    reader = TaskReader(spool)
+    reader.begin()
     for location in scanner.tasks():
+        state: str = location.place
         session = location.session or of_bucket.get(location.directory, "")
-        if not session:
-            header = TaskView(spool, location).header
-            session = header.session if header is not None else ""  # it moved, or is unreadable
+        if location.place == "done":
+            seen = reader.read(location)
+            state = seen.state if seen is not None else UNREAD  # it was collected just now
+        elif not session:
+            view = TaskView(spool, location)
+            session = view.session  # empty if it moved, or is unreadable
             if location.place == "waiting":
                 of_bucket[location.directory] = session
+            else:
+                state = view.state
         if session:
             counts = found.get(session, TaskCounts(Counter(), 0.0))
-            counts.places[location.place] += 1
+            counts.states[state] += 1
             found[session] = counts._replace(last=max(counts.last, submitted_at(location.task_file.task)))
     return dict(sorted(found.items()))
 

@@ -7,38 +7,20 @@ import functools
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
 from spoolpool.format import headers
-from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
 from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.states import STATE_OF_OUTCOME, STATES, State, state_in_failed
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
 from spoolpool.system import accounts, files
-
-State = Literal["held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed"]
-"""State of a task: its place, where ``done`` is divided by the kind of the outcome. ``failed`` tasks are kept in
-``failed/``: lost with their workers, or unreadable."""
-
-STATES: dict[State, Place] = {
-    "held": "held",
-    "waiting": "waiting",
-    "running": "running",
-    "done": "done",
-    "raised": "done",
-    "lost": "done",
-    "cancelled": "done",
-    "failed": "failed",
-}
-"""All states, with the place of the task's file."""
-
-STATE_OF_OUTCOME: dict[Kind, State] = {"result": "done", "error": "raised", "lost": "lost", "cancelled": "cancelled"}
-"""State of a finished task by the kind of its outcome."""
 
 
 class Attempt(NamedTuple):
@@ -143,9 +125,11 @@ class TaskView:
 
     @property
     def state(self) -> State:
-        """State of the task; the header of the outcome is read for a finished one."""
+        """State of the task; a header is read for a finished one."""
         if self.location.task_file.worker == CANCELLED:
             return "cancelled"
+        if self.location.place == "failed":
+            return state_in_failed(self.location.task_file, self.header)
         return STATE_OF_OUTCOME[self.outcome.kind] if self.outcome else self.location.place
 
     @property
@@ -237,7 +221,7 @@ class Query:
     @property
     def places(self) -> set[Place]:
         """Places of the tasks that can match."""
-        return {STATES[state] for state in self.states} or set(PLACES)
+        return {place for state in self.states for place in STATES[state]} or set(PLACES)
 
     def matches(self, view: TaskView) -> bool:
         """Whether a task meets all conditions; a file is opened only if its name is not enough."""

@@ -7,12 +7,12 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
-from spoolpool.monitor.query import TaskView
-from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import SpoolScanner, TaskLocation
+from spoolpool.monitor.states import STATES, UNREAD
+from spoolpool.monitor.task_reader import SeenTask, TaskReader
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.progress import TaskProgress, progress_of
@@ -20,8 +20,6 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import GroupState, NeededTime, WorkerInfo, group_state
 from spoolpool.system import accounts, files
 
-_HEADERS = 500  # headers that are read at most for one status; those of earlier ones are remembered
-_NAME = 1000  # characters of the name of a function
 _TAIL = 1 << 14  # bytes at the end of each live group's journal that give the rate
 _CLOCK_SECONDS = 60.0  # until the server's clock is read again
 _WINDOW = 300.0  # seconds over which the rate is averaged
@@ -43,11 +41,8 @@ class LaneCounts:
 
     lane: str
     user: str
-    held: int = 0
-    waiting: int = 0
-    running: int = 0
-    done: int = 0
-    failed: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    """Number of tasks by state, or by :data:`UNREAD`."""
     needed: Counter[NeededTime] = field(default_factory=Counter)
     """Number of waiting tasks by the time that they need, without those that need none in particular."""
 
@@ -91,40 +86,31 @@ class Status:
     missing: dict[str, int]
     """Texts of supervisors on groups that are missing, with the numbers of groups."""
 
-    def total(self, place: Place) -> int:
-        """Return the number of tasks in one place."""
-        return sum(getattr(each, place) for each in self.counts)
-
-
-class _SeenTask(NamedTuple):
-    """Parts of a header that was read; the whole header can have a megabyte."""
-
-    id: str
-    lane: str
-    owner: str
-    name: str
-    since: float
+    def totals(self) -> Counter[str]:
+        """Return the number of tasks by state, with zeros; those with unread outcomes are counted as :data:`UNREAD`."""
+        found = Counter(dict.fromkeys((*STATES, UNREAD), 0))
+        for each in self.counts:
+            found.update(each.states)
+        return found
 
 
 @dataclass
 class StatusCollector:
     """Collects the status of a spool, once or repeatedly; headers are read once.
 
-    Headers are read of some running, finished and failed tasks, and of no waiting ones.
+    Headers are read of running, finished and failed tasks, as many as a second allows, and of no waiting ones.
     """
 
     spool: Spool
-    _views: dict[str, _SeenTask] = field(default_factory=dict)
-    """Tasks with a header that was read, by file name."""
     _buckets: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Lane and user of the buckets."""
-    _read: int = 0
     _clock: tuple[float, float] | None = None
     """Monotonic time of this host and time of the server, at the same moment."""
 
     def __post_init__(self) -> None:
         """Begin to observe the spool."""
         self._presence = Presence(self.spool, restore=False)
+        self._reader = TaskReader(self.spool)
 
     def collect(self) -> Status:
         """Return the present status. Raises :class:`BrokenSpool` if the spool was removed, moved or replaced."""
@@ -134,20 +120,24 @@ class StatusCollector:
         states = self._states(now)
         infos = [info for info, life in states if life.state == "alive"]
         counts: dict[tuple[str, str], LaneCounts] = {}
-        running: dict[str, _SeenTask] = {}
-        before, self._views = self._views, {}
-        self._read, self._buckets = 0, {}
+        running: dict[str, SeenTask] = {}
+        self._reader.begin()
+        self._buckets = {}
         for location in scanner.tasks():
-            found = self._lane_and_user(location, before)
-            if found is None:
-                continue
-            lane, user = found
+            if location.place == "waiting":
+                lane, user = self._lane_and_user(location)
+                state: str = location.place
+            else:
+                seen = self._reader.read(location)
+                if seen is None:
+                    continue
+                lane, user, state = seen.lane, seen.owner, seen.state
+                if state == "running" and seen.lane:
+                    running[location.task_file.worker] = seen
             row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
-            setattr(row, location.place, getattr(row, location.place) + 1)
+            row.states[state] += 1
             if location.place == "waiting" and location.task_file.seconds:
                 row.needed[NeededTime.of(location.task_file)] += 1
-            if location.place == "running" and location.task_file.name in self._views:
-                running[location.task_file.worker] = self._views[location.task_file.name]
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
         blocked = _blocked(rows, states, now)
         rates = self._rates([info for info, _ in states], now)
@@ -184,26 +174,13 @@ class StatusCollector:
         found = [(info, group_state(self.spool, info, now)) for info in workers.read_workers(self.spool)]
         return [(info, life) for info, life in found if life.state != "dead"]
 
-    def _lane_and_user(self, location: TaskLocation, before: dict[str, _SeenTask]) -> tuple[str, str] | None:
-        """Return lane and user: by the lane's name for a waiting task, else by the header; None if the task moved."""
-        if location.place == "waiting":
-            if location.directory not in self._buckets:
-                lane = parse_lane(location.lane)
-                user = lane.user if lane and lane.user is not None else self.spool.owner
-                self._buckets[location.directory] = (location.lane, accounts.account_name(user))
-            return self._buckets[location.directory]
-        name = location.task_file.name
-        seen = before.get(name)
-        if seen is None:
-            if self._read >= _HEADERS:
-                return "", ""
-            self._read += 1
-            view = TaskView(self.spool, location)
-            if view.gone:
-                return None
-            seen = _SeenTask(view.id, view.lane, view.owner, view.name[:_NAME], view.since)
-        self._views[name] = seen
-        return seen.lane, seen.owner
+    def _lane_and_user(self, location: TaskLocation) -> tuple[str, str]:
+        """Return lane and user of a waiting task, by the name of the lane."""
+        if location.directory not in self._buckets:
+            lane = parse_lane(location.lane)
+            user = lane.user if lane and lane.user is not None else self.spool.owner
+            self._buckets[location.directory] = (location.lane, accounts.account_name(user))
+        return self._buckets[location.directory]
 
     def _last_seen(self, now: float) -> float | None:
         """Return the seconds since the last journal entry or heartbeat of any group."""
@@ -216,7 +193,7 @@ class StatusCollector:
                 stamps.append((files.mtime_ns(path) or 0) / 1e9)
         return now - max(stamps) if stamps else None
 
-    def _group(self, info: WorkerInfo, life: GroupState, view: _SeenTask | None, now: float) -> GroupStatus:
+    def _group(self, info: WorkerInfo, life: GroupState, view: SeenTask | None, now: float) -> GroupStatus:
         if view is None:
             return GroupStatus(info=info, life=life)
         progress = progress_of(self.spool, info.worker)
@@ -257,8 +234,8 @@ def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple
     waiting: dict[str, int] = {}
     needed: dict[str, Counter[NeededTime]] = {}
     for row in rows:
-        if row.waiting:
-            waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
+        if row.states["waiting"]:
+            waiting[row.lane] = waiting.get(row.lane, 0) + row.states["waiting"]
             needed.setdefault(row.lane, Counter()).update(row.needed)
     found: list[tuple[str, int, str | None]] = []
     for lane, count in waiting.items():
@@ -269,7 +246,7 @@ def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple
             found.append((lane, shortage.tasks, shortage.why))
     if not infos:
         # only a worker or 'spool autoscale' moves them to ready/
-        held, running = sum(row.held for row in rows), sum(row.running for row in rows)
+        held, running = (sum(row.states[state] for row in rows) for state in ("held", "running"))
         found.append(("held back", held, _why_none(silent, "which releases them when they may start")))
         found.append(("claimed by dead groups", running, _why_none(silent, "which releases them")))
     return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
@@ -297,8 +274,8 @@ def _seconds_left(rows: tuple[LaneCounts, ...], rates: dict[str, float], blocked
     waiting: dict[str, int] = {}
     running: dict[str, int] = {}
     for row in rows:
-        waiting[row.lane] = waiting.get(row.lane, 0) + row.waiting
-        running[row.lane] = running.get(row.lane, 0) + row.running
+        waiting[row.lane] = waiting.get(row.lane, 0) + row.states["waiting"]
+        running[row.lane] = running.get(row.lane, 0) + row.states["running"]
     left = {
         lane: count - blocked.get(lane, 0) + running[lane]
         for lane, count in waiting.items()

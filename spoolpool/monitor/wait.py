@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from spoolpool.format.names import is_bucket, parse_task_file
-from spoolpool.monitor.query import STATE_OF_OUTCOME, TaskView
+from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.states import end_after
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
+from spoolpool.protocol.journal import Event
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import NeededTime, WorkerInfo
@@ -114,9 +116,10 @@ class Waiter:
                 yield f"Tasks of {lane} wait, and {shortage.why}."
 
     def ends(self) -> dict[str, str]:
-        """Return the end of each task: its state, or ``collected`` if the state is not known."""
-        gone = [task for task, end in self._ends.items() if end == "collected"]
+        """Return the end of each task, or ``collected`` if it is not known."""
+        gone: dict[str, list[Event]] = {task: [] for task, end in self._ends.items() if end == "collected"}
         for event in journal.about(self._spool, gone):
-            if event.published and event.kind in STATE_OF_OUTCOME:
-                self._ends[event.task] = STATE_OF_OUTCOME[event.kind]
+            gone[event.about].append(event)
+        for task, events in gone.items():
+            self._ends[task] = end_after(events) or "collected"
         return dict(self._ends)

@@ -11,7 +11,7 @@ from spoolpool.format import envelope
 from spoolpool.format import headers as records
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, bucket_name, new_submitter_id, new_worker_id
-from spoolpool.monitor import query
+from spoolpool.monitor import states
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 from tests.support.fake_worker import LANE
@@ -22,7 +22,7 @@ BAD = Failure(type="ValueError", message="too \x1b[2Jbad", traceback="Traceback:
 
 def put(
     spool: Spool,
-    state: query.State,
+    state: states.State,
     *,
     ago: float = 0.0,
     end: str = "",
@@ -38,7 +38,7 @@ def put(
     task_file = TaskFile(task, 1, 1, "" if state in ("held", "waiting") else worker or new_worker_id())
     if state == "cancelled":
         task_file = task_file.claimed_by(CANCELLED)
-    place = query.STATES[state]
+    place = states.STATES[state][0]
     where = {
         "held": spool.layout.waiting,
         "waiting": spool.layout.bucket(lane, header.bucket),

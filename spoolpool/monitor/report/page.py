@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
 from spoolpool.monitor.report.series import Distribution, Level
 from spoolpool.monitor.report.summary import Summary
+from spoolpool.monitor.states import ENDS
+from spoolpool.protocol.journal import Event
 from spoolpool.system.text import format_duration
 
 _PAGE = """\
@@ -37,6 +39,7 @@ _PAGE = """\
 """
 
 _FUNCTIONS = 40  # rows of the table
+_ALWAYS = frozenset(("done", "raised", "lost", "cancelled"))  # ends with a figure even if no task had them
 
 _seconds = partial(format_duration, precise=True)
 
@@ -133,8 +136,8 @@ def _body(summary: Summary) -> Iterable[str]:
         yield from _failures(summary)
     if summary.recoveries:
         yield f"<h2>Recoveries: {summary.recoveries}</h2>"
-        found = ((_time(event.t), event.by, event.text) for event in reversed(summary.last_recoveries))
-        yield _table(("time", "by", "action"), found)
+        found = ((_time(event.t), event.by, event.text, event.reason) for event in reversed(summary.last_recoveries))
+        yield _table(("time", "by", "action", "reason"), found)
 
 
 def _span(summary: Summary) -> str:
@@ -147,18 +150,38 @@ def _span(summary: Summary) -> str:
 def _figures(summary: Summary) -> str:
     busy = sum(busy for _, _, busy, _ in summary.hosts().values())
     lifetime = sum(lifetime for *_, lifetime in summary.hosts().values())
-    figures = {
-        "finished tasks": summary.tasks,
-        "raised": summary.kinds["error"],
-        "cancelled": summary.kinds["cancelled"],
-        "retried": summary.retried,
-        "recovered": summary.recoveries,
-        "waiting": summary.waiting_now,
-        "groups": len(summary.groups),
-        "busy": f"{100 * busy / lifetime:.0f} %" if lifetime else "0 %",
+    ended: dict[str, object] = {"ended": summary.tasks}
+    ended |= {end: summary.ends[end] for end in ENDS if summary.ends[end] or end in _ALWAYS}
+    if summary.unknown:
+        ended["end not recorded"] = summary.unknown
+    now = {state: summary.pending[state] for state in ("held", "waiting", "running")}
+    others = {
+        "attempts that raised and were retried": summary.retried,
+        "attempts recovered from dead groups": summary.recoveries,
+        "outcomes dropped": summary.dropped,
     }
+    groups = {
+        "groups": len(summary.groups),
+        "of their time with a task": f"{min(100.0, 100 * busy / lifetime):.0f} %" if lifetime else "0 %",
+    }
+    left = (
+        f"<p>{summary.unknown} submitted task(s) are not in the spool any more, and no journal has their ends: their "
+        "worker was killed within a second, or their files were removed by hand.</p>"
+        if summary.unknown
+        else ""
+    )
+    rows = (
+        ("Tasks that ended", ended),
+        ("Tasks in the spool", now),
+        ("Attempts", {name: value for name, value in others.items() if value}),
+        ("Groups", groups),
+    )
+    return "".join(_boxes(title, figures) for title, figures in rows if figures) + left
+
+
+def _boxes(title: str, figures: Mapping[str, object]) -> str:
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures.items())
-    return f'<div class="figures">{boxes}</div>'
+    return f'<div class="figures" role="group" aria-label="{title}">{boxes}</div>'
 
 
 def _functions(summary: Summary) -> str:
@@ -201,8 +224,12 @@ def _failures(summary: Summary) -> Iterable[str]:
     yield "<p>The latest; see <code>spool traceback</code> and <code>spool logs</code> for details.</p>"
     yield _table(
         ("time", "task", "function", "exception", "host"),
-        [(_time(each.t), each.task, each.name, each.type, each.host) for each in reversed(summary.last_failures)],
+        [(_time(each.t), each.task, each.name, _failure(each), each.host) for each in reversed(summary.last_failures)],
     )
+
+
+def _failure(event: Event) -> str:
+    return f"lost: {event.reason}" if event.event == "recovered" else event.type or event.kind
 
 
 class _Markup(str):

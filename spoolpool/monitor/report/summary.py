@@ -6,18 +6,19 @@ import heapq
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import get_args
 
-from spoolpool.format.headers import Kind
 from spoolpool.format.names import submitted_at
+from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.states import End
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.workers import group_state, read_workers
 
 _GROUPS = 20_000  # worker groups with an entry of their own
-_ENDS = frozenset(get_args(Kind))
+_CALLS = 100  # calls of a group that are followed at a time
 _NAMES = 500  # functions with an entry of their own
 _KINDS = 500  # kinds of failures with an entry of their own, besides one for each function
 _LAST = 50  # failures and recoveries that are listed
@@ -34,11 +35,15 @@ class GroupSummary:
     begin: float = 0.0
     """Seconds since the epoch, like all times here."""
     end: float = 0.0
+    ended: bool = False
+    """Whether it has recorded its end, or a recoverer its death."""
     tasks: int = 0
     busy: float = 0.0
     """Seconds with a task."""
     last_end: float = 0.0
     """End of its last task so far."""
+    calls: dict[str, Event] = field(default_factory=dict)
+    """Calls without an end so far, by task."""
 
 
 @dataclass
@@ -51,14 +56,16 @@ class Summary:
     begin: float = 0.0
     """Time of the first event; 0 without events."""
     end: float = 0.0
-    tasks: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Number of tasks by the kind of the outcome."""
+    ends: Counter[End] = field(default_factory=Counter)
+    """Number of tasks by their ends."""
+    pending: Counter[str] = field(default_factory=Counter)
+    """Number of the tasks in the spool that have not ended, by state."""
+    unknown: int = 0
+    """Submitted tasks that are not in the spool any more, and whose ends no journal tells."""
     dropped: int = 0
     """Outcomes of workers that were taken for dead."""
     retried: int = 0
     """Failed attempts that another attempt followed."""
-    waiting_now: int = 0
     names: list[str] = field(default_factory=list)
     """Names of functions; the other fields have indices of this list."""
     durations: dict[int, Distribution] = field(default_factory=dict)
@@ -79,6 +86,11 @@ class Summary:
     groups: dict[str, GroupSummary] = field(default_factory=dict)
     bars: Bars = field(default_factory=Bars)
 
+    @property
+    def tasks(self) -> int:
+        """Number of tasks that have ended."""
+        return sum(self.ends.values()) + self.unknown
+
     def hosts(self) -> dict[str, tuple[int, int, float, float]]:
         """Return for each host: groups, tasks, seconds of its groups with a task, and seconds of their lifetimes."""
         found: dict[str, tuple[int, int, float, float]] = {}
@@ -90,14 +102,18 @@ class Summary:
 
 
 def summarize(spool: Spool) -> Summary:
-    """Read all journals of a spool once, and count the waiting tasks. Memory does not grow with the number of tasks."""
+    """Read all journals of a spool once, and list its tasks. Memory does not grow with the number of tasks."""
     summary = Summary(spool.path, time.time())
     reader = _Reader(summary)
+    ends = EndCounter()
     for line in journal.lines(spool):
         reader.read(line.event)
+        ends.read(line.event)
+    reader.extend_live(spool)
     for location in SpoolScanner(spool.layout.root).tasks({"waiting"}):
-        summary.waiting_now += 1
         summary.waiting.add(submitted_at(location.task_file.task), max(summary.created, summary.end))
+    ends.compare(spool)
+    summary.ends, summary.pending, summary.unknown = ends.counts(), ends.pending, ends.unknown
     summary.last_failures = reader.failures.latest()
     summary.last_recoveries = reader.recoveries.latest()
     return summary
@@ -119,9 +135,8 @@ class _Reader:
         if event.event == "recovered":
             found.recoveries += 1
             self.recoveries.add(event)
-        if event.event == "cancelled":
-            found.kinds["cancelled"] += 1
-        if event.event in ("worker started", "worker ended", "task", "raised"):
+            self._read_death(event)
+        elif event.event in ("worker started", "worker ended", "claimed", "task", "raised"):
             self._read_group(event)
 
     def _read_group(self, event: Event) -> None:
@@ -132,20 +147,70 @@ class _Reader:
         group.end = max(group.end, event.t)
         if event.event == "worker started":
             group.job, group.ranks = event.job, max(1, event.ranks)
-        elif event.started and event.event in ("task", "raised"):
+        elif event.event == "worker ended":
+            group.ended = True
+        elif event.event == "claimed":
+            if len(group.calls) < _CALLS:
+                group.calls[event.task] = event
+        else:
+            group.calls.pop(event.task, None)
             self._read_attempt(event, group, by)
+
+    def _read_death(self, event: Event) -> None:
+        """Count the attempt of a group that died, if its begin is known, and the task if it was lost."""
+        if event.kind == "lost":
+            self._count_failure(self._id(event.name), f"lost: {event.reason}", event)
+        group = self._summary.groups.get(event.worker)
+        if group is None:
+            return
+        group.ended = True
+        call = group.calls.pop(event.task, None)
+        if call is not None and event.t > call.started:
+            group.end = max(group.end, event.t)
+            self._add_run(call, event.t, group, event.worker, failed=event.kind not in ("result", "cancelled"))
+            self._summary.durations.setdefault(self._id(call.name), Distribution()).add(event.t - call.started)
+
+    def extend_live(self, spool: Spool) -> None:
+        """Extend the groups that live to the present: their lifetimes, and the calls that they run."""
+        now = max(self._summary.created, self._summary.end)
+        for info in read_workers(spool):
+            group = self._summary.groups.get(info.worker)
+            if group is None or group.ended or group_state(spool, info, now).state != "alive":
+                continue
+            group.end = now
+            self._summary.end = now
+            for call in group.calls.values():
+                self._add_run(call, now, group, info.worker, failed=False)
+
+    def _add_run(self, event: Event, ended: float, group: GroupSummary, row: str, *, failed: bool) -> None:
+        """Add the time in which a group had a task."""
+        group.tasks += 1
+        group.busy += max(0.0, ended - event.started)
+        self._summary.running.add(event.started, ended)
+        bar = Bar(event.started, ended, self._id(event.name), event.task[-10:], failed=failed)
+        self._summary.bars.add(row, bar)
 
     def _read_attempt(self, event: Event, group: GroupSummary, row: str) -> None:
         found = self._summary
         ended = event.ended or event.t
         seconds = max(0.0, ended - event.started)
-        name = self._id(event.name)
         raised = event.event == "raised"
         failed = raised or event.kind in ("error", "lost")
-        group.tasks += 1
-        group.busy += seconds
-        found.running.add(event.started, ended)
-        found.bars.add(row, Bar(event.started, ended, name, event.task[-10:], failed=failed))
+        if event.started:
+            self._add_run(event, ended, group, row, failed=failed)
+            self._add_durations(event, ended, seconds, group)
+        if failed:
+            self._count_failure(self._id(event.name), event.type or event.kind, event)
+        found.retried += raised
+        found.dropped += not (raised or event.published)
+
+    def _count_failure(self, name: int, what: str, event: Event) -> None:
+        kind, failures = (name, what), self._summary.failures
+        failures[kind if kind in failures or len(failures) < _KINDS else (name, _OTHERS)] += 1
+        self.failures.add(event)
+
+    def _add_durations(self, event: Event, ended: float, seconds: float, group: GroupSummary) -> None:
+        found, name = self._summary, self._id(event.name)
         found.durations.setdefault(name, Distribution()).add(event.ran or seconds)
         if event.ran:
             found.overhead.add(seconds - event.ran)
@@ -155,17 +220,6 @@ class _Reader:
             if 0 < event.submitted < group.last_end <= event.started:
                 found.pauses.add(event.started - group.last_end)
         group.last_end = ended
-        if failed:
-            kind = (name, event.type)
-            found.failures[kind if kind in found.failures or len(found.failures) < _KINDS else (name, _OTHERS)] += 1
-            self.failures.add(event)
-        if raised:
-            found.retried += 1
-        else:
-            found.tasks += 1
-            kind_of_end = event.kind or "result"
-            found.kinds[kind_of_end if kind_of_end in _ENDS else _OTHERS] += 1
-            found.dropped += not event.published
 
     def _id(self, name: str) -> int:
         """Return the index of a function's name; all names beyond the limit share one."""

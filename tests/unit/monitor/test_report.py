@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,20 @@ from spoolpool import Executor, settings
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_worker_id
+from spoolpool.monitor import ends
+from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.report.page import page
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.report.summary import summarize
+from spoolpool.monitor.states import STATES, end_after
+from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool
+from spoolpool.system.processes import ProcessId
 from tests.conftest import Workers
 from tests.support import browser, tasks
 from tests.support.browser import Browser
+from tests.support.fake_worker import announce
+from tests.support.task_files import put
 
 BEGIN = 1_760_000_000.0
 
@@ -140,8 +149,8 @@ def test_journals_are_summarized(spool: Spool) -> None:
     second.end()
     Path(spool.layout.journal, f"{new_worker_id()}.jsonl").write_text('{"half of a li\n[]\n\x00\n{"t": "no"}\n')
     summary = summarize(spool)
-    assert (summary.tasks, summary.retried, summary.recoveries, summary.dropped) == (4, 1, 1, 1)
-    assert summary.kinds == {"result": 3, "error": 1}
+    assert (summary.tasks, summary.retried, summary.recoveries, summary.dropped) == (3, 1, 1, 1)
+    assert summary.ends == {"done": 2, "raised": 1}
     assert summary.end - summary.begin == 22
     names = summary.names
     assert {names[name]: each.count for name, each in summary.durations.items()} == {
@@ -174,14 +183,14 @@ def test_finished_and_failed_tasks_are_reported(spool: Spool, worker: Workers, t
         waiting = exe.submit(abs, 1)
         summary = summarize(spool)
         assert waiting.cancel()
-    assert (summary.tasks, summary.retried, summary.waiting_now) == (22, 1, 1)
-    assert summary.kinds == {"result": 20, "error": 2}
+    assert (summary.tasks, summary.retried, summary.pending) == (22, 1, {"waiting": 1})
+    assert summary.ends == {"done": 20, "raised": 2}
     assert summary.overhead.count == 22
     assert summary.pauses.count > 10
     [group] = summary.groups.values()
     assert (group.tasks, group.ranks) == (23, 1)
     result = run("report", spool.path, "-o", tmp_path / "report.html")
-    assert result.stderr.endswith("report.html: 22 task(s) of 1 group(s).\n")
+    assert result.stderr.endswith("report.html: 20 done, 2 raised, 1 cancelled; 1 group(s).\n")
 
 
 PEAK = """
@@ -373,3 +382,113 @@ def test_number_of_drawn_boxes_is_limited_by_the_pixels(opened: Browser) -> None
     )
     assert 100 < opened.run("boxes") < 4000
     assert opened.complaints() == []
+
+
+# ------------------------------------------------------------------------------------- ends of tasks
+
+
+def event(name: str, task: str = "499-1", **fields: Any) -> Event:
+    """Return an event of a journal."""
+    return Event(t=fields.pop("t", 1.0), event=name, task=task, **fields)
+
+
+@pytest.mark.parametrize(
+    ("events", "end"),
+    [
+        ([event("submitted"), event("claimed")], None),
+        ([event("task", kind="result")], "done"),
+        ([event("task")], "done"),
+        ([event("task", kind="error")], "raised"),
+        ([event("task", kind="cancelled")], "cancelled"),
+        ([event("task", kind="result", published=False)], None),
+        ([event("raised"), event("task", kind="result")], "done"),
+        ([event("recovered", kind="lost")], "lost"),
+        ([event("recovered", kind="result")], "done"),
+        ([event("recovered", kind="set aside")], "failed"),
+        ([event("recovered")], None),
+        ([event("set aside")], "failed"),
+        ([event("cancelled")], "cancelled"),
+        ([event("cancel asked")], None),
+        ([event("vanished")], "vanished"),
+        ([event("task", kind="result"), event("vanished")], "vanished"),
+        ([event("task", kind="result"), event("collected", kind="result"), event("removed")], "done"),
+        ([event("removed")], "removed"),
+        ([event("recovered", kind="lost"), event("retried")], None),
+        ([event("recovered", kind="lost"), event("retried"), event("task", kind="result")], "done"),
+        ([event("task", kind="a kind of a newer version")], None),
+    ],
+)
+def test_end_of_a_task_is_told_by_its_last_event(events: list[Event], end: str | None) -> None:
+    assert end_after(events) == end
+    counter = EndCounter()
+    for each in events:
+        counter.read(each)
+    assert counter.counts() == ({end: 1} if end else {})
+
+
+def test_event_that_was_written_after_a_retry_and_is_older_is_ignored() -> None:
+    counter = EndCounter()
+    counter.read(event("retried", t=5.0))
+    counter.read(event("collected", kind="lost", t=4.0))
+    assert (counter.counts(), counter.without_end) == ({}, 1)
+    counter.read(event("task", kind="result", t=6.0))
+    assert counter.counts() == {"done": 1}
+
+
+def test_more_tasks_than_are_remembered_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends, "_TASKS", 100)
+    counter = EndCounter()
+    for number in range(1000):
+        counter.read(event("submitted", f"task-{number}"))
+        counter.read(event("task", f"task-{number}", kind="error" if number % 10 == 0 else "result"))
+        if number >= 500:
+            counter.read(event("collected", f"task-{number - 500}", kind="result"))
+    assert counter.counts() == {"done": 900, "raised": 100}
+    assert len(counter._ends) <= 100
+
+
+def test_ends_that_are_in_no_journal_are_read_in_the_spool(spool: Spool) -> None:
+    for state in STATES:
+        put(spool, state)
+    lost = Writer(spool)
+    lost.write("submitted", task="499-0661297741fbc4-853d4f17a5")
+    lost.end()
+    summary = summarize(spool)
+    assert summary.ends == dict.fromkeys(("done", "raised", "lost", "cancelled", "failed"), 1)
+    assert summary.pending == {"held": 1, "waiting": 1, "running": 1}
+    assert (summary.unknown, summary.tasks) == (1, 6)
+    assert "1 submitted task(s) are not in the spool any more" in page(summary)
+
+
+def test_group_that_died_was_busy_until_its_recovery(spool: Spool) -> None:
+    dead = Writer(spool)
+    dead.now += 10
+    dead.write("claimed", task="499-1", name="module.relax", started=dead.now)
+    dead.now += 30
+    dead._file.close()
+    other = Writer(spool, begin=dead.now)
+    other.write(
+        "recovered", task="499-1", name="module.relax", worker=dead.worker, kind="lost", reason="killed by SIGKILL"
+    )
+    other.end()
+    summary = summarize(spool)
+    group = summary.groups[dead.worker]
+    assert (group.end - group.begin, group.busy, group.tasks) == (40.0, 30.0, 1)
+    assert summary.failures == {(0, "lost: killed by SIGKILL"): 1}
+    assert [bar.failed for bar in summary.bars.rows[dead.worker]] == [1]
+
+
+def test_live_group_is_idle_after_its_last_task_and_busy_with_the_present_one(spool: Spool) -> None:
+    now = time.time()
+    idle, busy = (announce(spool, ProcessId.of(os.getpid())) for _ in range(2))
+    for worker, last in ((idle, "task"), (busy, "claimed")):
+        written = Writer(spool, begin=now - 100)
+        os.rename(f"{spool.layout.journal}/{written.worker}.jsonl", f"{spool.layout.journal}/{worker}.jsonl")
+        written.worker = worker
+        written.now += 20
+        written.write(last, task="499-1", name="f", kind="result", started=now - 100, ended=now - 80)
+        written._file.close()
+    summary = summarize(spool)
+    shares = {name: group.busy / (group.end - group.begin) for name, group in summary.groups.items() if group.tasks}
+    assert shares[idle] <= 0.2
+    assert shares[busy] == pytest.approx(1.0)

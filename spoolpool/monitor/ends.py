@@ -1,0 +1,89 @@
+"""Counts of the ends of tasks, from the events of the journals and from the spool."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.states import End, end_of_event, next_end
+from spoolpool.protocol.journal import Event
+from spoolpool.protocol.spool import Spool
+
+_TASKS = 100_000  # whose ends are known one by one: bounds the memory
+_RETRIED = 10_000  # tasks whose retries are known
+_READ = 10_000  # outcomes that are read from the spool at most
+_PENDING = frozenset(("held", "waiting", "running"))
+
+
+class EndCounter:
+    """Counter of tasks by their ends. Events are read in the order of their times.
+
+    Counts are exact for up to 100 000 tasks. Of more, those that ended first are counted with the end that they had by
+    then.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[str, End | None] = {}  # by task; None if no end is known
+        self._retried: dict[str, float] = {}  # by task: time of the latest retry
+        self._settled: Counter[End] = Counter()  # of tasks that are in the dictionary no more
+        self._settled_any = False
+        self._lost_track = 0  # tasks without an end that are in the dictionary no more
+        self.pending: Counter[str] = Counter()
+        """Tasks in the spool without an end, by state; after :meth:`compare`."""
+        self.unknown = 0
+        """Submitted tasks that are not in the spool, and whose ends no journal tells; after :meth:`compare`."""
+
+    def read(self, event: Event) -> None:
+        """Count an event."""
+        task = event.about
+        if event.event == "submitted":
+            self._ends.setdefault(task, None)
+        elif event.event in ("retried", "removed") or end_of_event(event) is not None:
+            # writers that share a file each have a buffer, so that an earlier event may come later
+            if event.t < self._retried.get(task, 0.0):
+                return
+            if event.event == "retried" and len(self._retried) < _RETRIED:
+                self._retried[task] = event.t
+            if self._settled_any and event.event == "collected" and task not in self._ends:
+                return  # its end was counted before
+            self._ends[task] = next_end(self._ends.get(task), event)
+        if len(self._ends) > _TASKS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count the tasks that ended first, and forget them."""
+        self._settled_any = True
+        ended = [task for task, end in self._ends.items() if end is not None]
+        for task in ended[: _TASKS // 2] or list(self._ends)[: _TASKS // 2]:
+            end = self._ends.pop(task)
+            if end is None:
+                self._lost_track += 1
+            else:
+                self._settled[end] += 1
+
+    @property
+    def without_end(self) -> int:
+        """Number of submitted tasks of which no event tells the end."""
+        return self._lost_track + sum(end is None for end in self._ends.values())
+
+    def compare(self, spool: Spool) -> None:
+        """Compare with the tasks in the spool: those that wait or run have no end, and the journals may lack others."""
+        read = 0
+        seen = set()
+        for location in SpoolScanner(spool.layout.root).tasks():
+            task = location.task_file.task
+            if task in seen:  # it moved meanwhile
+                continue
+            if location.place in _PENDING:
+                self.pending[location.place] += 1
+                self._ends.pop(task, None)
+                seen.add(task)
+            elif self._ends.get(task) is None and read < _READ and not (self._settled_any and task not in self._ends):
+                read += 1
+                self._ends[task] = TaskView(spool, location).state  # type: ignore[assignment]  # of an ended task
+        self.unknown = self.without_end
+
+    def counts(self) -> Counter[End]:
+        """Return the number of tasks by end."""
+        return self._settled + Counter(end for end in self._ends.values() if end is not None)
