@@ -45,8 +45,10 @@ UNREAD = "unread"
 
 
 def state_in_failed(task_file: TaskFile, header: TaskHeader | None) -> State:
-    """Return the state of a task in ``failed/``: lost if it has used up its attempts, else set aside."""
-    return "lost" if header is not None and task_file.attempt >= headers.attempts(header) else "failed"
+    """Return the state of a task in ``failed/``: lost if it has used up its attempts or give-backs, else set aside."""
+    if header is None:
+        return "failed"
+    return "lost" if max(task_file.attempt, task_file.releases) >= headers.attempts(header) else "failed"
 
 
 def end_of_event(event: Event) -> End | None:
@@ -60,7 +62,7 @@ def end_of_event(event: Event) -> End | None:
         return "failed"
     elif event.event == "vanished":
         return "vanished"
-    elif event.event not in ("recovered", "collected"):
+    elif event.event not in ("recovered", "given back", "collected"):
         return None
     return STATE_OF_OUTCOME.get(kind)  # type: ignore[call-overload,no-any-return]  # any text
 

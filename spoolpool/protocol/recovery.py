@@ -180,7 +180,7 @@ class Recovery:
                     header, owner = read_opened_task(self._spool, fd, path, task_file)
                 claim = Claim(self._spool, header, task_file, owner)
                 if self._has_outcome(claim):
-                    claim.commit()
+                    self._record(self._commit(claim))
                     continue
                 ran = max(0.0, self._seconds_since(status.st_ctime, worker) - (over or 0.0))
                 why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None)
@@ -188,6 +188,8 @@ class Recovery:
                 done.append(task_file.task)
             except (OSError, SpoolpoolError) as error:  # a round will find it
                 log.info("Cannot release %s now: %s", task_file.name, error)
+        if self._journal is not None:
+            self._journal.flush()
         return done
 
     def _seconds_since(self, claimed: float, worker: str) -> float:
@@ -228,13 +230,7 @@ class Recovery:
         """End the claim of a dead worker."""
         task_file = claim.task_file
         if self._has_outcome(claim):
-            kind = self._kind_of_outcome(claim) if self._journal is not None else ""
-            published = claim.commit()
-            text = (
-                f"{task_file.task}: the outcome of worker {task_file.worker}, which died before its commit, "
-                "was committed"
-            )
-            return _Recovered(task_file, text, claim.header, kind if published else "")
+            return self._commit(claim)
         attempts = headers.attempts(claim.header)
         ended = lost_attempts.find(self._spool, task_file)
         # without a host there is no entry: its last holder was a recoverer, whose predecessor kept a record
@@ -255,6 +251,16 @@ class Recovery:
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
         text = f"{task_file.task}: {died}; reported as lost"
         return _Recovered(task_file, text, claim.header, "lost", lost_attempts.reason(lost[-1]))
+
+    def _commit(self, claim: Claim) -> _Recovered:
+        """Commit the outcome of a dead worker."""
+        kind = self._kind_of_outcome(claim) if self._journal is not None else ""
+        published = claim.commit()
+        task_file = claim.task_file
+        text = (
+            f"{task_file.task}: the outcome of worker {task_file.worker}, which died before its commit, was committed"
+        )
+        return _Recovered(task_file, text, claim.header, kind if published else "")
 
     def _kind_of_outcome(self, claim: Claim) -> str:
         try:

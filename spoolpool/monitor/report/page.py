@@ -229,7 +229,7 @@ def _failures(summary: Summary) -> Iterable[str]:
 
 
 def _failure(event: Event) -> str:
-    return f"lost: {event.reason}" if event.event == "recovered" else event.type or event.kind
+    return f"lost: {event.reason}" if event.event in ("recovered", "given back") else event.type or event.kind
 
 
 class _Markup(str):

@@ -136,6 +136,8 @@ class _Reader:
             found.recoveries += 1
             self.recoveries.add(event)
             self._read_death(event)
+        elif event.event == "given back":
+            self._read_death(event)
         elif event.event in ("worker started", "worker ended", "claimed", "task", "raised"):
             self._read_group(event)
 
@@ -157,17 +159,23 @@ class _Reader:
             self._read_attempt(event, group, by)
 
     def _read_death(self, event: Event) -> None:
-        """Count the attempt of a group that died, if its begin is known, and the task if it was lost."""
+        """Count an attempt that its group did not end, if its begin is known, and the task if it was lost."""
         if event.kind == "lost":
             self._count_failure(self._id(event.name), f"lost: {event.reason}", event)
         group = self._summary.groups.get(event.worker)
         if group is None:
             return
-        group.ended = True
+        group.ended = group.ended or event.event == "recovered"
         call = group.calls.pop(event.task, None)
         if call is not None and event.t > call.started:
             group.end = max(group.end, event.t)
-            self._add_run(call, event.t, group, event.worker, failed=event.kind not in ("result", "cancelled"))
+            self._add_run(
+                call,
+                event.t,
+                group,
+                event.worker,
+                failed=event.event == "recovered" and event.kind not in ("result", "cancelled"),
+            )
             self._summary.durations.setdefault(self._id(call.name), Distribution()).add(event.t - call.started)
 
     def extend_live(self, spool: Spool) -> None:

@@ -406,6 +406,8 @@ def event(name: str, task: str = "499-1", **fields: Any) -> Event:
         ([event("recovered", kind="result")], "done"),
         ([event("recovered", kind="set aside")], "failed"),
         ([event("recovered")], None),
+        ([event("given back")], None),
+        ([event("given back", kind="lost")], "lost"),
         ([event("set aside")], "failed"),
         ([event("cancelled")], "cancelled"),
         ([event("cancel asked")], None),
