@@ -44,6 +44,17 @@ def rank_started() -> int:
     return next((int(text) for text in ranks if text.isdigit()), 0)
 
 
+def rest_of_walltime(options: WorkerCommandOptions, world_size: int) -> float | None:
+    """Return the seconds that are left of the walltime of a job, for the first rank of a group without a supervisor.
+
+    None for other ranks, without an end, and where it cannot be determined.
+    """
+    from spoolpool.launch.allocation import find_allocation, seconds_left
+
+    is_first = rank_started() % (options.ranks or world_size) == 0
+    return seconds_left(find_allocation()) if options.group_of is None and is_first else None
+
+
 def watch_rank(directory: str, worker: str) -> None:
     """Continue in a child process, whose end is recorded in the entry of the worker unless it was to end."""
     from spoolpool.protocol import lost_attempts, worker_registration
@@ -136,7 +147,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
             supervised=supervised,
             replaced=supervised or world_size == 1,
             renewals=renewals,
-            max_time=options.max_time,
+            max_time=rest_of_walltime(options, world_size) if options.max_time is None else options.max_time,
         ),
         start_again=None if supervised or world_size > 1 else start_again,
     )

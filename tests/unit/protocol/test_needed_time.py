@@ -12,7 +12,7 @@ import pytest
 
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.errors import WalltimeTooShort, WorkerLost
-from spoolpool.format.names import TaskFile, parse_task_file
+from spoolpool.format.names import TaskFile, new_task_id, parse_task_file
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.claim import Claim, GiveBack
@@ -21,6 +21,7 @@ from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
+from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
 from tests.support.fake_worker import Clock, Stage, announce, dead_process, unknown_process
 
@@ -111,6 +112,29 @@ def test_tasks_behind_one_that_needs_more_time_are_served(stage: Stage, clock: C
     assert found == [header.task for header in short]
     # nothing was claimed and released: the names are as they were
     assert sorted(ready(stage)) == sorted(header.first_file() for header in long)
+
+
+def test_no_file_of_a_task_that_needs_more_time_is_opened(stage: Stage, clock: Clock) -> None:
+    header = stage.submit()
+    [path] = stage.seen().ready
+    bucket = Path(stage.spool.path, path).parent
+    for _ in range(2000):
+        (bucket / TaskFile(new_task_id(1), 1, 1, seconds=90).name).touch()
+    group = claimer(stage, 12.0)
+    assert claimed_by(group).header.task == header.task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_file", lambda *_, **__: pytest.fail("a file was opened"))
+        for _ in range(3):
+            clock.sleep(2.0)
+            assert group.next() is None
+    assert group.refused == {}
+
+
+def claimed_by(group: Claimer) -> Claim:
+    claim = group.next()
+    assert claim is not None
+    claim.close()
+    return claim
 
 
 def test_task_of_a_version_that_names_no_time_is_claimed_once_by_a_short_group(stage: Stage, clock: Clock) -> None:
