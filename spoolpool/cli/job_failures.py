@@ -75,14 +75,16 @@ class JobFailure:
 def find_failures(spool: Spool, *, record: bool) -> tuple[list[SpoolJob], list[JobFailure], str]:
     """Return the jobs of this account, the failed jobs of all accounts, the last ones first, and an error.
 
-    The error is that of a batch system that does not answer; then only recorded ends are known. ``record``: record the
-    ends that were not known.
+    The error is that of a batch system that does not answer; then only recorded ends are known. ``record``: ask about
+    all jobs, and record the ends that were not known; else about those without a group alone, since a status must not
+    wait for a batch system more often than necessary.
     """
     jobs: list[SpoolJob] = []
     problem = ""
     try:
-        jobs = batch_jobs.find_jobs(spool, clean=record)
-        jobs = batch_jobs.find_ends(spool, jobs, record=record)
+        jobs = batch_jobs.recorded_jobs(spool)
+        if record or any(job.state == "pending" for job in jobs):
+            jobs = batch_jobs.find_ends(spool, batch_jobs.find_jobs(spool, clean=record), record=record)
     except (OSError, SpoolpoolError) as error:
         problem = str(error)
     found = [_of_job(spool, job, jobs) for job in jobs if job.end is not None and job.end.kind == "failed"]
@@ -92,7 +94,8 @@ def find_failures(spool: Spool, *, record: bool) -> tuple[list[SpoolJob], list[J
             found.append(_of_record(spool, end))
         elif record and end.age > job_ends.KEPT and end.owner == os.geteuid():
             job_ends.remove_end(spool, end.end.name)
-    return jobs, sorted(found, key=lambda each: each.seconds), problem
+    certain = [job for job in jobs if not problem or job.state == "over"]
+    return certain, sorted(found, key=lambda each: each.seconds), problem
 
 
 class FailureWatch:

@@ -26,7 +26,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
 from spoolpool.protocol.workers import WorkerInfo, group_state, read_start_errors, read_workers
 from spoolpool.system.accounts import account_name
-from spoolpool.system.job_ids import is_component, select, spell_out
+from spoolpool.system.job_ids import is_component, names_job, select, spell_out
 from spoolpool.system.text import escape_line
 
 _MOST_NAMES = 10  # that an error lists
@@ -77,7 +77,8 @@ def ls(directory: str, as_json: bool) -> None:
             click.echo(json.dumps({**msgspec.to_builtins(info), "state": life.state, "silence": life.silence}))
             continue
         state = life.text
-        job = f"job {info.job or info.batch}" if info.job or info.batch else "no job"
+        names = list(filter(None, (info.job, info.batch)))  # its id, and the name of its record if it has one
+        job = " = ".join(f"job {name}" for name in names) or "no job"
         shape = f"{info.ranks} rank(s) x {info.threads} thread(s), {info.gpus} GPU(s)"
         left = "" if info.ends is None else f"  {max(0.0, info.ends - now):.0f} s left"
         echo_escaped(f"{info.worker}  {state}  {info.process.host}  {job}  {shape}  {', '.join(info.queues)}{left}")
@@ -138,7 +139,7 @@ def _groups_named(spool: Spool, name: str, found: list[WorkerInfo]) -> list[Work
     """Return the groups of this id, host or job."""
 
     def groups_of(job: str) -> list[WorkerInfo]:
-        return [info for info in found if info.job and select(job, info.job)]
+        return [info for info in found if info.job and names_job(job, info.job)]
 
     fits = [info for info in found if info.worker.startswith(name) or name in (info.process.host, info.batch)]
     fits = fits or groups_of(name) or groups_of(spell_out(name))

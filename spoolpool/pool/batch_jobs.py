@@ -22,7 +22,7 @@ from spoolpool.errors import LauncherError
 from spoolpool.format.names import job_of, new_job_name, parse_lane, session_of_entry
 from spoolpool.pool import batch_system, job_ends
 from spoolpool.pool.batch_system import Job, System
-from spoolpool.pool.job_ends import KEPT, JobEnd
+from spoolpool.pool.job_ends import KEPT, JobEnd, output_path
 from spoolpool.pool.systems.base import ActiveJob, EndedJob, JobPart
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.heartbeat import Liveness, heartbeat_interval
@@ -35,7 +35,7 @@ from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.bounds import Positive, Text, Word
 from spoolpool.system.environment import python_module
-from spoolpool.system.job_ids import elements, join_elements, select
+from spoolpool.system.job_ids import elements, join_elements, names_job
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ def submit(spool: Spool, job: Job, *, lane: str = "", session: str = "") -> tupl
     try:
         if spool.replaceable:
             with contextlib.suppress(OSError):  # the batch system says that the output cannot be written
-                os.makedirs(os.path.dirname(job_ends.output_path(spool, record.name)), mode=0o700, exist_ok=True)
-        return record, job.submit(record.name, job_ends.output_path(spool, record.name))
+                os.makedirs(os.path.dirname(output_path(spool, record.name)), mode=0o700, exist_ok=True)
+        return record, job.submit(record.name, output_path(spool, record.name))
     except BaseException:
         files.remove(path)
         raise
@@ -168,6 +168,26 @@ def count_other_jobs(spool: Spool) -> dict[str, int]:
             if owner not in (None, os.geteuid()):
                 counts[account_name(owner)] = counts.get(account_name(owner), 0) + 1
     return counts
+
+
+def recorded_jobs(spool: Spool) -> list[SpoolJob]:
+    """Return the jobs of this spool as its files tell, the oldest first, without a question to a batch system.
+
+    A job without a recorded end is ``running`` if a group of it has registered, else ``pending``.
+    """
+    jobs = []
+    now = spool.server_time()
+    for record in read_records(spool):
+        submitted = files.mtime_ns(_record_path(spool, record.name))
+        if submitted is None:
+            continue
+        job = SpoolJob(record=record, age=now - submitted / 1e9, state="pending")
+        if end := job_ends.read_end(spool, record.name, now):
+            job = replace(job, state="over", end=end.end, ended=end.age)
+        elif job_ends.has_started(spool, record.name):
+            job = replace(job, state="running", started=True)
+        jobs.append(job)
+    return sorted(jobs, key=lambda job: -job.age)
 
 
 def find_jobs(spool: Spool, *, clean: bool = True) -> list[SpoolJob]:
@@ -234,7 +254,7 @@ def _ask_for_end(record: JobRecord) -> EndedJob | None:
 def remove_record(spool: Spool, name: str) -> None:
     """Remove the record, the end and the output of an ended job."""
     job_ends.remove_end(spool, name)
-    for path in (job_ends.output_path(spool, name), _record_path(spool, name)):
+    for path in (output_path(spool, name), _record_path(spool, name)):
         with contextlib.suppress(OSError):
             files.remove(path)
 
@@ -284,7 +304,7 @@ def end_jobs(
 
 def _is_in(info: WorkerInfo, only: Collection[str] | None) -> bool:
     """Return whether a group belongs to parts of its job."""
-    return only is None or any(select(each, info.job) for each in only)
+    return only is None or any(names_job(each, info.job) for each in only)
 
 
 class OwnerWatch:

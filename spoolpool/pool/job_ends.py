@@ -140,6 +140,12 @@ def remove_end(spool: Spool, name: str) -> None:
             files.remove(path)
 
 
+def forget_requeued(spool: Spool, name: str) -> None:
+    """Remove the end of a job that runs: it was requeued. Its mark goes too, since the groups are those before."""
+    if files.exists(_path(spool, name)):
+        remove_end(spool, name)
+
+
 def conclude(
     spool: Spool, name: str, told: EndedJob | None, *, lane: str = "", session: str = "", vanished: bool
 ) -> JobEnd | None:

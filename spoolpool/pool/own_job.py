@@ -35,8 +35,8 @@ class OwnJob:
         self._id = job_id()
         self.has_groups_left: Callable[[], bool] = lambda: False
         """Function that returns whether no shape of groups was given up; set by the supervisor's caller."""
-        if self._name and not self._is_element():  # it was requeued, and runs again
-            job_ends.remove_end(spool, self._name)
+        if self._name and not self._is_element():
+            job_ends.forget_requeued(spool, self._name)
 
     def _is_element(self) -> bool:
         return _ELEMENT.search(self._id) is not None

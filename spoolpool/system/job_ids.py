@@ -112,6 +112,11 @@ def select(typed: str, job: str) -> frozenset[str]:
     return whole & elements(typed)
 
 
+def names_job(typed: str, job: str) -> bool:
+    """Return whether a typed id stands for the job in which a group runs; that job is no list of elements."""
+    return "_[" not in job and bool(select(typed, job))
+
+
 def flux_number(text: str) -> int | None:
     """Return the number of a Flux job in any spelling but words and emoji; None for any other text."""
     if text[:1] in ("f", "ƒ") and len(text) <= 13:

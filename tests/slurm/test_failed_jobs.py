@@ -201,7 +201,10 @@ def test_dry_run_prints_the_decisions_and_changes_nothing(login: Site, executor:
 
 
 def tree(site: Site) -> list[str]:
-    return sorted(str(path) for path in Path(site.spool.path).rglob("*") if "sessions" not in path.parts)
+    """Return the files that an autoscaler may change, with their sizes; the executor of the test changes others."""
+    root = Path(site.spool.path)
+    paths = [path for name in ("jobs", "ready", "waiting", "claimed", "workers") for path in (root / name).rglob("*")]
+    return sorted(f"{path} {path.stat().st_size}" for path in [*paths, *root.glob("journal/autoscale.jsonl")])
 
 
 def test_every_lane_gets_its_first_job_before_any_gets_its_second(login: Site, executor: Executor) -> None:

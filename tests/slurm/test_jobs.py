@@ -16,7 +16,7 @@ import pytest
 
 from spoolpool import Executor, Sbatch, settings
 from spoolpool.monitor.scan import scan
-from spoolpool.pool import batch_jobs
+from spoolpool.pool import batch_jobs, job_ends
 from spoolpool.pool.batch_system import Job
 from spoolpool.protocol import sessions, workers
 from spoolpool.system.backoff import Backoff
@@ -181,7 +181,7 @@ def test_defaults_of_a_site_reach_the_job_and_its_supervisor(
     start(login)
     [info] = wait_until(lambda: workers.read_workers(login.spool), "the job has a group", PATIENCE)
     [job] = batch_jobs.find_jobs(login.spool)[-1:]
-    output = Path(batch_jobs.output_path(login.spool, job.record.name)).read_text()
+    output = Path(job_ends.output_path(login.spool, job.record.name)).read_text()
     assert "1 rank(s) with 1 thread(s) each through local" in output
     assert info.batch == job.record.name
 

@@ -180,6 +180,25 @@ def test_end_that_another_account_recorded_does_not_count_for_a_job_and_is_shown
     assert f" of {account_name(account)} failed " in found[0].text
 
 
+def test_status_asks_the_batch_system_only_about_jobs_without_a_group(
+    spool: Spool, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def no_answer(system: str) -> Any:
+        asked.append(system)
+        raise LauncherError("squeue does not answer")
+
+    monkeypatch.setattr(batch_system, "active_jobs", no_answer)
+    assert find_failures(spool, record=False) == ([], [], "squeue does not answer")
+    assert asked == ["slurm"]
+    register_group(spool, job)
+    ended = submit(spool)
+    job_ends.write_end(spool, JobEnd(name=ended, kind="failed", why="exit code 3"))
+    _, [failure], problem = find_failures(spool, record=False)
+    assert (failure.end.name, problem, asked) == (ended, "", ["slurm"])
+
+
 def test_number_of_failed_jobs_that_are_listed_is_bounded(spool: Spool, job: str) -> None:
     for number in range(30):
         job_ends.write_end(spool, JobEnd(name=new_job_name(), kind="failed", why=f"reason {number}"))
