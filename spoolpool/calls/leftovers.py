@@ -11,6 +11,7 @@ import _thread
 import concurrent.futures
 import contextlib
 import ctypes
+import fcntl
 import functools
 import gc
 import os
@@ -119,16 +120,18 @@ class Inventory:
     def _quiet(self) -> None:
         """Take the present numbers as unsuspicious."""
         self._thread_count = _thread._count()  # noqa: SLF001
-        self._high = (_lowest_free() or self._limit) + _UNSUSPICIOUS
+        self._high = _next_free((_next_free(0) or 0) + _UNSUSPICIOUS) or self._limit
 
     def is_suspicious(self) -> bool:
         """Return whether a task may have left something, or the last exact comparison was a while ago."""
-        free = _lowest_free()
+        free = _next_free(
+            self._high
+        )  # a free number below says nothing: a task may have closed a file that it had first
         if free is None or free >= self._limit - _MARGIN:
             self._reserve.free()  # for the outcome of the task
             return True
         return (
-            free >= self._high
+            free != self._high
             or self.has_other_threads()
             or (not (self._children or self._known) and children.any_exist())
             or time.monotonic() >= self._due
@@ -231,10 +234,8 @@ class Inventory:
     def _descriptor_leftovers(self) -> Iterable[Leftover]:
         present = _descriptors()
         used, grown = len(present), len(present) - self._descriptors
-        free = _lowest_free()
-        is_urgent = (free is None or self._limit - used < max(_MARGIN, self._limit // 8)) and (
-            used - self._first_descriptors >= _LEAST_GROWTH
-        )
+        is_short = _next_free(0) is None or self._limit - used < max(_MARGIN, self._limit // 8)
+        is_urgent = is_short and used - self._first_descriptors >= _LEAST_GROWTH
         if is_urgent or grown > DESCRIPTORS:
             names = Counter(filter(None, map(_target, present[self._descriptors // 2 :])))
             examples = ", ".join(f"{name} ({count})" for name, count in names.most_common(3))
@@ -257,10 +258,10 @@ class Inventory:
             )
 
 
-def _lowest_free() -> int | None:
-    """Return the number of the next descriptor; None if there is none."""
+def _next_free(least: int) -> int | None:
+    """Return the least free number of a descriptor from a number on; None if there is none."""
     try:
-        free = os.dup(0)
+        free = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, least)
     except OSError:
         return None
     os.close(free)
