@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             file, _, test = nodeid.partition("::")
             if file.startswith("tests/sharedfs/"):  # a server of each kind, named by the parameters
                 return test.partition("[")[2] or file
-            if file.startswith(("tests/slurm/", "tests/flux/")):
+            if file.startswith(("tests/slurm/", "tests/flux/", "tests/gridengine/")):
                 return file
             return nodeid
 
