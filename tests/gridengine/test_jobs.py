@@ -78,8 +78,8 @@ def test_element_of_an_array_has_its_own_id(site: Site) -> None:
 def test_ends_of_jobs_have_a_status_and_a_reason(site: Site) -> None:
     site.submit("exit 3", "-N", "three")
     assert site.end_of("three")[1:3] == ("failed", 3)
-    site.submit("exit 0", "-N", "none")
-    assert site.end_of("none")[1:3] == ("done", 0)
+    site.submit("exit 0", "-N", "zero")
+    assert site.end_of("zero")[1:3] == ("done", 0)
     site.submit("kill -SEGV $$", "-N", "crashed")
     assert site.end_of("crashed")[1:3] == ("failed", -11)
     assert batch_system.ended_job("sge", "never-submitted") is None
@@ -143,7 +143,7 @@ def test_nodes_of_different_sizes_and_paths_with_special_characters_are_errors(s
         Job(backend=SgeBatch(cores=1), spool="/s").script("n", "/a:b")
     site.grid.run(["qconf", "-rattr", "queue", "slots", "2,[n1=4]", "all.q"])
     try:
-        with pytest.raises(LauncherError, match="1 with 2, 1 with 4.*--cores-per-node"):
+        with pytest.raises(LauncherError, match=r"1 with 2, 1 with 4.*--cores-per-node"):
             Job(backend=SgeBatch(), spool="/s").script("n", "/o")
     finally:
         site.grid.run(["qconf", "-rattr", "queue", "slots", "4", "all.q"])

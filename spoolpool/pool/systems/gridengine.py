@@ -109,7 +109,8 @@ class GridEngine(BatchSystem):
         job = fields.get("jobnumber", "")
         if failed.partition(" ")[0] == "0" and status == 0:
             return EndedJob(job, "done", 0)
-        status = _KILLED - status if status is not None and status > _KILLED else status
+        if status is not None:  # 0 of a failed job: the script did not run
+            status = (_KILLED - status if status > _KILLED else status) or None
         reason = failed.partition(":")[2].strip() or ("" if failed == "0" else f"failed {failed}")
         return EndedJob(job, "failed", status, reason)
 
