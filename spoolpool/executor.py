@@ -70,11 +70,13 @@ class Executor(futures.Executor):
             for calls that do not pass these parameters.
         cwd: Working directory of the calls; created if missing.
         backend: Way to start worker groups: a name, or an object with options. ``"local"`` starts groups of one rank,
-            ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, ``"srun"`` (:class:`~spoolpool.Srun`) steps
+            ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, or on all nodes of a job of PBS, LSF or
+            Grid Engine, ``"srun"`` (:class:`~spoolpool.Srun`) steps
             of the surrounding Slurm job, ``"flux"`` (:class:`~spoolpool.Flux`) jobs of the surrounding Flux instance.
             ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else mpiexec, else local.
-            ``"sbatch"``
-            (:class:`~spoolpool.Sbatch`) and ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`) submit batch jobs of
+            ``"sbatch"`` (:class:`~spoolpool.Sbatch`), ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`), ``"pbs"``
+            (:class:`~spoolpool.PbsBatch`), ``"sge"`` (:class:`~spoolpool.SgeBatch`), ``"lsf"``
+            (:class:`~spoolpool.LsfBatch`), and ``"qsub"`` for that of the two whose command it is, submit batch jobs of
             groups, which end with the executor.
         max_cores: Cores of all worker groups together, on this host or in each batch job: there are as many groups as
             they hold, and at most ``max_workers``.

@@ -1,8 +1,8 @@
 #!/bin/bash
 #BSUB -J spool-worker
-#BSUB -n 32
-#BSUB -R "span[hosts=1]"
+#BSUB -n 64
+#BSUB -R "span[ptile=32]"
 #BSUB -W 4:00
 
-# LSF has no launcher of its own here: mpiexec starts the groups, on this host. Submit one job per host.
-exec spool-worker /shared/project/spool --launcher mpiexec --ranks 8 --groups 4 --max-time 14400
+# groups of 8 ranks fill both hosts; they end before the run limit does
+exec spool-worker /shared/project/spool --ranks 8

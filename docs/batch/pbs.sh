@@ -1,8 +1,11 @@
 #!/bin/bash
 #PBS -N spool-worker
-#PBS -l select=1:ncpus=32:mpiprocs=32
+#PBS -l select=2:ncpus=32:mpiprocs=32
+#PBS -l place=scatter:excl
 #PBS -l walltime=04:00:00
+#PBS -V
+#PBS -j oe
 
-# PBS has no launcher of its own here: mpiexec starts the groups, on this node. Submit one job per node.
-# --max-time: the walltime, in seconds, which nothing tells spool-worker under PBS.
-exec spool-worker /shared/project/spool --launcher mpiexec --ranks 8 --groups 4 --max-time 14400
+cd "$PBS_O_WORKDIR" || exit
+# groups of 8 ranks fill both nodes; they end before the walltime does
+exec spool-worker /shared/project/spool --ranks 8

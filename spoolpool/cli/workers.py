@@ -102,8 +102,9 @@ def _job_lines(job: SpoolJob) -> Iterator[str]:
     purpose = f"for {record.lane}" if record.lane else "submitted manually"
     purpose += f", session {record.session}" if record.session else ""
     for part in job.parts:
-        whole = "  component of a heterogeneous job" if is_component(part.id) else ""
-        yield f"{part.id}  {part.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}{whole}"
+        told = "  component of a heterogeneous job" if is_component(part.id) else ""
+        told += f"  cannot start: {job.problem}" if job.problem else ""
+        yield f"{part.id}  {part.state}  {record.nodes} node(s) for {record.time}  {purpose}  {record.name}{told}"
 
 
 def _echo_json(jobs: list[SpoolJob], failures: list[JobFailure]) -> None:

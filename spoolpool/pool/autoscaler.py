@@ -24,9 +24,10 @@ from dataclasses import replace
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import AUTOSCALE_LOCK, is_worker_id, parse_lane, parse_task_file, session_of_entry
 from spoolpool.monitor.scan import waiting_needs
-from spoolpool.pool import batch_jobs
+from spoolpool.pool import batch_jobs, job_ends
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
+from spoolpool.pool.job_ends import JobEnd
 from spoolpool.pool.scaling_policy import Decision, ScalingPolicy, ScalingState, decide
 from spoolpool.pool.supervisor import task_seconds
 from spoolpool.protocol import sessions, workers
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _MOST_LANES = 1000  # lanes with waiting tasks that a round considers
 _DURATION = re.compile(r"\b\d+ (?:s|min|h|d)\b", re.ASCII)
+_MOST_REASON = 4000  # characters of a batch system's reason
 _MOST_OBSTACLES = 20  # lanes without a submission that a round reports
 
 
@@ -135,6 +137,7 @@ class Autoscaler:
         messages = self.release_tasks()
         jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool))
         messages += self._cancel_orphans(jobs)
+        jobs = [self._cancel_stuck(job, messages) if self._is_stuck(job) else job for job in jobs]
         own, served = self._own(jobs)
         for job in served:
             batch_jobs.remove_record(self._spool, job.record.name)
@@ -178,6 +181,7 @@ class Autoscaler:
             )
         jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool, clean=False), record=False)
         messages += [f"Job {job.id} would be cancelled: its executor has died." for job in self._orphans(jobs)]
+        messages += [f"Job {each.id} would be cancelled: {each.problem}." for each in jobs if self._is_stuck(each)]
         own, _ = self._own(jobs)
         state = self._state(own, None)
         messages += self.shortages.values()
@@ -244,6 +248,27 @@ class Autoscaler:
         job_of_lane = replace(self._job, arguments=(*self._job.arguments, *options))
         _, number = batch_jobs.submit(self._spool, job_of_lane, lane=decision.lane, session=self._session)
         return f"Job {number} was submitted for {decision.lane}: {decision.reason}."
+
+    def _is_stuck(self, job: SpoolJob) -> bool:
+        """Return whether a job for a lane waits in a state that only a person can change."""
+        mine = bool(job.record.lane) and job.record.session == self._session
+        return mine and job.state == "pending" and bool(job.problem)
+
+    def _cancel_stuck(self, job: SpoolJob, messages: list[str]) -> SpoolJob:
+        """Cancel a job that cannot start, and count it as one that failed; return it so."""
+        job.cancel()
+        end = JobEnd(
+            name=job.record.name,
+            kind="failed",
+            why=f"it cannot start: {job.problem}"[:_MOST_REASON],
+            job=job.id,
+            lane=job.record.lane,
+            session=job.record.session,
+        )
+        job_ends.write_end(self._spool, end)
+        messages.append(f"Job {job.id} for {job.record.lane} was cancelled: {end.why}.")
+        self._journal.write("autoscaled", text=messages[-1])
+        return replace(job, state="over", end=end)
 
     def _cancel_orphans(self, jobs: list[SpoolJob]) -> Iterator[str]:
         """Cancel pending jobs of executors that have died."""

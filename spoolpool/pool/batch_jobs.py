@@ -36,6 +36,7 @@ from spoolpool.system.backoff import Backoff
 from spoolpool.system.bounds import Positive, Text, Word
 from spoolpool.system.environment import python_module
 from spoolpool.system.job_ids import elements, join_elements, names_job
+from spoolpool.system.text import escape_line
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class SpoolJob:
     """State in the batch system; ``over`` also while a new job is not known there yet."""
     id: str = ""
     """Id in the batch system; empty if the job is over."""
+    problem: str = ""
+    """Reason for which a pending job cannot start as it is, in the words of the batch system."""
     parts: tuple[JobPart, ...] = ()
     """Elements or components that have not ended, or the job itself; none if it is over."""
     started: bool = False
@@ -214,7 +217,8 @@ def find_jobs(spool: Spool, *, clean: bool = True) -> list[SpoolJob]:
         if found := active[system].get(name):
             started = bool(record.lane) and job_ends.has_started(spool, name)
             parts = found.parts or (JobPart(found.id, found.state),)
-            job = replace(job, state=found.state, id=found.id, parts=parts, started=started)
+            problem = escape_line(found.problem)
+            job = replace(job, state=found.state, id=found.id, problem=problem, parts=parts, started=started)
         elif end := job_ends.read_end(spool, name, now):
             job = replace(job, end=end.end, ended=end.age)
         if clean and job.state == "over" and (job.ended > KEPT or (job.end is None and age > _LONGEST)):

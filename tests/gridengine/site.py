@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolpool import Spool
-from spoolpool.pool import batch_jobs, batch_system
+from spoolpool.pool import batch_jobs, batch_system, job_ends
 from spoolpool.pool.systems.base import EndedJob
 from spoolpool.protocol import workers
 from tests.servers import GridEngine
@@ -52,7 +52,7 @@ class Site:
     def output(self) -> str:
         """Return the output of the only job of workers."""
         [record] = batch_jobs.read_records(self.spool)
-        return Path(batch_jobs.output_path(self.spool, record.name)).read_text()
+        return Path(job_ends.output_path(self.spool, record.name)).read_text()
 
     def end_of(self, name: str) -> EndedJob:
         """Return how a job ended, once Grid Engine has accounted for it."""

@@ -85,17 +85,24 @@ def test_ends_of_jobs_have_a_status_and_a_reason(site: Site) -> None:
     assert batch_system.ended_job("sge", "never-submitted") is None
 
 
-def test_job_that_cannot_be_started_says_why(site: Site) -> None:
-    backend = SgeBatch(cores=1, directives=["-o /nowhere/output"])
-    batch_jobs.submit(site.spool, Job(backend=backend, spool=site.spool.path))
-    [record] = batch_jobs.read_records(site.spool)
+def test_job_that_cannot_be_started_is_cancelled_with_its_reason(site: Site) -> None:
+    words = ("--sge", "--max-jobs=1", "--once", "--cores-per-node=1", "--option=-o /nowhere/output")
+    with Executor(spool=site.spool.path) as executor:
+        future = executor.submit(where)
+        assert "was submitted" in site.command("autoscale", site.spool.path, *words)
+        [record] = batch_jobs.read_records(site.spool)
 
-    def problem() -> str:
-        return batch_system.active_jobs("sge")[record.name].problem
+        def problem() -> str:
+            return batch_system.active_jobs("sge")[record.name].problem
 
-    wait_until(problem, "the job is in an error state", PATIENCE)
-    assert "/nowhere/output" in problem()
-    assert batch_system.active_jobs("sge")[record.name].state == "pending"
+        wait_until(problem, "the job is in an error state", PATIENCE)
+        assert "/nowhere/output" in problem()
+        assert "cannot start: " in site.command("workers", "ls", site.spool.path)
+        output = site.command("autoscale", site.spool.path, *words)
+        assert f"for {record.lane} was cancelled: it cannot start: " in output
+        assert "/nowhere/output" in site.command("workers", "ls", site.spool.path)
+        future.cancel()
+    wait_until(lambda: not site.jobs(), "the job is gone", PATIENCE)
 
 
 def test_executor_has_jobs_of_the_batch_system_of_qsub(site: Site) -> None:

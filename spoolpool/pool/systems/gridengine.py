@@ -112,7 +112,7 @@ class GridEngine(BatchSystem):
         if status is not None:  # 0 of a failed job: the script did not run
             status = (_KILLED - status if status > _KILLED else status) or None
         reason = failed.partition(":")[2].strip() or ("" if failed == "0" else f"failed {failed}")
-        return EndedJob(job, "failed", status, reason)
+        return EndedJob(job, "timeout" if "h_rt" in reason else "failed", status, reason)
 
     def cancel(self, job: str, name: str) -> None:
         """Select by the name, since ids begin again at 1 after some time."""

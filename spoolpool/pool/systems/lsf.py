@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from typing import Literal
 
 from spoolpool.errors import LauncherError
 from spoolpool.options import BatchBackend, LsfBatch
@@ -17,6 +18,17 @@ _SUBMITTED = re.compile(r"Job <(\d+)> is submitted")
 _NO_JOB = 255  # status of bjobs, at some sites, if there is no job
 _UP = re.compile(r"ok|closed(?:_(?:Full|Excl|Busy|cu_Excl))?")
 _LOST = "-"  # value of a field without one
+_KINDS: dict[str, Literal["timeout", "lost", "cancelled"]] = {
+    "TERM_RUNLIMIT": "timeout",
+    "TERM_DEADLINE": "timeout",
+    "TERM_OWNER": "cancelled",
+    "TERM_ADMIN": "cancelled",
+    "TERM_FORCE_OWNER": "cancelled",
+    "TERM_FORCE_ADMIN": "cancelled",
+    "TERM_PREEMPT": "lost",
+    "TERM_REMOVE_HUNG_JOB": "lost",
+}
+"""Ends of a job that are no failure of its script, by the reason of LSF."""
 
 
 class LSF(BatchSystem):
@@ -75,7 +87,8 @@ class LSF(BatchSystem):
                 return EndedJob(job, "done", 0, output=path)
             if state == "EXIT":
                 status = 128 - status if status is not None and status > 128 else status
-                return EndedJob(job, "failed", status, "" if reason == _LOST else reason, path)
+                told = "" if reason == _LOST else reason
+                return EndedJob(job, _KINDS.get(told.partition(":")[0], "failed"), status, told, path)
         return None
 
     @staticmethod

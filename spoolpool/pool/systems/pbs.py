@@ -16,6 +16,9 @@ _PENDING = frozenset("QHWTM")
 _UNKNOWN = 153  # status of qstat and qdel for a job that is not known any more
 _FINISHED = 35  # status of qstat and qdel for a job that has ended
 _GONE = (0, _UNKNOWN, _FINISHED)
+_DELETED = "91"
+"""``substate`` of a job that was deleted, whatever its script did then."""
+_OVERTIME = "exceeded resource walltime"
 _SIGNALLED = 256
 """``Exit_status`` of a script that was ended by signal N is 256 + N; below 0, the script was not run."""
 _NEVER = re.compile(r"can never run|too many failed attempts|hold applied", re.IGNORECASE)
@@ -82,9 +85,13 @@ class PBS(BatchSystem):
                 continue
             output = job.get("Output_Path", "").partition(":")[2]
             status = int(text) if (text := job.get("Exit_status", "")).lstrip("-").isdigit() else None
+            if job.get("substate") == _DELETED:
+                return EndedJob(number, "cancelled", None, job.get("comment", ""), output)
             if status == 0:
                 return EndedJob(number, "done", 0, output=output)
             comment = job.get("comment", "")
+            if _OVERTIME in comment:
+                return EndedJob(number, "timeout", None, comment, output)
             if status is not None and status < 0:
                 return EndedJob(number, "failed", None, f"{comment} (PBS status {status})", output)
             status = _SIGNALLED - status if status is not None and status > _SIGNALLED else status

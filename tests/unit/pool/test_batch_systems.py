@@ -55,9 +55,8 @@ Job Id: 6.ctl
     resources_used.walltime = 00:00:10
     job_state = F
     Output_Path = ctl:/spool/jobs/x.out
-    substate = 93
-    comment = Job run at Sat Nov 28 at 10:19 on (n2:ncpus=1) and exceeded resou
-	rce walltime
+    substate = SUBSTATE
+    comment = COMMENT
     Exit_status = STATUS
 """
 PBS_NODES = """\
@@ -313,22 +312,25 @@ def test_jobs_of_pbs_are_listed_with_the_reason_for_which_one_cannot_run(site: P
 
 
 @pytest.mark.parametrize(
-    ("status", "end"),
+    ("status", "substate", "comment", "end"),
     [
-        ("0", ("done", 0)),
-        ("3", ("failed", 3)),
-        ("265", ("failed", -9)),
-        ("-29", ("failed", None)),
-        ("-3", ("failed", None)),
+        ("0", "92", "Job run and finished", ("done", 0)),
+        ("3", "93", "Job run and failed", ("failed", 3)),
+        ("265", "93", "Job run and failed", ("failed", -9)),
+        ("-3", "93", "Job could not be started", ("failed", None)),
+        ("-29", "93", "Job run and exceeded resou\n\trce walltime", ("timeout", None)),
+        ("0", "91", "Job run and terminated", ("cancelled", None)),
+        ("", "91", "Can Never Run: Insufficient amount of resource: ncpus", ("cancelled", None)),
     ],
 )
-def test_ends_of_pbs(site: Path, status: str, end: tuple[str, int | None]):
+def test_ends_of_pbs(site: Path, status: str, substate: str, comment: str, end: tuple[str, int | None]):
     program(site, "qselect", "6.ctl\n")
-    program(site, "qstat", PBS_ENDED.replace("STATUS", status))
+    answer = PBS_ENDED.replace("SUBSTATE", substate).replace("STATUS", status).replace("COMMENT", comment)
+    program(site, "qstat", answer)
     found = ended_job("pbs", NAME)
     assert found is not None
     assert (found.id, found[1:3], found.output) == ("6.ctl", end, "/spool/jobs/x.out")
-    assert ("exceeded resource walltime" in found.reason) == (found.state == "failed")
+    assert (comment.replace("\n\t", "") in found.reason) == (found.state != "done")
     program(site, "qselect", "")
     assert ended_job("pbs", NAME) is None
 
@@ -356,7 +358,7 @@ def test_jobs_of_grid_engine_are_listed_with_the_reason_of_an_error_state(site: 
         (
             "37  : qmaster enforced h_rt, h_cpu, or h_vmem limit",
             "137     (Killed)",
-            ("failed", -9),
+            ("timeout", -9),
             "enforced h_rt",
         ),
         ("100 : assumedly after job", "138     (User defined signal 1)", ("failed", -10), "assumedly after job"),
@@ -393,10 +395,10 @@ def test_jobs_of_lsf_are_listed(site: Path):
         ("7|EXIT|3|-|/spool/jobs/x.out", ("failed", 3), ""),
         (
             "7|EXIT|140|TERM_RUNLIMIT: job killed after reaching LSF run time limit|/spool/jobs/x.out",
-            ("failed", -12),
+            ("timeout", -12),
             "TERM_RUNLIMIT",
         ),
-        ("7|EXIT|-|TERM_OWNER: job killed by owner|/spool/jobs/x.out", ("failed", None), "TERM_OWNER"),
+        ("7|EXIT|-|TERM_OWNER: job killed by owner|/spool/jobs/x.out", ("cancelled", None), "TERM_OWNER"),
     ],
 )
 def test_ends_of_lsf(site: Path, line: str, end: tuple[str, int | None], reason: str):
