@@ -78,8 +78,8 @@ class SourceCache:
 class LocalFinder(importlib.abc.MetaPathFinder):
     """Import hook for the modules beside the script whose function this process runs.
 
-    It comes after the other ways to import that exist when it is installed. Its modules are removed from :data:`sys.modules` when a function of another
-    script is loaded, or one of their files has changed.
+    It comes after the other ways to import that exist when it is installed. Its modules are removed from
+    :data:`sys.modules` when a function of another script is loaded, or one of their files has changed.
     """
 
     def __init__(self) -> None:
