@@ -26,6 +26,7 @@ class EndCounter:
     def __init__(self) -> None:
         self._ends: dict[str, End | None] = {}  # by task; None if no end is known
         self._retried: dict[str, float] = {}  # by task: time of the latest retry
+        self._untimed: set[str] = set()  # tasks with a delivered outcome of which no worker has an event
         self._settled: Counter[End] = Counter()  # of tasks that are in the dictionary no more
         self._settled_any = False
         self._lost_track = 0  # tasks without an end that are in the dictionary no more
@@ -47,6 +48,10 @@ class EndCounter:
                 self._retried[task] = event.t
             if self._settled_any and event.event == "collected" and task not in self._ends:
                 return  # its end was counted before
+            if event.event != "collected":
+                self._untimed.discard(task)
+            elif self._ends.get(task) is None and len(self._untimed) < _READ:
+                self._untimed.add(task)
             self._ends[task] = next_end(self._ends.get(task), event)
         if len(self._ends) > _TASKS:
             self._settle()
@@ -67,9 +72,12 @@ class EndCounter:
         """Number of submitted tasks of which no event tells the end."""
         return self._lost_track + sum(end is None for end in self._ends.values())
 
-    def compare(self, spool: Spool) -> None:
-        """Compare with the tasks in the spool: those that wait or run have no end, and the journals may lack others."""
-        read = 0
+    def compare(self, spool: Spool) -> list[TaskView]:
+        """Compare with the tasks in the spool: those that wait or run have no end, and the journals may lack others.
+
+        Returns tasks of which the journals lack the end, or its time.
+        """
+        lacking: list[TaskView] = []
         seen = set()
         for location in SpoolScanner(spool.layout.root).tasks():
             task = location.task_file.task
@@ -79,10 +87,17 @@ class EndCounter:
                 self.pending[location.place] += 1
                 self._ends.pop(task, None)
                 seen.add(task)
-            elif self._ends.get(task) is None and read < _READ and not (self._settled_any and task not in self._ends):
-                read += 1
-                self._ends[task] = TaskView(spool, location).state  # type: ignore[assignment]  # of an ended task
+            elif len(lacking) < _READ and (self._lacks(task) or task in self._untimed):
+                view = TaskView(spool, location)
+                lacking.append(view)
+                if self._lacks(task):
+                    self._ends[task] = view.state  # type: ignore[assignment]  # of an ended task
         self.unknown = self.without_end
+        return lacking
+
+    def _lacks(self, task: str) -> bool:
+        """Return whether no event tells the end of an ended task; False if that was forgotten."""
+        return self._ends.get(task) is None and (task in self._ends or not self._settled_any)
 
     def counts(self) -> Counter[End]:
         """Return the number of tasks by end."""

@@ -87,7 +87,7 @@ def end_after(events: Iterable[Event]) -> End | None:
 def describe_counts(counts: Mapping[str, int], always: Iterable[str] = ()) -> str:
     """Return the numbers of tasks by state as text, in the order of the states; zeros only for those in ``always``."""
     wanted = set(always)
-    order = [*STATES, *(each for each in (*ENDS, UNREAD) if each not in STATES)]
+    order = ["pending", *STATES, *(each for each in (*ENDS, UNREAD) if each not in STATES)]
     order += sorted(set(counts) - set(order))
     words = {UNREAD: "ended, not read"}
     return ", ".join(

@@ -176,12 +176,13 @@ def _figures(summary: Summary) -> str:
         ("Attempts", {name: value for name, value in others.items() if value}),
         ("Groups", groups),
     )
-    return "".join(_boxes(title, figures) for title, figures in rows if figures) + left
+    boxes = "".join(_boxes(title, figures) for title, figures in rows if figures)
+    return f'<div class="figures">{boxes}</div>{left}'
 
 
 def _boxes(title: str, figures: Mapping[str, object]) -> str:
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures.items())
-    return f'<div class="figures" role="group" aria-label="{title}">{boxes}</div>'
+    return f"<section><h2>{title}</h2>{boxes}</section>"
 
 
 def _functions(summary: Summary) -> str:
@@ -195,6 +196,11 @@ def _functions(summary: Summary) -> str:
         for name, each in most[:_FUNCTIONS]
     ]
     left = f"<p>and {len(most) - _FUNCTIONS} more</p>" if len(most) > _FUNCTIONS else ""
+    if summary.untimed:
+        left += (
+            f"<p>{summary.untimed} more task(s) have no times: their workers were killed within a second, and their "
+            "outcomes are not in the spool any more.</p>"
+        )
     return _table(("function", "attempts", "total", "mean", "median", "95 %", "longest"), rows, figures=True) + left
 
 

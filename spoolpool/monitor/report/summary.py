@@ -7,8 +7,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from spoolpool.format.headers import OutcomeHeader
 from spoolpool.format.names import submitted_at
 from spoolpool.monitor.ends import EndCounter
+from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.states import End
@@ -60,6 +62,8 @@ class Summary:
     """Number of tasks by their ends."""
     pending: Counter[str] = field(default_factory=Counter)
     """Number of the tasks in the spool that have not ended, by state."""
+    timed: Counter[str] = field(default_factory=Counter)
+    """Number of published outcomes by kind whose times are recorded."""
     unknown: int = 0
     """Submitted tasks that are not in the spool any more, and whose ends no journal tells."""
     dropped: int = 0
@@ -91,6 +95,11 @@ class Summary:
         """Number of tasks that have ended."""
         return sum(self.ends.values()) + self.unknown
 
+    @property
+    def untimed(self) -> int:
+        """Number of tasks that a function ended, at times that are not recorded."""
+        return max(0, self.ends["done"] + self.ends["raised"] - self.timed["result"] - self.timed["error"])
+
     def hosts(self) -> dict[str, tuple[int, int, float, float]]:
         """Return for each host: groups, tasks, seconds of its groups with a task, and seconds of their lifetimes."""
         found: dict[str, tuple[int, int, float, float]] = {}
@@ -109,10 +118,10 @@ def summarize(spool: Spool) -> Summary:
     for line in journal.lines(spool):
         reader.read(line.event)
         ends.read(line.event)
-    reader.extend_live(spool)
     for location in SpoolScanner(spool.layout.root).tasks({"waiting"}):
         summary.waiting.add(submitted_at(location.task_file.task), max(summary.created, summary.end))
-    ends.compare(spool)
+    reader.read_outcomes(ends.compare(spool))
+    reader.extend_live(spool)
     summary.ends, summary.pending, summary.unknown = ends.counts(), ends.pending, ends.unknown
     summary.last_failures = reader.failures.latest()
     summary.last_recoveries = reader.recoveries.latest()
@@ -178,6 +187,31 @@ class _Reader:
             )
             self._summary.durations.setdefault(self._id(call.name), Distribution()).add(event.t - call.started)
 
+    def read_outcomes(self, views: list[TaskView]) -> None:
+        """Read the outcomes of tasks whose ends are in no journal: their workers were killed within a second."""
+        found = [(view, view.outcome) for view in views]
+        read = sorted(
+            ((outcome, view) for view, outcome in found if outcome is not None and outcome.started), key=_ended
+        )
+        for outcome, view in read:
+            event = Event(
+                t=outcome.ended,
+                event="task",
+                by=outcome.worker,
+                host=outcome.host,
+                task=view.id,
+                name=view.name,
+                submitted=view.header.submitted if view.header is not None else 0.0,
+                started=outcome.started,
+                ended=outcome.ended,
+                kind=outcome.kind,
+                type=outcome.failure.type if outcome.failure else "",
+            )
+            self._read_group(event)
+        for worker in {outcome.worker for outcome, _ in read}:
+            if (bars := self._summary.bars.rows.get(worker)) is not None:
+                bars.sort(key=lambda bar: bar.begin)
+
     def extend_live(self, spool: Spool) -> None:
         """Extend the groups that live to the present: their lifetimes, and the calls that they run."""
         now = max(self._summary.created, self._summary.end)
@@ -205,6 +239,8 @@ class _Reader:
         raised = event.event == "raised"
         failed = raised or event.kind in ("error", "lost")
         if event.started:
+            if event.event == "task" and event.published:
+                found.timed[event.kind or "result"] += 1
             self._add_run(event, ended, group, row, failed=failed)
             self._add_durations(event, ended, seconds, group)
         if failed:
@@ -238,6 +274,10 @@ class _Reader:
                 self._ids[name] = len(self._summary.names)
                 self._summary.names.append(name)
         return self._ids[name]
+
+
+def _ended(read: tuple[OutcomeHeader, TaskView]) -> float:
+    return read[0].ended
 
 
 class _Latest:

@@ -20,7 +20,7 @@ import pytest
 from spoolpool import Executor, settings
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest
-from spoolpool.format.names import new_worker_id
+from spoolpool.format.names import new_task_id, new_worker_id
 from spoolpool.monitor import ends
 from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.report.page import page
@@ -460,6 +460,29 @@ def test_ends_that_are_in_no_journal_are_read_in_the_spool(spool: Spool) -> None
     assert summary.pending == {"held": 1, "waiting": 1, "running": 1}
     assert (summary.unknown, summary.tasks) == (1, 6)
     assert "1 submitted task(s) are not in the spool any more" in page(summary)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_times_of_a_task_that_no_worker_recorded_are_read_in_the_spool(spool: Spool, delivered: bool) -> None:
+    worker = Writer(spool)
+    task = put(spool, "raised", worker=worker.worker)
+    gone = new_task_id()
+    if delivered:
+        worker.write("collected", task=task, kind="error")
+    worker.write("collected", task=gone, kind="result")
+    worker.task(1.0)
+    worker._file.close()
+    summary = summarize(spool)
+    assert summary.ends == {"raised": 1, "done": 2}
+    assert {summary.names[name]: each.count for name, each in summary.durations.items()} == {
+        "some.function": 1,
+        "module.relax": 1,
+    }
+    bars = summary.bars.rows[worker.worker]
+    assert [bar.begin for bar in bars] == sorted(bar.begin for bar in bars)
+    assert summary.failures == {(summary.names.index("some.function"), "ValueError"): 1}
+    assert summary.untimed == 1
+    assert "1 more task(s) have no times" in page(summary)
 
 
 def test_group_that_died_was_busy_until_its_recovery(spool: Spool) -> None:
