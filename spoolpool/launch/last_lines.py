@@ -13,18 +13,18 @@ _SSH = re.compile(
     r"^ssh: |Host key verification failed|Permission denied \(publickey|[rs]sh[_ ]agent|"
     r"(ORTE|PRTE) (was unable to reliably start|daemon has unexpectedly failed)"
 )
-SSH_REMARK = (
-    "Open MPI starts daemons on other nodes by ssh if it was not built for the batch system: set "
-    "OMPI_MCA_plm_rsh_agent (Open MPI 5: PRTE_MCA_plm_ssh_agent) to the command by which this system starts a process "
-    "on a node, such as blaunch, pbs_tmrsh or qrsh, or use groups that fit on one node"
+SSH_SETTING = (
+    "set OMPI_MCA_plm_rsh_agent (Open MPI 5: PRTE_MCA_plm_ssh_agent) to the command by which this system starts a "
+    "process on a node, such as blaunch, pbs_tmrsh or qrsh, or use groups that fit on one node"
 )
-"""What to do if Open MPI does not reach another node."""
+"""What to do if Open MPI does not reach another node by ssh."""
+_SSH_REMARK = f"Open MPI starts daemons on other nodes by ssh if it was not built for the batch system: {SSH_SETTING}"
 _PMI = re.compile(r"Invalid MPI type|plugin name for mpi/|cannot find mpi plugin")
 _PMI_REMARK = (
     f"the type comes from {settings.ENV_SRUN_MPI}, from a default of the site or user, or from a launcher option; "
     "'srun --mpi=list' lists the possible ones"
 )
-_REMARKS = ((_SSH, SSH_REMARK), (_PMI, _PMI_REMARK))
+_REMARKS = ((_SSH, _SSH_REMARK), (_PMI, _PMI_REMARK))
 """Remarks by what one of the lines says."""
 
 _RULE = re.compile(r"[-=*]{10,}|\s*")

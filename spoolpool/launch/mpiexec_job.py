@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from spoolpool import settings
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.job_groups import JobGroups, Placement
 from spoolpool.launch.launcher import CommandLauncher, GroupProcess, LaunchOptions, python_worker
-from spoolpool.launch.mpiexec_placement import blocks_of, dialect_of, placed_command, remote_start
+from spoolpool.launch.mpiexec_placement import blocks_of, dialect_of, placed_command, remote_start, warning_of_ssh
 from spoolpool.resources import Shape
+
+log = logging.getLogger(__name__)
 
 
 class JobMpiexecLauncher(CommandLauncher):
@@ -25,6 +28,10 @@ class JobMpiexecLauncher(CommandLauncher):
     def __init__(self, path: str, allocation: Allocation) -> None:
         self._path = path
         self._dialect = dialect_of(path)
+        if self._dialect == "openmpi" and (
+            warning := warning_of_ssh(path, allocation.system, remote_start(allocation.system))
+        ):
+            log.warning("%s", warning)
         self._allocation = allocation
         self._groups = JobGroups(allocation)
 

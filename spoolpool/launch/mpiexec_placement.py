@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from spoolpool import settings
+from spoolpool.launch.last_lines import SSH_SETTING
 from spoolpool.launch.mpi_implementation import mpi_of_command, version_of_command
 
 Dialect = Literal["openmpi", "hydra", "intel", "pals"]
 """Kind of an mpiexec by its options: Open MPI, MPICH and those derived from it, Intel MPI, Cray PALS."""
+_SECONDS = 30.0
 _PBS_AGENT = os.path.join(os.path.dirname(__file__), "pbs_rsh.sh")
 
 
@@ -117,3 +121,43 @@ def remote_start(system: str, environment: Mapping[str, str] = os.environ) -> di
     if any(name.startswith("HYDRA_") for name in given):
         found = {name: value for name, value in found.items() if not name.startswith("HYDRA_")}
     return found | given
+
+
+def warning_of_ssh(mpiexec: str, system: str, variables: Mapping[str, str]) -> str:
+    """Return a warning if Open MPI reaches the other nodes of a job by ssh; empty if it has another way.
+
+    ``variables`` are those of :func:`remote_start`.
+    """
+    agents = ("OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent")
+    component = _OPEN_MPI_COMPONENTS.get(system)
+    if component is None or any(name in variables or name in os.environ for name in agents):
+        return ""
+    if component in _components_of(mpiexec):
+        return ""
+    return (
+        f"{mpiexec} (Open MPI) does not have the component {component} for the jobs of this system: it starts daemons "
+        f"on the other nodes by ssh, which many sites forbid. If it fails, {SSH_SETTING}."
+    )
+
+
+_OPEN_MPI_COMPONENTS = {"pbs": "mca:plm:tm", "lsf": "mca:plm:lsf", "sge": "mca:ras:gridengine"}
+
+
+def _components_of(mpiexec: str) -> str:
+    """Return the list of components of Open MPI 4 (ompi_info) and 5 (prte_info); empty if it cannot be had."""
+    found = ""
+    directory = os.path.dirname(os.path.realpath(mpiexec))
+    for name in ("ompi_info", "prte_info"):
+        path = shutil.which(name, path=f"{os.path.dirname(mpiexec)}:{directory}:{os.environ.get('PATH', '')}")
+        if path is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                found += subprocess.run(
+                    [path, "--parsable"],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=_SECONDS,
+                    stdin=subprocess.DEVNULL,
+                    check=False,
+                ).stdout
+    return found

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -99,6 +101,42 @@ def test_open_mpi_gets_slots_for_each_context_and_the_variables_of_the_group(
     assert words[first:] == [
         "-n", "1", "--host", "n1:1", *WORKER, ":", "-n", "2", "--host", "n2:2", *WORKER,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("system", "components", "tool", "agent", "warns"),
+    [
+        ("pbs", "mca:plm:rsh:version\nmca:ras:tm:version", "ompi_info", "", True),
+        ("pbs", "mca:plm:tm:version", "ompi_info", "", False),
+        ("pbs", "mca:plm:tm:version", "prte_info", "", False),
+        ("pbs", "mca:plm:ssh:version", "prte_info", "OMPI_MCA_plm_rsh_agent", False),
+        ("lsf", "mca:plm:slurm:version", "ompi_info", "", True),
+        ("lsf", "mca:plm:slurm:version", "ompi_info", "PRTE_MCA_plm_ssh_agent", False),
+        ("sge", "mca:ras:gridengine:version", "ompi_info", "", False),
+        ("sge", "", "other", "", True),
+    ],
+)
+def test_open_mpi_that_reaches_other_nodes_by_ssh_alone_is_told_beforehand(
+    system: Literal["pbs", "lsf", "sge"],
+    components: str,
+    tool: str,
+    agent: str,
+    warns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    (tmp_path / tool).write_text(f"#!/bin/sh\necho '{components}'\n")
+    (tmp_path / tool).chmod(0o755)
+    if agent:
+        monkeypatch.setenv(agent, "/site/agent")
+    JobMpiexecLauncher(mpiexec(tmp_path, "openmpi"), replace(JOB, system=system))
+    assert ("on the other nodes by ssh" in caplog.text) is warns
+    assert ("set OMPI_MCA_plm_rsh_agent" in caplog.text) is warns
+    (tmp_path / "intel").mkdir()
+    JobMpiexecLauncher(mpiexec(tmp_path / "intel", "intel"), replace(JOB, system=system))
+    assert caplog.text.count("ssh, which") == warns
 
 
 @pytest.mark.parametrize("nodes", [("n1", "n1", "n2", "n2"), ("n1", "n1", "n2")])
