@@ -154,6 +154,7 @@ class Executor(futures.Executor):
     def _open(self) -> None:
         self._pid = os.getpid()
         self._runtime = runtime = ExecutorRuntime.open(self._options, self._max_workers)
+        self._max_workers = runtime.groups
         self._packer = Packer(runtime) if runtime.may_pack else None
         # the groups of an executor without references end once its tasks are done
         self._finalizer = weakref.finalize(self, runtime.close)

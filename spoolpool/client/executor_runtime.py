@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from spoolpool.client.resume import SessionReplay
 from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
+from spoolpool.launch.allocation import plan
 from spoolpool.launch.launcher import Launcher, LaunchOptions
 from spoolpool.launch.output_relay import Relay
 from spoolpool.launch.selection import select_launcher
@@ -59,6 +61,8 @@ class ExecutorRuntime:
         self.options = options
         self.spool = spool
         self.accept = Trust((*options.trust, *owners))
+        self.groups = groups
+        """Worker groups that were requested first."""
         self.cores = groups * options.shape.cores
         self._relay = Relay(labels=False)
         self.pool = None if launcher is None else _start_pool(options, spool, launcher, self._relay)
@@ -108,6 +112,8 @@ class ExecutorRuntime:
     def open(cls, options: ExecutorOptions, groups: int) -> ExecutorRuntime:
         """Open the session and start this many worker groups; a failure leaves nothing behind."""
         launcher = select_launcher(options.backend.name) if options.runs_groups else None
+        if launcher is not None and options.max_workers is None:
+            groups = _limit_to_steps(launcher, options, groups)
         spool = options.spool
         if spool is None:
             one_host = launcher is not None and launcher.name in ("mpiexec", "local")
@@ -303,10 +309,19 @@ def _shape(lane: str) -> Shape:
 
 def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher, relay: Relay) -> GroupPool:
     arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
-    launch = LaunchOptions(
-        oversubscribe=options.oversubscribe, memory=options.defaults.memory, relay=relay, **vars(options.backend)
-    )
-    return GroupPool(spool, launcher, arguments=arguments, options=launch)
+    return GroupPool(spool, launcher, arguments=arguments, options=replace(_launch_options(options), relay=relay))
+
+
+def _launch_options(options: ExecutorOptions) -> LaunchOptions:
+    return LaunchOptions(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
+
+
+def _limit_to_steps(launcher: Launcher, options: ExecutorOptions, groups: int) -> int:
+    """Return the number of groups that srun can begin, at most ``groups``: it gives whole cores, and counts memory."""
+    if launcher.name != "srun" or options.oversubscribe:
+        return groups
+    ((_, room),), _ = plan(launcher.allocation(_launch_options(options)), [(options.shape, None)])
+    return min(groups, room)
 
 
 def _nothing() -> None:

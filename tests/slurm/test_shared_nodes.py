@@ -154,6 +154,26 @@ def test_exception_of_an_executor_has_the_line_of_srun(shared: Site) -> None:
     assert "Invalid MPI type 'tea'" in shared.log().splitlines()[-1]
 
 
+WHOLE_CORES = """\
+import os, sys
+from spoolpool import Executor, executor
+executor.usable_cores = lambda: 8  # Slurm binds no process here
+os.chdir(sys.argv[1])
+with Executor(backend="srun") as executor:
+    assert sum(executor.map(int, range(8))) == 28
+    print("groups:", executor.max_workers)
+"""
+
+
+def test_executor_starts_as_many_groups_as_srun_begins(shared: Site) -> None:
+    script = shared.directory / "embedded.py"
+    script.write_text(WHOLE_CORES)
+    line = f"exec env SPOOLPOOL_DIR={shared.spool.path} {sys.executable} {script} {shared.directory}"
+    job = shared.sbatch(line, "--nodes=1", "--ntasks-per-node=8")
+    wait_until(lambda: shared.ended(job), "the job ended", PATIENCE)
+    assert shared.log().splitlines()[-1] == "groups: 4"
+
+
 @pytest.mark.mpi
 @pytest.mark.skipif(shutil.which("mpiexec.openmpi") is None, reason="Open MPI is not installed (openmpi-bin)")
 def test_group_of_open_mpi_on_one_host_starts_nothing_on_the_other_nodes_of_a_job(shared: Site) -> None:

@@ -116,6 +116,7 @@ def run(command: Sequence[str], action: str, text: str = "", *, accepted: Sequen
         raise LauncherError(f"Cannot {action} with {command[0]}: {error}.") from error
     if done.returncode not in accepted:
         reason = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        reason = " | ".join(filter(None, map(str.strip, reason.splitlines())))
         raise LauncherError(f"Cannot {action}: {' '.join(command[:2])} says: {reason}")
     return done.stdout.strip()
 
