@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from spoolpool import settings
@@ -17,6 +17,7 @@ from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
 from spoolpool.protocol import lost_attempts, worker_registration
+from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
@@ -360,15 +361,13 @@ class GroupPool:
             else:
                 no_entry_since = {w: no_entry_since.get(w, now) for w in running if self._has_no_entry(w)}
                 late = {worker for worker, since in no_entry_since.items() if now - since > _NO_ENTRY_SECONDS}
+            over = now - begun if at_walltime else None
+            taken = self._take_over(late, over)
             _end([self._ending[worker] for worker in late])
             for worker in late:
                 worker_registration.take_end(self._spool, worker)
                 del self._ending[worker]
-                try:
-                    over = time.monotonic() - begun if at_walltime else None
-                    released += self._recovery.release(worker, _WALLTIME if at_walltime else _ASKED, over=over)
-                except OSError as error:  # the server does not answer for a moment: recovery finds the task later
-                    log.warning("The task of worker group %s cannot be released now: %s", worker, error)
+            released += self._recovery.release(taken)
             for worker in running - late:
                 # again: a group that was still starting had no entry for an earlier request
                 worker_registration.request_stop(self._spool, worker)
@@ -381,6 +380,16 @@ class GroupPool:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
         return released
+
+    def _take_over(self, late: Iterable[str], over: float | None) -> list[tuple[Claim, GiveBack]]:
+        """Take over the claims of groups that are about to be ended; ``over`` as in :meth:`Recovery.take_over`."""
+        taken = []
+        for worker in late:
+            try:
+                taken += self._recovery.take_over(worker, _ASKED if over is None else _WALLTIME, over=over)
+            except OSError as error:  # the server does not answer for a moment: recovery finds the task later
+                log.warning("The task of worker group %s cannot be released now: %s", worker, error)
+        return taken
 
     def kill(self) -> None:
         """Kill every group, and start none any more. :meth:`stop` waits for their ends."""

@@ -45,6 +45,8 @@ class GiveBack:
     """Seconds that the call had; None if it was not called."""
     at_walltime: bool = False
     """Whether the time of its group was over, so that the task needs a group with more time."""
+    worker: str = ""
+    """Worker that ran it, if the claim was taken over from it."""
 
 
 class Claim:
@@ -206,7 +208,7 @@ class Claim:
         """Publish the outcome :class:`WorkerLost`."""
         self._report(WorkerLost(message, attempts))
 
-    def _report(self, error: WorkerLost) -> None:
+    def _report(self, error: WorkerLost) -> bool:
         payload, buffers = pickling.dumps(error)
         outcome = OutcomeHeader(
             task=self.task_file.task,
@@ -218,32 +220,27 @@ class Claim:
             failure=Failure(type=f"spoolpool.errors.{type(error).__name__}", message=str(error)[:_MESSAGE]),
         )
         self.write_outcome(envelope.pack(headers.encode(outcome), payload, buffers))
-        self.commit()
+        return self.commit()
 
     def release(self) -> None:
         """Return the task to its bucket; it costs no attempt."""
         self._move_to_bucket(self.task_file.released())
 
-    def give_back(self, why: GiveBack, journal: Journal | None, *, reporter: str = "") -> bool:
+    def give_back(self, why: GiveBack, journal: Journal | None) -> bool:
         """Release a task, or report it if it was given back at the end of a walltime as often as it has attempts.
 
         The name records the time that its call had, unless it has a time limit. Returns whether the task is ready
-        again. A supervisor reports as ``reporter``, since the worker may have left a part of its own outcome.
+        again; if it is not, it was reported, or the claim had ended.
         """
         ready, header = self.task_file.released(), self.header
         if why.ran is not None and not header.time_limit:
             ready = ready.needing(math.floor(why.ran) + 1)
-        claim, reported = self, False
         if why.at_walltime:
             ready = ready.needing(0, releases=ready.releases + 1)
-            too_often = ready.releases >= headers.attempts(header)
-            if too_often and reporter:
-                claim = self.reassign(reporter)
-                ready = ready._replace(claim=ready.claim + 1)
-            reported = too_often and claim.report_too_short(ready.releases, why.ran or 0.0)
-        if not reported:
-            move_to_bucket(self._spool, self._spool.layout.claimed_task(claim.task_file), header, ready)
-        if journal is not None:
+        too_often = why.at_walltime and ready.releases >= headers.attempts(header)
+        reported = too_often and self._report_too_short(ready.releases, why.ran or 0.0)
+        moved = not reported and move_to_bucket(self._spool, self._path, header, ready)
+        if journal is not None and (moved or reported):
             end = "reported as lost" if reported else "given back"
             journal.write(
                 "given back",
@@ -251,7 +248,7 @@ class Claim:
                 name=header.name,
                 session=header.session,
                 lane=header.lane,
-                worker=self.task_file.worker,
+                worker=why.worker or self.task_file.worker,
                 attempt=self.task_file.attempt,
                 attempts=headers.attempts(header),
                 ran=why.ran or 0.0,
@@ -260,15 +257,12 @@ class Claim:
                 text=f"{header.task}: {end}: {why.reason}",
             )
             journal.flush()
-        return not reported
+        return moved
 
-    def report_too_short(self, releases: int, ran: float) -> bool:
-        """Publish the outcome :class:`WalltimeTooShort`; return whether it was written.
-
-        ``releases`` is the number of groups whose time was over, ``ran`` the time that the last one had for the task.
-        """
+    def _report_too_short(self, releases: int, ran: float) -> bool:
+        """Publish the outcome :class:`WalltimeTooShort`; return whether it was published."""
         try:
-            self._report(
+            published = self._report(
                 WalltimeTooShort(
                     f"Task {self.task_file.task} was given back {releases} time(s) at the end of the walltime of its "
                     f"worker groups, as often as it has attempts; the last group had {ran:.0f} s for it. Start groups "
@@ -280,7 +274,13 @@ class Claim:
         except OSError as error:  # its call has just ended, and writes its own outcome; or the disk is full
             log.info("Cannot report task %s: %s", self.task_file.task, error)
             return False
-        return True
+        if published:
+            log.warning(
+                "Task %s did not end in time, as often as it has attempts; this was reported.", self.header.task
+            )
+        else:  # a supervisor has taken the claim over
+            self.discard_outcome()
+        return published
 
     def requeue(self) -> None:
         """Return the task of a dead worker to its bucket; it costs an attempt."""

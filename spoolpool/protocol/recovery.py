@@ -166,13 +166,14 @@ class Recovery:
                 claims.setdefault(task_file.worker, []).append(task_file)
         return claims
 
-    def release(self, worker: str, reason: str, *, over: float | None = None) -> list[str]:
-        """Release the claims of a worker that the caller has ended; return the ids of the tasks.
+    def take_over(self, worker: str, reason: str, *, over: float | None = None) -> list[tuple[Claim, GiveBack]]:
+        """Take the claims over from a worker that the caller is about to end, for :meth:`release`.
 
-        It costs no attempt, so it is for supervisors alone: only the process that ended a worker knows that its death
-        says nothing about its task. ``over`` are the seconds since the end of its walltime, if that is the reason.
+        Until then no other worker can run the tasks, and what the worker publishes while it is ended is discarded: a
+        program that a task has started gets the signal as well, and the task fails for that reason alone. ``over`` are
+        the seconds since the end of its walltime, if that is the reason.
         """
-        done = []
+        taken = []
         for task_file in self._claims().get(worker, []):
             try:
                 path = self._spool.layout.claimed_task(task_file)
@@ -180,16 +181,28 @@ class Recovery:
                     header, owner = read_opened_task(self._spool, fd, path, task_file)
                 claim = Claim(self._spool, header, task_file, owner)
                 if self._has_outcome(claim):
-                    self._record(self._commit(claim))
+                    claim.commit()
                     continue
                 ran = max(0.0, self._seconds_since(status.st_ctime, worker) - (over or 0.0))
-                why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None)
-                claim.give_back(why, self._journal, reporter=self._me)
-                done.append(task_file.task)
+                why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None, worker=worker)
+                taken.append((claim.reassign(self._me), why))
+            except (OSError, SpoolpoolError) as error:  # committed just now; or a round will find it
+                log.info("Cannot take %s over now: %s", task_file.name, error)
+        return taken
+
+    def release(self, taken: Iterable[tuple[Claim, GiveBack]]) -> list[str]:
+        """Release claims of a worker that has ended; return the ids of their tasks.
+
+        It costs no attempt, so it is for supervisors alone: only the process that ended a worker knows that its death
+        says nothing about its task.
+        """
+        done = []
+        for claim, why in taken:
+            try:
+                claim.give_back(why, self._journal)
+                done.append(claim.task_file.task)
             except (OSError, SpoolpoolError) as error:  # a round will find it
-                log.info("Cannot release %s now: %s", task_file.name, error)
-        if self._journal is not None:
-            self._journal.flush()
+                log.info("Cannot release %s now: %s", claim.task_file.name, error)
         return done
 
     def _seconds_since(self, claimed: float, worker: str) -> float:

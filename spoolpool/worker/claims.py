@@ -100,8 +100,6 @@ class Claims:
             try:
                 if claim.give_back(why, journal):
                     log.warning("Task %s was released: it did not end in time.", task)
-                else:
-                    log.warning("Task %s did not end in time, as often as it has attempts; this was reported.", task)
             except (OSError, SpoolpoolError) as error:  # recovery requeues it after the death of this worker
                 log.warning("Cannot release task %s: %s", task, error)
         return bool(claims)

@@ -178,6 +178,16 @@ def test_supervisor_gives_back_what_does_not_end_in_its_time(spool: Spool, worke
     assert event.worker
 
 
+def test_command_that_the_end_of_its_group_kills_is_given_back(spool: Spool, worker: Workers) -> None:
+    run = [sys.executable, "-m", "spoolpool.cli.spool", "run", "--spool", spool.path, "--", "sleep", "600"]
+    subprocess.run(run, check=True, capture_output=True, timeout=LIMIT)
+    supervisor = worker(spool, "--launcher=local", "--drain=0.2", "--max-time=15")
+    assert supervisor.wait(LIMIT) == 0
+    [waits] = ready(spool)
+    assert (waits.attempt, waits.releases) == (1, 1)
+    assert not [path for path in Path(spool.layout.outgoing).rglob("*") if path.is_file()]
+
+
 def test_calls_of_a_chunk_that_was_given_back_too_often_run_one_by_one(
     spool: Spool, worker: Workers, tmp_path: Path
 ) -> None:

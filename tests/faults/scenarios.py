@@ -181,7 +181,12 @@ def end_group_at_walltime(stage: Stage) -> Body:
     mine = headers[1].first_file().claimed_by(worker)
     os.rename(f"{stage.spool.path}/{path}", stage.spool.layout.claimed_task(mine))
     Claim(stage.spool, headers[1], mine).write_outcome([b"a part of it"])
-    return lambda: Recovery(stage.spool).release(worker, "tested", over=1e9)
+
+    def body() -> None:
+        supervisor = Recovery(stage.spool)
+        supervisor.release(supervisor.take_over(worker, "tested", over=1e9))
+
+    return body
 
 
 def recover_outcomes(stage: Stage) -> Body:

@@ -68,6 +68,7 @@ class Config:
     walltimes   times that a group may have left when it claims a task; none: its time has no end
     duration    time that each call takes
     limited     each call has a time limit, which is its duration
+    supervised  a recoverer ends groups whose time is up, while they run a task
     budget      faults and choices
     """
 
@@ -87,4 +88,5 @@ class Config:
     walltimes: tuple[int, ...] = ()
     duration: int = 0
     limited: bool = False
+    supervised: bool = False
     budget: Budget = NO_FAULTS

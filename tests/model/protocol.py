@@ -367,6 +367,21 @@ class Protocol:
         return None
 
     @rule
+    def end_group(self, claimed: Name, me: str, left: int) -> Body:
+        """Take the claim of a live group over, end the group, and give the task back: its walltime is over.
+
+        A supervisor does this. The group may go on until it is ended: it is fenced.
+        """
+        found = yield Read(claimed.to("outgoing"))
+        if found and found != PARTIAL:
+            yield Rename(claimed, claimed.to("results"))
+            return None
+        mine = claimed.following("claimed", claimed.attempt, me)
+        if (yield Rename(claimed, mine)) or (yield Read(mine)):
+            return self.give_back(mine, left)
+        return None
+
+    @rule
     def retry(self, failed: Name) -> Body:
         """Rename failed/N.c.a.w, or a lost results/N.c.a.w, to ready/N.(c+1).1 on request. Unlink its outcome.
 

@@ -125,6 +125,11 @@ WALLTIMES = {
         walltimes=(1, 2), duration=2, autoscaler=True, recoverers=0, workers=0, budget=Budget(crash=1)
     ),
     "dependent": Config(walltimes=(1, 2), duration=2, tasks=2, chain=True, workers=1),
+    "supervised": Config(walltimes=(2,), duration=2, supervised=True, workers=1, budget=Budget(enoent=1, error=1)),
+    "supervised, crash": Config(walltimes=(2,), duration=2, supervised=True, workers=1, budget=Budget(crash=1)),
+    "supervised, reported": Config(
+        walltimes=(2, 3), duration=3, attempts=1, supervised=True, workers=1, budget=Budget(error=1)
+    ),
 }
 ALL = [
     pytest.param(config, id=f"{title}: {faults}")

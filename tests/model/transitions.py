@@ -225,6 +225,8 @@ class Transitions:
                     price = "suspect" if name.holder in others else ""
                     suspicion = f"takes {name.holder} for dead, " if name.holder != me else ""
                     yield price, f"{suspicion}recovers {name}", activity
+                case "r", "claimed" if self.config.supervised and name.holder in others:
+                    yield "", f"ends the group of {name}", rules.end_group(name, me, 1)
                 case "r", "failed" | "results" if budget.retry and (
                     name.place == "failed" or (self.config.keeps and files.get(name.to("outgoing")) == LOST)
                 ):

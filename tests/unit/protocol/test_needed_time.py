@@ -255,13 +255,16 @@ def test_supervisor_gives_back_the_task_of_a_group_at_the_end_of_its_walltime(st
     claim.write_outcome([b"a part of it"])  # the group was killed while it wrote its outcome
     claim.close()
     events = Journal(stage.spool, "supervisor")
-    assert Recovery(stage.spool, events).release(claim.task_file.worker, "over", over=0.0) == [header.task]
+    supervisor = Recovery(stage.spool, events)
+    taken = supervisor.take_over(claim.task_file.worker, "over", over=0.0)
+    assert not claim.commit()  # what the group publishes while it is ended is discarded
+    assert supervisor.release(taken) == [header.task]
     events.close()
     [event] = journal.recent(stage.spool, "supervisor")[0]
     assert (event.event, event.task, event.reason) == ("given back", header.task, "over")
     assert event.worker == claim.task_file.worker
     if attempts > 1:
-        assert ready(stage) == [TaskFile(header.task, 2, 1, seconds=1, releases=1)]
+        assert ready(stage) == [TaskFile(header.task, 3, 1, seconds=1, releases=1)]
         return
     stage.collect(inbox, [header])
     assert isinstance(inbox.given[header.task].exception(), WalltimeTooShort)
@@ -274,8 +277,9 @@ def test_time_of_a_call_is_not_more_than_the_age_of_its_group(stage: Stage, monk
     now = stage.spool.server_time()
     os.utime(f"{stage.spool.layout.worker(claim.task_file.worker)}/info.json", (now, now))
     monkeypatch.setattr(type(stage.spool), "server_time", lambda _: now + 100.5)
-    Recovery(stage.spool).release(claim.task_file.worker, "over", over=20.0)
-    assert ready(stage) == [TaskFile(header.task, 2, 1, seconds=81, releases=1)]
+    supervisor = Recovery(stage.spool)
+    supervisor.release(supervisor.take_over(claim.task_file.worker, "over", over=20.0))
+    assert ready(stage) == [TaskFile(header.task, 3, 1, seconds=81, releases=1)]
 
 
 # -- entries, status, warnings

@@ -402,10 +402,11 @@ def test_release_of_an_ended_worker_commits_its_complete_outcome(stage: Stage) -
     other, torn = claimed(stage, unknown_process())
     Claim(stage.spool, other, torn).write_outcome([b"torn"])
     observer = Recovery(stage.spool)
-    assert observer.release(task_file.worker, "tested") == []
+    assert observer.take_over(task_file.worker, "tested") == []
     assert list(stage.seen().results.values()) == [task_file]
-    assert observer.release(torn.worker, "tested") == [other.task]
-    assert list(stage.seen().ready.values()) == [torn.released().needing(1)]
+    taken = observer.take_over(torn.worker, "tested")
+    assert observer.release(taken) == [other.task]
+    assert list(stage.seen().ready.values()) == [torn.released().released().needing(1)]
     stage.settle()
     assert stage.notes("delivered") == {header.task: 1, other.task: 1}
 
