@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
@@ -39,6 +40,12 @@ _LINES = 10  # lines of it that are kept
 _LINE = 500  # characters of each
 _MOST = 1000  # records of jobs of other accounts, or without a record of the submission, that are read
 
+_REASONS = (
+    ("cancelled", re.compile(r"TERM_(?:FORCE_)?(?:OWNER|ADMIN)\b")),
+    ("timeout", re.compile(r"TERM_RUNLIMIT\b|PBS status -29\b|\bh_rt limit\b")),
+    ("lost", re.compile(r"TERM_(?:PREEMPT|REQUEUE)")),
+)
+"""Reasons of LSF, PBS and Grid Engine for the end of a job that are no failure of its script."""
 _BEFORE_GROUPS = "it ended before one of its worker groups had started"
 
 
@@ -182,11 +189,12 @@ def conclude(
 def _kind(told: EndedJob | None, *, started: bool, began: bool) -> EndKind:
     if told is None:  # without any output it was cancelled before it began
         return "done" if started else "failed" if began else "cancelled"
-    if told.state == "cancelled" or told.exit_status == -signal.SIGTERM:  # some systems give only the signal
+    state = next((state for state, words in _REASONS if words.search(told.reason)), told.state)
+    if state == "cancelled" or told.exit_status == -signal.SIGTERM:  # some systems give only the signal
         return "cancelled"
-    if told.state == "lost":
+    if state == "lost":
         return "lost"
-    return "failed" if told.state == "failed" or not started else "done"
+    return "failed" if state == "failed" or not started else "done"
 
 
 def _describe(told: EndedJob) -> str:

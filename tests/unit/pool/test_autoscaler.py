@@ -193,6 +193,22 @@ def test_an_executor_with_batch_jobs_releases_its_delayed_tasks(
     assert (submitted, places(stage)) == ([LANE], ["ready"])
 
 
+def test_preview_tells_the_decisions_and_changes_nothing(
+    stage: Stage, submitted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_jobs, "find_jobs", lambda spool, clean=True: [])
+    scaler = make_scaler(stage.spool)
+    assert scaler.preview() == ["Nothing would be submitted or cancelled."]
+    stage.submit()
+    stage.submit(not_before=100.0)
+    before = places(stage), os.listdir(stage.spool.layout.journal)
+    messages = scaler.preview()
+    assert f"A job would be submitted for {LANE}: 1 task(s) wait, 0 job(s) serve them." in messages
+    assert any("Not counted are 1 task(s) that are held back" in message for message in messages)
+    assert (submitted, before) == ([], (places(stage), os.listdir(stage.spool.layout.journal)))
+    assert not os.path.exists(stage.spool.layout.jobs)
+
+
 def test_lanes_that_no_worker_here_would_serve_cause_few_messages(stage: Stage, submitted: list[str]) -> None:
     shape = parse_lane(LANE)
     assert shape is not None

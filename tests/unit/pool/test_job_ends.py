@@ -85,6 +85,27 @@ def test_end_is_concluded_from_the_batch_system_and_the_mark_of_the_groups(
     assert "SAID" in end.why
 
 
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        (EndedJob("7", "failed", 130, "TERM_OWNER: job killed by owner"), "cancelled"),
+        (EndedJob("7", "failed", -2, "TERM_RUNLIMIT: job killed after reaching LSF run time limit"), "done"),
+        (EndedJob("7", "failed", None, "Job run (PBS status -29)"), "done"),
+        (EndedJob("7", "failed", -15, "Job run"), "cancelled"),
+        (EndedJob("7", "failed", -9, "qmaster enforced h_rt limit"), "done"),
+        (EndedJob("7", "failed", 3, ""), "failed"),
+        (EndedJob("7", "failed", -9, "TERM_MEMLIMIT: job killed after reaching LSF memory usage limit"), "failed"),
+    ],
+)
+def test_ends_of_other_batch_systems_are_told_apart_by_their_reasons(
+    spool: Spool, job: str, told: EndedJob, kind: str
+) -> None:
+    register_group(spool, job)
+    end = conclude(spool, job, told, vanished=False)
+    assert end is not None
+    assert end.kind == kind
+
+
 def test_job_that_vanished_from_the_queue_is_judged_by_its_files(spool: Spool, job: str) -> None:
     assert conclude(spool, job, None, vanished=False) is None, "its submission may be in progress"
     gone = conclude(spool, job, None, vanished=True)
