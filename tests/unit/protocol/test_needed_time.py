@@ -13,7 +13,10 @@ import pytest
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.errors import WalltimeTooShort, WorkerLost
 from spoolpool.format.names import TaskFile, new_task_id, parse_task_file
+from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.status import StatusCollector
+from spoolpool.monitor.wait import Waiter
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.claimer import Claimer
@@ -365,3 +368,17 @@ def test_submitter_is_warned_of_a_given_back_task_later(stage: Stage, caplog: py
     give_back(stage, claimed(stage, worker=worker), ran=20.0)
     monitor.check([header])
     assert "needs 21 s, the longest group has 12 s left; 1 did not end" in caplog.text
+
+
+def test_waiting_command_warns_once_of_tasks_that_need_more_time(stage: Stage) -> None:
+    stage.submit(time_limit=90)
+    stage.submit()
+    here(stage, 12.5)
+    scanner = SpoolScanner(stage.spool.layout.root)
+    waiter = Waiter(stage.spool, [TaskView(stage.spool, location) for location in scanner.tasks()])
+    found = []
+    for _ in range(3):
+        waiter._warnings_due = 0.0
+        found += waiter.warnings()
+    [warning] = found
+    assert "needs 90 s, the longest group has 12 s left" in warning
