@@ -11,7 +11,7 @@ _MOST = 3
 _WIDTH = 400
 _SSH = re.compile(
     r"^ssh: |Host key verification failed|Permission denied \(publickey|[rs]sh[_ ]agent|"
-    r"(ORTE|PRTE) (was unable to reliably start|daemon has unexpectedly failed)"
+    r"(ORTE|PRTE) (was unable to reliably start|daemon has unexpectedly failed)|A daemon failed to report back"
 )
 SSH_SETTING = (
     "set OMPI_MCA_plm_rsh_agent (Open MPI 5: PRTE_MCA_plm_ssh_agent) to the command by which this system starts a "

@@ -47,8 +47,8 @@ def mpi_of_library() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
         raise LauncherError(
-            f"mpi4py cannot be loaded by {sys.executable}: {reason}. Groups of several ranks need it: install it with "
-            "the site's MPI."
+            f"mpi4py cannot be loaded by {sys.executable}: {reason}. Groups of several ranks need it: install it for "
+            "this Python, with the site's MPI, or with one of its own (pip install 'spoolpool[mpi]')."
         ) from error
     return _implementation(version.stdout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from spoolpool import settings
-from spoolpool.errors import LauncherError, NotASpool
+from spoolpool.errors import LauncherError, NotASpool, SpoolpoolError
 from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity, find_allocation
 from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
@@ -262,7 +263,8 @@ class GroupPool:
         if self._reports and time.monotonic() >= self._report_due:
             self._report_due = time.monotonic() + self._spool.config.lease / 4
             for worker, text in self._reports.items():
-                worker_registration.report_start_error(self._spool, worker, text)
+                with contextlib.suppress(SpoolpoolError):  # the spool is gone, which its caller finds out
+                    worker_registration.report_start_error(self._spool, worker, text)
 
     def _retry_or_give_up(self, slot: Slot, reason: str) -> None:
         """Schedule another group in this slot, unless all groups on one of its nodes, or of its shape, die."""

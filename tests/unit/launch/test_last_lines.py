@@ -76,6 +76,16 @@ This usually is caused by:
 --------------------------------------------------------------------------
 """
 
+SSH_5 = """\
+ssh: connect to host n2 port 22: Connection refused
+------------------------------------------------------------
+A daemon failed to report back after being spawned. This could
+be due to several factors, including inability to find the
+daemon executable, or the executable was unable to find its
+libraries.
+------------------------------------------------------------
+"""
+
 UNHAPPY = """\
 Something happened
 --------------------------------------------------------------------------
@@ -140,6 +150,7 @@ def test_ssh_of_open_mpi_is_told_with_the_setting() -> None:
     assert "ORTE was unable to reliably start one or more daemons." in found
     assert "OMPI_MCA_plm_rsh_agent" in found and "PRTE_MCA_plm_ssh_agent" in found
     assert "lack of authority" not in found
+    assert "OMPI_MCA_plm_rsh_agent" in find_cause(SSH_5.splitlines()[1:])
 
 
 def test_death_of_a_group_is_told_with_lines_of_the_launcher_alone() -> None:

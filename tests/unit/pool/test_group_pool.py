@@ -295,6 +295,19 @@ def test_groups_without_resources_are_taken_off_the_plan_and_the_others_stay(
     assert missing(spool) == []
 
 
+def test_pool_without_a_group_survives_the_removal_of_its_spool(spool: Spool, clock: Clock) -> None:
+    pool = GroupPool(
+        spool,
+        Groups(lambda group: setattr(group, "code", lambda: 1), refuses=True),
+        options=LaunchOptions(relay=Said(BUSY)),
+    )
+    pool.resize(ONE, 1)
+    shutil.rmtree(spool.path)
+    pool.step()
+    pool.stop()
+    assert BUSY in pool.broken[ONE]
+
+
 def test_shape_without_any_resources_is_broken(spool: Spool, clock: Clock) -> None:
     groups = Groups(lambda group: setattr(group, "code", lambda: 1), refuses=True)
     pool = GroupPool(spool, groups, options=LaunchOptions(relay=Said(BUSY)))
