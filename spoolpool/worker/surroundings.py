@@ -72,12 +72,7 @@ class Surroundings:
             self._about = task_file.task, name
             self._calls += 1
             self._looked = False
-            self.suspicious = (
-                self._inventory.is_suspicious()
-                or (_MPI in sys.modules and self._communicators.is_suspicious())
-                or not self._usable
-                or bool(self._state.unrestorable)
-            )
+            self.suspicious = self._is_suspicious()
             if changes is not None and changes.parts:  # perhaps other parts, for this session alone
                 self._slow_due = 0.0
 
@@ -125,12 +120,27 @@ class Surroundings:
             self.severity = max((each.severity for each in found), default=Severity.NONE)
         return self.severity
 
+    def _is_suspicious(self) -> bool:
+        try:
+            return (
+                self._inventory.is_suspicious()
+                or (_MPI in sys.modules and self._communicators.is_suspicious())
+                or not self._usable
+                or bool(self._state.unrestorable)
+            )
+        except Exception:  # noqa: BLE001  a function may have replaced anything
+            return True
+
     def _restore_slow_parts(self) -> None:
         self._slow_due = time.monotonic() + _SLOW_INTERVAL
         self._state.restore(slow=True)
 
     def _find(self) -> list[Leftover]:
-        found = self._inventory.find() + self._communicators.find()
+        try:
+            found = self._inventory.find() + self._communicators.find()
+        except Exception as error:  # noqa: BLE001  an object of a function may raise anything
+            found = []
+            log.warning("It cannot be found out what a task has left: %r", error)
         if not self._usable:
             found.append(Leftover("closed descriptors", "descriptors of the worker closed", Severity.URGENT))
         if self._state.unrestorable:
