@@ -40,7 +40,10 @@ from spoolpool.system.user_code import mark_interrupt
 
 log = logging.getLogger(__name__)
 
-_OWN, _FROM_ANOTHER_RANK = signal.SIGRTMIN + 5, signal.SIGRTMIN + 6  # no batch system and no MPI uses them
+_OWN = signal.SIGRTMIN + 5  # no batch system and no MPI uses it
+
+INTERRUPT = signal.SIGRTMIN + 6
+"""Signal of another process that raises :class:`TaskCancelled` in the running call."""
 
 _FIRST_CHECK, _LAST_CHECK = 1.0, 5.0  # seconds between checks for a cancel request
 _IDLE = 3.0  # seconds without a call after which the thread sleeps until the next call
@@ -84,7 +87,7 @@ class Interrupter:
         self._able = threading.current_thread() is threading.main_thread()
         if self._able:
             signal.signal(_OWN, self._raise)
-            signal.signal(_FROM_ANOTHER_RANK, self._raise_cancelled)
+            signal.signal(INTERRUPT, self._raise_cancelled)
 
     def share(self, node: Any) -> None:
         """Leave the checks to one rank per host. All ranks of a host call this, with their communicator."""
@@ -191,7 +194,7 @@ class Interrupter:
             for other in self._others:
                 if other.is_alive_here():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(other.pid, _FROM_ANOTHER_RANK)
+                        os.kill(other.pid, INTERRUPT)
         self._reason, self._target, self.interrupted = reason, call, True
         signal.pthread_kill(threading.main_thread().ident or 0, _OWN)
         end = time.monotonic() + self._grace

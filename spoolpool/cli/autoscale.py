@@ -14,6 +14,7 @@ from spoolpool.cli.batch_options import create_job, job_options, parse_worker_op
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.errors import LauncherError
+from spoolpool.launch.launcher import end_margin
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.pool.supervisor import task_seconds
@@ -89,7 +90,9 @@ def autoscale(
         idle_timeout=idle_timeout,
     )
     job = create_job(spool.path, options)
-    seconds = task_seconds(given["max_time"] or job.backend.walltime, given["drain"])
+    seconds = task_seconds(
+        given["max_time"] or job.backend.walltime, given["drain"], margin=end_margin(job.backend.system)
+    )
     scaler = Autoscaler(spool, job, policy, tags=given["tags"], trust=trust, seconds=seconds)
     if dry_run:  # beside another process that scales the spool, too
         for message in scaler.preview():

@@ -115,6 +115,12 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
     help="Seconds for running tasks to finish at the end; then they are released.",
 )
 @click.option(
+    "--notice",
+    type=Duration(),
+    hidden=True,
+    help="Seconds between a signal of the batch system and its kill.  [default in a Flux job: 5]",
+)
+@click.option(
     "--group-of", type=click.IntRange(1), hidden=True, help="Be one of this number of ranks, started by a supervisor."
 )
 def main(**options: Any) -> None:
@@ -133,8 +139,8 @@ def main(**options: Any) -> None:
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
       exec spool-worker /shared/spool --ranks 8 --threads 2     (in a script for sbatch)
 
-    Ends at SIGTERM, SIGINT or SIGUSR1 after the running tasks; a supervisor releases tasks that take longer than
-    --drain. Ends at once at a second signal.
+    Ends at SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGHUP or SIGALRM after the running tasks; a supervisor releases tasks that
+    take longer than --drain. Releases them and ends at once at a second signal.
     """
     options["memory"] = read_memory(options["memory"])
     launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})

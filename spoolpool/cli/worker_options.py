@@ -34,6 +34,7 @@ class WorkerCommandOptions:
     grace: float
     max_time: float | None
     drain: float
+    notice: float | None
     group_of: int | None
 
     def shapes(self, *, single: bool) -> list[tuple[Shape, int | None]]:

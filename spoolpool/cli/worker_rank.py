@@ -6,11 +6,15 @@ import contextlib
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.worker_options import WorkerCommandOptions
 from spoolpool.errors import BadRequest
+
+if TYPE_CHECKING:
+    from spoolpool.worker.rank_guard import GuardOptions, RankGuard
 
 _RANKS_STARTED = (
     "OMPI_COMM_WORLD_SIZE",
@@ -31,6 +35,9 @@ _RANK = (
     "FLUX_TASK_RANK",
 )
 
+_FLUX_NOTICE = 5.0  # default kill-timeout of Flux
+_RELEASE_SECONDS = 2.0  # for the release of a task before the batch system kills the processes
+
 
 def ranks_started() -> int:
     """Return the number of ranks that the launcher of this process has started; 1 without a launcher."""
@@ -49,27 +56,47 @@ def rest_of_walltime(options: WorkerCommandOptions, world_size: int) -> float | 
 
     None for other ranks, without an end, and where it cannot be determined.
     """
-    from spoolpool.launch.allocation import find_allocation, seconds_left
+    from spoolpool.launch.allocation import seconds_left
 
     is_first = rank_started() % (options.ranks or world_size) == 0
-    return seconds_left(find_allocation()) if options.group_of is None and is_first else None
+    return seconds_left() if options.group_of is None and is_first else None
 
 
-def watch_rank(directory: str, worker: str) -> None:
-    """Continue in a child process, whose end is recorded in the entry of the worker unless it was to end."""
+def watch_rank(directory: str, worker: str, options: GuardOptions) -> RankGuard:
+    """Continue in a child process, which its parent ends in time; return the way to that guard.
+
+    The end of the child is recorded in the entry of the ``worker`` of a supervisor, unless it was to end.
+    """
     from spoolpool.protocol import lost_attempts, worker_registration
+    from spoolpool.protocol.recovery import Recovery
     from spoolpool.protocol.spool import Spool
     from spoolpool.system.parent import continue_in_child
+    from spoolpool.worker.rank_guard import RankGuard
 
     rank = rank_started()
+
+    guard = RankGuard(options)
 
     def report(status: int) -> None:
         with contextlib.suppress(Exception):  # whatever hinders it, the rank has ended, and so must this process
             spool = Spool(directory)
-            if not worker_registration.has_end(spool, worker):
+            if status != 0 and guard.ended_worker:
+                reason, over = guard.why_released
+                recovery = Recovery(spool)
+                recovery.release(recovery.take_over(guard.ended_worker, reason, over=over))
+            if worker and not worker_registration.has_end(spool, worker):
                 lost_attempts.record_exit(spool, worker, status, rank=rank)
 
-    continue_in_child(report)
+    continue_in_child(report, guard)
+    return guard
+
+
+def _drain(options: WorkerCommandOptions, system: str) -> float | None:
+    """Return the seconds for the running task after a request to stop; None if it may take as long as it needs."""
+    if system == "none" and options.max_time is None:
+        return None
+    notice = _FLUX_NOTICE if options.notice is None and system == "flux" else options.notice
+    return options.drain if notice is None else max(0.0, min(options.drain, notice - _RELEASE_SECONDS))
 
 
 def _start_again(options: WorkerCommandOptions, done: int, seconds: float, renewals: int) -> None:
@@ -101,6 +128,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
     from spoolpool.system.gpus import local_rank, take_share
     from spoolpool.worker import main
     from spoolpool.worker.loop import WorkerOptions
+    from spoolpool.worker.rank_guard import GuardOptions
 
     # always removed: a task may start workers of its own
     names = settings.ENV_OUTPUT, settings.ENV_DEVICES, settings.ENV_OWNER, settings.ENV_WORKER, settings.ENV_KNOWN
@@ -114,8 +142,11 @@ def run_rank(options: WorkerCommandOptions) -> int:
     if devices:
         take_share(devices, options.gpus)
     world_size = options.group_of or ranks_started()
-    if worker and (world_size > 1 or in_step()):  # else the supervisor is the parent, and sees how the process ends
-        watch_rank(options.directory, worker)
+    drain = _drain(options, find_allocation().system)
+    guard = None
+    if worker or world_size > 1 or in_step():
+        limits = GuardOptions(owner=decode_owner(owner), grace=options.grace, drain=drain, max_time=options.max_time)
+        guard = watch_rank(options.directory, worker, limits)
     if world_size == 1 and options.ranks not in (None, 1):
         raise BadRequest(
             f"This is one process, and --ranks asks for {options.ranks}. Start it with 'mpiexec -n {options.ranks}', "
@@ -137,8 +168,8 @@ def run_rank(options: WorkerCommandOptions) -> int:
         queues=options.queues,
         tags=options.tags,
         grace=options.grace,
-        # without a batch system, a task may take as long as it needs
-        drain=None if find_allocation().system == "none" else options.drain,
+        drain=drain,
+        guard=guard,
         options=WorkerOptions(
             trust=Trust(options.trusted, options.trusted_groups),
             idle_timeout=options.idle_timeout,

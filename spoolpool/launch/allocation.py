@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from spoolpool.errors import LauncherError
 from spoolpool.launch import gridengine, lsf, pbs
-from spoolpool.launch.job_nodes import JobNodes
+from spoolpool.launch.job_nodes import JobNodes, answer_of
 from spoolpool.resources import Shape
 from spoolpool.system.batch_job import BatchJob, find_batch_job
 from spoolpool.system.gpus import find_gpus
@@ -24,6 +23,7 @@ _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
 _BRACKETS = re.compile(r"(\[[^\]]*\])")
 _RANK_OF_MPIEXEC = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK")
+_FLUX_WITHOUT_END = 2.0**32 - 1  # what ``flux job timeleft`` prints for an instance without an end
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
@@ -314,38 +314,44 @@ def _expand_range(text: str) -> list[str]:
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
 
 
-def seconds_left(allocation: Allocation, environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the seconds until the job's walltime ends; None if it has none, or it cannot be determined.
+def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Return the seconds until the first walltime ends of all jobs around this process, which may be nested.
 
-    Slurm before 23.02 sets no ``SLURM_JOB_END_TIME``; its controller is asked then. Call this once per job, not per
-    group.
+    None if they have none, or none can be determined. Call this once per job, not per group.
     """
-    if allocation.system in ("pbs", "lsf", "sge"):
-        return _seconds_left_of_job(allocation.job, environment)
-    if allocation.system != "slurm":
+    found = [each(environment) for each in (_slurm_seconds_left, _flux_seconds_left, _other_seconds_left)]
+    return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _slurm_seconds_left(environment: Mapping[str, str]) -> float | None:
+    """Ask Slurm's controller, unless a variable tells the end: Slurm before 23.02 sets none."""
+    job = environment.get("SLURM_JOB_ID")
+    if not job:
         return None
     if end := environment.get("SLURM_JOB_END_TIME"):
         return max(0.0, float(end) - time.time())
-    try:
-        answer = subprocess.run(
-            ["squeue", "-h", "-j", allocation.job, "-o", "%L"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no squeue on this node, or the controller does not answer
+    return parse_duration(answer_of(["squeue", "-h", "-j", job, "-o", "%L"]))
+
+
+def _flux_seconds_left(environment: Mapping[str, str]) -> float | None:
+    """Ask the instance, whose own job may have an end."""
+    if not environment.get("FLUX_URI"):
         return None
-    return parse_duration(answer.stdout)
+    try:
+        left = float(answer_of(["flux", "job", "timeleft"]))
+    except ValueError:
+        return None
+    return left if left < _FLUX_WITHOUT_END else None
 
 
-def _seconds_left_of_job(job: str, environment: Mapping[str, str]) -> float | None:
-    """Return the seconds until the walltime of a job of PBS, LSF or Grid Engine ends; None if that is unknown."""
-    system = (found := find_batch_job(environment)) and found.system
-    if system == "pbs":
-        return pbs.seconds_left(job)
-    return lsf.seconds_left(job) if system == "lsf" else gridengine.seconds_left(job, environment)
+def _other_seconds_left(environment: Mapping[str, str]) -> float | None:
+    """Return the seconds left to a job of PBS, LSF or Grid Engine."""
+    job = find_batch_job(environment)
+    if job is None or job.system == "slurm":
+        return None
+    if job.system == "sge":
+        return gridengine.seconds_left(job.id, environment)
+    return pbs.seconds_left(job.id) if job.system == "pbs" else lsf.seconds_left(job.id)
 
 
 def parse_duration(text: str) -> float | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import glob
 import logging
+import math
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions, python_worker, rank_environment
 from spoolpool.launch.mpi_implementation import mpi_of_library
+from spoolpool.launch.orphan_guard import OrphanGuard
 from spoolpool.launch.output_relay import close_all
 from spoolpool.resources import Shape
+from spoolpool.system.stop_request import HURRY
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +71,28 @@ def _why_not_imported(error: ImportError) -> str:
     )
 
 
+def _kill_timeout(handle: Any) -> float:
+    """Return the seconds between the first signal to the processes of an ending job, and SIGKILL."""
+    from flux.util import parse_fsd
+
+    return float(parse_fsd(str(handle.conf_get("exec.kill-timeout", default="5s"))))
+
+
 class FluxGroup:
     """Job of one group. A thread waits for the job's events and its output: nothing is polled."""
 
-    end_seconds = 15.0  # Flux kills the processes of a cancelled job after 5 s
+    end_seconds = 15.0  # Flux kills the processes of a cancelled job after its kill-timeout, 5 s by default
 
-    def __init__(self, jobspec: Any, urgency: int, output: Sequence[int]) -> None:
-        """Submit the job; ``output``: descriptors for the output of its ranks, which are duplicated."""
+    def __init__(self, jobspec: Any, urgency: int, output: Sequence[int], orphans: OrphanGuard) -> None:
+        """Submit the job; ``output``: descriptors for the output of its ranks, which are duplicated.
+
+        ``orphans`` ends the job after the death of this process.
+        """
         import flux.job
 
         self._id = flux.job.submit(_connect(), jobspec, urgency=urgency)
+        self._orphans = orphans
+        orphans.add_job(int(self._id))
         self._output = dict(zip(("stdout", "stderr"), map(os.dup, output), strict=True))
         self._code = 1
         self._clean = threading.Event()
@@ -96,6 +111,7 @@ class FluxGroup:
             log.warning("Flux job %s cannot be watched any more, and counts as ended: %s", self._id, error)
         finally:  # also after an unexpected error: else the group would count as running without end
             self._clean.set()
+            self._orphans.remove_job(int(self._id))
             close_all(self._output.values())
 
     def _note(self, future: Any) -> None:
@@ -128,14 +144,15 @@ class FluxGroup:
         return self._code if self._clean.is_set() else None
 
     def end(self, *, kill: bool = False) -> None:
-        """Cancel the job, or kill its processes."""
+        """Let the group release its task at once and cancel the job, or kill its processes."""
         import flux.job
 
         try:
-            if kill:
-                flux.job.kill(_connect(), self._id, signal.SIGKILL)
-            else:
-                flux.job.cancel(_connect(), self._id, "the group was ended")
+            handle = _connect()
+            with contextlib.suppress(OSError):  # it does not run yet, or has ended
+                flux.job.kill(handle, self._id, signal.SIGKILL if kill else HURRY)
+            if not kill:
+                flux.job.cancel(handle, self._id, "the group was ended")
         except (OSError, LauncherError) as error:  # the job or the instance has ended meanwhile
             log.info("Flux job %s: %s", self._id, error)
 
@@ -147,6 +164,7 @@ class FluxLauncher(Launcher):
 
     def __init__(self) -> None:
         self._handle = _connect()
+        self._orphans = OrphanGuard()
 
     def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
         """Return the command of one rank; Flux starts it once per rank."""
@@ -160,7 +178,7 @@ class FluxLauncher(Launcher):
         from flux.job import JobspecV1
 
         jobspec = JobspecV1.from_command(
-            python_worker(arguments),
+            python_worker([*arguments, "--notice", f"{_kill_timeout(self._handle):g}"]),
             num_tasks=shape.ranks,
             cores_per_task=shape.threads,
             gpus_per_task=shape.gpus or None,
@@ -181,10 +199,10 @@ class FluxLauncher(Launcher):
         if options.output:
             jobspec.stdout = jobspec.stderr = options.output
         if options.relay is None:
-            return FluxGroup(jobspec, options.urgency, (1, 2))
+            return FluxGroup(jobspec, options.urgency, (1, 2), self._orphans)
         output = options.relay.pipes(variables[settings.ENV_WORKER], options.nodes, r"(\d+): ")
         try:
-            return FluxGroup(jobspec, options.urgency, output)
+            return FluxGroup(jobspec, options.urgency, output, self._orphans)
         finally:
             close_all(output)
 
@@ -227,11 +245,21 @@ class FluxLauncher(Launcher):
         return {name if counts[name] == 1 else f"{name}:{rank}": rank for name, rank in brokers}
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until the instance's own job ends; None if it does not."""
+        """Return the seconds until the instance's own job ends, or one around it; None if none does."""
         from flux.job import timeleft
 
+        around = super().seconds_left()
         try:
             left = float(timeleft(self._handle))
         except OSError:  # the instance is not a job of another instance
-            return None
-        return None if left in (0.0, float("inf")) else left
+            return around
+        return around if left in (0.0, math.inf) else min(left, math.inf if around is None else around)
+
+    def notice(self) -> float:
+        """Return the kill-timeout of the instance that runs this one as a job; infinite without one."""
+        import flux
+
+        try:
+            return _kill_timeout(flux.Flux(self._handle.attr_get("parent-uri")))
+        except OSError:
+            return math.inf

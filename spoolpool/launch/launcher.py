@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Protocol
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation, find_allocation, host_allocation, host_share, in_step, seconds_left
+from spoolpool.launch.orphan_guard import OrphanGuard
 from spoolpool.launch.output_relay import Relay, close_all
 from spoolpool.resources import Shape
 from spoolpool.system import gpus
@@ -57,6 +60,11 @@ class GroupProcess(Protocol):
         """Ask all ranks to end at once, or kill them; do not wait."""
 
 
+def end_margin(system: str) -> float:
+    """Return the seconds for the end of all groups after their last task, before the walltime of a batch job ends."""
+    return 10.0 if system == "flux" else 5.0  # Flux ends the jobs of an instance one after the other
+
+
 class Launcher(ABC):
     """Way to start groups."""
 
@@ -75,6 +83,17 @@ class Launcher(ABC):
     ) -> GroupProcess:
         """Start one group with ``variables`` in the environment of its ranks. Raises :class:`LauncherError`."""
 
+    def end_margin(self) -> float:
+        """Return the seconds for the end of all groups after their last task, before the end of a walltime."""
+        return end_margin(self.name)
+
+    def notice(self) -> float:
+        """Return the seconds between a request of the batch system to end and its kill of this process.
+
+        Infinite if they are unknown: then they are to be longer than the time for the last tasks.
+        """
+        return math.inf
+
     @abstractmethod
     def allocation(self, options: LaunchOptions) -> Allocation:
         """Return the resources that all groups of this launcher share, as groups with these options take them."""
@@ -92,7 +111,7 @@ class Launcher(ABC):
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the allocation ends; None if it does not, or its end cannot be determined."""
-        return seconds_left(find_allocation())
+        return seconds_left()
 
 
 class CommandProcess:
@@ -124,6 +143,8 @@ class CommandProcess:
         except OSError:
             close_all(self._kept)
             raise
+        self.pid = self._process.pid
+        """Leader of a process group of its own."""
 
     def poll(self) -> int | None:
         """Return the exit code of the command; None while it is running."""
@@ -155,6 +176,12 @@ class CommandLauncher(Launcher):
     """Regular expression of the label that the command puts before each line of a rank, with the rank as its group."""
     removed_variables: tuple[str, ...] = ()
     """Prefixes of variables that groups do not inherit."""
+    reaches_other_nodes = True
+    """Whether its commands may start ranks on other nodes, which cannot notice the death of this process."""
+
+    @functools.cached_property
+    def _orphans(self) -> OrphanGuard:
+        return OrphanGuard()
 
     def start(
         self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
@@ -176,9 +203,12 @@ class CommandLauncher(Launcher):
             if kept:
                 output = [*(output or map(os.dup, (1, 2))), *kept]
             env = {**rank_environment(shape, self.removed_variables), **variables, **location}
-            return CommandProcess(command, env, options.cwd, output)
+            process = CommandProcess(command, env, options.cwd, output)
         except OSError as error:
             raise LauncherError(f"Cannot start a worker group with {command[0]}: {error.strerror}.") from error
+        if self.reaches_other_nodes:
+            self._orphans.add_command(process.pid)
+        return process
 
     def output(self, shape: Shape, options: LaunchOptions, group: str) -> tuple[list[int], dict[str, str]]:
         """Return descriptors for the output of :class:`CommandProcess`, and variables that tell the ranks of them."""
@@ -189,6 +219,8 @@ class CommandLauncher(Launcher):
 
 class HostLauncher(CommandLauncher):
     """Launcher on this host without a batch system; it assigns the GPUs itself."""
+
+    reaches_other_nodes = False
 
     def __init__(self) -> None:
         self._assigned: list[tuple[GroupProcess, tuple[str, ...]]] = []

@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import AUTOSCALE_LOCK, is_worker_id, parse_lane, parse_task_file, session_of_entry
+from spoolpool.launch.launcher import end_margin
 from spoolpool.monitor.scan import waiting_needs
 from spoolpool.pool import batch_jobs, job_ends
 from spoolpool.pool.batch_jobs import SpoolJob
@@ -85,7 +86,9 @@ class Autoscaler:
         seconds: float | None = None,
     ) -> None:
         """``seconds`` for which the groups of a job begin tasks; by default from its walltime."""
-        self._seconds = _without_start(task_seconds(job.backend.walltime) if seconds is None else seconds)
+        self._seconds = _without_start(
+            task_seconds(job.backend.walltime, margin=end_margin(job.backend.system)) if seconds is None else seconds
+        )
         self.shortages: dict[str, str] = {}
         """Lanes with tasks that need more time than a job has, with messages; found in the last round."""
         self._spool = spool

@@ -352,11 +352,17 @@ class GroupPool:
             slots, self._slots = self._slots, []
             for slot in slots:
                 self._request_stop(slot)
+                if slot.process is not None:  # it may have ended a moment ago, by the cause of this stop
+                    self._ending[slot.worker] = slot.process
         backoff = Backoff(0.002, 0.1)
         begun = time.monotonic()
         no_entry_since: dict[str, float] = {}
         released: list[str] = []
-        while running := {worker for worker, process in self._ending.items() if process.poll() is None}:
+
+        def release(worker: str) -> None:
+            released.extend(self._release(worker, time.monotonic() - begun if at_walltime else None))
+
+        while running := self._take_ended(release):
             now = time.monotonic()
             if hurry() or (seconds is not None and now - begun > seconds):
                 late = running
@@ -375,9 +381,6 @@ class GroupPool:
                 worker_registration.request_stop(self._spool, worker)
             if running != late:
                 backoff.sleep()
-        for worker in self._ending:
-            worker_registration.take_end(self._spool, worker)
-        self._ending.clear()
         for worker in self._reports:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
@@ -392,6 +395,24 @@ class GroupPool:
             except OSError as error:  # the server does not answer for a moment: recovery finds the task later
                 log.warning("The task of worker group %s cannot be released now: %s", worker, error)
         return taken
+
+    def _take_ended(self, release: Callable[[str], None]) -> set[str]:
+        """Forget the groups that have ended, after ``release`` of the tasks that they held; return the others."""
+        for worker, process in list(self._ending.items()):
+            if process.poll() is not None:
+                release(worker)
+                del self._ending[worker]
+        return set(self._ending)
+
+    def _release(self, worker: str, over: float | None) -> list[str]:
+        """Release the tasks of an ended group; return them. The end was requested, so that it costs no attempt.
+
+        A batch system that ends a job may have killed the group meanwhile. ``over`` are the seconds since its walltime
+        ended, if that is the reason.
+        """
+        if worker_registration.take_end(self._spool, worker) is not None:
+            return []
+        return self._recovery.release(self._take_over([worker], over))
 
     def kill(self) -> None:
         """Kill every group, and start none any more. :meth:`stop` waits for their ends."""

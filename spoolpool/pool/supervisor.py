@@ -19,12 +19,12 @@ from spoolpool.resources import Shape
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.stop_request import StopRequest
 
-_MARGIN = 5.0  # seconds for the end of the groups after their last task
+_RELEASE_SECONDS = 3.0  # for groups to release their tasks and end, before the batch system kills this process
 
 
-def task_seconds(walltime: float, drain: float = settings.DRAIN) -> float:
+def task_seconds(walltime: float, drain: float = settings.DRAIN, *, margin: float) -> float:
     """Return the seconds for which groups begin tasks, from those until the end of their supervisor."""
-    return max(0.0, walltime - drain - _MARGIN)
+    return max(0.0, walltime - drain - margin)
 
 
 class Supervisor:
@@ -54,9 +54,12 @@ class Supervisor:
         if max(allocation.threads_per_core, default=1) > 1 or allocation.memory:
             echo(f"Groups are placed by whole cores in {allocation.description}.")
         left = launcher.seconds_left() if max_time is None else max_time
-        self._ends = None if left is None else time.monotonic() + task_seconds(left, drain)
+        self._ends = (
+            None if left is None else time.monotonic() + task_seconds(left, drain, margin=launcher.end_margin())
+        )
         # without an end from outside, tasks may take as long as they need
         self._drain = None if left is None and find_allocation().system == "none" else drain
+        self._notice = max(0.0, launcher.notice() - _RELEASE_SECONDS)
         self._relay = Relay(as_json=as_json)
         self._pool = GroupPool(
             spool,
@@ -86,7 +89,7 @@ class Supervisor:
             self._watch(stopping)
         finally:
             at_walltime = self._ends is not None and time.monotonic() > self._ends
-            for task_id in pool.stop(self._drain, hurry=hurry.is_set, at_walltime=at_walltime):
+            for task_id in pool.stop(self._drain, hurry=self._hurries(stopping, hurry), at_walltime=at_walltime):
                 self._echo(f"Task {task_id} was given back: it did not end in time.")
             self._owner.leave()
             self._relay.close()
@@ -102,6 +105,22 @@ class Supervisor:
     def has_groups_left(self) -> bool:
         """Return whether no shape has lost all of its groups by their deaths."""
         return not self._pool.broken
+
+    def _hurries(self, stopping: StopRequest, hurry: StopRequest) -> Callable[[], bool]:
+        """Return a function that tells whether to release the running tasks now.
+
+        That is so a while before the batch system kills this process after a signal, which may come during the last
+        tasks at the end of a walltime.
+        """
+        signalled: float | None = None
+
+        def hurries() -> bool:
+            nonlocal signalled
+            if signalled is None and stopping.is_set():
+                signalled = time.monotonic()
+            return hurry.is_set() or (signalled is not None and time.monotonic() - signalled > self._notice)
+
+        return hurries
 
     def _watch(self, stopping: StopRequest) -> None:
         backoff = Backoff(0.02, 0.5)

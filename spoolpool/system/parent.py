@@ -1,7 +1,7 @@
 """A parent process that stays until its only child has ended, and reports how it ended.
 
 A program cannot report its own death by a signal, and a launcher of several processes says at most that one of them
-died. Their parents can say which, and how.
+died. Their parents can say which, and how. A parent can also end a child that holds Python's global lock.
 """
 
 from __future__ import annotations
@@ -9,12 +9,48 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
+from typing import Protocol
 
-from spoolpool.system.stop_request import FORWARDED, STOP_SIGNALS
+from spoolpool.system.stop_request import FORWARDED, HURRY, RequestCounter, stop_signals
 
-_FORWARDED = {**dict.fromkeys(STOP_SIGNALS, FORWARDED), signal.SIGUSR2: signal.SIGUSR2, signal.SIGHUP: signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1  # of sys/prctl.h
+
+
+class Guard(Protocol):
+    """Observer in the parent process, which may end the child."""
+
+    def record_request(self, *, hurry: bool) -> None:
+        """Record a signal that requests a stop, or by ``hurry`` an immediate one; called by a signal handler."""
+
+    def watch(self, send: Callable[[int], None]) -> None:
+        """Watch in a thread until this process ends; ``send`` sends a signal to the child, if it has not ended."""
+
+
+class _Child:
+    """Child that keeps its pid until :meth:`reap`, so that no signal can reach another process."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._lock = threading.Lock()
+        self._reaped = False
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless the child was reaped."""
+        with self._lock:
+            if not self._reaped:
+                os.kill(self._pid, number)
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+
+    def reap(self) -> int:
+        """Return how the ended child ended."""
+        with self._lock:
+            self._reaped = True
+            return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
 def die_with_parent(parent: int) -> None:
@@ -26,27 +62,36 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def continue_in_child(report: Callable[[int], None]) -> None:
+def continue_in_child(report: Callable[[int], None], guard: Guard | None = None) -> None:
     """Return in a child process; this process waits for its end, calls ``report``, and ends in the same way.
 
     ``report`` gets the exit status, or the negative number of a signal. To be called before threads are started.
     Signals that ask for an end are forwarded. If this process is killed, so is the child.
     """
     parent = os.getpid()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         die_with_parent(parent)
         return
+    child = _Child(pid)
+    counter = RequestCounter()
 
     def forward(number: int, _: object) -> None:
+        hurry = number == HURRY or (number != FORWARDED and counter.is_further(number))
+        if guard is not None:
+            guard.record_request(hurry=hurry)
         with contextlib.suppress(ProcessLookupError):  # race: it has ended
-            os.kill(child, _FORWARDED[signal.Signals(number)])
+            os.kill(pid, HURRY if hurry else FORWARDED)
 
-    for number in _FORWARDED:
-        signal.signal(number, forward)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for number in _FORWARDED:
-        signal.signal(number, signal.SIG_IGN)  # the child is gone
+    forwarded = (*stop_signals(), FORWARDED, HURRY)
+    for name in forwarded:
+        signal.signal(name, forward)
+    if guard is not None:
+        threading.Thread(target=guard.watch, args=(child.send,), name="spoolpool-guard", daemon=True).start()
+    child.wait()
+    for name in forwarded:
+        signal.signal(name, signal.SIG_IGN)  # the child is gone
+    status = child.reap()
     try:
         report(status)
     finally:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 FORWARDED = signal.SIGRTMIN + 7
 """Signal by which a parent process forwards a request to stop.
 
-A batch system may signal the parent alone, or parent and child. The same signal twice would end the child at once.
+A batch system may signal the parent alone, or parent and child. The same signal twice would hurry the child.
 """
+
+_ONE_REQUEST = 1.0  # seconds within which different signals belong to one request
+
+HURRY = signal.SIGRTMIN + 8
+"""Signal that requests a stop without any wait for the running task."""
 
 
 class StopRequest:
@@ -44,8 +50,36 @@ class StopRequest:
         return self._is_set
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that request a stop."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM)
+"""Signals that request a stop.
+
+Flux sends ``SIGHUP`` to the script of an instance that ends, and ``SIGALRM`` to the processes of a job at the end of
+its walltime.
+"""
+
+
+class RequestCounter:
+    """Tells a further request to stop from the several signals of one request.
+
+    Flux sends a script two different signals at once, one to its process group and one to the script.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def is_further(self, number: int) -> bool:
+        """Count a signal; return whether it repeats the request before: the same one again, or one that comes later."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = number, now
+            return False
+        return number == self._first[0] or now - self._first[1] > _ONE_REQUEST
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that request a stop of this process; not ``SIGHUP`` under ``nohup``, which ignores it."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [name for name in STOP_SIGNALS if name != signal.SIGHUP or not is_ignored]
 
 
 _handlers: dict[int, tuple[object, ...]] = {}  # ours, by signal
@@ -53,38 +87,32 @@ _requested = False
 
 
 def was_requested() -> bool:
-    """Return whether one of the signals has requested the stop of this process: then its handlers have changed."""
+    """Return whether one of the signals has requested the stop of this process."""
     return _requested
 
 
 def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
-    """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: die).
+    """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: ``stop``).
 
-    ``stop`` may be repeated: a forwarded signal is none of the further ones.
+    Both may be repeated: a forwarded signal is none of the further ones.
     """
     global _requested  # noqa: PLW0603  signals are handled once per process
-    names = STOP_SIGNALS
+    names = stop_signals()
 
-    def again(_number: int, _frame: object) -> None:
-        if hurry is not None:
-            hurry()
+    counter = RequestCounter()
 
-    def first(_number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         global _requested  # noqa: PLW0603  signals are handled once per process
         _requested = True
-        for name in names:
-            signal.signal(name, again if hurry is not None else signal.SIG_DFL)
-        stop()
-
-    def forwarded(_number: int, _frame: object) -> None:
-        stop()
+        if hurry is not None and (number == HURRY or (number != FORWARDED and counter.is_further(number))):
+            hurry()
+        else:
+            stop()
 
     _requested = False
-    for name in names:
-        signal.signal(name, first)
-    signal.signal(FORWARDED, forwarded)
-    _handlers.update(dict.fromkeys(names, (first, again)))
-    _handlers[FORWARDED] = (forwarded,)
+    for name in (*names, FORWARDED, HURRY):
+        signal.signal(name, handle)
+        _handlers[name] = (handle,)
 
 
 def ignore_stop_signals() -> None:
@@ -93,7 +121,7 @@ def ignore_stop_signals() -> None:
     def ignore(_number: int, _frame: object) -> None:
         pass
 
-    for name in (*STOP_SIGNALS, FORWARDED):
+    for name in (*stop_signals(), FORWARDED, HURRY):
         signal.signal(name, ignore)
         _handlers[name] = (ignore,)
 

@@ -25,6 +25,7 @@ from spoolpool.worker.surroundings import Surroundings
 if TYPE_CHECKING:
     from spoolpool.protocol.objects import ObjectCache
     from spoolpool.protocol.progress import Progress
+    from spoolpool.worker.rank_guard import RankGuard
 
 
 class TaskCall(NamedTuple):
@@ -50,11 +51,19 @@ class RankEnvironment:
     """End of the worker in seconds since the epoch, by this host's clock; for functions that ask."""
     interrupter: Interrupter = field(default_factory=lambda: Interrupter(None, None, 0.0))
     capture: Capture = field(default_factory=lambda: Capture(None))
+    guard: RankGuard | None = None
+    """Guard of this rank; None for a rank without a launcher."""
     progress: Progress | None = None
     """Progress of the tasks, reported by rank 0."""
     objects: ObjectCache | None = None
     lost_attempts: Callable[[str], Sequence[LostAttempt]] | None = None
     """Function that reads how the attempts of a task ended whose worker died."""
+
+    def share_host(self, node: Any) -> None:
+        """Divide duties among the ranks of a host. All of them call this, with their communicator."""
+        self.interrupter.share(node)
+        if self.guard is not None:
+            self.guard.share(node)
 
 
 class Group(ABC):

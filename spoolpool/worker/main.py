@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from spoolpool.protocol.worker_registration import report_start_error
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
+from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.job_ids import job_id
 from spoolpool.system.processes import ProcessId, hostname
@@ -36,6 +38,7 @@ from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.mpi_group import MPIGroup
 from spoolpool.worker.mpi_world import World
 from spoolpool.worker.publish import EmergencyPublisher
+from spoolpool.worker.rank_guard import Membership, RankGuard
 from spoolpool.worker.serial_group import SerialGroup
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class RankConfig:
     """Seconds for the other ranks to report after one has failed."""
     drain: float | None
     """Seconds for the running task after a request to stop; None if it may take as long as it needs."""
+    guard: RankGuard | None = None
+    """Guard of this rank; None for a rank without a launcher."""
     options: WorkerOptions
     start_again: Callable[[int], None] | None = None
     """Function that starts a worker of one rank again in this process, after a number of tasks."""
@@ -83,6 +88,8 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     publish = EmergencyPublisher(spool)
     environment = _environment(config, spool, 0, publish)
     group = SerialGroup(environment, supervised=config.options.supervised)
+    config = replace(config, worker=config.worker if is_worker_id(config.worker) else new_worker_id())
+    _join_group(config, spool, 0)
     code, done = _run_leader(spool, group, config, publish, echo_stderr)
     group.stop()
     left = group.end_leftovers(_END_SECONDS)
@@ -120,6 +127,8 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
             world.share(b"" if leader is None else known_spools.encode(leader.identity).encode()).decode()
         )
         keys = world.share(b"" if leader is None else leader.secrets())
+        chosen = config.worker if is_worker_id(config.worker) and not world.split else new_worker_id()
+        config = replace(config, worker=world.share(chosen.encode()).decode())
         spool = Spool(config.directory, keys=keys)
         publish = EmergencyPublisher(spool)
         group = MPIGroup(
@@ -130,9 +139,9 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
             grace=config.grace,
         )
         code = 0
+        _join_group(config, spool, rank)
         if rank == 0:
-            named = replace(config, worker="") if world.split else config
-            code, _ = _run_leader(Spool(config.directory), group, named, publish, echo_stderr)
+            code, _ = _run_leader(Spool(config.directory), group, config, publish, echo_stderr)
             group.stop()
         else:
             _serve(group)
@@ -158,12 +167,27 @@ def _environment(config: RankConfig, spool: Spool, rank: int, publish: Publish |
     return RankEnvironment(
         spool=spool.path,
         ends=config.options.ends,
+        guard=config.guard,
         interrupter=Interrupter(functools.partial(is_requested, spool), publish, config.grace),
         capture=Capture(spool.path, rank),
         progress=Progress(spool.path),
         objects=ObjectCache(spool, _trust(spool, config)),
         lost_attempts=lambda task: [*lost_attempts.kept(spool, task).values()],
     )
+
+
+def _join_group(config: RankConfig, spool: Spool, rank: int) -> None:
+    """Tell the guard of this rank which group it belongs to."""
+    if config.guard is not None:
+        config.guard.join(
+            Membership(
+                rank=rank,
+                worker=config.worker,
+                lease=spool.config.lease,
+                entry=files.child_path(spool.layout.worker(config.worker)),
+                claimed=files.child_path(spool.layout.claimed),
+            )
+        )
 
 
 def _trust(spool: Spool, config: RankConfig) -> Trust:
@@ -187,7 +211,7 @@ def _run_leader(
     """Run the loop of rank 0; return the exit code, and the number of tasks that have run."""
     trust = _trust(spool, config)
     info = WorkerInfo(
-        worker=config.worker if is_worker_id(config.worker) else new_worker_id(),
+        worker=config.worker,
         process=ProcessId.of(os.getpid()),
         user=account_name(os.geteuid()),
         ranks=group.size,
@@ -210,7 +234,11 @@ def _run_leader(
     worker = Worker(spool, group, info, replace(config.options, trust=trust))
     publish.journal = worker.task_journal
     stop = functools.partial(worker.stop, config.drain)
-    stop_on_signals(stop)
+    stop_on_signals(stop, hurry=functools.partial(worker.stop, 0.0))
+    if config.options.max_time is not None:
+        limit = threading.Timer(config.options.max_time, stop)
+        limit.daemon = True
+        limit.start()
     if requested.is_set():
         stop()
     if not config.options.supervised:

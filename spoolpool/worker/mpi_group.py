@@ -93,7 +93,7 @@ class MPIGroup(Group):
         self.rank = comm.Get_rank()
         self._publish = publish
         self._grace = grace
-        self._link = RankLink(comm, self._environment.interrupter.share, grace)
+        self._link = RankLink(comm, self._environment.share_host, grace)
         self._cleaner = CommunicatorCleaner(comm)
         self._verdict: _Verdict | None = None
         self._damaged = False

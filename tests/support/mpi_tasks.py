@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from spoolpool.system.backoff import Backoff
+from spoolpool.system.stop_request import was_requested
 from tests.support.tasks import OwnError, PickyError, lock, mark, wait_for
 
 
@@ -21,6 +23,48 @@ def hold_gil(directory: str | Path, gate: str | Path) -> None:
     fd = os.open(gate, os.O_RDWR)
     mark(f"{directory}/started-{MPI.COMM_WORLD.Get_rank()}")
     ctypes.PyDLL(None).flock(fd, fcntl.LOCK_SH)
+
+
+def wait_on_each_rank(directory: str | Path, end: str | Path, *, hold_gil: bool) -> None:
+    """Record the run of each rank, then wait until a file exists.
+
+    With ``hold_gil`` and without that file, wait for ever in C code that no signal interrupts, while holding the global
+    interpreter lock.
+    """
+    from mpi4py import MPI
+
+    mark(f"{directory}/started-{MPI.COMM_WORLD.Get_rank()}")
+    if hold_gil and not os.path.exists(end):
+        _hang(hold_gil=True)
+    wait_for(end)
+
+
+def rank_0_exits(*, hold_gil: bool) -> None:
+    """End the process of rank 0 with status 0, while the others wait for ever."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == 0:
+        os._exit(0)
+    _hang(hold_gil=hold_gil)
+
+
+def _hang(*, hold_gil: bool) -> None:
+    """Wait for ever: in C code that no signal interrupts and that holds the global interpreter lock, or in Python."""
+    mutex = ctypes.create_string_buffer(256)
+    while hold_gil:
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+    wait_for("/nonexistent")
+
+
+def mark_and_wait_for_stop(started: str | Path, requested: str | Path, end: str | Path) -> str:
+    """Record the run, then wait until another file exists; record a request to stop this process meanwhile."""
+    mark(started)
+    backoff = Backoff(0.002, 0.05)
+    while not os.path.exists(end):
+        if was_requested() and not os.path.exists(requested):
+            mark(requested)
+        backoff.sleep()
+    return "done"
 
 
 def where() -> tuple[int, int, int]:

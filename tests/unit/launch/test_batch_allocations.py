@@ -101,7 +101,7 @@ def test_node_file_counts_where_the_server_of_pbs_does_not_answer(
     (tmp_path / "nodes").write_text(lines.replace(" ", "\n") + "\n")
     found = find_allocation({"PBS_JOBID": "1.s", "PBS_NODEFILE": str(tmp_path / "nodes"), "NCPUS": ncpus})
     assert (found.nodes, found.cores) == (("n1", "n2"), cores)
-    assert seconds_left(found, {"PBS_JOBID": "1.s"}) is None
+    assert seconds_left({"PBS_JOBID": "1.s"}) is None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_host_file_of_lsf_counts_without_its_variables(tmp_path: Path):
 def test_rest_of_the_run_limit_of_lsf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, left: float | None):
     command(tmp_path, "bjobs", text + "\n", monkeypatch)
     environment = {"LSB_JOBID": "12", "LSB_MCPU_HOSTS": "n1 1"}
-    assert seconds_left(find_allocation(environment), environment) == left
+    assert seconds_left(environment) == left
     assert lsf.parse_seconds_left(text) == left
 
 
@@ -173,9 +173,8 @@ def test_least_limit_of_a_grid_engine_job_counts_from_its_start(tmp_path: Path, 
     start = time.time() - 100
     os.utime(tmp_path / "config", (start, start))
     environment = {"JOB_ID": "1", "SGE_TASK_ID": "undefined", "SGE_JOB_SPOOL_DIR": str(tmp_path)}
-    allocation = find_allocation(environment)
-    assert seconds_left(allocation, environment) == pytest.approx(140, abs=60)
-    assert seconds_left(allocation, {**environment, "QUEUE": "all.q"}) == pytest.approx(20, abs=19)
+    assert seconds_left(environment) == pytest.approx(140, abs=60)
+    assert seconds_left({**environment, "QUEUE": "all.q"}) == pytest.approx(20, abs=19)
     assert sorted(gridengine.parse_limits(QSTAT_J, QUEUE)) == [120, 240, 300]
     assert gridengine.parse_limits("", "h_rt   INFINITY\n") == []
 

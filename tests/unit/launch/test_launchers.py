@@ -274,7 +274,8 @@ def test_flux_job_whose_events_cannot_be_read_counts_as_ended(
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setitem(sys.modules, "flux", types.SimpleNamespace(job=job))
     monkeypatch.setitem(sys.modules, "flux.job", job)
-    group = flux.FluxGroup(None, 16, (1, 2))
+    orphans = types.SimpleNamespace(add_job=lambda _: None, remove_job=lambda _: None)
+    group = flux.FluxGroup(None, 16, (1, 2), orphans)  # type: ignore[arg-type]
     assert wait_until(group.poll, "the group counts as ended") == 1
     for thread in threading.enumerate():  # it raises after that, and only this test ignores it
         if thread.name == "flux-17":

@@ -23,7 +23,6 @@ from spoolpool.client import executor_runtime
 from spoolpool.errors import BrokenSpool, LauncherError, NotPicklable, WorkerLost
 from spoolpool.launch.launcher import LaunchOptions, python_worker
 from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec
-from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.worker.housekeeping import CHECK_INTERVAL
@@ -367,12 +366,15 @@ def test_one_process_as_a_group_of_two_is_an_error(spool):
 
 def test_sigterm_ends_a_group_after_the_running_task(start, spool, submit, tmp_path):
     process = start(2)
-    gate, trace = tmp_path / "gate", tmp_path / "trace"
-    running = submit(2, tasks.mark_and_wait, trace, gate, "done")
+    gate, trace, signalled = tmp_path / "gate", tmp_path / "trace", tmp_path / "signalled"
+    running = submit(2, mpi_tasks.mark_and_wait_for_stop, trace, signalled, gate)
     waiting = submit(2, tasks.mark, tmp_path / "never")
     wait_until(trace.exists, "the task runs")
     process.terminate()
-    wait_until(lambda: stop_was_requested(spool, process), "the group received the request")
+    wait_until(
+        lambda: signalled.exists() or list(Path(spool.path, "workers").glob("*/stop")),
+        "the group received the request, as a signal or as a file from the supervisor",
+    )
     requested = time.monotonic()
     wait_until(lambda: time.monotonic() > requested + 2 * CHECK_INTERVAL, "the check for the stop file is due")
     gate.touch()
@@ -380,22 +382,6 @@ def test_sigterm_ends_a_group_after_the_running_task(start, spool, submit, tmp_p
     assert process.wait(LIMIT) == 0
     no_process_is_left(spool)
     assert not (tmp_path / "never").exists() and waiting.cancel()
-
-
-def stop_was_requested(spool: Spool, process: subprocess.Popen[bytes]) -> bool:
-    """Return whether the request has reached the groups: as a file from the supervisor, or as a signal."""
-    if list(Path(spool.path, "workers").glob("*/stop")):
-        return True
-    return bool(process.args[0] == MPIEXEC) and all(
-        signal_is_default(info.process.pid) for info in workers.read_workers(spool)
-    )
-
-
-def signal_is_default(pid: int) -> bool:
-    """Return whether rank 0 has received a first SIGTERM, after which the default action of a second one ends it."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    caught = int(re.findall("SigCgt:\t(.*)", text)[0], 16)
-    return not caught >> (signal.SIGTERM - 1) & 1
 
 
 def test_group_ends_after_max_tasks(spool, worker, submit):

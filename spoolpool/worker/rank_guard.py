@@ -1,0 +1,271 @@
+"""Guard of one rank: its parent process, which ends the rank when its group is gone.
+
+The rank may run compiled code that holds Python's global lock for hours, so that no thread of its own can do this. The
+guard runs no task. It learns from the rank which group it belongs to, and looks several times per lease for these
+reasons to end::
+
+    launcher    the process that started the guard has ended
+    owner       the supervisor or executor has ended; only where it is on this host
+    rank 0      ranks of its host look at its process. On each other host the lowest rank looks at its heartbeat in the
+                spool, and the other ranks look at the process of that one
+    time        the time of the group is up, and the time for its last task
+
+Rank 0 is then asked to stop, releases its task after the grace period, and is killed if it does not. After the end of
+rank 0 the other ranks are interrupted as by a cancellation, and killed after the grace period. After a kill of rank 0
+its guard releases its task: the death says nothing about the task.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from spoolpool import settings
+from spoolpool.calls.interruption import INTERRUPT
+from spoolpool.format.names import parse_task_file
+from spoolpool.system import files, records
+from spoolpool.system.backoff import Backoff
+from spoolpool.system.locks import Lock, try_lock
+from spoolpool.system.processes import ProcessId
+from spoolpool.system.stop_request import FORWARDED, HURRY
+
+log = logging.getLogger(__name__)
+
+_LOOKS = 6  # looks at the other processes in each lease
+_LONGEST = 5.0  # seconds between two of them, at most: they cost a few system calls
+_KILL_SECONDS = 1.0  # for a rank that was told to end at once; Flux kills it a little later, and its guard
+_AFTER_RANK_0 = 5.0  # for the release of the task by rank 0 or its guard, before its other ranks are killed
+_NO_RANK_0, _TIME_IS_UP = "rank 0, or the rank of this host that watches it, has ended", "its time is up"
+_STOP, _HURRY = b"stop", b"hurry"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardOptions:
+    """Conditions under which a guard ends its rank; times are in seconds."""
+
+    owner: ProcessId | None = None
+    """Process for which the group works."""
+    grace: float = settings.GRACE
+    """Time for a call to end after its interruption."""
+    drain: float | None = None
+    """Time for the running task after a request to stop; None if it may take as long as it needs."""
+    max_time: float | None = None
+    """Time after which the group begins no more tasks."""
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """Place of a rank in its group, as the rank tells its guard."""
+
+    rank: int
+    """Number of the rank in its group."""
+    worker: str
+    """Id of the worker."""
+    lease: float
+    """Lease of the spool in seconds."""
+    entry: str = ""
+    """Directory of the worker's entry, with the heartbeat of rank 0."""
+    claimed: str = ""
+    """Directory of the claims."""
+    leader: ProcessId | None = None
+    """Lowest rank of the group on this host; None if it is this one."""
+
+
+_decoder = msgspec.json.Decoder(Membership)
+
+
+class _Step(NamedTuple):
+    """Signal that is due at a time of the monotonic clock."""
+
+    due: float
+    number: int
+
+
+class HeartbeatObserver:
+    """Observer of the heartbeat of rank 0, from another host.
+
+    By the rules of recovery rank 0 is dead if its heartbeat did not change for a lease while it was watched, unless it
+    holds the lock of a claim; then after ten leases. A spool that cannot be read says nothing about rank 0.
+    """
+
+    def __init__(self, member: Membership) -> None:
+        self._member = member
+        self._stamp: int | None = None
+        self._silence = 0.0
+        self._looked = time.monotonic()
+        self.is_gone = False
+        """Whether rank 0 is dead."""
+
+    def run(self) -> None:
+        """Look until rank 0 is dead. In a thread of its own: while the server is away, a look does not return."""
+        interval = self._member.lease / _LOOKS
+        backoff = Backoff(interval, interval)
+        while not self.is_gone:
+            backoff.sleep()
+            self.look()
+
+    def look(self) -> None:
+        """Look at the heartbeat once."""
+        lease, now = self._member.lease, time.monotonic()
+        # this process may have been stopped together with rank 0
+        passed, self._looked = min(now - self._looked, lease / 3), now
+        try:
+            stamp = files.mtime_ns(f"{self._member.entry}/beat")
+            if stamp is None and not files.exists(os.path.dirname(self._member.entry)):
+                return
+            self._silence = self._silence + passed if stamp == self._stamp else 0.0
+            self._stamp = stamp
+            if self._silence >= lease:
+                self.is_gone = self._silence >= settings.GONE_LEASES * lease or not self._holds_lock()
+        except OSError as error:
+            log.info("The heartbeat of rank 0 cannot be read now: %s", error)
+
+    def _holds_lock(self) -> bool:
+        for name in files.list_names(self._member.claimed):
+            task_file = parse_task_file(name)
+            if task_file is not None and task_file.worker == self._member.worker:
+                path = f"{self._member.claimed}/{name}"
+                try:
+                    fd = files.open_file(path, write=True)
+                except PermissionError:  # of another account, in a shared spool
+                    fd = files.open_file(path)
+                except OSError as error:
+                    if error.errno in files.GONE:  # its task has ended
+                        continue
+                    raise
+                try:
+                    if try_lock(fd) is Lock.BUSY:
+                        return True
+                finally:
+                    files.close(fd)
+        return False
+
+
+class RankGuard:
+    """Guard in the parent process; in the rank, the way to it."""
+
+    def __init__(self, options: GuardOptions) -> None:
+        self._options = options
+        self._reading, self._writing = os.pipe()
+        self._began = time.monotonic()
+        self._leader: ProcessId | None = None
+        self._member: Membership | None = None
+        self._observer: HeartbeatObserver | None = None
+        self._steps: list[_Step] = []
+        self._reason = ""
+        self._requested = False
+
+    # -- in the rank
+
+    def share(self, node: Any) -> None:
+        """Determine the lowest rank of this host. All ranks of a host call this, with their communicator."""
+        leader = node.bcast(ProcessId.of(os.getpid()))
+        self._leader = leader if node.Get_rank() else None
+
+    def join(self, member: Membership) -> None:
+        """Tell the guard the place of this rank in its group."""
+        member = msgspec.structs.replace(member, leader=self._leader)
+        os.write(self._writing, msgspec.json.encode(member) + b"\n")
+        os.close(self._writing)
+        os.close(self._reading)
+
+    # -- in the parent process
+
+    @property
+    def ended_worker(self) -> str:
+        """Id of the worker if this is the guard of rank 0 and was to end it: its death says nothing about its task."""
+        asked = self._reason or self._requested
+        return self._member.worker if self._member is not None and self._member.rank == 0 and asked else ""
+
+    @property
+    def why_released(self) -> tuple[str, float | None]:
+        """Reason to release the task of :attr:`ended_worker`, and the seconds since its walltime if that is it."""
+        over = None if self._options.max_time is None else time.monotonic() - self._began - self._options.max_time
+        if over is not None and over > 0.0:
+            return "the walltime of its group ended", over
+        return self._reason or "its group was asked to end", None
+
+    def record_request(self, *, hurry: bool) -> None:
+        """Record a signal that requests a stop, from a signal handler."""
+        self._requested = True
+        os.write(self._writing, (_HURRY if hurry else _STOP) + b"\n")
+
+    def watch(self, send: Callable[[int], None]) -> None:
+        """Watch the group, and end the rank by ``send`` when there is a reason."""
+        launcher = os.getppid()
+        while True:
+            if select.select([self._reading], [], [], self._pause())[0]:
+                for line in os.read(self._reading, 65536).splitlines():
+                    self._take(line)
+            reason = self._why_end(launcher) if self._reason != _NO_RANK_0 else ""
+            if reason and (not self._reason or reason == _NO_RANK_0):
+                self._reason = reason
+                log.warning("This rank is to end: %s.", reason)
+                self._plan_end()
+            for step in [each for each in self._steps if each.due <= time.monotonic()]:
+                self._steps.remove(step)
+                send(step.number)
+
+    def _pause(self) -> float:
+        """Return the seconds until the next look or the next step."""
+        now = time.monotonic()
+        lease = settings.LEASE if self._member is None else self._member.lease
+        return max(0.0, min([min(_LONGEST, lease / _LOOKS), *(step.due - now for step in self._steps)]))
+
+    def _take(self, line: bytes) -> None:
+        if line == _HURRY:
+            self._add_step(_KILL_SECONDS, signal.SIGKILL)
+        elif line != _STOP:
+            self._member = member = records.decode(_decoder, line, "the membership of a rank")
+            if member.rank and not (member.leader is not None and member.leader.is_near()):
+                self._observer = HeartbeatObserver(member)
+                threading.Thread(target=self._observer.run, name="spoolpool-observer", daemon=True).start()
+        elif self._member is not None and not self._member.rank and self._options.drain is not None:
+            # it releases its task by itself, unless compiled code holds the global lock
+            self._add_step(self._options.drain + _KILL_SECONDS, signal.SIGKILL)
+
+    def _add_step(self, seconds: float, number: int) -> None:
+        self._steps.append(_Step(time.monotonic() + seconds, number))
+
+    def _why_end(self, launcher: int) -> str:
+        """Return the reason to end the rank; empty if there is none."""
+        options, member = self._options, self._member
+        if member is not None and member.rank:
+            if member.leader is not None and member.leader.is_provably_dead():
+                return _NO_RANK_0
+            if self._observer is not None and self._observer.is_gone:
+                return _NO_RANK_0
+        if os.getppid() != launcher:
+            return "the process that started it has ended"
+        if options.owner is not None and options.owner.is_provably_dead():
+            return "the supervisor or executor that it works for has ended"
+        if options.max_time is not None:
+            limit = options.max_time + (options.drain or 0.0)
+            if time.monotonic() - self._began > limit:
+                return _TIME_IS_UP
+        return ""
+
+    def _plan_end(self) -> None:
+        grace = self._options.grace
+        if self._member is None:  # it is starting, and has no task
+            self._add_step(0.0, signal.SIGKILL)
+        elif not self._member.rank:
+            if self._reason == _TIME_IS_UP:  # rank 0 has released its task, unless compiled code holds the global lock
+                grace = 0.0
+            else:
+                self._add_step(0.0, FORWARDED)
+            self._add_step(grace, HURRY)
+            self._add_step(grace + _KILL_SECONDS, signal.SIGKILL)
+        elif self._reason == _NO_RANK_0:
+            self._add_step(0.0, INTERRUPT)
+            self._add_step(grace, signal.SIGKILL)
+        else:  # an interruption would be the outcome of the task, and a kill before rank 0 ends costs it an attempt
+            self._add_step(grace + _AFTER_RANK_0, signal.SIGKILL)

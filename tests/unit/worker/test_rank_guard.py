@@ -1,0 +1,224 @@
+"""Ranks end with their group: rank 0, launcher and owner are killed while the ranks wait or run a call."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolpool import Executor, settings
+from spoolpool.errors import WorkerLost
+from spoolpool.format.names import new_worker_id, parse_task_file
+from spoolpool.protocol import workers
+from spoolpool.protocol.spool import Spool
+from spoolpool.system.locks import Lock, try_lock
+from spoolpool.worker import rank_guard
+from spoolpool.worker.rank_guard import HeartbeatObserver, Membership
+from tests.conftest import Workers
+from tests.support import mpi_tasks, task_files
+from tests.support.long_call import KINDS, LongCall
+from tests.support.processes import is_running, processes_of
+from tests.support.waiting import LIMIT, wait_until
+
+LEASE = 3.0
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.create(tmp_path / "spool", durability="none", lease=LEASE, caches=1)
+
+
+def parent_of(pid: int) -> int:
+    """Return the pid of the parent of a process; 0 if that process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def ranks_of(spool: Spool) -> list[int]:
+    """Return the processes of the ranks: each is the child of a guard, and starts as a copy of it.
+
+    A rank has such copies of its own for a moment, which become its heartbeat processes.
+    """
+    commands = {pid: command_of(pid) for pid in processes_of(spool.path)}
+    commands = {pid: command for pid, command in commands.items() if b"heartbeat_program" not in command}
+    parents = {pid: parent_of(pid) for pid in commands}
+    copies = {pid for pid, command in commands.items() if commands.get(parents[pid]) == command}
+    return [pid for pid in copies if parents[pid] not in copies]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+class Group:
+    """Group of two ranks that mpiexec started, for a supervisor or by hand."""
+
+    def __init__(self, spool: Spool, worker: Workers, *options: object, supervised: bool) -> None:
+        options = ("--grace", 0.5, *options)
+        if supervised:
+            self.starter = worker(spool, "--launcher", "mpiexec", "--ranks", 2, *options)
+        else:
+            self.starter = worker(spool, *options, mpi_ranks=2)
+        worker.may_die(self.starter)
+        (info,) = workers.read_workers(spool)
+        self.first = info.process.pid
+        self.guard = parent_of(self.first)
+        self.mpiexec = parent_of(parent_of(self.guard))
+        self.ranks = wait_until(lambda: found if len(found := ranks_of(spool)) == 2 else [], "there are two ranks")
+        assert b"mpiexec" in command_of(self.mpiexec)
+
+    def has_ended(self) -> bool:
+        return not any(map(is_running, self.ranks))
+
+
+VICTIMS: dict[str, Callable[[Group], int]] = {
+    "rank 0": lambda group: group.first,
+    "guard of rank 0": lambda group: group.guard,
+    "mpiexec": lambda group: group.mpiexec,
+    "supervisor": lambda group: group.starter.pid,
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", ["idle", *KINDS])
+@pytest.mark.parametrize("victim", [*VICTIMS, "mpiexec by hand", "rank 0 by hand"])
+def test_no_rank_outlives_its_group(spool: Spool, worker: Workers, tmp_path: Path, kind: Any, victim: str) -> None:
+    group = Group(spool, worker, supervised="hand" not in victim)
+    with Executor(spool=spool.path) as executor:
+        if kind != "idle":
+            call = LongCall(tmp_path, executor, 2, kind)
+            call.await_start()
+        os.kill(VICTIMS[victim.removesuffix(" by hand")](group), signal.SIGKILL)
+        wait_until(group.has_ended, "all ranks of the group have ended")
+        if kind != "idle":
+            call.finish()
+            if group.starter.poll() is not None:  # else the supervisor has started another group
+                worker(spool, mpi_ranks=2)
+            assert call.future.exception(LIMIT) is None or isinstance(call.future.exception(), WorkerLost)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_end_after_rank_0_has_ended_without_an_error(
+    spool: Spool, worker: Workers, tmp_path: Path, kind: Any
+) -> None:
+    """A launcher takes exit status 0 for the end of a program, and may leave the other ranks running."""
+    group = Group(spool, worker, supervised=False)
+    with Executor(spool=spool.path) as executor:
+        resources = {"cores": 2, "max_attempts": 1}
+        call = executor.submit(mpi_tasks.rank_0_exits, hold_gil=kind != "waits", resource_dict=resources)
+        wait_until(group.has_ended, "all ranks of the group have ended")
+        assert isinstance(call.exception(LIMIT), WorkerLost)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", KINDS)
+def test_group_ends_with_its_time_and_releases_its_task(
+    spool: Spool, worker: Workers, tmp_path: Path, kind: Any
+) -> None:
+    group = Group(spool, worker, "--max-time", 5, "--drain", 0.5, supervised=False)
+    with Executor(spool=spool.path) as executor:
+        call = LongCall(tmp_path, executor, 2, kind, attempts=2)
+        wait_until(group.has_ended, "all ranks of the group have ended")
+        (found,) = map(parse_task_file, (path.name for path in Path(spool.layout.ready).glob("*/*/*")))
+        assert found is not None
+        assert found.attempt == 1, "no attempt was lost"
+        call.finish()
+        worker(spool, mpi_ranks=2)
+        assert call.future.result(LIMIT) == [None, None]
+
+
+# -- rank 0 on another host
+
+
+@pytest.fixture
+def observer(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Observer:
+    return Observer(spool, monkeypatch)
+
+
+class Observer:
+    """Observer of a heartbeat in a spool, with a clock that the test moves."""
+
+    def __init__(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(rank_guard.time, "monotonic", lambda: self.now)
+        self.worker = new_worker_id()
+        self.entry = Path(spool.layout.worker(self.worker))
+        self.entry.mkdir()
+        self.beat()
+        member = Membership(
+            rank=1, worker=self.worker, lease=LEASE, entry=str(self.entry), claimed=spool.layout.claimed
+        )
+        self.observer = HeartbeatObserver(member)
+
+    def beat(self) -> None:
+        (self.entry / "beat").touch()
+        stamp = 1_000_000_000 * (1 + int(10 * self.now))
+        os.utime(self.entry / "beat", ns=(stamp, stamp))
+
+    def watch(self, leases: float, *, beats: bool = False) -> bool:
+        """Look several times a lease; return whether rank 0 is taken for dead."""
+        end = self.now + leases * LEASE
+        while self.now < end:
+            self.now += LEASE / 6
+            if beats:
+                self.beat()
+            self.observer.look()
+        return self.observer.is_gone
+
+
+def test_silent_rank_0_is_dead_after_a_lease(observer: Observer) -> None:
+    assert not observer.watch(3, beats=True)
+    assert not observer.watch(0.8)
+    assert observer.watch(0.4)
+
+
+def test_rank_0_whose_entry_was_removed_is_dead_after_a_lease(observer: Observer) -> None:
+    observer.watch(1, beats=True)
+    shutil.rmtree(observer.entry)
+    assert not observer.watch(0.8)
+    assert observer.watch(0.6)
+
+
+def test_rank_0_of_a_spool_that_is_away_is_not_taken_for_dead(observer: Observer, spool: Spool) -> None:
+    observer.watch(1, beats=True)
+    away = Path(spool.path).rename(f"{spool.path}-away")
+    assert not observer.watch(20)
+    away.rename(spool.path)
+    assert not observer.watch(0.8)
+    assert observer.watch(0.4)
+
+
+def test_rank_0_of_a_spool_that_cannot_be_read_is_not_taken_for_dead(
+    observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> int:
+        raise OSError(errno.EIO, "the server is away", path)
+
+    observer.watch(1, beats=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_guard.files, "mtime_ns", fail)
+        assert not observer.watch(20)
+    assert not observer.watch(0.8)
+
+
+def test_silent_rank_0_that_holds_the_lock_of_its_claim_is_dead_after_ten_leases(
+    observer: Observer, spool: Spool
+) -> None:
+    task_files.put(spool, "running", worker=observer.worker)
+    (claim,) = Path(spool.layout.claimed).iterdir()
+    with claim.open("r+b") as file:
+        assert try_lock(file.fileno()) is Lock.TAKEN
+        assert not observer.watch(settings.GONE_LEASES - 0.5)
+        assert observer.watch(1)
