@@ -15,7 +15,7 @@ from spoolpool.cli.quantities import Duration
 from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
 from spoolpool.cli.worker_rank import rank_started, ranks_started, run_rank
 from spoolpool.format.names import check_tags
-from spoolpool.launch.launcher import LaunchOptions
+from spoolpool.launch.launcher import HostLauncher, LaunchOptions
 from spoolpool.system.quantities import read_memory
 from spoolpool.system.walltime import describe_walltime
 
@@ -180,7 +180,9 @@ def supervise(options: WorkerCommandOptions) -> None:
         supervisor = Supervisor(
             spool,
             launcher,
-            options.shapes(single=launcher.name in ("local", "mpiexec")),
+            options.shapes(
+                single=isinstance(launcher, HostLauncher) and launcher.allocation(options.launch).system == "none"
+            ),
             options.launch,
             arguments=options.group_arguments(),
             max_time=options.max_time,

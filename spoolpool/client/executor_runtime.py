@@ -27,7 +27,7 @@ from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
 from spoolpool.launch.allocation import plan
-from spoolpool.launch.launcher import Launcher, LaunchOptions
+from spoolpool.launch.launcher import HostLauncher, Launcher, LaunchOptions
 from spoolpool.launch.output_relay import Relay
 from spoolpool.launch.selection import select_launcher
 from spoolpool.options import BatchBackend
@@ -113,10 +113,10 @@ class ExecutorRuntime:
         """Open the session and start this many worker groups; a failure leaves nothing behind."""
         launcher = select_launcher(options.backend.name) if options.runs_groups else None
         if launcher is not None and options.max_workers is None:
-            groups = _limit_to_steps(launcher, options, groups)
+            groups = _limit_groups(launcher, options, groups)
         spool = options.spool
         if spool is None:
-            one_host = launcher is not None and launcher.name in ("mpiexec", "local")
+            one_host = isinstance(launcher, HostLauncher)
             output = settings.OUTPUT if options.stream_output else 0
             spool = temporary_spool.create_temporary_spool(one_host=one_host, output=output)
         runtime: ExecutorRuntime | None = None
@@ -316,12 +316,20 @@ def _launch_options(options: ExecutorOptions) -> LaunchOptions:
     return LaunchOptions(oversubscribe=options.oversubscribe, memory=options.defaults.memory, **vars(options.backend))
 
 
-def _limit_to_steps(launcher: Launcher, options: ExecutorOptions, groups: int) -> int:
-    """Return the number of groups that srun can begin, at most ``groups``: it gives whole cores, and counts memory."""
-    if launcher.name != "srun" or options.oversubscribe:
+def _limit_groups(launcher: Launcher, options: ExecutorOptions, groups: int) -> int:
+    """Return the number of groups that fit into the job around this process.
+
+    srun gives whole cores, and counts memory. Jobs of PBS, LSF and Grid Engine have the cores that they were granted,
+    on all their nodes. Elsewhere that is ``groups``.
+    """
+    if launcher.name == "flux" or options.oversubscribe:
         return groups
-    ((_, room),), _ = plan(launcher.allocation(_launch_options(options)), [(options.shape, None)])
-    return min(groups, room)
+    allocation = launcher.allocation(_launch_options(options))
+    counted = allocation.system in ("pbs", "lsf", "sge")
+    if launcher.name != "srun" and not counted:
+        return groups
+    ((_, room),), _ = plan(allocation, [(options.shape, None)])
+    return room if counted else min(groups, room)
 
 
 def _nothing() -> None:

@@ -46,6 +46,12 @@ def test_groups_fill_the_nodes_of_a_job_and_end_in_order(site: Site) -> None:
     assert site.end_of(record.name)[:3] == (job, "done", 0)
 
 
+def test_job_is_filled_with_groups_on_all_its_nodes(site: Site) -> None:
+    site.start("--nodes=2", "--time=10", "--", "--ranks", "2")
+    infos = site.await_groups(4)
+    assert Counter(info.process.host for info in infos) == {"n1": 2, "n2": 2}
+
+
 def test_job_is_drained_before_its_walltime_ends(site: Site) -> None:
     site.start("--time=70s", "--", "--groups", "1", "--drain", "50")
     [record] = batch_jobs.read_records(site.spool)
@@ -127,11 +133,11 @@ import sys
 from spoolpool import Executor
 from tests.gridengine.test_jobs import where
 
-with Executor(max_workers=2, resource_dict={"cores": 3}) as executor:
+with Executor(resource_dict={"cores": 3}) as executor:
     seen = set()
     while len(seen) < 2:
         seen |= {future.result()[0][0] for future in [executor.submit(where) for _ in range(4)]}
-    print(sorted(seen))
+    print(sorted(seen), executor.max_workers)
 """
 
 
@@ -142,7 +148,7 @@ def test_executor_in_a_batch_script_places_its_groups_on_all_nodes(site: Site) -
     site.submit(f"PYTHONPATH={root} exec {sys.executable} {script}", "-N", "inside", "-pe", "mpi", "8")
     assert site.end_of("inside").state == "done"
     [output] = site.directory.glob("inside.o*")
-    assert "['n1', 'n2']" in output.read_text()
+    assert "['n1', 'n2'] 2" in output.read_text()
 
 
 def test_nodes_of_different_sizes_and_paths_with_special_characters_are_errors(site: Site) -> None:
