@@ -139,8 +139,8 @@ def main(**options: Any) -> None:
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3
       exec spool-worker /shared/spool --ranks 8 --threads 2     (in a script for sbatch)
 
-    Ends at SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGHUP or SIGALRM after the running tasks; a supervisor releases tasks that
-    take longer than --drain. Releases them and ends at once at a second signal.
+    Ends at SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGHUP or SIGALRM after the running tasks; a supervisor releases tasks
+    that take longer than --drain. Releases them and ends at once at a second signal.
     """
     options["memory"] = read_memory(options["memory"])
     launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})

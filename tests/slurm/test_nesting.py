@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from spoolpool import Executor
 from spoolpool.launch.mpiexec import find_mpiexec
+from tests.conftest import Workers
 from tests.servers import slurm as server
-from tests.slurm.site import PATIENCE, Site
+from tests.slurm.site import PATIENCE, WORKER, Site
+from tests.support.long_call import LongCall
 from tests.support.waiting import wait_until
 
 reason = server.missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.skipif(bool(reason), reason=reason or "")]
 
+FLUX = shutil.which("flux")
 NESTING = f"{sys.executable} -m tests.support.nesting"
 
 
@@ -45,3 +52,23 @@ def test_executor_on_a_rank_of_mpiexec_in_the_batch_script(site: Site) -> None:
 def test_executor_in_a_task_of_a_group_of_mpiexec_in_the_batch_script(site: Site) -> None:
     lines = output_in_job(site, f"{NESTING} task mpiexec")
     assert lines == ["2 8 srun in mpiexec", "2 8 mpiexec in a group of 2", "ended with 0"]
+
+
+@pytest.mark.flux
+@pytest.mark.skipif(FLUX is None, reason="flux is not on PATH")
+def test_cancelled_jobs_with_a_flux_instance_release_their_task(site: Site, worker: Workers, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    bindings = subprocess.run([str(FLUX), "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout
+    libraries = os.environ.get("LD_LIBRARY_PATH", "")
+    line = f"""export PYTHONPATH={bindings.strip()}:{root} LD_LIBRARY_PATH={libraries}
+exec srun --nodes=2 --ntasks=2 --mpi=pmi2 {FLUX} start {WORKER} {site.spool.path} --ranks 2 --groups 1"""
+    with Executor(spool=site.spool.path) as executor:
+        call = LongCall(tmp_path, executor, 2, "waits")
+        for _ in range(3):
+            job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4", "--time=10")
+            call.await_start(PATIENCE)
+            site.slurm.run(["scancel", job])
+            wait_until(lambda job=job: site.ended(job), "the job ended", PATIENCE)  # type: ignore[misc]
+        call.finish()
+        worker(site.spool, mpi_ranks=2)
+        assert call.future.result(PATIENCE) == [None, None], site.log()

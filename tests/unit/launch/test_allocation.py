@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch.allocation import Allocation, MemoryRequest, expand_hosts, find_allocation, parse_duration, plan
+from spoolpool.launch.allocation import (
+    Allocation,
+    MemoryRequest,
+    expand_hosts,
+    find_allocation,
+    parse_duration,
+    plan,
+    seconds_left,
+)
 from spoolpool.resources import Shape, read_shape
 
 
@@ -228,3 +237,18 @@ def test_allocation_without_a_batch_system_is_this_host() -> None:
 )
 def test_duration_of_slurm_is_parsed(text: str, seconds: float | None) -> None:
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("slurm", "flux", "expected"),
+    [("10:00", "90", 90.0), ("1:00", "90", 60.0), ("UNLIMITED", "90", 90.0), ("10:00", "4294967295", 600.0)],
+)
+def test_time_left_of_nested_jobs_is_the_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, flux: str, expected: float
+) -> None:
+    for name, answer in {"squeue": slurm, "flux": flux}.items():
+        command = tmp_path / name
+        command.write_text(f"#!/bin/sh\necho {answer}\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert seconds_left({"SLURM_JOB_ID": "1", "FLUX_URI": "local:///x"}) == expected
