@@ -338,6 +338,8 @@ def _wait_for(ended: set[int]) -> set[int]:
 
     Without that object nothing else waits for them, and without the wait the exit code is lost for it.
     """
+    if not ended:  # the look for objects takes long
+        return set()
     subprocess._cleanup()  # type: ignore[attr-defined]  # noqa: SLF001  it waits for those whose objects are gone
     owned = {getattr(each, "pid", None) for each in gc.get_objects() if type(each).__name__ == "Popen"}
     for pid in ended - owned:
