@@ -28,7 +28,15 @@ _ANSWER_SECONDS = 10.0
 _LAST_LINES = 60  # of the errors of a group: a traceback of each of some ranks
 _LAST_WIDTH = 500  # characters of each of them
 _MOST_GROUPS = 4096  # of which the last errors are kept
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM, signal.SIGPIPE)
+_IGNORED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGPIPE,
+)
 """Signals that a batch system sends to all processes of a job: they are for the supervisor. Without SIGPIPE, a failed
 write raises an error that :func:`_write` ignores."""
 
