@@ -14,22 +14,13 @@ from spoolpool.client.progress_bar import as_completed, wait
 from spoolpool.context import CurrentTask, current_task
 
 if TYPE_CHECKING:
+    from spoolpool.backends import Flux, Mpiexec, Srun
+    from spoolpool.batch_backends import FluxBatch, LsfBatch, PbsBatch, Sbatch, SgeBatch
     from spoolpool.calls.pickling import ObjectRef
     from spoolpool.client.futures import get_item_from_future, split_future
     from spoolpool.client.result_cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
-    from spoolpool.options import (
-        Flux,
-        FluxBatch,
-        LsfBatch,
-        Mpiexec,
-        PbsBatch,
-        Sbatch,
-        Session,
-        SgeBatch,
-        Srun,
-        Submission,
-    )
+    from spoolpool.options import Session, Submission
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.protocol.spool import Spool
 
@@ -37,21 +28,21 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Executor": "spoolpool.executor",
-    "Flux": "spoolpool.options",
-    "FluxBatch": "spoolpool.options",
+    "Flux": "spoolpool.backends",
+    "FluxBatch": "spoolpool.batch_backends",
     "FluxExecutor": "spoolpool.executor",
-    "LsfBatch": "spoolpool.options",
+    "LsfBatch": "spoolpool.batch_backends",
     "MPIExecutor": "spoolpool.executor",
-    "Mpiexec": "spoolpool.options",
+    "Mpiexec": "spoolpool.backends",
     "ObjectRef": "spoolpool.calls.pickling",
-    "PbsBatch": "spoolpool.options",
-    "Sbatch": "spoolpool.options",
+    "PbsBatch": "spoolpool.batch_backends",
+    "Sbatch": "spoolpool.batch_backends",
     "Session": "spoolpool.options",
-    "SgeBatch": "spoolpool.options",
+    "SgeBatch": "spoolpool.batch_backends",
     "ShellExecutor": "spoolpool.programs",
     "SlurmExecutor": "spoolpool.executor",
     "Spool": "spoolpool.protocol.spool",
-    "Srun": "spoolpool.options",
+    "Srun": "spoolpool.backends",
     "Submission": "spoolpool.options",
     "SubprocessExecutor": "spoolpool.programs",
     "get_cache_data": "spoolpool.client.result_cache",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -80,6 +78,8 @@ class CurrentTask:
     def scratch(self) -> str:
         """Private directory of this rank below ``TMPDIR``; it is removed when the task ends."""
         if not self._scratch:
+            import tempfile
+
             self._scratch.append(tempfile.mkdtemp(prefix=f"spoolpool-{self.id[-10:]}-"))
         return self._scratch[0]
 
@@ -88,6 +88,8 @@ class CurrentTask:
         if self._progress is not None:
             self._progress.finish()
         while self._scratch:
+            import shutil
+
             shutil.rmtree(self._scratch.pop(), ignore_errors=True)
 
 

@@ -12,7 +12,6 @@ An *embedded* executor has its own spool in a temporary directory, and worker gr
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import threading
@@ -25,22 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
-from spoolpool.client.batched import batched
-from spoolpool.client.ctrl_c import end_interrupted, is_ctrl_c
-from spoolpool.client.executor_runtime import ExecutorRuntime
+from spoolpool.client import at_exit  # noqa: F401  registers its function before those of the script
 from spoolpool.client.futures import DeferredFuture, TaskFuture
-from spoolpool.client.map import iterate_values
-from spoolpool.client.options import ExecutorOptions
-from spoolpool.client.packing import Packer
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import new_task_id
-from spoolpool.launch.allocation import usable_cores
-from spoolpool.launch.selection import default_launcher
-from spoolpool.monitor import graph
-from spoolpool.monitor.states import ENDS, describe_counts
-from spoolpool.options import Backend, Session, Submission, backend_of
+from spoolpool.options import Session, Submission, backend_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
@@ -50,6 +40,11 @@ from spoolpool.system.quantities import read_count
 if TYPE_CHECKING:
     import asyncio
     from types import TracebackType
+
+    from spoolpool.backends import Backend
+    from spoolpool.client.executor_runtime import ExecutorRuntime
+    from spoolpool.client.packing import Packer
+    from spoolpool.monitor import graph
 
 
 T = TypeVar("T")
@@ -122,6 +117,10 @@ class Executor(futures.Executor):
         stream_output: bool = False,
         submission: Submission = Submission(),  # noqa: B008  frozen
     ) -> None:
+        # what the session, its threads and its worker groups need is imported by the first executor
+        from spoolpool.client.options import ExecutorOptions
+        from spoolpool.launch.allocation import usable_cores
+
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
             given["cwd"] = os.fspath(cwd)  # type: ignore[assignment]
@@ -129,6 +128,8 @@ class Executor(futures.Executor):
         if backend is None:
             backend = self.default_backend
             if backend == "auto" and (spool is None or max_workers is not None or max_cores is not None):
+                from spoolpool.launch.selection import default_launcher
+
                 backend = default_launcher()
         self._options = options = ExecutorOptions(
             defaults=Resources().updated({**given, **(resource_dict or {})}),
@@ -152,10 +153,16 @@ class Executor(futures.Executor):
         fork.call_in_child(self, Executor.after_fork)
 
     def _open(self) -> None:
+        from spoolpool.client.executor_runtime import ExecutorRuntime
+
         self._pid = os.getpid()
         self._runtime = runtime = ExecutorRuntime.open(self._options, self._max_workers)
         self._max_workers = runtime.groups
-        self._packer = Packer(runtime) if runtime.may_pack else None
+        self._packer: Packer | None = None
+        if runtime.may_pack:
+            from spoolpool.client.packing import Packer
+
+            self._packer = Packer(runtime)
         # the groups of an executor without references end once its tasks are done
         self._finalizer = weakref.finalize(self, runtime.close)
         self._finalizer.atexit = False
@@ -290,6 +297,8 @@ class Executor(futures.Executor):
             buffersize = read_count("buffersize", buffersize, 1, note=", or None")
         if timeout is not None and math.isnan(timeout):
             raise BadRequest("timeout is not a number; it must be a number of seconds, or None.")
+        from spoolpool.client.map import iterate_values
+
         return iterate_values(
             self.submit,
             fn,
@@ -307,6 +316,8 @@ class Executor(futures.Executor):
 
         See :func:`spoolpool.client.batched.batched`.
         """
+        from spoolpool.client.batched import batched
+
         return batched(futures, n)
 
     def futures(self) -> list[Future[Any]]:
@@ -355,6 +366,8 @@ class Executor(futures.Executor):
         try:
             runtime.join()
         except KeyboardInterrupt as error:
+            from spoolpool.client.ctrl_c import end_interrupted, is_ctrl_c
+
             if is_ctrl_c(error):
                 end_interrupted(runtime)
             raise
@@ -366,6 +379,8 @@ class Executor(futures.Executor):
 
         Those of a named session stay in it.
         """
+        from spoolpool.client.ctrl_c import end_interrupted, is_ctrl_c
+
         runtime = self._runtime
         if runtime is None or self._shut or os.getpid() != self._pid or not is_ctrl_c(error):
             self.shutdown(wait=True)
@@ -391,6 +406,8 @@ class Executor(futures.Executor):
         ``.svg``, for which Graphviz must be installed (``dot`` on ``PATH``; else :class:`BadRequest`). The graph has
         the unfinished tasks, and the finished ones that have dependencies or dependents.
         """
+        from spoolpool.monitor import graph
+
         nodes = self._nodes()
         if filename is not None:
             graph.draw(nodes, filename)
@@ -398,6 +415,8 @@ class Executor(futures.Executor):
 
     def export_workflow(self, filename: str | os.PathLike[str]) -> None:
         """Write the same graph as JSON; ``docs/workflows.md`` describes the format."""
+        from spoolpool.monitor import graph
+
         graph.export(self._nodes(), filename)
 
     def _nodes(self) -> list[graph.Node]:
@@ -446,12 +465,18 @@ class Executor(futures.Executor):
         The ends are those of ``spool status`` and ``spool report``: ``done``, ``raised``, ``lost``, ``cancelled``,
         ``failed`` and ``vanished``. Calls that share a task count once. Reads no file.
         """
+        from spoolpool.monitor.states import ENDS
+
         pending = self._last_runtime().session.pending
         with pending.lock:
             return {"pending": len(pending), **{end: pending.ends[end] for end in ENDS if end != "removed"}}
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: :attr:`info` and :meth:`counts`. Asks no file."""
+        import html
+
+        from spoolpool.monitor.states import describe_counts
+
         runtime = self._runtime
         rows: dict[str, object] = {"": type(self).__name__ + ", ended" * (self._shut or runtime is None)}
         if runtime is not None:

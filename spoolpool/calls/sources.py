@@ -8,15 +8,14 @@ submitter imports.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import inspect
+import importlib
 import linecache
 import os
 import sys
 import threading
 import types
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import NamedTuple
 
 from spoolpool.calls import modules
@@ -45,6 +44,8 @@ def text_of(function: types.FunctionType) -> tuple[int, str]:
 def _text_of(file: str, code: types.CodeType) -> tuple[int, str]:
     if modules.in_a_library(file):
         return code.co_firstlineno, ""
+    import inspect  # 5 ms, for functions by value alone
+
     try:
         lines, first = inspect.getsourcelines(code)
     except Exception:  # noqa: BLE001  OSError, or any error of the tokenizer where the file has changed
@@ -75,7 +76,7 @@ class SourceCache:
         linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
 
 
-class LocalFinder(importlib.abc.MetaPathFinder):
+class LocalFinder:
     """Import hook for the modules beside the script whose function this process runs.
 
     It comes after the other ways to import that exist when it is installed. Its modules are removed from
@@ -106,11 +107,11 @@ class LocalFinder(importlib.abc.MetaPathFinder):
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         """Find a module in the directories, or in a package that was found there."""
         if path is not None and fullname.rpartition(".")[0] not in self._found:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, self._path if path is None else path, target)
+        spec = PathFinder.find_spec(fullname, self._path if path is None else path, target)
         if spec is not None:
             file = spec.origin if spec.has_location and spec.origin else ""
             self._found[fullname] = file, _modified(file)

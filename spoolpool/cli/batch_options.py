@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from spoolpool import settings
+from spoolpool.batch_backends import batch_backend
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.quantities import Walltime
 from spoolpool.cli.worker import main
 from spoolpool.errors import BadRequest
-from spoolpool.options import batch_backend
 from spoolpool.pool.batch_system import Job
 from spoolpool.system.walltime import describe_walltime
 

@@ -121,7 +121,6 @@ def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
     from spoolpool.calls import run
     from spoolpool.launch.allocation import find_allocation, in_step
-    from spoolpool.launch.output_relay import redirect_output
     from spoolpool.protocol.worker_registration import decode_owner
     from spoolpool.security import known_spools
     from spoolpool.security.trust import Trust
@@ -138,6 +137,8 @@ def run_rank(options: WorkerCommandOptions) -> int:
     renewals = int(os.environ.pop(settings.ENV_RENEWALS, "") or 0)
     known_spools.inherit(known)
     if pipes:
+        from spoolpool.launch.output_relay import redirect_output
+
         redirect_output(pipes, local_rank())
     if devices:
         take_share(devices, options.gpus)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import queue
 import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -17,31 +15,30 @@ from typing import TYPE_CHECKING
 from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
-from spoolpool.client import ctrl_c, temporary_spool
+from spoolpool.client.at_exit import close_at_exit
 from spoolpool.client.deferred import DeferredCalls
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.prepared_call import PreparedCall
-from spoolpool.client.resume import SessionReplay
 from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import parse_lane, submitter_of
 from spoolpool.launch.allocation import plan
-from spoolpool.launch.launcher import HostLauncher, Launcher, LaunchOptions
-from spoolpool.launch.output_relay import Relay
+from spoolpool.launch.launcher import HostLauncher, LaunchOptions
 from spoolpool.launch.selection import select_launcher
-from spoolpool.options import BatchBackend
-from spoolpool.pool.batch_pool import BatchPool
-from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
 from spoolpool.security.trust import Trust
-from spoolpool.system import fork
 from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
     from spoolpool.client.memoize import Memoizer
     from spoolpool.client.output_stream import OutputStream
+    from spoolpool.client.resume import SessionReplay
+    from spoolpool.launch.launcher import Launcher
+    from spoolpool.launch.output_relay import Relay
+    from spoolpool.pool.batch_pool import BatchPool
+    from spoolpool.pool.group_pool import GroupPool
 
 _SPARE_SECONDS = 30.0  # idle time after which a group ends whose shape was requested by one call only
 
@@ -64,8 +61,13 @@ class ExecutorRuntime:
         self.groups = groups
         """Worker groups that were requested first."""
         self.cores = groups * options.shape.cores
-        self._relay = Relay(labels=False)
-        self.pool = None if launcher is None else _start_pool(options, spool, launcher, self._relay)
+        self._relay: Relay | None = None
+        self.pool: GroupPool | None = None
+        if launcher is not None:
+            from spoolpool.launch.output_relay import Relay
+
+            self._relay = Relay(labels=False)
+            self.pool = _start_pool(options, spool, launcher, self._relay)
         self.jobs: BatchPool | None = None
         self.init = ""
         """Object id of the ``init_function``."""
@@ -84,7 +86,11 @@ class ExecutorRuntime:
             raises_cause=options.submission.raise_cause,
         )
         self.deferred = DeferredCalls(self.session, self.submit)
-        if isinstance(options.backend, BatchBackend):
+        if options.backend.in_jobs:
+            from spoolpool.batch_backends import BatchBackend
+            from spoolpool.pool.batch_pool import BatchPool
+
+            assert isinstance(options.backend, BatchBackend)
             self.jobs = BatchPool(
                 spool,
                 self.session.entry,
@@ -97,15 +103,15 @@ class ExecutorRuntime:
         self._closed = False
         self._awake: SimpleQueue[None] = SimpleQueue()  # unlike a Queue's, its put may run in a garbage collection
         self._thread: threading.Thread | None = None
-        _close_at_exit(self.session)
+        close_at_exit(self.session)
         if options.stream_output:
             from spoolpool.client.output_stream import OutputStream
 
             self.stream = OutputStream(self.session, self.accept)
-            _close_at_exit(self)
+            close_at_exit(self)
         if self.pool is not None or self.jobs is not None:
             self._thread = threading.Thread(target=self._watch, name=f"spoolpool-pool-{name}", daemon=True)
-            _close_at_exit(self)
+            close_at_exit(self)
             self._thread.start()
 
     @classmethod
@@ -116,9 +122,11 @@ class ExecutorRuntime:
             groups = _limit_groups(launcher, options, groups)
         spool = options.spool
         if spool is None:
+            from spoolpool.client.temporary_spool import create_temporary_spool
+
             one_host = isinstance(launcher, HostLauncher)
             output = settings.OUTPUT if options.stream_output else 0
-            spool = temporary_spool.create_temporary_spool(one_host=one_host, output=output)
+            spool = create_temporary_spool(one_host=one_host, output=output)
         runtime: ExecutorRuntime | None = None
         try:
             runtime = cls(options, spool, launcher, groups)
@@ -142,6 +150,8 @@ class ExecutorRuntime:
         if options.session is not None:
             self.session.may_be_left = options.session.detach
             if options.session.resume:
+                from spoolpool.client.resume import SessionReplay
+
                 self.replay = SessionReplay(self.session, options.init_function)
         if self.pool is not None:
             self.pool.resize(options.shape, groups)
@@ -176,6 +186,7 @@ class ExecutorRuntime:
         finally:
             if self.pool is not None:
                 self.pool.stop()
+            if self._relay is not None:
                 self._relay.close()
             if self.jobs is not None:
                 self.jobs.stop()
@@ -266,7 +277,7 @@ class ExecutorRuntime:
     def flush_with(self, flush: Callable[[], None]) -> None:
         """Set the function that submits gathered calls; it is called before the session is closed."""
         self.flush = flush
-        _close_at_exit(self)
+        close_at_exit(self)
 
     def close(self) -> None:
         """End all resources once nothing is pending. May be repeated; does nothing in a forked child."""
@@ -308,6 +319,8 @@ def _shape(lane: str) -> Shape:
 
 
 def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher, relay: Relay) -> GroupPool:
+    from spoolpool.pool.group_pool import GroupPool
+
     arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
     return GroupPool(spool, launcher, arguments=arguments, options=replace(_launch_options(options), relay=relay))
 
@@ -334,43 +347,3 @@ def _limit_groups(launcher: Launcher, options: ExecutorOptions, groups: int) -> 
 
 def _nothing() -> None:
     """Flush nothing."""
-
-
-_at_work: weakref.WeakSet[ExecutorRuntime | SubmitterSession] = weakref.WeakSet()
-"""Objects whose threads keep them alive when their executor is gone; the exit of the process waits for them."""
-
-
-def _close_at_exit(each: ExecutorRuntime | SubmitterSession) -> None:
-    _at_work.add(each)
-    fork.call_in_child(each, _at_work.discard)
-
-
-def _at_exit() -> None:
-    working = sorted(
-        _at_work, key=lambda each: isinstance(each, SubmitterSession)
-    )  # a runtime first flushes into its session
-    try:
-        if not ctrl_c.ended_by_ctrl_c():
-            _wait_at_exit(working)
-            return
-    except KeyboardInterrupt:  # the script has ended, and the user does not wait for its calls
-        pass
-    again = False
-    for each in working:
-        try:
-            (ctrl_c.kill if again else ctrl_c.end_interrupted)(each)
-        except KeyboardInterrupt:
-            again = True
-
-
-def _wait_at_exit(working: Sequence[ExecutorRuntime | SubmitterSession]) -> None:
-    for each in working:
-        if isinstance(each, SubmitterSession) and each.may_be_left:
-            each.detach()
-        else:
-            each.close()
-    for each in working:
-        each.join()
-
-
-atexit.register(_at_exit)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import Lane, check_lane, check_tags
-from spoolpool.options import Backend, BatchBackend, Session, Submission
+from spoolpool.options import Session, Submission
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
 from spoolpool.system.quantities import read_count
+
+if TYPE_CHECKING:
+    from spoolpool.backends import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,11 @@ class ExecutorOptions:
     @property
     def runs_groups(self) -> bool:
         """Whether the executor starts worker groups itself, not in batch jobs."""
-        return not isinstance(self.backend, BatchBackend) and (self.spool is None or self.max_workers is not None)
+        return not self.backend.in_jobs and (self.spool is None or self.max_workers is not None)
 
     def check_detachable(self) -> None:
         """Raise :class:`BadRequest` if the executor's tasks could not go on without it."""
-        if self.spool is None or self.runs_groups or isinstance(self.backend, BatchBackend):
+        if self.spool is None or self.runs_groups or self.backend.in_jobs:
             raise BadRequest(
                 "Only an executor that is attached to a spool and starts no worker groups can leave its tasks to the "
                 "spool: give spool=, and neither max_workers= nor a backend of batch jobs."

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from typing import TYPE_CHECKING
 
 from spoolpool.client.collector import Collector, set_aside_error
 from spoolpool.client.futures import DeferredFuture, TaskFuture, finish, wait
@@ -17,8 +18,6 @@ from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanish
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
-from spoolpool.monitor.inventory import find_session_tasks
-from spoolpool.monitor.query import TaskView
 from spoolpool.protocol import cancel
 from spoolpool.protocol.sessions import RENEWAL, entry_of, register, renew, unregister
 from spoolpool.protocol.spool import Spool
@@ -26,6 +25,9 @@ from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts
 from spoolpool.system.processes import hostname
+
+if TYPE_CHECKING:
+    from spoolpool.monitor.query import TaskView
 
 log = logging.getLogger("spoolpool.session")
 
@@ -159,6 +161,8 @@ class SubmitterSession:
         If a directory cannot be listed, as in another account's dropbox, its waiting and running tasks are left out,
         and a warning is logged.
         """
+        from spoolpool.monitor.inventory import find_session_tasks
+
         tasks, unlisted = find_session_tasks(self.spool, self.name)
         for path, reason in unlisted.items():
             log.warning("Cannot list tasks of the session %s in %s: %s.", self.name, path, reason)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from spoolpool.errors import LauncherError
-from spoolpool.launch import gridengine, lsf, pbs
 from spoolpool.launch.job_nodes import JobNodes, answer_of
 from spoolpool.resources import Shape
 from spoolpool.system.batch_job import BatchJob, find_batch_job
@@ -244,9 +243,18 @@ def find_allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
 
 
 def _job_nodes(job: BatchJob, environment: Mapping[str, str]) -> JobNodes:
+    # imported here: a process is in a job of one system, and most are in none
     if job.system == "pbs":
+        from spoolpool.launch import pbs
+
         return pbs.find_nodes(job.id, environment)
-    return lsf.find_nodes(environment) if job.system == "lsf" else gridengine.find_nodes(environment)
+    if job.system == "lsf":
+        from spoolpool.launch import lsf
+
+        return lsf.find_nodes(environment)
+    from spoolpool.launch import gridengine
+
+    return gridengine.find_nodes(environment)
 
 
 def host_share(allocation: Allocation) -> Allocation:
@@ -350,8 +358,16 @@ def _other_seconds_left(environment: Mapping[str, str]) -> float | None:
     if job is None or job.system == "slurm":
         return None
     if job.system == "sge":
+        from spoolpool.launch import gridengine
+
         return gridengine.seconds_left(job.id, environment)
-    return pbs.seconds_left(job.id) if job.system == "pbs" else lsf.seconds_left(job.id)
+    if job.system == "pbs":
+        from spoolpool.launch import pbs
+
+        return pbs.seconds_left(job.id)
+    from spoolpool.launch import lsf
+
+    return lsf.seconds_left(job.id)
 
 
 def parse_duration(text: str) -> float | None:

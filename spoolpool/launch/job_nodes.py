@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -36,6 +35,8 @@ def read_lines(path: str) -> list[str]:
 
 def answer_of(command: Sequence[str]) -> str:
     """Return the output of a command; empty if there is none on this node, or the batch system does not answer."""
+    import subprocess  # most jobs and hosts ask nothing
+
     try:
         done = subprocess.run(
             command,

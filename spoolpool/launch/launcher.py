@@ -6,20 +6,21 @@ import functools
 import math
 import os
 import signal
-import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError
 from spoolpool.launch.allocation import Allocation, find_allocation, host_allocation, host_share, in_step, seconds_left
-from spoolpool.launch.orphan_guard import OrphanGuard
-from spoolpool.launch.output_relay import Relay, close_all
 from spoolpool.resources import Shape
 from spoolpool.system import gpus
 from spoolpool.system.environment import python_module, without_mpi
+
+if TYPE_CHECKING:
+    from spoolpool.launch.orphan_guard import OrphanGuard
+    from spoolpool.launch.output_relay import Relay
 
 WORKER_MODULE = "spoolpool.cli.worker"
 """Module that each rank runs as ``python -m``."""
@@ -125,6 +126,8 @@ class CommandProcess:
         ``output`` are descriptors, closed here: standard output and standard error of the command (those of this
         process if there are none), and further ones that stay open until the command has ended.
         """
+        import subprocess
+
         stdout, stderr = output[:2] or (None, None)
         self._kept = list(output)
         self._ending = False
@@ -139,9 +142,9 @@ class CommandProcess:
                 start_new_session=True,
             )
             self._kept = self._kept[2:]
-            close_all(output[:2])
+            _close_all(output[:2])
         except OSError:
-            close_all(self._kept)
+            _close_all(self._kept)
             raise
         self.pid = self._process.pid
         """Leader of a process group of its own."""
@@ -153,7 +156,7 @@ class CommandProcess:
             if self._ending:  # ranks may be left on this host
                 self._signal(signal.SIGKILL)
             self._ending = False
-            close_all(self._kept)
+            _close_all(self._kept)
             self._kept = []
         return code
 
@@ -169,6 +172,11 @@ class CommandProcess:
             self._process.send_signal(number)
 
 
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class CommandLauncher(Launcher):
     """Launcher that starts a group by a command."""
 
@@ -181,6 +189,8 @@ class CommandLauncher(Launcher):
 
     @functools.cached_property
     def _orphans(self) -> OrphanGuard:
+        from spoolpool.launch.orphan_guard import OrphanGuard
+
         return OrphanGuard()
 
     def start(

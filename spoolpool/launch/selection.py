@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spoolpool import settings
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch.allocation import find_allocation, in_step
-from spoolpool.launch.jsrun import JsrunLauncher, has_jsrun
-from spoolpool.launch.launcher import Launcher
-from spoolpool.launch.local import LocalLauncher
-from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec, why_no_mpiexec
-from spoolpool.launch.mpiexec_job import JobMpiexecLauncher
-from spoolpool.launch.srun import SrunLauncher
+from spoolpool.launch.allocation import Allocation, find_allocation, in_step
 from spoolpool.system import defaults
+
+if TYPE_CHECKING:
+    from spoolpool.launch.launcher import Launcher
 
 NAMES = settings.LAUNCHERS
 
@@ -40,26 +39,50 @@ def select_launcher(name: str) -> Launcher:
     """
     allocation = find_allocation()
     if name == "auto":
-        name = "mpiexec" if find_mpiexec() else "local"
-        if allocation.system in ("flux", "slurm") and not in_step():
-            name = {"flux": "flux", "slurm": "srun"}[allocation.system]
-        elif has_jsrun() and allocation.system == "lsf" and not in_step():
-            name = "jsrun"
+        name = _find_best(allocation)
+    # each is imported when it is chosen: a process uses one of them
     if name == "flux":
-        from spoolpool.launch.flux import FluxLauncher  # Flux's bindings are optional
+        from spoolpool.launch.flux import FluxLauncher
 
         return FluxLauncher()
     if name == "srun":
+        from spoolpool.launch.srun import SrunLauncher
+
         return SrunLauncher(allocation)
     if name == "jsrun":
+        from spoolpool.launch.jsrun import JsrunLauncher
+
         return JsrunLauncher(allocation)
     if name == "local":
+        from spoolpool.launch.local import LocalLauncher
+
         return LocalLauncher()
     if name == "mpiexec":
-        path = find_mpiexec()
-        if path is None:
-            raise LauncherError(why_no_mpiexec())
-        if len(allocation.nodes) > 1 and allocation.system in ("pbs", "lsf", "sge") and not in_step():
-            return JobMpiexecLauncher(path, allocation)
-        return MpiexecLauncher(path)
+        return _mpiexec_launcher(allocation)
     raise BadRequest(f"There is no launcher {name!r}; there are {', '.join(NAMES)}.")
+
+
+def _find_best(allocation: Allocation) -> str:
+    if allocation.system in ("flux", "slurm") and not in_step():
+        return {"flux": "flux", "slurm": "srun"}[allocation.system]
+    if allocation.system == "lsf" and not in_step():
+        from spoolpool.launch.jsrun import has_jsrun
+
+        if has_jsrun():
+            return "jsrun"
+    from spoolpool.launch.mpiexec import find_mpiexec
+
+    return "mpiexec" if find_mpiexec() else "local"
+
+
+def _mpiexec_launcher(allocation: Allocation) -> Launcher:
+    from spoolpool.launch.mpiexec import MpiexecLauncher, find_mpiexec, why_no_mpiexec
+
+    path = find_mpiexec()
+    if path is None:
+        raise LauncherError(why_no_mpiexec())
+    if len(allocation.nodes) > 1 and allocation.system in ("pbs", "lsf", "sge") and not in_step():
+        from spoolpool.launch.mpiexec_job import JobMpiexecLauncher
+
+        return JobMpiexecLauncher(path, allocation)
+    return MpiexecLauncher(path)

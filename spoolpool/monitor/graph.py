@@ -5,18 +5,15 @@ It is built from the memory of a session, or read from a spool.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from spoolpool.errors import BadRequest
 from spoolpool.format.headers import Kind, TaskHeader
-from spoolpool.monitor import query, states
+from spoolpool.monitor import states
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.text import escape_line
 
@@ -98,6 +95,8 @@ def _node(header: TaskHeader, state: State) -> Node:
 
 def read(spool: Spool, session: str = "") -> list[Node]:
     """Return the tasks that are in a spool now, of one session or of all; the spool may be in use."""
+    from spoolpool.monitor import query
+
     graph = Graph()
     for view in query.select(spool, query.Query(session=session)):
         if view.header is not None:  # else the task moved, or is unreadable: 'spool check' reports that
@@ -147,6 +146,9 @@ def render(nodes: list[Node], form: str) -> bytes:
         return dot(nodes).encode()
     if form == "mmd":
         return mermaid(nodes).encode()
+    import shutil
+    import subprocess
+
     program = shutil.which("dot")
     if program is None:
         raise BadRequest(
@@ -191,5 +193,7 @@ def workflow(nodes: list[Node]) -> dict[str, Any]:
 
 def export(nodes: list[Node], filename: str | os.PathLike[str]) -> None:
     """Write the graph to a file as JSON."""
+    import json
+
     with open(filename, "w", encoding="utf-8") as file:
         file.write(json.dumps(workflow(nodes), indent=1) + "\n")

@@ -7,13 +7,15 @@ is gone has the state of its last event in the journals.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from spoolpool.format import headers
 from spoolpool.format.headers import Kind, TaskHeader
 from spoolpool.format.names import TaskFile
-from spoolpool.monitor.scan import Place
-from spoolpool.protocol.journal import Event
+
+if TYPE_CHECKING:
+    from spoolpool.monitor.scan import Place
+    from spoolpool.protocol.journal import Event
 
 State = Literal["held", "waiting", "running", "done", "raised", "lost", "cancelled", "failed"]
 """State of a task in the spool. ``lost`` tasks that were collected, and ``failed`` ones, are kept in ``failed/``."""

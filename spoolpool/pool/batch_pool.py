@@ -7,9 +7,9 @@ import math
 import time
 from dataclasses import replace
 
+from spoolpool.batch_backends import BatchBackend
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane
-from spoolpool.options import BatchBackend
 from spoolpool.pool import batch_jobs, job_ends
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_jobs import SpoolJob

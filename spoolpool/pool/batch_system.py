@@ -29,7 +29,7 @@ from spoolpool.system.job_ids import select
 from spoolpool.system.walltime import format_walltime
 
 if TYPE_CHECKING:
-    from spoolpool.options import BatchBackend
+    from spoolpool.batch_backends import BatchBackend
 
 System = Literal["slurm", "flux", "pbs", "lsf", "sge"]
 

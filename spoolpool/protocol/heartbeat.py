@@ -7,7 +7,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -55,6 +54,8 @@ class Heartbeat:
         threading.Thread(target=self._watch, name="spoolpool-heartbeat", daemon=True).start()
 
     def _start(self) -> None:
+        import subprocess  # for a worker or session that begins, not for a reader
+
         me = ProcessId.of(os.getpid())
         arguments = [files.child_path(self._path), str(self._interval), str(me.pid), me.start, *self._then]
         command = [sys.executable, "-IS", _PROGRAM, *arguments]

@@ -9,7 +9,6 @@ the identity of its spool to the processes that it starts; these need no record.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -77,6 +76,8 @@ def forget(path: str) -> None:
 
 def record_path(path: str) -> str:
     """Return the path of the record of the spool at ``path``."""
+    import hashlib
+
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     return os.path.join(config_directory(), "known_spools", digest)
 

@@ -8,18 +8,20 @@ keys are in a file outside the spool, newest first. The newest key signs; signat
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import re
 import stat
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, NoKey, NotTrusted
 from spoolpool.system import files
 from spoolpool.system.environment import config_directory
+
+if TYPE_CHECKING:
+    import hmac
 
 SIZE = 40
 """Bytes of a signature: the id of its key (8) and the HMAC (32)."""
@@ -59,6 +61,8 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, secret: bytes) -> Key:
         """Return the key with this secret."""
+        import hmac
+
         return cls(hmac.digest(secret, b"spoolpool key id", "sha256")[:8].hex(), secret)
 
 
@@ -190,6 +194,8 @@ class Signature:
 
     def load(self) -> None:
         """Read the keys now; raise :class:`NoKey` if that fails."""
+        import hmac
+
         keys = self._final or read_keys(self.path)
         self._keys = {key.id: hmac.new(key.secret, self._context.encode(), "sha256") for key in keys}
         self._newest = keys[0].id
@@ -219,6 +225,8 @@ class Signature:
 
     def check(self, label: str, path: str, content: memoryview, signature: bytes) -> None:
         """Raise :class:`NotTrusted` if the signature of a file is wrong, and :class:`NoKey` if its key is missing."""
+        import hmac
+
         self._refresh()
         key = signature[:8].hex()
         if key not in self._keys:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
 
 LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
@@ -44,6 +42,9 @@ def find_mount(lines: Iterable[str], path: str) -> tuple[str, str, str]:
 
 def quota(point: str) -> str:
     """Run quota and return its line about a mount and this account; empty without a quota, or after a timeout."""
+    import shutil  # late, with subprocess: 5 ms that a worker need not take
+    import subprocess
+
     command = shutil.which("quota")
     if command is None:
         return ""

@@ -177,3 +177,9 @@ def read_memory(size: Any, name: str = "memory") -> int:
     if count > _MOST_MEMORY:
         raise BadRequest(f"{name} is {describe_value(size)}: that is more than 1024 terabytes per rank. Give {wanted}.")
     return count
+
+
+def keep_count(options: object, name: str, least: int, most: float = math.inf, *, note: str = "") -> None:
+    """Freeze a whole number. Raises :class:`BadRequest`."""
+    given = getattr(options, name)
+    object.__setattr__(options, name, read_count(f"{type(options).__name__}: {name}", given, least, most, note=note))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from spoolpool import settings
 from spoolpool.calls.definitions import become_worker
@@ -35,11 +35,13 @@ from spoolpool.system.stop_request import StopRequest, ignore_stop_signals, stop
 from spoolpool.worker.capture import Capture, enable_stacks
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
-from spoolpool.worker.mpi_group import MPIGroup
-from spoolpool.worker.mpi_world import World
 from spoolpool.worker.publish import EmergencyPublisher
 from spoolpool.worker.rank_guard import Membership, RankGuard
 from spoolpool.worker.serial_group import SerialGroup
+
+if TYPE_CHECKING:
+    from spoolpool.worker.mpi_group import MPIGroup
+    from spoolpool.worker.mpi_world import World
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,9 @@ def _keep_log_apart() -> None:
 
 
 def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
+    from spoolpool.worker.mpi_group import MPIGroup
+    from spoolpool.worker.mpi_world import World
+
     world: World | None = None
     try:
         world = World(config.ranks, config.world_size)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from spoolpool import Executor, SgeBatch
+from spoolpool.batch_backends import batch_backend
 from spoolpool.errors import LauncherError
-from spoolpool.options import batch_backend
 from spoolpool.pool import batch_jobs, batch_system
 from spoolpool.pool.batch_system import Job
 from spoolpool.protocol import workers

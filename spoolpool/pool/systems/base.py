@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from spoolpool.errors import LauncherError
 
 if TYPE_CHECKING:
-    from spoolpool.options import BatchBackend
+    from spoolpool.batch_backends import BatchBackend
 
 _SECONDS = 120.0  # for one answer of a batch system
 

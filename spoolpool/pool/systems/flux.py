@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, run
 
 if TYPE_CHECKING:
-    from spoolpool.options import BatchBackend
+    from spoolpool.batch_backends import BatchBackend
 
 _PENDING = frozenset({"DEPEND", "PRIORITY", "SCHED"})
 _STATES: dict[str, Literal["timeout", "cancelled"]] = {"TIMEOUT": "timeout", "CANCELED": "cancelled"}

@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
+from spoolpool.batch_backends import BatchBackend, SgeBatch
 from spoolpool.errors import LauncherError
-from spoolpool.options import BatchBackend, SgeBatch
 from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, common_cores, run, without_given
 from spoolpool.system.accounts import account_name
 

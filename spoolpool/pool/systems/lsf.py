@@ -7,8 +7,8 @@ import re
 import shlex
 from typing import Literal
 
+from spoolpool.batch_backends import BatchBackend, LsfBatch
 from spoolpool.errors import LauncherError
-from spoolpool.options import BatchBackend, LsfBatch
 from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, common_cores, run, without_given
 from spoolpool.system.accounts import account_name
 

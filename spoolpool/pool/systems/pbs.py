@@ -6,8 +6,8 @@ import os
 import re
 import shlex
 
+from spoolpool.batch_backends import BatchBackend, PbsBatch
 from spoolpool.launch.pbs import parse_records
-from spoolpool.options import BatchBackend, PbsBatch
 from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, common_cores, run, without_given
 from spoolpool.system.accounts import account_name
 

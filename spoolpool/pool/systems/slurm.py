@@ -12,7 +12,7 @@ from spoolpool.pool.systems.base import ActiveJob, BatchSystem, EndedJob, JobPar
 from spoolpool.system.job_ids import base_id, without_limit
 
 if TYPE_CHECKING:
-    from spoolpool.options import BatchBackend
+    from spoolpool.batch_backends import BatchBackend
 
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 """States of a job that has not begun. Slurm also lists jobs that run or are about to end."""

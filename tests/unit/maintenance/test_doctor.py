@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -606,8 +607,8 @@ def test_quota_command_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("quota", timeout)
 
-    monkeypatch.setattr(mounts.shutil, "which", lambda _: "/usr/bin/quota")
-    monkeypatch.setattr(mounts.subprocess, "run", hangs)
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/quota")
+    monkeypatch.setattr(subprocess, "run", hangs)
     assert mounts.quota("/home") == ""
 
 

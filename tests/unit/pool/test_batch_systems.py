@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from spoolpool import LsfBatch, PbsBatch, Sbatch, SgeBatch, settings
+from spoolpool.batch_backends import batch_backend
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.options import backend_of, batch_backend
+from spoolpool.options import backend_of
 from spoolpool.pool import batch_system
 from spoolpool.pool.batch_system import Job, active_jobs, cancel, ended_job
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from spoolpool import Executor, Flux, Sbatch, Spool, Submission
+from spoolpool.batch_backends import FluxBatch
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest
-from spoolpool.options import FluxBatch
 from spoolpool.resources import Resources
 from spoolpool.system.quantities import DAY, LONGEST, read_count, read_memory, read_seconds, read_start
 
