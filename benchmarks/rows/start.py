@@ -21,6 +21,8 @@ _FIRST = Key("spoolpool", "import to first result")
 _WAITING = 1000
 """Tasks in the spool that is looked at."""
 
+_IMPORT_TIME = "import time:"
+
 _ROUNDS = 3
 """Turns at most: each starts everything several times."""
 
@@ -66,8 +68,8 @@ def entries(sizes: Sizes) -> list[Entry]:
     peer = executorlib.CONTENDER.environment
     return [
         entry(_FLOOR, imported("pass"), "floor"),
-        entry(_OURS, imported("import spoolpool"), goal=0.15),
-        entry(Key(executor), imported(executor), goal=0.15),
+        entry(_OURS, imported("import spoolpool"), goal=0.08),
+        entry(Key(executor), imported(executor), goal=0.08),
         entry(Key("spool --help"), ("spool", "--help"), goal=0.2),
         Entry(
             key=Key("spool status", f"{_WAITING} tasks wait"),
@@ -113,7 +115,7 @@ def _take(place: Place, arguments: Sequence[str], times: int) -> Samples:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={name: value for name, value in environment_of(place.python, "/tmp").items() if name != "PYTHONPATH"},
+            env=_environment(place.python),
         )
         _, status, used = os.wait4(process.pid, 0)
         took = time.perf_counter() - before
@@ -123,7 +125,29 @@ def _take(place: Place, arguments: Sequence[str], times: int) -> Samples:
         if number:  # the first one fills caches
             taken["time"].append(took)
             taken["CPU"].append(used.ru_utime + used.ru_stime)
+    if arguments[:2] == ("python", "-c"):
+        taken |= _imports(program, arguments[1:])
     return taken
+
+
+def _imports(python: str, arguments: Sequence[str]) -> Samples:
+    """Return the number of modules that a program of Python imports, and the seconds that their code takes."""
+    done = subprocess.run(
+        [python, "-X", "importtime", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=_environment(python),
+        check=True,
+    )
+    lines = [line.removeprefix(_IMPORT_TIME) for line in done.stderr.splitlines() if line.startswith(_IMPORT_TIME)]
+    own = [int(text) for text, *_ in (line.split("|") for line in lines) if text.strip().isdigit()]  # not the header
+    return {"modules": [float(len(own))], "import": [sum(own) / 1e6]}
+
+
+def _environment(python: str) -> dict[str, str]:
+    return {name: value for name, value in environment_of(python, "/tmp").items() if name != "PYTHONPATH"}
 
 
 ROW = Row(
@@ -135,11 +159,14 @@ The floor is an interpreter that does nothing. Each library is imported in an en
 installed with what it requires. A group is started by `spool-worker` for a spool in which a call waits, and the clock
 stops when that call has begun on all ranks; its floor is an MPI program of as many ranks that does nothing, until that
 has ended. *Under a supervisor* a process is started that starts the group by mpiexec. *Import to first result* is a
-program that makes an executor of one worker and one call, until it has ended.
+program that makes an executor of one worker and one call, until it has ended. Modules and their seconds are those of
+one more start.
 """,
     quantities=(
         Quantity(name="time", unit="s", title="until it has ended; a group: until its first call begins"),
         Quantity(name="CPU", unit="s", title="CPU time"),
+        Quantity(name="import", unit="s", title="imports, by python -X importtime, which slows them down"),
+        Quantity(name="modules", unit="", title="imported modules"),
     ),
     entries=entries,
     decision="0035-deferred-imports-of-a-group.md",
