@@ -27,13 +27,9 @@ from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client import at_exit  # noqa: F401  registers its function before those of the script
 from spoolpool.client.futures import DeferredFuture, TaskFuture
 from spoolpool.client.prepared_call import PreparedCall
-from spoolpool.client.references import CallReferences
 from spoolpool.errors import BadRequest
-from spoolpool.format.names import new_task_id
 from spoolpool.options import Session, Submission, backend_of
-from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
-from spoolpool.security.trust import Trust
 from spoolpool.system import fork
 from spoolpool.system.quantities import read_count
 
@@ -120,6 +116,8 @@ class Executor(futures.Executor):
         # what the session, its threads and its worker groups need is imported by the first executor
         from spoolpool.client.options import ExecutorOptions
         from spoolpool.launch.allocation import usable_cores
+        from spoolpool.protocol.spool import Spool
+        from spoolpool.security.trust import Trust
 
         given = {"cores": cores_per_worker, "threads_per_core": threads_per_core, "gpus_per_core": gpus_per_worker}
         if cwd is not None:
@@ -197,7 +195,7 @@ class Executor(futures.Executor):
             cache_key, cached = runtime.memo.find(fn, args, kwargs, resources, runtime.session)
         if cached is not None:
             return cached
-        references = CallReferences(runtime.spool, new_task_id(resources.priority), runtime.session.objects.acquire)
+        references = runtime.new_references(resources)
         try:
             call = PreparedCall(
                 fn,

@@ -20,9 +20,10 @@ from spoolpool.client.deferred import DeferredCalls
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
 from spoolpool.client.prepared_call import PreparedCall
+from spoolpool.client.references import CallReferences
 from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
-from spoolpool.format.names import parse_lane, submitter_of
+from spoolpool.format.names import new_task_id, parse_lane, submitter_of
 from spoolpool.launch.allocation import plan
 from spoolpool.launch.launcher import HostLauncher, LaunchOptions
 from spoolpool.launch.selection import select_launcher
@@ -233,6 +234,10 @@ class ExecutorRuntime:
         name = self.session.objects.put(payload, buffers)
         self.session.start_renewal()
         return ObjectRef(self.spool.config.id, name, len(payload) + sum(map(len, buffers)))
+
+    def new_references(self, resources: Resources) -> CallReferences:
+        """Return the references of a new call, with the id of its task."""
+        return CallReferences(self.spool, new_task_id(resources.priority), self.session.objects.acquire)
 
     def submit(self, call: PreparedCall) -> TaskFuture:
         """Put a call into the spool, with its large buffers as objects where they were sent before."""

@@ -25,12 +25,12 @@ from concurrent.futures._base import CANCELLED, PENDING, RUNNING, DoneAndNotDone
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from spoolpool.errors import DependencyFailed
-from spoolpool.format.headers import TaskHeader
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.user_code import describe_value, is_interrupt
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
+    from spoolpool.format.headers import TaskHeader
 
 T = TypeVar("T")
 

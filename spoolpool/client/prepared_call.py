@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spoolpool.client.references import CallReferences
-from spoolpool.format.envelope import Buffer
-from spoolpool.resources import Resources
+if TYPE_CHECKING:
+    from spoolpool.client.references import CallReferences
+    from spoolpool.format.envelope import Buffer
+    from spoolpool.resources import Resources
 
 
 class PreparedCall(NamedTuple):
