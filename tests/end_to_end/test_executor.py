@@ -996,3 +996,13 @@ def test_the_ranks_of_a_killed_group_are_replaced(tmp_path: Path) -> None:
         lost = executor.submit(tasks.die, "SIGKILL", tmp_path / "trace", resource_dict={"max_attempts": 1})
         assert isinstance(lost.exception(LIMIT), WorkerLost)
         assert executor.submit(tasks.communicator).result(LIMIT) == [(0, 2), (1, 2)]
+
+
+def test_worker_groups_share_no_state_of_random_numbers():
+    draw = "(__import__('random').random(), float(__import__('numpy').random.random()))"
+    drawn = [eval(draw)]
+    for _ in range(2):
+        with Executor(max_workers=1, backend="local") as executor:
+            drawn.append(executor.submit(eval, draw).result(LIMIT))
+    python, numpy = (set(numbers) for numbers in zip(*drawn, strict=True))
+    assert len(python) == len(numpy) == len(drawn)

@@ -485,8 +485,12 @@ def test_commands_list_a_session_print_its_results_and_remove_it(stage: Stage) -
         "held": 0,
         "waiting": 1,
         "running": 0,
-        "done": 4,
+        "done": 3,
+        "raised": 1,
+        "lost": 0,
+        "cancelled": 0,
         "failed": 0,
+        "unread": 0,
     }
     lines = spool_command("results", path, "inbox").stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["done", "raised", "done", "waiting", "done"]
