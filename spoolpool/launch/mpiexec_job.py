@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spoolpool import settings
 from spoolpool.launch.allocation import Allocation
@@ -44,7 +44,9 @@ class JobMpiexecLauncher(CommandLauncher):
     def _place(self, shape: Shape, options: LaunchOptions) -> Placement:
         return self._groups.place(shape, options.nodes, oversubscribe=options.oversubscribe)
 
-    def _command(self, arguments: Sequence[str], options: LaunchOptions, placement: Placement) -> list[str]:
+    def _command(
+        self, arguments: Sequence[str], options: LaunchOptions, placement: Placement, variables: Iterable[str] = ()
+    ) -> list[str]:
         blocks = blocks_of(placement.nodes)
         workers = []
         for block in blocks:
@@ -59,6 +61,7 @@ class JobMpiexecLauncher(CommandLauncher):
             blocks,
             workers,
             options=options.extra,
+            variables=variables,
             oversubscribe=options.oversubscribe,
         )
 
@@ -67,7 +70,7 @@ class JobMpiexecLauncher(CommandLauncher):
     ) -> GroupProcess:
         """Run mpiexec, and count the nodes and GPUs of the group until it ends."""
         placement = self._place(shape, options)
-        command = self._command(arguments, options, placement)
+        command = self._command(arguments, options, placement, variables)
         process = self.run(command, shape, options, {**remote_start(self._allocation.system), **variables})
         self._groups.add(process, shape, placement)
         return process

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from spoolpool import settings
@@ -52,17 +52,18 @@ def placed_command(
     workers: Sequence[Sequence[str]],
     *,
     options: Sequence[str] = (),
+    variables: Iterable[str] = (),
     oversubscribe: bool = False,
 ) -> list[str]:
     """Return the command that starts the worker of each block on its node; ``options`` come before the placement.
 
-    No rank is bound to cores: several of these commands share a node, and each would bind to the same first cores.
+    ``variables`` are the names of those that the ranks get in addition to the environment of this process. No rank is bound to cores: several of these commands share a node, and each would bind to the same first cores.
     """
     command = [mpiexec]
     if dialect == "openmpi":
         command += ["--oversubscribe"] if oversubscribe else []
         command += ["--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
-        command += itertools.chain.from_iterable(("-x", name) for name in _exported())
+        command += itertools.chain.from_iterable(("-x", name) for name in _exported(variables))
         return [*command, *options, *_contexts(blocks, workers, lambda each: ["--host", f"{each.node}:{each.ranks}"])]
     if dialect == "intel":
         return [*command, *options, *_contexts(blocks, workers, lambda each: ["-host", each.node])]
@@ -92,13 +93,12 @@ def _fills_in_order(blocks: Sequence[Block]) -> bool:
     return all(each.ranks == blocks[0].ranks for each in blocks[:-1]) and blocks[-1].ranks <= blocks[0].ranks
 
 
-def _exported() -> list[str]:
-    """Return the variables that Open MPI does not pass on to other nodes by itself."""
-    own = (settings.ENV_WORKER, settings.ENV_NUMBER, settings.ENV_OWNER, settings.ENV_KNOWN)
+def _exported(variables: Iterable[str]) -> list[str]:
+    """Return the variables that Open MPI does not pass on to other nodes by itself: those of a group, and others."""
     paths = [name for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "HOME") if name in os.environ]
     jobs = ("PBS_JOBID", "LSB_JOBID", "LSB_JOBINDEX", "JOB_ID", "SGE_TASK_ID")
     inherited = [name for name in os.environ if name.startswith("SPOOLPOOL_") or name in jobs]
-    return list(dict.fromkeys((*own, *settings.NUMBER_OF_THREADS, *paths, *inherited)))
+    return list(dict.fromkeys((*variables, *settings.NUMBER_OF_THREADS, *paths, *inherited)))
 
 
 def remote_start(system: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -93,10 +93,15 @@ def test_open_mpi_gets_slots_for_each_context_and_the_variables_of_the_group(
 ):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setenv("SPOOLPOOL_PARENTS", "/shared")
-    words = placed(tmp_path, "openmpi", ("n1", "n2", "n2"))
+    launcher = JobMpiexecLauncher(mpiexec(tmp_path, "openmpi"), JOB)
+    (tmp_path / "mpiexec").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/seen\n')
+    variables = {settings.ENV_WORKER: "w", settings.ENV_RENEWALS: "1", "ANY_OTHER": "x"}
+    process = launcher.start(Shape(ranks=3), ["SPOOL"], LaunchOptions(nodes=("n1", "n2", "n2")), variables)
+    assert wait_until(lambda: process.poll() is not None, "mpiexec has ended") is True
+    words = (tmp_path / "seen").read_text().splitlines()
     assert words[:2] == ["--bind-to", "none"]
     exported = {words[i + 1] for i, word in enumerate(words) if word == "-x"}
-    assert {settings.ENV_WORKER, settings.ENV_OWNER, "OMP_NUM_THREADS", "PATH", "SPOOLPOOL_PARENTS"} <= exported
+    assert {*variables, "OMP_NUM_THREADS", "PATH", "SPOOLPOOL_PARENTS"} <= exported
     first = words.index("-n")
     assert words[first:] == [
         "-n", "1", "--host", "n1:1", *WORKER, ":", "-n", "2", "--host", "n2:2", *WORKER,
