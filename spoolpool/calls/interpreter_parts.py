@@ -18,7 +18,7 @@ from spoolpool.calls.process_parts import Part
 log = logging.getLogger(__name__)
 
 
-def _list_part(name: str, holder: Any, attribute: str, stays: Callable[[Any], bool] = lambda _: False) -> Part:
+def _list_part(name: str, holder: Any, attribute: str, stays: Callable[[Any], bool] | None = None) -> Part:
     """Return a part that is a list: its object and its items are restored; new items stay where ``stays`` says so."""
 
     def get() -> tuple[Any, ...]:
@@ -27,13 +27,13 @@ def _list_part(name: str, holder: Any, attribute: str, stays: Callable[[Any], bo
 
     def put(wanted: tuple[Any, ...]) -> None:
         found, items = wanted[0], list(wanted[1:])
-        items += [
-            each for each in getattr(holder, attribute) if not any(each is item for item in items) and stays(each)
-        ]
+        if stays is not None:
+            new = [each for each in getattr(holder, attribute) if not any(each is item for item in items)]
+            items += filter(stays, new)
         setattr(holder, attribute, found)
         found[:] = items
 
-    return Part(name, get, put)
+    return Part(name, get, put, accepts=stays is not None)
 
 
 def _put_filters(wanted: tuple[Any, ...]) -> None:

@@ -32,6 +32,8 @@ class Part(NamedTuple):
     put: Callable[[Any], object]
     keep: Callable[[Any], Any] | None = None
     """Copies a value that later changes would alter."""
+    accepts: bool = False
+    """Whether ``put`` leaves something that was added, which then belongs to the snapshot."""
 
 
 def _current_directory() -> str | None:

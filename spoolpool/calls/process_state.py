@@ -112,6 +112,8 @@ class ProcessState:
             changed.append(part.name)
             try:
                 part.put(saved)
+                if part.accepts:  # else it would differ after each task from now on
+                    self._saved[self._parts.index(part)] = part.get()
             except Exception as error:  # noqa: BLE001  the other parts are to be restored all the same
                 self.unrestorable[part.name] = str(error)
         if changed:

@@ -205,6 +205,11 @@ def test_import_hook_of_an_installed_package_stays():
     try:
         state.restore()
         assert hook in sys.meta_path
+        assert state.restore() == []
+        sys.meta_path.insert(0, _Hook())
+        state.restore()
+        assert sys.meta_path[-1] is hook
+        assert not any(type(each) is _Hook for each in sys.meta_path)
     finally:
         sys.meta_path.remove(hook)
 
