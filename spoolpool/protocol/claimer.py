@@ -130,7 +130,6 @@ class Claimer:
         path = self._spool.layout.bucket(bucket.lane, bucket.name)
         directory = self._listing.directory(bucket)
         conflicts: set[str] = set()
-        too_long = False
         limit = self._unusable + self._unusable_limit
         while names:
             if self._unusable > limit:  # junk: try the other buckets before the rest of it
@@ -144,7 +143,6 @@ class Claimer:
             if task_file is None or task_file.worker:
                 continue
             if task_file.seconds and task_file.seconds > self._seconds_left():
-                too_long = True
                 continue
             claim = self._claim(f"{path}/{name}", f"{directory}/{name}", task_file, bucket.user)
             if claim is not None:
@@ -156,7 +154,7 @@ class Claimer:
             names = self._listing.contended(bucket, name)
             if len(conflicts) > _CONFLICTS or self._listing.is_left_to_others(bucket):
                 self._listing.skip(bucket)
-        if not (conflicts or too_long):
+        if not conflicts:
             self._listing.nothing_usable(bucket)
         return None
 

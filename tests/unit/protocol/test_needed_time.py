@@ -117,6 +117,32 @@ def test_tasks_behind_one_that_needs_more_time_are_served(stage: Stage, clock: C
     assert sorted(ready(stage)) == sorted(header.first_file() for header in long)
 
 
+def test_bucket_in_which_all_tasks_need_more_time_comes_last(
+    stage: Stage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longs, shorts = stage.inbox(), stage.inbox()
+    stage.submit(longs, time_limit=90)
+    [path] = stage.seen().ready
+    bucket = os.path.dirname(path)
+    usable = [stage.submit(shorts) for _ in range(5)]
+    group = claimer(stage, 12.0)
+    list_names = files.list_names
+    listed: list[str] = []
+
+    def record(directory: str) -> list[str]:
+        listed.append(directory)
+        return list_names(directory)
+
+    monkeypatch.setattr(files, "list_names", record)
+    assert [claimed_by(group).header.task] == [usable[0].task]
+    for header in usable[1:-1]:
+        clock.sleep(1.5)  # a full listing each time
+        assert claimed_by(group).header.task == header.task
+    assert sum(directory.endswith(bucket) for directory in listed) <= 1
+    fitting = stage.submit(longs, time_limit=10)
+    assert {claimed_by(group).header.task for _ in range(2)} == {usable[-1].task, fitting.task}
+
+
 def test_no_file_of_a_task_that_needs_more_time_is_opened(stage: Stage, clock: Clock) -> None:
     header = stage.submit()
     [path] = stage.seen().ready
