@@ -64,7 +64,8 @@ class Executor(futures.Executor):
             ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, or on all nodes of a job of PBS, LSF or
             Grid Engine, ``"srun"`` (:class:`~spoolpool.Srun`) steps
             of the surrounding Slurm job, ``"flux"`` (:class:`~spoolpool.Flux`) jobs of the surrounding Flux instance.
-            ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else mpiexec, else local.
+            ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else jsrun (in a job of LSF),
+            else mpiexec, else local.
             ``"sbatch"`` (:class:`~spoolpool.Sbatch`), ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`), ``"pbs"``
             (:class:`~spoolpool.PbsBatch`), ``"sge"`` (:class:`~spoolpool.SgeBatch`), ``"lsf"``
             (:class:`~spoolpool.LsfBatch`), and ``"qsub"`` for that of the two whose command it is, submit batch jobs of
@@ -128,7 +129,8 @@ class Executor(futures.Executor):
             if backend == "auto" and (spool is None or max_workers is not None or max_cores is not None):
                 from spoolpool.launch.selection import default_launcher
 
-                backend = default_launcher()
+                name = default_launcher()
+                backend = "auto" if name == "jsrun" else name  # it has no backend; auto chooses it in a job of LSF
         self._options = options = ExecutorOptions(
             defaults=Resources().updated({**given, **(resource_dict or {})}),
             backend=backend_of(backend),

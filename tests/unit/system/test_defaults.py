@@ -17,9 +17,11 @@ import pytest
 from spoolpool import Executor, FluxBatch, LsfBatch, PbsBatch, Sbatch, SgeBatch, settings
 from spoolpool.cli.spool import main
 from spoolpool.cli.worker import main as worker
+from spoolpool.client import executor_runtime
 from spoolpool.errors import BadRequest, LauncherError
-from spoolpool.launch import selection
+from spoolpool.launch import jsrun, mpiexec, selection
 from spoolpool.launch.allocation import Allocation
+from spoolpool.launch.local import LocalLauncher
 from spoolpool.pool.batch_system import Job
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.permissions import why_replaceable
@@ -256,6 +258,31 @@ def test_a_supervisor_and_an_executor_have_the_default_launcher(
     for options, name in (([], "local"), (["--launcher=mpiexec"], "mpiexec"), (["--launcher=auto"], "auto")):
         done = click.testing.CliRunner().invoke(worker, [spool.path, "--groups=1", *options])
         assert f"The launcher is {name}." in done.stderr
+
+
+@pytest.mark.parametrize("launcher", settings.LAUNCHERS)
+@pytest.mark.parametrize("in_job", [False, True])
+def test_every_default_launcher_is_one_for_an_executor(
+    files: Files, monkeypatch: pytest.MonkeyPatch, launcher: str, in_job: bool
+) -> None:
+    system: Any = {"srun": "slurm", "flux": "flux", "jsrun": "lsf"}.get(launcher, "none") if in_job else "none"
+    allocation = Allocation(system=system, nodes=("n1",), cores=(1,), gpus=(0,))
+    chosen: list[str] = []
+
+    def choose(name: str) -> LocalLauncher:
+        chosen.append(selection._find_best(allocation) if name == "auto" else name)
+        return LocalLauncher()
+
+    monkeypatch.setattr(selection, "find_allocation", lambda: allocation)
+    monkeypatch.setattr(selection, "in_step", lambda: False)
+    monkeypatch.setattr(jsrun, "has_jsrun", lambda: True)
+    monkeypatch.setattr(mpiexec, "find_mpiexec", lambda: None)
+    monkeypatch.setattr(executor_runtime, "select_launcher", choose)
+    monkeypatch.setenv(settings.ENV_LAUNCHER, launcher)
+    with Executor(max_workers=1) as executor:
+        assert executor.submit(pow, 2, 2).result() == 4
+    expected = launcher if launcher == "mpiexec" or system != "none" else "local"
+    assert chosen == [expected]
 
 
 def test_an_executor_that_starts_no_groups_needs_no_launcher(files: Files, spool: Spool) -> None:
