@@ -191,7 +191,7 @@ class Recovery:
         return taken
 
     def release(self, taken: Iterable[tuple[Claim, GiveBack]]) -> list[str]:
-        """Release claims of a worker that has ended; return the ids of their tasks.
+        """Release claims of a worker that has ended; return the ids of the tasks that are ready again.
 
         It costs no attempt, so it is for supervisors alone: only the process that ended a worker knows that its death
         says nothing about its task.
@@ -199,8 +199,8 @@ class Recovery:
         done = []
         for claim, why in taken:
             try:
-                claim.give_back(why, self._journal)
-                done.append(claim.task_file.task)
+                if claim.give_back(why, self._journal):  # else it was reported as lost, or the claim had ended
+                    done.append(claim.task_file.task)
             except (OSError, SpoolpoolError) as error:  # a round will find it
                 log.info("Cannot release %s now: %s", claim.task_file.name, error)
         return done

@@ -287,7 +287,7 @@ def test_supervisor_gives_back_the_task_of_a_group_at_the_end_of_its_walltime(st
     supervisor = Recovery(stage.spool, events)
     taken = supervisor.take_over(claim.task_file.worker, "over", over=0.0)
     assert not claim.commit()  # what the group publishes while it is ended is discarded
-    assert supervisor.release(taken) == [header.task]
+    assert supervisor.release(taken) == ([header.task] if attempts > 1 else []), "a task that was reported is not ready"
     events.close()
     [event] = journal.recent(stage.spool, "supervisor")[0]
     assert (event.event, event.task, event.reason) == ("given back", header.task, "over")

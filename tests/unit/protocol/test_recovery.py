@@ -406,6 +406,7 @@ def test_release_of_an_ended_worker_commits_its_complete_outcome(stage: Stage) -
     assert list(stage.seen().results.values()) == [task_file]
     taken = observer.take_over(torn.worker, "tested")
     assert observer.release(taken) == [other.task]
+    assert observer.release(taken) == [], "these claims have ended"
     assert list(stage.seen().ready.values()) == [torn.released().released().needing(1)]
     stage.settle()
     assert stage.notes("delivered") == {header.task: 1, other.task: 1}
