@@ -52,20 +52,30 @@ class EndCounter:
                 self._untimed.discard(task)
             elif self._ends.get(task) is None and len(self._untimed) < _READ:
                 self._untimed.add(task)
+            if event.event not in ("retried", "removed"):
+                self._find_lost(task)
             self._ends[task] = next_end(self._ends.get(task), event)
         if len(self._ends) > _TASKS:
             self._settle()
 
     def _settle(self) -> None:
-        """Count the tasks that ended first, and forget them."""
+        """Count half of the tasks, and forget them: those that ended first, then those without an end.
+
+        It looks at all of them, so it must make room for as many events as that costs.
+        """
         self._settled_any = True
-        ended = [task for task, end in self._ends.items() if end is not None]
-        for task in ended[: _TASKS // 2] or list(self._ends)[: _TASKS // 2]:
+        ended_first = sorted(self._ends, key=lambda task: self._ends[task] is None)
+        for task in ended_first[: len(ended_first) // 2]:
             end = self._ends.pop(task)
             if end is None:
                 self._lost_track += 1
             else:
                 self._settled[end] += 1
+
+    def _find_lost(self, task: str) -> None:
+        """Count a task no more as one without an end, if it was forgotten as such."""
+        if self._lost_track and task not in self._ends:
+            self._lost_track -= 1
 
     @property
     def without_end(self) -> int:
@@ -85,6 +95,7 @@ class EndCounter:
                 continue
             if location.place in _PENDING:
                 self.pending[location.place] += 1
+                self._find_lost(task)
                 self._ends.pop(task, None)
                 seen.add(task)
             elif len(lacking) < _READ and (self._lacks(task) or task in self._untimed):

@@ -449,6 +449,30 @@ def test_more_tasks_than_are_remembered_are_counted_once(monkeypatch: pytest.Mon
     assert len(counter._ends) <= 100
 
 
+def test_open_tasks_are_not_scanned_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends, "_TASKS", 100)
+    scans = 0
+    settle = EndCounter._settle
+
+    def count(counter: EndCounter) -> None:
+        nonlocal scans
+        scans += 1
+        settle(counter)
+
+    monkeypatch.setattr(EndCounter, "_settle", count)
+    counter = EndCounter()
+    for number in range(100):
+        counter.read(event("submitted", f"open-{number}"))
+    for number in range(1000):
+        counter.read(event("submitted", f"task-{number}"))
+        counter.read(event("task", f"task-{number}", kind="result"))
+    assert (counter.counts(), counter.without_end) == ({"done": 1000}, 100)
+    assert 1100 // 100 <= scans <= 1100 // 50, "each makes room for 50 tasks"
+    for number in range(100):
+        counter.read(event("task", f"open-{number}", kind="error"))
+    assert (counter.counts(), counter.without_end) == ({"done": 1000, "raised": 100}, 0)
+
+
 def test_ends_that_are_in_no_journal_are_read_in_the_spool(spool: Spool) -> None:
     for state in STATES:
         put(spool, state)
