@@ -25,6 +25,7 @@ _LINE = 16384  # bytes after which a line is split
 _MESSAGE = 1 << 20
 _END_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
+_LATE_SECONDS = 1.0  # further wait for an answer that did not come in time: callers hold locks
 _LAST_LINES = 60  # of the errors of a group: a traceback of each of some ranks
 _LAST_WIDTH = 500  # characters of each of them
 _MOST_GROUPS = 4096  # of which the last errors are kept
@@ -52,12 +53,15 @@ class Relay:
         self.labels = labels
         self._form = "json" if as_json else "text" if labels else "plain"
         self._socket: socket.socket | None = None
+        self._is_late = False
+        """Whether an answer was not received in time: it is for an earlier question."""
         if labels:  # else it may never be needed
             self._start()
 
     def _start(self) -> socket.socket:
         self._socket, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_ANSWER_SECONDS)
+        self._is_late = False
         with child:  # -IS: the standard library suffices, which saves time and memory
             command = [sys.executable, "-IS", __file__, self._form]
             # blocked signals are inherited: an earlier one would end the child before it ignores them
@@ -97,11 +101,26 @@ class Relay:
         if self._socket is None or self._process.poll() is not None:
             return []
         try:
+            if self._is_late:  # one question at a time: the relay would wait with more answers than the socket holds
+                self._receive(self._socket, _LATE_SECONDS)
             self._socket.send(json.dumps(group[:8]).encode())
-            lines: list[str] = json.loads(self._socket.recv(_MESSAGE))  # noqa: TID251  of the own child process
-        except (OSError, ValueError):  # it was killed meanwhile
+            self._is_late = True
+            lines: list[str] = json.loads(  # noqa: TID251  of the own child process
+                self._receive(self._socket, _ANSWER_SECONDS)
+            )
+        except (OSError, ValueError):  # it is stopped, or was killed meanwhile
             return []
         return lines
+
+    def _receive(self, channel: socket.socket, seconds: float) -> bytes:
+        """Return the answer to the last question. Raises ``OSError`` if it does not come in time."""
+        channel.settimeout(seconds)
+        try:
+            answer = channel.recv(_MESSAGE)
+        finally:
+            channel.settimeout(_ANSWER_SECONDS)
+        self._is_late = False
+        return answer
 
     def close(self) -> None:
         """Wait until all output is written, which takes until all pipes are closed; at most some seconds."""
@@ -224,7 +243,10 @@ class _Sources:
                     self._read(key)
 
     def _obey(self) -> None:
-        message, pipes, _, _ = socket.recv_fds(self._supervisor, _MESSAGE, 2)
+        try:
+            message, pipes, _, _ = socket.recv_fds(self._supervisor, _MESSAGE, 2)
+        except ConnectionResetError:  # it ended with an answer unread; its earlier messages, then the end, can be read
+            return
         if not message:
             self._selector.unregister(self._supervisor)
         elif pipes:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from spoolpool.launch import output_relay
 from spoolpool.launch.output_relay import Relay
+from spoolpool.protocol.heartbeat_program import is_stopped
 from tests.support.waiting import LIMIT, wait_until
 
 RELAYED = """\
@@ -155,6 +158,57 @@ def test_last_errors_of_a_killed_relay_are_unknown() -> None:
     for pipe in pipes:
         os.close(pipe)
     relay.close()
+
+
+def test_last_errors_are_those_of_the_group_also_after_a_relay_that_was_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_ANSWER_SECONDS", "_LATE_SECONDS"):
+        monkeypatch.setattr(output_relay, name, 0.1)
+    relay = Relay()
+    groups = {name: relay.pipes(name, ["a"]) for name in ("00000001", "00000002")}
+    for name, pipes in groups.items():
+        os.write(pipes[1], f"of {name}\n".encode())
+    os.kill(relay._process.pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(relay._process.pid), "the relay is stopped")
+    assert relay.last_errors("00000001") == relay.last_errors("00000001") == []
+    for name in ("_ANSWER_SECONDS", "_LATE_SECONDS"):
+        monkeypatch.setattr(output_relay, name, LIMIT)
+    os.kill(relay._process.pid, signal.SIGCONT)
+    assert relay.last_errors("00000002") == ["of 00000002"]
+    assert relay.last_errors("00000001") == ["of 00000001"]
+    for pipe in (pipe for pipes in groups.values() for pipe in pipes):
+        os.close(pipe)
+    relay.close()
+
+
+def test_groups_keep_their_output_after_a_supervisor_that_left_an_answer_unread(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_relay, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(output_relay, "_END_SECONDS", 0.0)
+    relay = Relay()
+    first = relay.pipes("00000001", ["a"])
+    relay_pid = relay._process.pid
+    os.kill(relay_pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(relay_pid), "the relay is stopped")
+    assert relay.last_errors("00000001") == []
+    os.kill(relay_pid, signal.SIGCONT)
+    assert relay._socket is not None
+    assert select.select([relay._socket], [], [], LIMIT)[0], "the relay has answered"
+    os.kill(relay_pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(relay_pid), "the relay is stopped")
+    second = relay.pipes("00000002", ["a"])
+    relay.close()
+    os.kill(relay_pid, signal.SIGCONT)
+    os.write(first[0], b"one\n")
+    os.write(second[0], b"two\n")
+    for pipe in (*first, *second):
+        os.close(pipe)
+    assert relay._process.wait(LIMIT) == 0
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == ["[00000001 a] one", "[00000002 a] two"]
+    assert err == ""
 
 
 def test_relay_without_labels_starts_no_process_before_its_first_group(capfd: pytest.CaptureFixture[str]) -> None:
