@@ -57,7 +57,8 @@ def placed_command(
 ) -> list[str]:
     """Return the command that starts the worker of each block on its node; ``options`` come before the placement.
 
-    ``variables`` are the names of those that the ranks get in addition to the environment of this process. No rank is bound to cores: several of these commands share a node, and each would bind to the same first cores.
+    ``variables`` are the names of those that the ranks get in addition to the environment of this process. No rank is
+    bound to cores: several of these commands share a node, and each would bind to the same first cores.
     """
     command = [mpiexec]
     if dialect == "openmpi":
