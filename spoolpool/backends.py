@@ -24,7 +24,7 @@ class Backend:
 
 
 class Auto(Backend):
-    """Flux in a batch script of a Flux instance, srun in one of a Slurm job, jsrun in one of LSF, else mpiexec or local."""
+    """Flux in a batch script of a Flux instance, srun in one of Slurm, jsrun in one of LSF, else mpiexec or local."""
 
     name = "auto"
 

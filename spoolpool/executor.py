@@ -64,8 +64,8 @@ class Executor(futures.Executor):
             ``"mpiexec"`` (:class:`~spoolpool.Mpiexec`) groups on this host, or on all nodes of a job of PBS, LSF or
             Grid Engine, ``"srun"`` (:class:`~spoolpool.Srun`) steps
             of the surrounding Slurm job, ``"flux"`` (:class:`~spoolpool.Flux`) jobs of the surrounding Flux instance.
-            ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else jsrun (in a job of LSF),
-            else mpiexec, else local.
+            ``"auto"``, the default unless ``spool config`` shows another, is Flux, else srun, else jsrun (in a job
+            of LSF), else mpiexec, else local.
             ``"sbatch"`` (:class:`~spoolpool.Sbatch`), ``"flux-batch"`` (:class:`~spoolpool.FluxBatch`), ``"pbs"``
             (:class:`~spoolpool.PbsBatch`), ``"sge"`` (:class:`~spoolpool.SgeBatch`), ``"lsf"``
             (:class:`~spoolpool.LsfBatch`), and ``"qsub"`` for that of the two whose command it is, submit batch jobs of
