@@ -10,10 +10,11 @@ from dataclasses import replace
 from spoolpool.batch_backends import BatchBackend
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane
-from spoolpool.pool import batch_jobs, job_ends
+from spoolpool.pool import batch_jobs
 from spoolpool.pool.autoscaler import Autoscaler
 from spoolpool.pool.batch_jobs import SpoolJob
 from spoolpool.pool.batch_system import Job
+from spoolpool.pool.job_ends import JobEnd
 from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.protocol import workers
 from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
@@ -27,6 +28,7 @@ from spoolpool.system.walltime import describe_walltime
 log = logging.getLogger(__name__)
 
 _FAILED_JOBS = 3  # failed jobs in a row, or refused submissions, after which no more are submitted
+_LOOKS_WITHOUT_GROUP = 10  # in a row that found jobs which ended without a group, for whichever reason
 _COOLDOWN = 5.0  # seconds between two submissions for a lane
 _RELEASE_SECONDS = 5.0  # between two looks for delayed tasks that may start, at most
 _STOP_SECONDS = 30.0  # for running jobs to end in order
@@ -82,6 +84,7 @@ class BatchPool:
         self._started: set[str] = set()  # jobs of which a group has registered
         self._checked: set[str] = set()  # jobs that ended, and were counted as failures or not
         self._failures = 0
+        self._looks_without_group = 0
         self._refusals = 0
         self._heartbeat: Heartbeat | None = None
 
@@ -133,34 +136,38 @@ class BatchPool:
             self._backoff.reset()
 
     def _check_ended_jobs(self) -> None:
-        """Count jobs that ended before one of their groups registered; give up after several in a row."""
+        """Count jobs that failed before one of their groups registered; give up after several in a row.
+
+        Jobs that were cancelled, preempted or lost their node are no failures, but jobs without a group are not
+        submitted for ever: the looks that find them are counted, since one command may cancel many jobs.
+        """
         named = {info.batch for info in workers.read_workers(self._spool)}
         jobs = batch_jobs.find_ends(self._spool, batch_jobs.find_jobs(self._spool))
         started = named.intersection(job.record.name for job in jobs)
         if started - self._started:
             self._started |= started
-            self._failures = 0
-        for job in jobs:
+            self._failures = self._looks_without_group = 0
+        own = [job for job in jobs if job.record.session == self._session]
+        found = ""
+        for job in own:
             name = job.record.name
-            if job.record.session != self._session or job.state != "over" or name in self._checked or self.broken:
+            if job.state != "over" or job.end is None or name in self._checked or self.broken:
                 continue
             self._checked.add(name)
-            if name not in self._started:
+            if job.end.kind == "done":  # with a group that registered and left between two looks, perhaps
+                self._failures = self._looks_without_group = 0
+            if name in self._started or job.end.kind == "done":
+                continue
+            found = _describe(job.end)
+            log.warning("%s", found)
+            if job.end.kind == "failed":
                 self._failures += 1
-                log.warning("%s", self._explain(job))
                 if self._failures >= _FAILED_JOBS:
-                    self.broken = f"{self._failures} batch jobs in a row ended like this: {self._explain(job)}"
-
-    def _explain(self, job: SpoolJob) -> str:
-        path = job_ends.output_path(self._spool, job.record.name)
-        output = "\n".join(job_ends.last_lines(path))
-        reason = f"its output ends with: {output}"
-        if not output:
-            reason = (
-                f"it printed nothing to {path}. Do the nodes see {self._spool.path}? It must lie on a filesystem that "
-                "they share"
-            )
-        return f"Batch job {job.record.name} ended before one of its worker groups had started; {reason}."
+                    self.broken = f"{self._failures} batch jobs in a row ended like this: {found}"
+        if found and not any(job.state == "running" and job.record.name in self._started for job in own):
+            self._looks_without_group += 1
+            if self._looks_without_group >= _LOOKS_WITHOUT_GROUP and not self.broken:
+                self.broken = f"Batch jobs end again and again before one of their worker groups has started: {found}"
 
     def stop(self) -> None:
         """Cancel the waiting jobs, and give the running ones some time to end in order."""
@@ -176,3 +183,10 @@ class BatchPool:
         except (OSError, SpoolpoolError) as error:  # the jobs end by themselves when the session's heartbeat stops
             log.warning("Cannot end the batch jobs of this executor: %s", error)
         self._heartbeat.close()
+
+
+def _describe(end: JobEnd) -> str:
+    reason = f": {end.why.rstrip('.')}" if end.why else ""
+    output = "; its output ends with: " + "\n".join(end.output) if end.output else ""
+    kind = "failed" if end.kind == "failed" else f"was {end.kind}"
+    return f"Batch job {end.name} {kind}{reason}{output}."
