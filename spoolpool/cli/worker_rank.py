@@ -102,8 +102,12 @@ def _drain(options: WorkerCommandOptions, system: str) -> float | None:
 def _start_again(options: WorkerCommandOptions, done: int, seconds: float, renewals: int) -> None:
     """Replace this worker by a new one in the same process, after a number of tasks, and of seconds since its start.
 
-    Where that fails, this returns, and the process ends.
+    Where that fails, and after a request to stop, this returns, and the process ends.
     """
+    from spoolpool.system.stop_request import was_requested
+
+    if was_requested():  # after the last look of the worker, while it ended what tasks had left
+        return
     command = list(sys.orig_argv)
     if options.max_tasks is not None:
         command += [

@@ -152,11 +152,11 @@ class Worker:
                 if self._options.max_tasks is not None and self.done >= self._options.max_tasks:
                     return "done"
                 if self._must_renew():
-                    return "renew"
+                    return self._end_of_tainted()
                 if not self._housekeeping.after_task(begun):
                     self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
             elif self._must_renew():  # the pause between two replacements is over
-                return "renew"
+                return self._end_of_tainted()
             elif not self._wait(directories | {self._registration.directory, self._spool.layout.waiting}):
                 break
         return "done"
@@ -169,6 +169,10 @@ class Worker:
         advice = "" if replaced else " Start another one; a supervisor ('spool-worker --launcher') would replace it."
         log.warning("Worker group %s ends because of what its tasks have left.%s", self._info.worker, advice)
         return True
+
+    def _end_of_tainted(self) -> End:
+        """Return the end of a group that is to be replaced: nothing replaces it after a request to end."""
+        return "renew" if self._may_begin() and self._housekeeping.should_continue() else "done"
 
     def _may_begin(self) -> bool:
         """Return whether another task may begin."""

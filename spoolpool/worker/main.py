@@ -31,7 +31,7 @@ from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.job_ids import job_id
 from spoolpool.system.processes import ProcessId, hostname
-from spoolpool.system.stop_request import StopRequest, ignore_stop_signals, stop_on_signals
+from spoolpool.system.stop_request import StopRequest, ignore_stop_signals, stop_on_signals, was_requested
 from spoolpool.worker.capture import Capture, enable_stacks
 from spoolpool.worker.group import Group, RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
@@ -97,6 +97,7 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     left = group.end_leftovers(_END_SECONDS)
     if code == settings.EXIT_RENEW and config.start_again is not None:
         config.start_again(done)
+        code = 0 if was_requested() else code
     if left:
         _exit_at_once(code)
     return code
