@@ -12,6 +12,7 @@ import sys
 import threading
 
 from spoolpool import settings
+from spoolpool.system.stop_request import blocked_group_signals
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "orphan_guard_program.py")
 
@@ -49,9 +50,10 @@ class OrphanGuard:
     def _start(self, lines: list[bytes]) -> None:
         command = [sys.executable, "-IS", _PROGRAM, str(os.getpid()), str(_WAIT_SECONDS)]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            with blocked_group_signals():
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+                )
         except OSError:  # too little memory, or too many processes: the next group tries again
             self._process = None
             return

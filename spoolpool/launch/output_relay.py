@@ -14,7 +14,6 @@ import os
 import re
 import resource
 import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -29,17 +28,6 @@ _LATE_SECONDS = 1.0  # further wait for an answer that did not come in time: cal
 _LAST_LINES = 60  # of the errors of a group: a traceback of each of some ranks
 _LAST_WIDTH = 500  # characters of each of them
 _MOST_GROUPS = 4096  # of which the last errors are kept
-_IGNORED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGPIPE,
-)
-"""Signals that a batch system sends to all processes of a job: they are for the supervisor. Without SIGPIPE, a failed
-write raises an error that :func:`_write` ignores."""
 
 
 class Relay:
@@ -59,17 +47,15 @@ class Relay:
             self._start()
 
     def _start(self) -> socket.socket:
+        from spoolpool.system.stop_request import blocked_group_signals  # the program cannot import the package
+
         self._socket, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_ANSWER_SECONDS)
         self._is_late = False
         with child:  # -IS: the standard library suffices, which saves time and memory
             command = [sys.executable, "-IS", __file__, self._form]
-            # blocked signals are inherited: an earlier one would end the child before it ignores them
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-            try:
+            with blocked_group_signals():
                 self._process = subprocess.Popen(command, stdin=child.fileno(), start_new_session=True)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._socket
 
     def pipes(self, group: str, nodes: Sequence[str], label: str = "", rank: int | None = None) -> list[int]:
@@ -216,8 +202,6 @@ def _write(target: int, data: bytes) -> None:
 
 
 def _main(form: str) -> None:
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
     # a soft limit of 1024 descriptors would close the pipes of the 511th group
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     _Sources(form).run()

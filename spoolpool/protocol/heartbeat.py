@@ -18,13 +18,13 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
-from spoolpool.system.stop_request import HURRY
+from spoolpool.system.stop_request import GROUP_SIGNALS
 
 log = logging.getLogger(__name__)
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heartbeat_program.py")
 
-_DETACHED = f"""trap '' HUP INT QUIT TERM USR1 USR2 ALRM {HURRY:d}; exec 3<&0; "$@" <&3 3<&- &"""
+_DETACHED = f"""trap '' {" ".join(f"{each:d}" for each in sorted(GROUP_SIGNALS))}; exec 3<&0; "$@" <&3 3<&- &"""
 # A shell that ends at once, so that the heartbeat processes are no children of this one: a function here neither waits
 # for them nor gets SIGCHLD for them. They ignore the signals that end a group after its task.
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
 FORWARDED = signal.SIGRTMIN + 7
@@ -56,6 +56,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, s
 Flux sends ``SIGHUP`` to the script of an instance that ends, and ``SIGALRM`` to the processes of a job at the end of
 its walltime.
 """
+
+GROUP_SIGNALS = frozenset((*STOP_SIGNALS, FORWARDED, HURRY, signal.SIGQUIT))
+"""Signals that may reach all processes of a job or of a terminal, and must not end the programs that serve a worker or
+a supervisor beside its Python.
+"""
+
+
+@contextlib.contextmanager
+def blocked_group_signals() -> Iterator[None]:
+    """Block these signals in this thread. A process that is started meanwhile inherits this, and keeps it.
+
+    A program that ignored them itself would still end at one that comes while it starts.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class RequestCounter:

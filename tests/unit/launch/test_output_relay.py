@@ -15,6 +15,7 @@ import pytest
 from spoolpool.launch import output_relay
 from spoolpool.launch.output_relay import Relay
 from spoolpool.protocol.heartbeat_program import is_stopped
+from spoolpool.system.stop_request import FORWARDED, HURRY, STOP_SIGNALS
 from tests.support.waiting import LIMIT, wait_until
 
 RELAYED = """\
@@ -108,12 +109,12 @@ def test_killed_relay_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == "[01234567 a] still here\n"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, FORWARDED, HURRY])
 def test_relay_ignores_signals_of_a_batch_system_also_while_it_starts(
-    capfd: pytest.CaptureFixture[str], name: str
+    capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
     relay = Relay()
-    os.kill(relay._process.pid, getattr(signal, name))
+    os.kill(relay._process.pid, number)
     pipes = relay.pipes("0123456789abcdef", ["a"])
     os.write(pipes[0], b"forwarded\n")
     for pipe in pipes:
@@ -121,7 +122,7 @@ def test_relay_ignores_signals_of_a_batch_system_also_while_it_starts(
     relay.close()
     assert relay._process.wait(LIMIT) == 0
     assert capfd.readouterr().out == "[01234567 a] forwarded\n"
-    assert getattr(signal, name) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_last_errors_are_those_of_all_pipes_of_a_group_up_to_its_end() -> None:
