@@ -6,15 +6,19 @@ process that started them.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
 
 from spoolpool import settings
+from spoolpool.system.processes import ProcessId
 from spoolpool.system.stop_request import blocked_group_signals
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "orphan_guard_program.py")
+
+_FEW = 64  # commands among which those that have ended are not looked for
 
 _WAIT_SECONDS = settings.GRACE + 5.0  # for ranks on this host, which end in order
 
@@ -25,29 +29,44 @@ class OrphanGuard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines: list[bytes] = []
+        self._commands: dict[int, str] = {}  # start times by pid
+        self._most = _FEW
+        self._jobs: set[str] = set()
 
     def add_command(self, pid: int) -> None:
-        """Add a process that leads a process group and ends its ranks at SIGTERM."""
-        self._add(b"command %d" % pid)
+        """Add a child process that leads a process group and ends its ranks at SIGTERM."""
+        start = _start_time(pid)
+        with self._lock:
+            if len(self._commands) >= self._most:
+                self._drop_ended()
+                self._most = 2 * len(self._commands) + _FEW
+            self._commands[pid] = start
+            self._send(_command_line(pid, start))
 
     def add_job(self, job: object) -> None:
         """Add a job of the Flux instance."""
-        self._add(f"job {job}".encode())
+        with self._lock:
+            self._jobs.add(str(job))
+            self._send(f"job {job}")
 
     def remove_job(self, job: object) -> None:
         """Remove a job that has ended."""
-        self._add(f"ended {job}".encode())
-
-    def _add(self, line: bytes) -> None:
         with self._lock:
-            self._lines.append(line)
-            if self._process is None or self._process.poll() is not None:
-                self._start(self._lines)
-            else:
-                self._write([line])
+            self._jobs.discard(str(job))
+            self._send(f"ended {job}")
 
-    def _start(self, lines: list[bytes]) -> None:
+    def _drop_ended(self) -> None:
+        self._commands = {pid: start for pid, start in self._commands.items() if start and _start_time(pid) == start}
+
+    def _send(self, line: str) -> None:
+        """Write a line to the process, or all that still holds to a new one if it has ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._write([line])
+            return
+        self._drop_ended()
+        self._start([*itertools.starmap(_command_line, self._commands.items()), *(f"job {job}" for job in self._jobs)])
+
+    def _start(self, lines: list[str]) -> None:
         command = [sys.executable, "-IS", _PROGRAM, str(os.getpid()), str(_WAIT_SECONDS)]
         try:
             with blocked_group_signals():
@@ -59,11 +78,19 @@ class OrphanGuard:
             return
         self._write(lines)
 
-    def _write(self, lines: list[bytes]) -> None:
+    def _write(self, lines: list[str]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(b"".join(line + b"\n" for line in lines))
+            self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
             self._process.stdin.flush()
         except OSError:  # it was killed: the next group starts another one
             pass
+
+
+def _start_time(pid: int) -> str:
+    return ProcessId.of(pid).start
+
+
+def _command_line(pid: int, start: str) -> str:
+    return f"command {pid} {start}"

@@ -1,8 +1,8 @@
 """Program of :mod:`spoolpool.launch.orphan_guard`. It imports little, to be small and quick to start.
 
-``orphan_guard_program.py OWNER SECONDS`` reads lines from its standard input: ``command PID``, a process that leads a
-process group, ``job ID``, a job of the Flux instance, or ``ended ID``. After the end of its parent, the process OWNER,
-it ends those that still run SECONDS later.
+``orphan_guard_program.py OWNER SECONDS`` reads lines from its standard input: ``command PID START``, a process
+that leads a process group, with its start time, ``job ID``, a job of the Flux instance, or ``ended ID``. After the end
+of its parent, the process OWNER, it ends those that still run SECONDS later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 
 _LOOK_SECONDS = 2.0  # a child that the owner forked can hold the other end of the pipe open
 _KILL_SECONDS = 5.0
+_FEW = 64  # commands among which those that have ended are not looked for
 
 
 def start_time(pid: int) -> str:
@@ -31,13 +32,18 @@ class Groups:
 
     def __init__(self) -> None:
         self.commands: dict[int, str] = {}
+        self.most = _FEW
         self.jobs: set[str] = set()
 
     def add(self, line: bytes) -> None:
         """Take a line of the input."""
         kind, _, value = line.decode().partition(" ")
         if kind == "command":
-            self.commands[int(value)] = start_time(int(value))
+            pid, _, start = value.partition(" ")
+            if len(self.commands) >= self.most:
+                self.commands = {each: self.commands[each] for each in self.running()}
+                self.most = 2 * len(self.commands) + _FEW
+            self.commands[int(pid)] = start
         elif kind == "job":
             self.jobs.add(value)
         else:
@@ -74,14 +80,17 @@ def main() -> None:
     groups = Groups()
     text = b""
     inputs = [0]
-    while os.getppid() == int(owner):
-        if select.select(inputs, [], [], _LOOK_SECONDS)[0]:
+    while True:
+        is_owned = os.getppid() == int(owner)
+        if select.select(inputs, [], [], _LOOK_SECONDS if is_owned else 0.0)[0]:
             data = os.read(0, 65536)
             *lines, text = (text + data).split(b"\n")
             for line in lines:
                 groups.add(line)
             if not data:  # the owner ends, or a function closed all of its descriptors
                 inputs = []
+        elif not is_owned:  # it may have ended while this process started: its lines are read first
+            break
     groups.wait(float(seconds))
     groups.end()
 
