@@ -241,9 +241,9 @@ def find_ends(spool: Spool, jobs: list[SpoolJob], *, record: bool = True) -> lis
         vanished = job.age > _SUBMISSION_SECONDS
         end = job_ends.conclude(spool, name, told, lane=job.record.lane, session=job.record.session, vanished=vanished)
         if end is not None:
-            if record:
-                job_ends.write_end(spool, end)
-            found[name] = replace(job, end=end, ended=_NOW)
+            recorded = record and job_ends.write_end(spool, end)
+            ended = _NOW if recorded else max(_NOW, job_ends.age_without_record(spool, name, job.age))
+            found[name] = replace(job, end=end, ended=ended)
     return [found.get(job.record.name, job) for job in jobs]
 
 

@@ -134,10 +134,28 @@ def read_ends(spool: Spool, now: float, known: set[str]) -> Iterator[ReadEnd]:
             yield end
 
 
-def write_end(spool: Spool, end: JobEnd) -> None:
-    """Record an end, unless one is recorded; harmless when repeated."""
+def write_end(spool: Spool, end: JobEnd) -> bool:
+    """Record an end, unless one is recorded; harmless when repeated. Return whether this account has a record of it."""
+    path = _path(spool, end.name)
     with contextlib.suppress(OSError):  # another process was first; or nothing can be written: it is concluded again
-        spool.write_public(_path(spool, end.name), [msgspec.json.encode(end)])
+        spool.write_own(path, [msgspec.json.encode(end)])
+        return True
+    return read_end(spool, end.name, 0.0) is not None
+
+
+def age_without_record(spool: Spool, name: str, age: float) -> float:
+    """Return the seconds since the end of a job of which no record can be written, the same end at each look.
+
+    That is the date of its output, or else of its submission, which was ``age`` seconds ago. "Just now" would begin the
+    pause of its lane again at each look.
+    """
+    with contextlib.suppress(OSError):
+        path = output_path(spool, name)
+        printed = files.mtime_ns(path) if files.owner(path) == os.geteuid() else None
+        submitted = files.mtime_ns(f"{spool.layout.jobs}/{name}.json")
+        if printed is not None and submitted is not None:
+            return min(age, max(0.0, age - (printed - submitted) / 1e9))
+    return age
 
 
 def remove_end(spool: Spool, name: str) -> None:

@@ -203,6 +203,16 @@ class Spool:
         """Create a small file that all users of the spool may read, as in a worker's entry."""
         files.create(path, parts, mode=self.rights.shown, exact=self.shared)
 
+    def write_own(self, path: str, parts: list[Buffer]) -> None:
+        """Create a small file as :meth:`write_public`; a file of another account that took the name is replaced."""
+        try:
+            self.write_public(path, parts)
+        except FileExistsError:
+            if files.owner(path) in (None, os.geteuid()):
+                raise
+            files.remove(path)
+            self.write_public(path, parts)
+
     def read(self, fd: int, size: int, path: str, label: str, *, writable: bool = True) -> Envelope:
         """Read and check an opened file as :func:`envelope.read`, with its signature in a signed spool."""
         return envelope.read(fd, size, path, self._check(label), writable=writable)

@@ -59,7 +59,7 @@ class Registration:
                 raise
         if is_job_name(info.batch):
             with contextlib.suppress(OSError):  # another group of the job was first; or the job counts as a failed one
-                spool.write_public(started_mark(spool, info.batch), [])
+                spool.write_own(started_mark(spool, info.batch), [])
         self._heartbeat = self._start()
 
     def _start(self) -> Heartbeat:

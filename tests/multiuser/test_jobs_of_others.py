@@ -12,9 +12,10 @@ from spoolpool.cli.spool import main
 from spoolpool.errors import SpoolDenied
 from spoolpool.format.names import new_job_name
 from spoolpool.pool import batch_system, job_ends
-from spoolpool.pool.batch_jobs import JobRecord
+from spoolpool.pool.batch_jobs import JobRecord, find_ends, find_jobs
 from spoolpool.pool.job_ends import JobEnd
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import started_mark
 from spoolpool.system.processes import ProcessId
 from tests.multiuser.accounts import Person, Scene
 from tests.support.fake_worker import SilentRegistration, info_of
@@ -93,6 +94,28 @@ def test_failed_job_of_another_account_is_shown_under_its_name_and_not_forgotten
         assert "| no such module" in done.output
     done = call(group, group.alice, "workers", "forget", "7")
     assert "'7' is no ended job of your account" in done.output
+
+
+def test_end_and_mark_that_another_account_made_first_are_replaced(
+    group: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # else below the home of this process, which acts as several accounts
+    monkeypatch.setattr(job_ends, "output_path", lambda spool, name: f"{spool.layout.jobs}/{name}.out")
+    with group.worker.acting():
+        Spool(group.path).make_directories(Spool(group.path).layout.jobs)
+    name = record_job(group, group.alice)
+    with group.people.bob.acting():
+        spool = Spool(group.path)
+        job_ends.write_end(spool, JobEnd(name=name, kind="failed", why="forged"))
+        spool.write_public(started_mark(spool, name), [])
+    with group.alice.acting():
+        spool = Spool(group.path)
+        SilentRegistration(spool, info_of(ProcessId.of(os.getpid()), batch=name)).close()
+        assert job_ends.has_started(spool, name)
+        [seen] = find_ends(spool, find_jobs(spool))
+        assert seen.end is not None
+        assert seen.end.kind == "done"
+        assert find_jobs(spool)[0].end == seen.end
 
 
 def test_pending_job_of_another_account_is_told_by_stop_all(group: Scene) -> None:

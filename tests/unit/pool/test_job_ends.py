@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from spoolpool.pool import batch_jobs, batch_system, job_ends
 from spoolpool.pool.batch_jobs import JobRecord, find_ends, find_jobs
 from spoolpool.pool.job_ends import JobEnd, conclude
 from spoolpool.pool.own_job import OwnJob
+from spoolpool.pool.scaling_policy import failures_in_a_row, seconds_left_alone
 from spoolpool.pool.systems.base import EndedJob
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration, started_mark
@@ -174,6 +177,48 @@ def test_mark_of_the_groups_counts_only_if_it_belongs_to_the_account(spool: Spoo
     register_group(spool, job)
     os.chown(started_mark(spool, job), unused_id(), -1)
     assert not job_ends.has_started(spool, job)
+
+
+@pytest.mark.parametrize("way", ["file", "link"])
+def test_name_that_another_account_took_first_is_replaced(
+    spool: Spool, job: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (Path(spool.layout.jobs, f"{job}.end"), Path(started_mark(spool, job))):
+        if way == "link":
+            path.symlink_to(spool.layout.jobs)
+        else:
+            path.write_bytes(msgspec.json.encode(JobEnd(name=job, kind="failed", why="forged")))
+        os.chown(path, unused_id(), -1, follow_symlinks=False)
+    register_group(spool, job)
+    assert job_ends.has_started(spool, job)
+    monkeypatch.setattr(batch_system, "ended_job", lambda system, name: EndedJob("7", "done"))
+    [seen] = find_ends(spool, find_jobs(spool))
+    assert seen.end is not None
+    assert (seen.end.kind, seen.end.job) == ("done", "7")
+    assert find_jobs(spool)[0].end == seen.end, "it is recorded"
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("prints", [True, False])
+def test_pause_of_a_lane_passes_although_the_ends_cannot_be_recorded(
+    spool: Spool, job: str, prints: bool, record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(spool: Spool, path: str, parts: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(Spool, "write_public", refuse)
+    monkeypatch.setattr(batch_system, "ended_job", lambda system, name: EndedJob("7", "failed", 3))
+    now = time.time()
+    hours = 3 if prints else 2
+    for name in (submit(spool, LANE), submit(spool, LANE)):
+        os.utime(Path(spool.layout.jobs, f"{name}.json"), (now - 3600.0 * hours,) * 2)
+        if prints:
+            output(spool, name).write_text("no such module\n")
+            os.utime(output(spool, name), (now - 7200.0,) * 2)
+    for _ in range(2):
+        failed = failures_in_a_row(find_ends(spool, find_jobs(spool), record=record), LANE)
+        assert [round(each.ended / 3600.0) for each in failed] == [2, 2]
+        assert seconds_left_alone(failed) == 0.0
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"name":"x","kind":"failed"}', b"[" * 100_000, bytes(1 << 17)])
