@@ -46,6 +46,9 @@ ENV_NUMBER = "SPOOLPOOL_NUMBER"
 ENV_RENEWALS = "SPOOLPOOL_RENEWALS"
 """Number of groups in a row before this one that were replaced because of what their tasks had left."""
 
+ENV_LIMITS = "SPOOLPOOL_LIMITS"
+"""Limits of a worker that has started itself again: the tasks that are left, and its end by the monotonic clock."""
+
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process that owns the group; the group ends when that process has died."""
 

@@ -146,7 +146,8 @@ def main(**options: Any) -> None:
     launch = LaunchOptions(**{name: options.pop(name) for name in _LAUNCH_OPTIONS})
     read = {"queues": read_weights(options["queues"]), "tags": check_tags(options["tags"]), "launch": launch}
     given = WorkerCommandOptions(**{**options, **read})
-    if given.max_time is not None and given.group_of is None and not rank_started():
+    is_start = settings.ENV_LIMITS not in os.environ  # of a worker that starts itself again the end is known
+    if given.max_time is not None and given.group_of is None and not rank_started() and is_start:
         report = log.info if "--log-json" in common_arguments() else echo_stderr
         report(f"--max-time: the work ends after {describe_walltime(given.max_time)}")
     if given.group_of is None and (given.launcher or given.groups or given.given_shapes or in_batch_script()):

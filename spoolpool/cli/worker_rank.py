@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from spoolpool import settings
 from spoolpool.cli.output import echo_stderr
@@ -99,26 +99,48 @@ def _drain(options: WorkerCommandOptions, system: str) -> float | None:
     return options.drain if notice is None else max(0.0, min(options.drain, notice - _RELEASE_SECONDS))
 
 
-def _start_again(options: WorkerCommandOptions, done: int, seconds: float, renewals: int) -> None:
-    """Replace this worker by a new one in the same process, after a number of tasks, and of seconds since its start.
+class _Limits(NamedTuple):
+    """Limits of a worker, which last longer than its processes."""
+
+    max_tasks: int | None
+    ends: float | None
+    """End by the monotonic clock, which starts again with the host alone."""
+
+    @classmethod
+    def of(cls, options: WorkerCommandOptions, world_size: int) -> _Limits:
+        """Return the limits of this worker: the rest of them, if it has started itself again."""
+        rest = os.environ.pop(settings.ENV_LIMITS, "").split() if options.group_of is None else []
+        if len(rest) == len(cls._fields):
+            return cls(*(None if text == "-" else kind(text) for kind, text in zip((int, float), rest, strict=True)))
+        now = time.monotonic()
+        seconds = rest_of_walltime(options, world_size) if options.max_time is None else options.max_time
+        return cls(options.max_tasks, None if seconds is None else now + seconds)
+
+    def record(self, done: int) -> None:
+        """Record the rest of the limits, after a number of tasks, in the environment of this process."""
+        tasks = None if self.max_tasks is None else self.max_tasks - done
+        os.environ[settings.ENV_LIMITS] = " ".join("-" if each is None else str(each) for each in (tasks, self.ends))
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until the end; None without one."""
+        return None if self.ends is None else max(0.0, self.ends - time.monotonic())
+
+
+def _start_again(limits: _Limits, done: int, begun: float, renewals: int) -> None:
+    """Execute the command of this process again, after a number of tasks, begun at a time of the monotonic clock.
 
     Where that fails, and after a request to stop, this returns, and the process ends.
     """
-    from spoolpool.system.stop_request import was_requested
+    from spoolpool.system.stop_request import block_stop_signals, was_requested
 
+    block_stop_signals()  # a signal from now on waits for the handlers of the new image
     if was_requested():  # after the last look of the worker, while it ended what tasks had left
         return
-    command = list(sys.orig_argv)
-    if options.max_tasks is not None:
-        command += [
-            "--max-tasks",
-            str(options.max_tasks - done),
-        ]  # the last of equal options counts
-    if options.max_time is not None:
-        command += ["--max-time", f"{max(0.0, options.max_time - seconds):.3f}"]
-    os.environ[settings.ENV_RENEWALS] = str(renewals + 1 if seconds < settings.RENEWAL_SECONDS else 1)
+    limits.record(done)
+    is_soon = time.monotonic() - begun < settings.RENEWAL_SECONDS
+    os.environ[settings.ENV_RENEWALS] = str(renewals + 1 if is_soon else 1)
     with contextlib.suppress(OSError):
-        os.execv(sys.executable, command)  # noqa: S606  the command of this process
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606  the command of this process
 
 
 def run_rank(options: WorkerCommandOptions) -> int:
@@ -148,21 +170,28 @@ def run_rank(options: WorkerCommandOptions) -> int:
         take_share(devices, options.gpus)
     world_size = options.group_of or ranks_started()
     drain = _drain(options, find_allocation().system)
+    limits = _Limits.of(options, world_size)
+    begun = time.monotonic()
+    supervised = options.group_of is not None
+
+    def start_again(done: int) -> None:
+        _start_again(limits, done, begun, renewals)
+
     guard = None
     if worker or world_size > 1 or in_step():
-        limits = GuardOptions(owner=decode_owner(owner), grace=options.grace, drain=drain, max_time=options.max_time)
-        guard = watch_rank(options.directory, worker, limits)
+        conditions = GuardOptions(
+            owner=decode_owner(owner),
+            grace=options.grace,
+            drain=drain,
+            max_time=limits.seconds_left(),
+            start_again=None if supervised or world_size > 1 else start_again,
+        )
+        guard = watch_rank(options.directory, worker, conditions)
     if world_size == 1 and options.ranks not in (None, 1):
         raise BadRequest(
             f"This is one process, and --ranks asks for {options.ranks}. Start it with 'mpiexec -n {options.ranks}', "
             "or let it start its ranks: --launcher mpiexec."
         )
-    supervised = options.group_of is not None
-    begun = time.monotonic()
-
-    def start_again(done: int) -> None:
-        _start_again(options, done, time.monotonic() - begun, renewals)
-
     config = main.RankConfig(
         directory=options.directory,
         worker=worker,
@@ -178,13 +207,13 @@ def run_rank(options: WorkerCommandOptions) -> int:
         options=WorkerOptions(
             trust=Trust(options.trusted, options.trusted_groups),
             idle_timeout=options.idle_timeout,
-            max_tasks=options.max_tasks,
+            max_tasks=limits.max_tasks,
             owner=decode_owner(owner),
             supervised=supervised,
             replaced=supervised or world_size == 1,
             renewals=renewals,
-            max_time=rest_of_walltime(options, world_size) if options.max_time is None else options.max_time,
+            max_time=limits.seconds_left(),
         ),
-        start_again=None if supervised or world_size > 1 else start_again,
+        start_again=None if supervised or world_size > 1 else guard.request_start if guard else start_again,
     )
     return main.run_rank(config, echo_stderr=echo_stderr)

@@ -27,6 +27,12 @@ class Guard(Protocol):
     def watch(self, send: Callable[[int], None]) -> None:
         """Watch in a thread until this process ends; ``send`` sends a signal to the child, if it has not ended."""
 
+    def start_again(self, status: int) -> int:
+        """Execute the command of this process again, if the child ended with this status for that.
+
+        Otherwise return the status with which this process is to end. Signals that request a stop are blocked.
+        """
+
 
 class _Child:
     """Child that keeps its pid until :meth:`reap`, so that no signal can reach another process."""
@@ -69,8 +75,13 @@ def continue_in_child(report: Callable[[int], None], guard: Guard | None = None)
     Signals that ask for an end are forwarded. If this process is killed, so is the child.
     """
     parent = os.getpid()
+    forwarded = (*stop_signals(), FORWARDED, HURRY)
+    # until the handlers are set; and in the thread of the guard for ever: a signal that a thread has taken is lost in
+    # a process that executes another program
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
     pid = os.fork()
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with_parent(parent)
         return
     child = _Child(pid)
@@ -83,15 +94,19 @@ def continue_in_child(report: Callable[[int], None], guard: Guard | None = None)
         with contextlib.suppress(ProcessLookupError):  # race: it has ended
             os.kill(pid, HURRY if hurry else FORWARDED)
 
-    forwarded = (*stop_signals(), FORWARDED, HURRY)
     for name in forwarded:
         signal.signal(name, forward)
     if guard is not None:
         threading.Thread(target=guard.watch, args=(child.send,), name="spoolpool-guard", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
     child.wait()
+    signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
+    status = child.reap()
+    if guard is not None:
+        status = guard.start_again(status)
     for name in forwarded:
         signal.signal(name, signal.SIG_IGN)  # the child is gone
-    status = child.reap()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
     try:
         report(status)
     finally:

@@ -112,7 +112,8 @@ def was_requested() -> bool:
 def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> None:
     """Call ``stop`` at the first of the signals that end a process, and ``hurry`` at further ones (None: ``stop``).
 
-    Both may be repeated: a forwarded signal is none of the further ones.
+    Both may be repeated: a forwarded signal is none of the further ones. The signals are no longer blocked afterwards:
+    a process that executes itself again leaves them blocked meanwhile, so that none is lost.
     """
     global _requested  # noqa: PLW0603  signals are handled once per process
     names = stop_signals()
@@ -131,6 +132,12 @@ def stop_on_signals(stop: Callable[[], None], hurry: Callable[[], None] | None =
     for name in (*names, FORWARDED, HURRY):
         signal.signal(name, handle)
         _handlers[name] = (handle,)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*names, FORWARDED, HURRY))
+
+
+def block_stop_signals() -> None:
+    """Block these signals in this thread: those that arrive from now on wait for :func:`stop_on_signals`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*stop_signals(), FORWARDED, HURRY))
 
 
 def ignore_stop_signals() -> None:

@@ -97,7 +97,8 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
     left = group.end_leftovers(_END_SECONDS)
     if code == settings.EXIT_RENEW and config.start_again is not None:
         config.start_again(done)
-        code = 0 if was_requested() else code
+        # at once: in the shutdown of the interpreter, a forwarded signal would end it with an error
+        _exit_at_once(0 if was_requested() else code)
     if left:
         _exit_at_once(code)
     return code

@@ -18,9 +18,11 @@ its guard releases its task: the death says nothing about the task.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import select
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +48,7 @@ _KILL_SECONDS = 1.0  # for a rank that was told to end at once; Flux kills it a 
 _AFTER_RANK_0 = 5.0  # for the release of the task by rank 0 or its guard, before its other ranks are killed
 _NO_RANK_0, _TIME_IS_UP = "rank 0, or the rank of this host that watches it, has ended", "its time is up"
 _STOP, _HURRY = b"stop", b"hurry"
+_COUNT = struct.Struct("=q")  # tasks of a rank that is to be started again, plus one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class GuardOptions:
     """Time for the running task after a request to stop; None if it may take as long as it needs."""
     max_time: float | None = None
     """Time after which the group begins no more tasks."""
+    start_again: Callable[[int], None] | None = None
+    """Function that executes the command of this process again, after a number of tasks."""
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,8 +167,13 @@ class RankGuard:
         self._steps: list[_Step] = []
         self._reason = ""
         self._requested = False
+        self._tasks = mmap.mmap(-1, _COUNT.size)  # shared with the rank; no task can close it
 
     # -- in the rank
+
+    def request_start(self, done: int) -> None:
+        """Request that the guard starts a worker of one rank again when this process ends, after so many tasks."""
+        _COUNT.pack_into(self._tasks, 0, done + 1)
 
     def share(self, node: Any) -> None:
         """Determine the lowest rank of this host. All ranks of a host call this, with their communicator."""
@@ -192,6 +202,19 @@ class RankGuard:
         if over is not None and over > 0.0:
             return "the walltime of its group ended", over
         return self._reason or "its group was asked to end", None
+
+    def start_again(self, status: int) -> int:
+        """Start the rank again if it has requested that; otherwise return the status with which to end.
+
+        The status alone says nothing: a function of a task can end the rank with any.
+        """
+        (count,) = _COUNT.unpack_from(self._tasks)
+        if status != settings.EXIT_RENEW or not count or self._options.start_again is None:
+            return status
+        if self._requested or self._reason:
+            return 0
+        self._options.start_again(count - 1)
+        return status
 
     def record_request(self, *, hurry: bool) -> None:
         """Record a signal that requests a stop, from a signal handler."""

@@ -24,7 +24,7 @@ import pytest
 
 from spoolpool import Executor, current_task
 from spoolpool.launch.mpiexec import find_mpiexec
-from tests.support.processes import is_running
+from tests.support.processes import is_running, processes_of
 from tests.support.waiting import LIMIT, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -355,6 +355,49 @@ def test_worker_of_one_rank_without_a_supervisor_starts_again_in_its_process(spo
         assert executor.submit(_who).result(LIMIT) == (pid, 0, 1)
         assert executor.submit(_leave_no_descriptor).result(LIMIT) == "done"
     assert process.wait(LIMIT) == 0
+
+
+_SLOW_START = """
+import os, pathlib, time
+here = pathlib.Path(__file__).parent
+if "SPOOLPOOL_LIMITS" in os.environ:
+    (here / "starts").touch()
+    while not (here / "go").exists():
+        time.sleep(0.05)
+"""
+
+
+def _worker_processes(spool):
+    """Return the processes of the worker of a spool, without those of its heartbeat."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(spool.path)}
+    return {pid for pid, command in commands.items() if b"heartbeat_program" not in command}
+
+
+def test_worker_in_a_step_starts_again_in_its_guard(spool, worker, few_descriptors):
+    process = worker(spool, "--max-tasks", 5, "--max-time", "1h", PMI_RANK="0")
+    command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    with Executor(spool=spool.path, resource_dict={"max_attempts": 1}) as executor:
+        before = executor.submit(os.getpid).result(LIMIT)
+        for _ in range(2):
+            executor.submit(_leave_no_descriptor).result(LIMIT)
+            pid = executor.submit(os.getpid).result(LIMIT)
+            assert pid != before
+            assert _worker_processes(spool) == {process.pid, pid}
+            assert Path(f"/proc/{pid}/cmdline").read_bytes() == command
+            before = pid
+    assert process.wait(LIMIT) == 0
+
+
+@pytest.mark.parametrize("rank", ["", "0"], ids=["by hand", "in a step"])
+def test_stop_signal_reaches_a_worker_that_starts_again(spool, worker, tmp_path, few_descriptors, rank):
+    (tmp_path / "sitecustomize.py").write_text(_SLOW_START)
+    process = worker(spool, PYTHONPATH=str(tmp_path), PMI_RANK=rank)
+    with Executor(spool=spool.path, resource_dict={"max_attempts": 1}) as executor:
+        executor.submit(_leave_no_descriptor).result(LIMIT)
+        wait_until((tmp_path / "starts").exists, "the worker starts again")
+        process.terminate()
+        (tmp_path / "go").touch()
+        assert process.wait(LIMIT) == 0
 
 
 @pytest.mark.mpi
