@@ -89,7 +89,7 @@ def find_failures(spool: Spool, *, record: bool) -> tuple[list[SpoolJob], list[J
         problem = str(error)
     found = [_of_job(spool, job, jobs) for job in jobs if job.end is not None and job.end.kind == "failed"]
     known = {job.record.name for job in jobs if job.state == "over"}  # an element of an array may have failed already
-    for end in job_ends.read_ends(spool, _server_time(spool), known):
+    for end in job_ends.read_ends(spool, spool.shown_time(), known):
         if end.end.kind == "failed" and end.age < job_ends.KEPT:
             found.append(_of_record(spool, end))
         elif record and end.age > job_ends.KEPT and end.owner == os.geteuid():
@@ -112,13 +112,6 @@ class FailureWatch:
             self._due = time.monotonic() + _INTERVAL
             _, self._found, _ = find_failures(self._spool, record=False)
         return self._found
-
-
-def _server_time(spool: Spool) -> float:
-    try:
-        return spool.server_time()
-    except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
-        return time.time()
 
 
 def _of_job(spool: Spool, job: SpoolJob, jobs: list[SpoolJob]) -> JobFailure:

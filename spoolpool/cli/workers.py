@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from spoolpool.cli.batch_options import create_job, job_options
 from spoolpool.cli.job_failures import JobFailure, failure_lines, find_failures
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
-from spoolpool.errors import BadRequest, LauncherError, SpoolDenied, SpoolpoolError
+from spoolpool.errors import BadRequest, LauncherError, SpoolDenied
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import SpoolJob, count_other_jobs, end_jobs, find_jobs, remove_record, submit
 from spoolpool.pool.batch_system import listed_ids
@@ -69,7 +68,7 @@ def ls(directory: str, as_json: bool) -> None:
     reason and the last lines of their output, and the lanes that 'spool autoscale' leaves alone because of them.
     """
     spool = Spool(directory, read_only=True)
-    now = _server_time(spool)
+    now = spool.shown_time()
     found = read_workers(spool)
     for info in sorted(found, key=lambda info: info.started):
         life = group_state(spool, info, now)
@@ -122,13 +121,6 @@ def _echo_json(jobs: list[SpoolJob], failures: list[JobFailure]) -> None:
     for name, failure in failed.items():  # of other accounts, and of scripts that were not submitted through the spool
         told = {"name": name, "id": failure["job"], "state": "over", "parts": [], "end": "failed", "failure": failure}
         click.echo(json.dumps(told))
-
-
-def _server_time(spool: Spool) -> float:
-    try:
-        return spool.server_time()
-    except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
-        return time.time()
 
 
 def _is_own(spool: Spool, info: WorkerInfo) -> bool:

@@ -106,19 +106,13 @@ def _check_names(spool: Spool) -> list[Finding]:
     first = scan(spool)
     entries = {info.worker: info for info in workers.read_workers(spool)}
     second = scan(spool)
-    seen = _Evidence(spool=spool, both=first & second, either=first | second, workers=entries, now=server_time(spool))
+    seen = _Evidence(
+        spool=spool, both=first & second, either=first | second, workers=entries, now=spool.find_server_time()
+    )
     rules = [_directories, _unknown_names, _duplicate_tasks, _dead_workers, _unfinished_writes]
     if seen.either.complete:  # else a name that was not seen may be in a directory that was not listed
         rules += [_outcomes, _stale_requests, _dependencies]
     return [finding for rule in rules for finding in rule(seen)]
-
-
-def server_time(spool: Spool) -> float | None:
-    """Return the time of the file server; None where the spool cannot be written to."""
-    try:
-        return spool.server_time()
-    except OSError:  # mounted read-only, say
-        return None
 
 
 def _directories(seen: _Evidence) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from functools import partial
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import DependencyLink, TaskFile, parse_link, parse_task_file
 from spoolpool.maintenance import garbage
-from spoolpool.maintenance.check import Finding, server_time
+from spoolpool.maintenance.check import Finding
 from spoolpool.maintenance.garbage_item import GarbageItem
 from spoolpool.maintenance.submitters import AbsentTasks
 from spoolpool.protocol.delayed_tasks import make_ready
@@ -57,7 +57,7 @@ def repair(spool: Spool, found: list[Finding], *, seconds: float | None = None) 
 def _removable(spool: Spool, found: list[Finding]) -> Iterator[GarbageItem]:
     """Yield items for the findings that are repaired by a removal; each is examined again directly before it."""
     unfinished = {each.path for each in found if each.kind == "unfinished"}
-    if unfinished and (now := server_time(spool)) is not None:
+    if unfinished and (now := spool.find_server_time()) is not None:
         yield from (each for each in garbage.unfinished_writes(spool, now) if each.path in unfinished)
     requests = {each.path: each.path.partition("/")[2] for each in found if each.kind == "stale request"}
     links = {each.path: _link(each.path).needed_by for each in found if each.kind == "stale link"}

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
 from spoolpool.monitor.scan import SpoolScanner, TaskLocation
 from spoolpool.monitor.states import STATES, UNREAD
@@ -163,10 +162,7 @@ class StatusCollector:
         """
         now = time.monotonic()
         if self._clock is None or now - self._clock[0] > _CLOCK_SECONDS:
-            try:
-                self._clock = now, self.spool.server_time()
-            except (OSError, SpoolpoolError):  # the spool cannot be written to, or is away: use the clock of this host
-                self._clock = now, time.time()
+            self._clock = now, self.spool.shown_time()
         return self._clock[1] + now - self._clock[0]
 
     def _states(self, now: float) -> list[tuple[WorkerInfo, GroupState]]:

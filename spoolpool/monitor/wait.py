@@ -111,7 +111,7 @@ class Waiter:
                     for each in scanner.task_files("waiting", bucket, claimed=False)
                     if each.task_file.seconds and each.task_file.task in self.pending
                 )
-            if shortage := workers.why_too_short(needed, end - self._spool.server_time()):
+            if shortage := workers.why_too_short(needed, end - self._spool.shown_time()):
                 self._warned.add(lane)
                 yield f"Tasks of {lane} wait, and {shortage.why}."
 

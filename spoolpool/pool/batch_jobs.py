@@ -179,7 +179,7 @@ def recorded_jobs(spool: Spool) -> list[SpoolJob]:
     A job without a recorded end is ``running`` if a group of it has registered, else ``pending``.
     """
     jobs = []
-    now = spool.server_time()
+    now = spool.shown_time()
     for record in read_records(spool):
         submitted = files.mtime_ns(_record_path(spool, record.name))
         if submitted is None:
@@ -208,7 +208,7 @@ def find_jobs(spool: Spool, *, clean: bool = True) -> list[SpoolJob]:
             continue
         if system not in active:
             active[system] = batch_system.active_jobs(system)
-        now = now or spool.server_time()
+        now = now or (spool.server_time() if clean else spool.shown_time())
         submitted = files.mtime_ns(_record_path(spool, name))
         if submitted is None:
             continue

@@ -240,6 +240,21 @@ class Spool:
         files.touch(self.layout.tmp)  # as heartbeats do; a new file could not be made on a full disk
         return (files.mtime_ns(self.layout.tmp) or 0) / 1e9
 
+    def find_server_time(self) -> float | None:
+        """Return :meth:`server_time`; None where the spool cannot be written to (a read-only mount), or is away."""
+        try:
+            return self.server_time()
+        except OSError:
+            return None
+
+    def shown_time(self) -> float:
+        """Return :meth:`server_time`, or the clock of this host where that is unknown.
+
+        It is for what people are told; nothing may be removed by it.
+        """
+        found = self.find_server_time()
+        return time.time() if found is None else found
+
     def write_config(self, path: str) -> None:
         """Write ``spool.json`` once more; only its owner may."""
         data = msgspec.json.encode(self.config)

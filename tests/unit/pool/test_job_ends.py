@@ -24,6 +24,7 @@ from spoolpool.pool.systems.base import EndedJob
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration, started_mark
 from spoolpool.protocol.workers import WorkerInfo
+from spoolpool.system import files
 from spoolpool.system.accounts import account_name
 from tests.support.accounts import unused_id
 from tests.support.fake_worker import unknown_process
@@ -263,6 +264,17 @@ def test_status_asks_the_batch_system_only_about_jobs_without_a_group(
     job_ends.write_end(spool, JobEnd(name=ended, kind="failed", why="exit code 3"))
     _, [failure], problem = find_failures(spool, record=False)
     assert (failure.end.name, problem, asked) == (ended, "", ["slurm"])
+
+
+def test_failed_jobs_are_shown_on_a_read_only_mount(spool: Spool, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    job_ends.write_end(spool, JobEnd(name=job, kind="failed", why="exit code 3"))
+    submit(spool)
+    monkeypatch.setattr(files, "touch", refused)
+    jobs, [failure], problem = find_failures(spool, record=False)
+    assert (failure.end.name, len(jobs), problem) == (job, 2, "")
 
 
 def test_number_of_failed_jobs_that_are_listed_is_bounded(spool: Spool, job: str) -> None:

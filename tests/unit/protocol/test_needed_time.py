@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -396,10 +397,19 @@ def test_submitter_is_warned_of_a_given_back_task_later(stage: Stage, caplog: py
     assert "needs 21 s, the longest group has 12 s left; 1 did not end" in caplog.text
 
 
-def test_waiting_command_warns_once_of_tasks_that_need_more_time(stage: Stage) -> None:
+@pytest.mark.parametrize("read_only", [False, True])
+def test_waiting_command_warns_once_of_tasks_that_need_more_time(
+    stage: Stage, read_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.submit(time_limit=90)
     stage.submit()
     here(stage, 12.5)
+
+    def refused(path: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    if read_only:
+        monkeypatch.setattr(files, "touch", refused)
     scanner = SpoolScanner(stage.spool.layout.root)
     waiter = Waiter(stage.spool, [TaskView(stage.spool, location) for location in scanner.tasks()])
     found = []
