@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from spoolpool import Sbatch
 from spoolpool.errors import BrokenSpool, NotASpool
 from spoolpool.format.layout import Layout
 from spoolpool.monitor.query import Query, select
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.monitor.wait import Waiter
 from spoolpool.pool.autoscaler import Autoscaler
+from spoolpool.pool.batch_system import Job
+from spoolpool.pool.scaling_policy import ScalingPolicy
 from spoolpool.protocol import cancel, presence
 from spoolpool.protocol.claimer import Claimer
+from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.presence import GRACE, Presence
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
@@ -302,7 +306,7 @@ def keeper(spool: Spool) -> housekeeping.Housekeeping:
     """Return the periodic duties of a registered worker."""
     info = info_of(ProcessId.of(os.getpid()))
     registration = SilentRegistration(spool, info)
-    return housekeeping.Housekeeping(spool, info, registration, None, None)  # type: ignore[arg-type]
+    return housekeeping.Housekeeping(spool, info, registration, None, Journal(spool, info.worker), None)  # type: ignore[arg-type]
 
 
 def test_worker_waits_for_a_spool_that_is_away_for_a_moment(spool: Spool, clock: Clock) -> None:
@@ -344,7 +348,7 @@ def status(spool: Spool) -> Callable[[], object]:
 
 
 def scaler(spool: Spool) -> Callable[[], object]:
-    return Autoscaler(spool, None, None).round  # type: ignore[arg-type]
+    return Autoscaler(spool, Job(backend=Sbatch(), spool=spool.path), ScalingPolicy(max_jobs=1)).round
 
 
 @pytest.mark.parametrize("observe", [waiter, scaler, status])
