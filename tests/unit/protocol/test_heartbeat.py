@@ -25,6 +25,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration
 from spoolpool.system.locks import Lock
 from spoolpool.system.processes import ProcessId
+from spoolpool.system.stop_request import FORWARDED, STOP_SIGNALS
 from tests.conftest import Workers
 from tests.support import mpi_tasks, tasks
 from tests.support.fake_worker import Clock, Inbox, announce, info_of, unknown_process
@@ -293,9 +294,9 @@ def test_lock_keeps_the_claim_of_a_worker_on_another_host_without_a_heartbeat(
 # -- worker and heartbeat
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, FORWARDED])
 def test_signal_that_ends_a_group_after_its_task_does_not_end_its_heartbeat(
-    tmp_path: Path, spool: Spool, worker: Workers, observers: Clock, number: signal.Signals
+    tmp_path: Path, spool: Spool, worker: Workers, observers: Clock, number: int
 ) -> None:
     process = worker(spool)
     inbox = submitted(spool, observers, tasks.mark_and_wait, tmp_path / "started", tmp_path / "end", "value")
