@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class Claim:
         self._lock = lock
         self._name = task_file.name
         self._path = f"{spool.layout.claimed}/{self._name}"
+        self.publishing = threading.Lock()
+        """Lock around the write of an outcome and its commit: two threads of a worker may end a claim at once, and both
+        outcomes have the same path."""
+        self.committed = False
+        """Whether this object has published an outcome. To be read under the lock."""
 
     @property
     def owner(self) -> int:
@@ -145,11 +151,13 @@ class Claim:
             try:
                 target = f"{spool.results(session, self._owner)}/{self._name}"
                 files.move(source, target, durability=spool.config.durability)
+                self.committed = True
                 return True
             except OSError as error:
                 # the order of the two checks matters: the task file moves from source to target, never back
                 if not files.exists(source):
-                    return files.exists(target)
+                    self.committed = files.exists(target)
+                    return self.committed
                 if error.errno in files.GONE:
                     self._restore_directory(spool.layout.results)
                 denied += error.errno in files.DENIED or (spool.shared and error.errno in files.GONE)
@@ -260,7 +268,18 @@ class Claim:
         return moved
 
     def _report_too_short(self, releases: int, ran: float) -> bool:
-        """Publish the outcome :class:`WalltimeTooShort`; return whether it was published."""
+        """Publish the outcome :class:`WalltimeTooShort`; return whether it was published.
+
+        It is not while another thread publishes the outcome of the call, or after that.
+        """
+        if not self.publishing.acquire(blocking=False):  # its commit may take long, and this process is about to end
+            return False
+        try:
+            return not self.committed and self._publish_too_short(releases, ran)
+        finally:
+            self.publishing.release()
+
+    def _publish_too_short(self, releases: int, ran: float) -> bool:
         try:
             published = self._report(
                 WalltimeTooShort(
@@ -271,7 +290,7 @@ class Claim:
                     "begins the call. 'spool retry' runs the task again."
                 )
             )
-        except OSError as error:  # its call has just ended, and writes its own outcome; or the disk is full
+        except OSError as error:  # another rank or a killed process has written to the file; or the disk is full
             log.info("Cannot report task %s: %s", self.task_file.task, error)
             return False
         if published:

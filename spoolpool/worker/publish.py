@@ -134,8 +134,9 @@ class Publisher:
         self._journal = journal
 
     def publish(self, claim: Claim, parts: list[Buffer], started: float, stopping: Callable[[], bool]) -> bool:
-        """Write and commit the outcome of a call that was ``started`` at this time; return False if the claim was lost.
+        """Write and commit the outcome of a call that was ``started`` at this time.
 
+        Returns False if the claim was lost, or if another thread has reported the task at the end of the walltime.
         While the disk is full, tries again for the length of a lease, then publishes that error in place of the result.
         While the spool is missing, tries again for a while, then raises :class:`NotASpool`. If ``stopping`` says
         meanwhile that the worker is to end, releases the task and raises :class:`SpoolFull`.
@@ -146,17 +147,20 @@ class Publisher:
         backoff: Backoff | None = None
         deadline = missing_since = 0.0
         while True:
-            try:
-                self._write(claim, parts)
-                break
-            except NotASpool as error:  # it may be moved away for a moment, or mounted again
+            with claim.publishing:  # not during the pauses: the report at the end of the walltime does not wait
+                if claim.committed:
+                    return False
+                error = self._try_write(claim, parts)
+                if error is None:
+                    return claim.commit()
+            if isinstance(error, NotASpool):  # it may be moved away for a moment, or mounted again
                 if not missing_since:
                     log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
                     missing_since = time.monotonic()
                 if time.monotonic() - missing_since > GRACE or stopping():
-                    raise
+                    raise error
                 Backoff(0.5, 0.5).sleep()
-            except OSError as error:
+            else:
                 log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
                 if backoff is None:
                     backoff = Backoff(0.1, 5.0, 2.0)
@@ -174,7 +178,14 @@ class Publisher:
                         f"{self._spool.path} ({error.strerror}). The task is ready again."
                     ) from error
                 backoff.sleep()
-        return claim.commit()
+
+    def _try_write(self, claim: Claim, parts: list[Buffer]) -> NotASpool | OSError | None:
+        """Create the outcome file; return the error if that cannot be done now."""
+        try:
+            self._write(claim, parts)
+        except (NotASpool, OSError) as error:
+            return error
+        return None
 
     @staticmethod
     def _exists(claim: Claim) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,13 @@ from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
-from tests.support.fake_worker import Clock, Stage, announce, dead_process, unknown_process
+from spoolpool.worker.publish import Publisher
+from tests.support.fake_worker import Clock, Stage, announce, dead_process, outcome_of, unknown_process
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
@@ -262,6 +267,82 @@ def test_outcome_that_is_written_meanwhile_is_not_replaced_by_a_report(stage: St
     claim.write_outcome([b"a part of it"])
     assert give_back(stage, claim, ran=1.0)
     assert [task_file.task for task_file in ready(stage)] == [header.task]
+
+
+class _AnnouncedLock:
+    """Lock that sets an event before a thread waits for it."""
+
+    def __init__(self, arrived: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._arrived = arrived
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+
+    def __enter__(self) -> None:
+        self._arrived.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_call_that_ends_during_the_report_of_its_walltime_does_not_replace_the_outcome(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, max_attempts=1)
+    claim = claimed(stage)
+    written, arrived, reported = (threading.Event() for _ in range(3))
+    claim.publishing = _AnnouncedLock(arrived)  # type: ignore[assignment]
+    write = Spool.write
+    results: dict[str, bool] = {}
+
+    def write_in_two_parts(spool: Spool, path: str, label: Any, parts: Any, rights: Any) -> None:
+        with open(path, "xb") as file:
+            file.write(b"a part of it")
+            if threading.current_thread() is reporter:
+                written.set()
+                assert arrived.wait(LIMIT)
+            else:
+                arrived.set()
+                assert reported.wait(LIMIT)
+            write(spool, f"{path}.whole", label, parts, rights)
+            file.seek(0)
+            file.write(Path(f"{path}.whole").read_bytes())
+        os.remove(f"{path}.whole")
+
+    def report() -> None:
+        results["given back"] = give_back(stage, claim, ran=1.0)
+        results["complete"] = claim.has_outcome()
+        reported.set()
+
+    def publish() -> None:
+        publisher = Publisher(stage.spool, 1, Journal(stage.spool, "w"))
+        parts = outcome_of(header, claim.task_file)
+        results["published"] = publisher.publish(claim, parts, time.time(), lambda: False)
+
+    monkeypatch.setattr(Spool, "write", write_in_two_parts)
+    reporter, caller = threading.Thread(target=report), threading.Thread(target=publish)
+    reporter.start()
+    assert written.wait(LIMIT)
+    caller.start()
+    reporter.join(LIMIT)
+    caller.join(LIMIT)
+    assert results == {"given back": False, "complete": True, "published": False}
+    stage.collect(inbox, [header])
+    assert isinstance(inbox.given[header.task].exception(), WalltimeTooShort)
+
+
+def test_call_that_publishes_at_the_end_of_its_walltime_is_not_reported(stage: Stage) -> None:
+    inbox = stage.inbox()
+    header = stage.submit(inbox, max_attempts=1)
+    claim = claimed(stage)
+    with claim.publishing:
+        claim.write_outcome(outcome_of(header, claim.task_file))
+        assert claim.commit()
+    stage.collect(inbox, [header])
+    assert not give_back(stage, claim, ran=1.0)
+    assert stage.seen().failed == {}
+    assert inbox.given[header.task].exception() is None
 
 
 def test_give_backs_are_journaled_with_their_reason(stage: Stage) -> None:
