@@ -198,7 +198,8 @@ def test_groups_that_are_still_starting_shrink_too() -> None:
         executor.max_workers = 1
         assert executor.submit(pow, 2, 2).result() == 4
         wait_until(
-            lambda: len(processes_of(executor.info["spool"])) == 3, "one worker and its heartbeat processes are left"
+            lambda: len(processes_of(executor.info["spool"])) == 4,
+            "one worker, its guard and its heartbeat processes are left",
         )
         assert executor.submit(pow, 2, 2).result() == 4
 

@@ -29,6 +29,7 @@ WITHOUT_FAULTS = {
         errno.EBADF,
     },
     "the answer of kill(2) for a process that ended": {errno.ESRCH},
+    "the answer of waitpid(2) where another thread has waited": {errno.ECHILD},
 }
 """Errors that the package treats in a way of their own, and why they are not among the faults."""
 

@@ -156,8 +156,9 @@ def test_exception_of_an_executor_has_the_line_of_srun(shared: Site) -> None:
 
 WHOLE_CORES = """\
 import os, sys
-from spoolpool import Executor, executor
-executor.usable_cores = lambda: 8  # Slurm binds no process here
+from spoolpool import Executor
+from spoolpool.launch import allocation
+allocation.usable_cores = lambda: 8  # Slurm binds no process here
 os.chdir(sys.argv[1])
 with Executor(backend="srun") as executor:
     assert sum(executor.map(int, range(8))) == 28

@@ -166,7 +166,7 @@ def test_worker_starts_no_task_after_max_time_and_ends(site: Site):
 
 
 def test_resources_and_walltime_of_the_job_are_determined(site: Site):
-    program = "from spoolpool.launch.allocation import *; found = find_allocation(); print(found, seconds_left(found))"
+    program = "from spoolpool.launch.allocation import *; found = find_allocation(); print(found, seconds_left())"
     line = f'{sys.executable} -c "{program}"'
     job = site.sbatch(line, "--nodes=2", "--ntasks-per-node=3", "--time=10", "--gres=gpu:1")
     wait_until(lambda: site.ended(job), "the job ended", PATIENCE)

@@ -75,8 +75,10 @@ def notebooks(directory: Path) -> list[dict[str, Any]]:
 
 def where() -> str:
     """Return the host, and the number of the broker where the hosts of an instance have one name."""
+    if "FLUX_URI" not in os.environ:
+        return os.uname().nodename
     broker = subprocess.run(["flux", "getattr", "rank"], capture_output=True, text=True).stdout.strip()
-    return f"{os.uname().nodename} {broker}" if "FLUX_URI" in os.environ else os.uname().nodename
+    return f"{os.uname().nodename} {broker}"
 
 
 def main(directory: str, groups: str) -> None:

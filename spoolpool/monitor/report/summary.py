@@ -13,7 +13,7 @@ from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.scan import SpoolScanner
-from spoolpool.monitor.states import End
+from spoolpool.monitor.states import STATE_OF_OUTCOME, End
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.spool import Spool
@@ -240,7 +240,8 @@ class _Reader:
         failed = raised or event.kind in ("error", "lost")
         if event.started:
             if event.event == "task" and event.published:
-                found.timed[event.kind or "result"] += 1
+                kind = event.kind or "result"  # any text that another account has written
+                found.timed[kind if kind in STATE_OF_OUTCOME else _OTHERS] += 1
             self._add_run(event, ended, group, row, failed=failed)
             self._add_durations(event, ended, seconds, group)
         if failed:

@@ -180,7 +180,7 @@ class TestBatchSystem:
             group.terminate()
             assert group.wait(LIMIT) == 0
             names = files.list_names(spool.layout.bucket(future.header.lane, future.header.bucket))
-            assert names == [f"{future.task}.000002.01"]
+            assert [name.startswith(f"{future.task}.000002.01") for name in names] == [True], "the same attempt"
             assert files.list_names(spool.layout.workers) == []
             assert attached.cancel(future) is False, "it is queued under another claim number"
             worker(spool)

@@ -226,7 +226,7 @@ def test_status_remembers_little_of_a_header(spool: Spool) -> None:
     put(spool, "failed", name="x" * 100_000, env={"X": "x" * 100_000})
     collector = StatusCollector(spool)
     collector.collect()
-    [seen] = collector._views.values()
+    [seen] = collector._reader._seen.values()
     assert len(repr(seen)) < 2000
 
 
@@ -246,7 +246,7 @@ def test_report_has_a_bounded_number_of_groups(spool: Spool, monkeypatch: pytest
     text = "".join(f"{json.dumps(event)}\n" for event in events)
     Path(spool.layout.journal, "hostile.jsonl").write_text(text, encoding="utf-8")
     found = summary.summarize(spool)
-    assert (len(found.groups), len(found.bars.rows), len(found.kinds)) == (11, 11, 1)
+    assert (len(found.groups), len(found.bars.rows), len(found.timed)) == (11, 11, 1)
     assert sum(group.tasks for group in found.groups.values()) == 100
 
 
