@@ -209,9 +209,8 @@ class _Walk:
             return
         if isinstance(value, types.FunctionType):
             home = value.__globals__.get("__name__", "")
-            version = (
-                None if value.__closure__ else _library_version(home)
-            )  # a decorator's closure has a user's function
+            # a decorator's closure has a user's function
+            version = None if value.__closure__ else _library_version(home)
             if version is not None:
                 self.text("library", home, value.__qualname__, version)
                 return

@@ -124,9 +124,8 @@ class Inventory:
 
     def is_suspicious(self) -> bool:
         """Return whether a task may have left something, or the last exact comparison was a while ago."""
-        free = _next_free(
-            self._high
-        )  # a free number below says nothing: a task may have closed a file that it had first
+        # a free number below says nothing: a task may have closed a file that it had first
+        free = _next_free(self._high)
         if free is None or free >= self._limit - _MARGIN:
             self._reserve.free()  # for the outcome of the task
             return True

@@ -133,7 +133,7 @@ def main(**options: Any) -> None:
       mpiexec -n 2 spool-worker /shared/spool             one group of two ranks
       mpiexec -n 8 spool-worker /shared/spool --ranks 4   two groups of four
 
-    With --launcher or --groups, and in a batch script of Slurm or Flux, it starts groups, and replaces dead ones:
+    With --launcher or --groups, and in a batch script, it starts groups, and replaces dead ones:
 
     \b
       spool-worker /shared/spool --launcher mpiexec --ranks 2 --groups 3

@@ -33,9 +33,8 @@ def _at_exit() -> None:
     from spoolpool.client import ctrl_c
     from spoolpool.client.session import SubmitterSession
 
-    working = sorted(
-        _at_work, key=lambda each: isinstance(each, SubmitterSession)
-    )  # a runtime first flushes into its session
+    # a runtime first flushes into its session
+    working = sorted(_at_work, key=lambda each: isinstance(each, SubmitterSession))
     try:
         if not ctrl_c.ended_by_ctrl_c():
             _wait_at_exit(working)

@@ -27,7 +27,10 @@ class GridEngine(BatchSystem):
     default_options = (("queue", ("-q",)), ("account", ("-P",)))
 
     def resources(self, backend: BatchBackend, time: str) -> list[str]:
-        """``-notify`` sends SIGUSR2 some time before SIGKILL; without ``-S`` the queue's shell reads the script."""
+        """Return the options for whole nodes and a walltime.
+
+        ``-notify`` sends SIGUSR2 some time before SIGKILL; without ``-S`` the queue's shell reads the script.
+        """
         assert isinstance(backend, SgeBatch)
         given = backend.directives
         options = without_given(["-S /bin/bash", "-V", "-cwd", "-notify", "-j y", f"-l h_rt={time}"], given)
@@ -95,7 +98,10 @@ class GridEngine(BatchSystem):
         return match[1] if match else "it is in an error state"
 
     def ended_job(self, name: str) -> EndedJob | None:
-        """The accounting file may be missing on this host, and lacks jobs that never ran."""
+        """Return the end of a job, from the accounting file; None if it is unknown.
+
+        That file may be missing on this host, and lacks jobs that never ran.
+        """
         try:
             answer = run(["qacct", "-j", name], "ask for a batch job")
         except LauncherError:
@@ -115,7 +121,7 @@ class GridEngine(BatchSystem):
         return EndedJob(job, "timeout" if "h_rt" in reason else "failed", status, reason)
 
     def cancel(self, job: str, name: str) -> None:
-        """Select by the name, since ids begin again at 1 after some time."""
+        """Cancel the job of this name: ids begin again at 1 after some time."""
         run(["qdel", name], "cancel a batch job")
 
     def cluster(self) -> str:

@@ -55,7 +55,11 @@ class LSF(BatchSystem):
         return common_cores((int(number) for number in slots if number.isdigit()), "bhosts")
 
     def output_options(self, path: str) -> list[str]:
-        """``-o`` appends; LSF replaces ``%J`` and ``%I`` in the path, which cannot be quoted."""
+        """Return the options for one output file, to which ``-o`` appends.
+
+        Raises :class:`LauncherError` for a path with a percent sign: LSF replaces ``%J`` and ``%I``, which cannot be
+        quoted.
+        """
         if "%" in path:
             raise LauncherError(f"LSF takes no output file with a % in its path: {path}. Use a spool without one.")
         return [f"-o {shlex.quote(path)}"]
@@ -77,7 +81,7 @@ class LSF(BatchSystem):
         }
 
     def ended_job(self, name: str) -> EndedJob | None:
-        """LSF keeps ended jobs for an hour (CLEAN_PERIOD)."""
+        """Return the end of a job; None if it is unknown. LSF keeps ended jobs for an hour (CLEAN_PERIOD)."""
         for job, state, code, reason, output in self._ask(
             "jobid stat exit_code exit_reason output_file", ["-a", "-J", name]
         ):
@@ -101,7 +105,7 @@ class LSF(BatchSystem):
         return [[value.strip() for value in row] for row in rows if len(row) == width]
 
     def cancel(self, job: str, name: str) -> None:
-        """Select by the name: ids begin again at 1 after some time. Job 0 stands for all jobs of this name."""
+        """Cancel the job of this name: ids begin again at 1 after some time. Job 0 stands for all jobs of this name."""
         run(["bkill", "-J", name, "0"], "cancel a batch job")
 
     def cluster(self) -> str:

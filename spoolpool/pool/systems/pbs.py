@@ -78,7 +78,7 @@ class PBS(BatchSystem):
         }
 
     def ended_job(self, name: str) -> EndedJob | None:
-        """The server keeps ended jobs only with ``job_history_enable``."""
+        """Return the end of a job; None if it is unknown. The server keeps ends only with ``job_history_enable``."""
         found = self._ask(["qselect", "-x", "-u", _user(), "-N", name], ["-x"])
         for number, job in reversed(found.items()):
             if job.get("job_state") not in ("F", "X"):

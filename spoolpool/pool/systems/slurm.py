@@ -60,7 +60,10 @@ class Slurm(BatchSystem):
         return {name: _join(parts) for name, parts in found.items()}
 
     def listed_ids(self, job: str) -> frozenset[str]:
-        """Each element of an array has a further id, which is ``SLURM_JOB_ID`` in it."""
+        """Return the ids under which squeue lists a job; none if it is unknown or Slurm does not answer.
+
+        Each element of an array has a further id, which is ``SLURM_JOB_ID`` in it.
+        """
         if not job.isdecimal():
             return frozenset()
         try:
@@ -69,7 +72,10 @@ class Slurm(BatchSystem):
             return frozenset()
 
     def ended_job(self, name: str) -> EndedJob | None:
-        """The controller knows an ended job for some minutes (MinJobAge), the accounting for longer."""
+        """Return the end of a job; None if it has not ended, or is unknown.
+
+        The controller knows an ended job for some minutes (MinJobAge), the accounting for longer.
+        """
         command = ["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--name={name}", "--format=%i"]
         if jobs := run(command, "ask for a batch job").split():
             shown = run(["scontrol", "--oneliner", "show", "job", base_id(jobs[-1])], "ask for a batch job")
@@ -86,9 +92,10 @@ class Slurm(BatchSystem):
         return _ended(*row[:3]) if len(row) >= 3 else None
 
     def cancel(self, job: str, name: str) -> None:
-        """Check the name as well, since the id may have been given to another job meanwhile.
+        """Cancel a job if it has this name, since the id may have been given to another job meanwhile.
 
-        Not for a part: with a name, scancel would cancel all pending elements of an array beside the given one.
+        The name of a part is not checked: with a name, scancel would cancel all pending elements of an array beside the
+        given one.
         """
         names = [] if base_id(job) != job else [f"--jobname={name}"]
         run(["scancel", "--quiet", *names, without_limit(job)], "cancel a batch job")

@@ -1,6 +1,6 @@
 """Command lines of groups on the nodes of a job: mpiexec of each implementation, PALS and jsrun.
 
-Options and versions of PALS and jsrun follow their manuals; the others were tried.
+Options and versions of Intel MPI, PALS and jsrun follow their manuals; only those of MPICH and Open MPI were tried.
 """
 
 from __future__ import annotations
