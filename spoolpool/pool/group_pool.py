@@ -214,6 +214,8 @@ class GroupPool:
             reason = ": ".join(filter(None, (reason, find_own(errors))))
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
             slot.record_death(self._spool)
+            # srun, killed with its child, leaves its ranks running, which keep the resources of the next group
+            worker_registration.request_stop(self._spool, slot.worker)
         else:
             slot.record_failed_start()
             if error is None and status == NotASpool.exit_code:  # it ran no function, so that the status is its own

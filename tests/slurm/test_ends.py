@@ -12,7 +12,6 @@ import pytest
 from spoolpool import Executor, settings
 from spoolpool.errors import WorkerLost
 from spoolpool.format.names import parse_task_file
-from spoolpool.protocol.workers import WorkerInfo
 from tests.servers import slurm as server
 from tests.slurm.site import PATIENCE, WORKER, Site
 from tests.slurm.test_srun import where
@@ -117,4 +116,15 @@ def test_no_rank_on_any_node_outlives_its_group(site: Site, tmp_path: Path, caus
         if kind != "idle":
             error = call.future.exception(PATIENCE)
             assert isinstance(error, WorkerLost) if cause in ("srun", "rank 0") else error is None
+        assert [rank[1:3] for rank in executor.submit(where, 1).result(PATIENCE)] == [(2, 0), (2, 1)]
+
+
+def test_idle_ranks_end_after_a_kill_of_their_srun_and_its_child(site: Site) -> None:
+    """Slurm keeps them running: only the supervisor notices the death."""
+    group = SpanningGroup(site)
+    for pid in group.processes():
+        if read(pid, "cmdline").startswith(b"srun\0"):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not group.processes(), "all processes of the group have ended", PATIENCE)
+    with Executor(spool=site.spool.path, resource_dict={"cores": 2}) as executor:
         assert [rank[1:3] for rank in executor.submit(where, 1).result(PATIENCE)] == [(2, 0), (2, 1)]
