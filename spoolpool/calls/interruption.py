@@ -44,6 +44,8 @@ _OWN = signal.SIGRTMIN + 5  # no batch system and no MPI uses it
 
 INTERRUPT = signal.SIGRTMIN + 6
 """Signal of another process that raises :class:`TaskCancelled` in the running call."""
+ABANDON = signal.SIGRTMIN + 9
+"""Signal of the guard of a rank that does the same after the end of rank 0: the exception is no outcome."""
 
 _FIRST_CHECK, _LAST_CHECK = 1.0, 5.0  # seconds between checks for a cancel request
 _IDLE = 3.0  # seconds without a call after which the thread sleeps until the next call
@@ -77,6 +79,8 @@ class Interrupter:
         self._others: Sequence[ProcessId] = ()
         self.interrupted = False
         """Whether any call was interrupted."""
+        self.abandoned = False
+        """Whether a call was interrupted because its group has ended."""
         self._call: _Call | None = None
         self._reason: BaseException = TaskCancelled()
         self._target: _Call | None = None
@@ -88,6 +92,7 @@ class Interrupter:
         if self._able:
             signal.signal(_OWN, self._raise)
             signal.signal(INTERRUPT, self._raise_cancelled)
+            signal.signal(ABANDON, self._abandon)
 
     def share(self, node: Any) -> None:
         """Leave the checks to one rank per host. All ranks of a host call this, with their communicator."""
@@ -128,6 +133,10 @@ class Interrupter:
     def _raise(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None and self._call is self._target:  # else the call ended before the signal arrived
             raise mark_interrupt(self._reason)
+
+    def _abandon(self, number: int, frame: FrameType | None) -> None:
+        self.abandoned = self.abandoned or self._call is not None
+        self._raise_cancelled(number, frame)
 
     def _raise_cancelled(self, _number: int, _frame: FrameType | None) -> None:
         if self._call is not None:

@@ -19,7 +19,7 @@ from spoolpool.system import stop_request
 
 _SIGNALS = [
     number
-    for number in (*range(1, 32), *range(signal.SIGRTMIN + 4, signal.SIGRTMIN + 9))
+    for number in (*range(1, 32), *range(signal.SIGRTMIN + 4, signal.SIGRTMIN + 10))
     if number not in (signal.SIGKILL, signal.SIGSTOP)
 ]
 

@@ -243,8 +243,13 @@ class MPIGroup(Group):
         self._cleaner.renew(self._link.duplicate())
 
     def _when_late(self, call: TaskCall, mine: RankResult) -> Callable[[], None] | None:
-        """Return the action of this rank if the others are late: none, unless it has failed itself."""
-        return functools.partial(self._give_up, call, mine) if mine.failure else None
+        """Return the action of this rank if the others are late: none, unless it has failed itself.
+
+        Its guard kills a rank that it has interrupted after the end of rank 0: the task is recovered as from a dead
+        worker, and must not get the interruption as its outcome.
+        """
+        failed = mine.failure and not self._environment.interrupter.abandoned
+        return functools.partial(self._give_up, call, mine) if failed else None
 
     def _give_up(self, call: TaskCall, mine: RankResult) -> None:
         """Publish the failure and abort the group: other ranks wait in a collective that this one will never join."""

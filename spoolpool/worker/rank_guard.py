@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from spoolpool import settings
-from spoolpool.calls.interruption import INTERRUPT
+from spoolpool.calls.interruption import ABANDON
 from spoolpool.format.names import parse_task_file
 from spoolpool.system import files, records
 from spoolpool.system.backoff import Backoff
@@ -288,7 +288,7 @@ class RankGuard:
             self._add_step(grace, HURRY)
             self._add_step(grace + _KILL_SECONDS, signal.SIGKILL)
         elif self._reason == _NO_RANK_0:
-            self._add_step(0.0, INTERRUPT)
+            self._add_step(0.0, ABANDON)
             self._add_step(grace, signal.SIGKILL)
         else:  # an interruption would be the outcome of the task, and a kill before rank 0 ends costs it an attempt
             self._add_step(grace + _AFTER_RANK_0, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from spoolpool import Executor, settings
+from spoolpool.calls.interruption import ABANDON
 from spoolpool.errors import WorkerLost
 from spoolpool.format.names import new_worker_id, parse_task_file
 from spoolpool.protocol import workers
@@ -106,6 +107,22 @@ def test_no_rank_outlives_its_group(spool: Spool, worker: Workers, tmp_path: Pat
             if group.starter.poll() is not None:  # else the supervisor has started another group
                 worker(spool, mpi_ranks=2)
             assert call.future.exception(LIMIT) is None or isinstance(call.future.exception(), WorkerLost)
+
+
+@pytest.mark.mpi
+def test_interruption_after_the_end_of_rank_0_is_no_outcome(spool: Spool, worker: Workers, tmp_path: Path) -> None:
+    group = Group(spool, worker, supervised=False)
+    (other,) = {*group.ranks} - {group.first}
+    with Executor(spool=spool.path) as executor:
+        call = LongCall(tmp_path, executor, 2, "waits")
+        call.await_start()
+        os.kill(other, ABANDON)
+        with pytest.raises(TimeoutError):  # several times the grace period after which a failed rank publishes
+            call.future.result(3.0)
+        os.kill(group.first, signal.SIGKILL)
+        wait_until(group.has_ended, "all ranks of the group have ended")
+        worker(spool, mpi_ranks=2)
+        assert isinstance(call.future.exception(LIMIT), WorkerLost)
 
 
 @pytest.mark.mpi
