@@ -160,7 +160,6 @@ def test_supervisor_gives_back_what_does_not_end_in_its_time(spool: Spool, worke
         supervisor = worker(spool, "--max-time=15", *options)
         wait_until(lambda: count(begun) == 1, "the task runs")
         assert supervisor.wait(LIMIT) == 0
-        assert "was given back" in worker.said(supervisor)
         [waits] = ready(spool)
         assert (waits.attempt, waits.releases) == (1, 1)
         assert 1 <= waits.seconds <= 15
@@ -174,8 +173,8 @@ def test_supervisor_gives_back_what_does_not_end_in_its_time(spool: Spool, worke
         assert future.result(LIMIT) == "done"
     assert count(begun) == 2
     [event] = events(spool, "given back")
-    assert (event.task, event.by, event.reason) == (waits.task, "supervisor", "the walltime of its group ended")
-    assert event.worker
+    # by the group or by the supervisor: both know the end, and one of them is first
+    assert (event.task, event.reason) == (waits.task, "the walltime of its group ended")
 
 
 def test_command_that_the_end_of_its_group_kills_is_given_back(spool: Spool, worker: Workers) -> None:
