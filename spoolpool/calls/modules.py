@@ -160,5 +160,5 @@ def _is_found_by_hook(name: str, path: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def in_a_library(place: str) -> bool:
     """Return whether a file belongs to the standard library or to ``site-packages``."""
-    path = os.path.realpath(place)
-    return any(path.startswith(os.path.join(root, "")) for root in _site_roots()[0])
+    places = os.path.abspath(place), os.path.realpath(place)  # Debian's sitecustomize is a link to /etc
+    return any(path.startswith(os.path.join(root, "")) for root in _site_roots()[0] for path in places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,8 +114,15 @@ def loaded(unwanted: tuple[str, ...], modules: list[str]) -> list[str]:
 
 def modules_after(program: str, directory: Path) -> list[str]:
     """Run a program that prints the names of modules in a new interpreter."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # it imports a lot
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=directory, capture_output=True, text=True, timeout=LIMIT, check=False
+        [sys.executable, "-c", program],
+        cwd=directory,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
     assert not done.returncode, done.stderr
     return done.stdout.split()
