@@ -29,6 +29,7 @@ from spoolpool.system.job_ids import is_component, names_job, select, spell_out
 from spoolpool.system.text import escape_line
 
 _MOST_NAMES = 10  # that an error lists
+_SHORT_ID = 8  # characters of the ids of groups that logs and screens show
 
 
 @click.group()
@@ -134,9 +135,11 @@ def _groups_named(spool: Spool, name: str, found: list[WorkerInfo]) -> list[Work
     def groups_of(job: str) -> list[WorkerInfo]:
         return [info for info in found if info.job and names_job(job, info.job)]
 
-    fits = [info for info in found if info.worker.startswith(name) or name in (info.process.host, info.batch)]
+    fits = [info for info in found if name in (info.worker, info.process.host, info.batch)]
     fits = fits or groups_of(name) or groups_of(spell_out(name))
-    return fits or [info for job in listed_ids("slurm", name) for info in groups_of(job)]
+    fits = fits or [info for job in listed_ids("slurm", name) for info in groups_of(job)]
+    # at last, and not by a few digits: the number of an ended job must not end a group by chance
+    return fits or [info for info in found if len(name) >= _SHORT_ID and info.worker.startswith(name)]
 
 
 @workers.command()

@@ -643,3 +643,12 @@ def test_spool_can_be_a_relative_path(spool: Spool, monkeypatch: pytest.MonkeyPa
 
 
 # ----------------------------------------------------------------------------------------- escaping
+
+
+def test_group_is_not_ended_by_the_number_of_an_ended_job_that_begins_its_id(spool: Spool) -> None:
+    group = announce(spool, unknown_process())
+    for command in ("drain", "stop"):
+        assert run("workers", command, spool.path, group[:4]).exit_code != 0
+    assert not any(name.startswith("stop") for name in files.list_names(spool.layout.worker(group)))
+    assert run("workers", "drain", spool.path, group[:8]).exit_code == 0
+    assert any(name.startswith("stop") for name in files.list_names(spool.layout.worker(group)))
