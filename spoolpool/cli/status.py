@@ -15,13 +15,13 @@ from contextlib import contextmanager
 import click
 
 from spoolpool import settings
-from spoolpool.cli.job_failures import FailureWatch
 from spoolpool.cli.output import report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.status_screen import as_json as to_json
 from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.status import StatusCollector
+from spoolpool.pool.job_failures import FailureWatch
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.backoff import Backoff
 

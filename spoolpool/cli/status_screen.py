@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.job_failures import JobFailure, choose
 from spoolpool.monitor.states import STATES, UNREAD, describe_counts
 from spoolpool.monitor.status import Blocked, GroupStatus, LaneCounts, Status
+from spoolpool.pool.job_failures import JobFailure, choose
 from spoolpool.protocol.progress import TaskProgress
 from spoolpool.system.text import escape_line, format_duration
 

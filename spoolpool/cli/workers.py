@@ -13,7 +13,6 @@ import msgspec
 
 from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options
-from spoolpool.cli.job_failures import JobFailure, failure_lines, find_failures
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.errors import BadRequest, LauncherError, SpoolDenied
@@ -21,6 +20,7 @@ from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import SpoolJob, count_other_jobs, end_jobs, find_jobs, remove_record, submit
 from spoolpool.pool.batch_system import listed_ids
 from spoolpool.pool.job_ends import JobEnd, output_path
+from spoolpool.pool.job_failures import JobFailure, failure_lines, find_failures
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import request_stop
 from spoolpool.protocol.workers import WorkerInfo, group_state, read_start_errors, read_workers

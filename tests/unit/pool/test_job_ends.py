@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from spoolpool import settings
-from spoolpool.cli.job_failures import choose, find_failures
 from spoolpool.errors import BadNode, LauncherError
 from spoolpool.format.names import ended_job_of, job_of, new_job_name
 from spoolpool.pool import batch_jobs, batch_system, job_ends
 from spoolpool.pool.batch_jobs import JobRecord, find_ends, find_jobs
 from spoolpool.pool.job_ends import JobEnd, conclude
+from spoolpool.pool.job_failures import choose, find_failures
 from spoolpool.pool.own_job import OwnJob
 from spoolpool.pool.scaling_policy import failures_in_a_row, seconds_left_alone
 from spoolpool.pool.systems.base import EndedJob
