@@ -99,6 +99,7 @@ def run_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int:
         config.start_again(done)
         # at once: in the shutdown of the interpreter, a forwarded signal would end it with an error
         _exit_at_once(0 if was_requested() else code)
+    RankGuard.leave()
     if left:
         _exit_at_once(code)
     return code
@@ -153,6 +154,7 @@ def _run_mpi_rank(config: RankConfig, echo_stderr: Callable[[str], None]) -> int
         else:
             _serve(group)
         left = group.end_leftovers(_END_SECONDS)
+        RankGuard.leave()
         world.leave(code)
         if left:
             _exit_at_once(code)

@@ -187,6 +187,16 @@ class RankGuard:
         os.close(self._writing)
         os.close(self._reading)
 
+    @staticmethod
+    def leave() -> None:
+        """Ignore the signals of the guard from now on, since the work of this rank has ended; it may still kill it.
+
+        The interpreter removes all handlers early in its shutdown. Without this call, a signal that arrives after that
+        would end the process with an error, for example when rank 0 has ended a moment earlier.
+        """
+        for number in (ABANDON, FORWARDED, HURRY):
+            signal.signal(number, signal.SIG_IGN)
+
     # -- in the parent process
 
     @property

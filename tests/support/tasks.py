@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,28 @@ def mark(path: str | Path, value: Any = None) -> Any:
     with open(path, "a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
     return value
+
+
+class _SignalsAtShutdown:
+    """Sender of signals to its own process, once the interpreter has removed all handlers in its shutdown."""
+
+    def __init__(self, numbers: Sequence[int], mark: str) -> None:
+        self._numbers, self._mark = numbers, mark
+
+    def __del__(
+        self, kill: Any = os.kill, pid: Any = os.getpid, os_open: Any = os.open, flags: int = os.O_CREAT
+    ) -> None:
+        for number in self._numbers:
+            kill(pid(), number)
+        os_open(f"{self._mark}-{pid()}", flags)
+
+
+_kept: list[Any] = []
+
+
+def send_signals_at_shutdown(numbers: Sequence[int], mark: str | Path) -> None:
+    """Let this process get signals in the shutdown of its interpreter, and create a file after that."""
+    _kept.append(_SignalsAtShutdown(numbers, str(mark)))
 
 
 def mark_and_wait(started: str | Path, end: str | Path, value: Any = None) -> Any:

@@ -19,10 +19,11 @@ from spoolpool.format.names import new_worker_id, parse_task_file
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.locks import Lock, try_lock
+from spoolpool.system.stop_request import FORWARDED, HURRY
 from spoolpool.worker import rank_guard
 from spoolpool.worker.rank_guard import HeartbeatObserver, Membership
 from tests.conftest import Workers
-from tests.support import mpi_tasks, task_files
+from tests.support import mpi_tasks, task_files, tasks
 from tests.support.long_call import KINDS, LongCall
 from tests.support.processes import is_running, processes_of
 from tests.support.waiting import LIMIT, wait_until
@@ -107,6 +108,20 @@ def test_no_rank_outlives_its_group(spool: Spool, worker: Workers, tmp_path: Pat
             if group.starter.poll() is not None:  # else the supervisor has started another group
                 worker(spool, mpi_ranks=2)
             assert call.future.exception(LIMIT) is None or isinstance(call.future.exception(), WorkerLost)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+def test_signals_in_the_shutdown_of_a_rank_are_no_error(
+    spool: Spool, worker: Workers, tmp_path: Path, ranks: int
+) -> None:
+    process = worker(spool, "--max-tasks", 1, mpi_ranks=ranks)
+    with Executor(spool=spool.path) as executor:
+        numbers = (ABANDON, FORWARDED, HURRY)
+        executor.submit(
+            tasks.send_signals_at_shutdown, numbers, tmp_path / "sent", resource_dict={"cores": ranks}
+        ).result(LIMIT)
+    assert process.wait(LIMIT) == 0
+    assert len(list(tmp_path.glob("sent-*"))) == ranks
 
 
 @pytest.mark.mpi
