@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from spoolpool.errors import LauncherError
-from spoolpool.launch.job_nodes import JobNodes, answer_of
+from spoolpool.launch.job_nodes import JobNodes
 from spoolpool.resources import Shape
 from spoolpool.system.batch_job import BatchJob, find_batch_job
+from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
@@ -338,7 +339,7 @@ def _slurm_seconds_left(environment: Mapping[str, str]) -> float | None:
         return None
     if end := environment.get("SLURM_JOB_END_TIME"):
         return max(0.0, float(end) - time.time())
-    return parse_duration(answer_of(["squeue", "-h", "-j", job, "-o", "%L"]))
+    return parse_duration(output_of(["squeue", "-h", "-j", job, "-o", "%L"]))
 
 
 def _flux_seconds_left(environment: Mapping[str, str]) -> float | None:
@@ -346,7 +347,7 @@ def _flux_seconds_left(environment: Mapping[str, str]) -> float | None:
     if not environment.get("FLUX_URI"):
         return None
     try:
-        left = float(answer_of(["flux", "job", "timeleft"]))
+        left = float(output_of(["flux", "job", "timeleft"]))
     except ValueError:
         return None
     return left if left < _FLUX_WITHOUT_END else None

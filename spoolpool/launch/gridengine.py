@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Mapping
 
-from spoolpool.launch.job_nodes import JobNodes, answer_of, read_lines, sum_up
+from spoolpool.launch.job_nodes import JobNodes, read_lines, sum_up
+from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
@@ -35,9 +36,9 @@ def seconds_left(job: str, environment: Mapping[str, str]) -> float | None:
 
     The limit is the least of those that were requested and those of the queue.
     """
-    requested = answer_of(["qstat", "-j", job.partition(".")[0]])
+    requested = output_of(["qstat", "-j", job.partition(".")[0]])
     queue = environment.get("QUEUE", "")
-    limits = parse_limits(requested, answer_of(["qconf", "-sq", queue]) if queue else "")
+    limits = parse_limits(requested, output_of(["qconf", "-sq", queue]) if queue else "")
     if not limits:
         return None
     return max(0.0, min(limits) - (time.time() - _start(environment)))

@@ -1,11 +1,9 @@
-"""Record of the nodes of a batch job, and the questions to its batch system."""
+"""Record of the nodes of a batch job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
-
-_SECONDS = 60.0
 
 
 class JobNodes(NamedTuple):
@@ -31,22 +29,3 @@ def read_lines(path: str) -> list[str]:
             return file.read().splitlines()
     except OSError:
         return []
-
-
-def answer_of(command: Sequence[str]) -> str:
-    """Return the output of a command; empty if there is none on this node, or the batch system does not answer."""
-    import subprocess  # most jobs and hosts ask nothing
-
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout

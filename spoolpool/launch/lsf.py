@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from spoolpool.launch.job_nodes import JobNodes, answer_of, read_lines, sum_up
+from spoolpool.launch.job_nodes import JobNodes, read_lines, sum_up
+from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
@@ -30,7 +31,7 @@ def find_nodes(environment: Mapping[str, str]) -> JobNodes:
 
 def seconds_left(job: str) -> float | None:
     """Return the seconds until the run limit of a job; None if it has none, or LSF does not answer."""
-    return parse_seconds_left(answer_of(["bjobs", "-noheader", "-o", "time_left", job]))
+    return parse_seconds_left(output_of(["bjobs", "-noheader", "-o", "time_left", job]))
 
 
 def parse_seconds_left(text: str) -> float | None:

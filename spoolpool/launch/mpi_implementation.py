@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from spoolpool.errors import LauncherError
+from spoolpool.system.command_output import output_of
 from spoolpool.system.environment import without_mpi
 
 _WORDS = {
@@ -61,10 +62,4 @@ def mpi_of_command(mpiexec: str) -> str:
 @functools.cache
 def version_of_command(mpiexec: str) -> str:
     """Return the version that an mpiexec prints; empty if it cannot be run."""
-    try:
-        version = subprocess.run(
-            [mpiexec, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return version.stdout + version.stderr
+    return output_of([mpiexec, "--version"], seconds=30.0, errors=True)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from spoolpool import settings
 from spoolpool.launch.last_lines import SSH_SETTING
 from spoolpool.launch.mpi_implementation import mpi_of_command, version_of_command
+from spoolpool.system.command_output import output_of
 
 Dialect = Literal["openmpi", "hydra", "intel", "pals"]
 """Kind of an mpiexec by its options: Open MPI, MPICH and those derived from it, Intel MPI, Cray PALS."""
-_SECONDS = 30.0
 _PBS_AGENT = os.path.join(os.path.dirname(__file__), "pbs_rsh.sh")
 
 
@@ -151,14 +149,5 @@ def _components_of(mpiexec: str) -> str:
     for name in ("ompi_info", "prte_info"):
         path = shutil.which(name, path=f"{os.path.dirname(mpiexec)}:{directory}:{os.environ.get('PATH', '')}")
         if path is not None:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                found += subprocess.run(
-                    [path, "--parsable"],
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    timeout=_SECONDS,
-                    stdin=subprocess.DEVNULL,
-                    check=False,
-                ).stdout
+            found += output_of([path, "--parsable"])
     return found

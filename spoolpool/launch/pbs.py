@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
-from spoolpool.launch.job_nodes import JobNodes, answer_of, read_lines, sum_up
+from spoolpool.launch.job_nodes import JobNodes, read_lines, sum_up
+from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
 
@@ -37,7 +38,7 @@ def parse_records(text: str, start: re.Pattern[str] = _JOB) -> dict[str, dict[st
 @functools.cache
 def _attributes(job: str) -> dict[str, str]:
     """Return the attributes of a job; empty if the server does not answer."""
-    return next(iter(parse_records(answer_of(["qstat", "-f", job])).values()), {})
+    return next(iter(parse_records(output_of(["qstat", "-f", job])).values()), {})
 
 
 def find_nodes(job: str, environment: Mapping[str, str]) -> JobNodes:

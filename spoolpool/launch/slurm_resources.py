@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from spoolpool.launch.allocation import Allocation, MemoryRequest, expand_hosts
+from spoolpool.system.command_output import output_of
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 60.0  # for an answer of a busy controller
 _SHARE = re.compile(r"^\s*Nodes=(\S+) CPU_IDs=(\S*) Mem=(\d+) GRES=(\S*)", re.MULTILINE)
 _GPUS = re.compile(r"(?<![\w:])gpu(?::[^:,()\s]+)?:(\d+)(?![^,(])")
 _NODE = re.compile(r"NodeName=(\S+)")
@@ -134,19 +133,7 @@ def step_resources(
 
 def _ask(*arguments: str) -> str:
     """Return the output of scontrol; empty if it fails."""
-    try:
-        return subprocess.run(
-            ["scontrol", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.info("scontrol %s: %s", " ".join(arguments), error)
-        return ""
+    return output_of(["scontrol", *arguments])
 
 
 def parse_shares(job: str, nodes: str) -> dict[str, NodeShare]:

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Collection, Mapping
 
 from spoolpool.system.batch_job import find_batch_job
+from spoolpool.system.command_output import output_of
 
 _PART = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])|\+(\d+))?", re.ASCII)
 _OTHER = re.compile(r"(\d+)(\[\d*\])?(\.[\w.-]+)?", re.ASCII)
@@ -137,12 +137,7 @@ def spell_out(typed: str) -> str:
     """Return the number of a Flux job that was typed as words or emoji; any other text itself."""
     if not _WORDS.fullmatch(typed) or flux_number(typed) is not None:
         return typed
-    try:
-        command = ["flux", "job", "id", "--to=dec", "--", typed]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_FLUX_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # no Flux here
-        return typed
-    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else typed
+    return output_of(["flux", "job", "id", "--to=dec", "--", typed], seconds=_FLUX_SECONDS).strip() or typed
 
 
 def shown(typed: str) -> str:

@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Iterable
 
+from spoolpool.system.command_output import output_of
+
 LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
 """Types of filesystems that only one host mounts."""
 
@@ -42,15 +44,10 @@ def find_mount(lines: Iterable[str], path: str) -> tuple[str, str, str]:
 
 def quota(point: str) -> str:
     """Run quota and return its line about a mount and this account; empty without a quota, or after a timeout."""
-    import shutil  # late, with subprocess: 5 ms that a worker need not take
-    import subprocess
+    import shutil  # late: a worker need not import it
 
     command = shutil.which("quota")
     if command is None:
         return ""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it asks servers, which may be unreachable
-        said = subprocess.run(
-            [command, "-w"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10, check=False
-        )
-        return next((" ".join(line.split()) for line in said.stdout.splitlines() if point in line.split()), "")
-    return ""
+    said = output_of([command, "-w"], seconds=10.0)  # it asks servers, which may be unreachable
+    return next((" ".join(line.split()) for line in said.splitlines() if point in line.split()), "")
