@@ -18,13 +18,13 @@ from spoolpool.system.batch_job import BatchJob, find_batch_job
 from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
+from spoolpool.system.walltime import parse_clock
 
 _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
 _BRACKETS = re.compile(r"(\[[^\]]*\])")
 _RANK_OF_MPIEXEC = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK")
 _FLUX_WITHOUT_END = 2.0**32 - 1  # what ``flux job timeleft`` prints for an instance without an end
-_DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +339,7 @@ def _slurm_seconds_left(environment: Mapping[str, str]) -> float | None:
         return None
     if end := environment.get("SLURM_JOB_END_TIME"):
         return max(0.0, float(end) - time.time())
-    return parse_duration(output_of(["squeue", "-h", "-j", job, "-o", "%L"]))
+    return parse_clock(output_of(["squeue", "-h", "-j", job, "-o", "%L"]))
 
 
 def _flux_seconds_left(environment: Mapping[str, str]) -> float | None:
@@ -369,12 +369,3 @@ def _other_seconds_left(environment: Mapping[str, str]) -> float | None:
     from spoolpool.launch import lsf
 
     return lsf.seconds_left(job.id)
-
-
-def parse_duration(text: str) -> float | None:
-    """Return the seconds of a duration of Slurm, ``[[D-]HH:]MM:SS``; None for a word such as UNLIMITED."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:  # UNLIMITED, INVALID, NOT_SET
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds

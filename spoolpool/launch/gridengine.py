@@ -11,11 +11,11 @@ from spoolpool.launch.job_nodes import JobNodes, read_lines, sum_up
 from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
+from spoolpool.system.walltime import parse_clock
 
 _REQUESTED = re.compile(r"^hard resource_list:(.*)$", re.MULTILINE)
 _REQUEST = re.compile(r"\b([hs]_rt)=([\d:]+)")
 _QUEUE_LIMIT = re.compile(r"^([hs]_rt)\s+([\d:]+)$", re.MULTILINE)
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d*):)?(\d+)")
 
 
 def find_nodes(environment: Mapping[str, str]) -> JobNodes:
@@ -57,12 +57,3 @@ def parse_limits(requested: str, queue: str) -> list[float]:
     found = [pair for line in _REQUESTED.findall(requested) for pair in _REQUEST.findall(line)]
     found += _QUEUE_LIMIT.findall(queue)
     return [seconds for _, text in found if (seconds := parse_clock(text)) is not None]
-
-
-def parse_clock(text: str) -> float | None:
-    """Return the seconds of ``[[H:]M:]S``; None for another text such as INFINITY."""
-    match = _CLOCK.fullmatch(text.strip())
-    if match is None:
-        return None
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return (hours * 60 + minutes) * 60.0 + seconds

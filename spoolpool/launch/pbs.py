@@ -11,13 +11,13 @@ from spoolpool.launch.job_nodes import JobNodes, read_lines, sum_up
 from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
 from spoolpool.system.processes import hostname
+from spoolpool.system.walltime import parse_clock
 
 _JOB = re.compile(r"Job Id: (\S+)")
 _ATTRIBUTE = re.compile(r"\s+([A-Za-z_][\w.]*) = (.*)")
 _HOST = re.compile(r"([^/+]+)/[^*+]+(?:\*(\d+))?")
 _CHUNK = re.compile(r"\(([^)]*)\)")
 _GPUS = re.compile(r":ngpus=(\d+)")
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+)")
 
 
 def parse_records(text: str, start: re.Pattern[str] = _JOB) -> dict[str, dict[str, str]]:
@@ -94,12 +94,3 @@ def parse_seconds_left(attributes: Mapping[str, str], now: float) -> float | Non
     except (KeyError, ValueError):  # not started yet, or another locale
         return left
     return max(0.0, min(left, limit - max(0.0, now - started)))
-
-
-def parse_clock(text: str) -> float | None:
-    """Return the seconds of ``[[H:]M:]S``; None for another text."""
-    match = _CLOCK.fullmatch(text.strip())
-    if match is None:
-        return None
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return (hours * 60 + minutes) * 60.0 + seconds

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import timedelta
 from typing import Any, Literal
 
 from spoolpool.errors import BadRequest
 from spoolpool.system.quantities import DAY, MINUTE, read_seconds
 from spoolpool.system.user_code import describe_value
+
+_CLOCK = re.compile(r"(?:(?:(?:(\d+)-)?(\d+):)?(\d*):)?(\d+)", re.ASCII)
 
 TimeFormat = Literal["slurm", "pbs", "sge", "lsf", "flux"]
 """Batch systems by their way to write times."""
@@ -29,6 +32,18 @@ def read_walltime(name: str, value: Any) -> int:
     if not seconds:
         raise BadRequest(f"{name} is {describe_value(value)}; a job needs a walltime greater than 0.")
     return math.ceil(seconds)
+
+
+def parse_clock(text: str) -> float | None:
+    """Return the seconds of a time that Slurm, PBS or Grid Engine prints, ``[[[D-]H:]M:]S``.
+
+    None for another text, such as UNLIMITED, NOT_SET or INFINITY.
+    """
+    match = _CLOCK.fullmatch(text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
 def format_walltime(seconds: int, system: TimeFormat) -> str:

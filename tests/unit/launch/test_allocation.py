@@ -17,7 +17,6 @@ from spoolpool.launch.allocation import (
     MemoryRequest,
     expand_hosts,
     find_allocation,
-    parse_duration,
     plan,
     seconds_left,
 )
@@ -230,13 +229,6 @@ def test_slurm_job_is_read_from_its_variables() -> None:
 def test_allocation_without_a_batch_system_is_this_host() -> None:
     found = find_allocation({"CUDA_VISIBLE_DEVICES": "0,3"})
     assert (found.system, found.nodes, found.gpus) == ("none", (os.uname().nodename,), (2,))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("1-02:03:04", 93784), ("2:03:04", 7384), ("30:00", 1800), ("0:07\n", 7), ("UNLIMITED", None)]
-)
-def test_duration_of_slurm_is_parsed(text: str, seconds: float | None) -> None:
-    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from spoolpool.cli.spool import main
 from spoolpool.cli.worker import main as worker
 from spoolpool.errors import BadRequest
 from spoolpool.pool.batch_system import Job
-from spoolpool.system.walltime import describe_walltime, format_walltime, read_walltime
+from spoolpool.system.walltime import describe_walltime, format_walltime, parse_clock, read_walltime
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,22 @@ def test_a_worker_states_how_it_understood_the_time_after_which_it_ends(
     done = click.testing.CliRunner().invoke(worker, arguments)
     assert f"--max-time: the work ends after {understood}\n" in done.stderr
     assert done.exit_code
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1-02:03:04", 93784),
+        ("2:03:04", 7384),
+        ("30:00", 1800),
+        ("0:07\n", 7),
+        ("90", 90),
+        ("1::30", 3630),
+        ("UNLIMITED", None),
+        ("INFINITY", None),
+        ("1-2-3:00", None),
+        ("", None),
+    ],
+)
+def test_times_as_batch_systems_print_them(text: str, seconds: float | None) -> None:
+    assert parse_clock(text) == seconds
