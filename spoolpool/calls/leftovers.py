@@ -1,6 +1,6 @@
 """Leftovers of tasks: what a task has left in its process, and what cannot be restored without another process.
 
-These are threads and child processes that still run, and descriptors and memory beyond a bound. An inventory is made
+These are threads and child processes that still run, and descriptors and memory beyond a bound. A baseline is made
 before the first task. After each task it is compared by numbers that cost about two microseconds, and exactly only if
 one of them is suspicious, or now and then.
 """
@@ -89,7 +89,7 @@ def _present() -> _Present:
     return _Present(set(threading.enumerate()), children.pids(), len(_descriptors()), memory.private())
 
 
-class Inventory:
+class Baseline:
     """Threads, child processes, descriptors and memory of this process before its first task."""
 
     def __init__(self) -> None:

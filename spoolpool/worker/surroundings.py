@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 
-from spoolpool.calls.leftovers import Inventory, Leftover, Severity
+from spoolpool.calls.leftovers import Baseline, Leftover, Severity
 from spoolpool.calls.process_state import Changes, ProcessState
 from spoolpool.calls.run import RankResult
 from spoolpool.format.names import TaskFile
@@ -31,7 +31,7 @@ class Surroundings:
         self._capture = capture
         self._state = ProcessState()
         self._descriptors = StandardDescriptors()
-        self._inventory = Inventory()
+        self._baseline = Baseline()
         self._communicators = CommunicatorSupply()
         self._changed: list[str] = []
         self._context: Context | None = None  # while a call runs: the one around it
@@ -100,7 +100,7 @@ class Surroundings:
 
     def accepting(self) -> AbstractContextManager[None]:
         """Return a context; what it leaves, such as an ``init_function``, belongs to this process."""
-        return self._inventory.accepting()
+        return self._baseline.accepting()
 
     def look(self) -> Severity:
         """Restore the other parts of the state, and find what the last call has left. Harmless when repeated.
@@ -112,7 +112,7 @@ class Surroundings:
         self._looked = True
         if time.monotonic() >= self._slow_due:
             self._restore_slow_parts()
-        if self.suspicious or self._state.unrestorable or self._inventory.has_other_threads():
+        if self.suspicious or self._state.unrestorable or self._baseline.has_other_threads():
             self.suspicious = False
             found = self._find()
             self._tell(found)
@@ -123,7 +123,7 @@ class Surroundings:
     def _is_suspicious(self) -> bool:
         try:
             return (
-                self._inventory.is_suspicious()
+                self._baseline.is_suspicious()
                 or (_MPI in sys.modules and self._communicators.is_suspicious())
                 or not self._usable
                 or bool(self._state.unrestorable)
@@ -137,7 +137,7 @@ class Surroundings:
 
     def _find(self) -> list[Leftover]:
         try:
-            found = self._inventory.find() + self._communicators.find()
+            found = self._baseline.find() + self._communicators.find()
         except Exception as error:  # noqa: BLE001  an object of a function may raise anything
             found = []
             log.warning("It cannot be found out what a task has left: %r", error)
@@ -169,7 +169,7 @@ class Surroundings:
 
         Threads and processes get some seconds to end by themselves.
         """
-        return self._inventory.end(seconds)
+        return self._baseline.end(seconds)
 
     def close(self) -> None:
         """Free the descriptors after the last call."""

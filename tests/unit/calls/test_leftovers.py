@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spoolpool.calls import leftovers
-from spoolpool.calls.leftovers import Inventory, Severity
+from spoolpool.calls.leftovers import Baseline, Severity
 from spoolpool.system import children, memory
 from spoolpool.system.memory import Memory
 from tests.support.processes import in_fork, is_running
@@ -24,10 +24,10 @@ from tests.support.waiting import LIMIT, wait_until
 
 
 @pytest.fixture
-def inventory(monkeypatch):
+def baseline(monkeypatch):
     monkeypatch.setattr(leftovers, "_INTERVAL", 1e6)  # the tests, not the time, decide on exact comparisons
     monkeypatch.setattr(leftovers, "_PATIENCE", 0.0)
-    made = Inventory()
+    made = Baseline()
     made.find()
     return made
 
@@ -40,13 +40,13 @@ def end():
     event.set()
 
 
-def _kinds(inventory):
-    return [each.kind for each in inventory.find()]
+def _kinds(baseline):
+    return [each.kind for each in baseline.find()]
 
 
-def test_nothing_is_left_by_nothing(inventory):
-    assert not inventory.is_suspicious()
-    assert inventory.find() == []
+def test_nothing_is_left_by_nothing(baseline):
+    assert not baseline.is_suspicious()
+    assert baseline.find() == []
 
 
 # -- threads
@@ -95,48 +95,48 @@ THREADS = {
 
 
 @pytest.mark.parametrize("start", THREADS.values(), ids=THREADS.keys())
-def test_running_thread_is_found_and_named(inventory, end, start):
+def test_running_thread_is_found_and_named(baseline, end, start):
     start(end)
-    wait_until(inventory.is_suspicious, "the thread has begun")
-    (found,) = wait_until(inventory.find, "the thread is in its function")
+    wait_until(baseline.is_suspicious, "the thread has begun")
+    (found,) = wait_until(baseline.find, "the thread is in its function")
     assert (found.kind, found.severity) == ("threads", Severity.LEFTOVER)
     assert "thread" in found.text
 
 
-def test_idle_threads_of_pools_and_threads_of_libraries_may_stay(inventory):
+def test_idle_threads_of_pools_and_threads_of_libraries_may_stay(baseline):
     with ThreadPoolExecutor(2) as pool:
         pool.submit(int).result()
         queue = multiprocessing.get_context("spawn").Queue()
         queue.put(1)  # starts a thread of the standard library
-        assert inventory.is_suspicious()
-        assert inventory.find() == []
-        assert not inventory.is_suspicious()
+        assert baseline.is_suspicious()
+        assert baseline.find() == []
+        assert not baseline.is_suspicious()
         queue.close()
         queue.join_thread()
 
 
-def test_many_idle_threads_are_too_many(inventory, monkeypatch):
+def test_many_idle_threads_are_too_many(baseline, monkeypatch):
     monkeypatch.setattr(leftovers, "THREADS", 1)
     with ThreadPoolExecutor(2) as pool:
         barrier = threading.Barrier(2)
         list(pool.map(lambda _: barrier.wait(LIMIT), range(2)))
-        wait_until(lambda: _kinds(inventory) == ["idle threads"], "the threads are idle")
+        wait_until(lambda: _kinds(baseline) == ["idle threads"], "the threads are idle")
 
 
-def test_thread_that_is_about_to_end_is_waited_for(inventory, monkeypatch, end):
+def test_thread_that_is_about_to_end_is_waited_for(baseline, monkeypatch, end):
     monkeypatch.setattr(leftovers, "_PATIENCE", LIMIT)
     threading.Thread(target=_work, args=(end,)).start()
     threading.Timer(0.02, end.set).start()
-    assert inventory.find() == []
+    assert baseline.find() == []
 
 
-def test_threads_and_processes_of_an_initializer_belong_to_the_process(inventory, end):
-    with inventory.accepting():
+def test_threads_and_processes_of_an_initializer_belong_to_the_process(baseline, end):
+    with baseline.accepting():
         threading.Thread(target=_work, args=(end,)).start()
         program = subprocess.Popen(["sleep", str(LIMIT)])
     try:
-        assert not inventory.is_suspicious()
-        assert inventory.find() == []
+        assert not baseline.is_suspicious()
+        assert baseline.find() == []
     finally:
         program.kill()
         program.wait()
@@ -180,11 +180,11 @@ def _in_new_process(function):
 @pytest.mark.parametrize("start", PROCESSES.values(), ids=PROCESSES.keys())
 def test_running_process_is_found_and_ended(start):
     def in_child():
-        inventory = Inventory()
-        inventory.find()
+        baseline = Baseline()
+        baseline.find()
         pid = start()
-        found = [(each.kind, str(pid) in each.text) for each in inventory.find()]
-        return pid, inventory.is_suspicious(), found, inventory.end(0.0)
+        found = [(each.kind, str(pid) in each.text) for each in baseline.find()]
+        return pid, baseline.is_suspicious(), found, baseline.end(0.0)
 
     pid, _, found, held_up = _in_new_process(in_child)
     assert found == [("processes", True)]
@@ -196,23 +196,23 @@ def test_process_is_suspicious_at_once(monkeypatch):
     monkeypatch.setattr(leftovers, "_INTERVAL", 1e6)
 
     def in_child():
-        inventory = Inventory()
-        inventory.find()
-        before = inventory.is_suspicious()
+        baseline = Baseline()
+        baseline.find()
+        before = baseline.is_suspicious()
         program = subprocess.Popen(["sleep", str(LIMIT)])
-        found = before, inventory.is_suspicious()
+        found = before, baseline.is_suspicious()
         program.kill()
         program.wait()
-        return found, inventory.is_suspicious()
+        return found, baseline.is_suspicious()
 
     assert _in_new_process(in_child) == ((False, True), False)
 
 
 def test_process_in_a_session_of_its_own_is_not_ended():
     def in_child():
-        inventory = Inventory()
+        baseline = Baseline()
         pid = subprocess.Popen(["sleep", str(LIMIT)], start_new_session=True).pid
-        return pid, [each.kind for each in inventory.find()], inventory.end(0.0)
+        return pid, [each.kind for each in baseline.find()], baseline.end(0.0)
 
     pid, found, _ = _in_new_process(in_child)
     assert found == ["processes"]
@@ -222,32 +222,32 @@ def test_process_in_a_session_of_its_own_is_not_ended():
 
 def test_exit_code_of_an_ended_program_is_left_to_its_object():
     def in_child():
-        inventory = Inventory()
+        baseline = Baseline()
         program = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
         wait_until(lambda: children.has_ended(program.pid), "the program has ended")
-        return inventory.find(), program.wait()
+        return baseline.find(), program.wait()
 
     assert _in_new_process(in_child) == ([], 7)
 
 
 def test_ended_child_without_an_object_is_waited_for():
     def in_child():
-        inventory = Inventory()
+        baseline = Baseline()
         pid = os.fork()
         if pid == 0:
             os._exit(3)
         wait_until(lambda: children.has_ended(pid), "the child has ended")
-        return inventory.find(), children.any_exist()
+        return baseline.find(), children.any_exist()
 
     assert _in_new_process(in_child) == ([], False)
 
 
 def test_kept_process_is_no_leftover():
     def in_child():
-        inventory = Inventory()
+        baseline = Baseline()
         program = subprocess.Popen(["sleep", str(LIMIT)])
         leftovers.keep_process(program.pid)
-        found = inventory.find()
+        found = baseline.find()
         program.kill()
         program.wait()
         return found
@@ -268,16 +268,16 @@ def opened():
             os.close(fd)
 
 
-def test_some_open_descriptors_may_stay(inventory, opened):
+def test_some_open_descriptors_may_stay(baseline, opened):
     opened += [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    assert not inventory.is_suspicious()
-    assert inventory.find() == []
+    assert not baseline.is_suspicious()
+    assert baseline.find() == []
 
 
-def test_many_open_descriptors_are_found_with_examples(inventory, opened):
+def test_many_open_descriptors_are_found_with_examples(baseline, opened):
     opened += [os.open(os.devnull, os.O_RDONLY) for _ in range(leftovers.DESCRIPTORS + 200)]
-    assert inventory.is_suspicious()
-    (found,) = inventory.find()
+    assert baseline.is_suspicious()
+    (found,) = baseline.find()
     assert (found.kind, found.severity) == ("descriptors", Severity.LEFTOVER)
     assert os.devnull in found.text
 
@@ -286,20 +286,20 @@ def test_many_open_descriptors_are_found_with_examples(inventory, opened):
 def test_lack_of_descriptors_is_urgent_and_frees_a_reserve(left):
     def in_child():
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        inventory = Inventory()
+        baseline = Baseline()
         opened = []
         with contextlib.suppress(OSError):
             while True:
                 opened.append(os.open(os.devnull, os.O_RDONLY))
         for _ in range(left):
             os.close(opened.pop(0))  # as of a file that was opened first
-        suspicious = inventory.is_suspicious()
+        suspicious = baseline.is_suspicious()
         free = 0
         with contextlib.suppress(OSError):
             while True:
                 os.open(os.devnull, os.O_RDONLY)
                 free += 1
-        return suspicious, free >= 16, [(each.kind, each.severity) for each in inventory.find()]
+        return suspicious, free >= 16, [(each.kind, each.severity) for each in baseline.find()]
 
     assert _in_new_process(in_child) == (True, True, [("descriptors", Severity.URGENT)])
 
@@ -312,15 +312,15 @@ def test_lack_of_descriptors_is_urgent_and_frees_a_reserve(left):
         (Memory(1 << 40, 1 << 35), ["memory"]),  # little is left
     ],
 )
-def test_memory_counts_if_it_is_short(inventory, monkeypatch, usable, found):
+def test_memory_counts_if_it_is_short(baseline, monkeypatch, usable, found):
     before = memory.private()
     monkeypatch.setattr(memory, "private", lambda: before + (300 << 20))
     monkeypatch.setattr(memory, "usable", lambda: usable)
-    assert _kinds(inventory) == found
+    assert _kinds(baseline) == found
 
 
-def test_memory_below_the_bound_may_stay(inventory, monkeypatch):
+def test_memory_below_the_bound_may_stay(baseline, monkeypatch):
     before = memory.private()
     monkeypatch.setattr(memory, "private", lambda: before + (200 << 20))
     monkeypatch.setattr(memory, "usable", lambda: Memory(1 << 28, 0))
-    assert inventory.find() == []
+    assert baseline.find() == []

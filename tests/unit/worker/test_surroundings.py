@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from spoolpool.calls.leftovers import Inventory, Severity
+from spoolpool.calls.leftovers import Baseline, Severity
 from spoolpool.calls.run import RankResult
 from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.worker.capture import Capture
@@ -32,7 +32,7 @@ def test_comparison_that_raises_costs_nothing(surroundings, monkeypatch, method)
     def fail(_):
         raise LookupError
 
-    monkeypatch.setattr(Inventory, method, fail)
+    monkeypatch.setattr(Baseline, method, fail)
     assert _run(surroundings, lambda: None).payload == b"result"
     assert surroundings.look() is Severity.NONE
 
