@@ -23,7 +23,6 @@ All numbers are little-endian. The prefix and the header contain all information
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -41,7 +40,9 @@ _PREFIX = struct.Struct("<8sHHIQQ")
 _DIGEST = 16
 _SMALL = 1 << 16
 _HEADER_LIMIT = 1 << 20
-_MAP_FROM = 1 << 20  # smaller files are cheaper to read than to map
+_MAP_FROM = 1 << 22  # smaller files are read: a page of a mapping costs ten times as much at the first write to it
+_SHARE_FROM = 1 << 20  # files whose buffers are read-only are mapped from here on, so that processes share their memory
+_MALLOC_BELOW = 1 << 25  # blocks of memory that malloc keeps for the next use; the pages of others are new each time
 
 Buffer = bytes | memoryview
 
@@ -50,7 +51,7 @@ Check = Callable[[str, memoryview, bytes], None]
 
 
 class Envelope(NamedTuple):
-    """Content of a file: the bytes of the header, the pickle, and its buffers (views of the mapped file)."""
+    """Content of a file: the bytes of the header, the pickle, and its buffers."""
 
     header: bytes
     payload: Buffer
@@ -99,40 +100,82 @@ def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
     return count, header, payload, total
 
 
+def _lengths(front: Buffer, count: int, end: int, total: int, path: str) -> list[tuple[int, int]]:
+    """Return the lengths of the buffers, each behind that of its padding, checked against the length of the file.
+
+    ``front`` is the file up to its padding, at ``end``.
+    """
+    found = []
+    for length in struct.unpack_from(f"<{count}Q", front, _PREFIX.size):
+        padding = -end % PAGE
+        end += padding + length
+        if end > total - _DIGEST:
+            raise BadTaskFile(f"{path} has a buffer beyond its end: it was not written by spoolpool.")
+        found.append((padding, length))
+    if end != total - _DIGEST:
+        raise BadTaskFile(f"The lengths in {path} do not add up to its size: it was not written by spoolpool.")
+    return found
+
+
+def _wrong_checksum(path: str) -> BadTaskFile:
+    return BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
+
+
 def _read_private(fd: int, size: int, path: str) -> memoryview:
-    """Return this many bytes of a file, or all up to its end, in private pages of this process."""
+    """Return this many bytes of a file, or all up to its end, in memory of this process that can be written to."""
     try:
-        pages = memoryview(mmap.mmap(-1, size))
-    except (OSError, OverflowError) as error:
+        memory = memoryview(bytearray(size) if size < _MALLOC_BELOW else mmap.mmap(-1, size))
+    except (OSError, OverflowError, MemoryError) as error:
         raise BadTaskFile(f"{path} has {size} bytes, and there is no memory for them here ({error}).") from error
-    done = 0
-    while more := os.preadv(fd, [pages[done:]], done):
-        done += more
-    return pages[:done]
+    return memory[: files.read_into(fd, [memory], 0)]
+
+
+def _read_apart(fd: int, size: int, path: str) -> Envelope:
+    """Read a file with one buffer or more. Each gets memory of its own: it is not copied, and keeps no other one."""
+    front = files.read_at(fd, PAGE, 0)
+    count, header, payload, total = _sizes(front, size, path)
+    end = _PREFIX.size + 8 * count + header + payload
+    front = front[:end] if end <= PAGE else front + files.read_at(fd, end - PAGE, PAGE)
+    places = [bytearray(length) for each in _lengths(front, count, end, total, path) for length in each]
+    expected = bytearray(_DIGEST)
+    files.read_into(fd, [*places, expected], end)
+    digest = xxhash.xxh3_128(front)
+    for place in places:
+        digest.update(place)
+    if digest.digest() != expected:
+        raise _wrong_checksum(path)
+    buffers = [memoryview(each) for each in places[1::2]]
+    return Envelope(front[end - payload - header : end - payload], front[end - payload :], buffers)
+
+
+def _map(fd: int, size: int, *, writable: bool) -> memoryview:
+    allowed = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
 
 
 def read(fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True) -> Envelope:
-    """Read and check an opened file of ``size`` bytes; a large file is mapped, not copied.
+    """Read and check an opened file of ``size`` bytes. No large buffer is copied; a large file is mapped.
 
     The mapping is private. If it is ``writable``, changes of the arrays in it do not change the file; otherwise all
     processes of this host share its memory. ``check`` is for files of signed spools, which are never mapped: another
     process could change the file after its check. Raises :class:`BadTaskFile` for a torn or foreign file,
     :class:`SpoolVersion` for a newer one, and the exceptions of ``check``.
     """
-    whole: Buffer
-    whole = start = files.read_at(fd, size if size < _MAP_FROM else _PREFIX.size, 0)
+    small = size < (_SMALL if writable else _SHARE_FROM)
+    start = files.read_at(fd, size if small else _PREFIX.size, 0)
     signed = signing.SIZE if check else 0
     if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
         raise NotTrusted(f"{path} is not signed, but files of this spool must be. It was not unpickled.")
     count, header_length, payload_length, total = _sizes(start, size - signed, path)
-    if size >= _MAP_FROM and check:
-        whole = _read_private(fd, size, path)
-    elif size >= _MAP_FROM:
-        allowed = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
+    whole: Buffer = start
+    if not small:
+        if check is None and writable and count and size < _MAP_FROM:
+            return _read_apart(fd, size, path)
+        may_map = check is None and size >= _SHARE_FROM
+        whole = _map(fd, size, writable=writable) if may_map else _read_private(fd, size, path)
     body = memoryview(whole)[: size - signed]
     if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
-        raise BadTaskFile(f"The checksum of {path} is wrong: it is torn or was changed.")
+        raise _wrong_checksum(path)
     if check:
         check(path, body, bytes(whole[size - signed :]))
         count, header_length, payload_length, total = _sizes(body[: _PREFIX.size], total, path)  # authentic now
@@ -145,17 +188,12 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     payload = body[position : position + payload_length]
     position += payload_length
     buffers: list[Buffer] = []
-    for length in struct.unpack_from(f"<{count}Q", body, _PREFIX.size):
-        position += -position % PAGE
-        if position + length > total - _DIGEST:
-            raise BadTaskFile(f"{path} has a buffer beyond its end: it was not written by spoolpool.")
+    for padding, length in _lengths(body, count, position, total, path):
+        position += padding
         # bytes are read-only, and so are arrays made from them: a small buffer is copied to be writable
         piece = body[position : position + length]
-        copied = writable and size < _MAP_FROM
-        buffers.append(memoryview(bytearray(piece)) if copied else piece if writable else piece.toreadonly())
+        buffers.append(memoryview(bytearray(piece)) if small and writable else piece if writable else piece.toreadonly())
         position += length
-    if position != total - _DIGEST:
-        raise BadTaskFile(f"The lengths in {path} do not add up to its size: it was not written by spoolpool.")
     return Envelope(header, payload, buffers)
 
 

@@ -44,16 +44,18 @@ def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
     done = os.writev(fd, parts) if size and len(parts) <= _PARTS else 0
     if done == size:  # the usual case
         return
-    views = [memoryview(part) for part in parts if len(part)]
-    while True:
-        while done:
-            if done < len(views[0]):
-                views[0] = views[0][done:]
-                break
-            done -= len(views.pop(0))
-        if not views:
-            return
-        done = os.writev(fd, views[:_PARTS])
+    views = _remaining([memoryview(part) for part in parts if len(part)], done)
+    while views:
+        views = _remaining(views, os.writev(fd, views[:_PARTS]))
+
+
+def _remaining(views: list[memoryview], done: int) -> list[memoryview]:
+    """Return the views without their first ``done`` bytes."""
+    for number, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[number + 1 :]]
+        done -= len(view)
+    return []
 
 
 class Directory:
@@ -450,6 +452,16 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
     while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
         data += more
     return data
+
+
+def read_into(fd: int, places: Sequence[bytearray | memoryview], offset: int) -> int:
+    """Fill ``places`` with the bytes at ``offset``, without a copy; return their number, fewer where the file ends."""
+    views = [memoryview(place) for place in places if len(place)]
+    begin = offset
+    while views and (done := os.preadv(fd, views[:_PARTS], offset)):
+        offset += done
+        views = _remaining(views, done)
+    return offset - begin
 
 
 def end_of(fd: int) -> int:

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from spoolpool.format import envelope
 from spoolpool.security import trust
 from spoolpool.system import files
 
-PATCHED = (files, envelope, trust)
+PATCHED = (files, trust)
 """Modules whose ``os`` is replaced: all files of tasks and outcomes are reached through them."""
 
 CRASHED, RAISED = 86, 87

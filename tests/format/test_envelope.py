@@ -18,7 +18,7 @@ from spoolpool.format import envelope
 from spoolpool.format.envelope import PAGE, Buffer, Envelope
 from spoolpool.system import files
 
-LARGE = 1 << 20
+LARGE = 1 << 22
 """Bytes from which a file is mapped."""
 
 PREFIX = struct.Struct("<8sHHIQQ")
@@ -100,7 +100,7 @@ def test_buffers_of_a_large_file_are_mapped_at_pages_and_not_copied(path: Path) 
         assert isinstance(buffer, memoryview) and isinstance(buffer.obj, mmap.mmap)
 
 
-@pytest.mark.parametrize("size", [1000, LARGE])
+@pytest.mark.parametrize("size", [1000, 100_000, 2 << 20, LARGE])
 def test_buffers_are_writable_and_the_file_stays_unchanged(size: int, path: Path) -> None:
     data = packed(buffers=[bytes(size)])
     content = read(path, data)
@@ -108,6 +108,21 @@ def test_buffers_are_writable_and_the_file_stays_unchanged(size: int, path: Path
     assert content.buffers[0][0] == 7
     assert path.read_bytes() == data
     assert read(path).buffers[0][0] == 0
+
+
+@pytest.mark.parametrize("size", [70_000, 2 << 20])
+def test_buffer_of_a_file_that_is_read_keeps_no_other_buffer_in_memory(size: int, path: Path) -> None:
+    content = read(path, packed(payload=b"p" * 5000, buffers=[bytes(size), b"x" * 40_000]))
+    owners = [memoryview(buffer).obj for buffer in content.buffers]
+    assert [type(owner) for owner in owners] == [bytearray, bytearray]
+    assert [len(owner) for owner in owners] == [size, 40_000]
+    assert bytes(content.payload) == b"p" * 5000
+
+
+def test_file_with_hundreds_of_buffers_is_read_back(path: Path) -> None:
+    buffers = [bytes([number % 256]) * (number % 7) for number in range(900)]  # with paddings more than IOV_MAX
+    content = read(path, packed(buffers=buffers))
+    assert [bytes(buffer) for buffer in content.buffers] == buffers
 
 
 def test_a_mapped_file_is_whole_after_it_was_removed(path: Path) -> None:
@@ -179,7 +194,7 @@ def test_absurd_lengths_are_refused(field: str, value: int, path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 99, 101, 1 << 25, 1 << 40, 1 << 63, (1 << 64) - 1])
-@pytest.mark.parametrize("size", [100, LARGE])
+@pytest.mark.parametrize("size", [100, 100_000, LARGE])
 def test_a_buffer_that_does_not_end_with_its_file_is_refused(value: int, size: int, path: Path) -> None:
     whole = packed(buffers=[bytes(size)])
     lying = whole[: PREFIX.size] + struct.pack("<Q", value) + whole[PREFIX.size + 8 :]
@@ -226,16 +241,19 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def pread(self, fd: int, count: int, offset: int) -> bytes:
             return os.pread(fd, min(count, 10), offset)
 
+        def preadv(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
+            return os.preadv(fd, [views[0][:777]], offset)
+
         def writev(self, fd: int, views: Sequence[memoryview]) -> int:
             return os.write(fd, views[0][:7])
 
-    monkeypatch.setattr(envelope, "os", Slow())
     monkeypatch.setattr(files, "os", Slow())
 
 
 @pytest.mark.usefixtures("few_at_a_time")
-def test_short_reads_and_writes_are_continued(path: Path) -> None:
-    header, payload, buffers = b"h" * 50, b"p" * 3000, [b"b" * 5000]
+@pytest.mark.parametrize("size", [5000, 70_000])
+def test_short_reads_and_writes_are_continued(size: int, path: Path) -> None:
+    header, payload, buffers = b"h" * 50, b"p" * 3000, [b"b" * size]
     files.create(str(path), envelope.pack(header, payload, buffers))
     content = read(path)
     assert (content.header, bytes(content.payload), bytes(content.buffers[0])) == (header, payload, buffers[0])
