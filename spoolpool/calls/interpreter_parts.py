@@ -246,3 +246,81 @@ def parts() -> list[Part]:
     if hasattr(sys, "get_int_max_str_digits"):  # of late versions of each minor version
         found.append(Part("digits of integers", sys.get_int_max_str_digits, sys.set_int_max_str_digits))
     return found
+
+
+def comparison() -> Callable[[], bool]:
+    """Return a function that returns whether all :func:`parts` are as now.
+
+    It compares in one frame, after each task, what the parts compare in a frame each.
+    """
+    path, meta_path, path_hooks, argv = list(sys.path), list(sys.meta_path), list(sys.path_hooks), list(sys.argv)
+    filters, callbacks = list(warnings.filters), list(gc.callbacks)
+    show, format_ = warnings.showwarning, warnings.formatwarning
+    levels = _ROOT.level, _ROOT.disabled, _ROOT.manager.disable, logging.raiseExceptions
+    own_levels = _OWN_LOGGER.level, _OWN_LOGGER.disabled, _OWN_LOGGER.propagate, log.disabled
+    factory = logging.getLogRecordFactory()
+    handlers, root_filters, own_handlers = list(_ROOT.handlers), list(_ROOT.filters), list(_OWN_LOGGER.handlers)
+    collects, thresholds, flags = gc.isenabled(), gc.get_threshold(), gc.get_debug()
+    recursion, interval, stack = sys.getrecursionlimit(), sys.getswitchinterval(), threading.stack_size()
+    trace, profile = sys.gettrace(), sys.getprofile()
+    trace_threads, profile_threads = threading.gettrace(), threading.getprofile()
+    hook, unraisable, display = sys.excepthook, sys.unraisablehook, sys.displayhook
+    no_bytecode, thread_hook = sys.dont_write_bytecode, threading.excepthook
+    others = _of_imported_modules()
+    old_numpy = _OldNumpy()
+    numpy = old_numpy.get()
+    get_digits = getattr(sys, "get_int_max_str_digits", None)
+    digits = get_digits() if get_digits else 0
+    # a task may replace the functions of modules
+    is_enabled, get_threshold, get_debug, get_factory = (
+        gc.isenabled,
+        gc.get_threshold,
+        gc.get_debug,
+        logging.getLogRecordFactory,
+    )
+    get_limit, get_interval, get_stack = sys.getrecursionlimit, sys.getswitchinterval, threading.stack_size
+    get_trace, get_profile = sys.gettrace, sys.getprofile
+    get_threads_trace, get_threads_profile = threading.gettrace, threading.getprofile
+
+    def compare() -> bool:
+        return (
+            sys.path == path
+            and sys.meta_path == meta_path
+            and sys.path_hooks == path_hooks
+            and sys.argv == argv
+            and sys.excepthook is hook
+            and sys.unraisablehook is unraisable
+            and sys.displayhook is display
+            and sys.dont_write_bytecode == no_bytecode
+            and threading.excepthook is thread_hook
+            and warnings.filters == filters
+            and warnings.showwarning is show
+            and warnings.formatwarning is format_
+            and (_ROOT.level, _ROOT.disabled, _ROOT.manager.disable, logging.raiseExceptions) == levels
+            and (_OWN_LOGGER.level, _OWN_LOGGER.disabled, _OWN_LOGGER.propagate, log.disabled) == own_levels
+            and get_factory() is factory
+            and _ROOT.handlers == handlers
+            and _ROOT.filters == root_filters
+            and _OWN_LOGGER.handlers == own_handlers
+            and gc.callbacks == callbacks
+            and is_enabled() == collects
+            and get_threshold() == thresholds
+            and get_debug() == flags
+            and get_limit() == recursion
+            and get_interval() == interval
+            and get_stack() == stack
+            and get_trace() is trace
+            and get_profile() is profile
+            and get_threads_trace() is trace_threads
+            and get_threads_profile() is profile_threads
+            and (get_digits is None or get_digits() == digits)
+            and _of_imported_modules() == others
+            and old_numpy.get() == numpy
+        )
+
+    return compare
+
+
+def _of_imported_modules() -> tuple[Any, ...]:
+    """Return the parts of modules that a task may import for the first time."""
+    return _event_loop(), _is_tracing_memory(), _temporary_directory(), _start_method(), _socket_timeout()

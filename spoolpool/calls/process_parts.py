@@ -223,3 +223,45 @@ def slow_parts() -> list[Part]:
     if hasattr(os, "sched_getaffinity"):
         found.append(Part("CPUs", lambda: os.sched_getaffinity(0), lambda cpus: os.sched_setaffinity(0, cpus)))
     return found
+
+
+def comparison() -> Callable[[], bool]:
+    """Return a function that returns whether all :func:`parts` are as now. It restores the umask itself.
+
+    It compares in one frame, after each task, what the parts compare in a frame each.
+    """
+    directory, environment, mask = _current_directory(), dict(_environment()), _umask()
+    stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
+    name, flags = _locale.setlocale(_locale.LC_ALL), sys.getdlopenflags()
+    space, size, files = map(resource.getrlimit, _LIMITS)
+    # a task may replace the functions of modules
+    set_mask, set_locale, get_flags, get_limit = os.umask, _locale.setlocale, sys.getdlopenflags, resource.getrlimit
+
+    def compare() -> bool:
+        return (
+            set_mask(mask) == mask  # one system call, and no moment with another mask
+            and _current_directory() == directory
+            and os.environ is _environ
+            and _environment() == environment
+            and sys.stdin is stdin
+            and sys.stdout is stdout
+            and sys.stderr is stderr
+            and (stdin is None or not stdin.closed)
+            and (stdout is None or not stdout.closed)
+            and (stderr is None or not stderr.closed)
+            and set_locale(_locale.LC_ALL) == name
+            and get_flags() == flags
+            and get_limit(resource.RLIMIT_AS) == space
+            and get_limit(resource.RLIMIT_FSIZE) == size
+            and get_limit(resource.RLIMIT_NOFILE) == files
+        )
+
+    return compare
+
+
+def signal_comparison() -> Callable[[], bool]:
+    """Return the same as :func:`comparison` for :func:`signal_parts`, in the main thread."""
+    block, handlers = _signal.SIG_BLOCK, _handlers()
+    set_mask, take = _signal.pthread_sigmask, _signal.set_wakeup_fd
+    mask = set_mask(block, ())
+    return lambda: take(-1) == -1 and _handlers() == handlers and set_mask(block, ()) == mask

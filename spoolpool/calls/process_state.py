@@ -14,6 +14,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any, NamedTuple
 
@@ -53,8 +54,8 @@ class ProcessState:
             self._timers = {}
         self._unused_timers = [timer for timer, (left, _) in self._timers.items() if not left]
         self._taken = time.monotonic()
-        self._getters = [part.get for part in self._parts]
         self._saved = [self._keep(part) for part in self._parts]
+        self._comparisons = self._compared_now()
         self._slow_parts = process_parts.slow_parts()
         self._slow_saved = [self._keep(part) for part in self._slow_parts]
         self.unrestorable: dict[str, str] = {}
@@ -67,6 +68,11 @@ class ProcessState:
         value = part.get()
         return value if part.keep is None else part.keep(value)
 
+    def _compared_now(self) -> list[Callable[[], bool]]:
+        """Return functions that return whether all parts but the slow ones are as now."""
+        found = [process_parts.comparison(), interpreter_parts.comparison()]
+        return [*found, process_parts.signal_comparison()] if self._timers else found
+
     def restore(self, *, slow: bool = False) -> list[str]:
         """Restore the state; return the names of the parts that were different. It never raises.
 
@@ -76,16 +82,23 @@ class ProcessState:
             try:
                 self._stop_timers(slow=slow)
                 faulthandler.cancel_dump_traceback_later()
-                if not slow and [get() for get in self._getters] == self._saved:
-                    if self.unrestorable:
-                        self.unrestorable = {}
-                    return []
-                return self._restore_differences(slow=slow)
+                if not self._is_same(slow=slow):
+                    return self._restore_differences(slow=slow)
+                if self.unrestorable:
+                    self.unrestorable = {}
+                return []
             except BaseException:  # noqa: BLE001  a getter of a replaced object, or a signal handler that the task left
                 with contextlib.suppress(BaseException):
                     return self._restore_differences(slow=slow)
         log.warning("The state of the process cannot be restored after a task.")
         return []
+
+    def _is_same(self, *, slow: bool) -> bool:
+        """Return whether nothing differs from the snapshot."""
+        for compare in self._comparisons:
+            if not compare():
+                return False
+        return not slow or [part.get() for part in self._slow_parts] == self._slow_saved
 
     def _stop_timers(self, *, slow: bool) -> None:
         # without a look, which would be another system call; an alarm alone rings while a task only waits
@@ -117,6 +130,8 @@ class ProcessState:
             except Exception as error:  # noqa: BLE001  the other parts are to be restored all the same
                 self.unrestorable[part.name] = str(error)
         if changed:
+            if not self.differences():  # what libraries have added belongs to the snapshot
+                self._comparisons = self._compared_now()
             log.debug("Restored after a task: %s", ", ".join(changed))
         return changed
 
