@@ -259,14 +259,25 @@ def _why_not_picklable(value: object) -> str | None:
 def _pickler() -> Callable[..., Any]:
     """Return a subclass of cloudpickle's pickler. It supports futures, objects, and local modules that form a cycle."""
     import cloudpickle
+    import cloudpickle.cloudpickle as base
 
     _import_wire()
+    wire = importlib.import_module("spoolpool.wire")
+    # four of the five functions of a small call by value: the other checks would take half of the time of its pickle
+    named = frozenset(
+        each
+        for module in (base, wire)
+        for each in vars(module).values()
+        if type(each) is types.FunctionType and each.__module__ == module.__name__
+    )
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         options: _Options
         definitions: Definitions
 
         def reducer_override(self, value: object) -> Any:
+            if type(value) is types.FunctionType and value in named:
+                return NotImplemented
             if isinstance(value, Future):
                 return self._replacement_of(value)
             if isinstance(value, ObjectRef) and self.options.refer is not None:
