@@ -33,7 +33,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
-from spoolpool.system import accounts, files
+from spoolpool.system import accounts, files, mounts
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.watch import DirectoryWatcher
 
@@ -43,6 +43,7 @@ _ID = len(new_task_id())
 _FIRST_POLL, _LAST_POLL = 0.0005, 1.0  # seconds between two listings, growing
 _CHECK_SECONDS = 5.0  # time without an outcome until the next check of the spool and of its worker groups
 _MOST_NAMES = 10_000  # names of unreadable outcomes that are remembered before the missing ones are forgotten
+_LINGER = 0.02  # seconds after the last outcome in which a new task need not wake the thread
 _MANY = 100  # pending tasks from which on outcomes are collected in batches
 _BATCH_SECONDS = 0.002
 
@@ -75,6 +76,7 @@ class Collector:
         self._watch = DirectoryWatcher()
         self._thread: threading.Thread | None = None
         self._waits_long = False
+        self._linger_until = 0.0
         self._stopping = False
         self._passes_begun = self._passes_ended = 0
         self._pass_ended = threading.Condition(pending.lock)
@@ -156,6 +158,7 @@ class Collector:
         recovery_due = time.monotonic() + self._spool.config.lease / 4
         refresher = Refresher(self._spool, self._session)
         vanished = VanishedTasks(self._pending)
+        hears = mounts.is_local(self._spool.path)  # else only a listing shows an outcome, and must follow soon
         while True:
             self._watch.clear()
             with self._pending.lock:
@@ -171,7 +174,9 @@ class Collector:
                     starvation.reset()
                     check_due = time.monotonic() + _CHECK_SECONDS
                     refresher.reset()
-                    continue
+                    if not hears:
+                        continue
+                    self._linger_until = time.monotonic() + _LINGER  # an outcome since the listing ends the wait
                 now = time.monotonic()
                 if not idle and now > check_due:
                     check_due = now + _CHECK_SECONDS
@@ -186,16 +191,23 @@ class Collector:
                     recovery.sweep(self._session)
             except (OSError, NotTrusted) as error:
                 self._log_postponed(error)
-            seconds = 3600.0 if idle else backoff.next()
-            with self._pending.lock:
-                if self._pending.flush(age=1.0):
-                    seconds = min(seconds, 1.0)
-                self._waits_long = seconds > 0.02
-                if idle and self._pending:
-                    continue
-            if self._watch.wait(seconds):
+            if self._watch.wait(self._pause(backoff)):
                 backoff.reset()
             self._waits_long = False
+
+    def _pause(self, backoff: Backoff) -> float:
+        """Return the seconds until the next pass, and note whether a new task must end them."""
+        with self._pending.lock:
+            if self._pending:
+                seconds = backoff.next()
+            elif self._stopping:
+                seconds = 0.0
+            else:
+                seconds = _LINGER if time.monotonic() < self._linger_until else 3600.0
+            if self._pending.flush(age=1.0):
+                seconds = min(seconds, 1.0)
+            self._waits_long = seconds > _LINGER
+        return seconds
 
     def _log_postponed(self, error: Exception) -> None:
         """Log that outcomes cannot be listed now: the server is unreachable, or the inbox is missing or replaced."""
