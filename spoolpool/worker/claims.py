@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane, TaskFile
@@ -70,19 +69,18 @@ class Claims:
         self.uncertain = claim is not None  # there may be more
         return claim
 
-    @contextlib.contextmanager
-    def active(self, claim: Claim) -> Iterator[None]:
-        """Count a claim among the active ones, and close its lock at the end."""
+    def begin(self, claim: Claim) -> None:
+        """Count a claim among the active ones, until :meth:`end`."""
         self._begun[claim] = time.monotonic()
         self._active.append(claim)
-        try:
-            yield
-        finally:
-            claim.close()
-            self._active.remove(claim)
-            del self._begun[claim]
-            if not self._active:
-                self._subtask_claimers.clear()
+
+    def end(self, claim: Claim) -> None:
+        """Close the lock of a claim that is no longer active."""
+        claim.close()
+        self._active.remove(claim)
+        del self._begun[claim]
+        if not self._active:
+            self._subtask_claimers.clear()
 
     def release(self, journal: Journal) -> bool:
         """Release the tasks of all active claims, from any thread; return whether there were any.

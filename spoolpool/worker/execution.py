@@ -82,12 +82,14 @@ class Execution:
 
     def run(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
-        with self._claims.active(claim):
-            try:
-                self._run(claim)
-            except (SpoolDenied, NotTrusted) as error:  # no worker may write its outcome; this one continues
-                if claim.set_aside(str(error)):
-                    self._journal.write_set_aside(claim.task_file, str(error))
+        self._claims.begin(claim)
+        try:
+            self._run(claim)
+        except (SpoolDenied, NotTrusted) as error:  # no worker may write its outcome; this one continues
+            if claim.set_aside(str(error)):
+                self._journal.write_set_aside(claim.task_file, str(error))
+        finally:
+            self._claims.end(claim)
 
     def resume_forgotten(self) -> None:
         """Resume a task that is claimed in this worker's name, and that it does not work on."""

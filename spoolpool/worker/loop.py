@@ -97,6 +97,8 @@ class Worker:
         """Return whether this group runs tasks of a lane; record in its entry the packages that it lacks."""
         if self._info.why_not(lane) is not None:
             return False
+        if not lane.tags:
+            return True
         missing = {tag: instead for tag in filter(is_requirement, lane.tags) if (instead := lacks(tag))}
         for tag, instead in missing.items():
             self._registration.report_lack(tag, instead)
