@@ -399,7 +399,7 @@ def loads(payload: Buffer, buffers: Sequence[Buffer] = (), find: Find | None = N
 
 
 def label(fn: object) -> str:
-    """Return the name of a function for display, at most 80 characters."""
+    """Return the name of a function for display, at most 80 characters; the same object for equal names."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     try:
@@ -410,4 +410,4 @@ def label(fn: object) -> str:
         if is_interrupt(error):
             raise
         text = type(fn).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
+    return sys.intern(text if len(text) <= 80 else text[:77] + "...")

@@ -22,7 +22,7 @@ def batched(futures: Iterable[Future[T]], n: int) -> list[Future[list[T]]]:
     argument of another call, which waits for it in this process.
     """
     n = read_count("The size of a batch", n, 1)
-    given = list(dict.fromkeys(futures))
+    given = tuple(dict.fromkeys(futures))  # one for all lists
     lists: list[Future[list[T]]] = [DerivedFuture(given) for _ in range(-(-len(given) // n))]
     batches = _Batches(lists, len(given), n)
     for future in given:

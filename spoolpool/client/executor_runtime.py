@@ -201,8 +201,7 @@ class ExecutorRuntime:
     def _supervise(self) -> bool:
         """Check the groups and batch jobs once; returns whether a group's state changed."""
         # a task that must not start yet needs no group: one that is alive at that time claims it
-        now = time.time()
-        lanes = {future.header.lane for future in self.session.pending.futures() if future.header.not_before <= now}
+        lanes = self.session.pending.lanes(time.time())
         if self.jobs is not None:
             self.jobs.step(lanes)
             if self.jobs.broken and lanes:

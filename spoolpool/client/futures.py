@@ -7,11 +7,10 @@ of other calls. A task that waits for tasks of its own executes them meanwhile.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import (
     ALL_COMPLETED,
@@ -21,12 +20,17 @@ from concurrent.futures import (
     Future,
     InvalidStateError,
 )
-from concurrent.futures._base import CANCELLED, PENDING, RUNNING, DoneAndNotDoneFutures
+from concurrent.futures._base import (
+    CANCELLED,
+    PENDING,
+    RUNNING,
+    DoneAndNotDoneFutures,
+)
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from spoolpool.client.ended_futures import EndedFutures
+from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import DependencyFailed
-from spoolpool.system.backoff import Backoff
-from spoolpool.system.user_code import describe_value, is_interrupt
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
@@ -36,41 +40,11 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_FIRST_POLL, _LAST_POLL = 0.0005, 0.1  # seconds between two attempts to run a task, growing
-
-
-class SafeFuture(Future[Any]):
-    """Future whose callbacks may raise anything: it is logged, and neither ends a thread nor stops other callbacks.
-
-    The standard library does so for an ``Exception`` only. An interrupt is passed on.
-    """
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return the result, or raise the exception, whose truth value the standard library would ask for."""
-        error = Future.exception(self, timeout)
-        if error is None:
-            return super().result(0)
-        try:
-            raise error
-        finally:
-            del error  # it refers to this frame
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call a function with this future once it is done; at once if it is done already."""
-        super().add_done_callback(functools.partial(_call_back, fn))
-
-
-def _call_back(function: Callable[[Future[Any]], object], future: Future[Any]) -> None:
-    try:
-        function(future)
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        log.exception("A callback of %s raised %s", describe_value(future), type(error).__name__)
-
 
 class TaskFuture(SafeFuture):
     """Future of a task in a spool; it can be cancelled until a worker claims the task."""
+
+    __slots__ = ("_cancel_lock", "header", "is_submitted", "seconds", "session", "submitted_by_this_run", "task_file")
 
     def __init__(self, session: SubmitterSession, header: TaskHeader, *, submitted_by_this_run: bool = False) -> None:
         super().__init__()
@@ -84,7 +58,7 @@ class TaskFuture(SafeFuture):
         """Whether the task is certain to have been in the spool; False during its submission."""
         self.seconds: float | None = None
         """Duration of the attempt that produced the outcome; None before the outcome, and for a cached result."""
-        self._state_lock = threading.RLock()
+        self._cancel_lock: threading.RLock | None = None
 
     @property
     def task(self) -> str:
@@ -121,7 +95,7 @@ class TaskFuture(SafeFuture):
 
     def cancel_alone(self) -> bool:
         """Cancel the task as :meth:`cancel` does, without its dependents."""
-        with self._state_lock:
+        with self._locked_state():
             if self.cancelled():
                 return True
             if self.done() or not self.session.cancel(self):
@@ -149,13 +123,19 @@ class TaskFuture(SafeFuture):
 
     def after_fork(self) -> None:
         """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""
-        self._condition = threading.Condition()
-        self._state_lock = threading.RLock()
-        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # only the parent calls them
+        super().after_fork()
+        self._cancel_lock = None
+
+    def _locked_state(self) -> threading.RLock:
+        """Return the lock for a change of the state together with the spool; few futures need one."""
+        with self._condition:  # not the lock itself: it would be held during file operations and callbacks
+            if self._cancel_lock is None:
+                self._cancel_lock = threading.RLock()
+            return self._cancel_lock
 
     def running(self) -> bool:
         """Return whether a worker has claimed the task; lists the spool."""
-        with self._state_lock:  # race: a task being cancelled is no longer ready, but does not run
+        with self._locked_state():  # race: a task being cancelled is no longer ready, but does not run
             return super().running() or (
                 not self.done() and not self.session.pending.is_unclaimed(self) and self.mark_claimed()
             )
@@ -182,6 +162,8 @@ def finish(future: TaskFuture, value: object = None, error: BaseException | None
 class DerivedFuture(SafeFuture):
     """Future that depends on other futures; waiting for it means waiting for them."""
 
+    __slots__ = ("sources",)
+
     def __init__(self, sources: Iterable[Future[Any]]) -> None:
         super().__init__()
         self.sources = tuple(sources)
@@ -201,6 +183,8 @@ class PartFuture(DerivedFuture):
 
     Cancelling it cancels the whole.
     """
+
+    __slots__ = ("keys", "whole")
 
     def __init__(self, whole: Future[Any], keys: tuple[object, ...]) -> None:
         super().__init__([whole])
@@ -291,9 +275,8 @@ class DeferredFuture(DerivedFuture):
 
     def after_fork(self) -> None:
         """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""
-        self._condition = threading.Condition()
+        super().after_fork()
         self.lock = threading.RLock()
-        self._done_callbacks: list[Callable[[Future[Any]], object]] = []  # only the parent calls them
 
 
 def split_future(future: Future[Any], n: int) -> list[PartFuture]:
@@ -312,13 +295,18 @@ def get_item_from_future(future: Future[Any], key: object) -> PartFuture:
 def _assistable(awaited: Iterable[Future[Any]]) -> list[SubmitterSession]:
     """Return the sessions of these futures whose tasks the caller, a task itself, can execute while it waits."""
     sessions: dict[int, SubmitterSession] = {}
+    seen: dict[int, tuple[Future[Any], ...]] = {}  # the lists of :func:`batched` have the same sources
     left = list(awaited)
     while left:
         future = left.pop()
         if isinstance(future, (TaskFuture, DeferredFuture)):
             sessions[id(future.session)] = future.session
         if isinstance(future, DerivedFuture):
-            left += future.sources
+            sources = future.sources
+            if id(sources) not in seen:
+                if len(sources) > 1:
+                    seen[id(sources)] = sources
+                left += sources
     return [session for session in sessions.values() if session.can_assist()]
 
 
@@ -340,37 +328,38 @@ def wait(
     if not sessions:
         return futures.wait(awaited, timeout, return_when)
     end = None if timeout is None else time.monotonic() + timeout
-    backoff = Backoff(_FIRST_POLL, _LAST_POLL)
-    while True:
-        found = futures.wait(awaited, 0, return_when)
-        left = _LAST_POLL if end is None else end - time.monotonic()
-        if left <= 0 or _is_complete(found, return_when):
-            return found
-        if any(session.assist() for session in sessions):
-            backoff.reset()
-        else:
-            futures.wait(awaited, min(left, backoff.next()), return_when)
+    done: set[Future[T]] = set()
+    with EndedFutures(awaited, lambda: any(session.assist() for session in sessions)) as ended:
+        while len(done) < len(awaited):
+            future = ended.next(end)
+            if future is None:
+                break
+            done.add(future)
+            if return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and _has_raised(future)):
+                break
+        done.update(ended.rest())
+    return DoneAndNotDoneFutures(done, awaited - done)
 
 
-def _is_complete(found: DoneAndNotDoneFutures[T], return_when: str) -> bool:
-    if not found.not_done or (return_when == FIRST_COMPLETED and found.done):
-        return True
-    failed = (not future.cancelled() and future.exception() is not None for future in found.done)
-    return return_when == FIRST_EXCEPTION and any(failed)
+def _has_raised(future: Future[Any]) -> bool:
+    return not future.cancelled() and future.exception() is not None
 
 
 def as_completed(fs: Iterable[Future[T]], timeout: float | None = None) -> Iterator[Future[T]]:
     """Yield as ``concurrent.futures.as_completed`` does; a waiting task executes its own tasks as in :func:`wait`."""
-    pending = set(fs)
-    if not _assistable(pending):
-        yield from futures.as_completed(pending, timeout)
+    awaited = set(fs)
+    sessions = _assistable(awaited)
+    if not sessions:
+        yield from futures.as_completed(awaited, timeout)
         return
     end = None if timeout is None else time.monotonic() + timeout
-    while pending:
-        done, pending = wait(pending, None if end is None else end - time.monotonic(), FIRST_COMPLETED)
-        if not done:
-            raise futures.TimeoutError(f"{len(pending)} futures are not done after {timeout} s")
-        yield from done
+    with EndedFutures(awaited, lambda: any(session.assist() for session in sessions)) as ended:
+        while awaited:
+            future = ended.next(end)
+            if future is None:
+                raise futures.TimeoutError(f"{len(awaited)} futures are not done after {timeout} s")
+            awaited.remove(future)
+            yield future
 
 
 split_future.__module__ = "spoolpool"

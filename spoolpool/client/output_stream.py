@@ -60,16 +60,16 @@ class OutputStream:
     def _run(self) -> None:
         backoff = Backoff(0.01, 0.5)
         while True:
-            pending = {future.task: future.header for future in self._session.pending.futures()}
+            has_pending = len(self._session.pending) > 0  # before the listing
             try:
-                printed = self._print_new(pending)
+                printed = self._print_new(has_pending)
             except OSError as error:  # the file server is unreachable for a moment
                 log.info("Cannot read the output of the tasks now; trying again: %s", error)
                 printed = False
             except BaseException as error:  # noqa: BLE001  another account's logs, or a stream of the user that raises
                 log.warning("The output of the tasks is no longer printed: %s", describe_error(error))
                 return
-            idle = not pending and not len(self._follower)
+            idle = not has_pending and not len(self._follower)
             if self._closed and idle and self._wake_ups.empty():
                 return
             if printed:
@@ -88,21 +88,22 @@ class OutputStream:
         self._follower.finish(task_file)
         self._finished.add(task_file)
 
-    def _print_new(self, pending: dict[str, TaskHeader]) -> bool:
+    def _print_new(self, has_pending: bool) -> bool:
         """Print new output; returns whether there was any."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._finish(self._wake_ups.get_nowait())
-        names = files.list_names(self._session.spool.layout.claimed) if pending else ()
+        pending = self._session.pending
+        names = files.list_names(self._session.spool.layout.claimed) if has_pending else ()
         claimed = {
-            task_file
+            task_file: future.header
             for task_file in map(parse_task_file, names)
-            if task_file is not None and task_file.task in pending
+            if task_file is not None and (future := pending.get(task_file.task)) is not None
         }
-        for task_file in claimed - self._headers.keys():
-            self._headers[task_file] = pending[task_file.task]
+        for task_file in claimed.keys() - self._headers.keys():
+            self._headers[task_file] = claimed[task_file]
             self._follower.add(task_file)
-        for task_file in set(self._follower.running()) - claimed:
+        for task_file in set(self._follower.running()) - claimed.keys():
             self._follower.finish(task_file)
         any_output = False
         for printed in self._follower.poll():

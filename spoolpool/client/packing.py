@@ -31,6 +31,7 @@ from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.map import ChunkSize
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
+from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadTaskFile, BrokenSpool, WorkerLost
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources
@@ -287,8 +288,10 @@ class Pack:
 class PackedFuture(PartFuture):
     """Future of a call that shares a task, or will."""
 
+    __slots__ = ("_notified", "_packer", "pack")
+
     def __init__(self, packer: Packer, pack: Pack) -> None:
-        Future.__init__(self)
+        SafeFuture.__init__(self)
         self._packer = packer
         self.pack = pack
         self.keys = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Container
+from typing import Literal
 from weakref import WeakValueDictionary
 
 from spoolpool.client.futures import DeferredFuture, TaskFuture
@@ -37,6 +38,8 @@ class PendingTasks:
         """Number of the tasks that have ended for this session, by their ends."""
         self._graph = Graph()  # of the tasks with dependencies or dependents
         self._futures: dict[str, TaskFuture] = {}
+        self._lanes: Counter[str] = Counter()  # numbers of the pending tasks that may start at once
+        self._scheduled: dict[str, TaskFuture] = {}  # those with an earliest start
         self._deferred: dict[DeferredFuture, None] = {}  # calls that get a task later, in the order of their submission
         self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
         self._empty = threading.Condition(self.lock)
@@ -64,6 +67,12 @@ class PendingTasks:
         """Return the pending futures (of a lane; of all lanes if None), in the order of their submission."""
         with self.lock:
             return [future for future in self._futures.values() if lane in (None, future.header.lane)]
+
+    def lanes(self, now: float) -> set[str]:
+        """Return the lanes of the pending tasks that may start by a time; does not look at each task."""
+        with self.lock:
+            headers = [future.header for future in self._scheduled.values()]
+            return {*self._lanes, *(header.lane for header in headers if header.not_before <= now)}
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until no task is pending and no call is deferred; returns whether this is so."""
@@ -123,6 +132,8 @@ class PendingTasks:
     def add(self, future: TaskFuture, references: CallReferences | None = None) -> None:
         """Add a task that is about to be written into the spool."""
         with self.lock:
+            if future.task not in self._futures:
+                self._count(future, 1)
             self._futures[future.task] = future
             if self.retention.keeps_all:
                 self._known[future.task] = future
@@ -167,10 +178,25 @@ class PendingTasks:
 
     def _remove(self, task: str, *, needs_objects: bool = True) -> None:
         future = self._futures.pop(task, None)
-        if needs_objects and future is not None:
-            self.needed_objects |= objects_of(self.spool, future.header)
+        if future is not None:
+            self._count(future, -1)
+            if needs_objects:
+                self.needed_objects |= objects_of(self.spool, future.header)
         if not self:
             self._empty.notify_all()
+
+    def _count(self, future: TaskFuture, change: Literal[1, -1]) -> None:
+        """Count a task that was added or removed, by its lane."""
+        header = future.header
+        if header.not_before:
+            if change > 0:
+                self._scheduled[header.task] = future
+            else:
+                self._scheduled.pop(header.task, None)
+            return
+        left = self._lanes[header.lane] = self._lanes[header.lane] + change
+        if not left:
+            del self._lanes[header.lane]
 
     def request_cancel(self, task: str) -> None:
         """Request that the worker interrupts a task; the request is withdrawn once the task has ended."""
@@ -230,5 +256,6 @@ class PendingTasks:
         self._empty = threading.Condition(self.lock)
         self.journal = None  # only the parent writes its buffer
         pending: list[TaskFuture | DeferredFuture] = [*self._futures.values(), *self._deferred]
-        self._futures, self._deferred = {}, {}
+        self._futures, self._deferred, self._scheduled = {}, {}, {}
+        self._lanes.clear()
         return pending

@@ -17,6 +17,7 @@ from spoolpool.calls.pickling import LaterValue, ObjectRef, Reference
 from spoolpool.client.futures import DeferredFuture, PartFuture, TaskFuture, finish
 from spoolpool.errors import BadRequest, DependencyFailed, SpoolpoolError
 from spoolpool.format.envelope import Buffer
+from spoolpool.format.headers import NO_ENTRIES
 from spoolpool.protocol.delayed_tasks import make_ready
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.user_code import describe_error
@@ -108,7 +109,7 @@ class CallReferences:
     def by_session(self) -> dict[str, tuple[str, ...]]:
         """Return the task ids of the dependencies by session, in the form of the task header."""
         if not self._dependencies:  # most calls
-            return {}
+            return NO_ENTRIES
         found: dict[str, list[str]] = {}
         for session, task in self._dependencies:
             found.setdefault(session, []).append(task)

@@ -16,7 +16,7 @@ from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.context import assistance
 from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanished
 from spoolpool.format import envelope, headers
-from spoolpool.format.headers import TaskHeader
+from spoolpool.format.headers import NO_ENTRIES, TaskHeader
 from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
 from spoolpool.protocol import cancel
 from spoolpool.protocol.sessions import RENEWAL, entry_of, register, renew, unregister
@@ -98,11 +98,11 @@ class SubmitterSession:
             max_attempts=resources.max_attempts or self.spool.config.max_attempts,
             init=call.init,
             needs=references.by_session(),
-            objects={**references.objects, **call.objects},
+            objects={**references.objects, **call.objects} if references.objects or call.objects else NO_ENTRIES,
             spool=self.spool.config.id,
             key=call.key,
             cache=call.cache,
-            **resources.header_fields(self._server_time),
+            **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
         )
         future = TaskFuture(self, header, submitted_by_this_run=True)
         if references.finish_if_failed(future):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -27,6 +27,10 @@ from spoolpool.system.user_code import printable
 
 Kind = Literal["result", "error", "cancelled", "lost"]
 """End of a task: with a value, with an exception, by cancellation, or by the death of its workers."""
+
+
+NO_ENTRIES: dict[str, Any] = {}
+"""Empty value for the dicts of a header, which never change: headers of pending tasks share it, to save memory."""
 
 
 class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -16,6 +16,7 @@ from spoolpool import Executor, current_task
 from spoolpool.client.batched import batched
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.map import TARGET, ChunkSize
+from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadRequest, TaskTimeout
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -133,7 +134,7 @@ def test_task_maps_in_its_own_spool_with_a_single_group(shared: Executor) -> Non
 
 def done(seconds: float) -> TaskFuture:
     future = TaskFuture.__new__(TaskFuture)
-    Future.__init__(future)
+    SafeFuture.__init__(future)
     future.seconds = seconds
     Future.set_result(future, None)
     return future

@@ -1,0 +1,101 @@
+"""Base class of the futures: little memory while a future is pending, and callbacks that may raise anything."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from _thread import RLock
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures._base import PENDING
+from typing import Any
+
+from spoolpool.system.user_code import describe_value, is_interrupt
+
+log = logging.getLogger("spoolpool.client.futures")
+
+
+class FutureLock(RLock):  # type: ignore[misc]  # final for type checkers, to be subclassed otherwise
+    """Lock of a future with the interface of ``threading.Condition``, which it creates for the first waiting thread.
+
+    A ``threading.Condition`` takes 1.4 kB, a program may have a million pending futures, and few are waited for one
+    by one.
+    """
+
+    __slots__ = ("_waited",)
+
+    def __init__(self) -> None:
+        self._waited: threading.Condition | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Release the lock, wait for a notification, and acquire the lock again; returns False at the timeout."""
+        if self._waited is None:  # the caller holds the lock
+            self._waited = threading.Condition(self)
+        return self._waited.wait(timeout)
+
+    def notify_all(self) -> None:
+        """Notify the waiting threads; the caller holds the lock."""
+        if self._waited is not None:
+            self._waited.notify_all()
+
+
+class SafeFuture(Future[Any]):
+    """Future whose callbacks may raise anything: it is logged, and neither ends a thread nor stops other callbacks.
+
+    The standard library does so for an ``Exception`` only. An interrupt is passed on. The attributes of the standard
+    library's class are slots, and the lists among them are created when they are first used: this saves three quarters
+    of the memory, and makes the garbage collector faster.
+    """
+
+    __slots__ = ("_condition", "_exception", "_first_callbacks", "_first_waiters", "_result", "_state")
+
+    def __init__(self) -> None:  # not that of the base class, which creates a condition and two lists
+        self._condition: Any = FutureLock()
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._first_waiters: list[Any] | None = None
+        self._first_callbacks: list[Callable[[Future[Any]], object]] | None = None
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        """List for ``wait`` and ``as_completed`` of the standard library, which hold the lock."""
+        if self._first_waiters is None:
+            self._first_waiters = []
+        return self._first_waiters
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Future[Any]], object]]:
+        """List of the callbacks; used with the lock, or once the future is done."""
+        if self._first_callbacks is None:
+            self._first_callbacks = []
+        return self._first_callbacks
+
+    def after_fork(self) -> None:
+        """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""
+        self._condition = FutureLock()
+        self._first_callbacks = None  # only the parent calls them
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise the exception, whose truth value the standard library would ask for."""
+        error = Future.exception(self, timeout)
+        if error is None:
+            return super().result(0)
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call a function with this future once it is done; at once if it is done already."""
+        super().add_done_callback(functools.partial(_call_back, fn))
+
+
+def _call_back(function: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    try:
+        function(future)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        log.exception("A callback of %s raised %s", describe_value(future), type(error).__name__)
