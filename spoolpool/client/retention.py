@@ -21,6 +21,8 @@ from spoolpool.protocol.dependencies import remove_links
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
+_TIMES = 5.0  # seconds from one listing of links to the next, for each second that it takes
+
 OutcomeState = Literal["pending", "retained", "removed"]
 
 
@@ -44,11 +46,13 @@ class Retention:
         self._references: dict[str, CallReferences] = {}  # by task of this session, if it has dependencies
         self._dependents: dict[str, dict[str, CallReferences | None]] = {}
         """By task and dependent; None for a dependent of an earlier run."""
+        self._earlier: set[DependencyLink] = set()  # the links of dependents of an earlier run
         self._delivered: dict[str, _Delivered] = {}  # by name of the task file
         self._retained: dict[str, TaskFile] = {}  # by task
         self._links_final_at: float | None = None
         """Monotonic time of the last listing of an earlier run's links; None if there are no links, or after it."""
         self._links_listed = False
+        self._links_due = 0.0  # monotonic time of the next listing
 
     # -- dependents
 
@@ -79,6 +83,8 @@ class Retention:
         with self._lock:
             dependents = self._dependents.get(task, {})
             dependents.pop(dependent, None)
+            if self._earlier:
+                self._earlier.discard(DependencyLink(task, dependent))
             if dependents:
                 return
             self._dependents.pop(task, None)
@@ -161,13 +167,15 @@ class Retention:
         It reads the spool only as long as a listing can change the result.
         """
         now = time.monotonic()
+        if now < self._links_due:
+            return
         directory = f"{self._spool.layout.needs}/{self._session}"
         if not self._links_listed:
             if files.exists(directory):
                 self._links_final_at = now + max(self._spool.config.lease, self._spool.config.caches)
                 self._compare_links(directory)
             self._links_listed = True
-        elif (self._links_final_at is not None and now > self._links_final_at) or self._has_earlier_dependents():
+        elif (self._links_final_at is not None and now > self._links_final_at) or self._earlier:
             self._compare_links(directory)
             if self._links_final_at is not None and now > self._links_final_at:
                 self._links_final_at = None
@@ -176,22 +184,18 @@ class Retention:
                     self._retained.pop(task_file.task, None)
                     self.discard_if_unneeded(task_file)
 
-    def _has_earlier_dependents(self) -> bool:
-        with self._lock:
-            return any(None in dependents.values() for dependents in self._dependents.values())
-
     def _compare_links(self, directory: str) -> None:
         """Add dependents of new links, and release the outcomes whose links were removed."""
+        began = time.monotonic()
         links = {link for link in map(parse_link, files.list_names(directory)) if link is not None}
         with self._lock:
             for link in links:
-                self._dependents.setdefault(link.task, {}).setdefault(link.needed_by, None)
-            known = [
-                DependencyLink(task, dependent)
-                for task, dependents in self._dependents.items()
-                for dependent, references in dependents.items()
-                if references is None
-            ]
-        for link in known:
-            if link not in links:
-                self.release(link.task, link.needed_by)
+                dependents = self._dependents.setdefault(link.task, {})
+                if link.needed_by not in dependents:
+                    dependents[link.needed_by] = None
+                    self._earlier.add(link)
+            removed = self._earlier - links
+        for link in removed:
+            self.release(link.task, link.needed_by)
+        # there may be many links, and a call of this function for each outcome
+        self._links_due = began + _TIMES * (time.monotonic() - began)

@@ -1,0 +1,287 @@
+"""spoolpool with many of one thing: pending futures, outcomes, dependencies, objects, finished calls, workers.
+
+All times are CPU seconds of the submitter, or of a command, for one of these things: other programs on the machine and
+the worker group, which is a process of its own, have no part in them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.contender import Contender, Job, Samples
+from benchmarks.tasks import peak
+
+if TYPE_CHECKING:
+    from spoolpool import Executor, Spool
+    from spoolpool.protocol.worker_registration import Registration
+
+_WARM = 200
+"""Calls before the measurement, which load code and fill caches."""
+_PARTS = 10
+"""Parts of the submissions; the last two are compared with the first two."""
+
+
+def _memory() -> int:
+    """Return the memory of this process in bytes."""
+    gc.collect()
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _spool(job: Job) -> str:
+    from spoolpool import Spool
+
+    path = f"{job.directory}/spool"
+    Spool.create(path, durability="none")
+    return path
+
+
+@contextmanager
+def _group(path: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Worker group of one rank, ended afterwards."""
+    command = [sys.executable, "-m", "spoolpool.cli.worker", path, *options]
+    group = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        yield group
+    finally:
+        group.terminate()
+        group.wait(60)
+
+
+class _Used(NamedTuple):
+    """Result of a function, with the CPU seconds that its thread used."""
+
+    value: Any
+    seconds: float
+
+
+def _used(function: Callable[[], Any]) -> _Used:
+    begun = time.thread_time()
+    value = function()
+    return _Used(value, time.thread_time() - begun)
+
+
+def futures(job: Job) -> Samples:
+    """Submit ``tasks`` calls that no group runs; then cancel them all, while a thread yields them as completed."""
+    from spoolpool import Executor, as_completed
+
+    with Executor(spool=_spool(job)) as executor:
+        for future in [executor.submit(pow, 2, 3) for _ in range(_WARM)]:
+            future.cancel()
+        pending: list[Any] = []
+        before = _memory()
+        part = max(1, job.tasks // _PARTS)
+        taken = []
+        for _ in range(_PARTS):
+            taken.append(_used(lambda: pending.extend(executor.submit(pow, 2, 3) for _ in range(part))).seconds)
+        memory = (_memory() - before) / len(pending)
+        found: list[_Used] = []
+        begun = threading.Event()
+
+        def complete() -> int:
+            count = 0
+            for count, _ in enumerate(as_completed([*pending, done]), 1):
+                begun.set()
+            return count
+
+        done = executor.submit(pow, 2, 3)
+        done.cancel()
+        completing = threading.Thread(target=lambda: found.append(_used(complete)))
+        completing.start()
+        begun.wait()
+        cancelled = _used(lambda: sum(future.cancel() for future in pending))
+        completing.join()
+        assert cancelled.value == len(pending) == found[0].value - 1
+        most = (peak() - before) / len(pending)
+    return {
+        "time": [sum(taken[-2:]) / 2 / part],
+        "last": [sum(taken[-2:]) / sum(taken[:2])],
+        "memory": [memory],
+        "peak": [most],
+        "completed": [found[0].seconds / len(pending)],
+        "end": [cancelled.seconds / len(pending)],
+    }
+
+
+def resumed(job: Job) -> Samples:
+    """Resume a named session with ``tasks`` outcomes, by the same script and by ``futures()``."""
+    from spoolpool import Executor, Session, wait
+
+    path = _spool(job)
+    left = Executor(spool=path, session=Session("size", resume=True, detach=True))
+    for number in range(job.tasks):
+        left.submit(pow, 2, number)
+    left.shutdown()
+    del left
+    with _group(path, "--max-tasks", str(job.tasks)) as group:
+        group.wait()
+    before, begun = _memory(), time.process_time()
+    again = Executor(spool=path, session=Session("size", resume=True))
+    given = [again.submit(pow, 2, number) for number in range(job.tasks)]
+    assert len(wait(given).done) == job.tasks
+    assert all(future.task == other.task for future, other in zip(given, again.futures(), strict=True))  # type: ignore[attr-defined]
+    taken, memory = time.process_time() - begun, _memory() - before
+    _, ended = _used(again.shutdown)
+    return {"time": [taken / job.tasks], "memory": [memory / job.tasks], "end": [ended / job.tasks]}
+
+
+def _chain(executor: Executor, edges: int) -> list[Any]:
+    calls: list[Any] = [executor.submit(pow, 2, 3)]
+    for _ in range(edges):
+        calls.append(executor.submit(max, calls[-1], 1))
+    return calls
+
+
+def _fan_in(executor: Executor, edges: int) -> list[Any]:
+    calls: list[Any] = [executor.submit(pow, 2, 3) for _ in range(edges)]
+    return [*calls, executor.submit(max, calls)]
+
+
+def _fan_out(executor: Executor, edges: int) -> list[Any]:
+    first = executor.submit(pow, 2, 3)
+    return [first, *(executor.submit(max, first, 1) for _ in range(edges))]
+
+
+_GRAPHS = {"chain": _chain, "fan-in": _fan_in, "fan-out": _fan_out}
+
+
+def graph(job: Job) -> Samples:
+    """Submit a graph of ``tasks`` dependencies, of the kind ``variant``; then let a group run it."""
+    from spoolpool import Executor, wait
+
+    path = _spool(job)
+    with Executor(spool=path) as executor:
+        for future in _GRAPHS[job.variant](executor, 10):
+            future.cancel()
+        before, begun = _memory(), time.process_time()
+        calls = _GRAPHS[job.variant](executor, job.tasks)
+        submitted, memory = time.process_time() - begun, _memory() - before
+        begun = time.process_time()
+        with _group(path):
+            assert not wait(calls).not_done
+        ended = time.process_time() - begun
+        assert {future.result() for future in calls} == {8}
+    return {"time": [submitted / job.tasks], "memory": [memory / job.tasks], "end": [ended / job.tasks]}
+
+
+def objects(job: Job) -> Samples:
+    """Put ``tasks`` different objects, and end the session, which removes them."""
+    from spoolpool import Executor
+
+    executor = Executor(spool=_spool(job))
+    executor.put("first")
+    before = _memory()
+    _, taken = _used(lambda: [executor.put(number) for number in range(job.tasks)])
+    memory, begun = _memory() - before, time.process_time()
+    executor.shutdown()
+    ended = time.process_time() - begun
+    return {"time": [taken / job.tasks], "memory": [memory / job.tasks], "end": [ended / job.tasks]}
+
+
+_TIME = re.compile(rb'("(?:t|submitted|started|ended)":)(\d+\.\d+)')
+
+
+def _repeat(path: str, task: str, count: int) -> None:
+    """Repeat the lines of a journal about a task, for other tasks and times."""
+    with open(path, "rb") as file:
+        lines = [line for line in file if task.encode() in line]
+    begun = min(float(match[2]) for line in lines for match in _TIME.finditer(line))
+
+    def later(match: re.Match[bytes]) -> bytes:
+        return match[1] + b"%(" + f"{float(match[2]) - begun:.6f}".encode() + b")f"
+
+    parts = [_TIME.split(line.replace(b"%", b"%%")) for line in lines]
+    with open(path, "ab", buffering=1 << 20) as file:
+        for number in range(count):
+            other = f"{task[:4]}{int(task[4:18], 16) + 1 + number:014x}{task[18:]}".encode()
+            for line in parts:
+                texts = [
+                    f"{float(part) + number * 1e-3:.6f}".encode() if place % 3 == 2 else part
+                    for place, part in enumerate(line)
+                ]
+                file.write(b"".join(texts).replace(task.encode(), other))
+
+
+def journal(job: Job) -> Samples:
+    """Read a spool with ``tasks`` finished calls in its journals, by ``spool status`` and ``spool report``."""
+    from spoolpool import Executor
+
+    path = _spool(job)
+    with _group(path, "--max-tasks", "1") as group, Executor(spool=path) as executor:
+        task: str = executor.submit(pow, 2, 3).task  # type: ignore[attr-defined]
+        group.wait()
+    for name in os.listdir(f"{path}/journal"):
+        _repeat(f"{path}/journal/{name}", task, job.tasks)
+    reported, memory = _command("report", path)
+    status, _ = _command("status", path)
+    return {"time": [reported / job.tasks], "command memory": [memory], "command": [status]}
+
+
+def _command(name: str, path: str) -> tuple[float, int]:
+    """Run a command; return its CPU seconds and its peak of memory in bytes."""
+    command = [sys.executable, "-m", "spoolpool.cli.spool", name, path]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, f"{command} ended with status {process.returncode}"
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+def registered(job: Job) -> Samples:
+    """Watch ``tasks`` workers of another host: a round of recovery, and ``spool status``."""
+    from spoolpool import Spool
+    from spoolpool.protocol.recovery import Recovery
+
+    path = _spool(job)
+    kept = _register(Spool(path), job.tasks)
+    recovery = Recovery(Spool(path))
+    recovery.round()
+    _, seen = _used(recovery.round)
+    status, memory = _command("status", path)
+    assert len(kept) == job.tasks
+    return {"time": [seen / job.tasks], "command": [status], "command memory": [memory]}
+
+
+def _register(spool: Spool, count: int) -> list[Registration]:
+    import msgspec
+
+    from spoolpool.format.names import new_worker_id
+    from spoolpool.protocol.worker_registration import Registration
+    from spoolpool.protocol.workers import WorkerInfo
+    from spoolpool.system.processes import ProcessId
+
+    class Still(Registration):
+        """Entry without a process for its heartbeat."""
+
+        def _start(self) -> Any:
+            return None
+
+    process = msgspec.structs.replace(ProcessId.of(os.getpid()), boot="another", host="elsewhere")
+    return [Still(spool, WorkerInfo(worker=new_worker_id(), process=process, user="bench")) for _ in range(count)]
+
+
+CONTENDER = Contender(
+    name="spoolpool",
+    module=__name__,
+    measures={
+        "futures": futures,
+        "resumed": resumed,
+        "graph": graph,
+        "objects": objects,
+        "journal": journal,
+        "registered": registered,
+    },
+)
+
+if __name__ == "__main__":
+    CONTENDER.main()
