@@ -62,6 +62,7 @@ _SIZES = {
     "traced": "calls whose system calls are counted [100; 20]",
     "waiting": "tasks that wait while one is claimed, at most [1000000; 10000]",
     "crowd": "processes that claim from one spool, at most [128; 4]",
+    "size": "pending futures of one submitter, at most [1000000; 10000]",
     "idle": "seconds to watch an idle pool [20; 4]",
     "seconds": "seconds after which a slow contender makes fewer calls [10; 2]",
 }

@@ -45,12 +45,24 @@ class Sizes:
     """Greatest number of queued tasks while one is claimed."""
     crowd: int = 128
     """Greatest number of processes that claim from one spool."""
+    size: int = 1_000_000
+    """Greatest number of pending futures of one submitter; of other things a tenth, or ten times as many."""
     seconds: float = 10.0
     """Seconds after which a slow contender makes fewer calls; a quarter of it for each of several measurements."""
 
 
 QUICK = Sizes(
-    rounds=2, calls=40, tasks=1000, mib=64, starts=3, traced=20, idle=4.0, waiting=10_000, crowd=4, seconds=2.0
+    rounds=2,
+    calls=40,
+    tasks=1000,
+    mib=64,
+    starts=3,
+    traced=20,
+    idle=4.0,
+    waiting=10_000,
+    crowd=4,
+    size=10_000,
+    seconds=2.0,
 )
 """Sizes for a quick check with rough figures."""
 

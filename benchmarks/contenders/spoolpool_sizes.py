@@ -81,16 +81,21 @@ def futures(job: Job) -> Samples:
         pending: list[Any] = []
         before = _memory()
         part = max(1, job.tasks // _PARTS)
-        taken = []
-        for _ in range(_PARTS):
-            taken.append(_used(lambda: pending.extend(executor.submit(pow, 2, 3) for _ in range(part))).seconds)
+        taken: list[float] = []
+
+        def submit() -> None:
+            pending.extend(executor.submit(pow, 2, 3) for _ in range(part))
+
+        while len(taken) < _PARTS:
+            taken.append(_used(submit).seconds)
         memory = (_memory() - before) / len(pending)
         found: list[_Used] = []
         begun = threading.Event()
 
         def complete() -> int:
             count = 0
-            for count, _ in enumerate(as_completed([*pending, done]), 1):
+            for _ in as_completed([*pending, done]):
+                count += 1
                 begun.set()
             return count
 
@@ -201,7 +206,7 @@ def _repeat(path: str, task: str, count: int) -> None:
         return match[1] + b"%(" + f"{float(match[2]) - begun:.6f}".encode() + b")f"
 
     parts = [_TIME.split(line.replace(b"%", b"%%")) for line in lines]
-    with open(path, "ab", buffering=1 << 20) as file:
+    with open(path, "ab", buffering=1 << 20) as longer:
         for number in range(count):
             other = f"{task[:4]}{int(task[4:18], 16) + 1 + number:014x}{task[18:]}".encode()
             for line in parts:
@@ -209,7 +214,7 @@ def _repeat(path: str, task: str, count: int) -> None:
                     f"{float(part) + number * 1e-3:.6f}".encode() if place % 3 == 2 else part
                     for place, part in enumerate(line)
                 ]
-                file.write(b"".join(texts).replace(task.encode(), other))
+                longer.write(b"".join(texts).replace(task.encode(), other))
 
 
 def journal(job: Job) -> Samples:
@@ -222,14 +227,14 @@ def journal(job: Job) -> Samples:
         group.wait()
     for name in os.listdir(f"{path}/journal"):
         _repeat(f"{path}/journal/{name}", task, job.tasks)
-    reported, memory = _command("report", path)
+    reported, memory = _command("report", path, "-o", f"{path}.html")
     status, _ = _command("status", path)
     return {"time": [reported / job.tasks], "command memory": [memory], "command": [status]}
 
 
-def _command(name: str, path: str) -> tuple[float, int]:
+def _command(name: str, path: str, *options: str) -> tuple[float, int]:
     """Run a command; return its CPU seconds and its peak of memory in bytes."""
-    command = [sys.executable, "-m", "spoolpool.cli.spool", name, path]
+    command = [sys.executable, "-m", "spoolpool.cli.spool", name, path, *options]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.row import Row
-from benchmarks.rows import arrays, backlog, crowd, durability, idle, latency, operations, shared, start, throughput
+from benchmarks.rows import (
+    arrays,
+    backlog,
+    crowd,
+    durability,
+    idle,
+    latency,
+    operations,
+    shared,
+    size,
+    start,
+    throughput,
+)
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -12,6 +24,7 @@ ROWS: dict[str, Row] = {
         throughput.ROW,
         backlog.ROW,
         crowd.ROW,
+        size.ROW,
         durability.ROW,
         shared.ROW,
         start.ROW,

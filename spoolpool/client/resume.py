@@ -41,7 +41,8 @@ class SessionReplay:
         self._session = session
         self._init = None if init is None else fingerprint(init, (), {})
         self._lock = threading.Lock()
-        self._left: dict[str, list[TaskView]] = {}  # the next one last; a deque takes 0.6 kB, and most keys have one task
+        # by key, the next one last; a deque would take 0.6 kB, and most keys have one task
+        self._left: dict[str, list[TaskView]] = {}
         tasks, unlisted = find_session_tasks(session.spool, session.name)
         if unlisted:
             path, reason = min(unlisted.items())

@@ -81,9 +81,10 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
 
 
 def _exists(path: str, size: int) -> bool:
-    """Return whether an object of this account exists, and set its time; remove it if it is cut short."""
-    if not files.exists(path):
-        return False
+    """Return whether an object of this account exists, and set its time; remove it if it is cut short.
+
+    The directory is not listed, since it may have very many names: an object that a stale cache hides is written again.
+    """
     try:
         with files.reading(path, Trust().check) as (_, status):
             found = status.st_size
@@ -92,7 +93,7 @@ def _exists(path: str, size: int) -> bool:
             return False
         files.touch(path)
     except OSError as error:
-        if error.errno in files.GONE:  # removed as garbage just now
+        if error.errno in files.GONE:  # also if it was removed as garbage just now
             return False
         raise
     return True

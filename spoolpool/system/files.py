@@ -233,21 +233,27 @@ def list_names(directory: str, *, certain: bool = False) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    """Return whether ``path`` exists, by listing and by look-up, since either may be answered from a stale cache.
+    """Return whether ``path`` exists, by look-up and by listing, since either may be answered from a stale cache.
 
     NFS answers a look-up from its cache for up to 60 s but lists afresh; sshfs lists from its cache for 20 s but looks
     up afresh. A name that is found in either way exists. Raises ``OSError`` where the answer is unknown: an unreachable
     server or a stale handle proves nothing about the name.
     """
+    unknown: OSError | None = None
+    try:
+        os.lstat(path)  # first: its cost does not depend on the number of names
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        unknown = error
     directory, name = os.path.split(path)
     with contextlib.suppress(PermissionError):  # a directory that is writable and searchable, but not readable
         if name in list_names(directory):
             return True
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+    if unknown is not None:
+        raise unknown
+    return False
 
 
 def is_missing(path: str) -> bool:

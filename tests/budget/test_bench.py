@@ -31,6 +31,7 @@ TINY = {
     "idle": 0.2,
     "waiting": 100,
     "crowd": 4,
+    "size": 400,
     "seconds": 0.5,
 }
 
@@ -43,6 +44,7 @@ PARTS = (
     ("start",),
     ("arrays", "idle"),
     ("operations",),
+    ("size",),
 )
 
 
