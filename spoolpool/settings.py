@@ -52,6 +52,9 @@ ENV_LIMITS = "SPOOLPOOL_LIMITS"
 ENV_OWNER = "SPOOLPOOL_OWNER"
 """Identity (JSON) of the process that owns the group; the group ends when that process has died."""
 
+ENV_OWNER_ENTRY = "SPOOLPOOL_OWNER_ENTRY"
+"""Id of the entry with the heartbeat of that process, for groups that may run on other hosts."""
+
 ENV_JOB = "SPOOLPOOL_JOB"
 """Name of the batch job around a group, as in ``jobs/`` of its spool; set by the job script."""
 

@@ -80,10 +80,10 @@ def watch_rank(directory: str, worker: str, options: GuardOptions) -> RankGuard:
     def report(status: int) -> None:
         with contextlib.suppress(Exception):  # whatever hinders it, the rank has ended, and so must this process
             spool = Spool(directory)
-            if status != 0 and guard.ended_worker:
+            if ended := guard.ended_worker(status):
                 reason, over = guard.why_released
                 recovery = Recovery(spool)
-                recovery.release(recovery.take_over(guard.ended_worker, reason, over=over))
+                recovery.release(recovery.take_over(ended, reason, over=over))
             if worker and not worker_registration.has_end(spool, worker):
                 lost_attempts.record_exit(spool, worker, status, rank=rank)
 
@@ -156,10 +156,17 @@ def run_rank(options: WorkerCommandOptions) -> int:
     from spoolpool.worker.rank_guard import GuardOptions
 
     # always removed: a task may start workers of its own
-    names = settings.ENV_OUTPUT, settings.ENV_DEVICES, settings.ENV_OWNER, settings.ENV_WORKER, settings.ENV_KNOWN
+    names = (
+        settings.ENV_OUTPUT,
+        settings.ENV_DEVICES,
+        settings.ENV_OWNER,
+        settings.ENV_WORKER,
+        settings.ENV_KNOWN,
+        settings.ENV_OWNER_ENTRY,
+    )
     run.worker_number = int(os.environ.pop(settings.ENV_NUMBER, "") or 0)
     variables = [os.environ.pop(name, "") for name in names]
-    pipes, devices, owner, worker, known = variables if options.group_of is not None else [""] * len(names)
+    pipes, devices, owner, worker, known, owner_entry = variables if options.group_of is not None else [""] * len(names)
     renewals = int(os.environ.pop(settings.ENV_RENEWALS, "") or 0)
     known_spools.inherit(known)
     if pipes:
@@ -195,6 +202,7 @@ def run_rank(options: WorkerCommandOptions) -> int:
     config = main.RankConfig(
         directory=options.directory,
         worker=worker,
+        owner_entry=owner_entry,
         world_size=world_size,
         ranks=options.ranks,
         threads=options.threads,

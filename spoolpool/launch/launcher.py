@@ -70,6 +70,8 @@ class Launcher(ABC):
     """Way to start groups."""
 
     name = ""
+    reaches_other_nodes = True
+    """Whether it may start ranks on other nodes, which cannot see whether this process lives."""
 
     @abstractmethod
     def command(self, shape: Shape, arguments: Sequence[str], options: LaunchOptions) -> list[str]:
@@ -184,8 +186,6 @@ class CommandLauncher(Launcher):
     """Regular expression of the label that the command puts before each line of a rank, with the rank as its group."""
     removed_variables: tuple[str, ...] = ()
     """Prefixes of variables that groups do not inherit."""
-    reaches_other_nodes = True
-    """Whether its commands may start ranks on other nodes, which cannot notice the death of this process."""
 
     @functools.cached_property
     def _orphans(self) -> OrphanGuard:

@@ -20,6 +20,7 @@ from spoolpool.pool.slot import Slot
 from spoolpool.protocol import lost_attempts, worker_registration
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.journal import Journal, submitters_journal
+from spoolpool.protocol.owner_entry import OwnerEntry
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
@@ -62,6 +63,7 @@ class GroupPool:
         self._ends = ends
         self._capacity = capacity
         self._owner = worker_registration.encode_owner()
+        self._entry: OwnerEntry | None = None
         # nobody reads the journal of a temporary spool, which is removed with its executor
         journal = None if spool.temporary else Journal(spool, submitters_journal(), "supervisor")
         self._recovery = Recovery(spool, journal, all_workers=True)  # rounds follow the death of a group of this pool
@@ -133,6 +135,8 @@ class GroupPool:
             settings.ENV_OWNER: self._owner,
             settings.ENV_KNOWN: known_spools.encode(self._spool.identity),
         }
+        if self._launcher.reaches_other_nodes:
+            variables[settings.ENV_OWNER_ENTRY] = self._announce()
         log.info("Starting worker group %s %s", worker, " ".join(dict.fromkeys(slot.nodes)))
         options = replace(self._options, nodes=slot.nodes)
         slot.assign(worker, self._launcher.start(shape, arguments, options, variables))
@@ -141,6 +145,7 @@ class GroupPool:
         """Check every group once; return whether anything has changed."""
         changed = False
         with self._lock:
+            self._keep_entry()
             for slot in list(self._slots):
                 changed |= self._check(slot)
             self._repeat_stop_requests()
@@ -154,6 +159,19 @@ class GroupPool:
             except OSError as error:  # the server does not answer for a moment
                 log.info("Recovery is delayed: %s", error)
         return changed
+
+    def _announce(self) -> str:
+        """Return the id of the entry of this process, whose heartbeat groups on other hosts observe."""
+        if self._entry is None:
+            try:
+                self._entry = OwnerEntry(self._spool)
+            except OSError as error:
+                raise LauncherError(str(error)) from error
+        return self._entry.id
+
+    def _keep_entry(self) -> None:
+        if self._entry is not None:
+            self._entry.keep()
 
     def _check(self, slot: Slot) -> bool:
         if slot.process is None:
@@ -214,7 +232,8 @@ class GroupPool:
             reason = ": ".join(filter(None, (reason, find_own(errors))))
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
             slot.record_death(self._spool)
-            # srun, killed with its child, leaves its ranks running, which keep the resources of the next group
+            # srun, killed with its child, leaves its ranks running, which keep the resources of the next group.
+            # Idle ranks end by this request, and those in a call by the record of the end
             worker_registration.request_stop(self._spool, slot.worker)
         else:
             slot.record_failed_start()
@@ -365,6 +384,7 @@ class GroupPool:
             released.extend(self._release(worker, time.monotonic() - begun if at_walltime else None))
 
         while running := self._take_ended(release):
+            self._keep_entry()
             now = time.monotonic()
             if hurry() or (seconds is not None and now - begun > seconds):
                 late = running
@@ -383,6 +403,9 @@ class GroupPool:
                 worker_registration.request_stop(self._spool, worker)
             if running != late:
                 backoff.sleep()
+        if self._entry is not None:
+            self._entry.close()
+            self._entry = None
         for worker in self._reports:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()

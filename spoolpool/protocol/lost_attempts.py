@@ -15,7 +15,8 @@
               v
     WorkerLost(attempts=...)
 
-They are for people: no step of the protocol depends on them, and an error here prevents none. Each is read only up to
+They are for people: no step of the protocol depends on them, and an error here prevents none. Only the guard of rank 0
+ends a group whose ranks outlive the end that ``exit`` records. Each is read only up to
 a limit, and only if it belongs to the account that may write it.
 """
 
@@ -41,6 +42,8 @@ from spoolpool.system.bounds import Count, Seconds, Word
 from spoolpool.system.crash import STACK_LIMIT, crash_stack, printable
 from spoolpool.system.processes import describe_command_status, describe_status, hostname
 
+EXIT = "exit"
+"""Name of the file in a worker's entry that says how the process or launcher command of its group ended."""
 _TAIL = 1 << 16  # bytes at the end of an output in which a stack is searched
 _RANKS = 64  # ranks of which a stack is searched
 
@@ -81,7 +84,7 @@ _attempt_decoder = msgspec.json.Decoder(AttemptRecord)
 
 def record_exit(spool: Spool, worker: str, status: int, *, rank: int | None = None, launcher: str = "") -> None:
     """Record how a rank ended; without a ``rank``, how the process or launcher command of the group ended."""
-    name = "exit" if rank is None else workers.exit_file(rank)
+    name = EXIT if rank is None else workers.exit_file(rank)
     record = ExitRecord(status=status, host="" if launcher else hostname(), launcher=launcher)
     with contextlib.suppress(OSError):  # its entry is gone: it had no task, or others have recovered it
         spool.write_public(f"{spool.layout.worker(worker)}/{name}", [msgspec.json.encode(record)])
@@ -90,7 +93,7 @@ def record_exit(spool: Spool, worker: str, status: int, *, rank: int | None = No
 def has_exit(spool: Spool, worker: str) -> bool:
     """Return whether it is recorded how a worker ended, or its entry is gone."""
     directory = spool.layout.worker(worker)
-    return files.exists(f"{directory}/exit") or not files.exists(directory)
+    return files.exists(f"{directory}/{EXIT}") or not files.exists(directory)
 
 
 def find(spool: Spool, task_file: TaskFile) -> LostAttempt:
@@ -128,7 +131,7 @@ def _first_exit(path: str, names: list[str], owner: int | None) -> tuple[int | N
     if ended:
         _, rank, record = min(ended, key=lambda each: each[:2])
         return rank, record
-    record = records.read(f"{path}/exit", _exit_decoder, check=check)
+    record = records.read(f"{path}/{EXIT}", _exit_decoder, check=check)
     return (0 if record is not None and not record.launcher else None), record
 
 

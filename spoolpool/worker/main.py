@@ -56,6 +56,9 @@ class RankConfig:
     """Directory of the spool."""
     worker: str = ""
     """Id that the supervisor has chosen for the worker; empty without a supervisor."""
+    owner_entry: str = ""
+    """Id of the entry with the heartbeat of the supervisor or executor; empty if its launcher reaches this host alone.
+    """
     world_size: int
     """Number of ranks that the launcher has started."""
     ranks: int | None = None
@@ -188,6 +191,7 @@ def _environment(config: RankConfig, spool: Spool, rank: int, publish: Publish |
 def _join_group(config: RankConfig, spool: Spool, rank: int) -> None:
     """Tell the guard of this rank which group it belongs to."""
     if config.guard is not None:
+        owner_entry = spool.layout.worker(config.owner_entry) if is_worker_id(config.owner_entry) else ""
         config.guard.join(
             Membership(
                 rank=rank,
@@ -195,6 +199,7 @@ def _join_group(config: RankConfig, spool: Spool, rank: int) -> None:
                 lease=spool.config.lease,
                 entry=files.child_path(spool.layout.worker(config.worker)),
                 claimed=files.child_path(spool.layout.claimed),
+                owner_entry=owner_entry and files.child_path(owner_entry),
             )
         )
 

@@ -4,15 +4,17 @@ The rank may run compiled code that holds Python's global lock for hours, so tha
 guard runs no task. It learns from the rank which group it belongs to, and looks several times per lease for these
 reasons to end::
 
-    launcher    the process that started the guard has ended
-    owner       the supervisor or executor has ended; only where it is on this host
+    launcher    the process that started the guard has ended; or the entry of the worker in the spool says that the
+                command that started the group has: srun, killed with its child, leaves the ranks running
+    owner       the supervisor or executor has ended: on this host by its process, on another one by its heartbeat
     rank 0      ranks of its host look at its process. On each other host the lowest rank looks at its heartbeat in the
                 spool, and the other ranks look at the process of that one
     time        the time of the group is up, and the time for its last task
 
 Rank 0 is then asked to stop, releases its task after the grace period, and is killed if it does not. After the end of
-rank 0 the other ranks are interrupted as by a cancellation, and killed after the grace period. After a kill of rank 0
-its guard releases its task: the death says nothing about the task.
+rank 0 the other ranks are interrupted as by a cancellation, and killed after the grace period. After its kill of rank 0
+the guard releases the task: the death says nothing about the task. Any other death costs the task an attempt, also
+after a request to stop.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.calls.interruption import ABANDON
 from spoolpool.format.names import parse_task_file
+from spoolpool.protocol.lost_attempts import EXIT
 from spoolpool.system import files, records
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.locks import Lock, try_lock
@@ -47,6 +50,7 @@ _LONGEST = 5.0  # seconds between two of them, at most: they cost a few system c
 _KILL_SECONDS = 1.0  # for a rank that was told to end at once; Flux kills it a little later, and its guard
 _AFTER_RANK_0 = 5.0  # for the release of the task by rank 0 or its guard, before its other ranks are killed
 _NO_RANK_0, _TIME_IS_UP = "rank 0, or the rank of this host that watches it, has ended", "its time is up"
+_NO_OWNER = "the supervisor or executor that it works for has ended"
 _STOP, _HURRY = b"stop", b"hurry"
 _COUNT = struct.Struct("=q")  # tasks of a rank that is to be started again, plus one
 
@@ -82,6 +86,8 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """Directory of the claims."""
     leader: ProcessId | None = None
     """Lowest rank of the group on this host; None if it is this one."""
+    owner_entry: str = ""
+    """Directory of the entry with the heartbeat of the owner, if its launcher reaches other hosts."""
 
 
 _decoder = msgspec.json.Decoder(Membership)
@@ -134,6 +140,7 @@ class HeartbeatObserver:
             log.info("The heartbeat of rank 0 cannot be read now: %s", error)
 
     def _holds_lock(self) -> bool:
+        """Return whether a claim of the worker is locked."""
         for name in files.list_names(self._member.claimed):
             task_file = parse_task_file(name)
             if task_file is not None and task_file.worker == self._member.worker:
@@ -154,6 +161,52 @@ class HeartbeatObserver:
         return False
 
 
+class OwnerObserver:
+    """Observer of the owner of a group, and of the command that started the group, by their files in the spool.
+
+    From rank 0. An owner on this host is not observed here: its process is.
+    """
+
+    def __init__(self, member: Membership, owner: ProcessId | None) -> None:
+        self._member = member
+        self._owner = None
+        if owner is None or not owner.is_near():
+            entry = member.owner_entry
+            self._owner = HeartbeatObserver(
+                msgspec.structs.replace(member, entry=entry, worker=os.path.basename(entry))
+            )
+        self.found = ""
+        """Reason to end the group; empty as long as there is none."""
+
+    def run(self) -> None:
+        """Look until there is a reason. In a thread of its own: while the server is away, a look does not return."""
+        interval = self._member.lease / _LOOKS
+        backoff = Backoff(interval, interval)
+        while not self.found:
+            backoff.sleep()
+            self.look()
+
+    def look(self) -> None:
+        """Look at the files once."""
+        try:
+            if self._is_launcher_gone():
+                self.found = "the command that started its group has ended"
+        except OSError as error:
+            log.info("The entry of this worker cannot be read now: %s", error)
+        if self._owner is not None:
+            self._owner.look()
+            if self._owner.is_gone:
+                self.found = _NO_OWNER
+
+    def _is_launcher_gone(self) -> bool:
+        """Return whether the supervisor has recorded how the command ended. Other accounts cannot."""
+        entry = self._member.entry
+        # listed, not looked up: a client of NFS may repeat for long that a name does not exist
+        if EXIT not in files.list_names(entry):
+            return False
+        return files.owner(f"{entry}/{EXIT}") == files.owner(entry)
+
+
 class RankGuard:
     """Guard in the parent process; in the rank, the way to it."""
 
@@ -164,9 +217,11 @@ class RankGuard:
         self._leader: ProcessId | None = None
         self._member: Membership | None = None
         self._observer: HeartbeatObserver | None = None
+        self._owner_observer: OwnerObserver | None = None
         self._steps: list[_Step] = []
         self._reason = ""
         self._requested = False
+        self._has_killed = False
         self._tasks = mmap.mmap(-1, _COUNT.size)  # shared with the rank; no task can close it
 
     # -- in the rank
@@ -199,11 +254,14 @@ class RankGuard:
 
     # -- in the parent process
 
-    @property
-    def ended_worker(self) -> str:
-        """Id of the worker if this is the guard of rank 0 and was to end it: its death says nothing about its task."""
-        asked = self._reason or self._requested
-        return self._member.worker if self._member is not None and self._member.rank == 0 and asked else ""
+    def ended_worker(self, status: int) -> str:
+        """Return the id of the worker whose rank 0 has ended so, if the death says nothing about its task; else "".
+
+        That is so if the guard has killed it. A launcher that ends at the same time may have killed it before.
+        """
+        if self._member is None or self._member.rank or status != -signal.SIGKILL:
+            return ""
+        return self._member.worker if self._has_killed or self._reason else ""
 
     @property
     def why_released(self) -> tuple[str, float | None]:
@@ -245,6 +303,7 @@ class RankGuard:
                 self._plan_end()
             for step in [each for each in self._steps if each.due <= time.monotonic()]:
                 self._steps.remove(step)
+                self._has_killed = self._has_killed or step.number == signal.SIGKILL
                 send(step.number)
 
     def _pause(self) -> float:
@@ -261,6 +320,9 @@ class RankGuard:
             if member.rank and not (member.leader is not None and member.leader.is_near()):
                 self._observer = HeartbeatObserver(member)
                 threading.Thread(target=self._observer.run, name="spoolpool-observer", daemon=True).start()
+            elif not member.rank and member.owner_entry:
+                self._owner_observer = OwnerObserver(member, self._options.owner)
+                threading.Thread(target=self._owner_observer.run, name="spoolpool-observer", daemon=True).start()
         elif self._member is not None and not self._member.rank and self._options.drain is not None:
             # it releases its task by itself, unless compiled code holds the global lock
             self._add_step(self._options.drain + _KILL_SECONDS, signal.SIGKILL)
@@ -271,20 +333,24 @@ class RankGuard:
     def _why_end(self, launcher: int) -> str:
         """Return the reason to end the rank; empty if there is none."""
         options, member = self._options, self._member
-        if member is not None and member.rank:
-            if member.leader is not None and member.leader.is_provably_dead():
-                return _NO_RANK_0
-            if self._observer is not None and self._observer.is_gone:
-                return _NO_RANK_0
+        if member is not None and member.rank and self._is_rank_0_gone(member):
+            return _NO_RANK_0
         if os.getppid() != launcher:
             return "the process that started it has ended"
         if options.owner is not None and options.owner.is_provably_dead():
-            return "the supervisor or executor that it works for has ended"
+            return _NO_OWNER
+        if self._owner_observer is not None and self._owner_observer.found:
+            return self._owner_observer.found
         if options.max_time is not None:
             limit = options.max_time + (options.drain or 0.0)
             if time.monotonic() - self._began > limit:
                 return _TIME_IS_UP
         return ""
+
+    def _is_rank_0_gone(self, member: Membership) -> bool:
+        if member.leader is not None and member.leader.is_provably_dead():
+            return True
+        return self._observer is not None and self._observer.is_gone
 
     def _plan_end(self) -> None:
         grace = self._options.grace

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spoolpool import settings
 from tests.support.waiting import LIMIT
 
 
@@ -29,6 +30,41 @@ def processes_of(text: str | os.PathLike[str]) -> list[int]:
             if wanted in command:
                 found.append(int(entry.name))
     return found
+
+
+def read_proc(pid: int, name: str) -> bytes:
+    """Return a file of a process in /proc; nothing if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def pid_namespace(pid: int) -> str:
+    """Return the namespace of pids in which a process runs, which each node has of its own; empty after its end."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def processes_of_group(spool: str, worker: str) -> list[int]:
+    """Return all processes of a worker group on all nodes of this machine, with the command that started it."""
+    name = worker.encode()
+    variable = settings.ENV_WORKER.encode() + b"=" + name
+    found = processes_of(spool)
+    return [
+        pid for pid in found if name in read_proc(pid, "cmdline") or variable in read_proc(pid, "environ").split(b"\0")
+    ]
+
+
+def find_process(pids: list[int], inner: int, node: int) -> int:
+    """Return the process among these whose pid on the node of the process ``node`` is ``inner``."""
+    for pid in pids:
+        numbers = read_proc(pid, "status").decode().partition("\nNSpid:")[2].partition("\n")[0].split()
+        if pid_namespace(pid) == pid_namespace(node) and numbers[-1:] == [str(inner)]:
+            return pid
+    raise AssertionError(f"process {inner} has ended")
 
 
 def is_running(pid: int) -> bool:

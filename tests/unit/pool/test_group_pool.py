@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import click
 import pytest
@@ -26,6 +27,7 @@ from spoolpool.resources import Shape
 from tests.support import fake_worker
 from tests.support.fake_worker import Clock, dead_process
 from tests.support.task_files import put
+from tests.support.waiting import wait_until
 
 ONE = Shape(ranks=1)
 
@@ -35,6 +37,7 @@ class Group:
     """Simulated process of a group; ``code`` returns its exit status, or None while it runs."""
 
     worker: str
+    owner_entry: str = ""
     code: Callable[[], int | None] = lambda: None
     ignores_requests: bool = False
     ends: list[str] = field(default_factory=list)
@@ -55,6 +58,7 @@ class Groups:
     begin: Callable[[Group], None] = lambda _: None
     started: list[Group] = field(default_factory=list)
     name: str = "nothing"
+    reaches_other_nodes: bool = False
     refuses: bool = False
     """Whether groups have no resources to begin."""
 
@@ -64,7 +68,7 @@ class Groups:
     def start(
         self, shape: Shape, arguments: Sequence[str], options: LaunchOptions, variables: Mapping[str, str]
     ) -> Group:
-        group = Group(worker=variables[settings.ENV_WORKER])
+        group = Group(worker=variables[settings.ENV_WORKER], owner_entry=variables.get(settings.ENV_OWNER_ENTRY, ""))
         self.started.append(group)
         self.begin(group)
         return group
@@ -127,6 +131,30 @@ def test_stop_waits_for_working_groups_and_ends_groups_that_hang_in_start_or_exi
     assert pool.stop(None) == []
     assert [group.ends for group in groups.started] == [[], [], ["ask"], ["ask"]]
     assert clock.now > begun + 1000
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_groups_that_may_run_on_other_nodes_know_an_entry_with_a_heartbeat(tmp_path: Path, elsewhere: bool) -> None:
+    spool = Spool.create(tmp_path / "spool", durability="none", lease=0.6, caches=0)
+    groups = Groups(reaches_other_nodes=elsewhere)
+    pool = GroupPool(spool, groups, options=LaunchOptions())
+    pool.resize(ONE, 2)
+    first, second = groups.started
+    assert first.owner_entry == second.owner_entry
+    assert os.listdir(spool.layout.workers) == ([first.owner_entry] if elsewhere else [])
+    if elsewhere:
+        assert os.listdir(spool.layout.worker(first.owner_entry)) == ["beat"]
+        shutil.rmtree(spool.layout.worker(first.owner_entry))  # a recoverer took this process for dead
+
+        def is_back() -> bool:
+            pool.step()
+            return os.path.exists(f"{spool.layout.worker(first.owner_entry)}/beat")
+
+        wait_until(is_back, "the entry is there again")
+    for group in groups.started:
+        group.code = lambda: 0
+    pool.stop(None)
+    assert os.listdir(spool.layout.workers) == []
 
 
 def test_stop_ends_late_groups_all_at_once_and_kills_those_that_do_not_end(spool: Spool, clock: Clock) -> None:

@@ -10,18 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from spoolpool import Executor, settings
 from spoolpool.calls.interruption import ABANDON
 from spoolpool.errors import WorkerLost
 from spoolpool.format.names import new_worker_id, parse_task_file
-from spoolpool.protocol import workers
+from spoolpool.protocol import lost_attempts, workers
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.locks import Lock, try_lock
+from spoolpool.system.processes import ProcessId
 from spoolpool.system.stop_request import FORWARDED, HURRY
 from spoolpool.worker import rank_guard
-from spoolpool.worker.rank_guard import HeartbeatObserver, Membership
+from spoolpool.worker.rank_guard import HeartbeatObserver, Membership, OwnerObserver
 from tests.conftest import Workers
 from tests.support import mpi_tasks, task_files, tasks
 from tests.support.long_call import KINDS, LongCall
@@ -171,6 +173,26 @@ def test_group_ends_with_its_time_and_releases_its_task(
         assert call.future.result(LIMIT) == [None, None]
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=lambda number: number.name)
+def test_crash_after_a_request_to_stop_costs_an_attempt(
+    spool: Spool, worker: Workers, tmp_path: Path, number: signal.Signals
+) -> None:
+    group = Group(spool, worker, supervised=False)
+    started, requested = tmp_path / "started", tmp_path / "requested"
+    with Executor(spool=spool.path) as executor:
+        resources = {"cores": 2, "max_attempts": 1}
+        function = mpi_tasks.mark_and_wait_for_stop
+        call = executor.submit(function, started, requested, tmp_path / "end", resource_dict=resources)
+        wait_until(started.exists, "the call runs")
+        os.kill(group.guard, signal.SIGTERM)
+        wait_until(requested.exists, "the request has reached rank 0")
+        os.kill(group.first, number)
+        wait_until(group.has_ended, "all ranks of the group have ended")
+        worker(spool)  # it recovers the task
+        assert isinstance(call.exception(LIMIT), WorkerLost)
+
+
 # -- rank 0 on another host
 
 
@@ -254,3 +276,83 @@ def test_silent_rank_0_that_holds_the_lock_of_its_claim_is_dead_after_ten_leases
         assert try_lock(file.fileno()) is Lock.TAKEN
         assert not observer.watch(settings.GONE_LEASES - 0.5)
         assert observer.watch(1)
+
+
+# -- the owner, and the command that started the group
+
+
+class Owner:
+    """Observer of the owner of a group, with a clock that the test moves."""
+
+    def __init__(self, spool: Spool, monkeypatch: pytest.MonkeyPatch, *, is_near: bool) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(rank_guard.time, "monotonic", lambda: self.now)
+        self.entry, self.owner_entry = (Path(spool.layout.worker(new_worker_id())) for _ in range(2))
+        for each in (self.entry, self.owner_entry):
+            each.mkdir()
+            (each / "beat").touch()
+        member = Membership(
+            rank=0,
+            worker=self.entry.name,
+            lease=LEASE,
+            entry=str(self.entry),
+            claimed=spool.layout.claimed,
+            owner_entry=str(self.owner_entry),
+        )
+        process = ProcessId.of(os.getpid())
+        if not is_near:
+            process = msgspec.structs.replace(process, boot="another")
+        self.observer = OwnerObserver(member, process)
+
+    def watch(self, leases: float) -> str:
+        """Look several times a lease; return the reason to end the group."""
+        end = self.now + leases * LEASE
+        while self.now < end:
+            self.now += LEASE / 6
+            self.observer.look()
+        return self.observer.found
+
+
+def test_silent_owner_on_another_host_has_ended_after_a_lease(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner(spool, monkeypatch, is_near=False)
+    assert owner.watch(0.8) == ""
+    os.utime(owner.owner_entry / "beat", ns=(1, 1))
+    assert owner.watch(0.8) == ""
+    assert "supervisor or executor" in owner.watch(0.4)
+
+
+def test_owner_without_an_entry_has_ended_after_a_lease(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner(spool, monkeypatch, is_near=False)
+    shutil.rmtree(owner.owner_entry)
+    assert owner.watch(0.8) == ""
+    assert "supervisor or executor" in owner.watch(0.6)
+
+
+def test_owner_on_this_host_needs_no_heartbeat(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Owner(spool, monkeypatch, is_near=True).watch(20) == ""
+
+
+def test_recorded_end_of_the_launcher_ends_the_group(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner(spool, monkeypatch, is_near=True)
+    lost_attempts.record_exit(spool, owner.entry.name, 1, rank=1)  # of a rank: the launcher ends the others
+    assert owner.watch(1) == ""
+    lost_attempts.record_exit(spool, owner.entry.name, -9, launcher="srun")
+    assert "command that started" in owner.watch(0.1)
+
+
+def test_end_of_the_launcher_that_another_account_recorded_is_ignored(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner(spool, monkeypatch, is_near=True)
+    lost_attempts.record_exit(spool, owner.entry.name, -9, launcher="srun")
+    monkeypatch.setattr(rank_guard.files, "owner", lambda path: 1 if path.endswith("/exit") else 0)
+    assert owner.watch(20) == ""
+
+
+def test_owner_is_alive_while_the_spool_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner(spool, monkeypatch, is_near=False)
+    owner.watch(0.3)
+    away = Path(spool.path).rename(f"{spool.path}-away")
+    assert owner.watch(20) == ""
+    away.rename(spool.path)
+    assert owner.watch(0.6) == ""
