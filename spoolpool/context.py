@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from spoolpool.errors import LostAttempt, SpoolpoolError
@@ -39,9 +39,24 @@ class CurrentTask:
     """End of the group's job in seconds since the epoch, if known."""
     attempts: int = 1
     """Limit of the attempts."""
+    _shared: str = ""
     _scratch: list[str] = field(default_factory=list)
     _progress: Progress | None = None
     _lost_attempts: Callable[[str], Sequence[LostAttempt]] | None = None
+
+    def part(self, call: str = "") -> CurrentTask:
+        """Return the task of one of the calls that share this one, with the id of the call if it has one.
+
+        Its progress is that of the shared task.
+        """
+        shared = self._shared or self.id
+        return replace(
+            self,
+            id=call or self.id,
+            _shared=shared,
+            _scratch=[],
+            _lost_attempts=lambda _: self.lost_attempts(),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a CurrentTask is valid only while its task runs: send its fields")
@@ -58,7 +73,7 @@ class CurrentTask:
         It may be called at any rate; about two reports per second are written. Only rank 0 reports.
         """
         if self._progress is not None:
-            self._progress.report(self.worker, self.id, fraction, text)
+            self._progress.report(self.worker, self._shared or self.id, fraction, text)
 
     def lost_attempts(self) -> Sequence[LostAttempt]:
         """Return how the earlier attempts ended whose worker died, as far as there are records of them in the spool."""

@@ -224,7 +224,7 @@ class Executor(futures.Executor):
                 runtime.prepare(resources.shape)
             future = runtime.submit(call)
             if packer is not None:
-                packer.count_unpacked(fn, future)
+                packer.count_unpacked(call, future)
             return future
         except BaseException:
             references.release()
@@ -269,6 +269,8 @@ class Executor(futures.Executor):
             return True
         if isinstance(future, DeferredFuture) and future.task_future is not None:
             future = future.task_future
+        if running and self._packer is not None and self._packer.interrupt(future):
+            return True
         if not running or future.done() or not isinstance(future, TaskFuture):
             return False
         self._require_runtime().session.pending.request_cancel(future.task)
@@ -443,6 +445,7 @@ class Executor(futures.Executor):
             shape = self._options.shape
             runtime.cores = count * shape.cores
             runtime.pool.resize(shape, count)
+        runtime.flush()  # gathered calls are for new groups, too
 
     @property
     def info(self) -> dict[str, Any]:
@@ -463,13 +466,15 @@ class Executor(futures.Executor):
         """Return the number of tasks of this executor that are ``pending``, and of the others by their ends.
 
         The ends are those of ``spool status`` and ``spool report``: ``done``, ``raised``, ``lost``, ``cancelled``,
-        ``failed`` and ``vanished``. Calls that share a task count once. Reads no file.
+        ``failed`` and ``vanished``. Of tasks that ``map`` makes of several calls, each counts once. Reads no file.
         """
         from spoolpool.monitor.states import ENDS
 
         pending = self._last_runtime().session.pending
+        gathered = self._packer.count_open() if self._packer is not None else 0
         with pending.lock:
-            return {"pending": len(pending), **{end: pending.ends[end] for end in ENDS if end != "removed"}}
+            count = pending.count_calls() + gathered
+            return {"pending": count, **{end: pending.ends[end] for end in ENDS if end != "removed"}}
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: :attr:`info` and :meth:`counts`. Asks no file."""
@@ -490,7 +495,7 @@ class Executor(futures.Executor):
     def __len__(self) -> int:
         """Number of tasks of this executor that no worker has claimed yet."""
         return (
-            self._runtime.session.pending.count_unclaimed()
+            self._runtime.session.pending.count_unclaimed() + (self._packer.count_open() if self._packer else 0)
             if self._runtime is not None and os.getpid() == self._pid
             else 0
         )

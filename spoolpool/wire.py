@@ -10,10 +10,12 @@ and a test fails on any other path.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -31,7 +33,7 @@ from spoolpool.calls.definitions import (
     scope_of_local,
 )
 from spoolpool.calls.exceptions import fill_exception, make_exception
-from spoolpool.calls.isolation import PickledCall, load, needs_isolation, run_calls, run_pickled
+from spoolpool.calls.isolation import PickledCall, load, needs_isolation, run_apart, run_calls
 from spoolpool.calls.pickling import import_optional, join_parts, stored_object, substitute, task_result
 from spoolpool.calls.results import remote_error
 from spoolpool.context import current_task, task_or_none
@@ -120,6 +122,9 @@ def values_before(error: BaseException) -> list[Any] | None:
         return None
 
 
+_MOST_BYTES = 4 << 20  # of the results of a pack that may end early
+
+
 class PackResults:
     """Results of the calls of a pack. Indexing returns the value of a call or raises its exception.
 
@@ -151,15 +156,27 @@ def _value(payload: Buffer, buffers: Sequence[Buffer], failure: Failure | None) 
     raise remote_error(value, failure)
 
 
-def run_pack(calls: Sequence[tuple[bytes, list[bytes]]]) -> PackResults:
-    """Run the pickled calls of a pack; an exception of one does not affect the others."""
+def run_pack(calls: Sequence[PickledCall], seconds: float = math.inf) -> PackResults:
+    """Run the pickled calls of a pack; an exception of one does not affect the others.
+
+    Each runs in the state of the process that the first one has found, and is the current task with its own id if it
+    has one. After so many ``seconds``, or with 4 MiB of results, no further call is run if ``seconds`` is finite; the
+    submitter submits the others again. Isolated calls are all run, since each of the others may end a worker.
+    """
     task = task_or_none()
     isolated = task is not None and needs_isolation(task)
-    results = run_calls(calls, task) if isolated and task else (run_pickled(*call) for call in calls)
-    reports = []
+    if isolated:
+        seconds = math.inf
+    results = run_calls(calls, task) if isolated and task else run_apart(calls, task)
+    reports: list[tuple[bytes, list[bytes], dict[str, Any] | None]] = []
+    end, size = time.monotonic() + seconds, 0
     for result in results:
         failure = None if result.failure is None else msgspec.to_builtins(result.failure)
-        reports.append((bytes(result.payload), [bytes(buffer) for buffer in result.buffers], failure))
+        buffers = [bytes(buffer) for buffer in result.buffers]
+        reports.append((bytes(result.payload), buffers, failure))
+        size += len(result.payload) + sum(map(len, buffers))
+        if time.monotonic() > end or (size > _MOST_BYTES and seconds < math.inf):
+            break
     return PackResults(reports)
 
 

@@ -19,13 +19,15 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING, Any
 
-from spoolpool.calls import forks, pickling
+from spoolpool.calls import forks, pickling, run
 from spoolpool.calls.definitions import become_worker
-from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.calls.process_state import SLOW_INTERVAL, ProcessState
+from spoolpool.calls.run import RankResult, failure_report, hint_at_environment, value_report, worker_id
 from spoolpool.context import CurrentTask, assistance, assisted_spool, assisting, running
 from spoolpool.errors import LostAttempt, WorkerLost
 from spoolpool.format.envelope import Buffer
@@ -38,8 +40,8 @@ from spoolpool.system.user_code import is_interrupt
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-PickledCall = tuple[bytes, list[bytes]]
-"""Pickle of ``(function, args, kwargs)``, and its buffers."""
+PickledCall = tuple[bytes, list[bytes]] | tuple[bytes, list[bytes], str]
+"""Pickle of ``(function, args, kwargs)``, its buffers, and the id of the call if it has one."""
 
 _START = """\
 import sys
@@ -54,16 +56,45 @@ def load(payload: Buffer, buffers: Iterable[Buffer]) -> Any:
     return pickling.loads(payload, [memoryview(bytearray(each)) for each in buffers])
 
 
-def run_pickled(payload: bytes, buffers: Sequence[bytes]) -> RankResult:
+def run_apart(calls: Iterable[PickledCall], task: CurrentTask | None) -> Iterator[RankResult]:
+    """Run the calls of a task one after the other in this process; each finds the state that the first one has found.
+
+    With a task, each has the context of a task of its own.
+    """
+    state = ProcessState()
+    slow_due = time.monotonic() + SLOW_INTERVAL
+    for payload, buffers, *ids in calls:
+        context = state.context.copy()
+        if task is None:
+            result = context.run(run_pickled, payload, buffers, "")
+        else:
+            result = context.run(_run_in_task, task.part(*ids), payload, buffers)
+        slow = time.monotonic() >= slow_due
+        state.restore(slow=slow)
+        yield result
+        if slow:
+            slow_due = time.monotonic() + SLOW_INTERVAL
+
+
+def _run_in_task(task: CurrentTask, payload: bytes, buffers: Sequence[bytes]) -> RankResult:
+    with running(task):
+        return run_pickled(payload, buffers, task.worker)
+
+
+def run_pickled(payload: bytes, buffers: Sequence[bytes], worker: str) -> RankResult:
     """Run a pickled call; return its value or its exception."""
     try:
         function, args, kwargs = load(payload, buffers)
-        return RankResult(*pickling.dumps(forks.call(function, args, kwargs)), None)
+        if worker:
+            kwargs.update(worker_id(function, args, kwargs, worker))
+        value = forks.call(function, args, kwargs)
     except BaseException as error:  # of this call alone, but for an interruption of the whole task
         if is_interrupt(error):
             raise
+        hint_at_environment(error)
         frames = error.__traceback__
         return failure_report(BaseException.with_traceback(error, frames and frames.tb_next), 0)
+    return value_report(value, 0)
 
 
 def needs_isolation(task: CurrentTask) -> bool:
@@ -137,7 +168,7 @@ class _Child:
             os.close(results)
         fields = {name: getattr(task, name) for name in ("id", "attempt", "attempts", "spool", "worker", "ends")}
         with contextlib.suppress(OSError):  # it has died already: its first call will tell
-            self._send.send((fields, task.lost_attempts(), assisted_spool()))
+            self._send.send((fields, task.lost_attempts(), assisted_spool(), run.worker_number))
 
     def run(self, call: PickledCall) -> RankResult | None:
         """Run a call; return None if the child died."""
@@ -183,21 +214,21 @@ def serve(calls: int, results: int, stack: int, parent: int) -> None:
     become_worker()
     faulthandler.enable(stack)
     send, receive = _connections(results, calls)
-    fields, lost, assisted = receive.recv()
+    fields, lost, assisted, run.worker_number = receive.recv()
 
     def assist(submitter: str) -> bool:
         send.send(submitter)
         return bool(receive.recv())
 
-    with (
-        running(CurrentTask(**fields, _lost_attempts=lambda _: lost)),
-        assisting(assisted, assist) if assisted else nullcontext(),
-    ):
+    def received() -> Iterator[PickledCall]:
         while True:
             try:
-                call = receive.recv()
+                yield receive.recv()
             except EOFError:
                 return
-            result = run_pickled(*call)
+
+    task = CurrentTask(**fields, _lost_attempts=lambda _: lost)
+    with running(task), assisting(assisted, assist) if assisted else nullcontext():
+        for result in run_apart(received(), task):
             answer = bytes(result.payload), [bytes(each) for each in result.buffers], result.failure
             send.send_bytes(pickle.dumps(answer, protocol=5))

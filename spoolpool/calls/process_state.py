@@ -24,6 +24,8 @@ from spoolpool.calls.process_parts import Part
 log = logging.getLogger(__name__)
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+SLOW_INTERVAL = 0.001
+"""Seconds between restorations of the parts of the state that take longer to compare."""
 _ATTEMPTS = 5  # a signal handler that a task has left may raise in the middle of a restoration
 
 

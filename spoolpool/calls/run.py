@@ -63,7 +63,7 @@ class InitializerCache:
         function = pickling.loads(payload, buffers)
         before = ProcessState()
         with self._accepting():
-            made = forks.call(function, (), _worker_id(function, (), {}, worker))
+            made = forks.call(function, (), worker_id(function, (), {}, worker))
         if not isinstance(made, dict) or not all(isinstance(key, str) for key in made):
             raise BadRequest(
                 f"The init_function {pickling.label(function)} returned {type(made).__name__}: it must return "
@@ -90,7 +90,7 @@ _WORKER_ID, _WORKER_NUMBER = "spoolpool_worker_id", "executorlib_worker_id"
 """Parameters that get the id of the worker, and its number, as functions written for executorlib expect it."""
 
 
-def _worker_id(
+def worker_id(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], worker: str
 ) -> dict[str, Any]:
     """Return the worker's id and number as keyword arguments, if a Python function has unset parameters for them.
@@ -157,28 +157,33 @@ def run_call(
                     find = ReferenceResolver(dependencies, objects, header.objects)
                 function, args, kwargs = pickling.loads(payload, buffers, find)
                 called = function, args, kwargs
-                kwargs.update(_worker_id(function, args, kwargs, task.worker))
+                kwargs.update(worker_id(function, args, kwargs, task.worker))
                 if made := initializers.of(header.init):
                     kwargs.update(_not_given(made, function, args, kwargs))
                 with guard or _NOTHING:
                     value = forks.call(function, args, kwargs)
     except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt, too, end the task, not the group
-        _hint_at_environment(error)
+        hint_at_environment(error)
         report = failure_report(error, task.rank)
         if header.error_log_file and not isinstance(error, TaskCancelled):
             _log_error(header.error_log_file, task, header.name, called, report.failure)
         return report
+    return value_report(value, task.rank)
+
+
+def value_report(value: object, rank: int) -> RankResult:
+    """Return the result of a call that returned a value; an error if that cannot be pickled."""
     try:
         return RankResult(*pickling.dumps(value), None)
     except BaseException as error:  # noqa: BLE001  an interrupt too: the call has ended
         reason = NotPicklable(
-            f"The result of the task ({type(value).__name__}) cannot be sent back from rank {task.rank} on "
+            f"The result of the task ({type(value).__name__}) cannot be sent back from rank {rank} on "
             f"{hostname()}. {error_message(error)} Return the values from which it is created."
         )
-        return failure_report(reason, task.rank)
+        return failure_report(reason, rank)
 
 
-def _hint_at_environment(error: BaseException) -> None:
+def hint_at_environment(error: BaseException) -> None:
     """Add a note to the error of a program that may have taken itself for a rank of the group."""
     add_note = getattr(error, "add_note", None)  # from Python 3.11 on
     if add_note is None or not isinstance(error, subprocess.CalledProcessError):

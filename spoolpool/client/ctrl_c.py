@@ -67,7 +67,7 @@ def end_interrupted(ended: ExecutorRuntime | SubmitterSession) -> None:
     """
     session = _session(ended)
     try:
-        count = len(session.pending) + len(session.pending.deferred())
+        count = session.pending.count_calls()
         if session.keeps:
             if count:
                 _say(f"Interrupted: {count} unfinished call(s) stay in session {session.name} of {session.spool.path}.")

@@ -266,10 +266,18 @@ class ExecutorRuntime:
         """Whether calls may share a task.
 
         Not with a limit of waiting tasks, since gathered calls might find no room; nor in a named session, whose tasks
-        are also for other processes, which know nothing of packs.
+        are also for other processes, which know nothing of packs. By default they do in a temporary spool: nothing is
+        lost that would not be lost with the process anyway. Not if the number of groups is unknown there, as with
+        batch jobs, nor if the printed output names the calls.
         """
-        submission, limit = self.options.submission, self.spool.config.max_waiting
-        return submission.pack and limit is None and self.options.session is None
+        pack = self.options.submission.pack
+        if pack is None:
+            pack = self.spool.temporary and self.pool is not None and not self.options.stream_output
+        return pack and self.spool.config.max_waiting is None and self.options.session is None
+
+    def count_groups(self, shape: Shape) -> int:
+        """Return the number of groups of a shape that this executor has started, or is starting."""
+        return 0 if self.pool is None else self.pool.count(shape)
 
     def may_run_again(self, resources: Resources) -> bool:
         """Return whether a call may be run more than once, so that it may share a task.

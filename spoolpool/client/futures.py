@@ -44,13 +44,26 @@ log = logging.getLogger(__name__)
 class TaskFuture(SafeFuture):
     """Future of a task in a spool; it can be cancelled until a worker claims the task."""
 
-    __slots__ = ("_cancel_lock", "header", "is_submitted", "seconds", "session", "submitted_by_this_run", "task_file")
+    __slots__ = (
+        "_cancel_lock",
+        "header",
+        "is_submitted",
+        "packed",
+        "seconds",
+        "session",
+        "submitted_by_this_run",
+        "task_file",
+    )
 
-    def __init__(self, session: SubmitterSession, header: TaskHeader, *, submitted_by_this_run: bool = False) -> None:
+    def __init__(
+        self, session: SubmitterSession, header: TaskHeader, *, submitted_by_this_run: bool = False, packed: int = 0
+    ) -> None:
         super().__init__()
         self.session = session
         """The session that receives the outcome."""
         self.header = header
+        self.packed = packed
+        """Number of calls that share the task; 0 for the task of one call."""
         self.submitted_by_this_run = submitted_by_this_run
         """Whether this object's session submitted the task; else an earlier run of the session did."""
         self.task_file = header.first_file()

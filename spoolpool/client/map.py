@@ -46,12 +46,16 @@ class ChunkSize:
         largest = max(count for count, _ in measured)
         return max(1, min(_MOST, _GROWTH * largest, int(TARGET * calls / max(seconds, 1e-9))))
 
+    def add(self, calls: int, seconds: float) -> None:
+        """Take the duration of a task of this number of calls into account."""
+        self._measured.append((calls, seconds))
+
     def measure(self, future: Future[Any], calls: int) -> None:
         """Take the duration of a task of this number of calls into account, once it is done."""
 
         def add(done: Future[Any]) -> None:
             if isinstance(done, TaskFuture) and done.seconds is not None:  # else the task was not run
-                self._measured.append((calls, done.seconds))
+                self.add(calls, done.seconds)
 
         if self._fixed is None:
             future.add_done_callback(add)

@@ -35,7 +35,7 @@ class PendingTasks:
         """Objects, by the names of their files, of tasks that ended here and may still run: they were lost and can be
         retried, or their outcome could not be read, or the session stopped waiting for them."""
         self.ends: Counter[State | End] = Counter()
-        """Number of the tasks that have ended for this session, by their ends."""
+        """Number of the calls that have ended for this session, by their ends."""
         self._graph = Graph()  # of the tasks with dependencies or dependents
         self._futures: dict[str, TaskFuture] = {}
         self._lanes: Counter[str] = Counter()  # numbers of the pending tasks that may start at once
@@ -54,6 +54,12 @@ class PendingTasks:
     def __bool__(self) -> bool:
         """Return whether a task is pending, or a call that gets one later."""
         return bool(self._futures or self._deferred)
+
+    def count_calls(self) -> int:
+        """Return the number of calls without an outcome that have a task, or get one later."""
+        with self.lock:
+            calls = sum(each.packed or 1 for each in self._futures.values())
+            return calls + sum(each.task_future is None for each in self._deferred)
 
     def get(self, task: str) -> TaskFuture | None:
         """Return the future of a task that has no outcome yet."""
@@ -89,8 +95,9 @@ class PendingTasks:
         return any(task_file is not None and task_file.task == header.task for task_file in listed)
 
     def count_unclaimed(self) -> int:
-        """Return the number of pending tasks without a claim; lists the spool."""
-        headers = {future.task: future.header for future in self.futures()}
+        """Return the number of pending calls whose task has no claim; lists the spool."""
+        futures = self.futures()
+        headers = {future.task: future.header for future in futures}
         directories = {self.spool.layout.bucket(each.lane, each.bucket) for each in headers.values()}
         if any(each.delayed for each in headers.values()):
             directories.add(self.spool.layout.waiting)
@@ -100,7 +107,7 @@ class PendingTasks:
             for task_file in map(parse_task_file, files.list_names(directory))
             if task_file
         }
-        return len(listed & headers.keys())
+        return sum(future.packed or 1 for future in futures if future.task in listed)
 
     # -- dependencies
 
@@ -224,7 +231,8 @@ class PendingTasks:
             if future.task in self._cancel_requested:
                 self._cancel_requested.remove(future.task)
                 cancel.withdraw_request(self.spool, future.task)
-            if end is not None and future.task in self._futures:  # race: two threads may find out that it has ended
+            # the ends of packed calls are counted one by one; race: two threads may find out that a task has ended
+            if end is not None and not future.packed and future.task in self._futures:
                 self.ends[end] += 1
             self._remove(future.task, needs_objects=needs_objects)
             dependents = self.retention.dependents(future.task)

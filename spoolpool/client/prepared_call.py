@@ -36,5 +36,7 @@ class PreparedCall(NamedTuple):
     """Fingerprint by which a resumed session finds the task; empty without one."""
     cache: str = ""
     """Key under which the result is cached; empty if it is not."""
+    packed: int = 0
+    """Number of calls that share the task; 0 for a call with a task of its own."""
     again: bool = False
     """Whether its first task failed for the sake of another call; then it is submitted also after the shutdown."""

@@ -104,7 +104,7 @@ class SubmitterSession:
             cache=call.cache,
             **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
         )
-        future = TaskFuture(self, header, submitted_by_this_run=True)
+        future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)
         if references.finish_if_failed(future):
             return future
         with self.pending.lock:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 
 from spoolpool.calls.leftovers import Baseline, Leftover, Severity
-from spoolpool.calls.process_state import Changes, ProcessState
+from spoolpool.calls.process_state import SLOW_INTERVAL, Changes, ProcessState
 from spoolpool.calls.run import RankResult
 from spoolpool.format.names import TaskFile
 from spoolpool.system.descriptors import StandardDescriptors
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _MPI = "mpi4py.MPI"
 _LISTED = ("threads", "processes")
-_SLOW_INTERVAL = 0.001  # seconds between restorations of the parts of the state that take longer to compare
 
 
 class Surroundings:
@@ -132,7 +131,7 @@ class Surroundings:
             return True
 
     def _restore_slow_parts(self) -> None:
-        self._slow_due = time.monotonic() + _SLOW_INTERVAL
+        self._slow_due = time.monotonic() + SLOW_INTERVAL
         self._state.restore(slow=True)
 
     def _find(self) -> list[Leftover]:

@@ -166,9 +166,11 @@ def test_calls_with_different_requirements_do_not_share_a_task(blocked: Blocked,
         submit(tasks.keywords),
     ]
     assert not any(isinstance(each, PackedFuture) for each in alone)
-    here = submit(act, value=1)
-    there = submit(act, value=2, resource_dict={"cwd": tmp_path})
-    urgent = submit(act, value=3, resource_dict={"priority": 5})
+    wishes: list[dict[str, Any]] = [{}, {"cwd": tmp_path}, {"priority": 5}]
+    # no call is gathered for the sake of calls that ask for something else
+    alone = [submit(act, resource_dict=each) for each in wishes[1:] for _ in range(BUSY)]
+    assert not any(isinstance(each, PackedFuture) for each in alone)
+    here, there, urgent = (submit(act, value=number + 1, resource_dict=each) for number, each in enumerate(wishes))
     packs = {each.pack for each in (here, there, urgent) if isinstance(each, PackedFuture)}
     assert len(packs) == 3
     blocked.release()
