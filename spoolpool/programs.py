@@ -55,7 +55,7 @@ class ShellExecutor(Executor):
     ) -> None:
         if not universal_newlines:
             raise BadRequest("ShellExecutor reads lines of text: universal_newlines must be True.")
-        command, directory = list(command), None if cwd is None else os.fspath(cwd)
+        command, directory = list(command), None if cwd is None else os.path.abspath(cwd)
         super().__init__(
             max_workers=1,
             init_function=functools.partial(start_shell, command, directory),

@@ -89,7 +89,8 @@ class Resources:
     gpus_per_core: int = 0
     """GPUs per rank."""
     cwd: str = ""
-    """Working directory of the call, created if missing; the worker's own if empty."""
+    """Working directory of the call, created if missing. If empty, that of the submitter at the ``submit``, which must
+    exist on the worker's host. A relative path starts there too."""
     max_attempts: int | None = None
     """Number of attempts: the task is lost when so many workers have died with it; the spool's default if None."""
     retries: int = 0
@@ -181,11 +182,7 @@ def _checked(key: str, value: Any) -> Any:
 def _check_path(key: str, value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise BadRequest(f"resource_dict: {key} must be a path, not {describe_value(value)}.")
-    return os.fspath(value)
-
-
-def _check_file(key: str, value: Any) -> str:
-    path = _check_path(key, value)
+    path = os.fspath(value)
     return os.path.abspath(path) if path else ""
 
 
@@ -236,7 +233,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "not_before": _check_start,
     "env": _check_variables,
     "memory": lambda key, value: read_memory(value, f"resource_dict: {key}"),
-    "error_log_file": _check_file,
+    "error_log_file": _check_path,
     "cache": _check_cache_use,
     "cache_key": _check_text,
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from spoolpool.system import stop_request
+from spoolpool.system.environment import working_directory
 
 _SIGNALS = [
     number
@@ -36,14 +37,7 @@ class Part(NamedTuple):
     """Whether ``put`` leaves something that was added, which then belongs to the snapshot."""
 
 
-def _current_directory() -> str | None:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return None
-
-
-def change_directory(path: str | None) -> None:
+def change_directory(path: str) -> None:
     """Change to a directory; if it is gone, to the next one above it that exists."""
     path = path or os.path.expanduser("~")
     while True:
@@ -184,7 +178,7 @@ def _take_dumps() -> int:
 def parts() -> list[Part]:
     """Return the parts that are compared after each task."""
     return [
-        Part("working directory", _current_directory, change_directory),
+        Part("working directory", working_directory, change_directory),
         Part("environment", _environment, _put_environment, dict),
         Part("umask", _umask, os.umask),
         _stream_part("stdin", 0),

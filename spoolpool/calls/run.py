@@ -22,7 +22,7 @@ from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
 from spoolpool.system import files
-from spoolpool.system.environment import without_mpi
+from spoolpool.system.environment import without_mpi, working_directory
 from spoolpool.system.processes import hostname
 from spoolpool.system.user_code import describe_value, error_message, printable
 
@@ -146,7 +146,7 @@ def run_call(
     """
     called: tuple[Any, ...] = ()
     try:
-        with running(task), _directory(header.cwd) if header.cwd else _NOTHING:
+        with running(task), _directory(header):
             if init_content is not None and not initializers.knows(header.init):
                 initializers.make(header.init, *init_content, task.worker)
             with _variables(header.env) if header.env else _NOTHING:
@@ -195,20 +195,40 @@ def hint_at_environment(error: BaseException) -> None:
         )
 
 
-@contextlib.contextmanager
-def _directory(path: str) -> Iterator[None]:
-    """Run in a working directory, which is created if missing."""
+def _directory(header: TaskHeader) -> AbstractContextManager[None]:
+    """Return a context in the working directory of the call: ``cwd``, else the directory of its submitter.
+
+    A worker of another account stays in its own directory if that of the submitter is closed to it.
+    """
+    path = header.cwd or header.directory
+    here = working_directory()
+    if path in ("", here):
+        return _NOTHING
     try:
-        before = os.getcwd()
-    except OSError:  # it was removed
-        before = os.path.expanduser("~")
-    try:
-        os.makedirs(path, exist_ok=True)
+        if header.cwd:
+            os.makedirs(path, exist_ok=True)
         os.chdir(path)
     except OSError as error:
+        if isinstance(error, PermissionError) and not header.cwd:
+            log.info("The directory of the submitter, %s, is closed to this account: %s", printable(path), error)
+            return _NOTHING
+        advice = (
+            ""
+            if header.cwd
+            else (
+                " The task was submitted there. Submit it in a directory that all hosts see, or name one: "
+                "resource_dict={'cwd': DIRECTORY}, or --cwd."
+            )
+        )
         raise BadRequest(
-            f"The working directory {path} of the task cannot be used on {hostname()}: {error.strerror}."
+            f"The working directory {path} of the task cannot be used on {hostname()}: {error.strerror}.{advice}"
         ) from error
+    return _returning(here or os.path.expanduser("~"))
+
+
+@contextlib.contextmanager
+def _returning(before: str) -> Iterator[None]:
+    """Change back to a directory after the context."""
     try:
         yield
     finally:

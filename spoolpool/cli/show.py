@@ -73,8 +73,8 @@ def _has_cancel_request(view: TaskView) -> bool:
 
 def _resources(header: TaskHeader) -> Iterator[tuple[str, str]]:
     """Yield the requirements that the name of the lane does not contain."""
-    if header.cwd:
-        yield "Directory", header.cwd
+    if header.cwd or header.directory:
+        yield "Directory", header.cwd or header.directory
     if header.not_before:
         yield "Not before", format_time(header.not_before)
     if header.memory:

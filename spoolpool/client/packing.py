@@ -42,6 +42,7 @@ from spoolpool.errors import BadTaskFile, BrokenSpool, TaskVanished, WorkerLost
 from spoolpool.format.names import new_task_id
 from spoolpool.resources import Resources
 from spoolpool.system import fork
+from spoolpool.system.environment import working_directory
 from spoolpool.system.user_code import is_interrupt
 from spoolpool.wire import PackResults, run_pack
 
@@ -85,7 +86,7 @@ class Packer:
         """Add a call to the open pack of its function; returns None for a call that must have its own task."""
         if not _is_packable(call) or not self._runtime.may_run_again(call.resources):
             return None
-        key = PackKey(call.lane, call.name, call.resources)
+        key = PackKey(call.lane, call.name, call.resources, working_directory())
         with self._lock:
             stats = self.stats_of(call.function)
             size = stats.size.next()
@@ -145,7 +146,15 @@ class Packer:
             name = key.name if len(calls) == 1 else f"{key.name} x{len(calls)}"
             task = pack.task = self._runtime.submit(
                 PreparedCall(
-                    run_pack, name, key.lane, *pickled, resources, references, again=pack.again, packed=len(calls)
+                    run_pack,
+                    name,
+                    key.lane,
+                    *pickled,
+                    resources,
+                    references,
+                    packed=len(calls),
+                    directory=key.directory,
+                    again=pack.again,
                 )
             )
         except BaseException as error:  # of the spool or of a closed session: only the futures can report it
@@ -347,6 +356,8 @@ class PackKey(NamedTuple):
     lane: str
     name: str
     resources: Resources
+    directory: str
+    """Working directory of the submitter."""
 
     def __hash__(self) -> int:
         return hash((self.lane, self.name, self.resources.priority))  # the resources have a dict of variables

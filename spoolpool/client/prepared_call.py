@@ -38,5 +38,7 @@ class PreparedCall(NamedTuple):
     """Key under which the result is cached; empty if it is not."""
     packed: int = 0
     """Number of calls that share the task; 0 for a call with a task of its own."""
+    directory: str | None = None
+    """Working directory of the submitter when the call was submitted; None for the present one."""
     again: bool = False
     """Whether its first task failed for the sake of another call; then it is submitted also after the shutdown."""

@@ -24,6 +24,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts
+from spoolpool.system.environment import working_directory
 from spoolpool.system.processes import hostname
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class SubmitterSession:
             spool=self.spool.config.id,
             key=call.key,
             cache=call.cache,
+            directory="" if resources.cwd else self._directory_of(call),
             **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
         )
         future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)

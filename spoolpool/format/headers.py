@@ -61,7 +61,9 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     time_limit: Timeout = 0.0
     """Seconds after which the call is interrupted; 0: no limit."""
     cwd: str = ""
-    """Working directory of the call; empty: that of the worker."""
+    """Working directory of the call, created if missing; empty: the next field decides."""
+    directory: str = ""
+    """Working directory of the submitter, in which the call runs without ``cwd``; empty: in that of the worker."""
     init: str = ""
     """Object id of the session's ``init_function``."""
     spool: str = ""

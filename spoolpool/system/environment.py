@@ -21,6 +21,14 @@ _INHERITED = (
 )
 
 
+def working_directory() -> str:
+    """Return the working directory of this process; empty if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 def without_mpi(variables: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without the variables that a surrounding MPI sets for its own ranks."""
     return {
