@@ -168,7 +168,7 @@ def test_subtask_finds_a_new_state_and_its_task_the_own_one():
     with Executor(max_workers=1) as executor:
         found, directory, variable = executor.submit(_wait_inside).result(LIMIT)
         assert "WARM_OUTER" not in found["environment"]
-        assert found["cwd"] == os.getcwd()
+        assert found["cwd"] == os.path.realpath(tempfile.gettempdir())
         assert (directory, variable) == (os.path.realpath(tempfile.gettempdir()), "1")
 
 

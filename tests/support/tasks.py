@@ -107,6 +107,11 @@ def get_cwd() -> str:
     return os.getcwd()
 
 
+def get_cwd_of_parent() -> str:
+    """Return the working directory of the parent process: it runs no task."""
+    return os.readlink(f"/proc/{os.getppid()}/cwd")
+
+
 def make_presets() -> dict[str, Any]:
     """Return the pid and random bytes, as an ``init_function``: they tell its calls apart."""
     return {"preset": [os.getpid(), os.urandom(4)], "unused": None}

@@ -99,7 +99,7 @@ def test_fields_of_a_launchers_backend_are_launch_options(backend: Any) -> None:
 def test_further_arguments_reach_mpiexec(tmp_path: Path) -> None:
     (tmp_path / "ranks").mkdir()
     with Executor(max_workers=1, cores_per_worker=2, backend=Mpiexec(extra=["-wdir", str(tmp_path / "ranks")])) as exe:
-        assert exe.submit(tasks.get_cwd).result() == [str(tmp_path / "ranks")] * 2
+        assert exe.submit(tasks.get_cwd_of_parent).result() == [str(tmp_path / "ranks")] * 2
 
 
 @pytest.mark.parametrize(
