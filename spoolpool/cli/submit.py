@@ -1,4 +1,4 @@
-"""``spool submit`` and ``spool run``: submit Python functions and commands."""
+"""``spool submit``, and the options that it shares with ``spool run``."""
 
 from __future__ import annotations
 
@@ -8,39 +8,78 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_stderr, report_errors
 from spoolpool.cli.result import display
+from spoolpool.cli.spool_argument import split_words, takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
-from spoolpool.options import Submission
+from spoolpool.options import Session, Submission
 from spoolpool.system.user_code import describe_error, is_interrupt
-from spoolpool.wire import Command
 
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
-def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add options for the resources and the session of a task, and for waiting; submit the call."""
+@dataclass(frozen=True)
+class Request:
+    """Place and requirements of the tasks that a command submits."""
+
+    directory: str
+    """Directory of the spool."""
+    resource_dict: Mapping[str, Any]
+    queue: str
+    session: str | None
+    """Name of the session that gets the results, if one was given."""
+
+    def executor(self, default: str | None, *, resume: bool = False) -> Executor:
+        """Return an executor of the session, with the ``default`` name; anonymous if that is None as well."""
+        name = self.session or default
+        return Executor(
+            spool=self.directory,
+            resource_dict=self.resource_dict,
+            session=None if name is None else Session(name, resume=resume),
+            submission=Submission(queue=self.queue),
+        )
+
+    def submit(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, wait: bool) -> None:
+        """Submit one call, and print the id of its task; or wait, print its result, and exit with its exit code."""
+        executor = self.executor(None if wait else f"cli-{os.geteuid()}")
+        try:
+            future = executor.submit(call, *args, **kwargs)
+            if not wait:
+                click.echo(future.task)  # type: ignore[attr-defined]
+                return
+            echo_stderr(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
+            code = display(future.result)
+        except KeyboardInterrupt:
+            echo_stderr("Interrupted: the task continues. 'spool cancel' cancels it, 'spool result' prints its result.")
+            raise
+        finally:
+            executor.detach()
+        sys.exit(code)
+
+
+def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a :class:`Request` to a command, and report its errors."""
 
     @report_errors
     @functools.wraps(function)
     def run(
-        directory: str | None,
         ranks: int,
         threads: int,
         gpus: int,
         priority: int,
         queue: str,
-        cwd: str,
+        cwd: str | None,
         resources: tuple[str, ...],
-        session: str,
-        wait: bool,
+        session: str | None,
+        directory: str = "",
+        given_spool: str | None = None,
         **options: Any,
     ) -> None:
         resource_dict = {
@@ -48,16 +87,13 @@ def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "threads_per_core": threads,
             "gpus_per_core": gpus,
             "priority": priority,
-            "cwd": os.path.abspath(cwd),
+            **({} if cwd is None else {"cwd": cwd}),
             **_pairs(resources, "--resource"),
         }
-        call = function(**options)
-        _submit(directory, *call, resource_dict=resource_dict, queue=queue, session=session, wait=wait)
+        directory = directory or split_words((), given_spool)[0]
+        function(request=Request(directory, resource_dict, queue, session), **options)
 
     for option in (
-        click.option(
-            "-w", "--wait", is_flag=True, help="Wait for the result and print it; remove it without --session."
-        ),
         click.option("--session", metavar="NAME", help="Session that gets the result.  [default: cli- and your uid]"),
         click.option(
             "--resource",
@@ -66,39 +102,39 @@ def _submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="KEY=JSON",
             help="Key of resource_dict (repeat for more).",
         ),
-        click.option("--cwd", default=".", metavar="DIR", help="Working directory.  [default: the current one]"),
+        click.option("--cwd", metavar="DIR", help="Working directory, created if missing.  [default: the current one]"),
         click.option("--queue", default="default", show_default=True, metavar="NAME", help="Queue."),
         click.option("--priority", type=int, default=0, show_default=True, help="-499 to 499; higher runs earlier."),
         click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per rank."),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per rank."),
         click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="MPI ranks."),
-        click.option(
-            "--spool",
-            "directory",
-            metavar="SPOOL",
-            envvar=settings.ENV_SPOOL,
-            help="Spool directory.  [default: $SPOOLPOOL_DIR]",
-        ),
     ):
         run = option(run)
     return run
 
 
 @click.command()
-@_submit_options
+@takes_spool("function:MODULE:FUNCTION")
+@submission_options
+@click.option("-w", "--wait", is_flag=True, help="Wait for the result and print it; remove it without --session.")
 @click.option(
     "--arg", "arguments", multiple=True, metavar="[NAME=]VALUE", help="Argument: JSON, else text (repeat for more)."
 )
-@click.argument("function", metavar="MODULE:FUNCTION")
-def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+def submit(request: Request, function: str, arguments: tuple[str, ...], wait: bool) -> None:
     """Submit a call of a Python function, and print the id of the task.
 
     \b
-      spool submit --spool SPOOL math:hypot --arg 3 --arg 4 --wait
-      spool submit --spool SPOOL model:relax --arg '{"a": 4.05}' --arg steps=200 --ranks 8
+      spool submit SPOOL math:hypot --arg 3 --arg 4 --wait
+      spool submit SPOOL model:relax --arg '{"a": 4.05}' --arg steps=200 --ranks 8
 
     The module is imported on this host, also from the current directory; the workers need not have it.
     """
+    args, kwargs = _arguments(arguments)
+    request.submit(_find(function), args, kwargs, wait=wait)
+
+
+def _find(function: str) -> Callable[..., Any]:
+    """Import a function, also from the current directory."""
     module, _, name = function.partition(":")
     if not (module and name):
         raise BadRequest(f"{function!r} is not of the form MODULE:FUNCTION. Example: math:hypot.")
@@ -113,69 +149,13 @@ def submit(function: str, arguments: tuple[str, ...]) -> tuple[Callable[..., Any
         raise BadRequest(f"Cannot import {function!r}: it raises {describe_error(error)}.") from error
     if not callable(found):
         raise BadRequest(f"{function!r} is a {type(found).__name__}, which is not callable. Name a function.")
-    matches = [_KEYWORD.fullmatch(each) for each in arguments]
-    args = tuple(_value(each) for each, match in zip(arguments, matches, strict=True) if match is None)
-    return found, args, {match[1]: _value(match[2]) for match in matches if match}
+    return found
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
-@_submit_options
-@click.option(
-    "-e",
-    "--env",
-    "variables",
-    multiple=True,
-    metavar="NAME[=VALUE]",
-    help="Environment variable of the command (repeat for more).",
-)
-@click.argument("words", metavar="[--] COMMAND [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(
-    words: tuple[str, ...], variables: tuple[str, ...]
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Submit a command, and print the id of the task. The result is the exit code and the output.
-
-    \b
-      spool run --spool SPOOL -- ./relax.sh Al
-      spool run --spool SPOOL --wait --threads 4 -- sh -c 'make -j4 2>&1 | tail'
-      spool run --spool SPOOL --ranks 4 -- ./part.sh       (each rank has its own $SPOOLPOOL_RANK)
-
-    With --wait, print the output of the command and exit with its exit code. A task with another code than 0 fails.
-    """
-    split = [each.partition("=") for each in variables]
-    missing = [name for name, given, _ in split if not given and name not in os.environ]
-    if missing:
-        raise BadRequest(f"The environment has no variable {', '.join(missing)}: set it, or write {missing[0]}=VALUE.")
-    return Command(words, {name: value if given else os.environ[name] for name, given, value in split}), (), {}
-
-
-def _submit(
-    directory: str | None,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    resource_dict: dict[str, Any],
-    queue: str,
-    session: str | None,
-    wait: bool,
-) -> None:
-    if not directory:
-        raise click.UsageError("Missing option '--spool', and SPOOLPOOL_DIR is not set.")
-    name = session or (None if wait else f"cli-{os.geteuid()}")
-    executor = Executor(spool=directory, resource_dict=resource_dict, session=name, submission=Submission(queue=queue))
-    try:
-        future = executor.submit(function, *args, **kwargs)
-        if not wait:
-            click.echo(future.task)  # type: ignore[attr-defined]
-            return
-        echo_stderr(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
-        code = display(future.result)
-    except KeyboardInterrupt:
-        echo_stderr("Interrupted: the task continues. 'spool cancel' cancels it, 'spool result' prints its result.")
-        raise
-    finally:
-        executor.detach()
-    sys.exit(code)
+def _arguments(texts: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    matches = [_KEYWORD.fullmatch(each) for each in texts]
+    args = tuple(_value(each) for each, match in zip(texts, matches, strict=True) if match is None)
+    return args, {match[1]: _value(match[2]) for match in matches if match}
 
 
 def _value(text: str) -> Any:
