@@ -476,6 +476,15 @@ class Executor(futures.Executor):
             count = pending.count_calls() + gathered
             return {"pending": count, **{end: pending.ends[end] for end in ENDS if end != "removed"}}
 
+    def __repr__(self) -> str:
+        """Return spool, session and number of pending tasks. Asks no file."""
+        runtime = self._runtime
+        if runtime is None or self._shut:
+            return f"<{type(self).__name__}, ended>"
+        session = runtime.session
+        pending = f"{len(session.pending)} pending"
+        return f"<{type(self).__name__} of {session.spool.path}, session {session.name}, {pending}>"
+
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: :attr:`info` and :meth:`counts`. Asks no file."""
         import html

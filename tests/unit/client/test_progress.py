@@ -285,5 +285,7 @@ def test_a_notebook_shows_what_an_executor_is(tmp_path: Path) -> None:
         assert "1 pending, 0 done" in " ".join(shown.split("<td>")) or "0 done, 1 pending" in shown
         assert "&lt;spool&gt; &amp; more" in shown
         assert not re.search(r"<(?!/?(table|tr|th|td)>)|https?:", shown)
+        assert repr(exe) == f"<Executor of {spool.path}, session {exe.info['session']}, 1 pending>"
         assert future.cancel()
     assert "Executor, ended" in exe._repr_html_()
+    assert repr(exe) == "<Executor, ended>"
