@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @report_errors
 def accept(directory: str) -> None:
     """Accept SPOOL with its present owner, mode and id, if it is new here or differs from the one that was known.

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options, parse_worker_options
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
@@ -24,7 +23,6 @@ from spoolpool.system.stop_request import StopRequest
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--once", is_flag=True, help="Scale once and exit, for cron.")
 @click.option("--dry-run", is_flag=True, help="Print what one round would do, and why; change nothing.")
 @click.option("--every", type=Duration(1.0), default=60.0, show_default=True, help="Seconds between two rounds.")

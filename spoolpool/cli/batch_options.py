@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import click
 
-from spoolpool import settings
 from spoolpool.batch_backends import batch_backend
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.quantities import Walltime
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.cli.worker import main
 from spoolpool.errors import BadRequest
 from spoolpool.pool.batch_system import Job
@@ -50,21 +48,12 @@ _OPTIONS = (
     ),
     click.option("--option", "directives", multiple=True, help="Batch system option: --option=--partition=long."),
     click.option("--template", type=click.Path(exists=True, dir_okay=False), help="Job script, a string.Template."),
-    click.argument("arguments", metavar="[-- WORKER-OPTIONS]", nargs=-1, type=click.UNPROCESSED),
 )
 
 
 def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that :func:`create_job` needs to a command, and the worker's options after the SPOOL."""
-
-    @functools.wraps(function)
-    def command(directory: str, arguments: tuple[str, ...], **options: Any) -> Any:
-        if directory.startswith("-"):  # it followed "--": no spool was given
-            directory, arguments = os.environ.get(settings.ENV_SPOOL, ""), (directory, *arguments)
-            if not directory:
-                raise click.UsageError(f"Missing argument 'SPOOL', and {settings.ENV_SPOOL} is not set.")
-        return function(directory=directory, arguments=arguments, **options)
-
+    command = takes_spool(many="arguments:[-- WORKER-OPTIONS]")(function)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from spoolpool import settings
-from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.output import Group, echo_escaped, report_errors
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.cli.task_selection import confirm
 from spoolpool.client.result_cache import CachedResult, open_cache, record
 from spoolpool.errors import BadRequest, SpoolpoolError
@@ -24,7 +24,7 @@ from spoolpool.system.accounts import account_name
 from spoolpool.system.text import format_duration
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """List and remove cached results, of executors with cache=."""
 
@@ -35,12 +35,17 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     @report_errors
     @functools.wraps(function)
     def run(
-        where: str | None, keys: tuple[str, ...], name: str | None, user: str | None, unused: float | None, **more: Any
+        directory: str | None,
+        keys: tuple[str, ...],
+        name: str | None,
+        user: str | None,
+        unused: float | None,
+        **more: Any,
     ) -> None:
         now = time.time()
         chosen = [
             each
-            for each in open_cache(where, Trust()).entries()
+            for each in open_cache(directory, Trust()).entries()
             if (not keys or each.entry.key.startswith(keys) or each.entry.given in keys)
             and (name is None or fnmatch.fnmatchcase(each.entry.name, name))
             and (user is None or account_name(each.owner) == user)
@@ -53,7 +58,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--user", metavar="NAME", help="Results of this account."),
         click.option("--name", metavar="PATTERN", help="Function name; * and ? are wildcards."),
         click.option("--key", "keys", multiple=True, metavar="KEY", help="Beginning of the key, or the cache_key."),
-        click.argument("where", metavar="[SPOOL]", envvar=settings.ENV_SPOOL, required=False),
+        takes_spool(required=False),
     ):
         run = option(run)
     return run

@@ -9,8 +9,8 @@ from collections import Counter
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.maintenance import check as checking
 from spoolpool.maintenance import repair as repairing
 from spoolpool.protocol.spool import Spool
@@ -19,7 +19,7 @@ _MOST_LINES = 100  # findings of one kind: other accounts can cause any number
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--repair", is_flag=True, help="Repair known inconsistencies; leave unknown files alone.")
 @click.option("--quick", is_flag=True, help="Check names only; do not read the files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -9,14 +9,14 @@ import sys
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.maintenance import doctor as tests
 from spoolpool.maintenance.doctor_peer import Peer, Rendezvous
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", envvar=settings.ENV_SPOOL, type=click.Path(exists=True, file_okay=False))
+@takes_spool(metavar="DIR", path=click.Path(exists=True, file_okay=False))
 @click.option("--peer", is_flag=True, help="Answer a 'spool doctor' that is started next on another host.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @report_errors

@@ -5,16 +5,16 @@ from __future__ import annotations
 import click
 import msgspec
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Days
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.maintenance import check, garbage, repair
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("-n", "--dry-run", is_flag=True, help="List the files that would be removed, with the reasons.")
 @click.option("--results", type=Days(), help="Days to keep uncollected outcomes.")
 @click.option("--sessions", type=Days(), help="The same, for unnamed sessions whose submitter is provably dead.")

@@ -7,14 +7,14 @@ from typing import Literal
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.monitor import graph as graphs
 from spoolpool.protocol.spool import Spool
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--session", default="", help="Only tasks of this session.")
 @click.option("--dot", "form", flag_value="dot", default=True, help="Text for Graphviz (the default).")
 @click.option("--mermaid", "form", flag_value="mmd", help="Text for Mermaid.")

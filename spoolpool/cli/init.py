@@ -9,11 +9,12 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import report_errors
 from spoolpool.cli.quantities import Duration, Mebibytes
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.protocol.spool import Spool
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL, type=click.Path(file_okay=False))
+@takes_spool(path=click.Path(file_okay=False))
 @click.option(
     "--durability",
     type=click.Choice(["none", "data", "full"]),

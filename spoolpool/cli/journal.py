@@ -13,9 +13,9 @@ from typing import Any
 import click
 import msgspec
 
-from spoolpool import settings
 from spoolpool.cli.output import format_time, report_errors
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.states import describe_counts
@@ -47,7 +47,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--task", metavar="ID", help="Events of this task: its id, or the beginning or end of it.")
 @click.option("--user", metavar="NAME", help="Events from journals of this account.")
 @click.option(

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import click
 
-from spoolpool import settings
-from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.output import Group, echo_escaped, report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import signing
 from spoolpool.security.signing import Key, make_key, read_keys
 
 
-@click.group()
+@click.group(cls=Group)
 def key() -> None:
     """Create, rotate and list the keys of a signed spool. A key allows to run code as its workers and submitters."""
 
@@ -33,7 +33,7 @@ def _print_ids(path: str, keys: Sequence[Key]) -> None:
 
 
 @key.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @report_errors
 def new(directory: str) -> None:
     """Create the first key of SPOOL, in a file that only you can read, and print its id.
@@ -45,7 +45,7 @@ def new(directory: str) -> None:
 
 
 @key.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--finish", is_flag=True, help="Create no key; remove all keys but the newest.")
 @report_errors
 def rotate(directory: str, finish: bool) -> None:
@@ -58,7 +58,7 @@ def rotate(directory: str, finish: bool) -> None:
 
 
 @key.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @report_errors
 def show(directory: str) -> None:
     """Print the ids of the keys of SPOOL in the key file, and its path; never the keys."""

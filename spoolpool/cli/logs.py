@@ -8,7 +8,8 @@ from collections.abc import Collection
 import click
 
 from spoolpool.cli.output import echo_stderr, format_time, report_errors
-from spoolpool.cli.task_selection import complete, spool_and_tasks
+from spoolpool.cli.spool_argument import SPOOL_OPTION, split_words
+from spoolpool.cli.task_selection import complete
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import TaskFile, is_task_id, parse_task_file
 from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
@@ -23,12 +24,15 @@ from spoolpool.system.backoff import Backoff
 
 
 @click.command()
-@click.argument("words", metavar="SPOOL TASK...", nargs=-1, shell_complete=complete)
+@SPOOL_OPTION
+@click.argument("words", metavar="[SPOOL] TASK...", nargs=-1, shell_complete=complete)
 @click.option("-f", "--follow", is_flag=True, help="Continue with new output until the task has ended.")
 @click.option("--rank", type=click.IntRange(0), help="Output of this rank only.  [default: all]")
 @click.option("--trust-user", "trusted", multiple=True, help="Also read output of workers of this account.")
 @report_errors
-def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[str, ...]) -> None:
+def logs(
+    words: tuple[str, ...], given_spool: str | None, follow: bool, rank: int | None, trusted: tuple[str, ...]
+) -> None:
     """Show the captured output of tasks: standard output and standard error of all ranks and their child processes.
 
     \b
@@ -39,7 +43,7 @@ def logs(words: tuple[str, ...], follow: bool, rank: int | None, trusted: tuple[
     With several ranks, each line begins with its rank. The heading of each attempt goes to standard error. Terminal
     controls other than colours are escaped on a terminal.
     """
-    directory, tasks = spool_and_tasks(words)
+    directory, tasks = split_words(words, given_spool)
     if not tasks:
         raise BadRequest("Name a task. 'spool ls' lists the tasks.")
     spool, trust = Spool(directory, read_only=True), Trust(trusted)

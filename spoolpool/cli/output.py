@@ -23,6 +23,24 @@ _VERBOSE, _JSON, _DEBUG = "spoolpool.verbose", "spoolpool.json", "spoolpool.debu
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class Group(click.Group):
+    """Group that suggests commands with names like one that it does not have."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; the error names similar ones."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            if similar := difflib.get_close_matches(args[0], self.list_commands(ctx)):
+                text = f"{error.message} Did you mean {' or '.join(map(repr, similar))}?"
+                raise click.UsageError(text, ctx) from None
+            raise
+
+
 def echo_stderr(text: str) -> None:
     """Print a message on standard error; standard output is for results."""
     click.echo(text, err=True)

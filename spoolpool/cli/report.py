@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import echo_stderr, report_errors
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.report import figure
 from spoolpool.monitor.report.page import page
@@ -20,7 +20,7 @@ _FILE = click.Path(dir_okay=False)
 
 
 @click.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("-o", "--output", type=_FILE, help="Write an HTML page to this file.")
 @click.option("--png", type=_FILE, help="Write a PNG picture to this file.")
 @click.option("--svg", type=_FILE, help="Write an SVG picture to this file.")

@@ -11,14 +11,14 @@ from spoolpool.protocol.failed_tasks import retry_task
 
 
 @click.command()
-@selects("failed", "lost", everything=True)
+@selects("failed", "lost", "raised", everything=True)
 def retry(selection: Selection) -> None:
-    """Requeue failed and lost tasks, under the same ids and with all their attempts.
+    """Requeue tasks that failed, were lost or raised, under the same ids and with all their attempts.
 
     \b
       spool retry SPOOL e7819e56d5
       spool retry SPOOL --name relax --older-than 1h
-      spool retry SPOOL --all
+      spool retry SPOOL --all --state lost
 
     The sessions that submitted the tasks get the outcomes.
     """
@@ -36,4 +36,4 @@ def retry(selection: Selection) -> None:
     if failures:
         raise failures[0]
     if not chosen:
-        echo_stderr("No matching task is lost or failed.")
+        echo_stderr("No matching task has failed, was lost or raised.")

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from spoolpool import settings
-from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.output import Group, echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.result import read_value
 from spoolpool.cli.rm import needed_by, remove
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.cli.task_selection import Selection, confirm, report_unlisted
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import check_session
@@ -31,13 +31,13 @@ from spoolpool.system.text import format_duration
 from spoolpool.system.user_code import describe_value
 
 
-@click.group()
+@click.group(cls=Group)
 def session() -> None:
     """List the sessions of a spool, print their results, and remove them."""
 
 
 @session.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session and line.")
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
@@ -91,8 +91,7 @@ def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
 
 
 @session.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.argument("name", metavar="SESSION")
+@takes_spool("name:SESSION")
 @click.option(
     "--trust-user", "trusted", multiple=True, metavar="NAME", help="Also read results of workers of this account."
 )
@@ -134,8 +133,7 @@ def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
 
 
 @session.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.argument("name", metavar="SESSION")
+@takes_spool("name:SESSION")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @report_errors
 def rm(directory: str, name: str, yes: bool) -> None:

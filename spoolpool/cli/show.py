@@ -13,11 +13,13 @@ from spoolpool.cli.output import echo_escaped, format_time
 from spoolpool.cli.status_screen import describe_progress
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import CANCELLED
+from spoolpool.format.names import CANCELLED, is_worker_id
 from spoolpool.monitor.query import Attempt, TaskView
 from spoolpool.protocol.progress import progress_of
 from spoolpool.system import files
 from spoolpool.system.text import format_duration
+
+_TOOLS = ("spool", "supervisor", "autoscale")  # authors of events besides workers and sessions
 
 
 @click.command()
@@ -101,4 +103,6 @@ def _history(history: list[Attempt]) -> Iterator[tuple[str, str]]:
     for number, each in enumerate(history):
         attempt = f"attempt {each.attempt}, " if each.attempt else ""
         times = " to ".join(filter(None, (format_time(each.started), format_time(each.ended))))
-        yield "" if number else "History", f"{times}  {attempt}worker {each.worker} on {each.host}: {each.what}"
+        kind = "worker " if is_worker_id(each.worker) else "" if each.worker in _TOOLS else "session "
+        author = f"{kind}{each.worker}"
+        yield "" if number else "History", f"{times}  {attempt}{author} on {each.host}: {each.what}"

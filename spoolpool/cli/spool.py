@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from spoolpool.cli.output import CONTEXT, add_common_options
+from spoolpool.cli.output import CONTEXT, Group, add_common_options
 
 COMMANDS = {
     "init": "Create a spool.",
@@ -39,8 +39,10 @@ COMMANDS = {
     "gc": "Remove expired results, logs and journals.",
 }
 
+_MODULES = {"top": "status"}  # of commands that share one
 
-class _Commands(click.Group):
+
+class _Commands(Group):
     """Group that imports a command from ``spoolpool/cli`` when it is used, so that ``spool --help`` imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,7 +51,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return add_common_options(getattr(import_module(f"spoolpool.cli.{name}"), name), hidden=True)
+        module = _MODULES.get(name, name)
+        return add_common_options(getattr(import_module(f"spoolpool.cli.{module}"), name), hidden=True)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

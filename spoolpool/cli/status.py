@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import click
 
-from spoolpool import settings
 from spoolpool.cli.output import report_errors
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.cli.status_screen import as_json as to_json
 from spoolpool.cli.status_screen import lines
 from spoolpool.errors import BadRequest
@@ -25,7 +25,7 @@ from spoolpool.pool.job_failures import FailureWatch
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.backoff import Backoff
 
-_argument = click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+_argument = takes_spool()
 _interval = click.option(
     "--interval", type=Duration(0.1), default=2.0, show_default=True, help="Seconds between updates."
 )

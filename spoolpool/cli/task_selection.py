@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from spoolpool import settings
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import SPOOL_OPTION, split_words
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.monitor.query import Query, TaskView, find_by_ids, select
 from spoolpool.monitor.scan import SpoolScanner
@@ -42,9 +43,10 @@ class Selection:
         everything: bool,
         query: Query,
         *,
+        spool: str | None = None,
         read_only: bool = False,
     ) -> None:
-        directory, self._words = spool_and_tasks(words)
+        directory, self._words = split_words(words, spool)
         self.spool: Spool = Spool(directory, read_only=read_only)
         self._is_open = not self._words and query.is_empty
         self._everything = everything
@@ -80,29 +82,18 @@ class Selection:
     def explicit_tasks(self) -> list[TaskView]:
         """Return the selected tasks of a command that needs a selection; raises :class:`BadRequest` without one."""
         if self._everything != self._is_open:
-            raise BadRequest(f"Name tasks or give a filter, or --all. 'spool ls {self.spool.path}' lists the tasks.")
+            other = ", or --all" if "everything" in click.get_current_context().params else ""
+            raise BadRequest(f"Name tasks or give a filter{other}. 'spool ls {self.spool.path}' lists the tasks.")
         return list(self.tasks())
-
-
-def spool_and_tasks(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return the spool and the tasks that the arguments name.
-
-    The first argument is the spool, unless the environment names one and the argument cannot be a directory.
-    """
-    default = os.environ.get(settings.ENV_SPOOL)
-    if words and (not default or os.sep in words[0] or os.path.isdir(words[0])):
-        return words[0], words[1:]
-    if default:
-        return default, words
-    raise click.UsageError("Missing argument 'SPOOL'.")
 
 
 def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete directories for the spool, then the ids of its tasks."""
     words = tuple(ctx.params.get("words") or ())
-    if os.sep in incomplete or (not words and settings.ENV_SPOOL not in os.environ):
+    named = ctx.params.get("given_spool") or settings.ENV_SPOOL in os.environ
+    if os.sep in incomplete or not (words or named):
         return [CompletionItem(incomplete, type="dir")]
-    directory, _rest = spool_and_tasks(words)
+    directory, _rest = split_words(words, ctx.params.get("given_spool"))
     found = []
     for location in SpoolScanner(directory).tasks():
         if location.task_file.task.startswith(incomplete):
@@ -121,10 +112,10 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         @report_errors
         @functools.wraps(function)
-        def run(words: tuple[str, ...], **options: Any) -> None:
+        def run(words: tuple[str, ...], given_spool: str | None, **options: Any) -> None:
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
             given = options.pop("everything", False)
-            selection = Selection(words, states, given, query, read_only=not everything)
+            selection = Selection(words, states, given, query, spool=given_spool, read_only=not everything)
             try:
                 function(selection=selection, **options)
             finally:
@@ -145,7 +136,8 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
             run = option(run)
         if everything:
             run = click.option("--all", "everything", is_flag=True, help="All tasks that the command accepts.")(run)
-        return click.argument("words", metavar="SPOOL [TASK]...", nargs=-1, shell_complete=complete)(run)
+        run = click.argument("words", metavar="[SPOOL] [TASK]...", nargs=-1, shell_complete=complete)(run)
+        return SPOOL_OPTION(run)
 
     return wrap
 

@@ -12,6 +12,7 @@ import click
 from spoolpool import settings
 from spoolpool.cli.output import command, common_arguments, echo_stderr
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.cli.worker_options import WorkerCommandOptions, read_weights
 from spoolpool.cli.worker_rank import rank_started, ranks_started, run_rank
 from spoolpool.format.names import check_tags
@@ -25,7 +26,7 @@ _LAUNCH_OPTIONS = ("extra", "memory", "cwd", "output", "urgency", "oversubscribe
 
 
 @command("spool-worker")
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option(
     "--ranks",
     type=click.IntRange(1),

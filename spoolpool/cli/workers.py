@@ -11,10 +11,10 @@ from typing import Any
 import click
 import msgspec
 
-from spoolpool import settings
 from spoolpool.cli.batch_options import create_job, job_options
-from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
+from spoolpool.cli.output import Group, echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
+from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest, LauncherError, SpoolDenied
 from spoolpool.format.names import new_job_name
 from spoolpool.pool.batch_jobs import SpoolJob, count_other_jobs, end_jobs, find_jobs, remove_record, submit
@@ -32,13 +32,12 @@ _MOST_NAMES = 10  # that an error lists
 _SHORT_ID = 8  # characters of the ids of groups that logs and screens show
 
 
-@click.group()
+@click.group(cls=Group)
 def workers() -> None:
     """Submit batch jobs of workers; list and stop groups and jobs."""
 
 
 @workers.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
 @click.option("--jobs", "count", type=click.IntRange(1), default=1, show_default=True, help="Number of jobs.")
 @click.option("--dry-run", is_flag=True, help="Print the job script; submit nothing.")
 @job_options
@@ -59,7 +58,7 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 
 
 @workers.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
+@takes_spool()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per group or job, and line.")
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
@@ -143,8 +142,7 @@ def _groups_named(spool: Spool, name: str, found: list[WorkerInfo]) -> list[Work
 
 
 @workers.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.argument("named", metavar="[GROUP|JOB|HOST]...", nargs=-1)
+@takes_spool(many="named:[GROUP|JOB|HOST]...")
 @click.option("--all", "everything", is_flag=True, help="All groups of your account.")
 @report_errors
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
@@ -208,8 +206,7 @@ def _enumerate(names: list[str], noun: str = "") -> str:
 
 
 @workers.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.argument("named", metavar="[JOB|NAME]...", nargs=-1)
+@takes_spool(many="named:[JOB|NAME]...")
 @click.option("--all", "everything", is_flag=True, help="All batch jobs and all groups of your account.")
 @click.option(
     "--wait",
@@ -297,8 +294,7 @@ def _is_id(name: str, job: SpoolJob) -> bool:
 
 
 @workers.command()
-@click.argument("directory", metavar="SPOOL", envvar=settings.ENV_SPOOL)
-@click.argument("named", metavar="[JOB|NAME|LANE]...", nargs=-1)
+@takes_spool(many="named:[JOB|NAME|LANE]...")
 @click.option("--all", "everything", is_flag=True, help="All ended jobs of your account.")
 @report_errors
 def forget(directory: str, named: tuple[str, ...], everything: bool) -> None:

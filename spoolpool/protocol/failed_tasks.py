@@ -1,4 +1,4 @@
-"""Retry a task that is kept in ``failed/``, or that was lost with its workers."""
+"""Retry a task that is kept in ``failed/``, that was lost with its workers, or that raised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def retry_task(spool: Spool, name: str, session: str = "") -> str:
     """Return a task from ``failed/`` to its bucket, with all its attempts; return its id.
 
     A cancel request for its earlier life is removed first. With a ``session``: retry a task that was lost with its
-    workers, and remove its outcome, which is still there.
+    workers or raised, and remove its outcome, which is still there.
     Raises :class:`BadTaskFile` if the task file is gone, cannot be read, or does not match its name, and
     :class:`SpoolpoolError` if it cannot be moved.
     """

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import select
 import shlex
 import subprocess
@@ -643,3 +644,22 @@ def test_help_of_task_commands_has_examples(name: str) -> None:
     found = main.get_command(click.Context(main), name)
     assert found is not None and found.help is not None
     assert found.help.count(f"  spool {name} ") >= 2
+
+
+def test_task_that_raised_is_retried_and_its_history_names_the_session(served: Spool, tmp_path: Path) -> None:
+    at = [served.path, "--session", "again"]
+    task = run("run", *at, "--", "sh", "-c", f"test -e {tmp_path}/there && echo found").stdout.strip()
+    assert run("wait", *at).exit_code == 1
+    (tmp_path / "there").touch()
+    assert run("retry", served.path, task).stdout == f"{task} waits again.\n"
+    assert run("wait", *at).exit_code == 0
+    assert run("result", served.path, task).stdout == "found\n"
+    history = run("show", served.path, task).stdout
+    assert "session again on " in history
+    assert re.search(r"worker [0-9a-f]{16} on \S+: ", history)
+
+
+def test_error_of_a_missing_selection_names_options_that_the_command_has(spool: Spool) -> None:
+    for command in ("show", "result", "traceback"):
+        assert "--all" not in run(command, spool.path).stderr
+    assert "--all" in run("cancel", spool.path).stderr

@@ -621,7 +621,7 @@ def test_worker_options_are_not_taken_for_the_spool(spool: Spool) -> None:
     assert f"{shlex.quote(spool.path)} --ranks 2" in result.stdout
     missing = run(*words)
     assert missing.exit_code == 2
-    assert "Missing argument 'SPOOL', and SPOOLPOOL_DIR is not set." in missing.stderr
+    assert "Missing SPOOL" in missing.stderr
 
 
 def test_command_line_overrides_the_environment(spool: Spool, tmp_path: Path) -> None:
@@ -652,3 +652,13 @@ def test_group_is_not_ended_by_the_number_of_an_ended_job_that_begins_its_id(spo
     assert not any(name.startswith("stop") for name in files.list_names(spool.layout.worker(group)))
     assert run("workers", "drain", spool.path, group[:8]).exit_code == 0
     assert any(name.startswith("stop") for name in files.list_names(spool.layout.worker(group)))
+
+
+@pytest.mark.parametrize(
+    ("words", "similar"), [(["statsu"], "status"), (["wokers"], "workers"), (["workers", "dran"], "drain")]
+)
+def test_unknown_command_is_compared_with_the_known_ones(words: list[str], similar: str) -> None:
+    found = run(*words)
+    assert found.exit_code == 2
+    assert f"Did you mean '{similar}'?" in found.stderr
+    assert "Did you mean" not in run("xyz").stderr
