@@ -224,7 +224,7 @@ def comparison() -> Callable[[], bool]:
 
     It compares in one frame, after each task, what the parts compare in a frame each.
     """
-    directory, environment, mask = _current_directory(), dict(_environment()), _umask()
+    directory, environment, mask = working_directory(), dict(_environment()), _umask()
     stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
     name, flags = _locale.setlocale(_locale.LC_ALL), sys.getdlopenflags()
     space, size, files = map(resource.getrlimit, _LIMITS)
@@ -234,7 +234,7 @@ def comparison() -> Callable[[], bool]:
     def compare() -> bool:
         return (
             set_mask(mask) == mask  # one system call, and no moment with another mask
-            and _current_directory() == directory
+            and working_directory() == directory
             and os.environ is _environ
             and _environment() == environment
             and sys.stdin is stdin

@@ -192,7 +192,9 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
         position += padding
         # bytes are read-only, and so are arrays made from them: a small buffer is copied to be writable
         piece = body[position : position + length]
-        buffers.append(memoryview(bytearray(piece)) if small and writable else piece if writable else piece.toreadonly())
+        buffers.append(
+            memoryview(bytearray(piece)) if small and writable else piece if writable else piece.toreadonly()
+        )
         position += length
     return Envelope(header, payload, buffers)
 
