@@ -67,6 +67,7 @@ class SubmitterSession:
         self.keeps = keeps
         """Whether outcomes stay after their delivery, for a later process."""
         self._user = accounts.account_name(os.geteuid())
+        self._directory = ""
         self._renewal_due = time.monotonic() + RENEWAL
         self._closed = False
         self._detached = False
@@ -132,6 +133,13 @@ class SubmitterSession:
         if must_wake:
             self.collector.wake()
         return future
+
+    def _directory_of(self, call: PreparedCall) -> str:
+        """Return the directory of the submitter at the submission: the same text as before, if it is the same."""
+        found = working_directory() if call.directory is None else call.directory
+        if found != self._directory:
+            self._directory = found
+        return self._directory
 
     def expect(self, future: DeferredFuture) -> None:
         """Note a call that gets its task later; the session does not end before. Raises as :meth:`submit` does."""
