@@ -27,7 +27,6 @@ import functools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
