@@ -222,7 +222,7 @@ class Packer:
         resources = call.resources
         # a task that waits for a time, for its dependencies or for a retry leaves the groups idle
         ready = call.references.is_empty and not resources.not_before and not resources.retries
-        key = PackKey(call.lane, call.name, resources) if ready else None
+        key = PackKey(call.lane, call.name, resources, working_directory()) if ready else None
         with self._lock:
             stats = self.stats_of(call.function)
             stats.size.measure(task, 1)
