@@ -59,19 +59,27 @@ class SourceCache:
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
+        self._texts: dict[str, dict[int, str]] = {}  # by file and first line: those that its lines contain
 
     def add(self, file: str, first: int, text: str) -> None:
         """Let :mod:`linecache` return this text for the lines from ``first`` on."""
-        new = text.splitlines(keepends=True)
         lines = self._lines.get(file)
+        if lines is not None and self._texts[file].get(first) == text:  # the usual case: the function was called before
+            entry = linecache.cache.get(file)
+            if entry and len(entry) == 4 and entry[2] is lines:
+                return
+        new = text.splitlines(keepends=True)
         if lines is None:
             while len(self._lines) >= _FILES:
                 linecache.cache.pop(oldest := next(iter(self._lines)), None)
-                del self._lines[oldest]
+                del self._lines[oldest], self._texts[oldest]
             lines = self._lines[file] = linecache.getlines(file).copy()
+            self._texts[file] = {}
         if lines[first - 1 : first - 1 + len(new)] != new:
             lines.extend("\n" for _ in range(first - 1 + len(new) - len(lines)))
             lines[first - 1 : first - 1 + len(new)] = new
+            self._texts[file].clear()  # those of the replaced lines
+        self._texts[file][first] = text
         # no time of modification: linecache does not compare the text with the file
         linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
 

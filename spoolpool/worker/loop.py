@@ -90,14 +90,19 @@ class Worker:
         self._idle = IdleWait(self._watch)
         self._renewal = Renewal(options.renewals, replaced=options.replaced)
         self._stopping = False
+        self._served: Lane | None = None  # the last lane that depends on nothing that changes
         self.done = 0
         """Number of tasks that have run."""
 
     def _serves(self, lane: Lane) -> bool:
         """Return whether this group runs tasks of a lane; record in its entry the packages that it lacks."""
+        if lane is self._served:
+            return True
         if self._info.why_not(lane) is not None:
             return False
-        if not lane.tags:
+        if not lane.tags:  # tags of packages are looked up each time: one may be installed, or removed
+            if lane.user is None:  # nor may an account that is trusted by its group stay in it
+                self._served = lane
             return True
         missing = {tag: instead for tag in filter(is_requirement, lane.tags) if (instead := lacks(tag))}
         for tag, instead in missing.items():
