@@ -14,7 +14,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class ProcessState:
         """
         for _ in range(_ATTEMPTS):
             try:
-                self._stop_timers(slow=slow)
+                self._stop_timers(self._unused_timers if slow else self._unused_timers[:1])
                 faulthandler.cancel_dump_traceback_later()
                 if not self._is_same(slow=slow):
                     return self._restore_differences(slow=slow)
@@ -100,11 +100,22 @@ class ProcessState:
         for compare in self._comparisons:
             if not compare():
                 return False
-        return not slow or [part.get() for part in self._slow_parts] == self._slow_saved
+        return not slow or self._are_slow_parts_same()
 
-    def _stop_timers(self, *, slow: bool) -> None:
+    def restore_slow_parts(self) -> None:
+        """Do as :meth:`restore` with ``slow``, for a caller that has restored the other parts since the last task."""
+        with contextlib.suppress(BaseException):  # as above
+            self._stop_timers(self._unused_timers[1:])
+            if not self.unrestorable and self._are_slow_parts_same():
+                return
+        self.restore(slow=True)
+
+    def _are_slow_parts_same(self) -> bool:
+        return [part.get() for part in self._slow_parts] == self._slow_saved
+
+    @staticmethod
+    def _stop_timers(timers: Sequence[int]) -> None:
         # without a look, which would be another system call; an alarm alone rings while a task only waits
-        timers = self._unused_timers if slow else self._unused_timers[:1]
         if any([_signal.setitimer(timer, 0)[0] for timer in timers]):  # noqa: C419  all of them
             log.info("A task left an alarm armed. It was stopped.")
 

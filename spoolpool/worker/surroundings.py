@@ -132,7 +132,7 @@ class Surroundings:
 
     def _restore_slow_parts(self) -> None:
         self._slow_due = time.monotonic() + SLOW_INTERVAL
-        self._state.restore(slow=True)
+        self._state.restore_slow_parts()
 
     def _find(self) -> list[Leftover]:
         try:

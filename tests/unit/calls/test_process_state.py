@@ -168,6 +168,16 @@ def test_change_is_undone(spoiler):
     assert state.restore(slow=True) == []
 
 
+@pytest.mark.parametrize("name", ["limit", "processor time", "dumps of stacks", "CPUs", "profiling timer", "umask"])
+def test_slow_parts_are_restored_alone_or_with_the_others(name):
+    change, look = SPOILERS[name]
+    state, before = ProcessState(), look()
+    change()
+    state.restore()
+    state.restore_slow_parts()
+    assert look() == before
+
+
 def _lower_a_hard_limit():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
