@@ -189,7 +189,8 @@ def test_crash_after_a_request_to_stop_costs_an_attempt(
         wait_until(requested.exists, "the request has reached rank 0")
         os.kill(group.first, number)
         wait_until(group.has_ended, "all ranks of the group have ended")
-        worker(spool)  # it recovers the task
+        (tmp_path / "end").touch()
+        worker(spool, mpi_ranks=2)  # it recovers the task, or would run it
         assert isinstance(call.exception(LIMIT), WorkerLost)
 
 
