@@ -254,9 +254,11 @@ class Packer:
                 raise
             key = type(function)
             known = key in self._statistics
-        if not known and len(self._statistics) >= _KNOWN:
-            self._statistics = {key: stats for key, stats in self._statistics.items() if stats.pending}
-        return self._statistics.setdefault(key, FunctionStats())
+        if not known:
+            if len(self._statistics) >= _KNOWN:
+                self._statistics = {key: stats for key, stats in self._statistics.items() if stats.pending}
+            self._statistics[key] = FunctionStats()
+        return self._statistics[key]
 
     # -- requests of the futures
 
