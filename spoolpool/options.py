@@ -80,7 +80,7 @@ class Submission:
     host or in this job, whose spool ends with it."""
     share_from: int | None = settings.SHARE_FROM
     """Size in bytes from which a function, an argument or an array in one is stored once, as by
-    :meth:`spoolpool.Executor.put`, when it is sent for the second time; None: never."""
+    :meth:`spoolpool.Executor.put`, when it is sent for the second time, and from 16 MiB on at once; None: never."""
     wait_for_room: bool = False
     """In a spool with a limit of waiting tasks per user, let ``submit`` wait for room instead of raising
     :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting."""

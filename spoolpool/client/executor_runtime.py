@@ -239,11 +239,24 @@ class ExecutorRuntime:
         return CallReferences(self.spool, new_task_id(resources.priority), self.session.objects.acquire)
 
     def submit(self, call: PreparedCall) -> TaskFuture:
-        """Put a call into the spool, with its large buffers as objects where they were sent before."""
+        """Put a call into the spool, with its large buffers as objects."""
         buffers, objects = self.session.objects.share(call.buffers, self.options.submission.least_shared)
-        future = self.session.submit(call._replace(buffers=buffers, objects=objects) if objects else call)
+        if objects:
+            future = self._submit_sharing(call._replace(buffers=buffers, objects=objects))
+        else:
+            future = self.session.submit(call)
         if self.stream is not None:
             self.stream.submitted()
+        return future
+
+    def _submit_sharing(self, call: PreparedCall) -> TaskFuture:
+        shared, names = self.session.objects, tuple(call.objects)
+        try:
+            future = self.session.submit(call)
+        except BaseException:
+            shared.end_uses(names)
+            raise
+        future.add_done_callback(lambda _: shared.end_uses(names))
         return future
 
     def prepare(self, shape: Shape) -> None:

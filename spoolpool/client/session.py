@@ -57,7 +57,7 @@ class SubmitterSession:
         """Entry of this process in ``sessions/``."""
         self.pending = PendingTasks(spool, self.name, keeps_all=keeps)
         self.collector = Collector(self.pending, accept, end=self._end, fail=self.fail, renew=self._renew)
-        self.objects = SessionObjects(spool, self.name, run)
+        self.objects = SessionObjects(spool, self.name, run, keeps=keeps, needed=self.pending.needed_objects)
         self.raises_cause = raises_cause
         """Whether a call whose dependency failed has the exception of the dependency."""
         self.may_be_left = False
@@ -212,6 +212,7 @@ class SubmitterSession:
                 self.collector.start()
 
     def _renew(self) -> None:
+        self.objects.remove_unused()
         if time.monotonic() < self._renewal_due:
             return
         self._renewal_due = time.monotonic() + RENEWAL
@@ -315,7 +316,7 @@ class SubmitterSession:
             unregister(self.spool, self.entry)
         if not self._detached:
             if self._broken is None:  # else any task may still run, and need the objects
-                self.objects.close(self.pending.needed_objects)
+                self.objects.close()
             if not self.keeps:
                 self.spool.close_session(self.name)
             self._submitter.close()

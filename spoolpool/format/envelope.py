@@ -130,7 +130,7 @@ def _read_private(fd: int, size: int, path: str) -> memoryview:
     return memory[: files.read_into(fd, [memory], 0)]
 
 
-def _read_apart(fd: int, size: int, path: str) -> Envelope:
+def _read_apart(fd: int, size: int, path: str, *, checksum: bool) -> Envelope:
     """Read a file with one buffer or more. Each gets memory of its own: it is not copied, and keeps no other one."""
     front = files.read_at(fd, PAGE, 0)
     count, header, payload, total = _sizes(front, size, path)
@@ -138,12 +138,14 @@ def _read_apart(fd: int, size: int, path: str) -> Envelope:
     front = front[:end] if end <= PAGE else front + files.read_at(fd, end - PAGE, PAGE)
     places = [bytearray(length) for each in _lengths(front, count, end, total, path) for length in each]
     expected = bytearray(_DIGEST)
-    files.read_into(fd, [*places, expected], end)
-    digest = xxhash.xxh3_128(front)
-    for place in places:
-        digest.update(place)
-    if digest.digest() != expected:
+    if end + files.read_into(fd, [*places, expected], end) != total:
         raise _wrong_checksum(path)
+    if checksum:
+        digest = xxhash.xxh3_128(front)
+        for place in places:
+            digest.update(place)
+        if digest.digest() != expected:
+            raise _wrong_checksum(path)
     buffers = [memoryview(each) for each in places[1::2]]
     return Envelope(front[end - payload - header : end - payload], front[end - payload :], buffers)
 
@@ -153,12 +155,15 @@ def _map(fd: int, size: int, *, writable: bool) -> memoryview:
     return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=allowed))
 
 
-def read(fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True) -> Envelope:
+def read(
+    fd: int, size: int, path: str, check: Check | None = None, *, writable: bool = True, checksum: bool = True
+) -> Envelope:
     """Read and check an opened file of ``size`` bytes. No large buffer is copied; a large file is mapped.
 
     The mapping is private. If it is ``writable``, changes of the arrays in it do not change the file; otherwise all
     processes of this host share its memory. ``check`` is for files of signed spools, which are never mapped: another
-    process could change the file after its check. Raises :class:`BadTaskFile` for a torn or foreign file,
+    process could change the file after its check. Without ``checksum`` the content is left to be checked by the caller.
+    Raises :class:`BadTaskFile` for a torn or foreign file,
     :class:`SpoolVersion` for a newer one, and the exceptions of ``check``.
     """
     small = size < (_SMALL if writable else _SHARE_FROM)
@@ -170,11 +175,11 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     whole: Buffer = start
     if not small:
         if check is None and writable and count and size < _MAP_FROM:
-            return _read_apart(fd, size, path)
+            return _read_apart(fd, size, path, checksum=checksum)
         may_map = check is None and size >= _SHARE_FROM
         whole = _map(fd, size, writable=writable) if may_map else _read_private(fd, size, path)
     body = memoryview(whole)[: size - signed]
-    if len(body) != total or xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
+    if len(body) != total or (checksum and xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:])):
         raise _wrong_checksum(path)
     if check:
         check(path, body, bytes(whole[size - signed :]))
@@ -183,6 +188,13 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     if not (count or check) and size < _SMALL and total == position + header_length + payload_length + _DIGEST:
         end = position + header_length  # the usual case: nothing is aligned, no views are needed
         return Envelope(start[position:end], start[end:-_DIGEST], ())
+    return _parse(body, path, writable=writable, copies=small and writable)
+
+
+def _parse(body: memoryview, path: str, *, writable: bool, copies: bool = False) -> Envelope:
+    """Return the content of a whole file, with views of its buffers; ``copies``: of bytes, which are read-only."""
+    count, header_length, payload_length, total = _sizes(body, len(body), path)
+    position = _PREFIX.size + 8 * count
     header = bytes(body[position : position + header_length])
     position += header_length
     payload = body[position : position + payload_length]
@@ -190,11 +202,8 @@ def read(fd: int, size: int, path: str, check: Check | None = None, *, writable:
     buffers: list[Buffer] = []
     for padding, length in _lengths(body, count, position, total, path):
         position += padding
-        # bytes are read-only, and so are arrays made from them: a small buffer is copied to be writable
         piece = body[position : position + length]
-        buffers.append(
-            memoryview(bytearray(piece)) if small and writable else piece if writable else piece.toreadonly()
-        )
+        buffers.append(memoryview(bytearray(piece)) if copies else piece if writable else piece.toreadonly())
         position += length
     return Envelope(header, payload, buffers)
 

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import xxhash
@@ -40,7 +41,7 @@ from spoolpool.system.accounts import account_name
 from spoolpool.system.backoff import Backoff
 
 _KEPT = 32
-"""Objects that a rank keeps open, with two descriptors each, because a mapping has its own."""
+"""Objects that a rank keeps open, with two descriptors each if it has the content, because a mapping has its own."""
 _COPIED = 1 << 30
 """Bytes of objects that a rank keeps in a signed spool, in which they are read and not mapped."""
 
@@ -61,14 +62,14 @@ def object_file(spool: Spool, name: str) -> str:
 # -- writing
 
 
-def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer: str) -> str:
-    """Store an object, once per account and content; return its id.
+def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer: str, name: str = "") -> str:
+    """Store an object, once per account and content; return its id, which is ``name`` where it is known.
 
     Acquire a lease first: nothing else keeps the object. No other process may write under the name ``writer`` at the
     same time. Raises :class:`SpoolFull`, after which nothing is left, and :class:`NotTrusted` if another account has
     put a file in its place.
     """
-    name = object_id(payload, buffers)
+    name = name or object_id(payload, buffers)
     target = spool.layout.object(name, spool.account)
     parts = envelope.pack(b"{}", payload, buffers)
     with files.translate_errors(f"put an object into {spool.path}"):
@@ -108,38 +109,52 @@ def read_object(spool: Spool, name: str, trust: Trust, owner: int | None = None)
     In a shared spool it must belong to ``owner``, the account of the task that refers to it. The hash is fast and not
     cryptographic, so that another account could make an object with the same name.
     """
-    fd, content = _open(spool, name, trust, owner, writable=True)
-    files.close(fd)
-    return content
+    fd, path = _open(spool, name, trust, owner)
+    try:
+        return _read(spool, fd, path, name, writable=True)
+    finally:
+        files.close(fd)
 
 
-def _open(spool: Spool, name: str, trust: Trust, owner: int | None, *, writable: bool = False) -> tuple[int, Envelope]:
-    """Return the descriptor and the content of an object."""
+def _open(spool: Spool, name: str, trust: Trust, owner: int | None) -> tuple[int, str]:
+    """Return the descriptor and the path of an object of the right account."""
     assert owner is not None or not spool.shared
     path = spool.layout.object(name, owner if spool.shared else None)
     fd = files.open_file(path)
     try:
-        return fd, _read(spool, fd, path, name, trust, owner, writable=writable)
+        _check_owner(trust.check(fd, path).st_uid, path, owner if spool.shared else None)
     except BaseException:
         files.close(fd)
         raise
+    return fd, path
 
 
-def _read(spool: Spool, fd: int, path: str, name: str, trust: Trust, owner: int | None, *, writable: bool) -> Envelope:
-    status = trust.check(fd, path)
-    if spool.shared and owner is not None and status.st_uid != owner:
+def _check_owner(found: int, path: str, owner: int | None) -> None:
+    if owner not in (None, found):
         raise NotTrusted(
-            f"{path} belongs to {account_name(status.st_uid)} and should be {account_name(owner)}'s. It was not read."
+            f"{path} belongs to {account_name(found)} and should be {account_name(owner)}'s. It was not read."
         )
-    content = spool.read(fd, status.st_size, path, object_label(name), writable=writable)
+
+
+def _read(spool: Spool, fd: int, path: str, name: str, *, writable: bool) -> Envelope:
+    # its id is the checksum of its content
+    content = spool.read(fd, files.size(fd), path, object_label(name), writable=writable, checksum=False)
     if object_id(content.payload, content.buffers) != name:
         raise BadTaskFile(f"The content of {path} does not match its name. Remove it, and put the object again.")
     return content
 
 
-class _Opened(NamedTuple):
+@dataclass
+class _Opened:
+    """An open object. Its file never changes: a content that was checked once need not be checked again."""
+
     fd: int
-    content: Envelope
+    path: str
+    name: str
+    """Id of the object."""
+    content: Envelope | None = None
+    """Read-only content, once it was asked for."""
+    is_checked: bool = False
 
 
 def _removed(fd: int) -> bool:
@@ -169,49 +184,71 @@ class ObjectCache:
         Raises :class:`DependencyFailed` if it cannot be read, and :class:`NotTrusted` or :class:`BadTaskFile` if it
         must not be used.
         """
-        return self._get(name).content
+        with self._lock:
+            opened = self._get(name)
+            if opened.content is None:
+                opened.content = _read(self._spool, opened.fd, opened.path, opened.name, writable=False)
+                opened.is_checked = True
+            return opened.content
 
     def fill(self, places: Mapping[str, Sequence[int]], buffers: Sequence[Buffer]) -> Sequence[Buffer]:
         """Return the buffers of a call, with those from objects at their places, writable for this call alone."""
-        shared = {place: name for name, each in places.items() for place in each}
+        shared: dict[int, Buffer] = {}
+        for name, each in places.items():
+            if each:
+                shared.update(self._private(name, each))
         if not shared:
             return buffers
         given = iter(buffers)
         try:
-            return [
-                self._private(shared[place]) if place in shared else next(given)
-                for place in range(len(shared) + len(buffers))
-            ]
+            return [shared[place] if place in shared else next(given) for place in range(len(shared) + len(buffers))]
         except StopIteration:
             raise BadTaskFile("The header of the call places more buffers than the call has.") from None
 
-    def _private(self, name: str) -> Buffer:
-        """Return the one buffer of an object, copied on write page by page."""
-        opened = self._get(name)
-        path = f"{self._spool.layout.objects}/{name}"
-        label = object_label(name.partition("@")[0])
-        content = self._spool.read(opened.fd, files.size(opened.fd), path, label)
-        if len(content.buffers) != 1:
-            raise BadTaskFile(f"{path} holds {len(content.buffers)} buffers; one was expected.")
-        return content.buffers[0]
+    def _private(self, name: str, places: Sequence[int]) -> Iterator[tuple[int, Buffer]]:
+        """Yield the buffers of an object with their places; a large one is copied on write page by page.
+
+        An object may have several times as many places as buffers, if a call has its content several times.
+        """
+        with self._lock:
+            opened = self._get(name)
+            # not closed by another thread meanwhile
+            contents = [self._read_private(opened)]
+            count = len(contents[0].buffers)
+            if not count or len(places) % count:
+                raise BadTaskFile(
+                    f"{opened.path} holds {count} buffers, and the call has {len(places)} places for them."
+                )
+            contents += [self._read_private(opened) for _ in range(len(places) // count - 1)]
+        yield from zip(places, (buffer for content in contents for buffer in content.buffers), strict=True)
+
+    def _read_private(self, opened: _Opened) -> Envelope:
+        if opened.is_checked and self._spool.signature is None:
+            return envelope.read(opened.fd, files.size(opened.fd), opened.path, checksum=False)
+        content = _read(self._spool, opened.fd, opened.path, opened.name, writable=True)
+        opened.is_checked = True
+        return content
 
     def _get(self, name: str) -> _Opened:
-        with self._lock:
-            found = self._opened.get(name)
-            if found is not None and _removed(found.fd):  # it was put again: pages of the old file may be lost
-                files.close(self._opened.pop(name).fd)
-                found = None
-            if found is None:
-                found = self._opened[name] = self._wait_for(name)
-            self._opened.move_to_end(name)
-            while len(self._opened) > _KEPT or (self._copied() > _COPIED and len(self._opened) > 1):
-                files.close(self._opened.popitem(last=False)[1].fd)
-            return found
+        """Return an open object, under the lock."""
+        found = self._opened.get(name)
+        if found is not None and _removed(found.fd):  # it was put again: pages of the old file may be lost
+            found = None
+        if found is None:
+            # the space of removed files is not free before
+            for each in [each for each, opened in self._opened.items() if _removed(opened.fd)]:
+                files.close(self._opened.pop(each).fd)
+            found = self._opened[name] = self._wait_for(name)
+        self._opened.move_to_end(name)
+        while len(self._opened) > _KEPT or (self._copied() > _COPIED and len(self._opened) > 1):
+            files.close(self._opened.popitem(last=False)[1].fd)
+        return found
 
     def _copied(self) -> int:
         if self._spool.signature is None:
             return 0
-        return sum(len(buffer) for each in self._opened.values() for buffer in each.content.buffers)
+        contents = [each.content for each in self._opened.values() if each.content is not None]
+        return sum(len(buffer) for content in contents for buffer in content.buffers)
 
     def _wait_for(self, name: str) -> _Opened:
         """Open an object; if it is missing, try as long as a cache may hide it."""
@@ -222,7 +259,7 @@ class ObjectCache:
         end = time.monotonic() + self._spool.config.caches
         while True:
             try:
-                return _Opened(*_open(self._spool, digest, self._trust, int(owner) if owner else None))
+                return _Opened(*_open(self._spool, digest, self._trust, int(owner) if owner else None), digest)
             except OSError as error:
                 if error.errno not in files.GONE or time.monotonic() > end:
                     raise DependencyFailed(

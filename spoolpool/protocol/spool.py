@@ -213,9 +213,11 @@ class Spool:
             files.remove(path)
             self.write_public(path, parts)
 
-    def read(self, fd: int, size: int, path: str, label: str, *, writable: bool = True) -> Envelope:
+    def read(
+        self, fd: int, size: int, path: str, label: str, *, writable: bool = True, checksum: bool = True
+    ) -> Envelope:
         """Read and check an opened file as :func:`envelope.read`, with its signature in a signed spool."""
-        return envelope.read(fd, size, path, self._check(label), writable=writable)
+        return envelope.read(fd, size, path, self._check(label), writable=writable, checksum=checksum)
 
     def read_header(self, fd: int, size: int, path: str, label: str) -> bytes:
         """Return the header alone; in a signed spool the whole file is read, and its signature checked."""

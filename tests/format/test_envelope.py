@@ -116,6 +116,7 @@ def test_buffer_of_a_file_that_is_read_keeps_no_other_buffer_in_memory(size: int
     owners = [memoryview(buffer).obj for buffer in content.buffers]
     assert [type(owner) for owner in owners] == [bytearray, bytearray]
     assert [len(owner) for owner in owners] == [size, 40_000]
+    assert [address(buffer) % 16 for buffer in content.buffers] == [0, 0]
     assert bytes(content.payload) == b"p" * 5000
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import pickle
 import signal
 import time
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +115,20 @@ def change(value: dict[str, list[int]]) -> list[int]:
     return value["list"]
 
 
+def look_inside(value: dict[str, list[Any]], pair: tuple[int, Any]) -> tuple[float, float]:
+    return float(value["list"][0].sum()), float(pair[1].sum())
+
+
+def change_columns(table: dict[str, Any]) -> list[float]:
+    for column in table.values():
+        np.add(column, 1, out=column)
+    return [float(column[0]) for column in table.values()]
+
+
+def raise_full(*_: object) -> None:
+    raise SpoolFull("no room")
+
+
 class Box:
     def __init__(self, inside: object) -> None:
         self.inside = inside
@@ -133,6 +149,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
     workers(spool)
     yield spool
     workers.stop()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the objects that executors of this process store."""
+    names: list[str] = []
+
+    def put(spool: Spool, payload: Any, buffers: Any, writer: str, name: str = "") -> str:
+        names.append(name)
+        return put_object(spool, payload, buffers, writer, name)
+
+    monkeypatch.setattr(object_store, "put_object", put)
+    return names
 
 
 @pytest.fixture
@@ -364,6 +393,156 @@ def test_buffers_of_one_call_are_put_in_their_places(served: Spool) -> None:
         ) == [(1, 4), (3,)]
         expected = np.concatenate([arrays[0], arrays[1], np.arange(SIZE), arrays[2], arrays[1]])
         assert (future.result(LIMIT) == expected).all()
+
+
+def test_large_array_of_many_calls_is_written_once(
+    served: Spool, ones: np.ndarray[Any, Any], written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", ones.nbytes)
+    with Executor(spool=served.path) as executor:
+        futures = [executor.submit(write_into, ones) for _ in range(5)]
+        nested = executor.submit(look_inside, {"list": [ones]}, (1, ones[:10]))
+        mapped_calls = executor.map(total, [ones] * 5)
+        assert [future.result(LIMIT) for future in futures] == [2.0] * 5
+        assert nested.result(LIMIT) == (float(SIZE), 10.0)
+        assert list(mapped_calls) == [float(SIZE)] * 5
+        assert executor.submit(write_into, ones).result(LIMIT) == 2.0, "one after another"
+        (name,) = set(written)
+        assert len(written) == 1 and paths(served, "objects") == [f"objects/{name}"]
+        assert all(future.header.objects == {name: (0,)} for future in futures)  # type: ignore[attr-defined]
+    assert not paths(served, "objects", "needs")
+
+
+def test_executor_keeps_no_reference_to_a_shared_array(served: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", 1 << 20)
+    with Executor(spool=served.path) as executor:
+        array = np.ones(SIZE)
+        reference = weakref.ref(array)
+        future = executor.submit(total, array)
+        del array
+        gc.collect()
+        assert reference() is None
+        assert future.result(LIMIT) == SIZE
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 1 << 30])
+def test_array_that_is_changed_between_two_calls_is_sent_as_it_is(
+    served: Spool, ones: np.ndarray[Any, Any], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", at_once)
+    with Executor(spool=served.path) as executor:
+        futures = []
+        for number in (0, 1, 2, 0, 1, 2, 3):
+            ones[-1] = number
+            futures.append(executor.submit(look_inside, {"list": [ones]}, (1, ones[-1:])))
+        expected = [(SIZE - 1.0 + number, float(number)) for number in (0, 1, 2, 0, 1, 2, 3)]
+        assert [future.result(LIMIT) for future in futures] == expected
+
+
+def test_small_arrays_of_one_argument_are_shared_together(served: Spool, written: list[str]) -> None:
+    table = {name: np.full(8000, float(number)) for number, name in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    with Executor(spool=served.path) as executor:
+        futures = [executor.submit(change_columns, table) for _ in range(4)]
+        assert [future.result(LIMIT) for future in futures] == [[number + 1.0 for number in range(26)]] * 4
+        assert len(written) == 1
+        assert futures[3].header.objects == {written[0]: tuple(range(26))}  # type: ignore[attr-defined]
+        table["c"][0] = -7
+        assert executor.submit(change_columns, table).result(LIMIT)[2] == -6
+
+
+def test_arrays_with_the_same_bytes_and_other_lengths_are_not_taken_for_each_other(served: Spool) -> None:
+    splits = [(100_000, 60_000), (60_000, 100_000), (80_000, 80_000)]
+    with Executor(spool=served.path, submission=Submission(share_from=1_000_000)) as executor:
+        futures = [executor.submit(list, [np.ones(length) for length in split]) for split in splits * 3]
+        assert [tuple(map(len, future.result(LIMIT))) for future in futures] == splits * 3
+        assert all(future.header.objects for future in futures[3:])  # type: ignore[attr-defined]
+
+
+def test_shared_objects_without_a_task_are_removed_but_the_last_one(
+    spool: Spool, ones: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(object_store, "_UNUSED", 2 * ones.nbytes)
+    kept: set[str] = set()
+    store = SessionObjects(spool, "inbox", needed=kept)
+
+    def share(number: float) -> str:
+        remaining, positions = store.share([memoryview(ones + number).cast("B")], 1 << 20)
+        assert not remaining
+        (name,) = positions
+        store.remove_unused()
+        return name
+
+    first = [share(number) for number in range(4)]
+    assert len(paths(spool, "objects")) == 4, "tasks need them"
+    store.end_uses(first)
+    store.remove_unused()
+    assert paths(spool, "objects") == [f"objects/{first[3]}"] and len(paths(spool, "needs")) == 1
+    assert share(3) == first[3] and share(0) == first[0], "it is stored again"
+    kept.add(first[0])
+    assert share(1) and store.put(b"", [memoryview(ones + 1).cast("B")]) == first[1]
+    store.end_uses([first[0], first[1], first[3]])
+    others = [share(number) for number in range(10, 14)]
+    store.end_uses(others)
+    store.remove_unused()
+    left = {os.path.basename(path) for path in paths(spool, "objects")}
+    assert left == {first[0], first[1], others[3]}, "of a task that may be retried, put by the user, and the last one"
+    store.close()
+    assert paths(spool, "objects") == [f"objects/{first[0]}"]
+
+
+def test_call_that_could_not_be_submitted_uses_no_object(
+    served: Spool, ones: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", 1 << 20)
+    with Executor(spool=served.path) as executor:
+        session = executor._require_runtime().session
+        with monkeypatch.context() as patch:
+            patch.setattr(type(session), "submit", raise_full)
+            with pytest.raises(SpoolFull):
+                executor.submit(total, ones)
+        executor.submit(total, ones).result(LIMIT)
+        session.objects.remove_unused()
+        assert not session.objects._uses
+
+
+@pytest.mark.parametrize("mode", ["keeps", "dropbox"])
+def test_first_use_is_not_shared_where_the_object_could_not_be_removed(
+    spool: Spool, ones: np.ndarray[Any, Any], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(spool, "sees_all", mode != "dropbox")
+    store = SessionObjects(spool, "inbox", keeps=mode == "keeps")
+    buffers: list[Any] = [memoryview(ones).cast("B")]
+    assert store.share(buffers, 1 << 20) == (buffers, {})
+    remaining, positions = store.share(buffers, 1 << 20)
+    assert not remaining and len(positions) == 1
+
+
+def test_rank_closes_removed_objects_and_reads_a_checked_one_without_a_check(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [np.full(SIZE * 4, float(number)) for number in range(3)]
+    names = [put_object(spool, b"", [memoryview(array).cast("B")], "writer") for array in arrays]
+    cache = ObjectCache(spool, Trust())
+    before = len(os.listdir("/proc/self/fd"))
+
+    def first(name: str) -> float:
+        (buffer,) = cache.fill({name: (0,)}, [])
+        array = np.frombuffer(buffer)
+        array[0] += 10
+        return float(array[0])
+
+    assert first(names[0]) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "object_id", raise_full)
+        assert first(names[0]) == 10, "writable for each call, and checked before"
+        with pytest.raises(SpoolFull):
+            first(names[1])
+    for name in names[:2]:
+        Path(spool.layout.objects, name).unlink()
+    assert first(names[2]) == 12
+    assert len(os.listdir("/proc/self/fd")) == before + 1
 
 
 # -- removal
