@@ -13,6 +13,7 @@ from typing import Any
 from spoolpool import settings
 from spoolpool.errors import BadRequest
 from spoolpool.system.packages import requirements
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.quantities import LONGEST, read_count, read_memory, read_seconds, read_start
 from spoolpool.system.user_code import describe_value
 
@@ -42,7 +43,7 @@ class Shape:
         return f"{self.ranks} rank(s) with {self.threads} thread(s){gpus} each"
 
 
-_SHAPE = re.compile(r"(\d{1,7})(?:x(\d{1,4}))?(?:\+(\d{1,3})gpu)?(?:=(\d{1,7}))?", re.ASCII)
+_SHAPE = lazy_pattern(r"(\d{1,7})(?:x(\d{1,4}))?(?:\+(\d{1,3})gpu)?(?:=(\d{1,7}))?", re.ASCII)
 
 
 def read_shape(text: str) -> tuple[Shape, int | None]:

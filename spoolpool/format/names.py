@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest
+from spoolpool.system.patterns import lazy_pattern
 
 FORMAT = 1
 """Version of the tree and of the file format."""
@@ -40,27 +41,27 @@ _OBJECT = r"[0-9a-f]{32}"
 _OBJECT_FILE = rf"{_OBJECT}(?:@(?:{_ACCOUNT}))?"
 _CACHE_KEY = r"[0-9a-f]{64}"
 _UNFINISHED = rf"spool\.json|{_TASK}|{_WORKER}\.info|{_OBJECT}\.{_SESSION}|{_CACHE_KEY}\.{_WORKER}"
-_TASK_FILE = re.compile(
+_TASK_FILE = lazy_pattern(
     rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:-(\d{{9}})-(\d{{2}}))?(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII
 )
-_LINK = re.compile(rf"({_TASK})\.({_TASK})", re.ASCII)
+_LINK = lazy_pattern(rf"({_TASK})\.({_TASK})", re.ASCII)
 _MOST_SECONDS = 999_999_999
 _RUN = r"[0-9a-f]{8}"
-_LEASE = re.compile(rf"({_OBJECT_FILE})\.({_RUN})", re.ASCII)
-_ENTRY = re.compile(rf"({_SESSION})(?:~{_RUN})?", re.ASCII)
-_LANE = re.compile(
+_LEASE = lazy_pattern(rf"({_OBJECT_FILE})\.({_RUN})", re.ASCII)
+_ENTRY = lazy_pattern(rf"({_SESSION})(?:~{_RUN})?", re.ASCII)
+_LANE = lazy_pattern(
     rf"({_QUEUE})\.r([1-9]\d{{0,6}})t([1-9]\d{{0,3}})g(0|[1-9]\d{{0,2}})"
     rf"\.py(\d\.\d{{1,2}})((?:\+{_TAG})*)(?:@({_ACCOUNT}))?",
     re.ASCII,
 )
-_JOB_FILE = re.compile(r"(spool-worker-[0-9a-f]{16})\.(json|out|end|started)")
-_OUTPUT_FILE = re.compile(rf"({_WORKER})\.(0|[1-9]\d{{0,6}})(?:\.([1-9]\d{{0,8}}))?", re.ASCII)
+_JOB_FILE = lazy_pattern(r"(spool-worker-[0-9a-f]{16})\.(json|out|end|started)")
+_OUTPUT_FILE = lazy_pattern(rf"({_WORKER})\.(0|[1-9]\d{{0,6}})(?:\.([1-9]\d{{0,8}}))?", re.ASCII)
 
 
-def _matcher(pattern: str) -> Callable[[str], bool]:
+def _matcher(text: str) -> Callable[[str], bool]:
     """Return a function that tells whether a whole text matches a pattern."""
-    match = re.compile(pattern, re.ASCII).fullmatch
-    return lambda text: match(text) is not None
+    expression = lazy_pattern(text, re.ASCII)
+    return lambda name: expression.fullmatch(name) is not None
 
 
 is_task_id = _matcher(_TASK)

@@ -14,15 +14,15 @@ overwritten by the next one. All headers have one length, and so have all notes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from spoolpool.format.names import TaskFile
 from spoolpool.system import files
+from spoolpool.system.patterns import lazy_pattern
 
 _BEGIN = b"\n==> "
-_HEADER = re.compile(
+_HEADER = lazy_pattern(
     rb"\n==> (?P<offset>\d{15}) (?P<task>\d{3}-[0-9a-f]{14}-[0-9a-f]{10})\.(?P<claim>\d{6})\.(?P<attempt>\d{2}) "
     rb"(?P<started>\d{15}) (?P<cut>\d{15}|-{15}) (?P<length>\d{15}|-{15}) <==\n"
 )

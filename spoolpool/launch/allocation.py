@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,13 @@ from spoolpool.resources import Shape
 from spoolpool.system.batch_job import BatchJob, find_batch_job
 from spoolpool.system.command_output import output_of
 from spoolpool.system.gpus import find_gpus
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.processes import hostname
 from spoolpool.system.walltime import parse_clock
 
-_COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
-_HOSTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")
-_BRACKETS = re.compile(r"(\[[^\]]*\])")
+_COUNTS = lazy_pattern(r"(\d+)(?:\(x(\d+)\))?")
+_HOSTS = lazy_pattern(r"(?:[^,\[\]]|\[[^\]]*\])+")
+_BRACKETS = lazy_pattern(r"(\[[^\]]*\])")
 _RANK_OF_MPIEXEC = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK")
 _FLUX_WITHOUT_END = 2.0**32 - 1  # what ``flux job timeleft`` prints for an instance without an end
 

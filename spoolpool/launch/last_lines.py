@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from spoolpool import settings
+from spoolpool.system.patterns import lazy_pattern
 
 _MOST = 3
 _WIDTH = 400
-_SSH = re.compile(
+_SSH = lazy_pattern(
     r"^ssh: |Host key verification failed|Permission denied \(publickey|[rs]sh[_ ]agent|"
     r"(ORTE|PRTE) (was unable to reliably start|daemon has unexpectedly failed)|A daemon failed to report back"
 )
@@ -19,7 +19,7 @@ SSH_SETTING = (
 )
 """What to do if Open MPI does not reach another node by ssh."""
 _SSH_REMARK = f"Open MPI starts daemons on other nodes by ssh if it was not built for the batch system: {SSH_SETTING}"
-_PMI = re.compile(r"Invalid MPI type|plugin name for mpi/|cannot find mpi plugin")
+_PMI = lazy_pattern(r"Invalid MPI type|plugin name for mpi/|cannot find mpi plugin")
 _PMI_REMARK = (
     f"the type comes from {settings.ENV_SRUN_MPI}, from a default of the site or user, or from a launcher option; "
     "'srun --mpi=list' lists the possible ones"
@@ -27,8 +27,8 @@ _PMI_REMARK = (
 _REMARKS = ((_SSH, _SSH_REMARK), (_PMI, _PMI_REMARK))
 """Remarks by what one of the lines says."""
 
-_RULE = re.compile(r"[-=*]{10,}|\s*")
-_NOISE = re.compile(
+_RULE = lazy_pattern(r"[-=*]{10,}|\s*")
+_NOISE = lazy_pattern(
     r"srun: (Step created|Job step aborted|Force Terminat|Terminating StepId|First task exited|job \d+ has been|"
     r"launch/slurm:|cluster configuration lacks support)|"
     r"\[\S+:\d+\] mca_base_component_repository_open:.*\(ignored\)|"
@@ -39,13 +39,15 @@ _NOISE = re.compile(
     r"the job to be terminated|"
     r"  Process name: |  Exit code: |\S* *has been aborted"
 )
-_CONSEQUENCE = re.compile(
+_CONSEQUENCE = lazy_pattern(
     r"srun: error: \S+: tasks? [\d,-]+: |\[(mpiexec|proxy)\S*\] |\[[\w.-]+:\d+\] \d+ more process|"
     r"MPI_ABORT was invoked|with errorcode|Abort\(\d+\)"
 )
 """Lines that say that a rank has ended, of which the rank itself may have given the cause."""
-_MISTAKE = re.compile(r"^srun: (error: Invalid MPI type|unrecognized option|invalid option|fatal: )")
-_OWN = re.compile(r"(srun|slurmstepd[\w.-]*|mpiexec|mpirun|prterun|orterun|flux\S*): |\[(mpiexec|proxy|prterun)\S*\] ")
+_MISTAKE = lazy_pattern(r"^srun: (error: Invalid MPI type|unrecognized option|invalid option|fatal: )")
+_OWN = lazy_pattern(
+    r"(srun|slurmstepd[\w.-]*|mpiexec|mpirun|prterun|orterun|flux\S*): |\[(mpiexec|proxy|prterun)\S*\] "
+)
 
 
 def find_cause(lines: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from spoolpool.system import files, records
 from spoolpool.system.accounts import account_name, in_group
 from spoolpool.system.bounds import Account, Count, Positive, Seconds, Timeout, Word, Words
 from spoolpool.system.packages import is_requirement
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.records import BadRecord
 from spoolpool.system.text import format_duration
@@ -110,7 +111,7 @@ _ERROR_LENGTH = 4096  # characters of an error that are shown
 _LACKS = "lacks-"
 _MOST_LACKS = 1000  # lack files that are read, of one entry
 _EXIT, _STACK = "exit-", "stack-"
-_OF_A_RANK = re.compile(rf"(?:{_EXIT}|{_STACK})(0|[1-9]\d{{0,6}})", re.ASCII)
+_OF_A_RANK = lazy_pattern(rf"(?:{_EXIT}|{_STACK})(0|[1-9]\d{{0,6}})", re.ASCII)
 
 
 def is_entry_file(name: str) -> bool:

@@ -19,6 +19,7 @@ from spoolpool import settings
 from spoolpool.errors import BadRequest, NoKey, NotTrusted
 from spoolpool.system import files
 from spoolpool.system.environment import config_directory
+from spoolpool.system.patterns import lazy_pattern
 
 if TYPE_CHECKING:
     import hmac
@@ -29,7 +30,7 @@ SIZE = 40
 _VALID = 2  # keys: the newest, and the previous one until all hosts have the newest
 _RELOAD = 60.0  # seconds after which a change of the key file is noticed at the latest
 _ALLOWED = 0o640
-_LINE = re.compile(r"([0-9a-f]{16}) ([0-9a-f]{64})", re.ASCII)
+_LINE = lazy_pattern(r"([0-9a-f]{16}) ([0-9a-f]{64})", re.ASCII)
 
 
 def task_label(task: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+from spoolpool.system.patterns import lazy_pattern
+
 STACK_LIMIT = 1 << 13
 """Characters of a stack."""
 
-_BEGIN = re.compile(rb"^(?:Fatal Python error: |Timeout \()", re.MULTILINE)
-_OURS = re.compile(r" in (?:run_call|run_pickled)$")
+_BEGIN = lazy_pattern(rb"^(?:Fatal Python error: |Timeout \()", re.MULTILINE)
+_OURS = lazy_pattern(r" in (?:run_call|run_pickled)$")
 
 
 def crash_stack(data: bytes) -> str:

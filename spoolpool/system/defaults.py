@@ -21,6 +21,7 @@ from spoolpool import settings
 from spoolpool.errors import BadRequest
 from spoolpool.system.accounts import account_name, is_private_group, system_accounts
 from spoolpool.system.environment import config_directory
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.quantities import read_seconds
 from spoolpool.system.user_code import describe_value
 
@@ -33,7 +34,7 @@ BUILT_IN = "built in"
 """Source of a value that no file and no variable gives."""
 
 _LIMIT = 1 << 16  # bytes of a file
-_WORD = re.compile(r"[A-Za-z0-9_][\w.,:@+/=-]{0,199}", re.ASCII)
+_WORD = lazy_pattern(r"[A-Za-z0-9_][\w.,:@+/=-]{0,199}", re.ASCII)
 _logged: set[str] = set()
 
 

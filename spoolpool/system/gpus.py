@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.processes import read_proc
 
 _LOCAL_RANK = (
@@ -16,7 +16,7 @@ _LOCAL_RANK = (
     "JSM_NAMESPACE_LOCAL_RANK",
     "PMI_RANK",  # other derivatives of MPICH; on one host it equals the local rank
 )
-_NVIDIA = re.compile(r"nvidia\d+")
+_NVIDIA = lazy_pattern(r"nvidia\d+")
 
 
 class Devices(NamedTuple):

@@ -20,17 +20,18 @@ from collections.abc import Collection, Mapping
 
 from spoolpool.system.batch_job import find_batch_job
 from spoolpool.system.command_output import output_of
+from spoolpool.system.patterns import lazy_pattern
 
-_PART = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])|\+(\d+))?", re.ASCII)
-_OTHER = re.compile(r"(\d+)(\[\d*\])?(\.[\w.-]+)?", re.ASCII)
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
+_PART = lazy_pattern(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])|\+(\d+))?", re.ASCII)
+_OTHER = lazy_pattern(r"(\d+)(\[\d*\])?(\.[\w.-]+)?", re.ASCII)
+_RANGE = lazy_pattern(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 _MOST_ELEMENTS = 1_000_000
-_LIMIT = re.compile(r"%\d+(?=\])")
+_LIMIT = lazy_pattern(r"%\d+(?=\])")
 
 _F58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # the digits of Flux's base 58
-_HEX = re.compile(r"0[xX]([0-9a-fA-F]{1,16})")
-_DOTTED = re.compile(r"(?:job\.)?((?:[0-9a-fA-F]{4}\.){3}[0-9a-fA-F]{4})")
-_WORDS = re.compile(r"[a-z]+(?:--?[a-z]+){5}|[^\x00-\x7f]{1,8}")
+_HEX = lazy_pattern(r"0[xX]([0-9a-fA-F]{1,16})")
+_DOTTED = lazy_pattern(r"(?:job\.)?((?:[0-9a-fA-F]{4}\.){3}[0-9a-fA-F]{4})")
+_WORDS = lazy_pattern(r"[a-z]+(?:--?[a-z]+){5}|[^\x00-\x7f]{1,8}")
 _FLUX_SECONDS = 30.0
 
 

@@ -6,12 +6,12 @@ So a group decides before it unpickles anything whether it can run the task; if 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable
 
 from spoolpool.errors import BadRequest
+from spoolpool.system.patterns import lazy_pattern
 
-_SEPARATORS = re.compile(r"[-_.]+")
+_SEPARATORS = lazy_pattern(r"[-_.]+")
 
 
 def requirements(wanted: Iterable[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from spoolpool.errors import BadRequest
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.text import format_duration
 from spoolpool.system.user_code import describe_value
 
@@ -27,10 +28,10 @@ LONGEST = 3653 * DAY
 """Longest duration in seconds, ten years; a greater number has another meaning."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
-_DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{0,9})?)\s*(s|m|min|h|d|w|)\s*", re.ASCII)
-_CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,5}):(\d\d):(\d\d)", re.ASCII)
-_DAYS_AND_HOURS = re.compile(r"(\d{1,4})-(\d\d?)(?::(\d\d))?()", re.ASCII)  # as Slurm reads them
-_SIZE = re.compile(r"(\d{1,16})([KMGT]?)", re.ASCII)
+_DURATION = lazy_pattern(r"\s*(\d{1,12}(?:\.\d{0,9})?)\s*(s|m|min|h|d|w|)\s*", re.ASCII)
+_CLOCK = lazy_pattern(r"(?:(\d{1,4})-)?(\d{1,5}):(\d\d):(\d\d)", re.ASCII)
+_DAYS_AND_HOURS = lazy_pattern(r"(\d{1,4})-(\d\d?)(?::(\d\d))?()", re.ASCII)  # as Slurm reads them
+_SIZE = lazy_pattern(r"(\d{1,16})([KMGT]?)", re.ASCII)
 _EXAMPLES = "'90s', '10m', '1.5h', '7d', '1:30:00' or '2-00:00:00'"
 _PLAIN_UNITS = {1.0: "seconds", MINUTE: "minutes", DAY: "days"}
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 20, 1 << 50

@@ -20,6 +20,7 @@ import msgspec
 from spoolpool.errors import SpoolpoolError
 from spoolpool.system import files
 from spoolpool.system.limited_log import LimitedLog
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.text import escape_line
 
 LIMIT = 1 << 16
@@ -32,7 +33,7 @@ Check = Callable[[int, str], os.stat_result]
 
 T = TypeVar("T")
 
-_STRING = re.compile(rb'"(?:[^"\\]+|\\(?:.|\Z))*(?:"|\Z)', re.DOTALL)  # never fails after a quote: no backtracking
+_STRING = lazy_pattern(rb'"(?:[^"\\]+|\\(?:.|\Z))*(?:"|\Z)', re.DOTALL)  # never fails after a quote: no backtracking
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _EMPTY = "it is empty"

@@ -8,10 +8,11 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from spoolpool.errors import BadRequest
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.quantities import DAY, MINUTE, read_seconds
 from spoolpool.system.user_code import describe_value
 
-_CLOCK = re.compile(r"(?:(?:(?:(\d+)-)?(\d+):)?(\d*):)?(\d+)", re.ASCII)
+_CLOCK = lazy_pattern(r"(?:(?:(?:(\d+)-)?(\d+):)?(\d*):)?(\d+)", re.ASCII)
 
 TimeFormat = Literal["slurm", "pbs", "sge", "lsf", "flux"]
 """Batch systems by their way to write times."""

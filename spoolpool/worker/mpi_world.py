@@ -21,6 +21,7 @@ from spoolpool import settings
 from spoolpool.calls.leftovers import Leftover, Severity
 from spoolpool.errors import LauncherError
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.processes import hostname
 from spoolpool.worker.mpi_messages import FIRST, Head
 
@@ -42,7 +43,7 @@ _SWEEPING = (0.00002, 0.02)
 _TAG = 32767
 """The greatest tag that each MPI has: a function is least likely to use it."""
 
-_ONE_SIDED = re.compile(
+_ONE_SIDED = lazy_pattern(
     "I?(bcast|gatherv?|scatterv?|reduce|(ex)?scan)|I(barrier|all.*|reduce_scatter.*)", re.IGNORECASE
 )
 """Collectives that a rank can leave although another rank never calls them: its message meets the next call there."""
