@@ -16,12 +16,7 @@ from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client.at_exit import close_at_exit
-from spoolpool.client.deferred import DeferredCalls
-from spoolpool.client.futures import TaskFuture
 from spoolpool.client.options import ExecutorOptions
-from spoolpool.client.prepared_call import PreparedCall
-from spoolpool.client.references import CallReferences
-from spoolpool.client.session import SubmitterSession
 from spoolpool.errors import BadRequest, BrokenSpool
 from spoolpool.format.names import new_task_id, parse_lane, submitter_of
 from spoolpool.launch.allocation import plan
@@ -33,8 +28,11 @@ from spoolpool.security.trust import Trust
 from spoolpool.system.backoff import Backoff
 
 if TYPE_CHECKING:
+    from spoolpool.client.futures import TaskFuture
     from spoolpool.client.memoize import Memoizer
     from spoolpool.client.output_stream import OutputStream
+    from spoolpool.client.prepared_call import PreparedCall
+    from spoolpool.client.references import CallReferences
     from spoolpool.client.resume import SessionReplay
     from spoolpool.launch.launcher import Launcher
     from spoolpool.launch.output_relay import Relay
@@ -50,8 +48,12 @@ class ExecutorRuntime:
     It does not refer to the executor, so that an executor without references is garbage-collected.
     """
 
-    def __init__(self, options: ExecutorOptions, spool: Spool, launcher: Launcher | None, groups: int) -> None:
+    def __init__(self, options: ExecutorOptions, spool: Spool, host_groups: _HostGroups, groups: int) -> None:
         """Use :meth:`open`."""
+        # late: the groups of an embedded executor, which have begun, import their modules at the same time
+        from spoolpool.client.deferred import DeferredCalls
+        from spoolpool.client.session import SubmitterSession
+
         session = options.session
         name = os.urandom(8).hex() if session is None else session.name
         # a dropbox's tasks are run, and their results written, by its owner
@@ -62,13 +64,8 @@ class ExecutorRuntime:
         self.groups = groups
         """Worker groups that were requested first."""
         self.cores = groups * options.shape.cores
-        self._relay: Relay | None = None
-        self.pool: GroupPool | None = None
-        if launcher is not None:
-            from spoolpool.launch.output_relay import Relay
-
-            self._relay = Relay(labels=False)
-            self.pool = _start_pool(options, spool, launcher, self._relay)
+        self._host_groups = host_groups
+        self.pool = host_groups.pool
         self.jobs: BatchPool | None = None
         self.init = ""
         """Object id of the ``init_function``."""
@@ -129,15 +126,22 @@ class ExecutorRuntime:
             output = settings.OUTPUT if options.stream_output else 0
             spool = create_temporary_spool(one_host=one_host, output=output)
         runtime: ExecutorRuntime | None = None
+        host_groups = _HostGroups()
         try:
-            runtime = cls(options, spool, launcher, groups)
+            if launcher is not None:
+                host_groups.prepare(options, spool, launcher)
+            if options.spool is None:
+                host_groups.start(options.shape, groups)
+            runtime = cls(options, spool, host_groups, groups)
             runtime._start(groups)
         except BaseException:
             if runtime is not None:
                 runtime.close()
                 runtime.join()
-            elif options.spool is None:
-                spool.remove()
+            else:
+                host_groups.stop()
+                if options.spool is None:
+                    spool.remove()
             raise
         return runtime
 
@@ -154,8 +158,8 @@ class ExecutorRuntime:
                 from spoolpool.client.resume import SessionReplay
 
                 self.replay = SessionReplay(self.session, options.init_function)
-        if self.pool is not None:
-            self.pool.resize(options.shape, groups)
+        if options.spool is not None:  # first the session: without a right or a key that it needs, no group starts
+            self._host_groups.start(options.shape, groups)
         if self.jobs is not None:
             self.jobs.start()
 
@@ -185,10 +189,7 @@ class ExecutorRuntime:
         except BaseException as error:  # noqa: BLE001  after any error the futures must fail instead of waiting forever
             self.session.fail(BrokenSpool(f"The thread that supervises the worker groups ended: {error}"))
         finally:
-            if self.pool is not None:
-                self.pool.stop()
-            if self._relay is not None:
-                self._relay.close()
+            self._host_groups.stop()
             if self.jobs is not None:
                 self.jobs.stop()
             self.session.join()
@@ -236,6 +237,8 @@ class ExecutorRuntime:
 
     def new_references(self, resources: Resources) -> CallReferences:
         """Return the references of a new call, with the id of its task."""
+        from spoolpool.client.references import CallReferences
+
         return CallReferences(self.spool, new_task_id(resources.priority), self.session.objects.acquire)
 
     def submit(self, call: PreparedCall) -> TaskFuture:
@@ -332,6 +335,35 @@ class ExecutorRuntime:
             self.memo.close()
 
 
+class _HostGroups:
+    """Worker groups that an executor starts itself, if any, and the process that forwards their output."""
+
+    pool: GroupPool | None = None
+    _relay: Relay | None = None
+
+    def prepare(self, options: ExecutorOptions, spool: Spool, launcher: Launcher) -> None:
+        """Make the pool of the groups."""
+        from spoolpool.launch.output_relay import Relay
+        from spoolpool.pool.group_pool import GroupPool
+
+        self._relay = Relay(labels=False)
+        arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
+        launch = replace(_launch_options(options), relay=self._relay)
+        self.pool = GroupPool(spool, launcher, arguments=arguments, options=launch)
+
+    def start(self, shape: Shape, count: int) -> None:
+        """Start groups of a shape."""
+        if self.pool is not None:
+            self.pool.resize(shape, count)
+
+    def stop(self) -> None:
+        """End the groups after their tasks, and forward the rest of their output."""
+        if self.pool is not None:
+            self.pool.stop()
+        if self._relay is not None:
+            self._relay.close()
+
+
 def _refuse_reference(reference: object) -> object:
     kind = "a reference" if isinstance(reference, ObjectRef) else "a future"
     raise BadRequest(f"put() was given a value that contains {kind}: pass that to the call as a separate argument.")
@@ -341,13 +373,6 @@ def _shape(lane: str) -> Shape:
     wanted = parse_lane(lane)
     assert wanted is not None  # this process composed the name
     return Shape(ranks=wanted.ranks, threads=wanted.threads, gpus=wanted.gpus)
-
-
-def _start_pool(options: ExecutorOptions, spool: Spool, launcher: Launcher, relay: Relay) -> GroupPool:
-    from spoolpool.pool.group_pool import GroupPool
-
-    arguments = ["--queue", options.submission.queue, *(f"--tag={tag}" for tag in options.defaults.tags)]
-    return GroupPool(spool, launcher, arguments=arguments, options=replace(_launch_options(options), relay=relay))
 
 
 def _launch_options(options: ExecutorOptions) -> LaunchOptions:

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from spoolpool import settings
 from spoolpool.errors import LauncherError, NotASpool, SpoolpoolError
 from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity, find_allocation
 from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
-from spoolpool.launch.launcher import GroupProcess, Launcher, LaunchOptions
+from spoolpool.launch.launcher import CommandProcess, GroupProcess, Launcher, LaunchOptions
 from spoolpool.pool.slot import Slot
-from spoolpool.protocol import lost_attempts, worker_registration
-from spoolpool.protocol.claim import Claim, GiveBack
-from spoolpool.protocol.journal import Journal, submitters_journal
-from spoolpool.protocol.owner_entry import OwnerEntry
-from spoolpool.protocol.recovery import Recovery
+from spoolpool.protocol import worker_registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security import known_spools
-from spoolpool.system import files
+from spoolpool.system import children, files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import describe_command_status, describe_status
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.claim import Claim, GiveBack
+    from spoolpool.protocol.owner_entry import OwnerEntry
+    from spoolpool.protocol.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 _NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
 _WALLTIME, _ASKED = "the walltime of its group ended", "its group was asked to end"  # reasons to give tasks back
+_MOST_AWAITED = 16  # processes whose ends are waited for at once
 _MOST_REPORTS = 100  # on groups that are missing
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
 
@@ -64,9 +68,6 @@ class GroupPool:
         self._capacity = capacity
         self._owner = worker_registration.encode_owner()
         self._entry: OwnerEntry | None = None
-        # nobody reads the journal of a temporary spool, which is removed with its executor
-        journal = None if spool.temporary else Journal(spool, submitters_journal(), "supervisor")
-        self._recovery = Recovery(spool, journal, all_workers=True)  # rounds follow the death of a group of this pool
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._numbers: list[tuple[int, GroupProcess]] = []  # of groups that were asked to end
@@ -81,6 +82,16 @@ class GroupPool:
         """Shapes of which a group has ever announced itself."""
         self.excluded_nodes: dict[str, str] = {}
         """Nodes on which all groups died, with the reasons."""
+
+    @functools.cached_property
+    def _recovery(self) -> Recovery:
+        """Recovery of the claims of groups that have ended: it is imported while the first groups begin."""
+        from spoolpool.protocol.journal import Journal, submitters_journal
+        from spoolpool.protocol.recovery import Recovery
+
+        # nobody reads the journal of a temporary spool, which is removed with its executor
+        journal = None if self._spool.temporary else Journal(self._spool, submitters_journal(), "supervisor")
+        return Recovery(self._spool, journal, all_workers=True)  # rounds follow the death of a group of this pool
 
     def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
         """Set the number of groups of a shape: start missing groups, with ``arguments``, and ask surplus ones to end.
@@ -163,6 +174,8 @@ class GroupPool:
     def _announce(self) -> str:
         """Return the id of the entry of this process, whose heartbeat groups on other hosts observe."""
         if self._entry is None:
+            from spoolpool.protocol.owner_entry import OwnerEntry  # groups on this host alone need none
+
             try:
                 self._entry = OwnerEntry(self._spool)
             except OSError as error:
@@ -228,6 +241,8 @@ class GroupPool:
             error = find_cause(errors)
         reason = error or (describe_status(status) if direct else describe_command_status(status))
         if error is None and slot.announced:
+            from spoolpool.protocol import lost_attempts
+
             lost_attempts.record_exit(self._spool, slot.worker, status, launcher=launcher)
             reason = ": ".join(filter(None, (reason, find_own(errors))))
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
@@ -401,7 +416,9 @@ class GroupPool:
             for worker in running - late:
                 # again: a group that was still starting had no entry for an earlier request
                 worker_registration.request_stop(self._spool, worker)
-            if running != late:
+            if pids := self._pids(running - late):
+                children.wait_for_one(pids, backoff.next())
+            elif running != late:
                 backoff.sleep()
         if self._entry is not None:
             self._entry.close()
@@ -410,6 +427,11 @@ class GroupPool:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
         return released
+
+    def _pids(self, workers: Iterable[str]) -> list[int]:
+        """Return the processes of ending groups whose ends are worth a wake-up: some, since each costs two calls."""
+        processes = (self._ending[worker] for worker in itertools.islice(workers, _MOST_AWAITED))
+        return [process.pid for process in processes if isinstance(process, CommandProcess)]
 
     def _take_over(self, late: Iterable[str], over: float | None) -> list[tuple[Claim, GiveBack]]:
         """Take over the claims of groups that are about to be ended; ``over`` as in :meth:`Recovery.take_over`."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from spoolpool import settings
 from spoolpool.format.names import parse_task_file
 from spoolpool.launch.launcher import GroupProcess
-from spoolpool.protocol import journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.system import files
@@ -104,6 +103,8 @@ class Slot:
 
     def record_death(self, spool: Spool) -> None:
         """Count the death of an announced group, after the success that it may have had before."""
+        from spoolpool.protocol import journal  # late: deaths are rare
+
         if time.monotonic() - self._announced_at > _PROVEN or any(
             event.event in ("task", "raised") for event in journal.recent(spool, self.worker)[0]
         ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+from collections.abc import Iterable
 
 from spoolpool.system.processes import read_proc
 
@@ -41,6 +43,18 @@ def _by_parent() -> set[int]:
 def _stat(pid: int) -> list[str]:
     """Return the state of a process, its parent, its process group and its session; empty if there is none."""
     return read_proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def wait_for_one(pids: Iterable[int], seconds: float) -> None:
+    """Wait until one of these children has ended, at most ``seconds``; where the kernel cannot tell, that long."""
+    poll = select.poll()
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):  # before Linux 5.3; or there are too many descriptors, or it was waited for
+            for pid in pids:
+                fd = os.pidfd_open(pid)
+                opened.callback(os.close, fd)
+                poll.register(fd, select.POLLIN)
+        poll.poll(seconds * 1000)
 
 
 def has_ended(pid: int) -> bool:

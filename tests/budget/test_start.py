@@ -30,7 +30,6 @@ _OF_THE_IMPORT = (
     "asyncio",
     "click",
     "cloudpickle",
-    "filelock",
     "hashlib",
     "html",
     "importlib.abc",
@@ -48,7 +47,6 @@ _OF_THE_IMPORT = (
     "tqdm",
     "typing_extensions",
     "uuid",
-    "watchdog",
     "xml",
 )
 """Packages and modules that ``from spoolpool import Executor`` does not load."""
@@ -76,11 +74,27 @@ _OF_A_LOCAL_EXECUTOR = (
     "spoolpool.worker",
     "asyncio",
     "click",
+    "hashlib",
+    "json",
     "multiprocessing",
+    "pathlib",
+    "socket",
     "sysconfig",
     "xml",
 )
 """Modules that an executor with one group of one rank does not load until the result of its first call."""
+
+_BEFORE_THE_GROUP = (
+    "spoolpool.client.collector",
+    "spoolpool.client.session",
+    "spoolpool.protocol.claim",
+    "spoolpool.protocol.journal",
+    "spoolpool.protocol.lost_attempts",
+    "spoolpool.protocol.recovery",
+    "spoolpool.system.watch",
+    "ctypes",
+)
+"""Modules that an executor loads while its groups start."""
 
 _OF_A_WORKER = (
     "spoolpool.backends",
@@ -95,14 +109,17 @@ _OF_A_WORKER = (
     "spoolpool.worker.mpi_group",
     "asyncio",
     "cloudpickle",
+    "hashlib",
     "importlib.metadata",
+    "ipaddress",
     "mpi4py",
     "multiprocessing",
     "numpy",
+    "pathlib",
+    "secrets",
     "socket",
     "sysconfig",
     "tempfile",
-    "watchdog",
     "xml",
 )
 """Modules that a group of one rank does not load until it begins its first call."""
@@ -144,6 +161,23 @@ def test_first_call_of_a_local_executor_loads_no_batch_system(tmp_path: Path) ->
     modules = modules_after(program, tmp_path)
     assert "spoolpool.pool.group_pool" in modules
     assert loaded(_OF_A_LOCAL_EXECUTOR, modules) == []
+
+
+def test_a_local_executor_starts_its_group_before_it_loads_its_session(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "from spoolpool import Executor\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, command, *args, **kwargs):\n"
+        "        if 'spoolpool.cli.worker' in command:\n"
+        f"            print(*{_MODULES})\n"
+        "        super().__init__(command, *args, **kwargs)\n"
+        "subprocess.Popen = Popen\n"
+        "Executor(max_workers=1, backend='local').shutdown()\n"
+    )
+    modules = modules_after(program, tmp_path)
+    assert "spoolpool.pool.group_pool" in modules
+    assert loaded(_BEFORE_THE_GROUP, modules) == []
 
 
 def test_worker_loads_no_submitter_and_no_supervisor_before_its_first_call(tmp_path: Path) -> None:
