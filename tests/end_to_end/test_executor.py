@@ -998,11 +998,23 @@ def test_the_ranks_of_a_killed_group_are_replaced(tmp_path: Path) -> None:
         assert executor.submit(tasks.communicator).result(LIMIT) == [(0, 2), (1, 2)]
 
 
-def test_worker_groups_share_no_state_of_random_numbers():
-    draw = "(__import__('random').random(), float(__import__('numpy').random.random()))"
-    drawn = [eval(draw)]
-    for _ in range(2):
-        with Executor(max_workers=1, backend="local") as executor:
-            drawn.append(executor.submit(eval, draw).result(LIMIT))
-    python, numpy = (set(numbers) for numbers in zip(*drawn, strict=True))
-    assert len(python) == len(numpy) == len(drawn)
+def test_worker_groups_share_no_state_of_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    drawn = [tasks.draw()]
+    for number in range(2):  # two groups of each executor, both at once
+        with Executor(max_workers=2, backend="local") as executor:
+            started, end = tmp_path / f"{number}.started", tmp_path / f"{number}.end"
+            calls = [executor.submit(tasks.mark_and_draw, started, end) for _ in range(2)]
+            wait_until(lambda path=started: path.exists() and len(path.read_text().split()) == 2, "both groups work")
+            end.touch()
+            drawn += [call.result(LIMIT) for call in calls]
+    for source, values in {name: [each[name] for each in drawn] for name in drawn[0]}.items():
+        assert len(set(values)) == len(drawn), f"{source}: {values}"
+
+
+@pytest.mark.mpi
+def test_the_ranks_of_a_group_share_no_state_of_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with Executor(max_workers=1, cores_per_worker=2) as executor:
+        first, second = executor.submit(tasks.draw).result(LIMIT)
+    assert [name for name in first if first[name] == second[name]] == []

@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import random
+import secrets
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,6 +83,26 @@ def watch_children(started: str | Path, end: str | Path) -> list[str]:
     finally:
         signal.signal(signal.SIGCHLD, before)
     return found
+
+
+def draw() -> dict[str, Any]:
+    """Return a value of each source of random numbers, by its name."""
+    import numpy as np
+
+    return {
+        "random": random.random(),
+        "numpy": float(np.random.random()),  # noqa: NPY002  the global state is meant
+        "numpy, new": float(np.random.default_rng().random()),
+        "uuid": uuid.uuid4().hex,
+        "secrets": secrets.token_hex(),
+        "hash": hash("seed"),
+    }
+
+
+def mark_and_draw(started: str | Path, end: str | Path) -> dict[str, Any]:
+    """Record the run, simulate work until another file exists, and return a value of each source."""
+    mark_and_wait(started, end)
+    return draw()
 
 
 def pid(*_: Any) -> int:
