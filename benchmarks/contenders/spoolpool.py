@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.claims import of_claims
 from benchmarks.contender import Contender, Job, Samples
+from benchmarks.imports import VARIABLE, read_imports
 from benchmarks.measures import Submits, of_executor
 
 DURABILITIES: tuple[Any, ...] = ("none", "data", "full")
@@ -154,7 +155,15 @@ def start(job: Job) -> Samples:
             begun: Any = call.result()
             taken.append(max(begun if job.ranks > 1 else [begun]) - before)
             group.wait(30)
-    return {"time": taken[1:]}
+        if job.ranks > 1:  # the reports of several ranks would be mixed
+            return {"time": taken[1:]}
+        call = attached.submit(time.time)
+        variables = {**os.environ, VARIABLE: "1"}
+        errors = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=variables, check=True
+        ).stderr
+        call.result()
+    return {"time": taken[1:], **read_imports(errors.decode())}
 
 
 CONTENDER = Contender(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from benchmarks.contender import OURS, Environment, Samples
 from benchmarks.contenders import dask, executorlib, parsl, spoolpool
 from benchmarks.harness import environment_of
+from benchmarks.imports import VARIABLE, read_imports
 from benchmarks.jobs import job_of, run_job
 from benchmarks.row import Entry, Failed, Goal, Key, Place, Quantity, Role, Row, Sizes, Take
 
@@ -20,8 +21,6 @@ _MPI = Key("mpiexec -n 2 of an import of mpi4py.MPI")
 _FIRST = Key("spoolpool", "import to first result")
 _WAITING = 1000
 """Tasks in the spool that is looked at."""
-
-_IMPORT_TIME = "import time:"
 
 _ROUNDS = 3
 """Turns at most: each starts everything several times."""
@@ -131,19 +130,18 @@ def _take(place: Place, arguments: Sequence[str], times: int) -> Samples:
 
 
 def _imports(python: str, arguments: Sequence[str]) -> Samples:
-    """Return the number of modules that a program of Python imports, and the seconds that their code takes."""
+    """Return the modules that a program of Python imports, and the seconds that their code takes."""
     done = subprocess.run(
-        [python, "-X", "importtime", *arguments],
+        [python, *arguments],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         cwd="/",
-        env=_environment(python),
+        env={**_environment(python), VARIABLE: "1"},
         check=True,
     )
-    lines = [line.removeprefix(_IMPORT_TIME) for line in done.stderr.splitlines() if line.startswith(_IMPORT_TIME)]
-    own = [int(text) for text, *_ in (line.split("|") for line in lines) if text.strip().isdigit()]  # not the header
-    return {"modules": [float(len(own))], "import": [sum(own) / 1e6]}
+    return read_imports(done.stderr)
 
 
 def _environment(python: str) -> dict[str, str]:
@@ -160,7 +158,7 @@ installed with what it requires. A group is started by `spool-worker` for a spoo
 stops when that call has begun on all ranks; its floor is an MPI program of as many ranks that does nothing, until that
 has ended. *Under a supervisor* a process is started that starts the group by mpiexec. *Import to first result* is a
 program that makes an executor of one worker and one call, until it has ended. Modules and their seconds are those of
-one more start.
+one more start: of the program and the processes that it starts, or of the group of one rank until its end.
 """,
     quantities=(
         Quantity(name="time", unit="s", title="until it has ended; a group: until its first call begins"),
