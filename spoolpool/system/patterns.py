@@ -16,6 +16,9 @@ class _Pattern:
         self._text = text
         self._flags = flags
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return re.compile, (self._text, self._flags)  # as a compiled one is pickled and copied
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(re.compile(self._text, self._flags), name)  # re keeps the compiled pattern
         setattr(self, name, value)

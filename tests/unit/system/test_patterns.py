@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -34,3 +36,12 @@ def test_a_pattern_is_compiled_at_its_first_use() -> None:
 def test_a_pattern_has_no_other_attributes_than_a_compiled_one() -> None:
     with pytest.raises(AttributeError):
         lazy_pattern("a").no_method  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_pattern_is_copied_and_pickled_as_a_compiled_one() -> None:
+    given = lazy_pattern("[ab]+", re.IGNORECASE)
+    for _ in range(2):  # before its first use and after it
+        for found in (copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
+            assert found.fullmatch("aB")
+            assert found == re.compile("[ab]+", re.IGNORECASE)
+        assert given.fullmatch("A")
