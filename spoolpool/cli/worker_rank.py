@@ -12,6 +12,7 @@ from spoolpool import settings
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.worker_options import WorkerCommandOptions
 from spoolpool.errors import BadRequest
+from spoolpool.system.garbage import no_collection
 
 if TYPE_CHECKING:
     from spoolpool.worker.rank_guard import GuardOptions, RankGuard
@@ -145,15 +146,16 @@ def _start_again(limits: _Limits, done: int, begun: float, renewals: int) -> Non
 
 def run_rank(options: WorkerCommandOptions) -> int:
     """Run one rank of a worker group; return the exit code. Imports are late, so that ``--help`` is quick."""
-    from spoolpool.calls import run
-    from spoolpool.launch.allocation import find_allocation, in_step
-    from spoolpool.protocol.worker_registration import decode_owner
-    from spoolpool.security import known_spools
-    from spoolpool.security.trust import Trust
-    from spoolpool.system.gpus import local_rank, take_share
-    from spoolpool.worker import main
-    from spoolpool.worker.loop import WorkerOptions
-    from spoolpool.worker.rank_guard import GuardOptions
+    with no_collection():
+        from spoolpool.calls import run
+        from spoolpool.launch.allocation import find_allocation, in_step
+        from spoolpool.protocol.worker_registration import decode_owner
+        from spoolpool.security import known_spools
+        from spoolpool.security.trust import Trust
+        from spoolpool.system.gpus import local_rank, take_share
+        from spoolpool.worker import main
+        from spoolpool.worker.loop import WorkerOptions
+        from spoolpool.worker.rank_guard import GuardOptions
 
     # always removed: a task may start workers of its own
     names = (

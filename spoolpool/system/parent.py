@@ -7,6 +7,7 @@ died. Their parents can say which, and how. A parent can also end a child that h
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -79,6 +80,7 @@ def continue_in_child(report: Callable[[int], None], guard: Guard | None = None)
     # until the handlers are set; and in the thread of the guard for ever: a signal that a thread has taken is lost in
     # a process that executes another program
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
+    gc.freeze()  # no collection visits what both processes share: that would copy its pages, and take time at the end
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

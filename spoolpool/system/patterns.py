@@ -6,13 +6,13 @@ A process imports many patterns and uses few of them, and the compilation of one
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import Any, AnyStr, cast
 
 
 class _Pattern:
     """Stand-in of a compiled pattern; it keeps the methods that were used, so that they cost no more than its own."""
 
-    def __init__(self, text: str, flags: int) -> None:
+    def __init__(self, text: str | bytes, flags: int) -> None:
         self._text = text
         self._flags = flags
 
@@ -25,6 +25,6 @@ class _Pattern:
         return value
 
 
-def lazy_pattern(text: str, flags: int = 0) -> re.Pattern[str]:
+def lazy_pattern(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
     """Return a pattern as ``re.compile`` does. Raises ``re.error`` at its first use."""
-    return cast("re.Pattern[str]", _Pattern(text, int(flags)))
+    return cast("re.Pattern[AnyStr]", _Pattern(text, int(flags)))

@@ -192,6 +192,16 @@ def test_worker_loads_no_submitter_and_no_supervisor_before_its_first_call(tmp_p
     assert loaded(_OF_A_WORKER, modules) == []
 
 
+def test_collections_in_a_worker_leave_out_what_it_has_imported(tmp_path: Path) -> None:
+    state = "(lambda gc: [gc.isenabled(), gc.get_freeze_count() > 10_000])(__import__('gc'))"
+    program = (
+        "from spoolpool import Executor\n"
+        "with Executor(max_workers=1, backend='local') as exe:\n"
+        f"    print(*exe.submit(eval, {state!r}).result())\n"
+    )
+    assert modules_after(program, tmp_path) == ["True", "True"]
+
+
 @pytest.mark.parametrize("name", ["Executor", "Sbatch", "Submission", "wait"])
 def test_a_public_name_can_be_the_first_import(name: str, tmp_path: Path) -> None:
     assert modules_after(f"from spoolpool import {name}\nprint({name}.__name__)", tmp_path) == [name]
