@@ -19,6 +19,7 @@ _FLOOR = Key("python -c pass")
 _GROUP = Key("spool-worker", "2 ranks, to its first call")
 _MPI = Key("mpiexec -n 2 of an import of mpi4py.MPI")
 _FIRST = Key("spoolpool", "import to first result")
+_POOL = Key("ProcessPoolExecutor", _FIRST.case)
 _WAITING = 1000
 """Tasks in the spool that is looked at."""
 
@@ -36,7 +37,7 @@ def entries(sizes: Sizes) -> list[Entry]:
         environment: Environment = OURS,
         *,
         ours: Key = _OURS,
-        goal: float | None = None,
+        goal: Goal | None = None,
     ) -> Entry:
         return Entry(
             key=key,
@@ -45,7 +46,7 @@ def entries(sizes: Sizes) -> list[Entry]:
             environment=environment,
             ours=None if role == "ours" or key == _MPI else ours,
             floor=None if role == "floor" else _FLOOR,
-            goals={} if goal is None else {"time": Goal(limit=goal)},
+            goals={} if goal is None else {"time": goal},
             rounds=_ROUNDS,
         )
 
@@ -56,20 +57,21 @@ def entries(sizes: Sizes) -> list[Entry]:
         module, _, call = executor.partition(":")
         name = call.partition("(")[0]
         code = f"from {module} import {name}\nwith {call} as exe:\n    assert exe.submit(pow, 2, 3).result() == 8"
-        return entry(key, imported(code), role, environment, ours=_FIRST)
+        goal = Goal(limit=1 / 1.5, of="peers", peers=(_POOL,), who=_POOL.contender) if key == _FIRST else None
+        return entry(key, imported(code), role, environment, ours=_FIRST, goal=goal)
 
     def group(key: Key, **options: object) -> Entry:
         take = job_of(spoolpool.CONTENDER, "start", tasks=sizes.starts, **options)
-        goals = {"time": Goal(limit=1.3, of="floor")} if key == _GROUP else {}
+        goals = {"time": Goal(limit=1.5, of="floor")} if key == _GROUP else {}
         return Entry(key=key, role="ours", take=take, floor=_MPI, goals=goals, rounds=_ROUNDS)
 
     executor = "from spoolpool import Executor"
     peer = executorlib.CONTENDER.environment
     return [
         entry(_FLOOR, imported("pass"), "floor"),
-        entry(_OURS, imported("import spoolpool"), goal=0.08),
-        entry(Key(executor), imported(executor), goal=0.08),
-        entry(Key("spool --help"), ("spool", "--help"), goal=0.2),
+        entry(_OURS, imported("import spoolpool"), goal=Goal(limit=0.08)),
+        entry(Key(executor), imported(executor), goal=Goal(limit=0.08)),
+        entry(Key("spool --help"), ("spool", "--help"), goal=Goal(limit=0.2)),
         Entry(
             key=Key("spool status", f"{_WAITING} tasks wait"),
             role="ours",
@@ -86,7 +88,7 @@ def entries(sizes: Sizes) -> list[Entry]:
         group(Key("spool-worker", "2 ranks, under a supervisor, to its first call"), ranks=2, variant="supervised"),
         group(Key("spool-worker", "1 rank, to its first call")),
         first(_FIRST, "spoolpool:Executor(max_workers=1)", "ours"),
-        first(Key("ProcessPoolExecutor", _FIRST.case), "concurrent.futures:ProcessPoolExecutor(1)"),
+        first(_POOL, "concurrent.futures:ProcessPoolExecutor(1)"),
         first(
             Key("executorlib", f"ZeroMQ, {_FIRST.case}"),
             "executorlib:SingleNodeExecutor(max_workers=1, block_allocation=True)",
