@@ -54,9 +54,7 @@ _OF_THE_IMPORT = (
 _OF_A_LOCAL_EXECUTOR = (
     "spoolpool.batch_backends",
     "spoolpool.cli",
-    "spoolpool.client.map",
     "spoolpool.client.memoize",
-    "spoolpool.client.packing",
     "spoolpool.client.resume",
     "spoolpool.launch.flux",
     "spoolpool.launch.gridengine",
@@ -86,6 +84,8 @@ _OF_A_LOCAL_EXECUTOR = (
 
 _BEFORE_THE_GROUP = (
     "spoolpool.client.collector",
+    "spoolpool.client.map",
+    "spoolpool.client.packing",
     "spoolpool.client.session",
     "spoolpool.protocol.claim",
     "spoolpool.protocol.journal",
