@@ -159,10 +159,8 @@ class Executor(futures.Executor):
         self._runtime = runtime = ExecutorRuntime.open(self._options, self._max_workers)
         self._max_workers = runtime.groups
         self._packer: Packer | None = None
-        if runtime.may_pack:
-            from spoolpool.client.packing import Packer
-
-            self._packer = Packer(runtime)
+        if self._options.submission.pack:
+            self._find_packer(runtime)
         # the groups of an executor without references end once its tasks are done
         self._finalizer = weakref.finalize(self, runtime.close)
         self._finalizer.atexit = False
@@ -217,6 +215,8 @@ class Executor(futures.Executor):
                 find = None if replay is None else replay.finder(fn, args, kwargs, resources, references.awaited)
                 return runtime.deferred.defer(call, find)
             packer = None if cache_key else self._packer
+            if packer is None and not cache_key and runtime.session.pending:  # one call at a time needs none
+                packer = self._find_packer(runtime)
             packed = None if packer is None else packer.gather(call)
             if packed is not None:
                 return packed
@@ -477,13 +477,15 @@ class Executor(futures.Executor):
             return {"pending": count, **{end: pending.ends[end] for end in ENDS if end != "removed"}}
 
     def __repr__(self) -> str:
-        """Return spool, session and number of pending tasks. Asks no file."""
+        """Return spool, session and number of pending calls. Asks no file."""
         runtime = self._runtime
         if runtime is None or self._shut:
             return f"<{type(self).__name__}, ended>"
         session = runtime.session
-        pending = f"{len(session.pending)} pending"
-        return f"<{type(self).__name__} of {session.spool.path}, session {session.name}, {pending}>"
+        pending = f"{self.counts()['pending']} pending"
+        overflow = session.spool.overflow
+        where = session.spool.path if overflow is None else f"{session.spool.path} (large values: {overflow.path})"
+        return f"<{type(self).__name__} of {where}, session {session.name}, {pending}>"
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows: :attr:`info` and :meth:`counts`. Asks no file."""
@@ -532,6 +534,15 @@ class Executor(futures.Executor):
             self._open()
         assert self._runtime is not None
         return self._runtime
+
+    def _find_packer(self, runtime: ExecutorRuntime) -> Packer | None:
+        """Return the packer of this executor, which is made at the first request; None if it does not pack."""
+        with self._lock:
+            if self._packer is None and runtime.may_pack:
+                from spoolpool.client.packing import Packer
+
+                self._packer = Packer(runtime)
+            return self._packer
 
     def _last_runtime(self) -> ExecutorRuntime:
         """Return the runtime, also after :meth:`shutdown`."""

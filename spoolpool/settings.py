@@ -73,6 +73,9 @@ ENV_JSRUN_SMT = "SPOOLPOOL_JSRUN_SMT"
 ENV_DEVICES = "SPOOLPOOL_DEVICES"
 """Name of the variable that lists the GPUs of a whole group; each rank takes its share of them."""
 
+ENV_SHM = "SPOOLPOOL_SHM"
+"""Directory in memory for temporary spools, instead of ``/dev/shm``; empty: they lie in the temporary directory."""
+
 ENV_OUTPUT = "SPOOLPOOL_OUTPUT"
 """Directory with a pipe for the output of each rank of a group that mpiexec starts."""
 

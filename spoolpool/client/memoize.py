@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import reprlib
 import sys
 import time
@@ -23,8 +24,10 @@ from spoolpool.calls.fingerprint import fingerprint
 from spoolpool.client.futures import PartFuture, TaskFuture, finish
 from spoolpool.client.result_cache import Cache, Entry, key_of_user_key
 from spoolpool.errors import SpoolpoolError
+from spoolpool.format import envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import new_task_id
+from spoolpool.protocol.overflow import is_short
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
@@ -123,7 +126,7 @@ class Memoizer:
         logged and not raised: without a cache entry the call only runs again.
         """
         try:
-            fd = files.open_file(path)
+            fd = self._open(path, label)
         except OSError as error:
             self._log_failure(error)
             return
@@ -134,6 +137,20 @@ class Memoizer:
         else:
             self._writing[header.cache] = writing
             writing.add_done_callback(lambda _: self._writing.pop(header.cache, None))
+
+    def _open(self, path: str, label: str) -> int:
+        """Open the file with the content of an outcome."""
+        fd = files.open_file(path)
+        overflow = self._spool.overflow
+        if overflow is None:
+            return fd
+        try:
+            content = envelope.read(fd, files.size(fd), path)
+            if not is_short(content):
+                return os.dup(fd)
+            return overflow.open_content(path, label, content)
+        finally:
+            files.close(fd)
 
     def _write(self, fd: int, header: TaskHeader, outcome: OutcomeHeader, path: str, label: str) -> None:
         given, arguments = self._descriptions.pop(header.cache, ("", ""))

@@ -19,6 +19,7 @@ from spoolpool.format.headers import Kind, TaskHeader
 from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link
 from spoolpool.protocol.dependencies import remove_links
 from spoolpool.protocol.spool import Spool
+from spoolpool.security.signing import outcome_label, task_label
 from spoolpool.system import files
 
 _TIMES = 5.0  # seconds from one listing of links to the next, for each second that it takes
@@ -146,6 +147,8 @@ class Retention:
             files.remove(path)
         elif files.remove(marker) and task_file.worker != CANCELLED:
             files.remove(path)
+        if self._spool.overflow is not None and found.kind != "lost":
+            self._spool.overflow.remove(task_label(task_file.task), outcome_label(self._session, name))
         self._delivered.pop(name, None)
         return True
 

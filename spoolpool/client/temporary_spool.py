@@ -2,32 +2,91 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 
 from spoolpool import settings
-from spoolpool.errors import BadRequest
+from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, memory, mounts
+
+log = logging.getLogger(__name__)
 
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")
 """Directories that each node has for itself."""
 
+_PREFIX = "spoolpool-"
+_IN_MEMORY = ("tmpfs", "ramfs")
+_LEAST_ROOM = 1 << 25
+"""Bytes of room without which a spool does not lie in memory."""
+_LEAST_MEMORY = 1 << 28
+"""The same of the memory that this process may use, its control group included."""
+_LEAST_FILES = 10_000
+"""Files that must fit."""
+
 
 def create_temporary_spool(*, one_host: bool, output: int) -> Spool:
-    """Create a spool below the directory for temporary files, or, for groups on several hosts, in a shared directory.
+    """Create a spool in memory or below the directory for temporary files, or for several hosts in a shared directory.
 
+    A spool for ``one_host`` that keeps no ``output`` lies in memory if there is room (:func:`memory_directories`); its
+    large values are below the directory for temporary files all the same.
     The shared directory is ``SPOOLPOOL_DIR`` (if that is a spool, its parent), or else the current directory. Raises
     :class:`BadRequest` if the current directory is local to each node.
     """
-    path = os.path.abspath(tempfile.mkdtemp(prefix="spoolpool-", dir=None if one_host else _shared_directory()))
+    if one_host and not output:
+        for parent in memory_directories():
+            try:
+                return _create(tempfile.mkdtemp(prefix=_PREFIX, dir=parent), overflow_in=tempfile.gettempdir())
+            except (OSError, SpoolpoolError) as error:  # it is full, or read-only; or other accounts can replace it
+                log.info("The temporary spool is not made in %s: %s", parent, error)
+    path = tempfile.mkdtemp(prefix=_PREFIX, dir=None if one_host else _shared_directory())
+    return _create(path, one_host=one_host, output=output)
+
+
+def _create(path: str, *, one_host: bool = True, output: int = 0, overflow_in: str | None = None) -> Spool:
+    path = os.path.abspath(path)
     try:
         # the defaults of the site are for its shared filesystems
         lease, caches = (settings.LEASE, 1.0) if one_host else (None, None)
-        return Spool.create(path, durability="none", lease=lease, caches=caches, output=output, temporary=True)
+        overflow_in = overflow_in and os.path.abspath(overflow_in)
+        return Spool.create(
+            path,
+            durability="none",
+            lease=lease,
+            caches=caches,
+            output=output,
+            temporary=True,
+            overflow_in=overflow_in,
+        )
     except BaseException:
         files.remove_tree(path)
         raise
+
+
+def memory_directories(given: Iterable[str] | None = None) -> Iterator[str]:
+    """Iterate over those of some directories that lie in memory and have room for a spool.
+
+    By default the candidates are /dev/shm and the runtime directory of this account.
+
+    There are none if the temporary directory is on a shared filesystem: groups on other hosts may use it.
+    """
+    named = os.environ.get(settings.ENV_SHM)
+    found = given or (("/dev/shm", os.environ.get("XDG_RUNTIME_DIR")) if named is None else (named,))
+    usable = memory.usable()
+    if (usable is not None and usable.available < _LEAST_MEMORY) or not mounts.is_local(tempfile.gettempdir()):
+        return
+    for directory in map(os.path.abspath, filter(None, found)):
+        try:
+            room = os.statvfs(directory)
+        except OSError:  # missing
+            continue
+        free = room.f_bavail * room.f_frsize
+        many = not room.f_files or room.f_favail >= _LEAST_FILES  # 0: without a limit
+        writable = os.access(directory, os.W_OK | os.X_OK)
+        if free >= _LEAST_ROOM and many and writable and mounts.mount_of(directory)[1] in _IN_MEMORY:
+            yield directory
 
 
 def _shared_directory() -> str:

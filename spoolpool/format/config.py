@@ -63,6 +63,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Data that ``spool gc`` keeps."""
     temporary: bool = False
     """Whether the spool belongs to one executor and is removed with it."""
+    overflow: str = ""
+    """Directory for the large files of a temporary spool in memory; empty: they lie in the spool."""
     max_waiting: Positive | None = None
     """Limit of the queued tasks of one user; None: no limit."""
     signed: bool = False

@@ -87,6 +87,13 @@ def pack(header: bytes, payload: Buffer, buffers: Sequence[Buffer] = ()) -> list
     return parts
 
 
+def header_of(parts: Sequence[Buffer]) -> bytes:
+    """Return the header in the parts of a file, as :func:`pack` returned them."""
+    _, _, count, length, _, _ = _PREFIX.unpack_from(parts[0])
+    position = _PREFIX.size + 8 * count
+    return bytes(parts[0][position : position + length])
+
+
 def _sizes(data: Buffer, size: int, path: str) -> tuple[int, int, int, int]:
     """Return the number of buffers and the lengths of header, pickle and file, checked against the real size."""
     if len(data) < _PREFIX.size or data[:8] != MAGIC:

@@ -32,6 +32,7 @@ from spoolpool.format.names import (
     parse_lease,
     parse_task_file,
 )
+from spoolpool.protocol.overflow import STUB_SIZE
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task, task_directories
 from spoolpool.security.signing import SIZE, object_label
@@ -73,7 +74,7 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
     target = spool.layout.object(name, spool.account)
     parts = envelope.pack(b"{}", payload, buffers)
     with files.translate_errors(f"put an object into {spool.path}"):
-        if not _exists(target, sum(map(len, parts))):
+        if not _exists(spool, target, sum(map(len, parts))):
             source = f"{spool.layout.tmp}/{name}.{writer}"
             spool.in_directory(spool.layout.tmp, lambda: spool.write(source, object_label(name), parts))
             durability = spool.config.durability
@@ -81,7 +82,7 @@ def put_object(spool: Spool, payload: Buffer, buffers: Sequence[Buffer], writer:
     return name
 
 
-def _exists(path: str, size: int) -> bool:
+def _exists(spool: Spool, path: str, size: int) -> bool:
     """Return whether an object of this account exists, and set its time; remove it if it is cut short.
 
     The directory is not listed, since it may have very many names: an object that a stale cache hides is written again.
@@ -89,7 +90,7 @@ def _exists(path: str, size: int) -> bool:
     try:
         with files.reading(path, Trust().check) as (_, status):
             found = status.st_size
-        if found - size not in (0, SIZE):
+        if found - size not in (0, SIZE) and not (spool.overflow is not None and found == STUB_SIZE):
             files.remove(path)
             return False
         files.touch(path)
@@ -430,8 +431,13 @@ def remove_objects(spool: Spool, stamps: Mapping[str, int | None], find_needed: 
         for name, path in list(aside.items()):
             with contextlib.suppress(OSError):  # it cannot be opened, as another account's: it stays
                 if name not in needed and stamps[name] in (None, files.mtime_ns(path)):
+                    large = None
+                    if spool.overflow is not None:
+                        large = spool.overflow.find(path, object_label(name.partition("@")[0]))
                     removed += files.remove(path)
                     del aside[name]
+                    if large is not None:
+                        files.remove(large)
     finally:
         for name, path in aside.items():
             with contextlib.suppress(OSError):  # race: a process that needs it has put it back; or 'spool gc' will

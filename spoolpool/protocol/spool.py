@@ -20,6 +20,7 @@ from spoolpool.format.config import Config, read_id
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import FORMAT, parse_lane
+from spoolpool.protocol.overflow import Overflow
 from spoolpool.protocol.spool_root import forget_root, open_layout
 from spoolpool.protocol.spool_tree import Undo, make_tree
 from spoolpool.security import known_spools, permissions
@@ -81,6 +82,10 @@ class Spool:
         self.signature = Signature(self.config.id, keys) if self.identity.signed else None
         self.temporary = self.identity.temporary
         """Whether the spool belongs to one executor, which removes it. Not from ``spool.json``, which may be forged."""
+        self.overflow: Overflow | None = None
+        """Directory for the large files of a spool in memory."""
+        if self.config.overflow and not self.shared and self.signature is None:
+            self.overflow = Overflow(self.config.overflow, self.path, self.config.id, self.owner)
 
     def _identify(self, keys: bytes, trust: Trust | None, *, read_only: bool, accept: bool) -> SpoolIdentity:
         """Compare the spool with the one that was at its path before; remember and return its identity."""
@@ -131,11 +136,13 @@ class Spool:
         temporary: bool = False,
         signed: bool = False,
         max_waiting: int | None = None,
+        overflow_in: str | None = None,
     ) -> Spool:
         """Create a spool in a directory that is empty or does not exist yet, and open it. A failure leaves nothing.
 
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
-        which must have no other members. Without a ``lease`` or ``caches`` they are the defaults of the user, of the
+        which must have no other members. ``overflow_in`` is the directory in which the large files of a temporary spool
+        in memory get a directory. Without a ``lease`` or ``caches`` they are the defaults of the user, of the
         site or of :mod:`spoolpool.settings`.
         """
         lease = defaults.find("lease").value if lease is None else lease
@@ -165,6 +172,9 @@ class Spool:
         if output and output < _LEAST_OUTPUT:
             raise BadRequest(f"A spool keeps at least {_LEAST_OUTPUT} bytes of a task's output, or none; not {output}.")
         with Undo() as undo, files.translate_errors(f"make the spool {root}"):
+            if overflow_in is not None:
+                config = replace(config, overflow=Overflow.create(overflow_in, config.id))
+                undo.add(files.remove_directory, config.overflow)
             make_tree(root, config, gid, undo)
             identity = SpoolIdentity(path=root, id=config.id, owner=os.geteuid(), mode=mode)
             with_key = not temporary and has_key(config.id)
@@ -184,6 +194,8 @@ class Spool:
 
     def remove(self) -> None:
         """Remove the spool with all its content."""
+        if self.overflow is not None:
+            self.overflow.remove_all()
         files.remove_tree(self.layout.root)
         files.remove_directory(self.path)
         forget_root(self.layout.place)
@@ -197,7 +209,10 @@ class Spool:
         if self.signature is not None:
             parts = [*parts, self.signature.sign(label, parts)]
         mode = self.rights.file if mode is None else mode
-        files.create(path, parts, mode=mode, exact=self.shared, durability=self.config.durability)
+        if self.overflow is None:
+            files.create(path, parts, mode=mode, exact=self.shared, durability=self.config.durability)
+        else:
+            self.overflow.create_file(path, label, parts, lambda parts: files.create(path, parts, mode=mode))
 
     def write_public(self, path: str, parts: list[Buffer]) -> None:
         """Create a small file that all users of the spool may read, as in a worker's entry."""
@@ -217,7 +232,10 @@ class Spool:
         self, fd: int, size: int, path: str, label: str, *, writable: bool = True, checksum: bool = True
     ) -> Envelope:
         """Read and check an opened file as :func:`envelope.read`, with its signature in a signed spool."""
-        return envelope.read(fd, size, path, self._check(label), writable=writable, checksum=checksum)
+        content = envelope.read(fd, size, path, self._check(label), writable=writable, checksum=checksum)
+        if self.overflow is None:
+            return content
+        return self.overflow.read(path, label, content, writable=writable, checksum=checksum)
 
     def read_header(self, fd: int, size: int, path: str, label: str) -> bytes:
         """Return the header alone; in a signed spool the whole file is read, and its signature checked."""

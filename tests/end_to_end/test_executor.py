@@ -23,6 +23,7 @@ import pytest
 from spoolpool import Executor
 from spoolpool.calls.results import remote_traceback
 from spoolpool.client.futures import TaskFuture
+from spoolpool.client.temporary_spool import memory_directories
 from spoolpool.errors import (
     BadRequest,
     BrokenSpool,
@@ -716,25 +717,33 @@ if sys.argv[1] == "busy":
     for _ in range(2):
         executor.submit(tasks.mark_and_wait, sys.argv[2] + "/started", sys.argv[2] + "/end")
     futures = [executor.submit(tasks.mark, sys.argv[2] + "/further") for _ in range(1000)]
-print("ready", flush=True)
+print(executor.info["spool"], flush=True)
 tasks.wait_for(sys.argv[2] + "/never")
 """
 
 
+@pytest.mark.parametrize("place", ["on disk", "in memory"])
 @pytest.mark.parametrize("how", ["idle", "busy"])
-def test_groups_of_a_killed_submitter_end_and_its_temporary_spool_is_removed(tmp_path: Path, how: str) -> None:
+def test_groups_of_a_killed_submitter_end_and_its_temporary_spool_is_removed(
+    tmp_path: Path, how: str, place: str
+) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    script = start_script(tmp_path / "script.py", KILLED, how, tmp_path, TMPDIR=temporary)
+    if place == "in memory" and not list(memory_directories(["/dev/shm"])):
+        pytest.skip("there is no /dev/shm with room")
+    shm = "/dev/shm" if place == "in memory" else ""
+    script = start_script(tmp_path / "script.py", KILLED, how, tmp_path, TMPDIR=temporary, SPOOLPOOL_SHM=shm)
     assert script.stdout is not None
-    assert script.stdout.readline() == "ready\n"
+    spool = Path(script.stdout.readline().strip())
+    assert spool.parent == (temporary if place == "on disk" else Path("/dev/shm"))
+    assert [each.name.startswith("spoolpool-values-") for each in temporary.iterdir()] == [place == "in memory"]
     if how == "busy":
         wait_until(lambda: _lines(tmp_path / "started") == 2, "both groups have a task")
     script.kill()
     script.wait()
     (tmp_path / "end").touch()
-    wait_until(lambda: not processes_of(temporary), "its groups ended")
-    wait_until(lambda: not list(temporary.iterdir()), "its temporary spool was removed")
+    wait_until(lambda: not processes_of(spool), "its groups ended")
+    wait_until(lambda: not list(temporary.iterdir()) and not spool.exists(), "its temporary spool was removed")
     assert _lines(tmp_path / "further") < 1000  # most tasks did not run
 
 

@@ -64,6 +64,7 @@ def _set_variables() -> None:
     kept["HOME"] = home  # keys, caches and settings of the user, of spoolpool and of other programs
     kept["MPLCONFIGDIR"] = str(caches / "matplotlib")  # the list of fonts takes seconds to make
     kept["LC_ALL"] = "C.UTF-8"
+    kept[settings.ENV_SHM] = ""  # so that the files of an executor are below the TMPDIR of its test
     if path := _module_path(kept.pop("PYTHONPATH", "")):
         kept["PYTHONPATH"] = path
     os.environ.clear()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from spoolpool import settings
+from spoolpool import Executor, settings
 from spoolpool.client import temporary_spool
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
+from spoolpool.system import files, memory, mounts
+from tests.support import tasks
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -68,3 +74,114 @@ def test_a_temporary_spool_is_not_recorded_and_its_config_makes_no_spool_tempora
     assert Spool(made.path).config.temporary and not Spool(made.path).temporary
     made.remove()
     assert not os.path.exists(made.path)
+
+
+# -- in memory
+
+
+@pytest.fixture
+def memory_place(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directory that counts as one in memory."""
+    place = shared / "memory"
+    place.mkdir()
+    monkeypatch.setenv(settings.ENV_SHM, str(place))
+    mount_of = mounts.mount_of
+    monkeypatch.setattr(mounts, "mount_of", lambda path: (path, "tmpfs", "") if path == str(place) else mount_of(path))
+    return place
+
+
+def test_a_spool_for_one_host_lies_in_memory_with_its_large_values_on_disk(memory_place: Path) -> None:
+    made = temporary_spool.create_temporary_spool(one_host=True, output=0)
+    assert parent_of(made) == str(memory_place)
+    assert made.overflow is not None and os.path.dirname(made.overflow.path) == tempfile.gettempdir()
+    made.remove()
+    assert os.listdir(memory_place) == os.listdir(tempfile.gettempdir()) == []
+
+
+def test_dev_shm_and_the_runtime_directory_are_looked_at_in_this_order(
+    memory_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(settings.ENV_SHM)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(memory_place))
+    monkeypatch.setattr(mounts, "mount_of", lambda path: (path, "tmpfs", ""))
+    found = list(temporary_spool.memory_directories())
+    assert found[-1] == str(memory_place) and set(found) <= {"/dev/shm", str(memory_place)}
+
+
+def _room(**changes: int) -> Any:
+    found = os.statvfs("/")
+    return SimpleNamespace(**{name: getattr(found, name) for name in dir(found) if name.startswith("f_")} | changes)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    ["switched off", "missing", "on disk", "full", "no files left", "not writable", "small control group", "shared"],
+)
+def test_a_place_in_memory_that_cannot_be_used_changes_only_the_place(
+    memory_place: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    statvfs, access = os.statvfs, os.access
+    if obstacle == "switched off":
+        monkeypatch.setenv(settings.ENV_SHM, "")
+    elif obstacle == "missing":
+        monkeypatch.setenv(settings.ENV_SHM, str(memory_place / "missing"))
+    elif obstacle == "on disk":
+        monkeypatch.setattr(mounts, "mount_of", lambda path: (path, "ext4", ""))
+    elif obstacle in ("full", "no files left"):
+        changes = {"f_bavail": 1} if obstacle == "full" else {"f_favail": 1}
+        monkeypatch.setattr(
+            os, "statvfs", lambda path: _room(**changes) if path == str(memory_place) else statvfs(path)
+        )
+    elif obstacle == "not writable":
+        monkeypatch.setattr(os, "access", lambda path, mode: path != str(memory_place) and access(path, mode))
+    elif obstacle == "small control group":
+        monkeypatch.setattr(memory, "usable", lambda: memory.Memory(1 << 30, 1 << 20))
+    else:
+        monkeypatch.setattr(mounts, "is_local", lambda _: False)
+    made = temporary_spool.create_temporary_spool(one_host=True, output=0)
+    assert parent_of(made) == tempfile.gettempdir() and made.overflow is None
+    assert os.listdir(memory_place) == []
+
+
+def test_a_failure_in_memory_leaves_nothing_and_changes_only_the_place(
+    memory_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = files.create
+
+    def full(path: str, *given: Any, **more: Any) -> None:
+        if path.startswith(str(memory_place)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        create(path, *given, **more)
+
+    monkeypatch.setattr(files, "create", full)
+    made = temporary_spool.create_temporary_spool(one_host=True, output=0)
+    assert parent_of(made) == tempfile.gettempdir()
+    assert os.listdir(memory_place) == [] and os.listdir(tempfile.gettempdir()) == [os.path.basename(made.path)]
+
+
+@pytest.mark.parametrize("what", ["several hosts", "kept output"])
+def test_a_spool_for_several_hosts_or_with_output_is_not_in_memory(memory_place: Path, what: str) -> None:
+    output = 4096 if what == "kept output" else 0
+    made = temporary_spool.create_temporary_spool(one_host=what != "several hosts", output=output)
+    assert os.listdir(memory_place) == [] and made.overflow is None
+
+
+def test_large_values_of_an_executor_are_on_disk_and_its_places_are_shown(memory_place: Path) -> None:
+    disk = Path(tempfile.gettempdir())
+    with Executor(max_workers=1, backend="local") as executor:
+        shown = repr(executor)
+        assert f"of {memory_place}/spoolpool-" in shown and f"(large values: {disk}/spoolpool-values-" in shown
+        value = executor.submit(bytes, 1 << 20)
+        doubled = executor.submit(tasks.keywords, x=value, y=bytes(1 << 20))
+        assert doubled.result() == {"x": bytes(1 << 20), "y": bytes(1 << 20)}
+        sizes = [os.path.getsize(each) for each in memory_place.glob("*/**/*")]
+        assert max(sizes) < 1 << 18
+        wait_until(lambda: not list(disk.glob("*/*")), "the files of delivered values are removed")
+    assert os.listdir(memory_place) == os.listdir(disk) == []
+
+
+def test_large_results_are_cached(memory_place: Path, tmp_path: Path) -> None:
+    with Executor(max_workers=1, backend="local", cache=tmp_path / "cache") as executor:
+        assert executor.submit(bytes, 1 << 20).result() == bytes(1 << 20)
+    with Executor(max_workers=1, backend="local", cache=tmp_path / "cache") as executor:
+        assert executor.submit(bytes, 1 << 20).done()
