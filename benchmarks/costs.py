@@ -47,6 +47,10 @@ POLL: Costs = {"list": 1}
 PRESENCE: Costs = {"open": 1, "list": 1}
 """Check of a group, once a lease, that its spool is there with all its directories."""
 
+CHECK: Costs = {"open": 4, "list": 2, "directory": 4}
+"""Check of a submitter, five seconds after the last outcome and every five seconds: its spool and its directories are
+there, no task was set aside, and a group that serves its tasks is alive."""
+
 BEAT: Costs = {"set": 1}
 """Heartbeat of a group."""
 

@@ -87,7 +87,7 @@ class Harness:
         directory = f"{self.directory}/w"  # short: names of sockets are cut at 108 bytes
         os.mkdir(directory)
         others = {process.pid for process in processes.below(os.getpid())}
-        run = _runner(made.python, directory, outcome.entry.limit, others)
+        run = runner(made.python, directory, outcome.entry.limit, others)
         place = Place(python=made.python, directory=directory, run=run)
         try:
             outcome.rounds.append(outcome.entry.take(place))
@@ -114,7 +114,9 @@ def environment_of(python: str, directory: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": directory}
 
 
-def _runner(python: str, directory: str, limit: float, others: Collection[int]) -> Callable[[Sequence[str], str], None]:
+def runner(python: str, directory: str, limit: float, others: Collection[int]) -> Callable[[Sequence[str], str], None]:
+    """Return the function that runs a command of a contender for at most so many seconds; see :class:`Place`."""
+
     def run(command: Sequence[str], answer: str) -> None:
         log = f"{directory}/log"
         with open(log, "wb") as output:

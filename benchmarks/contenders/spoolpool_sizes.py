@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.contender import Contender, Job, Samples
+from benchmarks.measures import mark
 from benchmarks.tasks import peak
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _WARM = 200
 """Calls before the measurement, which load code and fill caches."""
+_WORKER = "spoolpool.cli.worker"
+_INOTIFY = "watchdog.observers"
+_SETTLED = 10.0
+"""Seconds until groups without a task look for one at their slowest rhythm."""
 _PARTS = 10
 """Parts of the submissions; the last two are compared with the first two."""
 
@@ -49,13 +54,18 @@ def _spool(job: Job) -> str:
 @contextmanager
 def _group(path: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Worker group of one rank, ended afterwards."""
-    command = [sys.executable, "-m", "spoolpool.cli.worker", path, *options]
+    with _started([sys.executable, "-m", _WORKER, path, *options]) as group:
+        yield group
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     group = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield group
     finally:
         group.terminate()
-        group.wait(60)
+        group.wait(300)
 
 
 class _Used(NamedTuple):
@@ -275,6 +285,46 @@ def _register(spool: Spool, count: int) -> list[Registration]:
     return [Still(spool, WorkerInfo(worker=new_worker_id(), process=process, user="bench")) for _ in range(count)]
 
 
+def pool(job: Job) -> Samples:
+    """Let ``workers`` groups run ``tasks`` calls, and then be idle for ``seconds``, both between marks.
+
+    Nothing wakes them, as on a network filesystem: they and the submitter do without inotify.
+    """
+    sys.modules[_INOTIFY] = None  # type: ignore[assignment]  # as if it could not be imported
+    from spoolpool import Executor
+
+    path = _spool(job)
+    code = f"import runpy, sys; sys.modules[{_INOTIFY!r}] = None; runpy.run_module({_WORKER!r}, run_name='__main__')"
+    with ExitStack() as groups, Executor(spool=path) as executor:
+        begun = time.monotonic()
+        for _ in range(job.workers):
+            groups.enter_context(_started([sys.executable, "-c", code, path]))
+        while len(os.listdir(f"{path}/workers")) < job.workers:
+            time.sleep(0.5)
+        for each in _submit(executor, job.workers):  # a first bucket
+            each.result()
+        busy = _marked(job, "busy", lambda: [each.result() for each in _submit(executor, job.tasks)])
+        waited = executor.submit(pow, 2, 3, resource_dict={"not_before": 86400})  # the submitter polls for it
+        time.sleep(_SETTLED)
+        age = time.monotonic() - begun + job.seconds / 2
+        idle = _marked(job, "idle", lambda: time.sleep(job.seconds))
+        waited.cancel()
+    return {"idle seconds": [idle], "busy seconds": [busy], "age": [age]}
+
+
+def _submit(executor: Executor, count: int) -> list[Any]:
+    return [executor.submit(pow, 2, 3) for _ in range(count)]
+
+
+def _marked(job: Job, name: str, work: Callable[[], object]) -> float:
+    """Do a work between two marks in a trace; return its seconds."""
+    begun = time.perf_counter()
+    mark(job, f"{name}.begin")
+    work()
+    mark(job, f"{name}.end")
+    return time.perf_counter() - begun
+
+
 CONTENDER = Contender(
     name="spoolpool",
     module=__name__,
@@ -285,6 +335,7 @@ CONTENDER = Contender(
         "objects": objects,
         "journal": journal,
         "registered": registered,
+        "pool": pool,
     },
 )
 

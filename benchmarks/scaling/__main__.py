@@ -40,6 +40,10 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=1000, help="worker groups of the simulation [%(default)s]")
     parser.add_argument("--tasks", type=int, default=100_000, help="tasks that they do, in each run [%(default)s]")
     parser.add_argument("--seed", type=int, default=1, help="of all chance [%(default)s]")
+    parser.add_argument(
+        "--measure", type=int, metavar="GROUPS", help="run so many groups here, count, and compare; prints nothing else"
+    )
+    parser.add_argument("--dir", metavar="DIR", help="measure on this directory's filesystem [temporary]")
     parser.add_argument("--time", action="store_true", help="say how long the simulation took")
     return parser.parse_args(given)
 
@@ -48,6 +52,9 @@ def main(given: Sequence[str] | None = None) -> int:
     """Print the requested tables."""
     asked = arguments(given)
     server = SERVERS[asked.server]
+    if asked.measure:
+        print("\n".join(_measured(asked)))
+        return 0
     for part in (_operations(server), _idle(server), _busy(server), _deaths()):
         print("\n".join(part), end="\n\n")
     begun = time.monotonic()
@@ -129,6 +136,23 @@ def _checks(server: Server, asked: argparse.Namespace) -> Iterator[str]:
     for name, form, events in simulation.checks(server, groups=asked.groups, tasks=asked.tasks, seed=asked.seed):
         cells.append([name, _number(form), _number(events), f"{events / form:.2f}"])
     return aligned(cells)
+
+
+def _measured(asked: argparse.Namespace) -> Iterator[str]:
+    from benchmarks.scaling import measured
+
+    counted = measured.count(
+        sys.executable, groups=asked.measure, tasks=100 * asked.measure, seconds=60.0, directory=asked.dir
+    )
+    for each in counted:
+        rate = f", {_number(each.pool.begun)} tasks a second" if each.pool.begun else ""
+        cells = [
+            [f"operations a second, {asked.measure} groups, {each.state}{rate}", "closed form", "counted", "ratio"]
+        ]
+        for kind, form, count in each.lines():
+            cells.append([kind, _number(form), _number(count), f"{count / form:.2f}" if form else ""])
+        yield from aligned(cells)
+        yield ""
 
 
 if __name__ == "__main__":

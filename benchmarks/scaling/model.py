@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from benchmarks.scaling.servers import Server
 from spoolpool import settings
 from spoolpool.protocol import failure_detector
 
+CHECK_EVERY = 5.0
+"""Seconds between two checks of a submitter that waits."""
 POLL_EVERY, LOOK_EVERY = 1.0, 2.0
 """Slowest rhythms of a submitter that waits and of a group without a task, in seconds, before jitter."""
 LOOKS = 1000
@@ -45,6 +48,11 @@ class Pool:
     """Calls in a task."""
     lease: float = settings.LEASE
     """The spool's."""
+    begun: float = 0.0
+    """Tasks per second, where processors or the submitter bound them and not the length of a task; 0: it does."""
+
+    age: float = 0.0
+    """Seconds since the groups began; at first, each sees all others for the first time."""
 
     @property
     def observers(self) -> int:
@@ -73,6 +81,8 @@ def look_every(groups: int) -> float:
 
 def tasks_per_second(pool: Pool) -> float:
     """Tasks per second of the groups if the filesystem took no time."""
+    if pool.begun:
+        return pool.begun
     return pool.groups / pool.seconds if pool.seconds else 0.0
 
 
@@ -96,15 +106,20 @@ def causes(pool: Pool) -> Iterator[Cause]:
         buckets = [costs.BUCKET] * (pool.submitters - 1)
         yield Cause("looking for tasks", pool.groups / look_every(pool.groups), (costs.LOOK, costs.WANTED, *buckets))
     yield Cause("looking for outcomes", pool.submitters / (POLL_EVERY * JITTER), (costs.POLL,))
+    if not pool.seconds:
+        yield Cause("is an outcome possible?", pool.submitters / CHECK_EVERY, (costs.CHECK,))
+    yield Cause("is the spool there?", pool.groups / pool.lease, (costs.PRESENCE,))
     yield Cause("signs of life", pool.groups * settings.BEATS_PER_LEASE / pool.lease, (costs.BEAT,))
     rounds = pool.observers * 4 / pool.lease
     yield Cause("held back?", rounds, (costs.HELD,))
     taken = rounds * failure_detector.sampling_rate(pool.observers)
     yield Cause("who claims, who is there", taken, (costs.CLAIMS_AND_GROUPS, costs.SELF_CHECK))
     share = failure_detector.sample_size(pool.groups, pool.observers)
-    first = share < pool.groups  # of so many, nearly all are looked at for the first time, and so again
-    watched = (costs.WATCHED, costs.WATCHED, costs.MET) if first else (costs.WATCHED,)
-    yield Cause("watching each other", taken * share, watched)
+    yield Cause("watching each other", taken * share, (costs.WATCHED,))
+    # an observer that chooses among many looks at a group again that it has not seen before
+    rounds_before = pool.age * taken / pool.observers
+    unseen = (1 - share / pool.groups) ** rounds_before if share < pool.groups else 0.0
+    yield Cause("meeting each other", taken * share * unseen, (costs.WATCHED, costs.MET))
 
 
 def _marks(seconds: float) -> float:
@@ -115,6 +130,16 @@ def _marks(seconds: float) -> float:
         pause = min(MARKS_EVERY, 1.5 * pause)
         due += pause * JITTER
     return count + max(0.0, seconds - due) / (MARKS_EVERY * JITTER)
+
+
+def by_kind(pool: Pool) -> dict[str, float]:
+    """All operations per second, by their kinds."""
+    found: Counter[str] = Counter()
+    for cause in causes(pool):
+        for step in cause.steps:
+            for kind, count in step.items():
+                found[kind] += cause.rate * count  # type: ignore[assignment]  # a number of them per second
+    return dict(found)
 
 
 def operations(pool: Pool) -> float:

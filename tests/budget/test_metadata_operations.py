@@ -23,7 +23,8 @@ from benchmarks.contender import Job
 from benchmarks.contenders import spoolpool as contender
 from benchmarks.costs import Costs
 from spoolpool import settings
-from spoolpool.client.starvation import StarvationMonitor
+from spoolpool.client import collector
+from spoolpool.client.starvation import Refresher, StarvationMonitor
 from spoolpool.format.names import TaskFile, new_worker_id, series_of
 from spoolpool.protocol import journal
 from spoolpool.protocol.claimer import Claimer
@@ -280,6 +281,20 @@ def test_scan_of_an_idle_group_lists_lanes_buckets_and_its_own_entry(
 def test_poll_without_outcomes_costs_one_listing(inbox: Inbox) -> None:
     metadata, others = each(*(counted(lambda n=n: inbox.look(n)) for n in (3, 13)), 10)
     assert metadata == costs.POLL
+    assert not others
+
+
+def test_check_without_outcomes_looks_at_the_spool_and_at_a_serving_group(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_lease(inbox.spool, NO_ROUND)
+    announce(inbox.spool, unknown_process())
+    inbox.put(pow, 2, 3)
+    monkeypatch.setattr(collector, "_CHECK_SECONDS", -1.0)  # in each poll
+    monkeypatch.setattr(Refresher, "refresh_if_due", lambda *_: None)  # less and less often
+    inbox.look(3)
+    metadata, others = each(*(counted(lambda n=n: inbox.look(n)) for n in (3, 13)), 10)
+    assert metadata == total(costs.POLL, costs.CHECK)
     assert not others
 
 
