@@ -32,8 +32,9 @@ _WORKER = "spoolpool.cli.worker"
 _INOTIFY = "watchdog.observers"
 _SETTLED = 10.0
 """Seconds until groups without a task look for one at their slowest rhythm."""
-_PARTS = 10
-"""Parts of the submissions; the last two are compared with the first two."""
+_BLOCKS = 10
+"""Blocks of submissions at the beginning and at the end that are compared."""
+_MODULE = "benchmarks.contenders.spoolpool_sizes"
 
 
 def _memory() -> int:
@@ -89,15 +90,22 @@ def futures(job: Job) -> Samples:
         for future in [executor.submit(pow, 2, 3) for _ in range(_WARM)]:
             future.cancel()
         pending: list[Any] = []
+        block = max(1, min(1000, job.tasks // (2 * _BLOCKS)))
         before = _memory()
-        part = max(1, job.tasks // _PARTS)
-        taken: list[float] = []
+        taken = 0.0
 
-        def submit() -> None:
-            pending.extend(executor.submit(pow, 2, 3) for _ in range(part))
+        def submit() -> float:
+            nonlocal taken
+            seconds = _used(lambda: pending.extend(_submit(executor, block))).seconds
+            taken += seconds
+            return seconds
 
-        while len(taken) < _PARTS:
-            taken.append(_used(submit).seconds)
+        with _other_submitter(f"{job.directory}/other", block) as other:
+            pairs = [(submit(), other()) for _ in range(_BLOCKS)]
+            while len(pending) < job.tasks - _BLOCKS * block:
+                submit()
+            pairs += [(submit(), other()) for _ in range(_BLOCKS)]
+        first, last = (sum(mine for mine, _ in part) / sum(theirs for _, theirs in part) for part in _halves(pairs))
         memory = (_memory() - before) / len(pending)
         found: list[_Used] = []
         begun = threading.Event()
@@ -119,13 +127,55 @@ def futures(job: Job) -> Samples:
         assert cancelled.value == len(pending) == found[0].value - 1
         most = (peak() - before) / len(pending)
     return {
-        "time": [sum(taken[-2:]) / 2 / part],
-        "last": [sum(taken[-2:]) / sum(taken[:2])],
+        "time": [taken / len(pending)],
+        "last": [last / first],
         "memory": [memory],
         "peak": [most],
         "completed": [found[0].seconds / len(pending)],
         "end": [cancelled.seconds / len(pending)],
     }
+
+
+@contextmanager
+def _other_submitter(path: str, block: int) -> Iterator[Callable[[], float]]:
+    """Process with few pending futures; the function returns its CPU seconds for so many submissions.
+
+    It is asked in turn with the measured one, so that a change of the machine's speed meets both.
+    """
+    code = f"from {_MODULE} import answer; answer({path!r}, {block})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    send, receive = process.stdin, process.stdout
+
+    def ask() -> float:
+        print(file=send, flush=True)
+        return float(receive.readline())
+
+    try:
+        ask()  # the first block is slower
+        yield ask
+    finally:
+        send.close()
+        process.wait(60)
+
+
+def answer(path: str, block: int) -> None:
+    """Print the CPU seconds of so many submissions for each line of the input."""
+    from spoolpool import Executor, Spool
+
+    Spool.create(path, durability="none")
+    with Executor(spool=path) as executor:
+        for _ in sys.stdin:
+            given = _used(lambda: _submit(executor, block))
+            print(given.seconds, flush=True)
+            for future in given.value:
+                future.cancel()
+
+
+def _halves(pairs: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    middle = len(pairs) // 2
+    return pairs[:middle], pairs[middle:]
 
 
 def resumed(job: Job) -> Samples:

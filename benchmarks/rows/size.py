@@ -76,13 +76,13 @@ CPU time and memory of one submitter, or of one command, with many of one thing,
 rises from line to line is a program that slows down, or needs more memory for each, while they become more. The group
 that runs calls is a process of its own, and its time does not count.
 
-*Pending futures* are submitted and run by nobody. The last fifth of the submissions is compared with the first. Then
-all are cancelled, while a thread yields them from `as_completed`. *Outcomes* of a named session are delivered to the
-same script, which makes all calls again and takes `futures()`. *Dependencies* are those of calls of which each needs
-the one before (chain), of one call that needs all others (fan-in), or of calls that all need the first (fan-out):
-submitted, and run. *Objects* are put one by one, and removed at the end of the session. *Finished calls in the
-journal* are read by `spool report`, and *workers*, which seem to be on another host, by a round of recovery; both
-stand in a spool of which `spool status` is asked.
+*Pending futures* are submitted and run by nobody. The first and the last ten thousand submissions (fewer of few) are
+compared with those of another process with few pending futures, in turn. Then all are cancelled, while a thread yields
+them from `as_completed`. *Outcomes* of a named session are delivered to the same script, which makes all calls again
+and takes `futures()`. *Dependencies* are those of calls of which each needs the one before (chain), of one call that
+needs all others (fan-in), or of calls that all need the first (fan-out): submitted, and run. *Objects* are put one by
+one, and removed at the end of the session. *Finished calls in the journal* are read by `spool report`, and *workers*,
+which seem to be on another host, by a round of recovery; both stand in a spool of which `spool status` is asked.
 """,
     quantities=(
         Quantity(name="time", unit="s", title="CPU time of a submission, a delivery, or a read"),
