@@ -30,6 +30,8 @@ _WARM = 200
 """Calls before the measurement, which load code and fill caches."""
 _WORKER = "spoolpool.cli.worker"
 _INOTIFY = "watchdog.observers"
+LONG = 1.0
+"""Seconds of a long call."""
 _SETTLED = 10.0
 """Seconds until groups without a task look for one at their slowest rhythm."""
 _BLOCKS = 10
@@ -336,7 +338,7 @@ def _register(spool: Spool, count: int) -> list[Registration]:
 
 
 def pool(job: Job) -> Samples:
-    """Let ``workers`` groups run ``tasks`` calls, and then be idle for ``seconds``, both between marks.
+    """Let ``workers`` groups run ``tasks`` calls, then long ones, and then be idle for ``seconds``, between marks.
 
     Nothing wakes them, as on a network filesystem: they and the submitter do without inotify.
     """
@@ -353,17 +355,21 @@ def pool(job: Job) -> Samples:
             time.sleep(0.5)
         for each in _submit(executor, job.workers):  # a first bucket
             each.result()
-        busy = _marked(job, "busy", lambda: [each.result() for each in _submit(executor, job.tasks)])
+        tiny = _marked(job, "tiny", lambda: [each.result() for each in _submit(executor, job.tasks)])
+        long = _marked(
+            job, "long", lambda: [each.result() for each in _submit(executor, job.tasks // 5, time.sleep, LONG)]
+        )
         waited = executor.submit(pow, 2, 3, resource_dict={"not_before": 86400})  # the submitter polls for it
         time.sleep(_SETTLED)
         age = time.monotonic() - begun + job.seconds / 2
         idle = _marked(job, "idle", lambda: time.sleep(job.seconds))
         waited.cancel()
-    return {"idle seconds": [idle], "busy seconds": [busy], "age": [age]}
+    return {"idle seconds": [idle], "tiny seconds": [tiny], "long seconds": [long], "age": [age]}
 
 
-def _submit(executor: Executor, count: int) -> list[Any]:
-    return [executor.submit(pow, 2, 3) for _ in range(count)]
+def _submit(executor: Executor, count: int, *call: Any) -> list[Any]:
+    function, *arguments = call or (pow, 2, 3)
+    return [executor.submit(function, *arguments) for _ in range(count)]
 
 
 def _marked(job: Job, name: str, work: Callable[[], object]) -> float:

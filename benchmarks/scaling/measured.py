@@ -1,8 +1,8 @@
 """The same by a count of the system calls of real groups on this machine, to compare the closed forms with.
 
-The groups are processes of one rank each, with a submitter that waits beside them: first with calls that take no
-time, then idle. Nothing wakes them, as on a network filesystem. Their number, their age and their rate are those of the
-run; all else in the closed form is what it says of any pool.
+The groups are processes of one rank each, with a submitter that waits beside them: first with calls that take no time,
+then with long ones, then idle. Nothing wakes them, as on a network filesystem. Their number, their age and their rate
+are those of the run; all else in the closed form is what it says of any pool.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Counted(NamedTuple):
 
 
 def count(python: str, *, groups: int, tasks: int, seconds: float, directory: str | None = None) -> Sequence[Counted]:
-    """Count the operations of so many groups: idle for some seconds, and with so many calls of nothing.
+    """Count the operations of so many groups: with so many calls of nothing, with a fifth of them of 1 s, and idle.
 
     Raises :class:`benchmarks.row.Failed` with the reason, and ``FileNotFoundError`` without strace.
     """
@@ -56,10 +56,11 @@ def count(python: str, *, groups: int, tasks: int, seconds: float, directory: st
         processes.end_descendants(others)
         shutil.rmtree(here, ignore_errors=True)
     idle = Pool(groups=groups, age=samples["age"][0])
+    states = {"calls of nothing": ("tiny", 1e-3, tasks), "calls of 1 s": ("long", spoolpool_sizes.LONG, tasks // 5)}
     found = []
-    for state in ("idle", "busy"):
-        took = samples[f"{state} seconds"][0]
-        pool = idle if state == "idle" else replace(idle, seconds=1e-3, begun=tasks / took)
-        counts = {kind: counted[state][kind] / took for kind in trace.KINDS if counted[state][kind]}
+    for state, (mark, length, calls) in {**states, "idle": ("idle", 0.0, 0)}.items():
+        took = samples[f"{mark} seconds"][0]
+        pool = replace(idle, seconds=length, begun=calls / took)
+        counts = {kind: counted[mark][kind] / took for kind in trace.KINDS if counted[mark][kind]}
         found.append(Counted(state, pool, counts))
     return found
