@@ -231,6 +231,61 @@ def plain_file(job: Job) -> Samples:
     return {"time": taken}
 
 
+def passed_file(job: Job) -> Samples:
+    """Pass arrays between two processes in plain files, one at a time; a rename wakes the other process by inotify.
+
+    Variant ``argument``: the array is written here and summed there; ``result``: the other way round.
+    """
+    import numpy as np
+
+    here, there, store = (f"{job.directory}/{name}" for name in ("here", "there", "store"))
+    for path in (here, there, store):
+        os.mkdir(path)
+    back, count, numbers = job.variant == "result", job.bytes // 8, range(1, 1 + repeats(job.bytes))
+
+    def send(directory: str, number: int, *, full: bool) -> Callable[[], None]:
+        """Return a function that writes an array, or passes an empty file; the array is made before."""
+        path = f"{store}/{os.getpid()}.{number}"
+        array = np.full(count if full else 0, float(number))
+
+        def write() -> None:
+            array.tofile(path)
+            os.rename(path, f"{directory}/{number}")
+
+        return write
+
+    def check(directory: str, number: int) -> None:
+        assert tasks.total(np.memmap(f"{directory}/{number}", dtype=float, mode="r")) == number * count
+
+    ready, started = os.pipe()
+    if os.fork() == 0:
+        try:
+            wait = _by_inotify(there)
+            for number in numbers:
+                answer = send(here, number, full=back)
+                os.write(started, b"\0")
+                wait(str(number))
+                if not back:
+                    check(there, number)
+                answer()
+        finally:
+            os._exit(0)
+    wait = _by_inotify(here)
+    taken = []
+    for number in numbers:
+        ask = send(there, number, full=not back)
+        os.read(ready, 1)
+        before = time.perf_counter()
+        ask()
+        wait(str(number))
+        if back:
+            check(here, number)
+        taken.append(time.perf_counter() - before)
+        os.unlink(f"{here if back else there}/{number}")
+    os.wait()
+    return {"time": taken}
+
+
 def mapped_file(job: Job) -> Samples:
     """Write an array to a plain file; measure seconds of each of ``tasks`` sums through a new mapping."""
     import numpy as np
@@ -253,6 +308,7 @@ CONTENDER = Contender(
         "throughput": protocol,
         "durability": durability,
         "plain file": plain_file,
+        "passed file": passed_file,
         "mapped file": mapped_file,
     },
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.contenders import executorlib, floor, joblib, process_pool, spoolpool
 from benchmarks.jobs import job_of
 from benchmarks.row import Entry, Goal, Key, Quantity, Row, Sizes
@@ -28,9 +30,14 @@ def entries(sizes: Sizes) -> list[Entry]:
     found: list[Entry] = []
     for mib in sorted({min(each, sizes.mib) for each in (1, 100, sizes.mib)}):
         for way in ("argument", "result"):
-            found += _entries(way, f"{way}, {mib} MiB", "plain file", mib, sizes)
+            found += _entries(way, f"{way}, {mib} MiB", "passed file", mib, sizes)
+        found.append(_floor("plain file", f"{mib} MiB", {"bytes": mib << 20}))
     mib = min(100, sizes.mib)
     return found + _entries("reused", f"{mib} MiB for {_CALLS} calls", "mapped file", mib, sizes)
+
+
+def _floor(name: str, case: str, options: Mapping[str, object]) -> Entry:
+    return Entry(key=Key(name, case), role="floor", take=job_of(floor.CONTENDER, name, **options), rounds=_ROUNDS)
 
 
 def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> list[Entry]:
@@ -49,7 +56,7 @@ def _entries(measure: str, case: str, plain: str, mib: int, sizes: Sizes) -> lis
             goals=goals,
             rounds=_ROUNDS,
         ),
-        Entry(key=bare, role="floor", take=job_of(floor.CONTENDER, plain, **options), rounds=_ROUNDS),
+        _floor(plain, case, {**options, "variant": measure}),
         *(
             Entry(
                 key=Key(key.contender, f"{key.case}, {case}" if key.case else case),
@@ -70,14 +77,15 @@ ROW = Row(
     title="Arrays: float64 there, or back, or one for many calls (--mib: the largest), durability none",
     about="""\
 A NumPy array of float64 goes to a worker, which sums it, or comes back from one and is summed here. The time counts
-from `submit` to the sum; none of the arrays is like another. The floor does the same with a plain file in one process:
-`tofile`, then `memmap` and the sum. For an array of 1 MiB the ratio to it is one of latencies, since a plain file waits
-for nobody. Then one array is the argument of 100 calls, one at a time: ours is `put` once, and joblib writes it once by
-itself; the others send it with every call, in as many calls as fit into a turn. There the time is that of a call, with
-its share of the `put`, or of the `tofile`. Memory is the peak of a process as a multiple of the array, the array itself
-included; of small arrays it is the interpreter's. `ProcessPoolExecutor` and executorlib with ZeroMQ send the bytes
-through pipes and sockets, as joblib does with results. Executorlib with files writes them as HDF5; its worker ends with
-the call, so that the peak of that is not known, and the result is made in the call that is timed.
+from `submit` to the sum; none of the arrays is like another. The floor does the same with plain files between two
+processes, which renames wake by inotify: `tofile`, then `memmap` and the sum. The plain file below is written and
+summed by one process, which waits for nobody. Then one array is the argument of 100 calls, one at a time: ours is
+`put` once, and joblib writes it once by itself; the others send it with every call, in as many calls as fit into a
+turn. There the time is that of a call, with its share of the `put`, or of the `tofile`. Memory is the peak of a
+process as a multiple of the array, the array itself included; of small arrays it is the interpreter's.
+`ProcessPoolExecutor` and executorlib with ZeroMQ send the bytes through pipes and sockets, as joblib does with
+results. Executorlib with files writes them as HDF5; its worker ends with the call, so that the peak of that is not
+known, and the result is made in the call that is timed.
 """,
     quantities=(
         Quantity(name="time", unit="s", title="time until the sum is known"),
