@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _KEY_RETRY = 60.0  # seconds before retrying a file whose signing key is missing
 _UNUSABLE, _MOST_UNUSABLE = 64, 4096  # unusable files of one bucket before the others are tried; doubled each time
 _CONFLICTS = 3  # names in a row that others took first; after one more the other buckets are tried
+_FEW = 16  # names of a bucket that are left to the others after a second conflict
 _BUSY, _MOST_BUSY = 1000, 10_000  # files with busy locks: the old ones are forgotten, and no new ones are noted
 _LEAST_WAIT = 30.0  # seconds for which a task waits for the directories of its session, at least
 _REFUSED = 100_000  # refused paths that are remembered
@@ -86,6 +87,7 @@ class Claimer:
         self._busy: dict[str, float] = {}
         self._waiting: dict[str, float] = {}  # tasks of sessions without directories, and since when
         self._log = LimitedLog(log)
+        self._was_claimed = False  # whether another worker has claimed the last name that was tried
 
     @property
     def refused(self) -> dict[str, str]:
@@ -101,8 +103,29 @@ class Claimer:
         """Return the directories in which new tasks for this worker may appear, after :meth:`next` found none."""
         return self._listing.directories()
 
-    def next(self) -> Claim | None:
-        """Claim the next task; return None if no task can be claimed now."""
+    def buckets(self) -> set[str]:
+        """Return the buckets among these directories."""
+        return self._listing.buckets()
+
+    @property
+    def left(self) -> Mapping[str, set[str]]:
+        """Names of task files that the last :meth:`next` left to other workers, by bucket.
+
+        They were claiming tasks of that bucket. A worker without a task looks for these names again.
+        """
+        return self._listing.left
+
+    @property
+    def is_watchable(self) -> bool:
+        """Whether new tasks can appear in no other directories."""
+        return self._listing.is_watchable
+
+    def next(self, *, late: bool = False) -> Claim | None:
+        """Claim the next task; return None if no task can be claimed now.
+
+        A worker that comes ``late`` to tasks that others are claiming does not begin with the oldest ones.
+        """
+        self._listing.begin(late=late)
         if self._listing.is_fresh:
             claim = self._claim_listed()
             if claim is None and self._listing.refresh_last():
@@ -144,6 +167,7 @@ class Claimer:
                 continue
             if task_file.seconds and task_file.seconds > self._seconds_left():
                 continue
+            self._was_claimed = False
             claim = self._claim(f"{path}/{name}", f"{directory}/{name}", task_file, bucket.user)
             if claim is not None:
                 self._unusable_limit = _UNUSABLE
@@ -151,7 +175,11 @@ class Claimer:
             if f"{path}/{name}" in self._refused:
                 continue
             conflicts.add(name)
-            names = self._listing.contended(bucket, name)
+            # a busy lock is no reason to leave: an earlier attempt may hold it
+            if self._was_claimed and len(conflicts) > 1 and len(names) < _FEW:
+                self._listing.leave(bucket)
+                return None
+            names = self._listing.contended(bucket, name, few=len(names) < _FEW)
             if len(conflicts) > _CONFLICTS or self._listing.is_left_to_others(bucket):
                 self._listing.skip(bucket)
         if not conflicts:
@@ -168,8 +196,10 @@ class Claimer:
         except OSError as error:
             if error.errno in _CANNOT_OPEN:
                 self._refuse(path, f"{path} cannot be opened ({error.strerror}). It was left alone.")
-            elif error.errno not in files.GONE:  # GONE: another worker was first
+            elif error.errno not in files.GONE:
                 raise
+            else:
+                self._was_claimed = True
             return None
         return self._claim_opened(fd, path, self._take, task_file, way, user)
 
@@ -207,6 +237,7 @@ class Claimer:
                 if error.errno in files.GONE:
                     if not files.is_missing(way) and files.is_missing(self._spool.layout.claimed):
                         self._spool.make_directories(self._spool.layout.claimed)  # a purge took it: claim later
+                    self._was_claimed = True
                     return None
                 if self._spool.shared and error.errno in files.DENIED:  # its directory does not allow it
                     raise BadTaskFile(f"{path} cannot be claimed ({error.strerror}). It was left alone.") from error

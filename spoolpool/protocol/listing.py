@@ -19,6 +19,8 @@ _RELIST = 0.1  # seconds after a full listing in which the last bucket alone is 
 _UNUSABLE = 10.0  # seconds for which a bucket comes last if this worker can use none of its files
 _WATCHED = 64  # lanes and buckets to watch; tasks in the others are found by listing
 
+_LATE = 16  # oldest names, of which a late worker tries any first: the others are claiming the oldest one
+_OWN = 32  # names of its own subset that a claimer looks for among the oldest ones
 _BITS = 12  # of a checksum, at most
 _CALM = 16  # claims without a conflict after which a claimer enlarges its subset
 
@@ -55,6 +57,9 @@ class ReadyListing:
         self._contention = _ContentionFilter()
         self._put_off: dict[BucketInfo, float] = {}  # buckets that come last, and until when
         self._listed = -_FRESH
+        self._late = False
+        self.left: dict[str, set[str]] = {}
+        """Names that were left to other workers since :meth:`begin`, by the path of their bucket."""
         self.error: OSError | None = None
         """Why a directory could not be listed; the tasks in the others are found all the same."""
 
@@ -68,11 +73,25 @@ class ReadyListing:
         """Whether usable names are left of the bucket of the last claimed task."""
         return self._last is not None and bool(self._names.get(self._last)) and self.is_fresh
 
+    def begin(self, *, late: bool) -> None:
+        """Begin a search for one task. A ``late`` worker comes to tasks that others began to claim earlier."""
+        self._late = late
+        self.left = {}
+
     def directories(self) -> set[str]:
         """Return the directories in which new tasks may appear."""
         where = self._spool.layout
         found = {where.ready, *(where.lane(lane.name) for lane in self._lanes[-_WATCHED:])}
-        return found | {where.bucket(bucket.lane, bucket.name) for bucket in self._buckets[-_WATCHED:]}
+        return found | self.buckets()
+
+    def buckets(self) -> set[str]:
+        """Return the buckets among these directories."""
+        return set(map(self._path, self._buckets[-_WATCHED:]))
+
+    @property
+    def is_watchable(self) -> bool:
+        """Whether new tasks can appear in no other directories than :meth:`directories`."""
+        return len(self._lanes) <= _WATCHED and len(self._buckets) <= _WATCHED
 
     def refresh(self) -> None:
         """List lanes and buckets. Raises ``OSError`` if not even the lanes can be listed."""
@@ -108,6 +127,8 @@ class ReadyListing:
         bucket = self._last
         if bucket is None or self._names.get(bucket) or time.monotonic() - self._listed >= _RELIST:
             return False
+        if self._path(bucket) in self.left:
+            return False
         self._last_is_empty = not self._fill(bucket)
         if not self._last_is_empty:
             self._order.add(bucket)
@@ -115,7 +136,7 @@ class ReadyListing:
 
     def resume_put_off(self) -> bool:
         """Continue with the buckets that were put off; return whether there are any."""
-        buckets = [bucket for bucket in self._buckets if bucket in self._put_off]
+        buckets = [each for each in self._buckets if each in self._put_off and self._path(each) not in self.left]
         self._order.start(buckets)
         return bool(buckets)
 
@@ -134,11 +155,17 @@ class ReadyListing:
         """Return the directory of the bucket of :meth:`next_bucket`; held open in a shared spool."""
         return self._directories[bucket]
 
-    def contended(self, bucket: BucketInfo, name: str) -> list[str]:
-        """Record that another worker took a name of this bucket first; return the names to continue with."""
+    def contended(self, bucket: BucketInfo, name: str, *, few: bool) -> list[str]:
+        """Record that another worker took a name of this bucket first; return the names to continue with.
+
+        Of a ``few`` names a new listing is returned, so that a further conflict shows that others are claiming now.
+        """
+        self._late = True
         names = self._names[bucket]
         owns = self._contention.owns
-        if not (owns(name) and len(names) > 1 and owns(names[-2])):  # it took names that are not of its own subset
+        if few or not (
+            owns(name) and len(names) > 1 and owns(names[-2])
+        ):  # it took names that are not of its own subset
             return self._fill(bucket)
         self._contention.record_conflict()
         names = self._names[bucket] = self._contention.sorted(names)
@@ -163,19 +190,29 @@ class ReadyListing:
             self._put_off_for(bucket, _UNUSABLE)
             self._order.skip(bucket)
 
+    def leave(self, bucket: BucketInfo) -> None:
+        """Leave the rest of the bucket to the workers that claim its tasks."""
+        self.left[self._path(bucket)] = set(self._names[bucket])
+        self.skip(bucket)
+
     def skip(self, bucket: BucketInfo) -> None:
         """Continue with the other buckets before the rest of this one."""
         self._names[bucket].clear()
         self._put_off_for(bucket, _FRESH)
 
     def _fill(self, bucket: BucketInfo) -> list[str]:
-        path = self._spool.layout.bucket(bucket.lane, bucket.name)
-        self._directories[bucket], listed = self._list(path)
+        self._directories[bucket], listed = self._list(self._path(bucket))
         names = self._names[bucket] = self._contention.sorted(listed)
+        if self._late and names:
+            first = random.randrange(max(0, len(names) - _LATE), len(names))
+            names[first], names[-1] = names[-1], names[first]
         if not names:
             self._put_off_for(bucket, _FRESH)
             self._remove(bucket)
         return names
+
+    def _path(self, bucket: BucketInfo) -> str:
+        return self._spool.layout.bucket(bucket.lane, bucket.name)
 
     def _put_off_for(self, bucket: BucketInfo, seconds: float) -> None:
         self._put_off[bucket] = time.monotonic() + seconds
@@ -234,12 +271,13 @@ class _ContentionFilter:
         names = sorted(names, reverse=True)
         if not self._bits:
             return names
+        newer = max(0, len(names) - (_OWN << self._bits))
         own: list[str] = []
         others: list[str] = []
-        for name in names:
+        for name in names[newer:]:
             (own if self.owns(name) else others).append(name)
-        random.shuffle(others)
-        return others + own
+        start = random.randrange(len(others)) if others else 0
+        return [*names[:newer], *others[start:], *others[:start], *own]
 
     def leaves(self, names: list[str]) -> bool:
         """Return whether so few names are left that each is reserved for the worker with that subset."""

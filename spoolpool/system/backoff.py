@@ -37,6 +37,8 @@ class Backoff:
         """Whether the longest interval is reached."""
         return self._next >= self.last
 
-    def sleep(self) -> None:
-        """Wait for :meth:`next` seconds."""
-        time.sleep(self.next())
+    def sleep(self) -> float:
+        """Wait for :meth:`next` seconds; return how many they were to be."""
+        seconds = self.next()
+        time.sleep(seconds)
+        return seconds

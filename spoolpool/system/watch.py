@@ -1,8 +1,8 @@
 """Waiting for changes of directories, by inotify where the filesystem delivers events, always with a timeout.
 
 No network filesystem reports the changes of one client to another (measured on NFS 3 and 4.2, MooseFS, GlusterFS,
-sshfs). So an event only ends a wait early, and the poll decides. The content of events is not used: the caller lists
-the directory after a wait. Events are read in a wait alone, so that the watch costs a busy worker nothing.
+sshfs). So an event only ends a wait early, and the poll decides. Events are read in a wait alone, so that the watch
+costs a busy worker nothing, and their content is decoded for :meth:`DirectoryWatcher.new_names` alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 
 _EVENT = 512  # bytes, more than the largest event of inotify: 16, and a name of 255 with its terminator
+_HEADER = struct.Struct("iIII")  # of an event: watch descriptor, mask, cookie, and length of the name
+_WOKEN = _HEADER.pack(-1, 0, 0, 0)  # in place of the events of the pipe; the kernel reports lost events likewise
 
 
 class DirectoryWatcher:
@@ -32,6 +35,7 @@ class DirectoryWatcher:
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
         self._watched: dict[str, int] = {}
+        self._events: list[bytes] = []
 
     def add(self, directory: str) -> None:
         """Watch a directory for new names. A directory that cannot be watched is only polled."""
@@ -65,6 +69,7 @@ class DirectoryWatcher:
 
     def wait(self, seconds: float) -> bool:
         """Wait for a change, at most ``seconds``; return whether there was one."""
+        self._events = []
         try:
             ready = self._poll.poll(max(0.0, seconds) * 1000)
         except OSError:
@@ -72,6 +77,29 @@ class DirectoryWatcher:
         for fd, _ in ready:
             self._drain(fd)
         return bool(ready)
+
+    def new_names(self) -> dict[str, set[str]] | None:
+        """Return the names whose appearance ended the last wait or pause, by directory.
+
+        Returns None if these were not all of its reasons: :meth:`wake` was called, events were lost, or a directory is
+        not watched any more.
+        """
+        directories = {wd: path for path, wd in self._watched.items()}
+        found: dict[str, set[str]] = {}
+        for events in self._events:
+            position = 0
+            while position < len(events):
+                wd, _, _, size = _HEADER.unpack_from(events, position)
+                position += _HEADER.size + size
+                if wd not in directories:
+                    return None
+                name = events[position - size : position].rstrip(b"\0")
+                found.setdefault(directories[wd], set()).add(os.fsdecode(name))
+        return found
+
+    def covers(self, directories: set[str]) -> bool:
+        """Return whether the changes of all these directories are reported, as far as their filesystem tells."""
+        return directories <= self._watched.keys()
 
     def pause(self, seconds: float) -> bool:
         """Wait and discard the changes so far, if any directory is watched. Call it before listing."""
@@ -98,10 +126,11 @@ class DirectoryWatcher:
     def __del__(self) -> None:
         self.close()  # its creator may have failed before closing it
 
-    @staticmethod
-    def _drain(fd: int) -> None:
+    def _drain(self, fd: int) -> None:
         try:
-            while len(os.read(fd, 65536)) > 65536 - _EVENT:  # inotify returns whole events
-                pass
+            events = b""
+            while not events or len(events) > 65536 - _EVENT:  # inotify returns whole events
+                events = os.read(fd, 65536)
+                self._events.append(events if fd == self._inotify else _WOKEN)
         except OSError:  # BlockingIOError: no more events
             pass

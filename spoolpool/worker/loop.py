@@ -17,6 +17,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security.trust import Trust
+from spoolpool.system.mounts import is_local
 from spoolpool.system.packages import is_requirement, lacks
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.watch import DirectoryWatcher
@@ -87,7 +88,7 @@ class Worker:
             is_stopping=lambda: self._stopping,
         )
         self._watch = DirectoryWatcher()
-        self._idle = IdleWait(self._watch)
+        self._idle = IdleWait(self._watch, tells=is_local(spool.path))
         self._renewal = Renewal(options.renewals, replaced=options.replaced)
         self._stopping = False
         self._served: Lane | None = None  # the last lane that depends on nothing that changes
@@ -192,39 +193,38 @@ class Worker:
     def _run_next(self) -> set[str] | None:
         """Run the next task; if there is none, return the directories in which one may appear."""
         idle, claimer = self._idle, self._claims.claimer
-        woken = idle.woken  # a change came, but it need not be a task that is ready
         if not claimer.has_names:  # otherwise no listing follows that would show the changes
             after_task = idle.take_after_task()
             if after_task:
                 self._group.settle(idle=True)
             idle.pause(after_task=after_task)
-            woken = woken or idle.event_pending
         if self._claims.uncertain:
             self._execution.resume_forgotten()
-        claim = claimer.next()
-        if claim is None and self._housekeeping.delayed.check(woken=woken):
+        claim = claimer.next(late=idle.in_reserve)
+        if claim is None and self._housekeeping.delayed.check(woken=idle.has_event()):
             claim = claimer.next()
         if claim is None:
             self._group.settle(idle=True)
             return claimer.directories()
         idle.event_pending = False
+        begun = time.monotonic()
         self._execution.run(claim)
-        idle.reset()
+        idle.reset(time.monotonic() - begun)
         self._group.settle(idle=False)
         return None
 
     def _wait(self, directories: set[str]) -> bool:
         """Wait for a change in the directories; return False if the worker is to end."""
         idle, housekeeping = self._idle, self._housekeeping
-        if not idle.watch(directories):
+        claimer = self._claims.claimer
+        if not idle.watch(directories, claimer.buckets() if claimer.is_watchable else set()):
             return True
-        is_due = idle.woken or idle.event_pending or housekeeping.is_check_due()
-        if is_due and not housekeeping.should_continue():
+        if (idle.has_event() or housekeeping.is_check_due()) and not housekeeping.should_continue():
             return False
         idle.event_pending = False
         if self._options.idle_timeout is not None and idle.seconds > self._options.idle_timeout:
             return False
         if not housekeeping.run_due(self._execution.resume_forgotten):
             self._stopping = True
-        idle.wait(housekeeping.next_due(), housekeeping.worker_count)
+        idle.wait(housekeeping.next_due(), housekeeping.worker_count, claimer.left)
         return True

@@ -126,6 +126,12 @@ class SilentWatch:
     def pause(self, seconds: float) -> bool:
         return False
 
+    def new_names(self) -> None:
+        return None
+
+    def covers(self, directories: set[str]) -> bool:
+        return False
+
     def wake(self) -> None:
         pass
 

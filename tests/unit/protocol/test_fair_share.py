@@ -344,6 +344,48 @@ def test_many_workers_waste_few_tries_on_tasks_of_others(spool: Spool, clock: Cl
     assert tried["open"] - taken < 0.5 * taken
 
 
+def test_few_tasks_are_left_to_workers_that_claim_now_and_not_lost(
+    backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Backlog(backlog.spool)
+    place = backlog.put(8, 1)
+    claimed: list[TaskHeader] = []
+    real = files.open_file
+
+    def open_second(path: str, **options: bool) -> int:
+        """The other worker has claimed the task before this one opens it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "open_file", real)
+            while os.path.exists(path):
+                claimed.extend(other.claim(1))
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_file", open_second)
+        patch.setattr(random, "randrange", lambda start, stop=None: (start if stop is None else stop) - 1)
+        assert backlog.claimer.next(late=True) is None
+    assert len(claimed) == 2
+    assert backlog.claimer.left == {place: set(files.list_names(place))}
+    rest = backlog.claim(8)
+    assert len(rest) == 6
+    assert not backlog.claimer.left
+    assert len({header.task for header in [*claimed, *rest]}) == 8
+
+
+def test_late_worker_begins_with_any_of_the_oldest_tasks(
+    backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backlog.put(40, 1)
+    [oldest] = backlog.claim(1)
+    clock.sleep(1.1)
+    monkeypatch.setattr(random, "randrange", lambda start, stop: start)
+    claim = backlog.claimer.next(late=True)
+    assert claim is not None
+    with claim:
+        number = int(claim.header.task[4:18], 16) - int(oldest.task[4:18], 16)
+    assert number == 16
+
+
 def test_locked_task_is_opened_once_per_listing(
     backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

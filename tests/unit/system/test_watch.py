@@ -70,6 +70,38 @@ def test_cleared_changes_do_not_end_the_wait(watch: DirectoryWatcher, tmp_path: 
     assert not watch.wait(0)
 
 
+def test_new_names_are_told_by_directory(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    watch.keep({str(one), str(two)})
+    assert watch.covers({str(one), str(two)})
+    assert not watch.covers({str(tmp_path), str(one)})
+    (one / "file").touch()
+    names = {f"{number:0200}" for number in range(600)}  # more than one read returns
+    for name in names:
+        (two / name).touch()
+    assert watch.wait(LIMIT)
+    assert watch.new_names() == {str(one): {"file"}, str(two): names}
+    assert not watch.wait(0)
+    assert watch.new_names() == {}
+
+
+def test_new_names_are_unknown_after_a_wake_or_the_loss_of_events(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    watch.add(str(tmp_path))
+    (tmp_path / "file").touch()
+    watch.wake()
+    assert watch.wait(LIMIT)
+    assert watch.new_names() is None
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for _ in range(limit // 2 + 1):  # two names in turn, since the kernel merges equal events
+        for name in ("one", "two"):
+            (tmp_path / name).touch()
+            (tmp_path / name).unlink()
+    assert watch.wait(LIMIT)
+    assert watch.new_names() is None
+
+
 def test_a_wake_from_a_thread_ends_the_wait(watch: DirectoryWatcher) -> None:
     thread = threading.Thread(target=watch.wake)
     thread.start()
