@@ -646,3 +646,19 @@ def test_foreign_file_among_results_stops_no_collection(spool: Spool, worker: Wo
         (inbox / f"499-{0:014x}-{0:010x}.000001.01.{0:016x}").write_text("result without a task")
         assert list(executor.map(abs, range(5))) == list(range(5))
     assert len(os.listdir(inbox)) == 2
+
+
+def test_stopped_idle_group_holds_up_no_call(spool: Spool, worker: Workers) -> None:
+    """The group that reacts to new tasks is stopped, and the others are in reserve."""
+    groups = 3
+    for _ in range(groups):
+        worker(spool)
+    with Executor(spool=spool.path, submission=Submission(pack=False)) as exe:
+        for _ in range(groups):
+            for _ in range(20):  # the others lose these tasks to one of them
+                last = exe.submit(os.getpid).result(LIMIT)
+            os.kill(last, signal.SIGSTOP)
+            try:
+                assert exe.submit(os.getpid).result(LIMIT) != last
+            finally:
+                os.kill(last, signal.SIGCONT)
