@@ -6,15 +6,13 @@ import functools
 import json
 import pwd
 import sys
-import time
-from datetime import datetime
 from typing import Any
 
 import click
 import msgspec
 
 from spoolpool.cli.output import format_time, report_errors
-from spoolpool.cli.quantities import Duration
+from spoolpool.cli.quantities import Moment
 from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.ends import EndCounter
@@ -31,19 +29,6 @@ _COLUMNS = frozenset({"t", "event", "by", "uid", "host", "task"})
 
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
-    """Time: a date, a date with a time, or a duration before now."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds since the epoch; a date is in the local time zone."""
-        try:
-            return datetime.fromisoformat(str(value)).astimezone().timestamp()
-        except ValueError:
-            return time.time() - Duration().convert(value, param, ctx)
 
 
 @click.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
 import logging
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -187,3 +190,22 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
         return add_common_options(click.command(name, context_settings=CONTEXT)(run))
 
     return wrap
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yield the path of a new file that replaces another one at once when this context ends without an error."""
+    with files.translate_errors(f"write {path}"):
+        directory = os.path.dirname(path) or "."
+        fd, new = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=directory)
+        os.close(fd)
+        try:
+            yield new
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(new, 0o666 & ~mask)
+            os.replace(new, path)  # noqa: TID251  a file of the user, outside of spools
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)  # noqa: TID251  as above
+            raise

@@ -1,9 +1,11 @@
-"""Types of options for durations and sizes; :mod:`spoolpool.system.quantities` reads them."""
+"""Types of options for durations, times and sizes; :mod:`spoolpool.system.quantities` reads them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import time
+from datetime import datetime
 
 import click
 
@@ -82,3 +84,16 @@ class Mebibytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         except BadRequest as error:
             self.fail(str(error), param, ctx)
         return size
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions of click alone
+    """Time: a date, a date with a time, or a duration before now."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds since the epoch; a date is in the local time zone."""
+        try:
+            return datetime.fromisoformat(str(value)).astimezone().timestamp()
+        except ValueError:
+            return time.time() - Duration().convert(value, param, ctx)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from spoolpool.cli.output import echo_stderr, report_errors
+from spoolpool.cli.output import echo_stderr, replacing, report_errors
 from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
 from spoolpool.monitor.report import figure
@@ -38,10 +38,12 @@ def report(directory: str, output: str | None, png: str | None, svg: str | None)
         raise BadRequest("Name an output file: -o report.html, --png FILE or --svg FILE.")
     summary = summarize(Spool(directory, read_only=True))
     if output:
-        Path(output).write_text(page(summary), encoding="utf-8")
+        with replacing(output) as new:
+            Path(new).write_text(page(summary), encoding="utf-8")
     for path, kind in ((png, "png"), (svg, "svg")):
         if path:
-            figure.save(summary, path, kind)
+            with replacing(path) as new:
+                figure.save(summary, new, kind)
     written = ", ".join(filter(None, (output, png, svg)))
     counts = describe_counts(summary.ends + Counter(summary.pending), ("done",))
     unknown = f", {summary.unknown} without a recorded end" if summary.unknown else ""

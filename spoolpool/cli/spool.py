@@ -30,6 +30,7 @@ COMMANDS = {
     "workers": "Submit batch jobs of workers, list and stop groups.",
     "autoscale": "Submit batch jobs of workers as queued tasks need them.",
     "journal": "Show the events of a spool in the order of time.",
+    "export": "Print numbers of tasks, or events, for other programs.",
     "report": "Write a report of the events as a page or a picture.",
     "check": "Check a spool for inconsistencies.",
     "doctor": "Test whether a filesystem is suitable for a spool.",
@@ -39,7 +40,7 @@ COMMANDS = {
     "gc": "Remove expired results, logs and journals.",
 }
 
-_MODULES = {"top": "status"}  # of commands that share one
+_MODULES = {"accept": "init", "top": "status"}  # of commands that share one
 
 
 class _Commands(Group):
