@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
+import functools
 from enum import Enum
+from types import ModuleType
 
 UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})
 """Errors of mounts without locks: NFS without lockd (ENOLCK), Lustre without ``flock`` (ENOSYS). NFS answers EBADF for
 a descriptor that is only open for reading."""
-
-_CONTENTION = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-# EACCES: flock(2) on NFS is a lock by fcntl(2), which may answer so for the lock of another process.
 
 
 class Lock(Enum):
@@ -25,17 +23,21 @@ class Lock(Enum):
     """The filesystem has no locks here: the lease alone decides."""
 
 
+@functools.cache
+def _library() -> ModuleType:
+    import filelock  # takes 30 ms, and a submitter does not need it
+
+    return filelock
+
+
 def try_lock(fd: int) -> Lock:
     """Try to take the exclusive lock of a whole file, without waiting.
 
     On NFS, ``fd`` must be open for writing. A forked child inherits the lock with the descriptor and must close it.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Lock.TAKEN if _library().lock_descriptor(fd, blocking=False) else Lock.BUSY
     except OSError as error:
-        if error.errno in _CONTENTION:
-            return Lock.BUSY
         if error.errno in UNSUPPORTED:
             return Lock.NONE
         raise
-    return Lock.TAKEN

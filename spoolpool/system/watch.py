@@ -11,6 +11,10 @@ import contextlib
 import os
 import select
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from watchdog.observers import inotify_c
 
 _EVENT = 512  # bytes, more than the largest event of inotify: 16, and a name of 255 with its terminator
 _HEADER = struct.Struct("iIII")  # of an event: watch descriptor, mask, cookie, and length of the name
@@ -21,8 +25,8 @@ class DirectoryWatcher:
     """Watched directories, and a wait that ends when one of them changes or :meth:`wake` is called.
 
     One thread waits. Any thread may call :meth:`wake`, but not during :meth:`close`: the number of the closed
-    descriptor may have been reused. The wait is that of the caller: a thread that waits for it, as the observers of
-    watchdog are, would cost two thread switches per event.
+    descriptor may have been reused. Uses watchdog's bindings of inotify(7) directly, because its observer threads would
+    cost two thread switches per event.
     """
 
     _read = _write = _inotify = -1  # for close() after an exception in __init__
@@ -34,7 +38,7 @@ class DirectoryWatcher:
         os.set_blocking(self._write, False)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
-        self._watched: dict[str, int] = {}
+        self._watched: dict[str, inotify_c.WatchDescriptor] = {}
         self._events: list[bytes] = []
 
     def add(self, directory: str) -> None:
@@ -44,26 +48,29 @@ class DirectoryWatcher:
             self._begin()
         if self._inotify < 0 or directory in self._watched:
             return
-        watch = self._calls.add_watch(self._inotify, directory)
-        if watch >= 0:
-            self._watched[directory] = watch
+        mask = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO of inotify(7)
+        wd = self._calls.inotify_add_watch(self._inotify, os.fsencode(directory), mask)
+        if wd >= 0:
+            self._watched[directory] = wd
 
     def _begin(self) -> None:
         """Open inotify, where the system has it."""
         try:  # not before a directory is watched: a group that finds a task at once claims it sooner
-            from spoolpool.system import inotify
-        except (ImportError, OSError, AttributeError):  # no inotify on this system: the poll is enough
+            from watchdog.observers import inotify_c
+        except (ImportError, OSError, RuntimeError):  # no inotify on this system: the poll is enough
             return
-        self._calls = inotify
-        fd = inotify.open_queue()
+        self._calls = inotify_c
+        fd = inotify_c.inotify_init()
         if fd >= 0:  # else the user's limit of inotify instances is reached: the poll is enough
+            os.set_inheritable(fd, False)
+            os.set_blocking(fd, False)
             self._inotify = fd
             self._poll.register(fd, select.POLLIN)
 
     def keep(self, directories: set[str]) -> None:
         """Watch these directories and no others."""
         for gone in [path for path in self._watched if path not in directories]:
-            self._calls.remove_watch(self._inotify, self._watched.pop(gone))
+            self._calls.inotify_rm_watch(self._inotify, self._watched.pop(gone))
         for path in directories:
             self.add(path)
 

@@ -30,6 +30,7 @@ _OF_THE_IMPORT = (
     "asyncio",
     "click",
     "cloudpickle",
+    "filelock",
     "hashlib",
     "html",
     "importlib.abc",
@@ -47,6 +48,7 @@ _OF_THE_IMPORT = (
     "tqdm",
     "typing_extensions",
     "uuid",
+    "watchdog",
     "xml",
 )
 """Packages and modules that ``from spoolpool import Executor`` does not load."""
@@ -75,7 +77,6 @@ _OF_A_LOCAL_EXECUTOR = (
     "hashlib",
     "json",
     "multiprocessing",
-    "pathlib",
     "socket",
     "sysconfig",
     "xml",
@@ -109,17 +110,12 @@ _OF_A_WORKER = (
     "spoolpool.worker.mpi_group",
     "asyncio",
     "cloudpickle",
-    "hashlib",
     "importlib.metadata",
-    "ipaddress",
     "mpi4py",
     "multiprocessing",
     "numpy",
-    "pathlib",
-    "secrets",
     "socket",
     "sysconfig",
-    "tempfile",
     "xml",
 )
 """Modules that a group of one rank does not load until it begins its first call."""

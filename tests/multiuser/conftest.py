@@ -17,7 +17,7 @@ from tests.multiuser.accounts import People, Scene, fail_at_first
 from tests.support.accounts import public_directory, why_not_as_another
 from tests.support.fake_worker import Clock
 
-LATE = ("encodings.ascii", "grp", "pwd")
+LATE = ("encodings.ascii", "filelock", "grp", "pwd", "watchdog.observers.inotify_c")
 """Modules that the package imports late."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from spoolpool.system import files
 from spoolpool.system.locks import UNSUPPORTED, Lock, try_lock
+from tests.support.processes import run_script
 from tests.support.waiting import LIMIT, wait_until
 
 HOLD = """\
@@ -122,38 +123,25 @@ def test_a_child_program_does_not_inherit_a_lock(path: str) -> None:
             process.kill()
 
 
-def refuse(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the kernel answer each request for a lock with an error."""
-
-    def fail(fd: int, operation: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
-
-
 @pytest.mark.parametrize("number", sorted(UNSUPPORTED), ids=errno.errorcode.get)
 def test_a_filesystem_without_locks_is_no_error(number: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(number, monkeypatch)
+    def refuse(fd: int, *, blocking: bool) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
     assert ask(path) is Lock.NONE
 
 
-@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES], ids=errno.errorcode.get)
-def test_each_answer_for_the_lock_of_another_process_means_busy(
-    number: int, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse(number, monkeypatch)
-    assert ask(path) is Lock.BUSY
-
-
 def test_other_errors_are_raised(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(errno.EIO, monkeypatch)
+    def refuse(fd: int, *, blocking: bool) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
     with pytest.raises(OSError, match="Input/output"):
         ask(path)
 
 
-def test_a_lock_excludes_other_programs_that_lock_whole_files(path: str) -> None:
-    with subprocess.Popen(["flock", path, "cat"], stdin=subprocess.PIPE) as process:
-        wait_until(lambda: ask(path) is Lock.BUSY, "the other program has the lock")
-        assert process.stdin is not None
-        process.stdin.close()
-    assert ask(path) is Lock.TAKEN
+def test_submitting_needs_no_locks(tmp_path: Path) -> None:
+    """The import of filelock takes 30 ms, which a submitter can save."""
+    script = "import sys, spoolpool, spoolpool.client.session, spoolpool.executor; print('filelock' in sys.modules)"
+    assert run_script(tmp_path / "script.py", script).stdout == "False\n"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers import inotify_c
 
-from spoolpool.system import inotify
 from spoolpool.system.watch import DirectoryWatcher
 from tests.support.waiting import LIMIT
 
@@ -25,7 +25,7 @@ def watch() -> Iterator[DirectoryWatcher]:
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[DirectoryWatcher]:
     """A watcher after the limit of inotify instances is reached."""
-    monkeypatch.setattr(inotify, "open_queue", lambda: -1)
+    monkeypatch.setattr(inotify_c, "inotify_init", lambda: -1)
     watch = DirectoryWatcher()
     yield watch
     watch.close()
