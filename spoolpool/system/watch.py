@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EVENT = 512  # bytes, more than the largest event of inotify: 16, and a name of 255 with its terminator
 _HEADER = struct.Struct("iIII")  # of an event: watch descriptor, mask, cookie, and length of the name
+_IGNORED = 0x8000  # IN_IGNORED: the watch has ended, since its directory was removed
 _WOKEN = _HEADER.pack(-1, 0, 0, 0)  # in place of the events of the pipe; the kernel reports lost events likewise
 
 
@@ -96,8 +97,10 @@ class DirectoryWatcher:
         for events in self._events:
             position = 0
             while position < len(events):
-                wd, _, _, size = _HEADER.unpack_from(events, position)
+                wd, mask, _, size = _HEADER.unpack_from(events, position)
                 position += _HEADER.size + size
+                if mask & _IGNORED and wd in directories:  # removed; it may be made again under the same path
+                    self._watched.pop(directories.pop(wd), None)
                 if wd not in directories:
                     return None
                 name = events[position - size : position].rstrip(b"\0")

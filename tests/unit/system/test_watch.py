@@ -102,6 +102,21 @@ def test_new_names_are_unknown_after_a_wake_or_the_loss_of_events(watch: Directo
     assert watch.new_names() is None
 
 
+def test_a_removed_directory_is_not_covered_any_more(watch: DirectoryWatcher, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    watch.keep({str(bucket)})
+    bucket.rmdir()
+    assert watch.wait(LIMIT)
+    assert watch.new_names() is None
+    assert not watch.covers({str(bucket)})
+    bucket.mkdir()
+    watch.keep({str(bucket)})
+    (bucket / "file").touch()
+    assert watch.wait(LIMIT)
+    assert watch.new_names() == {str(bucket): {"file"}}
+
+
 def test_a_wake_from_a_thread_ends_the_wait(watch: DirectoryWatcher) -> None:
     thread = threading.Thread(target=watch.wake)
     thread.start()
