@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -139,8 +140,11 @@ def _checks(server: Server, asked: argparse.Namespace) -> Iterator[str]:
 
 
 def _measured(asked: argparse.Namespace) -> Iterator[str]:
+    from benchmarks import processes
     from benchmarks.scaling import measured
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the groups end too
+    processes.adopt_orphans()
     counted = measured.count(
         sys.executable, groups=asked.measure, tasks=100 * asked.measure, seconds=60.0, directory=asked.dir
     )

@@ -60,6 +60,7 @@ _KNOWN = 256  # functions with statistics
 _UNPACKED = ("cores", "retries", "time_limit", "not_before", "error_log_file")
 """Requests that concern one call: a call that sets one of them is not packed."""
 _DEFAULT = Resources()
+_NO_BUFFERS: list[bytes] = []  # of most calls, which share it; never changed
 
 
 class Packer:
@@ -95,7 +96,8 @@ class Packer:
             if pack is None:
                 pack = stats.open_packs[key] = self._new_pack(stats, key)
             future = PackedFuture(self, pack, call.references.task)
-            pack.calls.append(_Call(future, bytes(call.payload), [bytes(each) for each in call.buffers]))
+            buffers = [bytes(each) for each in call.buffers] if call.buffers else _NO_BUFFERS
+            pack.calls.append(_Call(future, bytes(call.payload), buffers))
             if len(pack.calls) >= size:
                 self._send(pack)
         return future
