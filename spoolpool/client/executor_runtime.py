@@ -124,7 +124,9 @@ class ExecutorRuntime:
 
             one_host = isinstance(launcher, HostLauncher)
             output = settings.OUTPUT if options.stream_output else 0
-            spool = create_temporary_spool(one_host=one_host, output=output)
+            # options of the user may lead mpiexec to other hosts, which see the temporary directory at most
+            in_memory = not getattr(options.backend, "extra", ())
+            spool = create_temporary_spool(one_host=one_host, output=output, in_memory=in_memory)
         runtime: ExecutorRuntime | None = None
         host_groups = _HostGroups()
         try:

@@ -27,15 +27,15 @@ _LEAST_FILES = 10_000
 """Files that must fit."""
 
 
-def create_temporary_spool(*, one_host: bool, output: int) -> Spool:
+def create_temporary_spool(*, one_host: bool, output: int, in_memory: bool = True) -> Spool:
     """Create a spool in memory or below the directory for temporary files, or for several hosts in a shared directory.
 
     A spool for ``one_host`` that keeps no ``output`` lies in memory if there is room (:func:`memory_directories`); its
-    large values are below the directory for temporary files all the same.
+    large values are below the directory for temporary files all the same. Unless ``in_memory``, it does not.
     The shared directory is ``SPOOLPOOL_DIR`` (if that is a spool, its parent), or else the current directory. Raises
     :class:`BadRequest` if the current directory is local to each node.
     """
-    if one_host and not output:
+    if in_memory and one_host and not output:
         for parent in memory_directories():
             try:
                 return _create(tempfile.mkdtemp(prefix=_PREFIX, dir=parent), overflow_in=tempfile.gettempdir())

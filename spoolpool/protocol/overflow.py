@@ -11,7 +11,6 @@ of the spool there is a short file in its place, with the same header, which mov
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import struct
@@ -24,7 +23,7 @@ from spoolpool.format import envelope
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.security.permissions import why_replaceable
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, mounts
 from spoolpool.system.accounts import account_name
 
 LARGE = 1 << 18
@@ -34,7 +33,6 @@ _MEDIUM = 1 << 14  # bytes from which on the room in memory is looked at
 _RESERVE = 1 << 24  # bytes of room in memory that are left to smaller files
 _MARK = b"spoolpool overflow\n"
 _CONTENT = struct.Struct(f"<{len(_MARK)}sQ16s8s")
-_NO_ROOM = files.FULL | {errno.ENOMEM}
 
 STUB_SIZE = sum(map(len, envelope.pack(b"{}", bytes(_CONTENT.size))))
 """Size of the short file of an object."""
@@ -77,7 +75,7 @@ class Overflow:
                 write(parts)
                 return
             except OSError as error:
-                if error.errno not in _NO_ROOM or size <= envelope.PAGE:  # a short one would not fit either
+                if error.errno not in files.FULL or size <= envelope.PAGE:  # a short one would not fit either
                     raise
         header = envelope.header_of(parts)
         nonce = os.urandom(8)  # an object may be written anew while a file of the same content is removed
@@ -92,7 +90,7 @@ class Overflow:
 
     def _room(self) -> int:
         try:
-            return files.free_space(self._root)
+            return mounts.free_space(self._root)
         except OSError:
             return 0
 

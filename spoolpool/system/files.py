@@ -511,12 +511,6 @@ def remove_tree(path: str, keep: Iterable[str] = ()) -> None:
         remove_directory(path)
 
 
-def free_space(path: str) -> int:
-    """Return the bytes that this account can still write to the filesystem of a path. ``OSError`` as statvfs(3)."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
 def size(fd: int) -> int:
     """Return the size of an opened file in bytes."""
     return os.fstat(fd).st_size

@@ -18,6 +18,12 @@ def is_local(path: str) -> bool:
     return mount_of(path)[1] in LOCAL
 
 
+def free_space(path: str) -> int:
+    """Return the bytes that this account can still write to the filesystem of a path. ``OSError`` as statvfs(3)."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 def mount_of(path: str) -> tuple[str, str, str]:
     """Return mount point, type and options of the filesystem of ``path`` (``/proc/self/mountinfo``, proc(5))."""
     with (

@@ -455,4 +455,8 @@ def test_processes_of_a_pool_make_no_other_system_calls_on_the_spool(memory: Pat
         counts = trace.per_call(found, work, calls)
         # the number of listings depends on the speed of the machine, and a round of recovery may add some
         seen = {kind: round(counts[kind]) for kind in trace.KINDS if kind != "list"}
-        assert seen == {kind: total(*costs.TASK)[kind] for kind in seen}, work
+        expected = {kind: total(*costs.TASK)[kind] for kind in seen}
+        if work == "awaited" or variant:
+            assert seen == expected, work
+        else:  # calls of a temporary spool that are submitted together may share tasks
+            assert all(seen[kind] <= expected[kind] for kind in seen), work

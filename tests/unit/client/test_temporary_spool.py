@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spoolpool import Executor, settings
+from spoolpool import Executor, Mpiexec, settings
 from spoolpool.client import temporary_spool
 from spoolpool.errors import BadRequest
 from spoolpool.protocol.spool import Spool
@@ -178,6 +178,11 @@ def test_large_values_of_an_executor_are_on_disk_and_its_places_are_shown(memory
         assert max(sizes) < 1 << 18
         wait_until(lambda: not list(disk.glob("*/*")), "the files of delivered values are removed")
     assert os.listdir(memory_place) == os.listdir(disk) == []
+
+
+def test_options_that_may_lead_mpiexec_to_other_hosts_keep_the_spool_out_of_memory(memory_place: Path) -> None:
+    with Executor(max_workers=1, backend=Mpiexec(extra=["--host", "localhost"])) as executor:
+        assert os.path.dirname(executor.info["spool"]) == tempfile.gettempdir()
 
 
 def test_large_results_are_cached(memory_place: Path, tmp_path: Path) -> None:

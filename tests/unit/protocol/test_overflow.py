@@ -16,7 +16,7 @@ from spoolpool.format.envelope import Envelope
 from spoolpool.protocol import objects, overflow
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, mounts
 
 SMALL = b"s" * 100
 LARGE = b"l" * (overflow.LARGE + 1)
@@ -76,7 +76,7 @@ def test_a_file_without_room_in_memory_goes_into_the_second_directory(
 
 
 def test_files_of_some_size_leave_room_in_memory_for_smaller_ones(two: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "free_space", lambda _: overflow._RESERVE)
+    monkeypatch.setattr(mounts, "free_space", lambda _: overflow._RESERVE)
     write(two, b"m" * overflow._MEDIUM, name="medium")
     write(two, SMALL, name="small")
     assert len(list(second(two).iterdir())) == 1
