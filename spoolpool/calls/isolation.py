@@ -105,21 +105,27 @@ def needs_isolation(task: CurrentTask) -> bool:
     return task.attempt > 1 and task.size == 1
 
 
-def run_calls(calls: Iterable[PickledCall], task: CurrentTask) -> Iterator[RankResult]:
-    """Run the calls of a task one after the other in child processes."""
+def run_calls(calls: Iterable[PickledCall], task: CurrentTask, attempt: int | None = None) -> Iterator[RankResult]:
+    """Run the calls of a task one after the other in child processes.
+
+    ``attempt`` is the number of the attempt of the first call; that of the others is 1. Without it, the attempt of each
+    is that of the task.
+    """
     child: _Child | None = None
+    first = task.attempt if attempt is None else attempt
     try:
         for call in calls:
             lost: list[LostAttempt] = []
             result: RankResult | None = None
-            while result is None and task.attempt + len(lost) <= max(task.attempt, task.attempts):
+            while result is None and first + len(lost) <= max(first, task.attempts):
                 child = child or _Child(task)
                 result = child.run(call)
                 if result is None:
-                    lost.append(child.attempt(task, len(lost)))
+                    lost.append(child.attempt(task, first + len(lost)))
                     child.close()
                     child = None
             yield result or _lost_report(task, lost)
+            first = task.attempt if attempt is None else 1
     finally:
         if child is not None:
             child.close()
@@ -134,7 +140,8 @@ def _lost_report(task: CurrentTask, lost: list[LostAttempt]) -> RankResult:
     )
     if last.stack:
         text += "\nThe stack at its end:" + "".join(f"\n  {line}" for line in last.stack.split("\n"))
-    return failure_report(WorkerLost(text, [*task.lost_attempts(), *lost]), 0)
+    earlier = [each for each in task.lost_attempts() if each.attempt < lost[0].attempt]
+    return failure_report(WorkerLost(text, [*earlier, *lost]), 0)
 
 
 def _connections(send: int, receive: int) -> tuple[Connection, Connection]:
@@ -182,15 +189,15 @@ class _Child:
         payload, buffers, failure = answer
         return RankResult(payload, buffers, failure)
 
-    def attempt(self, task: CurrentTask, earlier: int) -> LostAttempt:
-        """Return how the child died, ``earlier`` others of the same call being dead."""
+    def attempt(self, task: CurrentTask, number: int) -> LostAttempt:
+        """Return how the child died, in the attempt of this number of a call."""
         status = self._process.wait()
         self._stack.seek(0)
         stack = self._stack.read()
         with contextlib.suppress(OSError):
             os.write(2, stack)  # where a crash of the worker itself would have written it
         return LostAttempt(
-            attempt=task.attempt + earlier,
+            attempt=number,
             worker=task.worker,
             host=hostname(),
             pid=self._process.pid,

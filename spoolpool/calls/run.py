@@ -137,12 +137,13 @@ def run_call(
     dependencies: Sequence[DependencyValue] = (),
     objects: ObjectCache | None = None,
     guard: AbstractContextManager[None] | None = None,
+    pack: Callable[[], None] | None = None,
 ) -> RankResult:
     """Unpickle and run the call. It never raises: only the end of the process prevents a result.
 
     ``header`` determines the directory, the environment, the preset arguments and the objects of the call.
     ``dependencies`` are the results to which its arguments refer. The function runs inside ``guard``:
-    :meth:`spoolpool.calls.interruption.Interrupter.watch`.
+    :meth:`spoolpool.calls.interruption.Interrupter.watch`. ``pack`` runs the calls of a pack instead of one call.
     """
     called: tuple[Any, ...] = ()
     try:
@@ -155,7 +156,7 @@ def run_call(
                     buffers = objects.fill(header.objects, buffers)
                 if dependencies or header.objects:
                     find = ReferenceResolver(dependencies, objects, header.objects)
-                function, args, kwargs = pickling.loads(payload, buffers, find)
+                function, args, kwargs = (pack, (), {}) if pack else pickling.loads(payload, buffers, find)
                 called = function, args, kwargs
                 kwargs.update(worker_id(function, args, kwargs, task.worker))
                 if made := initializers.of(header.init):

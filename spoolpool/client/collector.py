@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from spoolpool.calls.results import value_of
-from spoolpool.client.futures import TaskFuture, finish
+from spoolpool.calls.results import error_of, value_of
+from spoolpool.client.futures import CallSink, TaskFuture, finish
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.starvation import Refresher, StarvationMonitor
 from spoolpool.client.vanished import VanishedTasks
@@ -26,6 +26,7 @@ from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, TaskFile, new_task_id, parse_task_file
 from spoolpool.monitor.states import End
 from spoolpool.protocol import cancel
+from spoolpool.protocol.outcome_log import CallOutcome, LogReader
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.recovery import Recovery
@@ -46,6 +47,7 @@ _MOST_NAMES = 10_000  # names of unreadable outcomes that are remembered before 
 _LINGER = 0.02  # seconds after the last outcome in which a new task need not wake the thread
 _MANY = 100  # pending tasks from which on outcomes are collected in batches
 _BATCH_SECONDS = 0.002
+_STREAM_SECONDS = 0.1  # between two looks at the outcomes of packs that run
 
 
 class Collector:
@@ -82,6 +84,8 @@ class Collector:
         self._pass_ended = threading.Condition(pending.lock)
         self._ignored: set[str] = set()  # names of task files
         self._warned: set[str] = set()
+        self._logs: dict[str, LogReader] = {}  # of running packs, by the names of their claims
+        self._stream_due = 0.0
         self.on_outcome: Callable[[TaskHeader, TaskFile], None] | None = None
         """Called in the collector thread with a task and its attempt, before its future is done."""
         self.on_result: Callable[[TaskHeader, OutcomeHeader, str, str], None] | None = None
@@ -169,7 +173,8 @@ class Collector:
             try:
                 if not idle and vanished.is_due:
                     self._fail_vanished(vanished)
-                if self._make_pass(unreadable):
+                collected = self._make_pass(unreadable)
+                if self._stream() or collected:
                     backoff.reset()
                     starvation.reset()
                     check_due = time.monotonic() + _CHECK_SECONDS
@@ -370,6 +375,8 @@ class Collector:
 
     def _deliver(self, future: TaskFuture, task_file: TaskFile) -> Kind:
         outgoing = self._spool.outgoing(self._session, self._spool.account)
+        if task_file.calls and future.pack is not None:
+            return self._deliver_pack(future, future.pack, task_file, outgoing)
         outcome, content = read_outcome(self._spool, self._session, task_file, self._accept, outgoing)
         if self.on_outcome is not None and future.task_file != task_file:
             self.on_outcome(future.header, task_file)
@@ -393,6 +400,71 @@ class Collector:
             finish(future, value=value)
         self._pending.mark_delivered(future, task_file, outcome.kind)
         return outcome.kind
+
+    def _deliver_pack(self, future: TaskFuture, pack: CallSink, task_file: TaskFile, outgoing: files.Place) -> Kind:
+        """Deliver the outcomes of the calls of a committed pack that were not delivered while it ran."""
+        reader = self._logs.pop(task_file.name, None) or LogReader(self._spool, self._session, task_file)
+        self._take(pack, reader.read(self._accept.check, outgoing))
+        whole = reader.whole
+        if whole is None and reader.done < task_file.calls:
+            path = self._spool.layout.outcome(self._session, task_file)
+            raise BadTaskFile(f"{path} has the outcomes of {reader.done} of {task_file.calls} calls: it is torn.")
+        if self.on_outcome is not None and future.task_file != task_file:
+            self.on_outcome(future.header, task_file)
+        future.seconds = reader.seconds
+        kind: Kind = "result"
+        if whole is not None and whole.header.kind == "cancelled":
+            kind = "cancelled"
+            future.mark_cancelled()
+        elif whole is not None:
+            kind = "lost" if whole.header.kind == "lost" else "result"
+            error = error_of(whole.header, whole.content)
+            finish(future, error=BaseException.with_traceback(error, None))
+        else:
+            finish(future, value=pack)
+        if kind != "result":
+            cancel.withdraw_request(self._spool, future.task)
+        self._pending.mark_delivered(future, task_file, kind)
+        return kind
+
+    @staticmethod
+    def _take(pack: CallSink, outcomes: list[CallOutcome]) -> None:
+        for header, content in outcomes:
+            if header.call is not None:
+                pack.take(header.call, header, content)
+
+    def _stream(self) -> bool:
+        """Deliver the outcomes of calls whose packs still run; returns whether there were any.
+
+        The claim is looked for after the outcomes were read: while it stands, each worker that claims the pack later
+        adopts them. An account that cannot list the claims, as in a dropbox, gets them when the pack has ended.
+        """
+        now = time.monotonic()
+        if now < self._stream_due or not self._pending.packs or not self._spool.sees_all:
+            return False
+        self._stream_due = now + _STREAM_SECONDS
+        outgoing = self._spool.outgoing(self._session, self._spool.account)
+        found: list[tuple[CallSink, LogReader, TaskFile, list[CallOutcome]]] = []
+        before, self._logs = (
+            self._logs,
+            {},
+        )  # a reader whose outcomes were not delivered is dropped, and reads them again
+        for task_file in map(parse_task_file, files.list_names(str(outgoing))):
+            future = task_file and task_file.calls and self._pending.packs.get(task_file.task)
+            if not task_file or not future or future.pack is None:
+                continue
+            reader = before.get(task_file.name) or LogReader(self._spool, self._session, task_file)
+            with contextlib.suppress(OSError, SpoolpoolError):  # the end of the pack tells what is wrong
+                if outcomes := reader.read(self._accept.check, outgoing):
+                    found.append((future.pack, reader, task_file, outcomes))
+                elif task_file.name in before:
+                    self._logs[task_file.name] = reader
+        claims = set(files.list_names(self._spool.layout.claimed)) if found else set()
+        for pack, reader, task_file, outcomes in found:
+            if task_file.name in claims:  # else another claim decides which of them count; or it was committed just now
+                self._logs[task_file.name] = reader
+                self._take(pack, outcomes)
+        return bool(found)
 
 
 def set_aside_error(spool: Spool, task_file: TaskFile) -> BadTaskFile:

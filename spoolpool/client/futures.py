@@ -26,7 +26,7 @@ from concurrent.futures._base import (
     RUNNING,
     DoneAndNotDoneFutures,
 )
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from spoolpool.client.ended_futures import EndedFutures
 from spoolpool.client.safe_future import SafeFuture
@@ -34,11 +34,22 @@ from spoolpool.errors import DependencyFailed
 
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
-    from spoolpool.format.headers import TaskHeader
+    from spoolpool.format.envelope import Envelope
+    from spoolpool.format.headers import OutcomeHeader, TaskHeader
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+class CallSink(Protocol):
+    """Receiver of the outcomes of the calls of a pack; the value of the future of the pack."""
+
+    def take(self, number: int, header: OutcomeHeader, content: Envelope) -> None:
+        """Take the outcome of the call with this number; it may be repeated."""
+
+    def __getitem__(self, number: int) -> Any:
+        """Return the value of the call with this number, or raise its exception."""
 
 
 class TaskFuture(SafeFuture):
@@ -48,6 +59,7 @@ class TaskFuture(SafeFuture):
         "_cancel_lock",
         "header",
         "is_submitted",
+        "pack",
         "packed",
         "seconds",
         "session",
@@ -71,6 +83,8 @@ class TaskFuture(SafeFuture):
         """Whether the task is certain to have been in the spool; False during its submission."""
         self.seconds: float | None = None
         """Duration of the attempt that produced the outcome; None before the outcome, and for a cached result."""
+        self.pack: CallSink | None = None
+        """Receiver of the outcomes of the calls of a pack while it runs; None for any other task."""
         self._cancel_lock: threading.RLock | None = None
 
     @property

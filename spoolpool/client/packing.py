@@ -31,6 +31,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls import pickling
+from spoolpool.calls.results import value_of
 from spoolpool.client.executor_runtime import ExecutorRuntime
 from spoolpool.client.futures import PartFuture, TaskFuture
 from spoolpool.client.map import TARGET, ChunkSize
@@ -39,6 +40,7 @@ from spoolpool.client.references import CallReferences
 from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadTaskFile, BrokenSpool, TaskVanished, WorkerLost
 from spoolpool.format.names import new_task_id
+from spoolpool.protocol.packs import PackedCall
 from spoolpool.resources import Resources
 from spoolpool.system import fork
 from spoolpool.system.environment import working_directory
@@ -46,6 +48,8 @@ from spoolpool.system.user_code import is_interrupt
 from spoolpool.wire import PackResults, run_pack
 
 if TYPE_CHECKING:
+    from spoolpool.format.envelope import Envelope
+    from spoolpool.format.headers import OutcomeHeader
     from spoolpool.monitor.states import End, State
 
 BUSY = 4
@@ -139,25 +143,22 @@ class Packer:
             call.future.keys = (position,)
         try:
             self._runtime.prepare(resources.shape)
-            calls = [(call.payload, call.buffers, call.future.task) for call in pack.calls]
-            limits = (_SECONDS,) if self.may_end_early else ()
-            pickled = pickling.dumps((run_pack, (calls, *limits), {}))
             # the id of its creation: later calls of other functions do not overtake it
             references = CallReferences(self._runtime.spool, pack.task_id)
-            name = key.name if len(calls) == 1 else f"{key.name} x{len(calls)}"
-            task = pack.task = self._runtime.submit(
-                PreparedCall(
-                    run_pack,
-                    name,
-                    key.lane,
-                    *pickled,
-                    resources,
-                    references,
-                    packed=len(calls),
-                    directory=key.directory,
-                    again=pack.again,
-                )
+            name = key.name if len(pack.calls) == 1 else f"{key.name} x{len(pack.calls)}"
+            prepared = PreparedCall(
+                run_pack,
+                name,
+                key.lane,
+                b"",
+                [],
+                resources,
+                references,
+                packed=len(pack.calls),
+                directory=key.directory,
+                again=pack.again,
             )
+            task = pack.task = self._runtime.submit(self._with_calls(prepared, pack))
         except BaseException as error:  # of the spool or of a closed session: only the futures can report it
             pack.task = Future()
             pack.task.set_exception(error)
@@ -169,6 +170,19 @@ class Packer:
         task.add_done_callback(functools.partial(self._deliver, pack))
         return task
 
+    def _with_calls(self, prepared: PreparedCall, pack: Pack) -> PreparedCall:
+        """Return the call of a pack with the calls in it: of one that may end early they are arguments of a function.
+
+        Otherwise each has a record in the task file, and its outcome is delivered while the others run.
+        """
+        if self.may_end_early:
+            calls = [(call.payload, call.buffers, call.future.task) for call in pack.calls]
+            payload, buffers = pickling.dumps((run_pack, (calls, _SECONDS), {}))
+            return prepared._replace(payload=payload, buffers=buffers)
+        pack.futures = [call.future for call in pack.calls]
+        records = [PackedCall(call.payload, call.buffers, call.future.task) for call in pack.calls]
+        return prepared._replace(calls=records, pack=CallDelivery(self, pack))
+
     def _deliver(self, pack: Pack, task: Future[Any]) -> None:
         """Give each call its part of the outcome, and submit those again that have none.
 
@@ -179,9 +193,9 @@ class Packer:
         if task.cancelled():
             if pack.is_cancelling:  # for one call; the others go into another pack
                 return
-            again = pack.calls if pack.unwanted else []
+            again = pack.undelivered() if pack.unwanted else []
         elif (error := task.exception()) is not None:
-            again = pack.calls if len(pack.calls) > 1 and isinstance(error, WorkerLost) else []
+            again = pack.undelivered() if len(pack.calls) > 1 and isinstance(error, WorkerLost) else []
         else:
             results = task.result()
             done = len(results) if self.may_end_early and isinstance(results, PackResults) else 0
@@ -192,7 +206,7 @@ class Packer:
             if size and isinstance(task, TaskFuture) and task.seconds is not None:  # else it was not run
                 pack.stats.size.add(size, task.seconds)
                 fit = max(1, min(pack.stats.size.next(), int(TARGET * size / max(task.seconds, 1e-9))))
-            pack.calls = pack.calls[:size]
+            pack.calls = [each for each in pack.calls if each not in again] if pack.futures else pack.calls[:size]
             unwanted = [each.future for each in again if each.future in pack.unwanted]
             again = [each for each in again if each.future not in pack.unwanted]
             for start in range(0, len(again), fit):
@@ -391,6 +405,12 @@ class Pack:
         """Calls whose interruption was requested."""
         self.seconds: float | None = None
         """Duration of the task per call, after its end."""
+        self.futures: list[PackedFuture] = []
+        """Futures of the calls by their numbers in the task, if each has a record of its own there."""
+
+    def undelivered(self) -> list[_Call]:
+        """Return the calls without an outcome."""
+        return [call for call in self.calls if not call.future.done()]
 
     def deliver(self, task: Future[Any]) -> list[State | End]:
         """Give each call its part of the outcome of the task; return their ends, apart from cancelled ones."""
@@ -398,6 +418,8 @@ class Pack:
         error: BaseException | None = None
         try:
             results = task.result()
+            if isinstance(results, CallDelivery):  # each was delivered
+                return []
             if not isinstance(results, PackResults) or len(results) != len(self.calls):
                 found = type(results).__name__
                 error = BadTaskFile(f"The result of a pack of {len(self.calls)} calls is an object of type {found}.")
@@ -405,6 +427,8 @@ class Pack:
             error = raised
         ends: list[State | End] = []
         for position, call in enumerate(self.calls):
+            if call.future.done():
+                continue
             if isinstance(error, CancelledError):
                 call.future.mark_cancelled()
             elif call.future.set_running_or_notify_cancel():
@@ -425,6 +449,33 @@ class Pack:
         self.calls = []
         self.task = Future()
         self.task.set_result(None)
+
+
+class CallDelivery:
+    """Delivery of the outcomes of the calls of a pack to their futures."""
+
+    def __init__(self, packer: Packer, pack: Pack) -> None:
+        self._packer = packer
+        self._futures = pack.futures
+
+    def __getitem__(self, number: int) -> Any:
+        """Return the value of a call, or raise its exception, for another call that has it as an argument."""
+        return self._futures[number].result(0)
+
+    def take(self, number: int, header: OutcomeHeader, content: Envelope) -> None:
+        """Give a call its outcome; harmless when repeated."""
+        future = self._futures[number]
+        if future.done() or not future.set_running_or_notify_cancel():
+            return
+        try:
+            value = value_of(header, content)
+        except BaseException as error:  # noqa: BLE001  of the call
+            self._packer.count_end("lost" if isinstance(error, WorkerLost) else "raised")
+            # without the frames of this thread, which would keep the data of the outcome alive
+            future.set_exception(BaseException.with_traceback(error, None))
+        else:
+            self._packer.count_end("done")
+            future.set_result(value)
 
 
 def _end_of(error: BaseException) -> State | End:

@@ -40,6 +40,8 @@ class PendingTasks:
         self._futures: dict[str, TaskFuture] = {}
         self._lanes: Counter[str] = Counter()  # numbers of the pending tasks that may start at once
         self._scheduled: dict[str, TaskFuture] = {}  # those with an earliest start
+        self.packs: dict[str, TaskFuture] = {}
+        """Pending packs whose outcomes are delivered while they run, by task."""
         self._deferred: dict[DeferredFuture, None] = {}  # calls that get a task later, in the order of their submission
         self._known: WeakValueDictionary[str, TaskFuture] = WeakValueDictionary()
         self._empty = threading.Condition(self.lock)
@@ -142,6 +144,8 @@ class PendingTasks:
             if future.task not in self._futures:
                 self._count(future, 1)
             self._futures[future.task] = future
+            if future.pack is not None:
+                self.packs[future.task] = future
             if self.retention.keeps_all:
                 self._known[future.task] = future
             if future.header.needs and references is not None:
@@ -185,6 +189,7 @@ class PendingTasks:
 
     def _remove(self, task: str, *, needs_objects: bool = True) -> None:
         future = self._futures.pop(task, None)
+        self.packs.pop(task, None)
         if future is not None:
             self._count(future, -1)
             if needs_objects:
@@ -264,6 +269,6 @@ class PendingTasks:
         self._empty = threading.Condition(self.lock)
         self.journal = None  # only the parent writes its buffer
         pending: list[TaskFuture | DeferredFuture] = [*self._futures.values(), *self._deferred]
-        self._futures, self._deferred, self._scheduled = {}, {}, {}
+        self._futures, self._deferred, self._scheduled, self.packs = {}, {}, {}, {}
         self._lanes.clear()
         return pending

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from spoolpool.client.futures import CallSink
     from spoolpool.client.references import CallReferences
     from spoolpool.format.envelope import Buffer
+    from spoolpool.protocol.packs import PackedCall
     from spoolpool.resources import Resources
 
 
@@ -36,6 +38,10 @@ class PreparedCall(NamedTuple):
     """Fingerprint by which a resumed session finds the task; empty without one."""
     cache: str = ""
     """Key under which the result is cached; empty if it is not."""
+    calls: Sequence[PackedCall] = ()
+    """Calls of a pack, in place of function and arguments."""
+    pack: CallSink | None = None
+    """Receiver of the outcomes of these calls."""
     packed: int = 0
     """Number of calls that share the task; 0 for a call with a task of its own."""
     directory: str | None = None

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import NotTrusted
 from spoolpool.format.headers import Kind, TaskHeader
-from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link
+from spoolpool.format.names import CANCELLED, DependencyLink, TaskFile, parse_link, parse_task_file
 from spoolpool.protocol.dependencies import remove_links
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label, task_label
@@ -149,6 +149,10 @@ class Retention:
             files.remove(path)
         if self._spool.overflow is not None and found.kind != "lost":
             self._spool.overflow.remove(task_label(task_file.task), outcome_label(self._session, name))
+        if task_file.calls and task_file.claim > 1:  # earlier claims have left their logs
+            for earlier in map(parse_task_file, files.list_names(str(outgoing))):
+                if earlier is not None and earlier.task == task_file.task and earlier.claim < task_file.claim:
+                    files.remove(f"{outgoing}/{earlier.name}")
         self._delivered.pop(name, None)
         return True
 

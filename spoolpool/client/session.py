@@ -18,7 +18,7 @@ from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanish
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import NO_ENTRIES, TaskHeader
 from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
-from spoolpool.protocol import cancel
+from spoolpool.protocol import cancel, packs
 from spoolpool.protocol.sessions import RENEWAL, entry_of, register, renew, unregister
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
@@ -102,12 +102,14 @@ class SubmitterSession:
             needs=references.by_session(),
             objects={**references.objects, **call.objects} if references.objects or call.objects else NO_ENTRIES,
             spool=self.spool.config.id,
+            calls=len(call.calls),
             key=call.key,
             cache=call.cache,
             directory="" if resources.cwd else self._directory_of(call),
             **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
         )
         future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)
+        future.pack = call.pack
         if references.finish_if_failed(future):
             return future
         with self.pending.lock:
@@ -115,7 +117,10 @@ class SubmitterSession:
             self.pending.add(future, references)
             must_wake = self.collector.start()
         try:
-            parts = envelope.pack(headers.encode(header), call.payload, call.buffers)
+            if call.calls:
+                parts = packs.parts_of(self.spool, header, call.calls)
+            else:
+                parts = envelope.pack(headers.encode(header), call.payload, call.buffers)
             future.task_file = self._submitter.submit(header, parts)
         except BrokenSpool as error:
             self.pending.withdraw(header.task)

@@ -215,6 +215,29 @@ def _parse(body: memoryview, path: str, *, writable: bool, copies: bool = False)
     return Envelope(header, payload, buffers)
 
 
+def record_length(data: Buffer, *, signed: bool) -> int:
+    """Return the length of the record with which these bytes begin; 0 where none begins, or where it is not complete.
+
+    A file of records has one file of this format after another.
+    """
+    if len(data) < _PREFIX.size or data[:8] != MAGIC:
+        return 0
+    length = int(_PREFIX.unpack_from(data)[-1]) + (signing.SIZE if signed else 0)
+    return length if _PREFIX.size < length <= len(data) else 0
+
+
+def parse(data: memoryview, path: str, check: Check | None = None) -> Envelope:
+    """Check and return one record of the file at ``path``; raises as :func:`read`. Its buffers are copied."""
+    size = len(data) - (signing.SIZE if check else 0)
+    body = data[:size]
+    _sizes(body, size, path)
+    if xxhash.xxh3_128_digest(body[:-_DIGEST]) != bytes(body[-_DIGEST:]):
+        raise _wrong_checksum(path)
+    if check:
+        check(path, body, bytes(data[size:]))
+    return _parse(body, path, writable=True, copies=True)
+
+
 def read_header(fd: int, size: int, path: str, check: Check | None = None) -> bytes:
     """Return the header alone; of the rest of the file only the length is checked, unless a signature is checked."""
     if check:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, BadTaskFile
 from spoolpool.format.names import (
+    MOST_CALLS,
     TaskFile,
     is_bucket,
     is_cache_key,
@@ -86,6 +88,8 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """File to which a rank appends function, arguments and traceback when the function raises; empty: none."""
     cache: str = ""
     """Key under which the collector caches the result; empty: it does not."""
+    calls: Annotated[int, Meta(ge=0, le=MOST_CALLS)] = 0
+    """Number of calls of a pack, each in a record of its own after this header; 0 for a task with one call."""
 
     @property
     def delayed(self) -> bool:
@@ -94,7 +98,7 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
     def first_file(self, claim: int = 1) -> TaskFile:
         """Return the name of the task file for its first attempt."""
-        first = TaskFile(self.task, claim, 1)
+        first = TaskFile(self.task, claim, 1, calls=self.calls)
         return first.needing(self.time_limit) if self.time_limit else first
 
     def dependencies(self) -> Iterator[tuple[str, str]]:
@@ -117,8 +121,17 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Host of that rank."""
 
 
+class CallHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One call of a pack."""
+
+    call: Count
+    """Number of the call in its pack, from 0."""
+    task: str = ""
+    """Id of the call, which ``current_task()`` has."""
+
+
 class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """End of one claim of a task."""
+    """End of one claim of a task, or of one call of a pack."""
 
     task: str
     """Task id."""
@@ -138,11 +151,15 @@ class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Ranks whose return values the payload holds."""
     failure: Failure | None = None
     """Description of the exception, if there is one."""
+    call: Count | None = None
+    """Number of the call in its pack, from 0; None for a task with one call, and for all calls of a pack without an
+    outcome of their own."""
 
 
 _encoder = msgspec.json.Encoder()
 _task_decoder = msgspec.json.Decoder(TaskHeader)
 _outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
+_call_decoder = msgspec.json.Decoder(CallHeader)
 
 Header = TypeVar("Header")
 
@@ -155,7 +172,7 @@ def attempts(header: TaskHeader) -> int:
     return min(header.max_attempts + header.retries, 99)
 
 
-def encode(header: TaskHeader | OutcomeHeader) -> bytes:
+def encode(header: TaskHeader | OutcomeHeader | CallHeader) -> bytes:
     """Encode a header as JSON; raise :class:`BadRequest` for a text that cannot be encoded as UTF-8."""
     try:
         return _encoder.encode(header)
@@ -217,3 +234,8 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
 def decode_outcome(data: bytes, path: str) -> OutcomeHeader:
     """Decode the header of an outcome."""
     return decode(_outcome_decoder, data, path)
+
+
+def decode_call(data: bytes, path: str) -> CallHeader:
+    """Decode the header of a call of a pack."""
+    return decode(_call_decoder, data, path)

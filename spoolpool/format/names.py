@@ -42,10 +42,13 @@ _OBJECT_FILE = rf"{_OBJECT}(?:@(?:{_ACCOUNT}))?"
 _CACHE_KEY = r"[0-9a-f]{64}"
 _UNFINISHED = rf"spool\.json|{_TASK}|{_WORKER}\.info|{_OBJECT}\.{_SESSION}|{_CACHE_KEY}\.{_WORKER}"
 _TASK_FILE = lazy_pattern(
-    rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:-(\d{{9}})-(\d{{2}}))?(?:\.({_WORKER}|{CANCELLED}))?", re.ASCII
+    rf"({_TASK})\.(\d{{6}})\.(\d{{2}})(?:-(\d{{9}})-(\d{{2}}))?(?:x(\d{{5}})-(\d{{5}}))?(?:\.({_WORKER}|{CANCELLED}))?",
+    re.ASCII,
 )
 _LINK = lazy_pattern(rf"({_TASK})\.({_TASK})", re.ASCII)
 _MOST_SECONDS = 999_999_999
+MOST_CALLS = 99_999
+"""Calls of a pack, at most."""
 _RUN = r"[0-9a-f]{8}"
 _LEASE = lazy_pattern(rf"({_OBJECT_FILE})\.({_RUN})", re.ASCII)
 _ENTRY = lazy_pattern(rf"({_SESSION})(?:~{_RUN})?", re.ASCII)
@@ -108,6 +111,10 @@ class TaskFile(NamedTuple):
     """Seconds that a group must have left to claim the task; 0 if that is not known."""
     releases: int = 0
     """Number of times that the task was given back at the end of a walltime."""
+    calls: int = 0
+    """Number of calls of a pack; 0 for a task with one call."""
+    first: int = 0
+    """Number of the first calls of a pack that have outcomes, at least: ``attempt`` is that of the call after them."""
 
     @property
     def name(self) -> str:
@@ -131,6 +138,12 @@ class TaskFile(NamedTuple):
         """Return the name after the worker died: it is queued again, with the next attempt."""
         return self._replace(claim=self.claim + 1, attempt=min(self.attempt + 1, 99), worker="")
 
+    def advanced(self, first: int) -> TaskFile:
+        """Return the name of a pack of which so many calls have an outcome: the next one begins its first attempt."""
+        if first <= self.first:
+            return self
+        return self._replace(first=min(first, self.calls), attempt=1, seconds=0, releases=0)
+
     def reassigned_to(self, worker: str) -> TaskFile:
         """Return the name after a recoverer took the claim over."""
         return self._replace(claim=self.claim + 1, worker=worker)
@@ -142,6 +155,8 @@ def _task_file_name(task_file: TaskFile) -> str:
     stem = f"{task_file.task}.{task_file.claim:06d}.{task_file.attempt:02d}"
     if task_file.seconds or task_file.releases:
         stem += f"-{task_file.seconds:09d}-{task_file.releases:02d}"
+    if task_file.calls:
+        stem += f"x{task_file.calls:05d}-{task_file.first:05d}"
     return f"{stem}.{task_file.worker}" if task_file.worker else stem
 
 
@@ -150,11 +165,16 @@ def parse_task_file(name: str) -> TaskFile | None:
     match = _TASK_FILE.fullmatch(name)
     if match is None:
         return None
-    task, claim, attempt, seconds, releases, worker = match.groups()
-    if seconds is None:  # the usual case
+    task, claim, attempt, seconds, releases, calls, first, worker = match.groups()
+    if seconds is None and calls is None:  # the usual case
         return TaskFile(task, int(claim), int(attempt), worker or "")
-    found = TaskFile(task, int(claim), int(attempt), worker or "", int(seconds), int(releases))
-    return found if found.seconds or found.releases else None  # the same task would have two names
+    found = TaskFile(task, int(claim), int(attempt), worker or "", int(seconds or 0), int(releases or 0))
+    if seconds is not None and not (found.seconds or found.releases):  # the same task would have two names
+        return None
+    if calls is None:
+        return found
+    found = found._replace(calls=int(calls), first=int(first))
+    return found if found.calls and found.first <= found.calls else None
 
 
 def new_task_id(priority: int = settings.PRIORITY) -> str:

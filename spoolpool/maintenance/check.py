@@ -24,6 +24,7 @@ from spoolpool.maintenance import garbage
 from spoolpool.monitor.scan import Snapshot, SpoolScanner, scan
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.outcomes import read_outcome
+from spoolpool.protocol.packs import read_calls
 from spoolpool.protocol.progress import load_progress
 from spoolpool.protocol.sessions import load_session
 from spoolpool.protocol.spool import Spool
@@ -165,7 +166,10 @@ def _unfinished_writes(seen: _Evidence) -> Iterator[Finding]:
 def _outcomes(seen: _Evidence) -> Iterator[Finding]:
     """Find outcomes without a task, and committed tasks without an outcome."""
     needed = {task_file.name for task_file in (*seen.either.claimed.values(), *seen.either.results.values())}
+    tasks = _task_ids(seen.either)
     for path, task_file in seen.both.outgoing.items():
+        if task_file.calls and task_file.task in tasks:  # a worker may adopt it; the collector of the pack removes it
+            continue
         if task_file.name not in needed:
             text = "no task will publish or collect this outcome; repair checks again after a delay and removes it"
             yield Finding("orphan outcome", path, text)
@@ -278,7 +282,10 @@ def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outc
             read_outcome(spool, path.split("/")[1], task_file, trust)
             return None
         with files.reading(whole, trust.check) as (fd, status):
-            content = spool.read(fd, status.st_size, whole, task_label(task_file.task))
+            if task_file.calls:
+                content, _ = read_calls(spool, fd, whole, task_file)
+            else:
+                content = spool.read(fd, status.st_size, whole, task_label(task_file.task))
         header = headers.decode_task(content.header, whole)
     except OSError as error:
         return None if error.errno in files.GONE else f"it cannot be read ({error.strerror}); it is left alone"

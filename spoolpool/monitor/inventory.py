@@ -99,7 +99,7 @@ def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCo
                 state = view.state
         if session:
             counts = found.get(session, TaskCounts(Counter(), 0.0))
-            counts.states[state] += 1
+            counts.states[state] += location.calls
             found[session] = counts._replace(last=max(counts.last, submitted_at(location.task_file.task)))
     return dict(sorted(found.items()))
 

@@ -19,7 +19,7 @@ from spoolpool.protocol import journal, workers
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
-from spoolpool.security.signing import task_label
+from spoolpool.protocol.tasks import read_header_data
 from spoolpool.system import accounts, files
 
 
@@ -73,7 +73,7 @@ class TaskView:
         try:
             with files.reading(path) as (fd, status):
                 uid, since = status.st_uid, max(status.st_mtime, status.st_ctime)
-                data = self.spool.read_header(fd, status.st_size, path, task_label(self.id))
+                data = read_header_data(self.spool, fd, status.st_size, path, self.location.task_file)
                 header = headers.decode_task(data, path)
             if header.task != self.id:
                 raise BadTaskFile(f"The header of {path} names another task ({header.task}).")

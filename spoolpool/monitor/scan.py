@@ -67,6 +67,12 @@ class TaskLocation(NamedTuple):
         return f"{self.directory}/{self.task_file.name}"
 
     @property
+    def calls(self) -> int:
+        """Number of calls in the file that are to run, or of a finished task, of all."""
+        done = 0 if self.place == "done" else self.task_file.first
+        return max(1, self.task_file.calls - done)
+
+    @property
     def lane(self) -> str:
         """Lane of a waiting task; empty for other tasks: their headers name it."""
         return self.directory.split("/")[1] if self.place == "waiting" else ""

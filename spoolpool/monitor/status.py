@@ -134,7 +134,7 @@ class StatusCollector:
                 if state == "running" and seen.lane:
                     running[location.task_file.worker] = seen
             row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
-            row.states[state] += 1
+            row.states[state] += location.calls
             if location.place == "waiting" and location.task_file.seconds:
                 row.needed[NeededTime.of(location.task_file)] += 1
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
@@ -217,7 +217,7 @@ class StatusCollector:
             begin = max(end - _WINDOW, events[0].t)
             for event in events:
                 if event.event == "task" and event.t > begin:
-                    rates[event.lane] = rates.get(event.lane, 0.0) + 1.0 / max(end - begin, 1.0)
+                    rates[event.lane] = rates.get(event.lane, 0.0) + max(1, event.calls) / max(end - begin, 1.0)
         return rates
 
 

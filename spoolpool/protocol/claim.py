@@ -11,8 +11,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from spoolpool.calls import pickling
 from spoolpool.errors import LostAttempt, NotTrusted, SpoolDenied, WalltimeTooShort, WorkerLost
@@ -20,15 +21,20 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile, parse_task_file
-from spoolpool.protocol import outcomes
+from spoolpool.protocol import outcome_log, outcomes
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.outcome_log import OutcomeLog
+from spoolpool.protocol.packs import PackedCall
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import outcome_label
+from spoolpool.security.trust import Trust
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.processes import hostname
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 _reported = LimitedLog(log)
@@ -48,6 +54,8 @@ class GiveBack:
     """Whether the time of its group was over, so that the task needs a group with more time."""
     worker: str = ""
     """Worker that ran it, if the claim was taken over from it."""
+    log: tuple[TaskFile, int] | None = None
+    """Claim of that worker on a pack, and the size of its log when it was taken over."""
 
 
 class Claim:
@@ -69,6 +77,7 @@ class Claim:
         owner: int | None = None,
         *,
         content: Envelope | None = None,
+        calls: Sequence[PackedCall] = (),
         lock: int = -1,
     ) -> None:
         self._spool = spool
@@ -76,6 +85,8 @@ class Claim:
         self.task_file = task_file
         self._owner = owner
         self._content = content
+        self.calls = calls
+        """Calls of a pack, of a claim made by :class:`spoolpool.protocol.claimer.Claimer`."""
         self._lock = lock
         self._name = task_file.name
         self._path = f"{spool.layout.claimed}/{self._name}"
@@ -117,18 +128,46 @@ class Claim:
         """Create the outcome file. Its name belongs to this claim alone, so that it is written in place.
 
         Raises ``FileExistsError`` if another rank of the group has written it, and ``OSError`` otherwise; then nothing
-        is left of it.
+        is left of it. For a pack it is the outcome of the calls without one.
         """
+        self._in_session(lambda: self._write_outcome(parts))
+
+    def _in_session(self, action: Callable[[], T]) -> T:
         try:
-            self._write_outcome(parts)
+            return action()
         except FileNotFoundError:  # the session was closed, or never opened
             self._restore_directory(self._spool.layout.outgoing)
-            self._write_outcome(parts)
+            return action()
 
     def _write_outcome(self, parts: list[Buffer]) -> None:
         spool, session = self._spool, self.header.session
+        if self.task_file.calls:
+            outcome_log.append_whole(spool, session, self.task_file, self._owner, parts)
+            return
         path = f"{spool.outgoing(session, self._owner)}/{self._name}"
         spool.write(path, outcome_label(session, self._name), parts, spool.rights.outcome)
+
+    def open_log(self, trust: Trust) -> OutcomeLog:
+        """Open the log of a pack, with the outcomes of earlier claims, if these belong to trusted accounts.
+
+        Raises ``OSError``.
+        """
+        session = self.header.session
+        log = self._in_session(lambda: OutcomeLog(self._spool, session, self.task_file, self._owner))
+        try:
+            if not log.resume():
+                log.adopt(outcome_log.find_log(self._spool, session, self.task_file, trust.check, before=True))
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def _advanced(self) -> TaskFile:
+        """Return the name of a pack with the number of its calls that have outcomes by now."""
+        if not self.task_file.calls:
+            return self.task_file
+        session, check = self.header.session, files.regular_status
+        return self.task_file.advanced(outcome_log.find_log(self._spool, session, self.task_file, check).done)
 
     def has_outcome(self, writer: int | None = None) -> bool:
         """Return whether the outcome file is complete, so that only the commit is missing.
@@ -175,7 +214,10 @@ class Claim:
         It is certain if the task file has a later claim number, which it gets from an uncommitted claim alone, or if it
         was unlinked, as after its collection. Otherwise a cache may hide that this claim was committed; see
         :meth:`spoolpool.protocol.recovery.Recovery.discard`.
+        The log of a pack stays: another worker may be about to adopt its records. The collector removes it.
         """
+        if self.task_file.calls:
+            return True
         try:
             path = f"{self._spool.outgoing(self.header.session, self._owner)}/{self._name}"
             if not files.is_missing(path):  # it is, if the loss was found before the outcome was written
@@ -232,7 +274,7 @@ class Claim:
 
     def release(self) -> None:
         """Return the task to its bucket; it costs no attempt."""
-        self._move_to_bucket(self.task_file.released())
+        self._move_to_bucket(self._advanced().released())
 
     def give_back(self, why: GiveBack, journal: Journal | None) -> bool:
         """Release a task, or report it if it was given back at the end of a walltime as often as it has attempts.
@@ -240,8 +282,12 @@ class Claim:
         The name records the time that its call had, unless it has a time limit. Returns whether the task is ready
         again; if it is not, it was reported, or the claim had ended.
         """
-        ready, header = self.task_file.released(), self.header
-        if why.ran is not None and not header.time_limit:
+        if why.log is not None:  # what the worker wrote while it was ended does not count
+            outcome_log.cut(self._spool, self.header.session, why.log[0], self._owner, why.log[1])
+        advanced, header = self._advanced(), self.header
+        ready = advanced.released()
+        # the time of a pack that went on says nothing about the calls that are left
+        if why.ran is not None and not header.time_limit and advanced == self.task_file:
             ready = ready.needing(math.floor(why.ran) + 1)
         if why.at_walltime:
             ready = ready.needing(0, releases=ready.releases + 1)
@@ -302,8 +348,11 @@ class Claim:
         return published
 
     def requeue(self) -> None:
-        """Return the task of a dead worker to its bucket; it costs an attempt."""
-        self._move_to_bucket(self.task_file.requeued())
+        """Return the task of a dead worker to its bucket; it costs an attempt.
+
+        Of a pack it costs the call that ran, the first one without an outcome.
+        """
+        self._move_to_bucket(self._advanced().requeued())
 
     def _move_to_bucket(self, ready: TaskFile) -> None:
         move_to_bucket(self._spool, self._path, self.header, ready)

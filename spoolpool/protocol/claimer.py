@@ -23,6 +23,7 @@ from spoolpool.protocol.claim import Claim, set_aside
 from spoolpool.protocol.fair_share import BucketInfo
 from spoolpool.protocol.heartbeat import heartbeat_interval
 from spoolpool.protocol.listing import ReadyListing
+from spoolpool.protocol.packs import PackedCall, read_calls
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import task_label
@@ -267,6 +268,9 @@ class Claimer:
         if self._spool.signature is None:
             return None
         try:
+            if task_file.calls:  # read again after the claim
+                read_calls(self._spool, fd, path, task_file)
+                return None
             return self._spool.read(fd, size, path, task_label(task_file.task))
         except NotTrusted:
             raise
@@ -277,8 +281,11 @@ class Claimer:
         self, fd: int, status: os.stat_result, task_file: TaskFile, path: str, content: Envelope | None = None
     ) -> Claim | None:
         header: TaskHeader | None = None
+        calls: list[PackedCall] = []
         try:
-            if content is None:
+            if task_file.calls:
+                content, calls = read_calls(self._spool, fd, path, task_file)
+            elif content is None:
                 content = self._spool.read(fd, status.st_size, path, task_label(task_file.task))
             header = decode_task(content.header, path)
             lane = parse_lane(header.lane)
@@ -304,7 +311,7 @@ class Claimer:
             if set_aside(self._spool, task_file, str(error)) and self._on_set_aside is not None:
                 self._on_set_aside(task_file, str(error))
             return None
-        return Claim(self._spool, header, task_file, status.st_uid, content=content, lock=fd)
+        return Claim(self._spool, header, task_file, status.st_uid, content=content, calls=calls, lock=fd)
 
     def _check_origin(self, header: TaskHeader, lane: Lane, owner: int, path: str) -> None:
         """Raise :class:`BadTaskFile` or :class:`NotTrusted` for a task that was copied here, or put back.

@@ -125,6 +125,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     ended: Seconds = 0.0
     ran: Seconds = 0.0
     """Seconds that the call took on all ranks."""
+    calls: Count = 0
+    """Number of calls of a pack; 0 for a task with one call."""
     published: bool = True
     kind: str = ""
     """How a task ended: the ``kind`` of its outcome."""

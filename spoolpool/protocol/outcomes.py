@@ -9,6 +9,7 @@ from spoolpool.errors import BadTaskFile, NoKey, SpoolpoolError
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, decode_outcome
 from spoolpool.format.names import TaskFile
+from spoolpool.protocol import outcome_log
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
@@ -28,6 +29,9 @@ def read_outcome(
     """
     path = spool.layout.outcome(session, task_file)
     way = path if directory is None else f"{directory}/{task_file.name}"
+    if task_file.calls:
+        outcomes = _read_pack(spool, session, task_file, way, path, trust.check)
+        return outcome_log.header_of_pack(task_file, outcomes), outcome_log.value_of_pack(task_file, outcomes)
     with files.reading(way, trust.check, path) as (fd, status):
         content = spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
     header = decode_outcome(content.header, path)
@@ -42,8 +46,20 @@ def read_outcome_header(
     """Return the header of an outcome from any account; nothing is unpickled."""
     path = spool.layout.outcome(session, task_file)
     way = path if directory is None else f"{directory}/{task_file.name}"
+    if task_file.calls:
+        return outcome_log.header_of_pack(task_file, _read_pack(spool, session, task_file, way, path, None))
     with files.reading(way, None, path) as (fd, status):
         return decode_outcome(spool.read_header(fd, status.st_size, path, outcome_label(session, task_file.name)), path)
+
+
+def _read_pack(
+    spool: Spool, session: str, task_file: TaskFile, way: str, path: str, check: outcome_log.Check | None
+) -> list[outcome_log.CallOutcome]:
+    with files.reading(way, check, path) as (fd, _):
+        found = outcome_log.read_log(spool, fd, path, session, task_file)
+    if not found.is_complete(task_file.calls):
+        raise outcome_log.incomplete(path, found.outcomes, task_file.calls)
+    return found.outcomes
 
 
 def is_complete(
@@ -67,6 +83,8 @@ def is_complete(
             shown = files.display_path(path)
             _reported.warning(shown, f"{shown} is not of the worker {task_file.worker}: it was left alone.")
             return False
+        if task_file.calls:
+            return outcome_log.read_log(spool, fd, path, session, task_file).is_complete(task_file.calls)
         spool.read(fd, status.st_size, path, outcome_label(session, task_file.name))
     except NoKey:
         raise

@@ -15,13 +15,13 @@ from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, is_session, is_worker_id, new_worker_id, parse_task_file
-from spoolpool.protocol import cancel, lost_attempts, workers
+from spoolpool.protocol import cancel, lost_attempts, outcome_log, workers
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
-from spoolpool.protocol.tasks import read_opened_task
+from spoolpool.protocol.tasks import read_opened_task, task_directories
 from spoolpool.system import files
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.locks import Lock, try_lock
@@ -31,6 +31,7 @@ _reported = LimitedLog(log)
 
 _MOST_LINES = 1000  # of text about the tasks that one round recovered: members of a group can make up claims
 _MOST_KEPT = 10_000  # records of lost attempts that one recoverer writes, for the same reason
+_PASSES = 3  # through all tasks, one of which may move back meanwhile
 _MOST_SEEN = 100_000  # outcomes without a purpose that are remembered for their second check
 
 _EXIT_SECONDS = 2.0  # for a supervisor to record how its worker ended; it looks twice a second
@@ -184,8 +185,12 @@ class Recovery:
                     claim.commit()
                     continue
                 ran = max(0.0, self._seconds_since(status.st_ctime, worker) - (over or 0.0))
-                why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None, worker=worker)
-                taken.append((claim.reassign(self._me), why))
+                mine = claim.reassign(self._me)
+                left = None
+                if task_file.calls:
+                    left = task_file, outcome_log.size_of(self._spool, header.session, task_file)
+                why = GiveBack(reason=reason, ran=ran, at_walltime=over is not None, worker=worker, log=left)
+                taken.append((mine, why))
             except (OSError, SpoolpoolError) as error:  # committed just now; or a round will find it
                 log.info("Cannot take %s over now: %s", task_file.name, error)
         return taken
@@ -250,9 +255,11 @@ class Recovery:
         if ended.host and self._kept < _MOST_KEPT:
             self._kept += 1
             lost_attempts.keep(self._spool, task_file, ended)
-        if task_file.attempt < attempts:
+        if task_file.attempt < attempts or task_file.calls:  # of a pack the next worker reports the call as lost
             claim.requeue()
             which = f"attempt {task_file.attempt + 1} of {attempts}"
+            if task_file.calls:
+                which = "the pack"
             text = f"{task_file.task}: worker {task_file.worker} died; {which} waits"
             return _Recovered(task_file, text, claim.header, reason=lost_attempts.reason(ended))
         known = lost_attempts.kept(self._spool, task_file.task)
@@ -295,6 +302,9 @@ class Recovery:
             self._first_seen.pop(path, None)
             return
         now = time.monotonic()
+        if task_file.calls and path in self._first_seen and self._may_be_adopted(task_file):
+            self._first_seen[path] = now
+            return
         if path not in self._first_seen and len(self._first_seen) >= _MOST_SEEN:  # a later sweep finds it
             return
         first = self._first_seen.setdefault(path, now)
@@ -306,6 +316,20 @@ class Recovery:
                 shown = files.display_path(path)
                 _reported.warning(shown, f"Cannot remove the outcome {shown}, which belongs to no task: {error}")
             del self._first_seen[path]
+
+    def _may_be_adopted(self, task_file: TaskFile) -> bool:
+        """Return whether a pack still waits or runs, so that a worker may adopt the outcomes in the log of a claim.
+
+        The tasks are listed in the order in which they move, and several times: a pack moves back after a death.
+        """
+        results = f"{self._spool.layout.results}/"
+        for _ in range(_PASSES):
+            for directory in task_directories(self._spool):
+                if not directory.startswith(results):
+                    found = map(parse_task_file, files.list_names(directory))
+                    if any(each is not None and each.task == task_file.task for each in found):
+                        return True
+        return False
 
     def has_discards(self, worker: str) -> bool:
         """Return whether an outcome of a worker still waits for its second check."""

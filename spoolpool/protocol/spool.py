@@ -241,6 +241,14 @@ class Spool:
         """Return the header alone; in a signed spool the whole file is read, and its signature checked."""
         return envelope.read_header(fd, size, path, self._check(label))
 
+    def parse(self, data: memoryview, path: str, label: str) -> Envelope:
+        """Check a record of a file as :func:`envelope.parse`, with its signature in a signed spool."""
+        return envelope.parse(data, path, self._check(label))
+
+    def write_signed(self, path: str, parts: list[Buffer]) -> None:
+        """Create a task file whose parts have their signatures, with the durability of this spool."""
+        files.create(path, parts, mode=self.rights.file, exact=self.shared, durability=self.config.durability)
+
     def _check(self, label: str) -> envelope.Check | None:
         return None if self.signature is None else functools.partial(self.signature.check, label)
 

@@ -87,7 +87,10 @@ class Submitter:
         task_file = header.first_file()
         source = f"{spool.layout.tmp}/{header.task}"
         with files.translate_errors(f"submit a task to {spool.path}"):
-            spool.in_directory(spool.layout.tmp, lambda: spool.write(source, task_label(header.task), parts))
+            if header.calls:  # each record has its signature
+                spool.in_directory(spool.layout.tmp, lambda: spool.write_signed(source, parts))
+            else:
+                spool.in_directory(spool.layout.tmp, lambda: spool.write(source, task_label(header.task), parts))
             if header.needs:
                 try:
                     add_links(spool, header)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from spoolpool.errors import BadTaskFile
 from spoolpool.format.headers import TaskHeader, decode_task
 from spoolpool.format.names import TaskFile, parse_lane
+from spoolpool.protocol.record_files import read_first
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
 from spoolpool.system import files
@@ -33,13 +34,21 @@ def read_owned_task(spool: Spool, path: str, task_file: TaskFile) -> tuple[TaskH
 def read_opened_task(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[TaskHeader, int]:
     """As :func:`read_owned_task`, for an open file."""
     status = os.fstat(fd)
-    header = decode_task(spool.read_header(fd, status.st_size, path, task_label(task_file.task)), path)
+    header = decode_task(read_header_data(spool, fd, status.st_size, path, task_file), path)
     lane = parse_lane(header.lane)
     if spool.shared and (lane is None or lane.user != status.st_uid):
         raise BadTaskFile(
             f"{path} belongs to {account_name(status.st_uid)}, and says that it is of lane {header.lane}."
         )
     return header, status.st_uid
+
+
+def read_header_data(spool: Spool, fd: int, size: int, path: str, task_file: TaskFile) -> bytes:
+    """Return the bytes of the header of an opened task file; of a pack that is the first record."""
+    label = task_label(task_file.task)
+    if task_file.calls:
+        return read_first(spool, fd, path, label).header
+    return spool.read_header(fd, size, path, label)
 
 
 def task_directories(spool: Spool) -> Iterator[str]:

@@ -43,6 +43,11 @@ def outcome_label(session: str, name: str) -> str:
     return f"outcome/{session}/{name}"
 
 
+def record_label(label: str, number: int) -> str:
+    """Return the label of a record by that of its file, whose records are numbered from 0."""
+    return f"{label}+{number}"
+
+
 def object_label(name: str) -> str:
     """Return the label of an object."""
     return f"object/{name}"

@@ -438,6 +438,28 @@ def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
     return fd
 
 
+def open_log(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
+    """Open or create a file of this account for appending, and for reading what it has; ``exact`` as for create.
+
+    A file of another account, or one that is no regular file or has a second name, is removed first.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    for left in (1, 0):
+        try:
+            fd = os.open(path, flags | (0 if left else os.O_EXCL), mode)
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1:
+                if exact:
+                    _set_exactly(fd, mode)
+                return fd
+            os.close(fd)
+        except OSError as error:
+            if not left or error.errno not in {*DENIED, errno.ELOOP, errno.ENXIO, errno.EISDIR}:
+                raise
+        os.unlink(path)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+
 def open_edit(path: str, mode: int = 0o600) -> int:
     """Open or create a file of this account for overwriting. The mode is exact, as for directories."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -82,6 +82,15 @@ class Claims:
         if not self._active:
             self._subtask_claimers.clear()
 
+    @property
+    def is_time_over(self) -> bool:
+        """Whether no more calls are to be begun, because the walltime ends."""
+        return self._seconds_left() <= 0
+
+    def note_progress(self, claim: Claim) -> None:
+        """Note that a call of a pack begins: the time of its end is counted from here."""
+        self._begun[claim] = time.monotonic()
+
     def release(self, journal: Journal) -> bool:
         """Release the tasks of all active claims, from any thread; return whether there were any.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import RankResult
 from spoolpool.calls.run import failure_report as failed_call
 from spoolpool.context import assisting
-from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, SpoolpoolError
+from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, SpoolpoolError, WorkerLost
 from spoolpool.format import headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure
@@ -24,6 +25,7 @@ from spoolpool.protocol.cancel import CancelRequests
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.dependencies import Dependencies, OutcomeIndex
 from spoolpool.protocol.objects import read_object
+from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.worker.claims import Claims
@@ -79,6 +81,7 @@ class Execution:
         self._journal = journal
         group.watch_long_calls(journal.write_late)
         self._thread = os.getpid(), threading.get_ident()
+        self._claim_seen = 0.0
 
     def run(self, claim: Claim) -> None:
         """Run a claimed task and publish its outcome."""
@@ -106,7 +109,10 @@ class Execution:
     def _run(self, claim: Claim) -> None:
         task_file, header = claim.task_file, claim.header
         started = time.time()
-        if task_file.attempt > headers.attempts(header):
+        if task_file.calls and not self._cancel_requests.apply_to(task_file, claim.owner):
+            self._run_pack(claim, started)
+            return
+        if task_file.attempt > headers.attempts(header) and not task_file.calls:
             lost = [each for _, each in sorted(lost_attempts.kept(self._spool, task_file.task).items())]
             used_up = f"Task {task_file.task} has used up its attempts."
             claim.report_lost(lost_attempts.message(task_file.task, lost) if lost else used_up, lost)
@@ -119,8 +125,15 @@ class Execution:
         )
         if outcome is None:
             return
+        self._publish(claim, outcome, started)
+
+    def _publish(self, claim: Claim, outcome: ClaimOutcome, started: float) -> None:
         published = self._publisher.publish(claim, outcome.parts, started, self._is_stopping)
-        report = outcome.report
+        self._end(claim, outcome.report, started, outcome.ran, published=published)
+
+    def _end(self, claim: Claim, report: RankResult | None, started: float, ran: float, *, published: bool) -> None:
+        """Note the end of a claim with an outcome."""
+        task_file, header = claim.task_file, claim.header
         self._journal.write_end(
             task_file,
             header,
@@ -128,12 +141,83 @@ class Execution:
             failure=report and report.failure,
             started=started,
             ended=time.time(),
-            ran=outcome.ran,
+            ran=ran,
             published=published,
         )
         self._housekeeping.note_end(claim, published=published)
         if published:
             self._cancel_requests.withdraw(task_file.task)
+
+    def _run_pack(self, claim: Claim, started: float) -> None:
+        """Run the calls of a pack without an outcome, and commit the log of their outcomes."""
+        from spoolpool.worker.pack_run import PackRun  # most groups begin with a task of one call
+
+        task_file, header = claim.task_file, claim.header
+        if self._group.size > 1:
+            raise NotTrusted(f"{task_file.name} has several calls for a group of {self._group.size} ranks.")
+        begun = self._claim_seen = time.monotonic()
+        outcomes = claim.open_log(self._trust)
+        with outcomes:
+            attempt = task_file.attempt if outcomes.done == task_file.first else 1
+            if attempt > headers.attempts(header) and outcomes.done < task_file.calls:
+                self._append(claim, outcomes, self._lost_report(task_file.task), started, attempt - 1)
+                attempt = 1
+            run = PackRun(
+                outcomes,
+                claim.calls,
+                attempt,
+                append=functools.partial(self._append, claim, outcomes),
+                is_stopping=lambda: self._is_stopping() or self._claims.is_time_over or self._is_lost(claim),
+                on_call=functools.partial(self._claims.note_progress, claim),
+            )
+            report: RankResult | None = None
+            if not (run.is_done or outcomes.is_whole):
+                self._journal.begin_call(task_file, header, started)
+                try:
+                    with assisting(self._spool.config.id, self._assist):
+                        report, _ = self._group.run(TaskCall(task_file, header, (b"", ()), pack=run))
+                finally:
+                    self._journal.end_call(task_file, header.name, time.monotonic() - begun)
+                self._spool.restore()
+            if run.error is not None:
+                raise run.error
+            ran = time.monotonic() - begun
+            if report is not None and report.failure is not None:  # of the whole pack: it was cancelled
+                cancelled = is_cancellation(report)
+                parts = (
+                    cancelled_parts(task_file) if cancelled else outcome_parts(header, task_file, report, 1, started)
+                )
+                self._publish(claim, ClaimOutcome(parts, None if cancelled else report, ran), started)
+                return
+            if not (run.is_done or outcomes.is_whole):
+                claim.release()
+                return
+            outcomes.sync()
+        published = self._publisher.publish_log(claim, started)
+        self._end(claim, RankResult(b"", (), None), started, ran, published=published)
+
+    def _is_lost(self, claim: Claim) -> bool:
+        """Return whether the claim of a pack was lost, as far as can be seen; looks once a lease."""
+        now = time.monotonic()
+        if now - self._claim_seen < self._spool.config.lease:
+            return False
+        self._claim_seen = now
+        return not claim.exists()
+
+    def _append(self, claim: Claim, outcomes: OutcomeLog, report: RankResult, started: float, attempt: int = 0) -> None:
+        """Append the outcome of the next call of a pack to the log of the claim."""
+        header, task_file, call = claim.header, claim.task_file, outcomes.done
+
+        def parts_of(result: RankResult) -> list[Buffer]:
+            return outcome_parts(header, task_file, result, 1, started, attempt=attempt, call=call)
+
+        self._publisher.append(claim, outcomes, parts_of(report), parts_of, self._is_stopping)
+
+    def _lost_report(self, task: str) -> RankResult:
+        """Return the result of a call whose workers died in all its attempts."""
+        lost = [each for _, each in sorted(lost_attempts.kept(self._spool, task).items())]
+        text = lost_attempts.message(task, lost) if lost else f"A call of task {task} has used up its attempts."
+        return failed_call(WorkerLost(text, lost), 0)
 
     def _outcome(self, claim: Claim, started: float) -> ClaimOutcome | None:
         """Run the call, unless a dependency prevents it; return None if this claim will have no outcome."""

@@ -39,6 +39,8 @@ class TaskCall(NamedTuple):
     """Pickled ``init_function`` of the session; None if there is none, or if the group has called it already."""
     dependencies: Sequence[DependencyValue] = ()
     """Results to which the arguments refer."""
+    pack: Callable[[], None] | None = None
+    """Function that runs the calls of a pack, in a group of one rank; None for a task with one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,7 @@ class Group(ABC):
             dependencies=call.dependencies,
             objects=environment.objects,
             guard=environment.interrupter.watch(task_file, call.header),
+            pack=call.pack,
         )
         changes = self._initializers.changes(call.header.init)
         return self._surroundings.run(run, task_file, call.header.name, changes)

@@ -18,6 +18,7 @@ from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.journal import Journal, submitters_journal
+from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_owned_task
@@ -33,20 +34,28 @@ _CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
 
 def outcome_parts(
-    header: TaskHeader, task_file: TaskFile, report: RankResult, ranks: int, started: float
+    header: TaskHeader,
+    task_file: TaskFile,
+    report: RankResult,
+    ranks: int,
+    started: float,
+    *,
+    attempt: int = 0,
+    call: int | None = None,
 ) -> list[Buffer]:
-    """Return the contents of the outcome file of a call."""
+    """Return the contents of the outcome file of a task, or of the record of one ``call`` of a pack."""
     kind: Kind = "error" if report.failure else "result"
     outcome = OutcomeHeader(
         task=header.task,
         kind=kind,
         worker=task_file.worker,
         host=hostname(),
-        attempt=task_file.attempt,
+        attempt=attempt or task_file.attempt,
         started=started,
         ended=time.time(),
         ranks=ranks,
         failure=report.failure,
+        call=call,
     )
     return envelope.pack(headers.encode(outcome), report.payload, report.buffers)
 
@@ -144,15 +153,55 @@ class Publisher:
         # a claim can be lost after a lease of silence only; then nothing is to be written that must be removed again
         if time.time() - started > self._spool.config.lease and not self._exists(claim):
             return False
+
+        def replace(report: RankResult) -> None:
+            nonlocal parts
+            parts = outcome_parts(claim.header, claim.task_file, report, 1, started)
+
+        return self._persist(claim, lambda: self._write(claim, parts), replace, stopping, commit=True)
+
+    def publish_log(self, claim: Claim, started: float) -> bool:
+        """Commit a pack whose log has the outcomes of all calls; returns False as :meth:`publish`."""
+        if time.time() - started > self._spool.config.lease and not self._exists(claim):
+            return False
+        with claim.publishing:
+            return not claim.committed and claim.commit()
+
+    def append(
+        self,
+        claim: Claim,
+        outcomes: OutcomeLog,
+        parts: list[Buffer],
+        replacement: Callable[[RankResult], list[Buffer]],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Append the outcome of a call to the log of its pack, with the same errors as :meth:`publish`."""
+
+        def replace(report: RankResult) -> None:
+            nonlocal parts
+            parts = replacement(report)
+
+        self._persist(claim, lambda: outcomes.append(parts), replace, stopping, commit=False)
+
+    def _persist(
+        self,
+        claim: Claim,
+        write: Callable[[], None],
+        replace: Callable[[RankResult], None],
+        stopping: Callable[[], bool],
+        *,
+        commit: bool,
+    ) -> bool:
+        """Write an outcome, and commit it if asked; see :meth:`publish`."""
         backoff: Backoff | None = None
         deadline = missing_since = 0.0
         while True:
             with claim.publishing:  # not during the pauses: the report at the end of the walltime does not wait
                 if claim.committed:
                     return False
-                error = self._try_write(claim, parts)
+                error = self._try(write)
                 if error is None:
-                    return claim.commit()
+                    return not commit or claim.commit()
             if isinstance(error, NotASpool):  # it may be moved away for a moment, or mounted again
                 if not missing_since:
                     log.warning("Cannot write the outcome of %s yet: %s", claim.task_file.task, error)
@@ -169,7 +218,7 @@ class Publisher:
                     reason = SpoolFull(
                         f"The task ran, but its result could not be stored in {self._spool.path}: {error.strerror}."
                     )
-                    parts = outcome_parts(claim.header, claim.task_file, failure_report(reason, 0), 1, started)
+                    replace(failure_report(reason, 0))
                 if stopping():
                     why = GiveBack(reason=f"its outcome could not be written ({error.strerror}), and its group ended")
                     claim.give_back(why, self._journal)
@@ -179,10 +228,11 @@ class Publisher:
                     ) from error
                 backoff.sleep()
 
-    def _try_write(self, claim: Claim, parts: list[Buffer]) -> NotASpool | OSError | None:
-        """Create the outcome file; return the error if that cannot be done now."""
+    @staticmethod
+    def _try(write: Callable[[], None]) -> NotASpool | OSError | None:
+        """Write an outcome; return the error if that cannot be done now."""
         try:
-            self._write(claim, parts)
+            write()
         except (NotASpool, OSError) as error:
             return error
         return None
@@ -202,6 +252,8 @@ class Publisher:
         except FileExistsError:
             if self._ranks > 1:
                 self._await_abort()
+            if claim.task_file.calls:  # each of its calls has an outcome
+                return
         # it is of this process: the request was repeated (NFS), or a partial write could not be removed
         if not claim.has_outcome(os.geteuid()):
             outgoing = self._spool.outgoing(claim.header.session, claim.owner)

@@ -106,6 +106,7 @@ class TaskJournal:
             published=published,
             kind=kind,
             type=failure.type if failure else "",
+            **({"calls": task_file.calls} if task_file.calls else {}),
         )
 
     def write_retry(

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from spoolpool.calls import pickling
+from spoolpool.calls.run import RankResult
 from spoolpool.errors import DependencyFailed, SpoolpoolError
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id
@@ -25,9 +27,11 @@ from spoolpool.protocol.cancel import cancel_task, request
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.failed_tasks import retry_task
+from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
+from spoolpool.worker.publish import outcome_parts
 from tests.faults.disk import Disk, Recorder, digest, in_child
 from tests.support.fake_worker import (
     Clock,
@@ -259,6 +263,73 @@ def cancel_dependent(stage: Stage) -> Body:
     return body
 
 
+def enqueue_pack(stage: Stage) -> Body:
+    """Submit a pack."""
+    return stage.submit_pack
+
+
+def work_pack(stage: Stage) -> Body:
+    """Run a worker for a pack: each call has its outcome in the log before the next one begins."""
+    stage.submit_pack()
+    return lambda: stage.work(tasks=1)
+
+
+def work_pack_again(stage: Stage) -> Body:
+    """Run a worker for a pack of which an earlier worker has run the first call, and died in the second."""
+    left = die_in_pack(stage, stage.submit_pack(calls=3), outcomes=1)
+    Claim(stage.spool, left.header, left.task_file).requeue()
+    return lambda: stage.work(tasks=1)
+
+
+def work_pack_after_last_attempt(stage: Stage) -> Body:
+    """Run a worker for a pack whose second call has ended a worker in each of its attempts: that call is lost."""
+    left = die_in_pack(stage, stage.submit_pack(calls=3), outcomes=1)
+    Claim(stage.spool, left.header, left.task_file).requeue()
+    [path] = stage.seen().ready
+    ready = f"{stage.spool.path}/{path}"
+    os.rename(ready, ready.replace(".000002.02", ".000002.03"))
+    return lambda: stage.work(tasks=1)
+
+
+def recover_packs(stage: Stage) -> Body:
+    """Recover from workers that died in the first and in a further call of a pack, and after the last one."""
+    for outcomes in (0, 1, 2):
+        die_in_pack(stage, stage.submit_pack(), outcomes)
+    return lambda: stage.recover(rounds=2)
+
+
+def collect_pack(stage: Stage) -> Body:
+    """Collect a pack of which two workers have run a part each, and both have left a log."""
+    header = stage.submit_pack()
+    left = die_in_pack(stage, header, outcomes=1)
+    Claim(stage.spool, left.header, left.task_file).requeue()
+    stage.work(tasks=1)
+    inbox = stage.inbox()
+    return lambda: stage.collect(inbox, [header])
+
+
+class DeadClaim(NamedTuple):
+    """Claim of a pack whose worker has died."""
+
+    header: TaskHeader
+    task_file: TaskFile
+
+
+def die_in_pack(stage: Stage, header: TaskHeader, outcomes: int) -> DeadClaim:
+    """Claim a pack for a worker that dies after so many outcomes, in the write of the next one."""
+    mine = abandon(stage, header, dead_process())
+    payload, buffers = pickling.dumps("value")
+    log = OutcomeLog(stage.spool, header.session, mine, None)
+    with log:
+        for number in range(outcomes + 1):
+            parts = outcome_parts(header, mine, RankResult(payload, buffers, None), 1, 0.0, call=number)
+            if number == outcomes:
+                whole = b"".join(parts)
+                parts = [whole[: len(whole) // 2]]
+            log.append(parts)
+    return DeadClaim(header, mine)
+
+
 def pair(stage: Stage, inbox: Inbox, function: Callable[..., str] = leave_trace) -> list[TaskHeader]:
     """Submit two tasks, the second of which depends on the first."""
     first = stage.submit(inbox, function)
@@ -280,7 +351,7 @@ def live(stage: Stage) -> Body:
 
 def abandon(stage: Stage, header: TaskHeader, process: ProcessId) -> TaskFile:
     """Claim a task for a worker that writes nothing more."""
-    task_file = TaskFile(header.task, 1, 1)
+    task_file = header.first_file()
     mine = task_file.claimed_by(announce(stage.spool, process))
     # its time would be in the record of the lost attempt, and differ in each run
     os.unlink(f"{stage.spool.layout.worker(mine.worker)}/beat")
@@ -313,8 +384,16 @@ SCENARIOS = (
     collect_dependent,
     fail_dependent,
     cancel_dependent,
+    enqueue_pack,
+    work_pack,
+    work_pack_again,
+    work_pack_after_last_attempt,
+    recover_packs,
+    collect_pack,
 )
-_WITH_SESSIONS = frozenset({collect, collect_kept, cancel, enqueue_dependent, collect_dependent, cancel_dependent})
+_WITH_SESSIONS = frozenset(
+    {collect, collect_kept, cancel, enqueue_dependent, collect_dependent, cancel_dependent, collect_pack}
+)
 
 REPEATABLE = (*(scenario for scenario in SCENARIOS if scenario not in _WITH_SESSIONS), live)
 """Scenarios whose bodies use only files of the preparation: no session and no future. They need no new preparation."""

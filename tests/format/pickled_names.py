@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickletools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import spoolpool
 from spoolpool import errors, wire
 from spoolpool.format import envelope
-from spoolpool.system import files
 
 PICKLES = (b"\x80\x04", b"\x80\x05")
 """Beginnings of a pickle, also of one inside another."""
@@ -66,17 +64,17 @@ def types_in_json(value: Any) -> Iterator[Name]:
 
 
 def names_in_file(path: Path) -> Iterator[Name]:
-    """Yield the names in a task, outcome, object or cached result."""
-    fd = files.open_file(str(path))
-    try:
-        size = int.from_bytes(os.pread(fd, 8, 24), "little")  # without the signature, if there is one
-        content = envelope.read(fd, size, str(path))
-    finally:
-        files.close(fd)
-    yield from types_in_json(json.loads(content.header))
-    for part in (content.payload, *content.buffers):
-        if bytes(part).startswith(PICKLES):
-            yield from names_in_pickle(bytes(part))
+    """Yield the names in a task, outcome, object or cached result, or in a file of records."""
+    data = path.read_bytes()
+    while (start := data.find(envelope.MAGIC)) >= 0:  # after the signature of the record before, if there is one
+        data = data[start:]
+        size = int.from_bytes(data[24:32], "little")
+        content = envelope.parse(memoryview(data)[:size], str(path))
+        yield from types_in_json(json.loads(content.header))
+        for part in (content.payload, *content.buffers):
+            if bytes(part).startswith(PICKLES):
+                yield from names_in_pickle(bytes(part))
+        data = data[size:]
 
 
 def names_in_spool(directory: Path) -> dict[Name, set[str]]:

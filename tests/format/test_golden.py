@@ -103,6 +103,7 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "exception": (ZERO, same),
     "definitions": (6, same),
     "time limit": (32, same),
+    "calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
 }
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "buffer": ([42, DATA], as_list),
@@ -118,6 +119,7 @@ RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "lost attempts": (WorkerLost("it died"), same),
     "exception of a chunk": (ZERO, same),
     "walltime too short": (WalltimeTooShort("it was given back"), same),
+    "calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
 }
 
 

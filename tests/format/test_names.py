@@ -50,6 +50,11 @@ task_files = st.builds(
     st.one_of(st.just(""), st.just("cancelled"), hexadecimal),
     st.integers(0, 999_999_999),
     st.integers(0, 99),
+    st.just(0),
+    st.just(0),
+)
+packs = st.integers(1, 99_999).flatmap(
+    lambda calls: st.builds(TaskFile._replace, task_files, calls=st.just(calls), first=st.integers(0, calls))
 )
 lanes = st.builds(
     Lane,
@@ -209,6 +214,20 @@ def test_every_step_of_a_task_has_a_new_name(task_file: TaskFile) -> None:
     assert task_file.requeued().attempt == min(99, task_file.attempt + 1)
     assert task_file.claimed_by(worker).claim == task_file.claim
     assert all(parse_task_file(step.name) == step for step in steps)
+
+
+@given(packs, st.integers(0, 99_999))
+def test_the_call_of_a_pack_that_is_reached_begins_its_first_attempt(pack: TaskFile, first: int) -> None:
+    assert parse_task_file(pack.name) == pack
+    advanced = pack.advanced(first)
+    assert parse_task_file(advanced.name) == advanced
+    fresh = pack._replace(first=min(first, pack.calls), attempt=1, seconds=0, releases=0)
+    assert advanced == (pack if first <= pack.first else fresh)
+
+
+@pytest.mark.parametrize("calls", ["x00000-00000", "x00002-00003", "x2-0", "x00002"])
+def test_numbers_of_calls_that_are_no_pack_are_no_name(calls: str) -> None:
+    assert parse_task_file(f"499-0660e6e464b511-22dc7470e2.000001.01{calls}") is None
 
 
 def test_buckets_sort_like_their_first_tasks() -> None:

@@ -70,6 +70,13 @@ class Write(NamedTuple):
     content: str
 
 
+class Append(NamedTuple):
+    """Append to a file through an open descriptor. It replaces a torn record of the same process (model of packs)."""
+
+    name: Name
+    text: str
+
+
 class Rename(NamedTuple):
     """Rename a file."""
 
@@ -136,7 +143,9 @@ class Note(NamedTuple):
     detail: str = ""
 
 
-Operation = Create | Write | Rename | Unlink | Read | ReadOutcome | Find | Holders | ReadSuccessor | Choose | Note
+Operation = (
+    Create | Write | Append | Rename | Unlink | Read | ReadOutcome | Find | Holders | ReadSuccessor | Choose | Note
+)
 Body = Generator[Operation, str, "Activity | None"]
 P = ParamSpec("P")
 

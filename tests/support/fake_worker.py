@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import pytest
 from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.interruption import Interrupter
+from spoolpool.calls.isolation import PickledCall, run_apart
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
 from spoolpool.client import collector, retention, vanished
@@ -27,7 +28,7 @@ from spoolpool.client.futures import TaskFuture
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.client.session import SubmitterSession
-from spoolpool.context import current_task
+from spoolpool.context import CurrentTask, current_task
 from spoolpool.errors import WorkerLost
 from spoolpool.format import envelope
 from spoolpool.format import headers as records
@@ -47,7 +48,9 @@ from spoolpool.format.names import (
 from spoolpool.maintenance import garbage
 from spoolpool.protocol import claimer, dependencies, heartbeat, listing, presence, recovery, tasks
 from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.outcome_log import find_log
 from spoolpool.protocol.outcomes import read_outcome
+from spoolpool.protocol.packs import PackedCall
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import Registration
@@ -56,7 +59,8 @@ from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
 from spoolpool.system import backoff, files
 from spoolpool.system.processes import ProcessId
-from spoolpool.worker import execution, housekeeping, idle_wait, loop, publish
+from spoolpool.wire import PackResults
+from spoolpool.worker import execution, housekeeping, idle_wait, loop, pack_run, publish
 from spoolpool.worker.group import RankEnvironment
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.publish import outcome_parts
@@ -167,6 +171,13 @@ def leave_trace(path: str, needed: object = None) -> str:
     return "value"
 
 
+def leave_trace_of_call(path: str, number: int) -> str:
+    """Call of a pack that appends a line with its number for each run."""
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{current_task().id}+{number}\n")
+    return "value"
+
+
 def leave_trace_and_raise_at_first(path: str) -> str:
     """Task that raises in its first attempt."""
     attempt = _trace_of_attempt(path)
@@ -234,12 +245,18 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Registration", SilentRegistration)
+        patch.setattr(pack_run, "run_calls", _run_here)
         patch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(clock, 100))
         group = SerialGroup(
             RankEnvironment(objects=ObjectCache(spool, Trust()), interrupter=_NoInterrupter(None, None, 0.0))
         )
         options = WorkerOptions(max_tasks=tasks, idle_timeout=0.3)
         Worker(spool, group, info_of(unknown_process(), **info), options).run()
+
+
+def _run_here(calls: Iterable[PickledCall], task: CurrentTask, attempt: int) -> Iterator[RankResult]:
+    """Run the calls of a pack without the child processes of a further attempt."""
+    return run_apart(calls, task)
 
 
 def prepare_call(inbox: SubmitterSession, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:
@@ -364,6 +381,19 @@ class Stage:
         self.note("submitted", future.task)
         return future.header
 
+    def submit_pack(self, inbox: Inbox | None = None, calls: int = 2) -> TaskHeader:
+        """Submit a pack of calls that append a line for each run."""
+        inbox = inbox or self.inbox()
+        pickled = [
+            PackedCall(*pickling.dumps((leave_trace_of_call, (str(self.effects), number), {})))
+            for number in range(calls)
+        ]
+        prepared = prepare_call(inbox, leave_trace_of_call)
+        future = inbox.submit(prepared._replace(payload=b"", buffers=[], calls=pickled))
+        inbox.given[future.task] = future
+        self.note("submitted", future.task)
+        return future.header
+
     def work(self, *, tasks: int | None = None) -> None:
         """Run a worker until no task is waiting, or until it has run this number of tasks."""
         run_worker(self.spool, self.clock, tasks=tasks)
@@ -377,10 +407,19 @@ class Stage:
     def _delivered(self, future: Any) -> None:
         if not future.cancelled():
             error = future.exception()
-            good = isinstance(error, self.may_come) if error else future.result() == "value"
+            good = isinstance(error, self.may_come) if error else self._is_good(future.result())
             if not good:
                 self.note(f"surprise:{error!r}".replace(" ", "_"), future.header.task)
         self.note("delivered", future.header.task)
+
+    def _is_good(self, value: object) -> bool:
+        if not isinstance(value, PackResults):
+            return value == "value"
+        for number in range(len(value)):
+            with contextlib.suppress(*self.may_come):
+                if value[number] != "value":
+                    return False
+        return True
 
     # -- invariants, and the steps of other processes
 
@@ -421,12 +460,19 @@ class Stage:
         return found
 
     def complete(self) -> set[str]:
-        """Return the tasks with a valid claim and a complete outcome for it."""
+        """Return the tasks with a valid claim and a complete outcome for it, and the calls of packs with an outcome."""
         seen = self.seen()
         claims = set(seen.claimed.values())
-        return {
-            task_file.task for task_file in seen.outgoing.values() if task_file in claims and self.outcome(task_file)
-        }
+        written = [task_file for task_file in seen.outgoing.values() if task_file in claims]
+        left = [*seen.claimed.values(), *seen.ready.values()]
+        calls = {f"{each.task}+{number}" for each in left for number in range(self.calls_done(each))}
+        return calls | {task_file.task for task_file in written if self.outcome(task_file)}
+
+    def calls_done(self, task_file: TaskFile) -> int:
+        """Return the number of calls of a pack with an outcome that the next claim adopts."""
+        if not task_file.calls:
+            return 0
+        return find_log(self.spool, self.session, task_file, files.regular_status).done
 
     def places(self, seen: Seen | None = None) -> dict[str, list[str]]:
         """Return the paths of the task files of each task."""

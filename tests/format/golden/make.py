@@ -27,6 +27,7 @@ import spoolpool
 from spoolpool import errors, wire
 from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef, Reference
+from spoolpool.calls.run import RankResult
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
@@ -36,6 +37,8 @@ from spoolpool.pool.job_ends import JobEnd
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.objects import acquire, put_object
+from spoolpool.protocol.outcome_log import OutcomeLog
+from spoolpool.protocol.packs import PackedCall, parts_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.protocol.worker_registration import report_end, started_mark
@@ -84,14 +87,14 @@ class Content(NamedTuple):
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
     *("public names", "options", "errors", "module", "exception", "definitions"),
-    "time limit",
+    *("time limit", "calls"),
 )
 """Kinds of tasks."""
 
 OUTCOMES = (
     *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
     *("dependency failed", "cancelled", "cancelled before its claim", "linked exception"),
-    *("lost attempts", "exception of a chunk", "walltime too short"),
+    *("lost attempts", "exception of a chunk", "walltime too short", "calls"),
 )
 """Kinds of outcomes."""
 
@@ -322,9 +325,29 @@ def make(directory: Path, *, signed: bool = False) -> None:
     spool.write_public(f"{spool.layout.worker(WORKER)}/{stack_file(1)}", [STACK.encode()])
     report_end(spool, WORKER, "renew")
     add_jobs(spool)
+    add_packs(spool)
     for kind, call in calls(spool).items():
         about = header(waiting(kind), **call.header)
         Submitter(spool).submit(about, envelope.pack(headers.encode(about), call.payload, call.buffers))
+
+
+def add_packs(spool: Spool) -> None:
+    """Add a pack that waits, after the death of a worker in its second call, and one with its outcomes."""
+    calls = [PackedCall(dumps((pow, (2, 3), {})), []), PackedCall(dumps((operator.truediv, (1, 0), {})), [])]
+    failure = Failure(type="ZeroDivisionError", message="division by zero", traceback="a line\n", host="golden")
+    results = [RankResult(dumps(8), (), None), RankResult(dumps(ZeroDivisionError("division by zero")), (), failure)]
+    for task, count in ((waiting("calls"), 1), (done("calls"), 2)):
+        about = header(task, calls=2)
+        first = Submitter(spool).submit(about, parts_of(spool, about, calls))
+        task_file = first.claimed_by(WORKER)
+        _path(spool, first).rename(spool.layout.claimed_task(task_file))
+        with (log := OutcomeLog(spool, "golden", task_file, None)):
+            for call, result in enumerate(results[:count]):
+                fields = {"kind": "error" if result.failure else "result", "worker": WORKER, "host": "golden"}
+                record = OutcomeHeader(task=task, started=1.0, ended=2.0, failure=result.failure, call=call, **fields)
+                log.append(envelope.pack(headers.encode(record), result.payload, result.buffers))
+        claim = Claim(spool, about, task_file)
+        claim.commit() if count == len(calls) else claim.requeue()
 
 
 def add_jobs(spool: Spool) -> None:

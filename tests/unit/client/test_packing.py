@@ -35,6 +35,8 @@ def act(path: Path | None = None, value: Any = None, error: BaseException | None
         tasks.mark(path)
     if error is not None:
         raise error
+    if isinstance(value, Path):
+        wait_until(value.exists, "the test goes on")
     return tasks.lock() if value == "lock" else value
 
 
@@ -89,6 +91,17 @@ def test_packed_calls_share_a_task_and_have_their_own_outcomes(blocked: Blocked)
     assert isinstance(error.__cause__, RemoteTraceback) and "in act" in str(error.__cause__)
     assert "spoolpool/wire.py" not in str(error.__cause__) and "spoolpool/calls/" not in str(error.__cause__)
     assert isinstance(calls[2].exception(), NotPicklable)
+
+
+def test_outcomes_of_a_pack_are_delivered_while_it_runs(blocked: Blocked, tmp_path: Path) -> None:
+    end = tmp_path / "second"
+    calls = [blocked.executor.submit(act, value=value) for value in (1, end, 3, 4)]
+    assert len({each.pack for each in calls if isinstance(each, PackedFuture)}) == 1
+    blocked.release()
+    assert calls[0].result(LIMIT) == 1
+    assert not calls[1].done()
+    end.touch()
+    assert [call.result(LIMIT) for call in calls] == [1, end, 3, 4]
 
 
 def test_open_pack_is_submitted_when_a_task_ends(blocked: Blocked) -> None:

@@ -193,6 +193,21 @@ def test_call_in_a_child_process_may_wait_for_tasks_of_its_own(worker: Workers, 
         assert isinstance(calls[2].exception(LIMIT), WorkerLost)
 
 
+@pytest.mark.parametrize("how", ["SIGKILL", "worker"])
+def test_call_that_ends_its_worker_is_lost_alone_in_a_shared_spool_and_no_other_call_runs_twice(
+    worker: Workers, spool: Spool, tmp_path: Path, how: str
+) -> None:
+    worker(spool, "--groups", 1, "--launcher", "local")
+    with Executor(spool=spool.path, submission=PACKED, resource_dict={"max_attempts": 2}) as executor:
+        held = Held(executor, tmp_path)
+        calls = [held.submit(tmp_path / "trace", number, how if number == 1 else "") for number in range(4)]
+        held.release()
+        assert [each.result(LIMIT) for number, each in enumerate(calls) if number != 1] == [0, 2, 3]
+        error = calls[1].exception(LIMIT)
+    assert isinstance(error, WorkerLost) and [each.attempt for each in error.attempts] == [1, 2]
+    assert runs_of(tmp_path / "trace") == {0: 1, 1: 2, 2: 1, 3: 1}
+
+
 def pid_in(path: Path) -> int:
     """Return the number in a file; 0 if it is not written yet."""
     return int(path.read_text() or 0) if path.exists() else 0

@@ -1,0 +1,58 @@
+"""Task files of packs: several calls, each in a record of its own after that of the header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from spoolpool.errors import BadTaskFile
+from spoolpool.format import envelope, headers
+from spoolpool.format.envelope import Buffer, Envelope
+from spoolpool.format.headers import CallHeader, TaskHeader
+from spoolpool.format.names import TaskFile
+from spoolpool.protocol import record_files
+from spoolpool.protocol.spool import Spool
+from spoolpool.security.signing import task_label
+from spoolpool.system import files
+
+
+class PackedCall(NamedTuple):
+    """Pickle of ``(function, args, kwargs)``, and its buffers."""
+
+    payload: Buffer
+    buffers: Sequence[Buffer]
+    task: str = ""
+    """Id of the call, which ``current_task()`` has; empty for that of the pack."""
+
+
+def parts_of(spool: Spool, header: TaskHeader, calls: Sequence[PackedCall]) -> list[Buffer]:
+    """Return the parts of the task file of a pack, with the signatures of a signed spool."""
+    label = task_label(header.task)
+    parts = record_files.pack(spool, label, 0, envelope.pack(headers.encode(header), b""))
+    for number, call in enumerate(calls):
+        record = envelope.pack(headers.encode(CallHeader(call=number, task=call.task)), call.payload, call.buffers)
+        parts += record_files.pack(spool, label, number + 1, record)
+    return parts
+
+
+def read_calls(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[Envelope, list[PackedCall]]:
+    """Return the first record of an opened pack, with its header, and its calls.
+
+    Raises :class:`BadTaskFile` if a record is missing or torn, and :class:`NotTrusted` for a wrong signature.
+    """
+    found = list(_records(spool, fd, path, task_file))
+    if len(found) <= task_file.calls:
+        raise BadTaskFile(
+            f"{path} has {max(0, len(found) - 1)} complete calls; its name says that it has {task_file.calls}: it is "
+            "torn, or not written by spoolpool."
+        )
+    calls = [
+        PackedCall(each.payload, each.buffers, headers.decode_call(each.header, path).task)
+        for each in found[1 : task_file.calls + 1]
+    ]
+    return found[0], calls
+
+
+def _records(spool: Spool, fd: int, path: str, task_file: TaskFile) -> Iterator[Envelope]:
+    data = files.read_at(fd, files.size(fd), 0)
+    return (each.content for each in record_files.split(spool, data, path, task_label(task_file.task)))
