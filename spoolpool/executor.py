@@ -31,6 +31,7 @@ from spoolpool.errors import BadRequest
 from spoolpool.options import Session, Submission, backend_of
 from spoolpool.resources import Resources
 from spoolpool.system import fork
+from spoolpool.system.environment import working_directory
 from spoolpool.system.quantities import read_count
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ class Executor(futures.Executor):
                 init=runtime.init,
                 key=key,
                 cache=cache_key,
+                directory="" if resources.cwd else working_directory(),
             )
             if references.awaited:
                 with self._lock:
@@ -373,6 +375,13 @@ class Executor(futures.Executor):
             if is_ctrl_c(error):
                 end_interrupted(runtime)
             raise
+        session = runtime.session
+        if options.session is not None and options.session.on_end and not session.pending and not session.detached:
+            from spoolpool.client.end_command import run_end_command
+
+            run_end_command(
+                options.session.on_end, session.pending.ends, spool=session.spool.path, session=session.name
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

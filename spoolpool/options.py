@@ -61,6 +61,9 @@ class Session:
     detach: bool = False
     """Leave the tasks to the spool when the executor is shut down or the process ends: see
     :meth:`spoolpool.Executor.detach`. Requires that the worker groups run elsewhere."""
+    on_end: str = ""
+    """Command of ``sh`` that runs when ``shutdown`` has waited until all calls of the executor have ended; variables
+    tell it their numbers: ``SPOOLPOOL_DONE``, ``SPOOLPOOL_RAISED`` and so on, as for ``spool wait --on-end``."""
 
     def __post_init__(self) -> None:
         check_session(self.name)

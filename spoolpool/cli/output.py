@@ -44,6 +44,12 @@ class Group(click.Group):
             raise
 
 
+on_end_option = click.option(
+    "--on-end", metavar="COMMAND", help="Command of sh to run at the end; it finds $SPOOLPOOL_RAISED and the like."
+)
+"""Option of commands that wait for tasks."""
+
+
 def echo_stderr(text: str) -> None:
     """Print a message on standard error; standard output is for results."""
     click.echo(text, err=True)

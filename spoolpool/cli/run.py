@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import IO
 
 import click
 
-from spoolpool.cli.output import echo_escaped, echo_stderr
+from spoolpool.cli.output import echo_escaped, echo_stderr, on_end_option
 from spoolpool.cli.spool_argument import SPOOL_OPTION, split_words
 from spoolpool.cli.submit import Request, submission_options
 from spoolpool.client.command_series import CommandEnd, CommandSeries, Variant, parse_array, read_lines
@@ -72,6 +73,7 @@ class _Run(click.Command):
     default=None,
     help="Wait for the result and print it; remove it without --session.  [default: for several commands]",
 )
+@on_end_option
 @click.option(
     "-e",
     "--env",
@@ -88,6 +90,7 @@ def run(
     array: str | None,
     at_once: int | None,
     wait: bool | None,
+    on_end: str | None,
 ) -> None:
     """Submit a command, and print the id of the task. The result is the exit code and the output.
 
@@ -106,13 +109,16 @@ def run(
     code is the greatest one. With --session, the same command continues after an interruption, and repeats what failed.
     """
     environment = _environment(variables)
+    single = lines is None and array is None
+    if on_end and not (wait or (wait is None and not single)):
+        raise BadRequest("--on-end needs the end of the command: add --wait, or use 'spool wait --on-end' later.")
     if lines is not None and array is not None:
         raise BadRequest("Give --each-line or --array, not both.")
-    if lines is None and array is None:
+    if single:
         if not words:
             raise click.UsageError("Missing argument 'COMMAND'.")
         _hint_at_shell(words)
-        request.submit(Command(words, environment), (), {}, wait=bool(wait))
+        request.submit(Command(words, environment), (), {}, wait=bool(wait), on_end=on_end)
         return
     if words:
         _hint_at_shell(words)
@@ -123,7 +129,7 @@ def run(
         assert array is not None
         variants, most = parse_array(array, words)
         at_once = min(filter(None, (at_once, most)), default=None)
-    _run_series(request, CommandSeries(variants, environment, at_once), wait=wait is not False)
+    _run_series(request, CommandSeries(variants, environment, at_once), wait=wait is not False, on_end=on_end)
 
 
 def _environment(variables: Sequence[str]) -> dict[str, str]:
@@ -149,7 +155,7 @@ def _is_line(word: str) -> bool:
     return shutil.which(word) is None and (" " in word.strip() or _SHELL_TEXT.search(word) is not None)
 
 
-def _run_series(request: Request, series: CommandSeries, *, wait: bool) -> None:
+def _run_series(request: Request, series: CommandSeries, *, wait: bool, on_end: str | None) -> None:
     executor = request.executor(None if wait else f"cli-{os.geteuid()}", resume=request.session is not None)
     failed: list[CommandEnd] = []
     count = 0
@@ -176,6 +182,8 @@ def _run_series(request: Request, series: CommandSeries, *, wait: bool) -> None:
     finally:
         executor.detach()
     _report(count, failed)
+    if on_end:
+        request.run_end_command(on_end, {"done": count - len(failed), **Counter(end.kind for end in failed)})
     sys.exit(min(255, max((end.code for end in failed), default=0)))
 
 

@@ -17,6 +17,7 @@ import click
 from spoolpool.cli.output import echo_stderr, report_errors
 from spoolpool.cli.result import display
 from spoolpool.cli.spool_argument import split_words, takes_spool
+from spoolpool.client.end_command import end_of, run_end_command
 from spoolpool.errors import BadRequest
 from spoolpool.executor import Executor
 from spoolpool.options import Session, Submission
@@ -46,7 +47,19 @@ class Request:
             submission=Submission(queue=self.queue),
         )
 
-    def submit(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, wait: bool) -> None:
+    def run_end_command(self, command: str, counts: Mapping[str, int]) -> None:
+        """Run a command that the user has given for the end of the tasks."""
+        run_end_command(command, counts, spool=os.path.abspath(self.directory), session=self.session or "")
+
+    def submit(
+        self,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        wait: bool,
+        on_end: str | None = None,
+    ) -> None:
         """Submit one call, and print the id of its task; or wait, print its result, and exit with its exit code."""
         executor = self.executor(None if wait else f"cli-{os.geteuid()}")
         try:
@@ -56,6 +69,8 @@ class Request:
                 return
             echo_stderr(f"Waiting for task {future.task}.")  # type: ignore[attr-defined]
             code = display(future.result)
+            if on_end:
+                self.run_end_command(on_end, {end_of(future): 1})
         except KeyboardInterrupt:
             echo_stderr("Interrupted: the task continues. 'spool cancel' cancels it, 'spool result' prints its result.")
             raise

@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from spoolpool.cli.output import echo_escaped, echo_stderr
+from spoolpool.cli.output import echo_escaped, echo_stderr, on_end_option
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.client.end_command import run_end_command
 from spoolpool.errors import TaskTimeout
 from spoolpool.monitor.states import describe_counts
 from spoolpool.monitor.wait import Waiter
@@ -27,7 +28,8 @@ _GOOD = ("done", "collected")
 @click.command()
 @selects()
 @click.option("--timeout", type=Duration(), metavar="TIME", help="Maximum time to wait: 90s, 10m, 2h, 7d.")
-def wait(selection: Selection, timeout: float | None) -> None:
+@on_end_option
+def wait(selection: Selection, timeout: float | None, on_end: str | None) -> None:
     """Wait until tasks have finished: all present tasks, named tasks, or tasks that match the filters.
 
     \b
@@ -57,7 +59,10 @@ def wait(selection: Selection, timeout: float | None) -> None:
                 echo_escaped(text, err=True)
             backoff.sleep()
     ends = waiter.ends()
-    echo_stderr(describe_counts(Counter(ends.values())) or "Nothing to wait for.")
+    counts = Counter(ends.values())
+    echo_stderr(describe_counts(counts) or "Nothing to wait for.")
+    if on_end:
+        run_end_command(on_end, counts, spool=selection.spool.path)
     sys.exit(int(any(state not in _GOOD for state in ends.values())))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spoolpool.client.end_command import end_of
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
 from spoolpool.system.user_code import error_message
 from spoolpool.wire import Command
@@ -44,6 +45,8 @@ class CommandEnd(NamedTuple):
     number: int
     text: str
     """The command as a shell would take it."""
+    kind: str
+    """End of its task: ``done``, ``raised``, ``lost``, ``cancelled`` or ``failed``."""
     code: int
     """Exit code; 128 and the number of a signal; 1 for a task that ended otherwise."""
     reason: str
@@ -157,12 +160,12 @@ def _end_of(variant: Variant, future: Future[Any]) -> CommandEnd:
     except subprocess.CalledProcessError as error:
         last = bytes(error.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]
         reason = f"exit code {error.returncode}{f': {last}' if last else ''}"
-        return CommandEnd(variant.number, text, error.returncode, reason, error.stdout or b"", error.stderr or b"")
+        output, errors = error.stdout or b"", error.stderr or b""
+        return CommandEnd(variant.number, text, end_of(future), error.returncode, reason, output, errors)
     except BaseException as error:  # noqa: BLE001  of the task, which has ended
         code = error.exit_code if isinstance(error, SpoolpoolError) else TaskFailed.exit_code
         reason = f"{type(error).__name__}: {error_message(error)}".splitlines()[0]
-        return CommandEnd(variant.number, text, code, reason, b"", b"")
+        return CommandEnd(variant.number, text, end_of(future), code, reason, b"", b"")
     ranks = value if isinstance(value, list) else [value]
-    return CommandEnd(
-        variant.number, text, 0, "", b"".join(each.stdout for each in ranks), b"".join(each.stderr for each in ranks)
-    )
+    output, errors = (b"".join(getattr(each, stream) for each in ranks) for stream in ("stdout", "stderr"))
+    return CommandEnd(variant.number, text, "done", 0, "", output, errors)

@@ -43,7 +43,6 @@ from spoolpool.format.names import new_task_id
 from spoolpool.protocol.packs import PackedCall
 from spoolpool.resources import Resources
 from spoolpool.system import fork
-from spoolpool.system.environment import working_directory
 from spoolpool.system.user_code import is_interrupt
 from spoolpool.wire import PackResults, run_pack
 
@@ -90,7 +89,7 @@ class Packer:
         """Add a call to the open pack of its function; returns None for a call that must have its own task."""
         if not _is_packable(call) or not self._runtime.may_run_again(call.resources):
             return None
-        key = PackKey(call.lane, call.name, call.resources, working_directory())
+        key = PackKey(call.lane, call.name, call.resources, call.directory)
         with self._lock:
             stats = self.stats_of(call.function)
             size = stats.size.next()
@@ -238,7 +237,7 @@ class Packer:
         resources = call.resources
         # a task that waits for a time, for its dependencies or for a retry leaves the groups idle
         ready = call.references.is_empty and not resources.not_before and not resources.retries
-        key = PackKey(call.lane, call.name, resources, working_directory()) if ready else None
+        key = PackKey(call.lane, call.name, resources, call.directory) if ready else None
         with self._lock:
             stats = self.stats_of(call.function)
             stats.size.measure(task, 1)

@@ -44,7 +44,7 @@ class PreparedCall(NamedTuple):
     """Receiver of the outcomes of these calls."""
     packed: int = 0
     """Number of calls that share the task; 0 for a call with a task of its own."""
-    directory: str | None = None
-    """Working directory of the submitter when the call was submitted; None for the present one."""
+    directory: str = ""
+    """Working directory of the submitter when the call was submitted; empty if the call asks for another one."""
     again: bool = False
     """Whether its first task failed for the sake of another call; then it is submitted also after the shutdown."""

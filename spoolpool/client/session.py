@@ -24,7 +24,6 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts
-from spoolpool.system.environment import working_directory
 from spoolpool.system.processes import hostname
 
 if TYPE_CHECKING:
@@ -70,7 +69,8 @@ class SubmitterSession:
         self._directory = ""
         self._renewal_due = time.monotonic() + RENEWAL
         self._closed = False
-        self._detached = False
+        self.detached = False
+        """Whether the tasks were left to the spool."""
         self._broken: BaseException | None = None
         spool.need_key()
         spool.open_session(self.name)
@@ -105,7 +105,7 @@ class SubmitterSession:
             calls=len(call.calls),
             key=call.key,
             cache=call.cache,
-            directory="" if resources.cwd else self._directory_of(call),
+            directory=self._shared(call.directory),
             **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
         )
         future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)
@@ -139,11 +139,10 @@ class SubmitterSession:
             self.collector.wake()
         return future
 
-    def _directory_of(self, call: PreparedCall) -> str:
-        """Return the directory of the submitter at the submission: the same text as before, if it is the same."""
-        found = working_directory() if call.directory is None else call.directory
-        if found != self._directory:
-            self._directory = found
+    def _shared(self, directory: str) -> str:
+        """Return the same object as for the last call if the directory is the same: there may be a million calls."""
+        if directory != self._directory:
+            self._directory = directory
         return self._directory
 
     def expect(self, future: DeferredFuture) -> None:
@@ -266,7 +265,7 @@ class SubmitterSession:
             each.cancel()
         with self.pending.lock:
             self.pending.forget()
-            self._detached = True
+            self.detached = True
         self.close()
         self.join()
 
@@ -296,7 +295,7 @@ class SubmitterSession:
         for call in self.pending.deferred() if lane is None else ():
             call.fail(reason)
         if self.keeps and failed:
-            self._detached = True  # never `|=`: another thread may detach between the read and the write
+            self.detached = True  # never `|=`: another thread may detach between the read and the write
         if lane is None:
             self.collector.stop()
         else:
@@ -317,9 +316,9 @@ class SubmitterSession:
     def _end(self) -> None:
         self.collector.close()
         self.pending.close()
-        if self._detached or self.keeps:  # the directories stay: another process may use the session
+        if self.detached or self.keeps:  # the directories stay: another process may use the session
             unregister(self.spool, self.entry)
-        if not self._detached:
+        if not self.detached:
             if self._broken is None:  # else any task may still run, and need the objects
                 self.objects.close()
             if not self.keeps:

@@ -13,7 +13,7 @@ from typing import Any
 import click.testing
 import pytest
 
-from spoolpool import settings
+from spoolpool import Executor, Session, settings
 from spoolpool.cli.spool import main
 from spoolpool.client.command_series import parse_array, read_lines
 from spoolpool.errors import BadRequest
@@ -209,3 +209,42 @@ def test_command_that_looks_like_a_line_of_a_shell_is_noted(spool: Spool) -> Non
         assert "sh -c" in noted.stderr
     for words in (["echo", "a b"], ["sh", "-c", "echo a | wc"]):
         assert "sh -c" not in invoke("run", spool.path, "--", *words).stderr
+
+
+# ------------------------------------------------------------------------------------- the end
+
+TOLD = "printf '%s ' $SPOOLPOOL_ENDED $SPOOLPOOL_DONE $SPOOLPOOL_RAISED $SPOOLPOOL_LOST ${SPOOLPOOL_SESSION:-none}"
+
+
+def test_command_runs_at_the_end_of_commands_and_gets_their_numbers(served: Spool, tmp_path: Path) -> None:
+    on_end = ("--on-end", f"{TOLD} > {tmp_path}/told")
+    run("run", served.path, "--array", "0-3", "--session", "s", *on_end, "--", "sh", "-c", "test {} != 2")
+    assert (tmp_path / "told").read_text(encoding="utf-8") == "4 3 1 0 s "
+    run("run", served.path, "--wait", *on_end, "--", "false")
+    assert (tmp_path / "told").read_text(encoding="utf-8") == "1 0 1 0 none "
+    assert run("wait", served.path, "--session", "s", *on_end).returncode == 1
+    assert (tmp_path / "told").read_text(encoding="utf-8") == "4 3 1 0 none "
+
+
+def test_command_for_the_end_needs_an_end(spool: Spool) -> None:
+    for words in (["--", "true"], ["--array", "0-1", "--no-wait", "--", "true"]):
+        assert "--wait" in invoke("run", spool.path, "--on-end", "true", *words).stderr
+
+
+def test_failed_command_for_the_end_changes_nothing(served: Spool) -> None:
+    done = run("run", served.path, "--wait", "--on-end", "exit 7", "--", "echo", "out")
+    assert (done.returncode, done.stdout) == (0, "out\n")
+    assert "exit code 7" in done.stderr
+
+
+def test_executor_of_a_session_runs_a_command_at_its_end(served: Spool, tmp_path: Path) -> None:
+    session = Session("s", on_end=f"{TOLD} > {tmp_path}/told")
+    with Executor(spool=served.path, session=session) as executor:
+        executor.submit(pow, 2, 3)
+        executor.submit(int, "x")
+    assert (tmp_path / "told").read_text(encoding="utf-8") == "2 1 1 0 s "
+    (tmp_path / "told").unlink()
+    with Executor(spool=served.path, session=Session("t", on_end=session.on_end)) as executor:
+        executor.submit(pow, 2, 3)
+        executor.detach()
+    assert not (tmp_path / "told").exists()

@@ -121,3 +121,16 @@ def test_commands_run_in_the_directory_of_their_submission(
     for options, place in [((), places[1]), (("--cwd", "deep/er"), places[1] / "deep" / "er")]:
         command = [program, "run", "--spool", spool.path, "--wait", *options, "--", "pwd"]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{place}\n"
+
+
+def test_call_that_waits_for_another_executor_keeps_its_directory(
+    spool: Spool, worker: Workers, places: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker(spool)
+    with Executor(max_workers=1) as other, Executor(spool=spool.path) as executor:
+        monkeypatch.chdir(places[1])
+        first = other.submit(tasks.wait_for, tmp_path / "gate", 1)
+        second = executor.submit(tasks.get_cwd_and, first)
+        monkeypatch.chdir(places[2])
+        (tmp_path / "gate").touch()
+        assert second.result(LIMIT) == (str(places[1]), 1)

@@ -130,6 +130,10 @@ def get_cwd() -> str:
     return os.getcwd()
 
 
+def get_cwd_and(value: Any) -> tuple[str, Any]:
+    return os.getcwd(), value
+
+
 def get_cwd_of_parent() -> str:
     """Return the working directory of the parent process: it runs no task."""
     return os.readlink(f"/proc/{os.getppid()}/cwd")
