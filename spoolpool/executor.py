@@ -379,9 +379,8 @@ class Executor(futures.Executor):
         if options.session is not None and options.session.on_end and not session.pending and not session.detached:
             from spoolpool.client.end_command import run_end_command
 
-            run_end_command(
-                options.session.on_end, session.pending.ends, spool=session.spool.path, session=session.name
-            )
+            ends = {end: count for end, count in self.counts().items() if end != "pending"}
+            run_end_command(options.session.on_end, ends, spool=session.spool.path, session=session.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -11,14 +11,15 @@ from spoolpool.protocol.failed_tasks import retry_task
 
 
 @click.command()
-@selects("failed", "lost", "raised", everything=True)
+@selects("failed", "lost", "raised", usual=("failed", "lost"), everything=True)
 def retry(selection: Selection) -> None:
-    """Requeue tasks that failed, were lost or raised, under the same ids and with all their attempts.
+    """Requeue failed and lost tasks, and named ones that raised, under the same ids and with all their attempts.
 
     \b
       spool retry SPOOL e7819e56d5
       spool retry SPOOL --name relax --older-than 1h
-      spool retry SPOOL --all --state lost
+      spool retry SPOOL --session sweep --state raised
+      spool retry SPOOL --all
 
     The sessions that submitted the tasks get the outcomes.
     """
@@ -36,4 +37,4 @@ def retry(selection: Selection) -> None:
     if failures:
         raise failures[0]
     if not chosen:
-        echo_stderr("No matching task has failed, was lost or raised.")
+        echo_stderr("No matching task is lost or failed; tasks that raised need their id or --state raised.")

@@ -148,7 +148,7 @@ def rm(directory: str, name: str, yes: bool) -> None:
     if not yes:  # the answer may have taken long
         views = [view for view in _unused_tasks(spool, name) if view.id in {each.id for each in views}]
     kept = 0
-    with contextlib.closing(Selection((spool.path,), (), False, Query(session=name))) as selection:
+    with contextlib.closing(Selection((spool.path,), (), (), False, Query(session=name))) as selection:
         for view in reversed(views):  # latest first: a task was submitted after its dependencies
             if needed := needed_by(view):
                 kept += 1

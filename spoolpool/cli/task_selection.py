@@ -33,13 +33,15 @@ _COMPLETIONS = 200  # ids that a shell gets
 class Selection:
     """Tasks that the arguments and options of a command select; ``states`` are the states that the command accepts.
 
-    ``read_only`` is for a command that changes nothing.
+    ``usual`` are the ones that it takes unless the user names tasks or states. ``read_only`` is for a command that
+    changes nothing.
     """
 
     def __init__(
         self,
         words: tuple[str, ...],
         states: Collection[State],
+        usual: Collection[State],
         everything: bool,
         query: Query,
         *,
@@ -50,7 +52,9 @@ class Selection:
         self.spool: Spool = Spool(directory, read_only=read_only)
         self._is_open = not self._words and query.is_empty
         self._everything = everything
-        self._query = query if query.states else dataclasses.replace(query, states=tuple(states))
+        self._query = (
+            query if query.states else dataclasses.replace(query, states=tuple(states if self._words else usual))
+        )
         self._scanner = SpoolScanner(self.spool.layout.root)
 
     def tasks(self) -> Iterator[TaskView]:
@@ -103,10 +107,13 @@ def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
     return found
 
 
-def selects(*states: State, everything: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def selects(
+    *states: State, usual: Collection[State] = (), everything: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add a ``selection`` of tasks in these states (default: in any) to a command, and report its errors.
 
-    ``everything`` adds ``--all``, for commands that need a selection.
+    ``usual`` are the states for which the user need not ask; default: all of these. ``everything`` adds ``--all``, for
+    commands that need a selection.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,7 +122,9 @@ def selects(*states: State, everything: bool = False) -> Callable[[Callable[...,
         def run(words: tuple[str, ...], given_spool: str | None, **options: Any) -> None:
             query = Query(**{each: value for each in _FILTERS if (value := options.pop(each))})
             given = options.pop("everything", False)
-            selection = Selection(words, states, given, query, spool=given_spool, read_only=not everything)
+            selection = Selection(
+                words, states, usual or states, given, query, spool=given_spool, read_only=not everything
+            )
             try:
                 function(selection=selection, **options)
             finally:
