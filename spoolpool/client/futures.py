@@ -87,6 +87,10 @@ class TaskFuture(SafeFuture):
         """Receiver of the outcomes of the calls of a pack while it runs; None for any other task."""
         self._cancel_lock: threading.RLock | None = None
 
+    def about(self) -> dict[str, str]:
+        """Return task and function."""
+        return {"task": self.task, "function": self.header.name}
+
     @property
     def task(self) -> str:
         """Task id, as the command line shows it."""

@@ -497,6 +497,10 @@ class PackedFuture(PartFuture):
         self.keys = ()
         self._notified = False
 
+    def about(self) -> dict[str, str]:
+        """Return id and function of the call."""
+        return {"task": self.task, "function": self.pack.key.name}
+
     @property
     def seconds(self) -> float | None:
         """Duration of the attempt that produced the outcome, per call of the task; None before the outcome."""

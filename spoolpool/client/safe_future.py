@@ -8,7 +8,7 @@ import threading
 from _thread import RLock
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import PENDING
+from concurrent.futures._base import FINISHED, PENDING
 from typing import Any
 
 from spoolpool.system.user_code import describe_value, is_interrupt
@@ -71,6 +71,29 @@ class SafeFuture(Future[Any]):
         if self._first_callbacks is None:
             self._first_callbacks = []
         return self._first_callbacks
+
+    def about(self) -> dict[str, str]:
+        """Return what identifies the future for people; nothing where there is no task."""
+        return {}
+
+    def _state_text(self) -> str:
+        """Return the state, and the type of the result or exception. Asks no file."""
+        with self._condition:
+            if self._state != FINISHED:
+                return str(self._state).partition("_")[0].lower()
+            error = self._exception
+            return f"returned {type(self._result).__name__}" if error is None else f"raised {type(error).__name__}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {' '.join([*self.about().values(), self._state_text()])}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        import html
+
+        rows = {"": type(self).__name__, **self.about(), "state": self._state_text()}
+        lines = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{''.join(lines)}</table>"
 
     def after_fork(self) -> None:
         """Replace the locks in a forked child: a thread of the parent may have held them during the fork."""

@@ -253,3 +253,22 @@ def test_assisting_wait_reads_the_state_of_each_future_once() -> None:
         assert len({ends.next(None) for _ in given}) == 50
     assert before == 50
     assert reads <= 50 * 4  # set_result reads it too, and the end of the block at most twice
+
+
+def test_repr_tells_state_and_types_and_not_the_values() -> None:
+    class Secret(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    future = SafeFuture()
+    assert repr(future) == "<SafeFuture pending>"
+    future.set_running_or_notify_cancel()
+    assert repr(future) == "<SafeFuture running>"
+    future.set_result(Secret("x"))
+    assert repr(future) == "<SafeFuture returned Secret>"
+    failed, cancelled = SafeFuture(), SafeFuture()
+    failed.set_exception(ValueError("x"))
+    cancelled.cancel()
+    assert (repr(failed), repr(cancelled)) == ("<SafeFuture raised ValueError>", "<SafeFuture cancelled>")
