@@ -134,7 +134,7 @@ class IdleWait:
     def _wait_in_reserve(self, seconds: float, tasks: _Tasks) -> bool:
         """Wait until the other workers do not cope with the tasks, new ones included; return False if they do.
 
-        Ends also after another change, and after some seconds if all known tasks were claimed.
+        Ends also after another change, and after so many seconds, since the worker has other duties.
         """
         end = time.monotonic() + seconds
         looks: Counter[str] = Counter()  # at which each task was there
@@ -152,6 +152,8 @@ class IdleWait:
             planned = self._reserve_backoff.sleep()
             passed = time.monotonic() - begun
             new = self._read_tasks() if self._watch.wait(0.0) else {}
+            if self.event_pending:  # it is read now, so that no further wait would end by it
+                return True
             try:
                 there = {bucket: names.intersection(files.list_names(bucket)) for bucket, names in tasks.items()}
             except OSError:  # the listing that follows raises it again
@@ -165,6 +167,8 @@ class IdleWait:
                 return True
             if len(waiting) >= _BACKLOG or _LATE in looks.values():
                 return True
+            if time.monotonic() >= end:  # new tasks may come without a pause
+                return False
             tasks = {bucket: new.get(bucket, set()) | there.get(bucket, set()) for bucket in {*new, *there}}
 
     def wait_after_error(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from spoolpool.system.backoff import Backoff
 from spoolpool.system.watch import DirectoryWatcher
 from spoolpool.worker import idle_wait
 from spoolpool.worker.idle_wait import IdleWait
@@ -155,6 +158,53 @@ def test_other_changes_end_the_wait_and_are_told(place: _Place, in_reserve: bool
     (place.entry / "stop").touch()
     place.wait()
     assert place.idle.has_event()
+
+
+@pytest.mark.parametrize("change", ["signal", "stop", "bucket"])
+def test_changes_while_tasks_are_left_to_others_end_the_wait(
+    place: _Place, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The change comes with the last task that the others claim, and no further event follows."""
+    place.lose()
+    task = place.put("task")
+    wait = DirectoryWatcher.wait
+
+    def wait_no_more(watcher: DirectoryWatcher, seconds: float) -> bool:
+        assert not seconds, "the change has ended the wait"
+        return wait(watcher, seconds)
+
+    def sleep(_backoff: Backoff) -> float:
+        monkeypatch.setattr(DirectoryWatcher, "wait", wait_no_more)
+        task.unlink()
+        if change == "signal":
+            place.watch.wake()
+        else:
+            (place.entry / change).touch()
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "sleep", sleep)
+    place.wait()
+    assert place.idle.has_event()
+
+
+def test_tasks_without_a_pause_do_not_keep_a_worker_in_reserve_from_its_duties(
+    place: _Place, looks: list[str]
+) -> None:
+    place.lose()
+    number = itertools.count()
+    place.put(f"task {next(number)}")
+
+    def claim_all(directory: str) -> list[str]:
+        looks.append(directory)
+        assert len(looks) < 1000, "the wait has an end"
+        for path in list(place.bucket.iterdir()):
+            path.unlink()
+        place.put(f"task {next(number)}")
+        return []
+
+    idle_wait.files.list_names = claim_all  # type: ignore[assignment]  # restored by the fixture
+    place.idle.wait(time.monotonic() + 0.05, GROUPS, {})
+    assert place.idle.in_reserve
 
 
 def test_task_ends_the_reserve(place: _Place) -> None:
