@@ -71,6 +71,10 @@ def autoscale(
 ) -> None:
     """Submit batch jobs of workers for the queued tasks of SPOOL, and cancel unneeded pending jobs.
 
+    \b
+      spool autoscale SPOOL --max-jobs 8 --time 4:00:00 -- --ranks 8
+      spool autoscale SPOOL --max-jobs 8 --dry-run
+
     Each job is for one lane: its groups have the ranks, threads, GPUs and queue that the tasks require. Where no
     worker lives, it also makes delayed tasks ready and releases the claims of dead workers; --once first watches
     silent workers for up to two leases. Only one process at a time scales a spool. It prints each action with its

@@ -27,6 +27,10 @@ _MOST_LINES = 100  # findings of one kind: other accounts can cause any number
 def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     """Check SPOOL for inconsistencies, also while it is in use.
 
+    \b
+      spool check SPOOL
+      spool check SPOOL --repair
+
     The exit code is 0 if there are none, or if all were repaired, else 1. The repair of claims of dead workers takes
     about one lease; the repair of orphan or missing outcomes takes as long as NFS clients cache names (two minutes).
     """

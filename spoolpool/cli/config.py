@@ -20,6 +20,9 @@ from spoolpool.system.defaults import KEYS, DefaultsFile
 def config(as_json: bool, check: bool) -> None:
     """Show the defaults of this site and account: value and source of each key, and the files that were looked for.
 
+    \b
+      spool config
+
     An option of a command wins over an environment variable, that over the file of the user, and that over the files of
     the site. A file with a mistake is not used; commands that need a default of it end with an error.
     """

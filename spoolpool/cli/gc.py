@@ -26,6 +26,10 @@ from spoolpool.system import files
 def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
     """Remove expired results, logs and journals from SPOOL.
 
+    \b
+      spool gc SPOOL --dry-run
+      spool gc SPOOL --results 7d
+
     The options override, for this run, the periods in the spool's spool.json. Queued, running and failed tasks are
     never removed, nor is anything of a submitter that may be alive. Old files that stay for that reason, or because
     they cannot be read, are listed on standard error. Orphan outcomes, whose collector died halfway, are removed as by

@@ -85,6 +85,9 @@ def init(directory: str, mode: str, group: str | None, durability: str, output: 
 def accept(directory: str) -> None:
     """Accept SPOOL with its present owner, mode and id, if it is new here or differs from the one that was known.
 
+    \b
+      spool accept /shared/project/spool
+
     The first use of a spool records them for your account. A spool that was replaced is refused, and one that others
     may have put there is refused at its first use. Ask its owner for the id before you accept it: 'spool init' printed
     it. Your processes then submit to the spool, and serve it. No account becomes trusted to run code as yours, except

@@ -53,6 +53,11 @@ def journal(
 ) -> None:
     """Show the events of SPOOL in the order of time, from the journals of all workers and submitters.
 
+    \b
+      spool journal SPOOL --task e7819e56d5
+      spool journal SPOOL --since 2h --event lost
+      spool journal SPOOL --count
+
     The account is the owner of the journal's file. An exclamation mark precedes a different account in the entry. The
     order of events on different hosts is only as exact as their clocks.
     """

@@ -38,6 +38,9 @@ def _print_ids(path: str, keys: Sequence[Key]) -> None:
 def new(directory: str) -> None:
     """Create the first key of SPOOL, in a file that only you can read, and print its id.
 
+    \b
+      spool key new SPOOL
+
     Each submitter and worker needs a copy of the file: at the path in SPOOLPOOL_KEY, or in the configuration directory.
     """
     path = _key_path(directory)
@@ -51,6 +54,10 @@ def new(directory: str) -> None:
 def rotate(directory: str, finish: bool) -> None:
     """Add a new key for SPOOL to the key file; the previous key stays valid until --finish or the next rotation.
 
+    \b
+      spool key rotate SPOOL
+      spool key rotate SPOOL --finish
+
     Running processes use the new key within a minute.
     """
     path = _key_path(directory)
@@ -61,6 +68,10 @@ def rotate(directory: str, finish: bool) -> None:
 @takes_spool()
 @report_errors
 def show(directory: str) -> None:
-    """Print the ids of the keys of SPOOL in the key file, and its path; never the keys."""
+    """Print the ids of the keys of SPOOL in the key file, and its path; never the keys.
+
+    \b
+      spool key show SPOOL
+    """
     path = _key_path(directory)
     _print_ids(path, read_keys(path))

@@ -41,7 +41,11 @@ def session() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session and line.")
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
-    """List the sessions of SPOOL: account, submitter, number of tasks, and time of the last submission."""
+    """List the sessions of SPOOL: account, submitter, number of tasks, and time of the last submission.
+
+    \b
+      spool session ls SPOOL
+    """
     spool = Spool(directory, read_only=True)
     scanner = SpoolScanner(spool.layout.root)
     titled = sys.stdout.isatty() and not as_json
@@ -100,6 +104,10 @@ def _row(name: str, user: str, state: str, last: str, *counts: str) -> str:
 def results(directory: str, name: str, trusted: tuple[str, ...], as_json: bool) -> None:
     """Print the results and errors of the tasks of a session, in the order of submission; they stay in the spool.
 
+    \b
+      spool session results SPOOL sweep
+      spool session results SPOOL sweep --json
+
     Values are shortened to one line; 'spool result' and --json print them in full. Unpickling a value can run code:
     only results from workers of your account and of --trust-user are read.
     """
@@ -138,6 +146,9 @@ def _value_or_error(view: TaskView, trusted: tuple[str, ...]) -> dict[str, Any]:
 @report_errors
 def rm(directory: str, name: str, yes: bool) -> None:
     """Remove a session with its outcomes and failed tasks.
+
+    \b
+      spool session rm SPOOL sweep
 
     Nothing is removed while the session has queued or running tasks, which 'spool cancel SPOOL --session SESSION'
     cancels, or while a process has it open.

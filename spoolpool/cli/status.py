@@ -68,7 +68,11 @@ def status(directory: str, watch: bool, interval: float, as_json: bool) -> None:
 @_interval
 @report_errors
 def top(directory: str, interval: float) -> None:
-    """Show the status of SPOOL continuously, until q or Ctrl-C."""
+    """Show the status of SPOOL continuously, until q or Ctrl-C.
+
+    \b
+      spool top SPOOL --interval 5
+    """
     spool = Spool(directory, read_only=True)
     _watch(StatusCollector(spool), FailureWatch(spool), interval)
 

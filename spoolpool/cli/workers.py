@@ -45,7 +45,8 @@ def workers() -> None:
 def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
     """Submit batch jobs that run spool-worker, and print their ids.
 
-    Example: spool workers start /shared/spool --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
+    \b
+      spool workers start SPOOL --nodes 4 --time 4:00:00 -- --ranks 8 --threads 2
     """
     spool = Spool(directory)
     submitted = create_job(spool.path, options)
@@ -63,6 +64,9 @@ def start(directory: str, count: int, dry_run: bool, **options: Any) -> None:
 @report_errors
 def ls(directory: str, as_json: bool) -> None:
     """List the worker groups of SPOOL: id, state, host, job, shape and queues; then its batch jobs.
+
+    \b
+      spool workers ls SPOOL
 
     Pending and running jobs are those of your account. Jobs of all accounts that failed within a day follow, with the
     reason and the last lines of their output, and the lanes that 'spool autoscale' leaves alone because of them.
@@ -148,6 +152,10 @@ def _groups_named(spool: Spool, name: str, found: list[WorkerInfo]) -> list[Work
 def drain(directory: str, named: tuple[str, ...], everything: bool) -> None:
     """Stop groups after their current tasks. A supervisor ends with its last group.
 
+    \b
+      spool workers drain SPOOL node17
+      spool workers drain SPOOL --all
+
     A JOB is an id as the batch system shows it, such as 12, 6_2 (an element of an array) or fMM79KV.
     """
     spool = Spool(directory)
@@ -219,6 +227,10 @@ def _enumerate(names: list[str], noun: str = "") -> str:
 @report_errors
 def stop(directory: str, named: tuple[str, ...], everything: bool, seconds: float) -> None:
     """Stop batch jobs that were submitted for SPOOL, and wait until they have ended.
+
+    \b
+      spool workers stop SPOOL 4711
+      spool workers stop SPOOL --all
 
     Pending jobs are cancelled. The groups of running jobs are asked to end after their tasks; after --wait seconds
     their jobs are cancelled too. Only jobs that your account submitted for this spool are touched. --all names the
@@ -299,6 +311,9 @@ def _is_id(name: str, job: SpoolJob) -> bool:
 @report_errors
 def forget(directory: str, named: tuple[str, ...], everything: bool) -> None:
     """Remove the records and outputs of ended jobs, so that their failures are listed and counted no more.
+
+    \b
+      spool workers forget SPOOL --all
 
     'spool autoscale' submits jobs again for a lane that it has left alone.
     """

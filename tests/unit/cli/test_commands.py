@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -662,3 +664,31 @@ def test_unknown_command_is_compared_with_the_known_ones(words: list[str], simil
     assert found.exit_code == 2
     assert f"Did you mean '{similar}'?" in found.stderr
     assert "Did you mean" not in run("xyz").stderr
+
+
+def _commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        if isinstance(found, click.Group):
+            yield from _commands(found, (*words, name))
+        else:
+            yield (*words, name), found
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*each, id=" ".join(each[0])) for each in _commands(main)])
+def test_help_of_each_command_has_examples_that_parse(
+    words: tuple[str, ...], command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").touch()
+    begin = " ".join(("spool", *words))
+    lines = [line.strip() for line in (command.help or "").splitlines()]
+    examples = [re.split(r" {2,}", line)[0] for line in lines if re.match(rf"{begin}( |$)", line)]
+    assert examples
+    for example in examples:
+        parts = shlex.shlex(example, posix=True, punctuation_chars=True)
+        parts.whitespace_split = True
+        given = list(itertools.takewhile(lambda word: word[0] not in "|>&", parts))
+        command.make_context(begin, given[1 + len(words) :])
