@@ -489,6 +489,8 @@ class Executor(futures.Executor):
         runtime = self._runtime
         if runtime is None or self._shut:
             return f"<{type(self).__name__}, ended>"
+        if os.getpid() != self._pid:  # counts() would open a session of this process
+            return f"<{type(self).__name__} of the parent process>"
         session = runtime.session
         pending = f"{self.counts()['pending']} pending"
         overflow = session.spool.overflow
@@ -503,7 +505,9 @@ class Executor(futures.Executor):
 
         runtime = self._runtime
         rows: dict[str, object] = {"": type(self).__name__ + ", ended" * (self._shut or runtime is None)}
-        if runtime is not None:
+        if runtime is not None and not self._shut and os.getpid() != self._pid:
+            rows = {"": f"{type(self).__name__} of the parent process"}
+        elif runtime is not None:
             counts = self.counts()
             rows |= {**self.info, "tasks": describe_counts(counts, ("pending", "done"))}
         lines = (

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -200,16 +201,26 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """Yield the path of a new file that replaces another one at once when this context ends without an error."""
+    """Yield the path of a new file that replaces another one at once when this context ends without an error.
+
+    The new file has the mode of the other one. A link to a file stays. A device or pipe is not replaced, but written to.
+    """
     with files.translate_errors(f"write {path}"):
-        directory = os.path.dirname(path) or "."
-        fd, new = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=directory)
+        mode = os.stat(path).st_mode if os.path.exists(path) else None
+        if mode is not None and not stat.S_ISREG(mode):
+            yield path
+            return
+        path = os.path.realpath(path)
+        directory, name = os.path.split(path)
+        fd, new = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
         os.close(fd)
         try:
             yield new
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(new, 0o666 & ~mask)
+            if mode is None:
+                mask = os.umask(0)
+                os.umask(mask)
+                mode = 0o666 & ~mask
+            os.chmod(new, stat.S_IMODE(mode))
             os.replace(new, path)  # noqa: TID251  a file of the user, outside of spools
         except BaseException:
             with contextlib.suppress(OSError):

@@ -63,7 +63,11 @@ class _Run(click.Command):
 @click.argument("words", metavar="[SPOOL] -- COMMAND [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
 @submission_options
 @click.option(
-    "--each-line", "lines", type=click.File("r"), metavar="FILE", help="Run one command per line of FILE (-: input)."
+    "--each-line",
+    "lines",
+    type=click.File("r", sys.getfilesystemencoding(), "surrogateescape"),  # a line may be a path, of any bytes
+    metavar="FILE",
+    help="Run one command per line of FILE (-: input).",
 )
 @click.option("--array", metavar="RANGE", help="Run one command per index: 0-99, 1,3,7 or 0-98:2; %8: 8 at once.")
 @click.option("--at-once", type=click.IntRange(1), metavar="N", help="Have at most N commands submitted at a time.")

@@ -24,6 +24,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts
+from spoolpool.system.environment import working_directory
 from spoolpool.system.processes import hostname
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class SubmitterSession:
         """Whether outcomes stay after their delivery, for a later process."""
         self._user = accounts.account_name(os.geteuid())
         self._directory = ""
+        self._opened_in = working_directory()
         self._renewal_due = time.monotonic() + RENEWAL
         self._closed = False
         self.detached = False
@@ -140,8 +142,14 @@ class SubmitterSession:
         return future
 
     def _shared(self, directory: str) -> str:
-        """Return the same object as for the last call if the directory is the same: there may be a million calls."""
+        """Return the same object as for the last call if the directory is the same: there may be a million calls.
+
+        A header cannot have a directory whose name is not UTF-8. The groups of a temporary spool were started in the
+        directory in which the session was opened, and need not be told.
+        """
         if directory != self._directory:
+            if self.spool.temporary and directory == self._opened_in and not headers.is_text(directory):
+                return ""
             self._directory = directory
         return self._directory
 

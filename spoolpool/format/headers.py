@@ -178,15 +178,16 @@ def encode(header: TaskHeader | OutcomeHeader | CallHeader) -> bytes:
         return _encoder.encode(header)
     except UnicodeEncodeError:  # a path may contain bytes that are no text
         name, value = next(
-            (name, value) for name, value in msgspec.structs.asdict(header).items() if not _is_text(value)
+            (name, value) for name, value in msgspec.structs.asdict(header).items() if not is_text(value)
         )
         raise BadRequest(
             f"The field {name!r} of a call contains bytes that are not UTF-8: {printable(str(value))}. Use another "
-            "name of the file or directory, or a link to it."
+            "name of the file or directory, or a link to it. In a directory of this kind, submit with a link as cwd."
         ) from None
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Return whether a value can be encoded as UTF-8."""
     try:
         _encoder.encode(value)
     except UnicodeEncodeError:

@@ -50,7 +50,7 @@ def event_rows(lines: Iterable[Line]) -> Iterator[Row]:
 def json_lines(rows: Iterable[Row]) -> Iterator[bytes]:
     """Yield one JSON object per row and line; empty fields are left out."""
     for row in rows:
-        yield msgspec.json.encode({name: value for name, value in row.items() if value != ""}) + b"\n"
+        yield msgspec.json.encode({name: _encodable(value) for name, value in row.items() if value != ""}) + b"\n"
 
 
 def csv_lines(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[bytes]:
@@ -96,9 +96,12 @@ def _pieces(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _exact(value: Any, sample: Any) -> Any:
     """Return a value that Arrow accepts: a text without lone surrogates, and a float where an integer came."""
-    if isinstance(sample, str):
-        return str(value).encode(errors="backslashreplace").decode()
-    return type(sample)(value)
+    return _encodable(type(sample)(value))
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value as it is, and a text without lone surrogates, which paths have for bytes that are not UTF-8."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def prometheus(status: Status) -> bytes:
@@ -129,11 +132,12 @@ def prometheus(status: Status) -> bytes:
     for name, text, samples in values:
         lines += [f"# HELP spoolpool_{name} {text}", f"# TYPE spoolpool_{name} gauge"]
         lines += [f"spoolpool_{name}{{{_labels(labels)}}} {value!r}" for labels, value in samples]
-    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _labels(labels: Mapping[str, str]) -> str:
     escaped = {
-        name: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for name, value in labels.items()
+        name: _encodable(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        for name, value in labels.items()
     }
     return ",".join(f'{name}="{value}"' for name, value in escaped.items())

@@ -116,6 +116,14 @@ def test_lines_of_the_input_are_commands_of_a_shell(served: Spool) -> None:
     assert (done.returncode, done.stdout) == (0, "b\n")
 
 
+def test_line_may_have_bytes_that_are_not_utf8(served: Spool, tmp_path: Path) -> None:
+    lines, found = tmp_path / "lines", tmp_path / "found"
+    lines.write_bytes(b"a\xffb\n")
+    done = run("run", served.path, "--each-line", lines, "--", "sh", "-c", 'printf %s "$1" > "$0"', found)
+    assert done.returncode == 0, done.stderr
+    assert found.read_bytes() == b"a\xffb"
+
+
 def test_array_runs_at_most_so_many_at_once(served: Spool, worker: Workers, tmp_path: Path) -> None:
     worker(served)
     script = f"mkdir {tmp_path}/only || exit 9; rmdir {tmp_path}/only; echo {{}} $SPOOLPOOL_INDEX"

@@ -605,6 +605,19 @@ def test_a_forked_child_can_submit(shared: Executor) -> None:
     assert shared.submit(pow, 2, 2).result() == 4
 
 
+def test_repr_in_a_forked_child_opens_no_session(shared: Executor) -> None:
+    shared.submit(pow, 2, 2).result()
+    parents = shared._runtime
+
+    def child() -> object:
+        return repr(shared), shared._repr_html_(), shared._runtime is parents
+
+    text, table, same = in_fork(child)  # type: ignore[misc]
+    assert text == "<Executor of the parent process>"
+    assert "of the parent process" in table
+    assert same
+
+
 def test_a_forked_child_that_exits_does_not_affect_the_executor_of_its_parent(shared: Executor) -> None:
     def child() -> object:
         shared.shutdown()

@@ -80,6 +80,35 @@ def test_counts_for_prometheus(filled: Spool, tmp_path: Path) -> None:
 
 def test_labels_of_prometheus_are_escaped() -> None:
     assert export._labels({"a": 'x"\\\n'}) == 'a="x\\"\\\\\\n"'
+    assert export._labels({"a": "x\udcff"}) == 'a="x\\\\udcff"'
+
+
+def test_bytes_of_a_path_that_are_not_utf8_are_escaped_in_json() -> None:
+    assert list(export.json_lines([{"spool": "/x\udcff", "tasks": 1}])) == [b'{"spool":"/x\\\\udcff","tasks":1}\n']
+
+
+def test_pipe_is_written_to_and_not_replaced(filled: Spool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run(filled.path, "--format", "csv", "-o", pipe).exit_code == 0
+        assert os.read(reader, 1 << 16).startswith(b"spool,time,")
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_link_to_a_file_stays_and_the_file_keeps_its_mode(filled: Spool, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "counts", tmp_path / "link"
+    target.write_text("earlier", encoding="utf-8")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert run(filled.path, "--format", "csv", "-o", link).exit_code == 0
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8").startswith("spool,time,")
+    assert target.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("options", [[], ["--journal"]])

@@ -354,3 +354,14 @@ def test_path_that_is_no_text_is_refused_with_its_field(tmp_path: Path) -> None:
     out = run(tmp_path, body)
     assert out.startswith("The field 'cwd' of a call contains bytes that are not UTF-8") and out.endswith("8\n")
     assert "\\udcff" in out
+
+
+def test_call_runs_in_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    directory = os.fsdecode(os.fsencode(tmp_path / "d") + b"\xff")
+    os.mkdir(directory)
+    body = """
+        import os
+        print(ascii(exe.submit(os.getcwd).result()))
+    """
+    before = f"import os; os.chdir({ascii(directory)})"
+    assert run(tmp_path, body, before) == ascii(directory) + "\n"
