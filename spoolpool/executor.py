@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from spoolpool.backends import Backend
     from spoolpool.client.executor_runtime import ExecutorRuntime
     from spoolpool.client.packing import Packer
+    from spoolpool.client.session import SubmitterSession
     from spoolpool.monitor import graph
 
 
@@ -149,6 +150,7 @@ class Executor(futures.Executor):
         self._max_workers = options.max_workers or max(1, usable_cores() // options.shape.cores)
         self._lock = threading.RLock()
         self._shut = False
+        self._end_command = "" if options.session is None else options.session.on_end
         self._runtime: ExecutorRuntime | None = None
         self._open()
         fork.call_in_child(self, Executor.after_fork)
@@ -375,12 +377,18 @@ class Executor(futures.Executor):
             if is_ctrl_c(error):
                 end_interrupted(runtime)
             raise
-        session = runtime.session
-        if options.session is not None and options.session.on_end and not session.pending and not session.detached:
-            from spoolpool.client.end_command import run_end_command
+        if self._end_command and not runtime.session.pending and not runtime.session.detached:
+            self._run_end_command(runtime.session)
 
+    def _run_end_command(self, session: SubmitterSession) -> None:
+        """Run the command for the end of the calls at the first request: ``shutdown`` may be called several times."""
+        from spoolpool.client.end_command import run_end_command
+
+        with self._lock:
+            command, self._end_command = self._end_command, ""
+        if command:
             ends = {end: count for end, count in self.counts().items() if end != "pending"}
-            run_end_command(options.session.on_end, ends, spool=session.spool.path, session=session.name)
+            run_end_command(command, ends, spool=session.spool.path, session=session.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

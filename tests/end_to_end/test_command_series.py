@@ -252,6 +252,8 @@ def test_executor_of_a_session_runs_a_command_at_its_end(served: Spool, tmp_path
         executor.submit(int, "x")
     assert (tmp_path / "told").read_text(encoding="utf-8") == "2 1 1 0 s "
     (tmp_path / "told").unlink()
+    executor.shutdown()
+    assert not (tmp_path / "told").exists()
     with Executor(spool=served.path, session=Session("t", on_end=session.on_end)) as executor:
         executor.submit(pow, 2, 3)
         executor.detach()
