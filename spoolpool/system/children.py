@@ -49,7 +49,9 @@ def wait_for_one(pids: Iterable[int], seconds: float) -> None:
     """Wait until one of these children has ended, at most ``seconds``; where the kernel cannot tell, that long."""
     poll = select.poll()
     with contextlib.ExitStack() as opened:
-        with contextlib.suppress(OSError):  # before Linux 5.3; or there are too many descriptors, or it was waited for
+        # AttributeError: Python was compiled with older headers of the kernel, as that of some distributions is.
+        # OSError: before Linux 5.3; or there are too many descriptors, or it was waited for
+        with contextlib.suppress(AttributeError, OSError):
             for pid in pids:
                 fd = os.pidfd_open(pid)
                 opened.callback(os.close, fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -35,6 +36,15 @@ def test_the_end_of_one_child_ends_the_wait(sleeping: list[subprocess.Popen[byte
 def test_without_an_end_the_wait_is_limited(sleeping: list[subprocess.Popen[bytes]]) -> None:
     children.wait_for_one([process.pid for process in sleeping], 0.001)
     children.wait_for_one([], 0.001)
+    assert [process.poll() for process in sleeping] == [None, None]
+
+
+@pytest.mark.timeout(60)
+def test_the_wait_is_limited_with_a_python_that_cannot_open_processes(
+    sleeping: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    children.wait_for_one([process.pid for process in sleeping], 0.001)
     assert [process.poll() for process in sleeping] == [None, None]
 
 
