@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def output_of(command: Sequence[str], *, seconds: float = 60.0, errors: bool = False) -> str:
-    """Return the standard output of a command; with ``errors`` also its standard error.
+    """Return the standard output of a command; with ``errors`` followed by its standard error.
 
     Empty if there is no such command on this host, or if it does not end within these seconds.
     """
@@ -20,7 +20,8 @@ def output_of(command: Sequence[str], *, seconds: float = 60.0, errors: bool = F
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if errors else subprocess.DEVNULL,
+            # into a pipe of its own: a warning of the dynamic linker would come before the first line of the output
+            stderr=subprocess.PIPE if errors else subprocess.DEVNULL,
             text=True,
             errors="replace",
             timeout=seconds,
@@ -29,4 +30,4 @@ def output_of(command: Sequence[str], *, seconds: float = 60.0, errors: bool = F
     except (OSError, subprocess.TimeoutExpired) as error:
         log.info("%s: %s", " ".join(command), error)
         return ""
-    return done.stdout
+    return done.stdout + (done.stderr or "")
