@@ -29,6 +29,7 @@ from spoolpool.system.processes import describe_command_status, describe_status
 
 if TYPE_CHECKING:
     from spoolpool.protocol.claim import Claim, GiveBack
+    from spoolpool.protocol.journal import Journal
     from spoolpool.protocol.owner_entry import OwnerEntry
     from spoolpool.protocol.recovery import Recovery
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 _NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
-_WALLTIME, _ASKED = "the walltime of its group ended", "its group was asked to end"  # reasons to give tasks back
 _MOST_AWAITED = 16  # processes whose ends are waited for at once
 _MOST_REPORTS = 100  # on groups that are missing
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
@@ -68,6 +68,7 @@ class GroupPool:
         self._capacity = capacity
         self._owner = worker_registration.encode_owner()
         self._entry: OwnerEntry | None = None
+        self._journal: Journal | None = None
         self._slots: list[Slot] = []
         self._ending: dict[str, GroupProcess] = {}
         self._numbers: list[tuple[int, GroupProcess]] = []  # of groups that were asked to end
@@ -89,9 +90,9 @@ class GroupPool:
         from spoolpool.protocol.journal import Journal, submitters_journal
         from spoolpool.protocol.recovery import Recovery
 
-        # nobody reads the journal of a temporary spool, which is removed with its executor
-        journal = None if self._spool.temporary else Journal(self._spool, submitters_journal(), "supervisor")
-        return Recovery(self._spool, journal, all_workers=True)  # rounds follow the death of a group of this pool
+        if not self._spool.temporary:  # nobody reads the journal of one, which is removed with its executor
+            self._journal = Journal(self._spool, submitters_journal(), "supervisor")
+        return Recovery(self._spool, self._journal, all_workers=True)  # rounds follow the death of a group of this pool
 
     def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
         """Set the number of groups of a shape: start missing groups, with ``arguments``, and ask surplus ones to end.
@@ -423,6 +424,8 @@ class GroupPool:
         if self._entry is not None:
             self._entry.close()
             self._entry = None
+        if self._journal is not None:
+            self._journal.close()
         for worker in self._reports:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
@@ -435,10 +438,13 @@ class GroupPool:
 
     def _take_over(self, late: Iterable[str], over: float | None) -> list[tuple[Claim, GiveBack]]:
         """Take over the claims of groups that are about to be ended; ``over`` as in :meth:`Recovery.take_over`."""
+        from spoolpool.protocol.claim import ASKED_TO_END, WALLTIME_ENDED
+
         taken = []
+        reason = ASKED_TO_END if over is None else WALLTIME_ENDED
         for worker in late:
             try:
-                taken += self._recovery.take_over(worker, _ASKED if over is None else _WALLTIME, over=over)
+                taken += self._recovery.take_over(worker, reason, over=over)
             except OSError as error:  # the server does not answer for a moment: recovery finds the task later
                 log.warning("The task of worker group %s cannot be released now: %s", worker, error)
         return taken

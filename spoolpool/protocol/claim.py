@@ -41,6 +41,9 @@ _reported = LimitedLog(log)
 
 _MESSAGE = 4096  # characters of a message in a header
 
+WALLTIME_ENDED, ASKED_TO_END = "the walltime of its group ended", "its group was asked to end"
+"""Reasons to release a claim."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GiveBack:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format.names import Lane, TaskFile
-from spoolpool.protocol.claim import Claim, GiveBack
+from spoolpool.protocol.claim import ASKED_TO_END, WALLTIME_ENDED, Claim, GiveBack
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.spool import Spool
@@ -98,7 +98,7 @@ class Claims:
         """
         over = -self._seconds_left()
         at_walltime = over > -_WARNING_SECONDS
-        reason = "the walltime of its group ended" if at_walltime else "its group was asked to end"
+        reason = WALLTIME_ENDED if at_walltime else ASKED_TO_END
         claims = dict(self._begun)
         for claim, begun in claims.items():
             task = claim.task_file.task

@@ -36,6 +36,7 @@ import msgspec
 from spoolpool import settings
 from spoolpool.calls.interruption import ABANDON
 from spoolpool.format.names import parse_task_file
+from spoolpool.protocol.claim import ASKED_TO_END, WALLTIME_ENDED
 from spoolpool.protocol.lost_attempts import EXIT
 from spoolpool.system import files, records
 from spoolpool.system.backoff import Backoff
@@ -268,8 +269,8 @@ class RankGuard:
         """Reason to release the task of :attr:`ended_worker`, and the seconds since its walltime if that is it."""
         over = None if self._options.max_time is None else time.monotonic() - self._began - self._options.max_time
         if over is not None and over > 0.0:
-            return "the walltime of its group ended", over
-        return self._reason or "its group was asked to end", None
+            return WALLTIME_ENDED, over
+        return self._reason or ASKED_TO_END, None
 
     def start_again(self, status: int) -> int:
         """Start the rank again if it has requested that; otherwise return the status with which to end.

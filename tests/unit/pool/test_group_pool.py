@@ -102,6 +102,19 @@ def announce(spool: Spool, group: Group) -> None:
         pass
 
 
+def end(pool: GroupPool, groups: Groups) -> None:
+    """End a pool whose groups end by themselves."""
+    for group in groups.started:
+        group.code = lambda: 0
+    pool.stop()
+
+
+def journals(spool: Spool) -> list[str]:
+    """Return the journals of a spool that this process has open."""
+    opened = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return [path for path in opened if path.startswith(f"{os.path.realpath(spool.layout.journal)}/")]
+
+
 def is_asked_to_stop(spool: Spool, group: Group) -> bool:
     return os.path.exists(f"{spool.layout.worker(group.worker)}/stop")
 
@@ -184,6 +197,9 @@ def test_group_that_dies_after_its_check_is_judged_before_its_task_is_recovered(
     (judged,) = (each for each in pool._slots if each.worker == second.worker)
     assert (judged.deaths_by_task, judged.deaths, judged.failed_starts) == (1, 0, 0)
     assert not os.listdir(spool.layout.claimed) and not os.path.exists(spool.layout.worker(second.worker))
+    assert journals(spool)
+    end(pool, groups)
+    assert not journals(spool)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +251,8 @@ def test_group_that_ends_with_any_status_is_replaced_unless_it_has_recorded_its_
         assert len(groups.started) == 2 and pool.count() == 1, status
         (slot_,) = pool._slots
         assert (slot_.failed_starts, slot_.deaths_by_task) == ((0, 1) if announced else (1, 0))
+        end(pool, groups)
+    assert not journals(spool)
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 75, 78, -9])
