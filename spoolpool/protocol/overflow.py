@@ -23,7 +23,7 @@ from spoolpool.format import envelope
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.security.permissions import why_replaceable
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, mounts
+from spoolpool.system import files, memory, mounts
 from spoolpool.system.accounts import account_name
 
 LARGE = 1 << 18
@@ -31,6 +31,8 @@ LARGE = 1 << 18
 
 _MEDIUM = 1 << 14  # bytes from which on the room in memory is looked at
 _RESERVE = 1 << 24  # bytes of room in memory that are left to smaller files
+_MEMORY = 1 << 26  # the same of the memory that this process may use, its control group included
+_LOOK = 1 << 24  # bytes that this process writes until it looks at that memory again, which takes half a millisecond
 _MARK = b"spoolpool overflow\n"
 _CONTENT = struct.Struct(f"<{len(_MARK)}sQ16s8s")
 
@@ -45,6 +47,8 @@ class Overflow:
         """``root`` is the directory of the spool with this id. Raises :class:`NotTrusted` for another directory."""
         self.path = path
         self._root = root
+        self._until_look = 0
+        self._has_memory = True
         self._used: dict[str, str] = {}  # paths by the labels that this process has written, or read as outcomes
         if os.path.basename(path) != _name(spool):
             raise NotTrusted(f"{root}/spool.json names {path} for large values, which is no directory of this spool.")
@@ -70,7 +74,7 @@ class Overflow:
     def create_file(self, path: str, label: str, parts: list[Buffer], write: Callable[[list[Buffer]], None]) -> None:
         """Create a file of the spool with ``write``, or here with a short one in its place."""
         size = sum(map(len, parts))
-        if size < LARGE and not (size >= _MEDIUM and self._room() < size + _RESERVE):
+        if size < LARGE and (size < _MEDIUM or (self._room() >= size + _RESERVE and self._may_use_memory(size))):
             try:
                 write(parts)
                 return
@@ -93,6 +97,15 @@ class Overflow:
             return mounts.free_space(self._root)
         except OSError:
             return 0
+
+    def _may_use_memory(self, size: int) -> bool:
+        """Return whether memory is left for a file: a control group kills processes before its tmpfs is full."""
+        self._until_look -= size
+        if self._until_look < 0:
+            usable = memory.usable()
+            self._has_memory = usable is None or usable.available >= _MEMORY
+            self._until_look = _LOOK
+        return self._has_memory
 
     def read(self, path: str, label: str, content: Envelope, *, writable: bool, checksum: bool = True) -> Envelope:
         """Return the whole content of a file whose short content is given; most files are whole."""

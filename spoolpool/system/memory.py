@@ -63,7 +63,7 @@ def _control_groups() -> list[Memory]:
         while True:
             limit, usage = (read_proc(f"{root}{path}/{name}").strip() for name in names)
             if limit.isdigit() and usage.isdigit() and int(limit) < _NO_LIMIT:
-                # the usage contains pages of files, which the kernel drops if it needs the memory
+                # the usage contains pages of files on disk, which the kernel drops if it needs the memory
                 found.append(Memory(int(limit), int(limit) - int(usage) + _cached(f"{root}{path}/memory.stat")))
             if path in ("/", ""):
                 break
@@ -72,9 +72,10 @@ def _control_groups() -> list[Memory]:
 
 
 def _cached(path: str) -> int:
-    """Return the bytes of pages of files in a control group."""
+    """Return the bytes of pages of files in a control group, without those of a tmpfs: the kernel cannot drop these."""
     lines = dict(line.split(" ", 1) for line in read_proc(path).splitlines() if " " in line)
-    for name in ("file", "total_cache"):
+    for name, kept in (("file", "shmem"), ("total_cache", "total_shmem")):
         if lines.get(name, "").strip().isdigit():
-            return int(lines[name])
+            shared = lines.get(kept, "").strip()
+            return max(0, int(lines[name]) - (int(shared) if shared.isdigit() else 0))
     return 0

@@ -16,7 +16,7 @@ from spoolpool.format.envelope import Envelope
 from spoolpool.protocol import objects, overflow
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, mounts
+from spoolpool.system import files, memory, mounts
 
 SMALL = b"s" * 100
 LARGE = b"l" * (overflow.LARGE + 1)
@@ -78,6 +78,21 @@ def test_a_file_without_room_in_memory_goes_into_the_second_directory(
 def test_files_of_some_size_leave_room_in_memory_for_smaller_ones(two: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "free_space", lambda _: overflow._RESERVE)
     write(two, b"m" * overflow._MEDIUM, name="medium")
+    write(two, SMALL, name="small")
+    assert len(list(second(two).iterdir())) == 1
+
+
+def test_files_of_some_size_leave_memory_to_the_control_group(two: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    available = overflow._MEMORY
+    monkeypatch.setattr(memory, "usable", lambda: memory.Memory(1 << 40, available))
+    write(two, b"m" * overflow._MEDIUM, name="first")
+    assert list(second(two).iterdir()) == []
+    available -= 1
+    for number in range(overflow._LOOK // overflow._MEDIUM):
+        write(two, b"m" * overflow._MEDIUM, name=f"next {number}")
+        if list(second(two).iterdir()):
+            break
+    assert len(list(second(two).iterdir())) == 1
     write(two, SMALL, name="small")
     assert len(list(second(two).iterdir())) == 1
 

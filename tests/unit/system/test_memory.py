@@ -39,6 +39,14 @@ def test_limit_of_a_control_group_around_counts_without_its_pages_of_files(machi
     assert memory.usable() == Memory(500000, 200000)
 
 
+def test_files_of_a_tmpfs_use_memory(machine):
+    machine["/proc/self/cgroup"] = "0::/job"
+    machine["/sys/fs/cgroup/job/memory.max"] = "500000"
+    machine["/sys/fs/cgroup/job/memory.current"] = "400000"
+    machine["/sys/fs/cgroup/job/memory.stat"] = "anon 1\nfile 100000\nshmem 70000"
+    assert memory.usable() == Memory(500000, 130000)
+
+
 def test_control_group_without_a_limit_changes_nothing(machine):
     machine["/proc/self/cgroup"] = "0::/"
     machine["/sys/fs/cgroup/memory.max"] = "max"
