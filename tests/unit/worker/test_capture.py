@@ -281,17 +281,22 @@ def test_symbolic_link_in_place_of_a_log_is_not_followed(spool: Spool, capture: 
     assert victim.read_text() == "precious"
 
 
+def open_descriptors() -> set[int]:
+    """Return the open descriptors, without that of their listing: another file would get its number."""
+    listed = os.listdir("/proc/self/fd")
+    return {int(name) for name in listed if os.path.lexists(f"/proc/self/fd/{name}")}
+
+
 def test_task_that_closes_all_descriptors_and_the_next_one_complete(spool: Spool) -> None:
     def close_all() -> list[bytes]:
         gc.collect()  # a capture that is collected later would give its numbers to this one
-        others = set(os.listdir("/proc/self/fd"))
+        others = open_descriptors()
         capture = Capture(spool.path)
         for _ in range(2):
             with capture.of(new_task_file()):
                 os.write(1, b"before\n")
-                for fd in set(os.listdir("/proc/self/fd")) - others:
-                    with contextlib.suppress(OSError):  # that of the listing
-                        os.close(int(fd))
+                for fd in open_descriptors() - others:
+                    os.close(fd)
         return [log_of(spool).read_bytes()[HEADER_SIZE:]]
 
     # the saved descriptors are closed too: later output follows that of the first task
