@@ -73,7 +73,7 @@ class SafeFuture(Future[Any]):
         return self._first_callbacks
 
     def about(self) -> dict[str, str]:
-        """Return what identifies the future for people; nothing where there is no task."""
+        """Return task and function, for a display; nothing for a future without a task."""
         return {}
 
     def _state_text(self) -> str:
