@@ -264,9 +264,6 @@ def _repeat(path: str, task: str, count: int) -> None:
         lines = [line for line in file if task.encode() in line]
     begun = min(float(match[2]) for line in lines for match in _TIME.finditer(line))
 
-    def later(match: re.Match[bytes]) -> bytes:
-        return match[1] + b"%(" + f"{float(match[2]) - begun:.6f}".encode() + b")f"
-
     parts = [_TIME.split(line.replace(b"%", b"%%")) for line in lines]
     with open(path, "ab", buffering=1 << 20) as longer:
         for number in range(count):

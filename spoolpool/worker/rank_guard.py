@@ -102,7 +102,7 @@ class _Step(NamedTuple):
 
 
 class HeartbeatObserver:
-    """Observer of the heartbeat of rank 0, from another host.
+    """Observer of the heartbeat of rank 0, from another host; also of that of the owner of its group.
 
     By the rules of recovery rank 0 is dead if its heartbeat did not change for a lease while it was watched, unless it
     holds the lock of a claim; then after ten leases. A spool that cannot be read says nothing about rank 0.
@@ -138,7 +138,7 @@ class HeartbeatObserver:
             if self._silence >= lease:
                 self.is_gone = self._silence >= settings.GONE_LEASES * lease or not self._holds_lock()
         except OSError as error:
-            log.info("The heartbeat of rank 0 cannot be read now: %s", error)
+            log.info("The heartbeat of rank 0 or of the owner cannot be read now: %s", error)
 
     def _holds_lock(self) -> bool:
         """Return whether a claim of the worker is locked."""

@@ -298,6 +298,7 @@ def test_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "open_file", count)
     monkeypatch.setattr(objects, "_KEPT", 2)
     cache = ObjectCache(spool, Trust())
+    gc.collect()  # a collection later would close descriptors that earlier tests have left
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         found = pickling.loads(*cache.content(names[0])[1:])
@@ -525,6 +526,7 @@ def test_rank_closes_removed_objects_and_reads_a_checked_one_without_a_check(
     arrays = [np.full(SIZE * 4, float(number)) for number in range(3)]
     names = [put_object(spool, b"", [memoryview(array).cast("B")], "writer") for array in arrays]
     cache = ObjectCache(spool, Trust())
+    gc.collect()  # a collection later would close descriptors that earlier tests have left
     before = len(os.listdir("/proc/self/fd"))
 
     def first(name: str) -> float:
