@@ -184,8 +184,9 @@ class GroupPool:
         return self._entry.id
 
     def _keep_entry(self) -> None:
-        if self._entry is not None:
-            self._entry.keep()
+        entry = self._entry  # read once: another thread may stop the pool
+        if entry is not None:
+            entry.keep()
 
     def _check(self, slot: Slot) -> bool:
         if slot.process is None:
