@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from spoolpool import settings
 
@@ -35,6 +36,10 @@ def split_words(words: Sequence[str], option: str | None = None) -> tuple[str, t
     raise click.UsageError(MISSING)
 
 
+def _complete_directory(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
 def takes_spool(
     *names: str, many: str = "", metavar: str = "SPOOL", path: click.Path | None = None, required: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -53,7 +58,7 @@ def takes_spool(
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         @SPOOL_OPTION
-        @click.argument("words", metavar=" ".join(metavars), nargs=-1)
+        @click.argument("words", metavar=" ".join(metavars), nargs=-1, shell_complete=_complete_directory)
         @functools.wraps(function)
         def run(words: tuple[str, ...], given_spool: str | None, **options: Any) -> Any:
             directory: str | None

@@ -628,6 +628,8 @@ def test_shell_completes_commands_and_ids(spool: Spool, shell: str) -> None:
     assert "status" in completed("sta")
     assert task in completed("show", spool.path, task[:6])
     assert "--state" in completed("ls", "--st")
+    for command in ("ls", "status", "init"):
+        assert "dir" in completed(command, "/no").replace("\n", ",").split(",")
     assert (
         "_SPOOL_COMPLETE"
         in click.testing.CliRunner()
