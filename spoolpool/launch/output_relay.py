@@ -45,14 +45,20 @@ class Relay:
 
         from spoolpool.system.stop_request import blocked_group_signals
 
-        self._socket, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(_ANSWER_SECONDS)
-        self._is_late = False
+        self._socket = None  # also if the process cannot be started
+        channel, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with child:  # -IS: the standard library suffices, which saves time and memory
             command = [sys.executable, "-IS", _PROGRAM, self._form]
-            with blocked_group_signals():
-                self._process = subprocess.Popen(command, stdin=child.fileno(), start_new_session=True)
-        return self._socket
+            try:
+                with blocked_group_signals():
+                    self._process = subprocess.Popen(command, stdin=child.fileno(), start_new_session=True)
+            except BaseException:
+                channel.close()
+                raise
+        channel.settimeout(_ANSWER_SECONDS)
+        self._is_late = False
+        self._socket = channel
+        return channel
 
     def pipes(self, group: str, nodes: Sequence[str], label: str = "", rank: int | None = None) -> list[int]:
         """Return descriptors for the standard output and error of a group, or of one rank; the caller closes them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -107,6 +108,27 @@ def test_killed_relay_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
     relay.close()
     relay._process.wait(LIMIT)  # close() waits for some seconds only
     assert capfd.readouterr().out == "[01234567 a] still here\n"
+
+
+def test_relay_that_could_not_be_started_is_started_for_the_next_group(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "too many processes")
+
+    relay = Relay(labels=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(output_relay.subprocess, "Popen", refuse)
+        with pytest.raises(BlockingIOError):
+            relay.pipes("0123456789abcdef", ["a"])
+    assert relay.last_errors("0123456789abcdef") == []
+    pipes = relay.pipes("0123456789abcdef", ["a"])
+    os.write(pipes[0], b"later\n")
+    for pipe in pipes:
+        os.close(pipe)
+    relay.close()
+    relay._process.wait(LIMIT)  # close() waits for some seconds only
+    assert capfd.readouterr().out == "later\n"
 
 
 @pytest.mark.parametrize("number", [*STOP_SIGNALS, FORWARDED, HURRY])
