@@ -17,6 +17,7 @@ from spoolpool.security.signing import record_label
 from spoolpool.system import files
 
 _FIRST = 1 << 14  # bytes that hold the first record of most files
+_MOST_FIRST = 1 << 21  # bytes that hold that of any pack: it has the header alone
 
 
 class Record(NamedTuple):
@@ -53,7 +54,7 @@ def split(spool: Spool, data: bytes, path: str, label: str, number: int = 0) -> 
 def read_first(spool: Spool, fd: int, path: str, label: str) -> Envelope:
     """Return the content of the first record. Raises :class:`BadTaskFile` where there is none."""
     size = files.size(fd)
-    for length in (_FIRST, size):
+    for length in (_FIRST, _MOST_FIRST):
         for record in split(spool, files.read_at(fd, min(length, size), 0), path, label):
             return record.content
     raise BadTaskFile(f"{path} has no complete record: it is torn, or not written by spoolpool.")

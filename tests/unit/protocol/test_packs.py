@@ -21,6 +21,7 @@ from spoolpool.format.names import TaskFile
 from spoolpool.maintenance.check import check
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.protocol import packs
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.outcome_log import OutcomeLog, find_log
 from spoolpool.protocol.outcomes import read_outcome
@@ -203,6 +204,16 @@ def test_torn_pack_is_set_aside(stage: Stage) -> None:
     whole = f"{stage.spool.path}/{path}"
     os.truncate(whole, os.path.getsize(whole) - 10)
     assert any(each.kind == "unreadable" and each.path == path for each in check(stage.spool))
+    stage.work()
+    [left] = stage.seen().failed.values()
+    assert left.task == header.task
+
+
+def test_pack_that_is_too_large_is_set_aside_unread(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = stage.submit_pack(stage.inbox(), calls=3)
+    [path] = stage.seen().ready
+    os.truncate(f"{stage.spool.path}/{path}", 1 << 20)
+    monkeypatch.setattr(packs, "_MOST_BYTES", (1 << 20) - 1)
     stage.work()
     [left] = stage.seen().failed.values()
     assert left.task == header.task
