@@ -225,7 +225,8 @@ class ObjectCache:
 
     def _read_private(self, opened: _Opened) -> Envelope:
         if opened.is_checked and self._spool.signature is None:
-            return envelope.read(opened.fd, files.size(opened.fd), opened.path, checksum=False)
+            label = object_label(opened.name)
+            return self._spool.read(opened.fd, files.size(opened.fd), opened.path, label, checksum=False)
         content = _read(self._spool, opened.fd, opened.path, opened.name, writable=True)
         opened.is_checked = True
         return content

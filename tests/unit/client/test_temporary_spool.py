@@ -180,6 +180,12 @@ def test_large_values_of_an_executor_are_on_disk_and_its_places_are_shown(memory
     assert os.listdir(memory_place) == os.listdir(disk) == []
 
 
+def test_calls_share_a_large_value_of_a_spool_in_memory(memory_place: Path) -> None:
+    value = bytearray(32 << 20)
+    with Executor(max_workers=1, backend="local") as executor:
+        assert [executor.submit(len, value).result() for _ in range(3)] == [len(value)] * 3
+
+
 def test_options_that_may_lead_mpiexec_to_other_hosts_keep_the_spool_out_of_memory(memory_place: Path) -> None:
     with Executor(max_workers=1, backend=Mpiexec(extra=["--host", "localhost"])) as executor:
         assert os.path.dirname(executor.info["spool"]) == tempfile.gettempdir()

@@ -139,6 +139,15 @@ def test_large_objects_are_stored_once(two: Spool) -> None:
     assert list(second(two).iterdir()) == []
 
 
+def test_buffers_of_large_objects_are_read_for_several_calls(two: Spool) -> None:
+    name = objects.put_object(two, b"", [LARGE], "writer")
+    cache = objects.ObjectCache(two, Trust())
+    for _ in range(3):
+        (buffer,) = cache.fill({name: [0]}, [])
+        assert bytes(buffer) == LARGE
+    assert bytes(cache.content(name).buffers[0]) == LARGE
+
+
 @pytest.mark.parametrize("change", ["shorter", "other content", "link", "hard link"])
 def test_a_changed_file_is_not_read(two: Spool, tmp_path: Path, change: str) -> None:
     path = write(two, LARGE)
