@@ -127,7 +127,7 @@ class Memoizer:
         """
         try:
             fd = self._open(path, label)
-        except OSError as error:
+        except (OSError, SpoolpoolError) as error:
             self._log_failure(error)
             return
         try:
