@@ -99,10 +99,13 @@ class IdleWait:
         them in which nothing but tasks appears; empty if tasks may appear elsewhere.
         """
         self._buckets = buckets
-        if directories == self._watched:
+        known = directories == self._watched
+        if known and self._watch.covers(directories):
             return True
         self._watch.keep(directories)
         self._watched = directories
+        if known and not self._watch.covers(directories):  # one cannot be watched; otherwise it was made again
+            return True
         self.event_pending = True
         return False
 

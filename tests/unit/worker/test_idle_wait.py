@@ -219,6 +219,27 @@ def test_task_ends_the_reserve(place: _Place) -> None:
     assert not place.idle.in_reserve
 
 
+def test_bucket_that_was_removed_and_made_again_is_watched_again(place: _Place) -> None:
+    place.bucket.rmdir()
+    place.wait()
+    place.bucket.mkdir()  # before the listing
+    assert place.idle.has_event()
+    directories, buckets = {str(place.bucket), str(place.entry)}, {str(place.bucket)}
+    assert not place.idle.watch(directories, buckets)
+    assert place.idle.watch(directories, buckets)
+    place.idle.event_pending = False
+    place.put("task")
+    place.wait()
+    assert not place.idle.has_event()
+    assert place.watch.covers(directories)
+
+
+def test_directory_that_cannot_be_watched_is_polled(place: _Place, tmp_path: Path) -> None:
+    directories = {str(place.bucket), str(tmp_path / "missing")}
+    assert not place.idle.watch(directories, {str(place.bucket)})
+    assert place.idle.watch(directories, {str(place.bucket)})
+
+
 def test_only_worker_is_never_in_reserve(place: _Place, looks: list[str]) -> None:
     place.lose(workers=1)  # a task that was cancelled
     place.put("task")
