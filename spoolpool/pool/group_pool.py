@@ -90,7 +90,7 @@ class GroupPool:
         from spoolpool.protocol.journal import Journal, submitters_journal
         from spoolpool.protocol.recovery import Recovery
 
-        if not self._spool.temporary:  # nobody reads the journal of one, which is removed with its executor
+        if not self._spool.temporary:  # it is removed with its executor, and its journal would have no reader
             self._journal = Journal(self._spool, submitters_journal(), "supervisor")
         return Recovery(self._spool, self._journal, all_workers=True)  # rounds follow the death of a group of this pool
 

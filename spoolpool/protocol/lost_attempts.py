@@ -16,8 +16,8 @@
     WorkerLost(attempts=...)
 
 They are for people: no step of the protocol depends on them, and an error here prevents none. Only the guard of rank 0
-ends a group whose ranks outlive the end that ``exit`` records. Each is read only up to
-a limit, and only if it belongs to the account that may write it.
+ends a group whose ranks outlive the end that ``exit`` records. Each is read only up to a limit, and only if it belongs
+to the account that may write it.
 """
 
 from __future__ import annotations

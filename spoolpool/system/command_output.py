@@ -1,4 +1,4 @@
-"""Output of commands of the host, such as the ones that ask its batch system."""
+"""Output of commands of the host, for example of its batch system."""
 
 from __future__ import annotations
 
