@@ -25,6 +25,8 @@ from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import TaskLocation
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.resources import Resources
+from spoolpool.system.environment import working_directory
+from spoolpool.wire import Command
 
 
 class SessionReplay:
@@ -65,10 +67,13 @@ class SessionReplay:
     ) -> str:
         """Return the fingerprint of a call, made of function, arguments and resources; empty if it is not known yet.
 
+        That of a command is also made of its directory.
         It is not before all futures of other executors among the arguments are done, without those in ``left_out``.
         Raises :class:`BadRequest` that names an argument without a fingerprint.
         """
-        decisive = (resources.decisive(), self._init)
+        decisive: tuple[object, ...] = (resources.decisive(), self._init)
+        if isinstance(function, Command) and not resources.cwd:  # most commands have relative paths
+            decisive = (*decisive, working_directory())
         unknown = False
 
         def stands_for(future: Future[Any]) -> object:

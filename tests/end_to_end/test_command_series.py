@@ -156,6 +156,15 @@ def test_failed_command_runs_again_and_others_do_not(served: Spool, tmp_path: Pa
     assert Counter((tmp_path / "log").read_text(encoding="utf-8").split()) == Counter("0112")
 
 
+def test_command_in_another_directory_is_another_command(served: Spool, tmp_path: Path) -> None:
+    words = ("run", served.path, "--session", "s", "--array", "0-1%1", "--", "sh", "-c", "pwd; echo >> ran")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for _ in range(2):
+            assert run(*words, cwd=tmp_path / name).stdout == f"{tmp_path / name}\n" * 2
+        assert (tmp_path / name / "ran").read_text(encoding="utf-8") == "\n" * 2
+
+
 def test_series_without_waiting_prints_the_ids_of_its_tasks(spool: Spool) -> None:
     done = run("run", spool.path, "--array", "1-3", "--no-wait", "--", "echo")
     listed = run("ls", "--ids", spool.path)
