@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from spoolpool.cli.output import replacing, report_errors
+from spoolpool.cli.output import escape_lines, replacing, report_errors
 from spoolpool.cli.quantities import Moment
 from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.errors import BadRequest
@@ -63,6 +63,8 @@ def export(directory: str, form: str, journal: bool, since: float | None, output
             return
         pieces = exports.json_lines(rows) if form == "json" else exports.csv_lines(rows, columns)
     if output is None:
+        if sys.stdout.isatty():  # names may be those of other accounts, with controls of the terminal
+            pieces = (f"{escape_lines(piece.decode())}\n".encode() for piece in pieces if piece)
         sys.stdout.buffer.writelines(pieces)
         sys.stdout.buffer.flush()
         return

@@ -87,6 +87,16 @@ def test_bytes_of_a_path_that_are_not_utf8_are_escaped_in_json() -> None:
     assert list(export.json_lines([{"spool": "/x\udcff", "tasks": 1}])) == [b'{"spool":"/x\\\\udcff","tasks":1}\n']
 
 
+def test_controls_of_a_terminal_are_escaped_there_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(spool, submitters_journal(), "session")
+    journal.write("submitted", task="499-0660e6e464b511-22dc7470", name="\x1b[2J")
+    journal.close()
+    assert "\x1b" in run(spool.path, "--format", "csv", "--journal").stdout
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _: True)
+    shown = run(spool.path, "--format", "csv", "--journal").stdout
+    assert "\x1b" not in shown and "\\x1b[2J" in shown and shown.count("\n") == 2
+
+
 def test_pipe_is_written_to_and_not_replaced(filled: Spool, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
