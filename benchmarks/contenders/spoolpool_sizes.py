@@ -262,7 +262,6 @@ def _repeat(path: str, task: str, count: int) -> None:
     """Repeat the lines of a journal about a task, for other tasks and times."""
     with open(path, "rb") as file:
         lines = [line for line in file if task.encode() in line]
-    begun = min(float(match[2]) for line in lines for match in _TIME.finditer(line))
 
     parts = [_TIME.split(line.replace(b"%", b"%%")) for line in lines]
     with open(path, "ab", buffering=1 << 20) as longer:

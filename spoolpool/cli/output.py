@@ -203,7 +203,7 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 def replacing(path: str) -> Iterator[str]:
     """Yield the path of a new file that replaces another one at once when this context ends without an error.
 
-    The new file has the mode of the other one. A link to a file stays. A device or pipe is not replaced, but written to.
+    The new file has the mode of the other one. A link to a file stays. A device or pipe is written to instead.
     """
     with files.translate_errors(f"write {path}"):
         mode = os.stat(path).st_mode if os.path.exists(path) else None

@@ -422,6 +422,11 @@ class GroupPool:
                 children.wait_for_one(pids, backoff.next())
             elif running != late:
                 backoff.sleep()
+        self._close()
+        return released
+
+    def _close(self) -> None:
+        """Remove what this process has in the spool, after the end of all groups."""
         if self._entry is not None:
             self._entry.close()
             self._entry = None
@@ -430,7 +435,6 @@ class GroupPool:
         for worker in self._reports:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
-        return released
 
     def _pids(self, workers: Iterable[str]) -> list[int]:
         """Return the processes of ending groups whose ends are worth a wake-up: some, since each costs two calls."""

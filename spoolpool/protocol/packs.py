@@ -59,6 +59,8 @@ def read_calls(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[E
 def _records(spool: Spool, fd: int, path: str, task_file: TaskFile) -> Iterator[Envelope]:
     size = files.size(fd)
     if size > _MOST_BYTES:
-        raise BadTaskFile(f"{path} has {size} bytes; a pack has at most {_MOST_BYTES}: it was not written by spoolpool.")
+        raise BadTaskFile(
+            f"{path} has {size} bytes; a pack has at most {_MOST_BYTES}: it was not written by spoolpool."
+        )
     data = files.read_at(fd, size, 0)
     return (each.content for each in record_files.split(spool, data, path, task_label(task_file.task)))

@@ -165,10 +165,10 @@ class IdleWait:
             claimed = sum(map(len, tasks.values())) - len(waiting)
             looks = Counter({name: looks[name] + 1 for name in waiting})
             # after a sleep that took far too long the cores are busy, and more workers would not make it better
-            if waiting and claimed * _SHORT < passed < 2 * planned + _SHORT:
+            slow = bool(waiting) and claimed * _SHORT < passed < 2 * planned + _SHORT
+            if slow:
                 self._reserve_backoff.reset()
-                return True
-            if len(waiting) >= _BACKLOG or _LATE in looks.values():
+            if slow or len(waiting) >= _BACKLOG or _LATE in looks.values():
                 return True
             if time.monotonic() >= end:  # new tasks may come without a pause
                 return False

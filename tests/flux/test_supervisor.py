@@ -18,6 +18,7 @@ from spoolpool import Executor
 from spoolpool.errors import BadNode
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
+from tests.support import tasks
 from tests.support.processes import deadly
 from tests.support.waiting import wait_until
 
@@ -28,7 +29,7 @@ PATIENCE = 120.0
 
 
 def see() -> tuple[str | None, str]:
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getcwd()
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), tasks.get_cwd_of_parent()
 
 
 @contextlib.contextmanager

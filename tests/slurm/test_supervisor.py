@@ -36,7 +36,7 @@ def see(text: str) -> tuple[str, str | None]:
 
 
 def surroundings() -> tuple[int, str, str | None]:
-    return where(0)[1], os.getcwd(), os.environ.get("EXTRA")
+    return where(0)[1], tasks.get_cwd_of_parent(), os.environ.get("EXTRA")
 
 
 def exit_code(site: Site, job: str) -> str:

@@ -363,5 +363,5 @@ def test_call_runs_in_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
         import os
         print(ascii(exe.submit(os.getcwd).result()))
     """
-    before = f"import os; os.chdir({ascii(directory)})"
+    before = f"import os; os.chdir({directory!a})"
     assert run(tmp_path, body, before) == ascii(directory) + "\n"

@@ -187,9 +187,7 @@ def test_changes_while_tasks_are_left_to_others_end_the_wait(
     assert place.idle.has_event()
 
 
-def test_tasks_without_a_pause_do_not_keep_a_worker_in_reserve_from_its_duties(
-    place: _Place, looks: list[str]
-) -> None:
+def test_tasks_without_a_pause_do_not_keep_a_worker_in_reserve_from_its_duties(place: _Place, looks: list[str]) -> None:
     place.lose()
     number = itertools.count()
     place.put(f"task {next(number)}")
