@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from spoolpool import settings
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files, memory, mounts
+from spoolpool.system import files, logind, memory, mounts
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,12 @@ def memory_directories(given: Iterable[str] | None = None) -> Iterator[str]:
 
     By default the candidates are /dev/shm and the runtime directory of this account.
 
-    There are none if the temporary directory is on a shared filesystem: groups on other hosts may use it.
+    There are none if the temporary directory is on a shared filesystem: groups on other hosts may use it. By default
+    there are none either if systemd may remove them at a logout: a program in tmux or of nohup goes on.
     """
     named = os.environ.get(settings.ENV_SHM)
+    if given is None and named is None and logind.removes_files(os.geteuid()):
+        return
     found = given or (("/dev/shm", os.environ.get("XDG_RUNTIME_DIR")) if named is None else (named,))
     usable = memory.usable()
     if (usable is not None and usable.available < _LEAST_MEMORY) or not mounts.is_local(tempfile.gettempdir()):

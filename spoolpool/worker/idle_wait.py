@@ -155,7 +155,7 @@ class IdleWait:
             planned = self._reserve_backoff.sleep()
             passed = time.monotonic() - begun
             new = self._read_tasks() if self._watch.wait(0.0) else {}
-            if self.event_pending:  # it is read now, so that no further wait would end by it
+            if self.has_event():  # it is read now, so that no further wait would end by it
                 return True
             try:
                 there = {bucket: names.intersection(files.list_names(bucket)) for bucket, names in tasks.items()}

@@ -84,5 +84,5 @@ def test_every_operation_on_files_of_the_package_is_counted() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("os."):
                 called.add(ast.unparse(node.func).removeprefix("os."))
-    asks_about_this_process = {"dup2", "fsdecode", "geteuid", "getpid", "readlink"}
+    asks_about_this_process = {"dup2", "fsdecode", "geteuid", "getpid", "readlink", "strerror"}
     assert {name for name in called if not name.startswith("path.")} - OPERATIONS == asks_about_this_process

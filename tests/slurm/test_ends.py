@@ -69,7 +69,7 @@ class SpanningGroup:
 @pytest.mark.parametrize("kind", ["idle", *KINDS])
 @pytest.mark.parametrize("cause", get_args(Cause))
 def test_no_rank_on_any_node_outlives_its_group(site: Site, tmp_path: Path, cause: Cause, kind: str) -> None:
-    limits = ["--max-time", "20", "--drain", "1"] if cause == "time" else []
+    limits = ["--max-time", "35", "--drain", "1"] if cause == "time" else []
     group = SpanningGroup(site, *limits)
     with Executor(spool=site.spool.path, resource_dict={"cores": 2}) as executor:
         if kind == "idle":

@@ -161,9 +161,10 @@ def test_ranks_end_after_rank_0_has_ended_without_an_error(
 def test_group_ends_with_its_time_and_releases_its_task(
     spool: Spool, worker: Workers, tmp_path: Path, kind: Any
 ) -> None:
-    group = Group(spool, worker, "--max-time", 5, "--drain", 0.5, supervised=False)
+    group = Group(spool, worker, "--max-time", 10, "--drain", 0.5, supervised=False)
     with Executor(spool=spool.path) as executor:
         call = LongCall(tmp_path, executor, 2, kind, attempts=2)
+        call.await_start()
         wait_until(group.has_ended, "all ranks of the group have ended")
         (found,) = map(parse_task_file, (path.name for path in Path(spool.layout.ready).glob("*/*/*")))
         assert found is not None
