@@ -22,16 +22,13 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spoolpool.calls import pickling
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.client import at_exit  # noqa: F401  registers its function before those of the script
 from spoolpool.client.futures import DeferredFuture, TaskFuture
-from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.errors import BadRequest
 from spoolpool.options import Session, Submission, backend_of
 from spoolpool.resources import Resources
 from spoolpool.system import fork
-from spoolpool.system.environment import working_directory
 from spoolpool.system.quantities import read_count
 
 if TYPE_CHECKING:
@@ -156,14 +153,13 @@ class Executor(futures.Executor):
         fork.call_in_child(self, Executor.after_fork)
 
     def _open(self) -> None:
+        from spoolpool.client.call_submission import CallSubmission
         from spoolpool.client.executor_runtime import ExecutorRuntime
 
         self._pid = os.getpid()
         self._runtime = runtime = ExecutorRuntime.open(self._options, self._max_workers)
         self._max_workers = runtime.groups
-        self._packer: Packer | None = None
-        if self._options.submission.pack:
-            self._find_packer(runtime)
+        self._submission = CallSubmission(self._options, runtime, self._lock)
         # the groups of an executor without references end once its tasks are done
         self._finalizer = weakref.finalize(self, runtime.close)
         self._finalizer.atexit = False
@@ -184,55 +180,12 @@ class Executor(futures.Executor):
         :class:`~spoolpool.errors.BrokenSpool` if no worker group of the shape can be started, and ``RuntimeError``
         after :meth:`shutdown`.
         """
-        options = self._options
-        resources = options.defaults.updated(resource_dict) if resource_dict else options.defaults
+        defaults = self._options.defaults
+        resources = defaults.updated(resource_dict) if resource_dict else defaults
         with self._lock:
-            runtime = self._require_runtime()
-        key = ""
-        if runtime.replay is not None:
-            key = runtime.replay.key(fn, args, kwargs, resources)
-            if (earlier := runtime.replay.next_future(key)) is not None:
-                return earlier
-        cache_key, cached = "", None
-        if runtime.memo is not None:
-            cache_key, cached = runtime.memo.find(fn, args, kwargs, resources, runtime.session)
-        if cached is not None:
-            return cached
-        references = runtime.new_references(resources)
-        try:
-            call = PreparedCall(
-                fn,
-                pickling.label(fn),
-                options.lane(resources).name,
-                *pickling.dumps_call(fn, args, kwargs, references.refer, options.submission.least_shared),
-                resources,
-                references,
-                init=runtime.init,
-                key=key,
-                cache=cache_key,
-                directory="" if resources.cwd else working_directory(),
-            )
-            if references.awaited:
-                with self._lock:
-                    runtime.prepare(resources.shape)
-                replay = runtime.replay
-                find = None if replay is None else replay.finder(fn, args, kwargs, resources, references.awaited)
-                return runtime.deferred.defer(call, find)
-            packer = None if cache_key else self._packer
-            if packer is None and not cache_key and runtime.session.pending:  # one call at a time needs none
-                packer = self._find_packer(runtime)
-            packed = None if packer is None else packer.gather(call)
-            if packed is not None:
-                return packed
-            with self._lock:
-                runtime.prepare(resources.shape)
-            future = runtime.submit(call)
-            if packer is not None:
-                packer.count_unpacked(call, future)
-            return future
-        except BaseException:
-            references.release()
-            raise
+            self._require_runtime()
+            submission = self._submission
+        return submission.submit(fn, args, kwargs, resources)
 
     def asubmit(
         self, fn: Callable[..., T], /, *args: Any, resource_dict: Mapping[str, Any] | None = None, **kwargs: Any
@@ -555,14 +508,10 @@ class Executor(futures.Executor):
         assert self._runtime is not None
         return self._runtime
 
-    def _find_packer(self, runtime: ExecutorRuntime) -> Packer | None:
-        """Return the packer of this executor, which is made at the first request; None if it does not pack."""
-        with self._lock:
-            if self._packer is None and runtime.may_pack:
-                from spoolpool.client.packing import Packer
-
-                self._packer = Packer(runtime)
-            return self._packer
+    @property
+    def _packer(self) -> Packer | None:
+        """Packer of the calls, once there is one."""
+        return self._submission.packer
 
     def _last_runtime(self) -> ExecutorRuntime:
         """Return the runtime, also after :meth:`shutdown`."""

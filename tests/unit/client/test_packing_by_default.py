@@ -31,7 +31,7 @@ def act(value: Any = None, error: BaseException | None = None) -> Any:
 def measured_as_short(executor: Executor, function: Callable[..., Any], size: int) -> None:
     """Set the number of calls of a function that share a task, as if its calls had been short so far."""
     assert executor._runtime is not None
-    packer = executor._find_packer(executor._runtime)
+    packer = executor._submission.find_packer()
     assert packer is not None
     stats = packer.stats_of(function)
     stats.size = ChunkSize(None)
@@ -94,9 +94,9 @@ def test_short_calls_of_an_embedded_executor_are_packed_and_all_counted(busy: Bu
 
 def test_calls_are_not_packed_if_the_submission_says_so_or_the_output_names_them() -> None:
     with Executor(max_workers=1, backend="local", submission=Submission(pack=False)) as executor:
-        assert executor._runtime is not None and executor._find_packer(executor._runtime) is None
+        assert executor._runtime is not None and executor._submission.find_packer() is None
     with Executor(max_workers=1, backend="local", stream_output=True) as executor:
-        assert executor._runtime is not None and executor._find_packer(executor._runtime) is None
+        assert executor._runtime is not None and executor._submission.find_packer() is None
 
 
 def test_no_call_is_gathered_while_fewer_tasks_wait_than_groups(tmp_path: Path) -> None:
