@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,27 +16,20 @@ from spoolpool.errors import LauncherError, NotASpool, SpoolpoolError
 from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity, find_allocation
 from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
-from spoolpool.launch.launcher import CommandProcess, GroupProcess, Launcher, LaunchOptions
+from spoolpool.launch.launcher import Launcher, LaunchOptions
+from spoolpool.pool.ending_groups import STOP_SECONDS, EndingGroups
 from spoolpool.pool.slot import Slot
 from spoolpool.protocol import worker_registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security import known_spools
-from spoolpool.system import children, files
-from spoolpool.system.backoff import Backoff
 from spoolpool.system.processes import describe_command_status, describe_status
 
 if TYPE_CHECKING:
-    from spoolpool.protocol.claim import Claim, GiveBack
-    from spoolpool.protocol.journal import Journal
     from spoolpool.protocol.owner_entry import OwnerEntry
-    from spoolpool.protocol.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
-_STOP_SECONDS = 10.0
-_NO_ENTRY_SECONDS = 60.0  # for groups that are starting or exiting at the end; longer than NFS hides a new name
-_MOST_AWAITED = 16  # processes whose ends are waited for at once
 _MOST_REPORTS = 100  # on groups that are missing
 _RECOVERY_SECONDS = 5.0  # a rank may outlive its launcher for a moment, and can be proven dead only after that
 
@@ -68,10 +60,8 @@ class GroupPool:
         self._capacity = capacity
         self._owner = worker_registration.encode_owner()
         self._entry: OwnerEntry | None = None
-        self._journal: Journal | None = None
         self._slots: list[Slot] = []
-        self._ending: dict[str, GroupProcess] = {}
-        self._numbers: list[tuple[int, GroupProcess]] = []  # of groups that were asked to end
+        self._ending = EndingGroups(spool)
         self._lock = threading.Lock()
         self._recover_until = 0.0
         self._killed = False
@@ -83,16 +73,6 @@ class GroupPool:
         """Shapes of which a group has ever announced itself."""
         self.excluded_nodes: dict[str, str] = {}
         """Nodes on which all groups died, with the reasons."""
-
-    @functools.cached_property
-    def _recovery(self) -> Recovery:
-        """Recovery of the claims of groups that have ended: it is imported while the first groups begin."""
-        from spoolpool.protocol.journal import Journal, submitters_journal
-        from spoolpool.protocol.recovery import Recovery
-
-        if not self._spool.temporary:  # it is removed with its executor, and its journal would have no reader
-            self._journal = Journal(self._spool, submitters_journal(), "supervisor")
-        return Recovery(self._spool, self._journal, all_workers=True)  # rounds follow the death of a group of this pool
 
     def resize(self, shape: Shape, count: int, *, arguments: Sequence[str] = ()) -> None:
         """Set the number of groups of a shape: start missing groups, with ``arguments``, and ask surplus ones to end.
@@ -108,7 +88,7 @@ class GroupPool:
             present = [slot for slot in self._slots if slot.shape == shape]
             for slot in present[count:]:
                 self._remove(slot)
-                self._request_stop(slot)
+                self._ending.request(slot)
             for _ in range(count - len(present)):
                 nodes = () if self._capacity is None else self._capacity.reserve(shape)
                 if nodes is None:
@@ -120,7 +100,7 @@ class GroupPool:
     def _free_number(self) -> int:
         """Return the least number that no live group has, under the lock."""
         taken = {slot.number for slot in self._slots}
-        taken.update(number for number, process in self._numbers if process.poll() is None)
+        taken.update(self._ending.numbers())
         return next(number for number in itertools.count() if number not in taken)
 
     def count(self, shape: Shape | None = None) -> int:
@@ -160,13 +140,13 @@ class GroupPool:
             self._keep_entry()
             for slot in list(self._slots):
                 changed |= self._check(slot)
-            self._repeat_stop_requests()
+            self._ending.repeat_requests()
             self._repeat_reports()
             # a group may die after its check: its entry and claims must stay until the next one, which judges by them
             running = {slot.worker for slot in self._slots if slot.process is not None} | self._reports.keys()
         if time.monotonic() < self._recover_until:
             try:
-                for line in self._recovery.round(running):
+                for line in self._ending.recovery.round(running):
                     log.warning("Recovered %s", line)
             except OSError as error:  # the server does not answer for a moment
                 log.info("Recovery is delayed: %s", error)
@@ -218,7 +198,7 @@ class GroupPool:
         errors = self._last_errors(slot)
         if slot.proven or slot.process is None or not self._launcher.never_began(errors):
             return False
-        self._request_stop(slot)
+        self._ending.request(slot)
         slot.process.end()
         self._wait_or_remove(slot, find_own(errors))
         return True
@@ -341,7 +321,7 @@ class GroupPool:
     def _give_up(self, slot: Slot, reason: str) -> None:
         """Remove a slot; a group that still runs in it is asked to end."""
         self._remove(slot)
-        self._request_stop(slot)
+        self._ending.request(slot)
         if not any(each.shape == slot.shape for each in self._slots):
             self._record_broken(slot, reason)
 
@@ -354,26 +334,9 @@ class GroupPool:
         )
         self._report(self.broken[slot.shape])
 
-    def _request_stop(self, slot: Slot) -> None:
-        slot.start_due = 0.0
-        if slot.process is not None and slot.process.poll() is None:
-            worker_registration.request_stop(self._spool, slot.worker)
-            self._ending[slot.worker] = slot.process
-            self._numbers = [each for each in self._numbers if each[1].poll() is None]
-            self._numbers.append((slot.number, slot.process))
-
-    def _repeat_stop_requests(self) -> None:
-        """Ask ending groups again: a group that was still starting had no entry for the first request."""
-        for worker, process in list(self._ending.items()):
-            if process.poll() is None:
-                worker_registration.request_stop(self._spool, worker)
-            else:
-                worker_registration.take_end(self._spool, worker)
-                del self._ending[worker]
-
     def stop(
         self,
-        seconds: float | None = _STOP_SECONDS,
+        seconds: float | None = STOP_SECONDS,
         *,
         hurry: Callable[[], bool] = lambda: False,
         at_walltime: bool = False,
@@ -389,39 +352,9 @@ class GroupPool:
         with self._lock:
             slots, self._slots = self._slots, []
             for slot in slots:
-                self._request_stop(slot)
-                if slot.process is not None:  # it may have ended a moment ago, by the cause of this stop
-                    self._ending[slot.worker] = slot.process
-        backoff = Backoff(0.002, 0.1)
-        begun = time.monotonic()
-        no_entry_since: dict[str, float] = {}
-        released: list[str] = []
-
-        def release(worker: str) -> None:
-            released.extend(self._release(worker, time.monotonic() - begun if at_walltime else None))
-
-        while running := self._take_ended(release):
-            self._keep_entry()
-            now = time.monotonic()
-            if hurry() or (seconds is not None and now - begun > seconds):
-                late = running
-            else:
-                no_entry_since = {w: no_entry_since.get(w, now) for w in running if self._has_no_entry(w)}
-                late = {worker for worker, since in no_entry_since.items() if now - since > _NO_ENTRY_SECONDS}
-            over = now - begun if at_walltime else None
-            taken = self._take_over(late, over)
-            _end([self._ending[worker] for worker in late])
-            for worker in late:
-                worker_registration.take_end(self._spool, worker)
-                del self._ending[worker]
-            released += self._recovery.release(taken)
-            for worker in running - late:
-                # again: a group that was still starting had no entry for an earlier request
-                worker_registration.request_stop(self._spool, worker)
-            if pids := self._pids(running - late):
-                children.wait_for_one(pids, backoff.next())
-            elif running != late:
-                backoff.sleep()
+                self._ending.request(slot)
+                self._ending.add(slot)  # it may have ended a moment ago, by the cause of this stop
+        released = self._ending.wait(seconds, hurry=hurry, at_walltime=at_walltime, keep_entry=self._keep_entry)
         self._close()
         return released
 
@@ -430,70 +363,19 @@ class GroupPool:
         if self._entry is not None:
             self._entry.close()
             self._entry = None
-        if self._journal is not None:
-            self._journal.close()
+        self._ending.close()
         for worker in self._reports:
             worker_registration.take_start_error(self._spool, worker)
         self._reports.clear()
-
-    def _pids(self, workers: Iterable[str]) -> list[int]:
-        """Return the processes of ending groups whose ends are worth a wake-up: some, since each costs two calls."""
-        processes = (self._ending[worker] for worker in itertools.islice(workers, _MOST_AWAITED))
-        return [process.pid for process in processes if isinstance(process, CommandProcess)]
-
-    def _take_over(self, late: Iterable[str], over: float | None) -> list[tuple[Claim, GiveBack]]:
-        """Take over the claims of groups that are about to be ended; ``over`` as in :meth:`Recovery.take_over`."""
-        from spoolpool.protocol.claim import ASKED_TO_END, WALLTIME_ENDED
-
-        taken = []
-        reason = ASKED_TO_END if over is None else WALLTIME_ENDED
-        for worker in late:
-            try:
-                taken += self._recovery.take_over(worker, reason, over=over)
-            except OSError as error:  # the server does not answer for a moment: recovery finds the task later
-                log.warning("The task of worker group %s cannot be released now: %s", worker, error)
-        return taken
-
-    def _take_ended(self, release: Callable[[str], None]) -> set[str]:
-        """Forget the groups that have ended, after ``release`` of the tasks that they held; return the others."""
-        for worker, process in list(self._ending.items()):
-            if process.poll() is not None:
-                release(worker)
-                del self._ending[worker]
-        return set(self._ending)
-
-    def _release(self, worker: str, over: float | None) -> list[str]:
-        """Release the tasks of an ended group; return them. The end was requested, so that it costs no attempt.
-
-        A batch system that ends a job may have killed the group meanwhile. ``over`` are the seconds since its walltime
-        ended, if that is the reason.
-        """
-        if worker_registration.take_end(self._spool, worker) is not None:
-            return []
-        return self._recovery.release(self._take_over([worker], over))
 
     def kill(self) -> None:
         """Kill every group, and start none any more. :meth:`stop` waits for their ends."""
         with self._lock:
             self._killed = True
             slots, self._slots = self._slots, []
-            self._ending.update({slot.worker: slot.process for slot in slots if slot.process is not None})
-            processes = list(self._ending.values())
+            for slot in slots:
+                self._ending.add(slot)
+            processes = self._ending.processes()
         for process in processes:
             if process.poll() is None:
                 process.end(kill=True)
-
-    def _has_no_entry(self, worker: str) -> bool:
-        return files.is_missing(f"{self._spool.layout.worker(worker)}/info.json")
-
-
-def _end(processes: Sequence[GroupProcess]) -> None:
-    """End groups all at once: each may take some seconds, and the walltime may end before."""
-    backoff = Backoff(0.002, 0.1)
-    for kill in (False, True):
-        running = [process for process in processes if process.poll() is None]
-        for process in running:
-            process.end(kill=kill)
-        end = time.monotonic() + max((process.end_seconds for process in running), default=0.0)
-        while time.monotonic() < end and any(process.poll() is None for process in running):
-            backoff.sleep()

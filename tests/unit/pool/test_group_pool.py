@@ -19,7 +19,7 @@ from spoolpool.launch.allocation import Allocation
 from spoolpool.launch.launcher import LaunchOptions
 from spoolpool.launch.output_relay import Relay
 from spoolpool.monitor.status import StatusCollector
-from spoolpool.pool import group_pool, slot
+from spoolpool.pool import ending_groups, group_pool, slot
 from spoolpool.pool.group_pool import GroupPool
 from spoolpool.protocol import worker_registration, workers
 from spoolpool.protocol.spool import Spool
@@ -89,7 +89,7 @@ class Groups:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock.installed(monkeypatch)
-    for module in (group_pool, slot):
+    for module in (ending_groups, group_pool, slot):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
