@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ DURABILITIES: tuple[Any, ...] = ("none", "data", "full")
 SERVED = "served"
 """Variant: attached to the spool of this name in the job's directory, which a group serves already."""
 
+ON_DISK = "disk"
+"""Variant: embedded, with its temporary spool in the job's directory even if there is room in memory."""
+
 PACKED = "packed"
 """Variant: embedded, where calls may share a task."""
 
@@ -28,15 +32,18 @@ PACKED = "packed"
 @contextmanager
 def executor(job: Job) -> Iterator[Submits]:
     """Executor in the way of a user."""
-    from spoolpool import Executor, Submission
+    from spoolpool import Executor, Submission, settings
 
+    if job.variant == ON_DISK:
+        os.environ[settings.ENV_SHM] = ""
+        tempfile.tempdir = job.directory
     if job.variant == SERVED:
         with Executor(cores_per_worker=job.ranks, spool=f"{job.directory}/{SERVED}") as submitter:
             yield submitter
     elif job.variant == PACKED:
         with Executor(max_workers=job.workers, submission=Submission(pack=True)) as packing:
             yield packing
-    elif job.variant:
+    elif job.variant in DURABILITIES:
         with _attached(job) as attached:
             yield attached
     else:
