@@ -153,7 +153,7 @@ class ExecutorRuntime:
             self.init = self.put(options.init_function).name.partition("@")[0]
         if options.cache:
             self.memo = self._memoizer()
-            self.session.collector.on_result = self.memo.keep
+            self.session.collector.delivery.on_result = self.memo.keep
         if options.session is not None:
             self.session.may_be_left = options.session.detach
             if options.session.resume:

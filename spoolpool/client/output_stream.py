@@ -36,7 +36,7 @@ class OutputStream:
         self._lines: dict[tuple[TaskFile, int], Lines] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"spoolpool-output-{session.name}", daemon=True)
-        session.collector.on_outcome = self.ended
+        session.collector.delivery.on_outcome = self.ended
         self._thread.start()
 
     def submitted(self) -> None:
