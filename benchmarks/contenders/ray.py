@@ -31,7 +31,7 @@ class _Functions:
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Pending:
         remote = self._remote.get(fn)
         if remote is None:  # a builtin function cannot be remote itself
-            remote = self._remote[fn] = self._ray.remote(lambda *given: fn(*given))
+            remote = self._remote[fn] = self._ray.remote(lambda *given: fn(*given))  # noqa: PLW0108  a plain function
         return _Reference(remote.remote(*args), self._ray.get)
 
 

@@ -79,13 +79,13 @@ ROW = Row(
     about="""\
 The time from `submit(pow, 2, 3)` to its value, with one call on its way at a time: each at once after the last one, and
 each 50 ms after it, when everybody has gone to rest. All contenders run the same loop against a pool of one worker,
-which is warm; "2 ranks" is one group of two MPI ranks, ours compared with one rank and the peers with ours. The floor is two
-processes: each renames one file into a directory that the other one watches with the bare calls of inotify; a line
-shows the same with watchdog. It does no work: it neither pickles a call nor records its owner. The peers with sockets
-and pipes (`ProcessPoolExecutor`, loky and mpi4py.futures within one tree of processes; executorlib, dask, Parsl and Ray
-beside it) need not touch a file. HyperQueue starts an interpreter for every call, which leaves its value in a file, and its client
-looks once a second for what has ended. executorlib with files starts a process for every call, and is given a key for
-each, since it takes equal calls for one.
+which is warm; "2 ranks" is one group of two MPI ranks, ours compared with one rank and the peers with ours. The floor
+is two processes: each renames one file into a directory that the other one watches with the bare calls of inotify; a
+line shows the same with watchdog. It does no work: it neither pickles a call nor records its owner. The peers with
+sockets and pipes (`ProcessPoolExecutor`, loky and mpi4py.futures within one tree of processes; executorlib, dask, Parsl
+and Ray beside it) need not touch a file. HyperQueue starts an interpreter for every call, which leaves its value in a
+file, and its client looks once a second for what has ended. executorlib with files starts a process for every call, and
+is given a key for each, since it takes equal calls for one.
 """,
     quantities=(
         Quantity(name="at once", unit="s", title="each at once after the last"),
