@@ -85,8 +85,10 @@ _OF_A_LOCAL_EXECUTOR = (
 
 _BEFORE_THE_GROUP = (
     "spoolpool.client.collector",
+    "spoolpool.client.function_stats",
     "spoolpool.client.map",
     "spoolpool.client.packing",
+    "spoolpool.client.packs",
     "spoolpool.client.session",
     "spoolpool.protocol.claim",
     "spoolpool.protocol.journal",

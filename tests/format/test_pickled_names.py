@@ -157,7 +157,7 @@ def names_of_packs(spool: Spool, local: Any) -> set[Name]:
     """Return the names in a pack of calls and in its result. Sessions that keep their files never pack calls."""
     executor = Executor(spool=spool.path, submission=Submission(queue="unserved", pack=True))
     assert executor._packer is not None
-    executor._packer.stats_of(local.use_module).size = ChunkSize(4)
+    executor._packer.functions.of(local.use_module).size = ChunkSize(4)
     for _ in range(BUSY + 4):
         executor.submit(local.use_module)
     names = set(names_in_spool(Path(spool.path)))

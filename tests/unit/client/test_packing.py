@@ -14,7 +14,8 @@ import pytest
 
 from spoolpool import Executor, Submission, as_completed, current_task, wait
 from spoolpool.client.map import TARGET, ChunkSize
-from spoolpool.client.packing import BUSY, PackedFuture
+from spoolpool.client.packing import BUSY
+from spoolpool.client.packs import PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol.spool import Spool
@@ -43,7 +44,7 @@ def act(path: Path | None = None, value: Any = None, error: BaseException | None
 def set_pack_size(executor: Executor, function: Callable[..., Any], size: int) -> None:
     """Set the number of calls of a function that share a task."""
     assert executor._packer is not None
-    executor._packer.stats_of(function).size = ChunkSize(size)
+    executor._packer.functions.of(function).size = ChunkSize(size)
 
 
 class Blocked:

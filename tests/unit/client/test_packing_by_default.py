@@ -14,7 +14,8 @@ import pytest
 from spoolpool import Executor, Submission, current_task
 from spoolpool.client import packing
 from spoolpool.client.map import ChunkSize
-from spoolpool.client.packing import BUSY, PackedFuture
+from spoolpool.client.packing import BUSY
+from spoolpool.client.packs import PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, WorkerLost
 from tests.support import tasks
 from tests.support.processes import in_fork
@@ -33,7 +34,7 @@ def measured_as_short(executor: Executor, function: Callable[..., Any], size: in
     assert executor._runtime is not None
     packer = executor._submission.find_packer()
     assert packer is not None
-    stats = packer.stats_of(function)
+    stats = packer.functions.of(function)
     stats.size = ChunkSize(None)
     stats.size.add(size, 0.09)
     assert stats.size.next() >= size

@@ -21,7 +21,8 @@ from spoolpool import Executor, Submission, current_task
 from spoolpool.client import map as map_module
 from spoolpool.client.batched import batched
 from spoolpool.client.map import ChunkSize
-from spoolpool.client.packing import BUSY, PackedFuture
+from spoolpool.client.packing import BUSY
+from spoolpool.client.packs import PackedFuture
 from spoolpool.errors import DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
 from spoolpool.protocol.spool import Spool
 from tests.conftest import Workers
@@ -71,7 +72,7 @@ class Held:
         self.executor = executor
         self._end = directory / "end"
         assert executor._packer is not None
-        executor._packer.stats_of(call).size = ChunkSize(50)
+        executor._packer.functions.of(call).size = ChunkSize(50)
         executor.submit(tasks.mark_and_wait, directory / "started", self._end)
         wait_until((directory / "started").exists, "the group is busy")
         for number in range(BUSY):
