@@ -8,7 +8,9 @@ import msgspec
 from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Days
 from spoolpool.cli.spool_argument import takes_spool
+from spoolpool.client.temporary_spool import abandoned_spools
 from spoolpool.maintenance import check, garbage, repair
+from spoolpool.protocol import abandoned_spools as abandoned
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
@@ -22,8 +24,9 @@ from spoolpool.system import files
 @click.option("--journals", type=Days(), help="Days to keep journals.")
 @click.option("--cache", type=Days(), help="Days to keep cached results after their last use.")
 @click.option("--logs", type=Days(), help="Days to keep captured output.")
+@click.option("--temporary", is_flag=True, help="Also temporary spools on this host whose executors were killed.")
 @report_errors
-def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
+def gc(directory: str, dry_run: bool, temporary: bool, **periods: float | None) -> None:
     """Remove expired results, logs and journals from SPOOL.
 
     \b
@@ -51,7 +54,20 @@ def gc(directory: str, dry_run: bool, **periods: float | None) -> None:
         ]:
             click.echo(f"{path}  ({reason})")
     count = len(orphans) + (len(found) if dry_run else garbage.remove(spool, found, _report))
+    if temporary:
+        count += _collect_temporary(dry_run=dry_run)
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {count} file(s) and directories.")
+
+
+def _collect_temporary(*, dry_run: bool) -> int:
+    """Remove the temporary spools of dead processes, or list them; return the number of their directories."""
+    found = abandoned_spools()
+    if not dry_run:
+        return len(abandoned.remove(found))
+    found = abandoned.removable(found)
+    for each in found:
+        echo_escaped(f"{each.path}  (temporary spool of a process that was killed)")
+    return len(found)
 
 
 def _report(path: str, reason: str) -> None:

@@ -180,6 +180,10 @@ class ExecutorRuntime:
         """Supervise the worker groups until the executor is closed and its tasks are done."""
         backoff = Backoff(0.01, 0.5)
         try:
+            if self.options.spool is None:
+                from spoolpool.client.temporary_spool import remove_abandoned_spools
+
+                remove_abandoned_spools()
             while not (self._closed and self.session.pending.wait(0)):
                 if self._supervise():
                     backoff.reset()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from spoolpool import settings
 from spoolpool.errors import BadRequest, SpoolpoolError
+from spoolpool.format.temporary_names import new_temporary_name
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files, logind, memory, mounts
+
+if TYPE_CHECKING:
+    from spoolpool.protocol.abandoned_spools import Abandoned
 
 log = logging.getLogger(__name__)
 
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")
 """Directories that each node has for itself."""
 
-_PREFIX = "spoolpool-"
 _IN_MEMORY = ("tmpfs", "ramfs")
 _LEAST_ROOM = 1 << 25
 """Bytes of room without which a spool does not lie in memory."""
@@ -38,15 +44,17 @@ def create_temporary_spool(*, one_host: bool, output: int, in_memory: bool = Tru
     if in_memory and one_host and not output:
         for parent in memory_directories():
             try:
-                return _create(tempfile.mkdtemp(prefix=_PREFIX, dir=parent), overflow_in=tempfile.gettempdir())
+                return _create(parent, overflow_in=tempfile.gettempdir())
             except (OSError, SpoolpoolError) as error:  # it is full, or read-only; or other accounts can replace it
                 log.info("The temporary spool is not made in %s: %s", parent, error)
-    path = tempfile.mkdtemp(prefix=_PREFIX, dir=None if one_host else _shared_directory())
-    return _create(path, one_host=one_host, output=output)
+    return _create(tempfile.gettempdir() if one_host else _shared_directory(), one_host=one_host, output=output)
 
 
-def _create(path: str, *, one_host: bool = True, output: int = 0, overflow_in: str | None = None) -> Spool:
-    path = os.path.abspath(path)
+def _create(parent: str, *, one_host: bool = True, output: int = 0, overflow_in: str | None = None) -> Spool:
+    ident = os.urandom(8).hex()
+    # groups on other hosts may use it after the death of this process
+    path = f"{os.path.abspath(parent)}/{new_temporary_name('spool', ident, owned=one_host)}"
+    os.mkdir(path, 0o700)
     try:
         # the defaults of the site are for its shared filesystems
         lease, caches = (settings.LEASE, 1.0) if one_host else (None, None)
@@ -59,6 +67,7 @@ def _create(path: str, *, one_host: bool = True, output: int = 0, overflow_in: s
             output=output,
             temporary=True,
             overflow_in=overflow_in,
+            ident=ident,
         )
     except BaseException:
         files.remove_tree(path)
@@ -90,6 +99,24 @@ def memory_directories(given: Iterable[str] | None = None) -> Iterator[str]:
         writable = os.access(directory, os.W_OK | os.X_OK)
         if free >= _LEAST_ROOM and many and writable and mounts.mount_of(directory)[1] in _IN_MEMORY:
             yield directory
+
+
+def abandoned_spools() -> list[Abandoned]:
+    """Return the temporary spools on this host whose processes were killed together with their groups."""
+    from spoolpool.protocol.abandoned_spools import find_abandoned
+
+    named = ("/dev/shm", os.environ.get(settings.ENV_SHM), os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir())
+    return find_abandoned(filter(None, named))
+
+
+def remove_abandoned_spools() -> None:
+    """Remove them in a thread, without a wait for it: what is left by the end of this process, the next one removes."""
+    found = abandoned_spools()
+    if found:
+        from spoolpool.protocol.abandoned_spools import remove
+
+        with contextlib.suppress(RuntimeError):  # no more threads: the next executor removes them
+            threading.Thread(target=remove, args=(found,), name="spoolpool-abandoned", daemon=True).start()
 
 
 def _shared_directory() -> str:

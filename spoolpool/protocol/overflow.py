@@ -21,6 +21,7 @@ import xxhash
 from spoolpool.errors import BadTaskFile, NotTrusted
 from spoolpool.format import envelope
 from spoolpool.format.envelope import Buffer, Envelope
+from spoolpool.format.temporary_names import new_temporary_name, parse_temporary_name
 from spoolpool.security.permissions import why_replaceable
 from spoolpool.security.trust import Trust
 from spoolpool.system import files, memory, mounts
@@ -50,7 +51,8 @@ class Overflow:
         self._until_look = 0
         self._has_memory = True
         self._used: dict[str, str] = {}  # paths by the labels that this process has written, or read as outcomes
-        if os.path.basename(path) != _name(spool):
+        name = parse_temporary_name(os.path.basename(path))
+        if name is None or (name.kind, name.id) != ("values", spool):
             raise NotTrusted(f"{root}/spool.json names {path} for large values, which is no directory of this spool.")
         try:
             found = os.lstat(path)
@@ -67,7 +69,7 @@ class Overflow:
     @classmethod
     def create(cls, parent: str, spool: str) -> str:
         """Make the directory of the spool with this id; return its path. Raises ``OSError``."""
-        path = f"{parent}/{_name(spool)}"
+        path = f"{parent}/{new_temporary_name('values', spool)}"
         os.mkdir(path, 0o700)
         return path
 
@@ -168,7 +170,3 @@ class Overflow:
 def is_short(content: Envelope) -> bool:
     """Return whether the rest of a file is in the second directory of its spool."""
     return len(content.payload) == _CONTENT.size and bytes(content.payload[: len(_MARK)]) == _MARK
-
-
-def _name(spool: str) -> str:
-    return f"spoolpool-values-{spool}"

@@ -137,13 +137,14 @@ class Spool:
         signed: bool = False,
         max_waiting: int | None = None,
         overflow_in: str | None = None,
+        ident: str | None = None,
     ) -> Spool:
         """Create a spool in a directory that is empty or does not exist yet, and open it. A failure leaves nothing.
 
         ``group`` names the group whose members use a spool of mode ``group``; in a ``dropbox``, the owner's own group,
         which must have no other members. ``overflow_in`` is the directory in which the large files of a temporary spool
-        in memory get a directory. Without a ``lease`` or ``caches`` they are the defaults of the user, of the
-        site or of :mod:`spoolpool.settings`.
+        in memory get a directory. The ``ident`` of a spool is random by default. Without a ``lease`` or ``caches`` they
+        are the defaults of the user, of the site or of :mod:`spoolpool.settings`.
         """
         lease = defaults.find("lease").value if lease is None else lease
         caches = defaults.find("caches").value if caches is None else caches
@@ -156,7 +157,7 @@ class Spool:
         gid = permissions.group_for(mode, group)
         config = Config(
             format=FORMAT,
-            id=os.urandom(8).hex(),
+            id=ident or os.urandom(8).hex(),
             mode=mode,
             durability=durability,
             lease=lease,

@@ -94,7 +94,9 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, pid: int) -> ProcessId:
         """Return the identity of process ``pid`` in this pid namespace."""
         try:
-            namespace = os.readlink("/proc/self/ns/pid")
+            # in a pid namespace of its own, a process that sees the /proc of another one reads of other processes there
+            sees_itself = os.readlink("/proc/self") == str(os.getpid())
+            namespace = os.readlink("/proc/self/ns/pid") if sees_itself else ""
         except OSError:
             namespace = ""
         return cls(

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from spoolpool.format.temporary_names import new_temporary_name
 from spoolpool.system.backoff import Backoff
 
 
@@ -29,7 +30,8 @@ class Wakeup:
         directory = None
         if mine == 0:
             with contextlib.suppress(OSError):  # the disk is full: no wake-up
-                directory = tempfile.mkdtemp(prefix="spoolpool-")
+                directory = f"{tempfile.gettempdir()}/{new_temporary_name('ranks', os.urandom(8).hex())}"
+                os.mkdir(directory, 0o700)
                 for number in range(len(ranks)):
                     os.mkfifo(f"{directory}/{number}", 0o600)
         directory = node.bcast(directory, root=0)

@@ -36,6 +36,18 @@ def test_a_running_process_is_not_dead(process: subprocess.Popen[bytes]) -> None
     assert not ProcessId.of(os.getpid()).is_provably_dead()
 
 
+def test_nothing_is_known_in_a_pid_namespace_with_the_proc_of_another_one(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readlink = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: "1" if path == "/proc/self" else readlink(path))
+    who = ProcessId.of(process.pid)
+    assert not who.namespace
+    process.kill()
+    process.wait(LIMIT)
+    assert not who.is_near() and not who.is_provably_dead()
+
+
 def test_a_stopped_process_is_not_dead(process: subprocess.Popen[bytes]) -> None:
     who = ProcessId.of(process.pid)
     process.send_signal(signal.SIGSTOP)
