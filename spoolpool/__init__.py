@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spoolpool.client.futures import get_item_from_future, split_future
     from spoolpool.client.result_cache import get_cache_data
     from spoolpool.executor import Executor, FluxExecutor, MPIExecutor, SlurmExecutor
+    from spoolpool.multiprocessing import Pool
     from spoolpool.options import Session, Submission
     from spoolpool.programs import ShellExecutor, SubprocessExecutor
     from spoolpool.protocol.spool import Spool
@@ -36,6 +37,7 @@ _WHERE = {
     "Mpiexec": "spoolpool.backends",
     "ObjectRef": "spoolpool.calls.pickling",
     "PbsBatch": "spoolpool.batch_backends",
+    "Pool": "spoolpool.multiprocessing",
     "Sbatch": "spoolpool.batch_backends",
     "Session": "spoolpool.options",
     "SgeBatch": "spoolpool.batch_backends",
@@ -61,6 +63,7 @@ __all__ = [
     "Mpiexec",
     "ObjectRef",
     "PbsBatch",
+    "Pool",
     "Sbatch",
     "Session",
     "SgeBatch",

@@ -10,12 +10,14 @@ and a test fails on any other path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import selectors
 import shlex
 import subprocess
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -58,6 +60,8 @@ __all__ = [
     "make_cached_property",
     "make_exception",
     "run_chunk",
+    "run_initialized",
+    "run_initializer",
     "run_pack",
     "run_program",
     "scope_of_local",
@@ -329,6 +333,42 @@ class _Shell:
             f"The program {self._command} ended with exit code {self._process.returncode} before its answer was "
             f"complete. The next call starts it again. Its last output: {output!r}"
         )
+
+
+def run_initializer(initializer: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    """Call the initializer of a :class:`spoolpool.Pool`; this is the ``init_function`` of its session."""
+    initializer(*arguments)
+    return {"spoolpool_initialized": _globals_of(initializer)}
+
+
+def run_initialized(
+    call: Callable[..., Any],
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    spoolpool_initialized: dict[str, Any] | None,
+) -> Any:
+    """Call ``call``, which calls ``function``, with the global variables that the initializer of its pool has set.
+
+    The functions of a script travel by value, each with global variables of its own.
+    """
+    found, given = _globals_of(function), spoolpool_initialized
+    if given is not None and found is not None and found is not given and found["__name__"] == given["__name__"]:
+        kinds = (types.FunctionType, types.ModuleType, type)
+        names = [name for name in given if not name.startswith("__") and not isinstance(given[name], kinds)]
+        found.update({name: given[name] for name in names})
+    return call(*args, **kwargs)
+
+
+def _globals_of(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """Return the global variables of a function in Python, of what a ``partial`` or a method calls, or of an object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not isinstance(function, (types.FunctionType, types.MethodType)):
+        function = getattr(type(function), "__call__", function)  # noqa: B004  the method, not whether it is callable
+    found: dict[str, Any] | None = getattr(function, "__globals__", None)
+    return found
 
 
 def start_shell(command: list[str], cwd: str | None) -> dict[str, _Shell]:

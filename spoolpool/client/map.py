@@ -33,7 +33,19 @@ class ChunkSize:
 
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
+        self._most = _MOST
         self._measured: deque[tuple[int, float]] = deque(maxlen=8)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the duration of a task is known."""
+        return bool(self._measured)
+
+    def limited(self, most: int) -> ChunkSize:
+        """Return a size with the same measurements, present and future, and at most so many calls in a task."""
+        size = ChunkSize(self._fixed)
+        size._most, size._measured = min(most, _MOST), self._measured
+        return size
 
     def next(self) -> int:
         """Return the number of calls, at least 1."""
@@ -44,7 +56,7 @@ class ChunkSize:
         if not calls:
             return 1
         largest = max(count for count, _ in measured)
-        return max(1, min(_MOST, _GROWTH * largest, int(TARGET * calls / max(seconds, 1e-9))))
+        return max(1, min(self._most, _GROWTH * largest, int(TARGET * calls / max(seconds, 1e-9))))
 
     def add(self, calls: int, seconds: float) -> None:
         """Take the duration of a task of this number of calls into account."""
@@ -139,7 +151,7 @@ def iterate_values(
                         value = first.result(_left(end))
                     except Exception as error:
                         chunk = ahead.pop() if first.done() else []
-                        before, rest = _take_apart(error, chunk)
+                        before, rest = take_apart(error, chunk)
                         yield from _handed_over(before)
                         if not rest:
                             raise
@@ -173,7 +185,7 @@ def _left(end: float | None) -> float | None:
     return None if end is None else end - time.monotonic()
 
 
-def _take_apart(error: Exception, chunk: list[Call]) -> tuple[list[Any], list[Call]]:
+def take_apart(error: Exception, chunk: list[Call]) -> tuple[list[Any], list[Call]]:
     """Return the values of a chunk that failed, up to the call that raised, and the calls that have to run again.
 
     If a call raised, the values before it are known, and none has to. The others failed for the sake of one of them,

@@ -96,13 +96,14 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "dependency": (43, same),
     "current task": (waiting("current task"), same),
     "wait": ((set(), set()), tuple),
-    "public names": (22, same),
+    "public names": (26, same),
     "options": (["night", "night", ("-v",), ("-v",), ("-v",), 2, 2], same),
     "errors": (24, same),
     "module": ([7, "spoolpool.errors", type(None)], same),
     "exception": (ZERO, same),
     "definitions": (6, same),
     "time limit": (32, same),
+    "initialized": (32, same),
     "calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
 }
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {

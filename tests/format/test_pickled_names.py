@@ -20,7 +20,7 @@ import pytest
 
 import spoolpool
 import spoolpool.joblib
-from spoolpool import Executor, ShellExecutor, Submission, SubprocessExecutor, wire
+from spoolpool import Executor, Pool, ShellExecutor, Submission, SubprocessExecutor, wire
 from spoolpool.calls import pickling
 from spoolpool.cli.spool import main
 from spoolpool.client.map import ChunkSize
@@ -145,7 +145,9 @@ def submit_all_kinds(spool: Spool, worker: Workers, local: Any) -> set[Name]:
         assert program.submit(["true"]).result(LIMIT) == b""
     with ShellExecutor(["cat"], spool=spool.path, session="shell") as shell:
         assert shell.submit("line", lines_to_read=1).result(LIMIT) == "line\n"
-        names = set(names_in_spool(Path(spool.path)))  # before the objects of the session may go
+        with Pool(spool=spool.path, session="pool", initializer=abs, initargs=(1,)) as pool:
+            assert pool.apply(abs, (-1,)) == 1
+            names = set(names_in_spool(Path(spool.path)))  # before the objects of the sessions may go
     with joblib.parallel_config("spoolpool", spool=spool.path, session="joblib", n_jobs=2):
         joblib.Parallel()(joblib.delayed(local.use_module)() for _ in range(4))
     run = click.testing.CliRunner().invoke(main, ["run", "--spool", spool.path, "--session", "cli", "--wait", "true"])

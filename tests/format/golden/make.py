@@ -87,7 +87,7 @@ class Content(NamedTuple):
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
     *("public names", "options", "errors", "module", "exception", "definitions"),
-    *("time limit", "calls"),
+    *("time limit", "calls", "initialized"),
 )
 """Kinds of tasks."""
 
@@ -231,12 +231,15 @@ def calls(spool: Spool) -> dict[str, Content]:
         "definitions": (len, (definitions(),)),
     }
     limited = Content(dumps((pow, (2, 5), {})), (), {"time_limit": 90.0})
+    initialize = functools.partial(wire.run_initializer, pow, (2, 3))
+    initialized = dumps((wire.run_initialized, (pow, pow, (2, 5), {}), {}))
     return {kind: Content(dumps((function, args, {}))) for kind, (function, args) in plain.items()} | {
         "program": Content(dumps((wire.run_program, (["echo", "golden"],), {"universal_newlines": True}))),
         "shell": Content(dumps((wire.ask_shell, ("golden", 1, None), {})), (), {"init": store(spool, dumps(start))}),
         "objects": call_with_objects(spool),
         "dependency": call_with_futures(),
         "time limit": limited,
+        "initialized": Content(initialized, (), {"init": store(spool, dumps(initialize))}),
         "module": call_with_modules(),
     }
 
