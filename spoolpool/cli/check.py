@@ -10,6 +10,7 @@ from collections import Counter
 import click
 
 from spoolpool.cli.output import echo_escaped, report_errors
+from spoolpool.cli.progress_bar import progress_bar
 from spoolpool.cli.spool_argument import takes_spool
 from spoolpool.maintenance import check as checking
 from spoolpool.maintenance import repair as repairing
@@ -35,9 +36,14 @@ def check(directory: str, repair: bool, quick: bool, as_json: bool) -> None:
     about one lease; the repair of orphan or missing outcomes takes as long as NFS clients cache names (two minutes).
     """
     spool = Spool(directory, read_only=not repair)
-    found = checking.check(spool, deep=not quick)
+
+    def look() -> list[checking.Finding]:
+        with progress_bar("Checking") as progress:
+            return checking.check(spool, deep=not quick, progress=progress)
+
+    found = look()
     done = repairing.repair(spool, found) if repair else []
-    left = checking.check(spool, deep=not quick) if repair else found
+    left = look() if repair else found
     if as_json:
         findings = [{**dataclasses.asdict(each), "repairable": each.repairable} for each in left]
         click.echo(json.dumps({"spool": spool.path, "findings": findings, "done": done}, indent=1))

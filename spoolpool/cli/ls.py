@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,8 @@ from spoolpool.cli.output import echo_escaped
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.monitor.query import TaskView
 from spoolpool.system.text import format_duration
+
+_AT_ONCE = 1000  # ids that are written at once
 
 
 @click.command()
@@ -33,22 +36,28 @@ def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | 
 
     A TASK is an id, or the beginning or end of one id.
     """
-    titled = sys.stdout.isatty() and not (ids or as_json)
+    if ids:
+        _print_ids(islice(selection.tasks(), limit))
+        return
+    titled = sys.stdout.isatty() and not as_json
     for view in islice(selection.tasks(), limit):
         if titled:
             click.echo(
                 click.style(_row("TASK", "STATE", "AGE", "USER", "LANE", "SESSION", "NAME", long=long), bold=True)
             )
             titled = False
-        if ids:
-            click.echo(view.id)
-        elif as_json:
+        if as_json:
             click.echo(json.dumps(record(view)))
         else:
             since = format_duration(time.time() - view.submitted)
             name = view.name or f"({view.problem})"
             row = _row(view.id, view.state, since, view.owner, view.lane, view.session, name, long=long)
             echo_escaped(row)
+
+
+def _print_ids(views: Iterator[TaskView]) -> None:
+    while ids := [view.id for view in islice(views, _AT_ONCE)]:
+        click.echo("\n".join(ids))
 
 
 def _row(task: str, state: str, since: str, user: str, lane: str, session: str, name: str, *, long: bool) -> str:

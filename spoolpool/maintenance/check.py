@@ -7,7 +7,8 @@ a finding counts only if several scans agree on it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,8 @@ from spoolpool.format.names import (
     writer_of,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.monitor.scan import Snapshot, SpoolScanner, scan
+from spoolpool.maintenance.suspects import Suspects, find_suspects
+from spoolpool.monitor.scan import NOTHING, Snapshot, SpoolScanner, scan
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.packs import read_calls
@@ -37,6 +39,7 @@ from spoolpool.system.backoff import Backoff
 from spoolpool.system.records import BadRecord
 
 _REPETITIONS = 3
+_STEP = 1000  # files between two calls of a function that shows progress
 
 Kind = Literal[
     "missing",
@@ -72,17 +75,22 @@ class Finding:
         return self.kind not in _REPORTED_ONLY
 
 
-def check(spool: Spool, *, deep: bool = True) -> list[Finding]:
-    """Return the inconsistencies of a spool. ``deep`` also reads every file and compares its checksum."""
-    found = _check_names(spool)
-    backoff = Backoff(0.05, 0.5, 2.0)
-    for _ in range(_REPETITIONS):
-        if not found:
-            break
-        backoff.sleep()  # another process may be between two steps: then the finding disappears
-        again = {(each.kind, each.path) for each in _check_names(spool)}
-        found = [each for each in found if (each.kind, each.path) in again]
-    return [*found, *_check_contents(spool)] if deep else found
+Progress = Callable[[int, int], object]
+"""Called with the number of files that were read, and about how many there are."""
+
+
+def _no_progress(_done: int, _of: int) -> None:
+    pass
+
+
+def check(spool: Spool, *, deep: bool = True, progress: Progress = _no_progress) -> list[Finding]:
+    """Return the inconsistencies of a spool. ``deep`` also reads every file and compares its checksum.
+
+    The memory that it takes depends on the findings, and hardly on the number of tasks.
+    """
+    suspects = find_suspects(spool, _Suspicion(spool))
+    found = _check_names(spool, suspects)
+    return [*found, *_check_contents(spool, lambda done: progress(done, suspects.files))] if deep else found
 
 
 # -- names
@@ -103,13 +111,28 @@ class _Evidence:
     """Time of the file server; None where the spool cannot be written to."""
 
 
-def _check_names(spool: Spool) -> list[Finding]:
-    first = scan(spool)
-    entries = {info.worker: info for info in workers.read_workers(spool)}
-    second = scan(spool)
-    seen = _Evidence(
-        spool=spool, both=first & second, either=first | second, workers=entries, now=spool.find_server_time()
-    )
+def _check_names(spool: Spool, suspects: Suspects) -> list[Finding]:
+    """List the names of the suspects until no finding is left, or several pairs of scans agree on those left."""
+    backoff = Backoff(0.05, 0.5, 2.0)
+    first = scan(spool, suspects) if suspects else NOTHING
+    found: list[Finding] = []
+    for number in range(_REPETITIONS + 1):
+        entries = {info.worker: info for info in workers.read_workers(spool)}
+        second = scan(spool, suspects) if suspects else NOTHING
+        seen = _Evidence(
+            spool=spool, both=first & second, either=first | second, workers=entries, now=spool.find_server_time()
+        )
+        now = _findings(seen)
+        again = {(each.kind, each.path) for each in now}
+        found = [each for each in found if (each.kind, each.path) in again] if number else now
+        if not found or number == _REPETITIONS:
+            break
+        backoff.sleep()  # another process may be between two steps: then the finding disappears
+        first = second
+    return found
+
+
+def _findings(seen: _Evidence) -> list[Finding]:
     rules = [_directories, _unknown_names, _duplicate_tasks, _dead_workers, _unfinished_writes]
     if seen.either.complete:  # else a name that was not seen may be in a directory that was not listed
         rules += [_outcomes, _stale_requests, _dependencies]
@@ -140,13 +163,7 @@ def _duplicate_tasks(seen: _Evidence) -> Iterator[Finding]:
 
 def _dead_workers(seen: _Evidence) -> Iterator[Finding]:
     """Find dead and silent workers, and the claims of those and of unknown workers."""
-    suspects = {}
-    for worker, info in seen.workers.items():
-        silence = None if seen.now is None else workers.seconds_since_heartbeat(seen.spool, worker, seen.now)
-        if info.process.is_provably_dead():
-            suspects[worker] = "is dead"
-        elif silence is not None and silence > seen.spool.config.lease and not info.process.is_alive_here():
-            suspects[worker] = f"has had no heartbeat for {silence:.0f} s"
+    suspects = _dead_or_silent(seen.spool, seen.workers.values(), seen.now)
     for worker, state in sorted(suspects.items()):
         text = f"this worker {state}; once its death is certain, repair requeues its tasks and removes its entry"
         yield Finding("dead worker", f"workers/{worker}", text)
@@ -155,6 +172,33 @@ def _dead_workers(seen: _Evidence) -> Iterator[Finding]:
         if state:
             text = f"its worker {task_file.worker} {state}; once its death is certain, repair requeues the task"
             yield Finding("dead claim", path, text)
+
+
+def _dead_or_silent(spool: Spool, infos: Iterable[WorkerInfo], now: float | None) -> dict[str, str]:
+    """Return the workers that are dead, or had no heartbeat for a lease, with their states in words."""
+    found = {}
+    for info in infos:
+        silence = None if now is None else workers.seconds_since_heartbeat(spool, info.worker, now)
+        if info.process.is_provably_dead():
+            found[info.worker] = "is dead"
+        elif silence is not None and silence > spool.config.lease and not info.process.is_alive_here():
+            found[info.worker] = f"has had no heartbeat for {silence:.0f} s"
+    return found
+
+
+class _Suspicion:
+    """Whether the claims of a worker are suspects: it has no entry, or is dead or silent. The entries are read once."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    @functools.cached_property
+    def _alive(self) -> set[str]:
+        entries = {info.worker: info for info in workers.read_workers(self._spool)}
+        return entries.keys() - _dead_or_silent(self._spool, entries.values(), self._spool.find_server_time())
+
+    def __call__(self, worker: str) -> bool:
+        return worker not in self._alive
 
 
 def _unfinished_writes(seen: _Evidence) -> Iterator[Finding]:
@@ -240,17 +284,21 @@ def _task_ids(seen: Snapshot) -> set[str]:
 # -- contents
 
 
-def _check_contents(spool: Spool) -> Iterator[Finding]:
+def _check_contents(spool: Spool, progress: Callable[[int], object]) -> Iterator[Finding]:
+    """Read every file, one directory after another."""
     yield from _check_records(spool)
     spool.need_key()
-    seen = scan(spool)
-    committed = {task_file.name for task_file in seen.results.values()}
-    outcomes = {path: task_file for path, task_file in seen.outgoing.items() if task_file.name in committed}
     trust = Trust((spool.owner,))
-    for path, task_file in [*seen.tasks.items(), *outcomes.items()]:
-        problem = _problem(spool, path, task_file, trust, outcome=path in outcomes)
-        if problem:
-            yield Finding("unreadable", path, problem)
+    done = 0
+    for location in SpoolScanner(spool.layout.root).tasks():
+        session, task_file = location.session, location.task_file
+        outcome = f"outgoing/{session}/{task_file.name}" if session and task_file.worker != CANCELLED else ""
+        for path in filter(None, (location.path, outcome)):
+            if problem := _problem(spool, path, task_file, trust, outcome=path == outcome):
+                yield Finding("unreadable", path, problem)
+            done += 1
+            if not done % _STEP:
+                progress(done)
 
 
 def _check_records(spool: Spool) -> Iterator[Finding]:

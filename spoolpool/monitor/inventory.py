@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from spoolpool.format.name_groups import ID_LENGTH
 from spoolpool.format.names import (
     is_bucket,
     is_session,
+    is_task_id,
     parse_lane,
     series_of,
     session_of,
@@ -16,12 +19,12 @@ from spoolpool.format.names import (
     submitter_of,
 )
 from spoolpool.monitor.query import TaskView
-from spoolpool.monitor.scan import SpoolScanner, TaskLocation
-from spoolpool.monitor.states import UNREAD
+from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, TaskLocation, count_calls
 from spoolpool.monitor.task_reader import TaskReader
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 
+_TRIED = 100  # files of a bucket that are opened until one tells the session: tasks may move meanwhile
 _PASSES = 5  # at most: a task may move backwards, to a place that was listed before
 
 
@@ -78,30 +81,48 @@ def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCo
 
     Of finished tasks, as many outcomes are read as a second allows.
     """
-    names = {session_of(name) for name in files.list_names(spool.layout.sessions)}
-    names |= {path.rpartition("/")[2] for path in scanner.valid_paths("results", is_session)}
-    found = {name: TaskCounts(Counter(), 0.0) for name in filter(None, names)}
-    of_bucket: dict[str, str] = {}
+    sessions = {session_of(name) for name in files.list_names(spool.layout.sessions)}
+    sessions |= {path.rpartition("/")[2] for path in scanner.valid_paths("results", is_session)}
+    found = {name: TaskCounts(Counter(), 0.0) for name in filter(None, sessions)}
     reader = TaskReader(spool)
     reader.begin()
-    for location in scanner.tasks():
-        state: str = location.place
-        session = location.session or of_bucket.get(location.directory, "")
-        if location.place == "done":
-            seen = reader.read(location)
-            state = seen.state if seen is not None else UNREAD  # it was collected just now
-        elif not session:
-            view = TaskView(spool, location)
-            session = view.session  # empty if it moved, or is unreadable
-            if location.place == "waiting":
-                of_bucket[location.directory] = session
-            else:
-                state = view.state
-        if session:
-            counts = found.get(session, TaskCounts(Counter(), 0.0))
-            counts.states[state] += location.calls
-            found[session] = counts._replace(last=max(counts.last, submitted_at(location.task_file.task)))
+
+    def add(session: str, state: str, calls: int, last: float) -> None:
+        before = found.get(session, TaskCounts(Counter(), 0.0))
+        before.states[state] += calls
+        found[session] = before._replace(last=max(before.last, last))
+
+    for directory in scanner.directories():
+        names = scanner.names(directory.path)
+        last = _last_submission(names)
+        if directory.place == "done":
+            for seen, calls in reader.read_directory(scanner, directory, names):
+                add(directory.path.split("/")[1], seen.state, calls, last)
+        elif directory.place == "waiting":
+            session = _session_of_bucket(spool, scanner, directory, names)
+            for task_file, number in scanner.group(directory, names).items() if session else ():
+                add(session, "waiting", number * count_calls("waiting", task_file), last)
+        else:
+            for location in filter(None, (scanner.locate(directory, name) for name in names)):
+                view = TaskView(spool, location)
+                if view.session:  # else it moved, or is unreadable
+                    add(view.session, view.state, location.calls, submitted_at(view.id))
     return dict(sorted(found.items()))
+
+
+def _last_submission(names: Iterable[str]) -> float:
+    """Return the time of the latest submission among these names; 0 without a task."""
+    tasks = [task for name in names if is_task_id(task := name[:ID_LENGTH])]
+    return max(map(submitted_at, tasks), default=0.0)
+
+
+def _session_of_bucket(spool: Spool, scanner: SpoolScanner, bucket: TaskDirectory, names: Iterable[str]) -> str:
+    """Return the session of the tasks in a bucket, by the first header that can be read; "" without one."""
+    for name in itertools.islice(names, _TRIED):
+        location = scanner.locate(bucket, name)
+        if location is not None and (session := TaskView(spool, location).session):
+            return session
+    return ""
 
 
 def _locations(scanner: SpoolScanner, session: str) -> Iterator[TaskLocation]:

@@ -239,12 +239,14 @@ class Query:
 
 def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> Iterator[TaskView]:
     """Yield the tasks that match a query, each once; ``scanner`` then has the directories that could not be listed."""
-    seen = set()
+    seen: set[str] = set()
     for location in (scanner or SpoolScanner(spool.layout.root)).tasks(query.places):
-        view = TaskView(spool, location)
-        if view.id not in seen and query.matches(view):
-            seen.add(view.id)
-            yield view
+        task = location.task_file.task
+        if task not in seen:
+            view = TaskView(spool, location)
+            if query.matches(view):
+                seen.add(task)
+                yield view
 
 
 def find_by_ids(

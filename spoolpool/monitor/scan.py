@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from spoolpool.format.layout import Layout
+from spoolpool.format.name_groups import group_names
 from spoolpool.format.names import (
     AUTOSCALE_LOCK,
     DependencyLink,
@@ -69,8 +70,7 @@ class TaskLocation(NamedTuple):
     @property
     def calls(self) -> int:
         """Number of calls in the file that are to run, or of a finished task, of all."""
-        done = 0 if self.place == "done" else self.task_file.first
-        return max(1, self.task_file.calls - done)
+        return count_calls(self.place, self.task_file)
 
     @property
     def lane(self) -> str:
@@ -81,6 +81,22 @@ class TaskLocation(NamedTuple):
     def session(self) -> str:
         """Session of a finished task; empty for other tasks: their headers name it."""
         return self.directory.split("/")[1] if self.place == "done" else ""
+
+
+class TaskDirectory(NamedTuple):
+    """Directory with tasks of one place."""
+
+    place: Place
+    path: str
+    """Relative to the spool's directory."""
+    claimed: bool | None
+    """Whether the names have a worker; None if they may."""
+
+
+def count_calls(place: Place, task_file: TaskFile) -> int:
+    """Return the number of calls in a task file that are to run, or of a finished task, of all."""
+    done = 0 if place == "done" else task_file.first
+    return max(1, task_file.calls - done)
 
 
 class SpoolScanner:
@@ -97,18 +113,24 @@ class SpoolScanner:
         The places are listed in the order in which a task moves, so a task that moves meanwhile is not missed; it may
         be yielded twice.
         """
+        for each in self.directories(places):
+            yield from self.task_files(each.place, each.path, claimed=each.claimed)
+
+    def directories(self, places: Collection[Place] = PLACES) -> Iterator[TaskDirectory]:
+        """Yield the directories with tasks, in the same order, each before it is listed."""
         if "held" in places:
-            yield from self.task_files("held", "waiting", claimed=False)
+            yield TaskDirectory("held", "waiting", False)
         if "waiting" in places:
             for lane in self.valid_paths("ready", parse_lane):
                 for bucket in self.valid_paths(lane, is_bucket):
-                    yield from self.task_files("waiting", bucket, claimed=False)
+                    yield TaskDirectory("waiting", bucket, False)
         if "running" in places:
-            yield from self.task_files("running", "claimed", claimed=True)
+            yield TaskDirectory("running", "claimed", True)
         if "done" in places:
-            yield from self.session_files("results")
+            for path in self.valid_paths("results", is_session):
+                yield TaskDirectory("done", path, True)
         if "failed" in places:
-            yield from self.task_files("failed", "failed", claimed=None)
+            yield TaskDirectory("failed", "failed", None)
 
     def names(self, directory: str) -> list[str]:
         """Return the names in a directory; none if it is gone, is a symbolic link, or cannot be listed (recorded)."""
@@ -130,12 +152,32 @@ class SpoolScanner:
 
     def task_files(self, place: Place, directory: str, *, claimed: bool | None) -> Iterator[TaskLocation]:
         """Yield the task files in a directory: with a worker in the name, without one, or either (None)."""
+        where = TaskDirectory(place, directory, claimed)
         for name in self.names(directory):
-            task_file = parse_task_file(name)
-            if task_file is not None and claimed in (None, bool(task_file.worker)):
-                yield TaskLocation(place, directory, task_file)
-            else:
-                self.unknown.append(f"{directory}/{name}")
+            location = self.locate(where, name)
+            if location is not None:
+                yield location
+
+    def locate(self, directory: TaskDirectory, name: str) -> TaskLocation | None:
+        """Return the task with a name in a directory; None for any other name, which is recorded."""
+        task_file = parse_task_file(name)
+        if task_file is not None and directory.claimed in (None, bool(task_file.worker)):
+            return TaskLocation(directory.place, directory.path, task_file)
+        self.unknown.append(f"{directory.path}/{name}")
+        return None
+
+    def group(self, directory: TaskDirectory, names: Sequence[str]) -> Counter[TaskFile]:
+        """Count the task files among the names in a directory, by all parts but task, claim number and attempt."""
+        groups = group_names(names)
+        wrong = [each for each in groups.counts if directory.claimed not in (None, bool(each.worker))]
+        self.unknown += [f"{directory.path}/{name}" for name in groups.others]
+        if wrong:
+            workers_of = {each.worker for each in wrong}
+            for each in wrong:
+                del groups.counts[each]
+            parsed = ((name, parse_task_file(name)) for name in names)
+            self.unknown += [f"{directory.path}/{name}" for name, each in parsed if each and each.worker in workers_of]
+        return groups.counts
 
     def session_files(self, directory: str) -> Iterator[TaskLocation]:
         """Yield the files of all sessions in ``results/`` or ``outgoing/``."""
@@ -191,29 +233,67 @@ class Snapshot:
         return Snapshot(**{each.name: getattr(self, each.name) | getattr(other, each.name) for each in fields(self)})
 
 
-def scan(spool: Spool) -> Snapshot:
-    """List the whole tree once.
+NOTHING = Snapshot(
+    ready={},
+    claimed={},
+    results={},
+    outgoing={},
+    failed={},
+    links={},
+    unfinished=set(),
+    cancel_requests=set(),
+    unknown=set(),
+    missing=set(),
+    unlisted={},
+)
+"""Snapshot of a spool of which no name was looked at."""
+
+
+class Selector(Protocol):
+    """Selection of tasks, by ids and by names of their files."""
+
+    def __contains__(self, task: str, /) -> bool:
+        """Return whether a task is wanted."""
+        ...
+
+    def select(self, names: Collection[str], /) -> list[str]:
+        """Return those of some names that begin with the id of such a task."""
+        ...
+
+
+def scan(spool: Spool, wanted: Selector | None = None) -> Snapshot:
+    """List the whole tree once; with ``wanted``, the snapshot has the names of no other tasks.
 
     The outcomes are listed before the tasks, and the tasks in the order in which they move, so that a task that moves
     meanwhile is seen in at least one place. Links are listed first: a submitter makes them before the dependent task.
     """
     scanner = SpoolScanner(spool.layout.root)
+
+    def task_files(directory: TaskDirectory) -> Iterator[TaskLocation]:
+        names = scanner.names(directory.path)
+        if wanted is not None:
+            scanner.group(directory, names)  # records the unknown ones
+            names = wanted.select(names)
+        return filter(None, (scanner.locate(directory, name) for name in names))
+
     top = scanner.names(".")
-    known = {*Layout.DIRECTORIES, *Layout.ON_DEMAND, "spool.json"}
-    links = dict(_links(scanner))
-    unfinished = {path.partition("/")[2] for path in scanner.valid_paths("tmp", _may_be_in_tmp)}
+    links = {
+        path: link
+        for path, link in list_links(scanner)
+        if wanted is None or link.task in wanted or link.needed_by in wanted
+    }
+    unfinished = {path.partition("/")[2] for path in scanner.valid_paths("tmp", may_be_in_tmp)}
     requests = {path.partition("/")[2] for path in scanner.valid_paths("cancel", is_task_id)}
-    outgoing = {each.path: each.task_file for each in scanner.session_files("outgoing")}
+    outgoing = {
+        each.path: each.task_file
+        for path in scanner.valid_paths("outgoing", is_session)
+        for each in task_files(TaskDirectory("done", path, True))
+    }
     found: dict[Place, dict[str, TaskFile]] = {place: {} for place in PLACES}
-    for each in scanner.tasks():
-        found[each.place][each.path] = each.task_file
-    for worker in scanner.valid_paths("workers", is_worker_id):
-        scanner.valid_paths(worker, workers.is_entry_file)
-    scanner.valid_paths("objects", lambda name: is_object_file(name) or parse_lease(name))
-    scanner.valid_paths("sessions", session_of)
-    scanner.valid_paths("journal", writer_of)
-    scanner.valid_paths("logs", lambda name: parse_output_file(name) or parse_task_file(name))
-    scanner.valid_paths("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
+    for directory in scanner.directories():
+        for each in task_files(directory):
+            found[each.place][each.path] = each.task_file
+    list_others(scanner)
     return Snapshot(
         ready=found["held"] | found["waiting"],
         claimed=found["running"],
@@ -221,12 +301,32 @@ def scan(spool: Spool) -> Snapshot:
         outgoing=outgoing,
         failed=found["failed"],
         links=links,
-        unfinished=unfinished,
-        cancel_requests=requests,
-        unknown={*scanner.unknown, *(name for name in top if name not in known)},
+        unfinished=unfinished if wanted is None else {task for task in unfinished if task in wanted},
+        cancel_requests=requests if wanted is None else {task for task in requests if task in wanted},
+        unknown={*scanner.unknown, *(name for name in top if name not in _KNOWN)},
         missing={name for name in Layout.DIRECTORIES if name not in top},
         unlisted=scanner.unlisted,
     )
+
+
+_KNOWN = frozenset((*Layout.DIRECTORIES, *Layout.ON_DEMAND, "spool.json"))
+
+
+def list_others(scanner: SpoolScanner) -> None:
+    """List the directories without tasks, for the sake of the unknown names in them."""
+    for worker in scanner.valid_paths("workers", is_worker_id):
+        scanner.valid_paths(worker, workers.is_entry_file)
+    scanner.valid_paths("objects", lambda name: is_object_file(name) or parse_lease(name))
+    scanner.valid_paths("sessions", session_of)
+    scanner.valid_paths("journal", writer_of)
+    scanner.valid_paths("logs", lambda name: parse_output_file(name) or parse_task_file(name))
+    scanner.valid_paths("jobs", lambda name: name == AUTOSCALE_LOCK or is_job_file(name))
+
+
+def has_all_directories(scanner: SpoolScanner) -> bool:
+    """List the top of a spool; return whether it has the directories of a spool, and nothing unknown."""
+    top = scanner.names(".")
+    return _KNOWN.issuperset(top) and set(top).issuperset(Layout.DIRECTORIES)
 
 
 def waiting_tasks(spool: Spool) -> Counter[str]:
@@ -246,12 +346,11 @@ def waiting_needs(spool: Spool) -> dict[str, Counter[NeededTime]]:
         if lane is None or (spool.shared and _owner(spool, directory) != lane.user):
             continue
         for bucket in scanner.valid_paths(directory, is_bucket):
-            tasks = list(scanner.task_files("waiting", bucket, claimed=False))
+            names = scanner.names(bucket)
             if spool.shared and _owner(spool, bucket) != lane.user:  # made again by a worker, or by another account
-                tasks = [each for each in tasks if _owner(spool, each.path) == lane.user]
-            if tasks:
-                needed = found.setdefault(lane.name, Counter())
-                needed.update(NeededTime.of(each.task_file) for each in tasks)
+                names = [name for name in names if _owner(spool, f"{bucket}/{name}") == lane.user]
+            for task_file, number in scanner.group(TaskDirectory("waiting", bucket, False), names).items():
+                found.setdefault(lane.name, Counter())[NeededTime.of(task_file)] += number
     return found
 
 
@@ -262,7 +361,8 @@ def _owner(spool: Spool, path: str) -> int | None:
         return None
 
 
-def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
+def list_links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
+    """Yield the paths of all dependency links."""
     for directory in scanner.valid_paths("needs", is_session):
         for path in scanner.valid_paths(directory, lambda name: parse_link(name) or parse_lease(name)):
             link = parse_link(path.rpartition("/")[2])
@@ -270,5 +370,6 @@ def _links(scanner: SpoolScanner) -> Iterator[tuple[str, DependencyLink]]:
                 yield path, link
 
 
-def _may_be_in_tmp(name: str) -> bool:
+def may_be_in_tmp(name: str) -> bool:
+    """Return whether a name can occur in ``tmp/``."""
     return is_unfinished(name) or is_rendezvous(name) or is_bucket(name)

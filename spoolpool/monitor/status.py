@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from spoolpool.format.names import is_worker_id, parse_lane, writer_of
-from spoolpool.monitor.scan import SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, count_calls
 from spoolpool.monitor.states import STATES, UNREAD
 from spoolpool.monitor.task_reader import SeenTask, TaskReader
 from spoolpool.protocol import journal, workers
@@ -101,8 +101,8 @@ class StatusCollector:
     """
 
     spool: Spool
-    _buckets: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Lane and user of the buckets."""
+    _users: dict[str, str] = field(default_factory=dict)
+    """Users by lane."""
     _clock: tuple[float, float] | None = None
     """Monotonic time of this host and time of the server, at the same moment."""
 
@@ -121,22 +121,23 @@ class StatusCollector:
         counts: dict[tuple[str, str], LaneCounts] = {}
         running: dict[str, SeenTask] = {}
         self._reader.begin()
-        self._buckets = {}
-        for location in scanner.tasks():
-            if location.place == "waiting":
-                lane, user = self._lane_and_user(location)
-                state: str = location.place
-            else:
-                seen = self._reader.read(location)
-                if seen is None:
-                    continue
-                lane, user, state = seen.lane, seen.owner, seen.state
-                if state == "running" and seen.lane:
-                    running[location.task_file.worker] = seen
-            row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
-            row.states[state] += location.calls
-            if location.place == "waiting" and location.task_file.seconds:
-                row.needed[NeededTime.of(location.task_file)] += 1
+        self._users = {}
+        for directory in scanner.directories():
+            names = scanner.names(directory.path)
+            if directory.place == "waiting":
+                if names:
+                    lane, user = self._lane_and_user(directory)
+                    row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
+                    for task_file, number in scanner.group(directory, names).items():
+                        row.states["waiting"] += number * count_calls("waiting", task_file)
+                        if task_file.seconds:
+                            row.needed[NeededTime.of(task_file)] += number
+                continue
+            for seen, calls in self._reader.read_directory(scanner, directory, names):
+                if seen.state == "running" and seen.lane:
+                    running[seen.worker] = seen
+                row = counts.setdefault((seen.lane, seen.owner), LaneCounts(lane=seen.lane, user=seen.owner))
+                row.states[seen.state] += calls
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
         blocked = _blocked(rows, states, now)
         rates = self._rates([info for info, _ in states], now)
@@ -170,13 +171,14 @@ class StatusCollector:
         found = [(info, group_state(self.spool, info, now)) for info in workers.read_workers(self.spool)]
         return [(info, life) for info, life in found if life.state != "dead"]
 
-    def _lane_and_user(self, location: TaskLocation) -> tuple[str, str]:
-        """Return lane and user of a waiting task, by the name of the lane."""
-        if location.directory not in self._buckets:
-            lane = parse_lane(location.lane)
+    def _lane_and_user(self, bucket: TaskDirectory) -> tuple[str, str]:
+        """Return lane and user of the waiting tasks in a bucket, by the name of the lane."""
+        name = bucket.path.split("/")[1]
+        if name not in self._users:
+            lane = parse_lane(name)
             user = lane.user if lane and lane.user is not None else self.spool.owner
-            self._buckets[location.directory] = (location.lane, accounts.account_name(user))
-        return self._buckets[location.directory]
+            self._users[name] = accounts.account_name(user)
+        return name, self._users[name]
 
     def _last_seen(self, now: float) -> float | None:
         """Return the seconds since the last journal entry or heartbeat of any group."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from spoolpool.monitor.query import TaskView
-from spoolpool.monitor.scan import TaskLocation
+from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, TaskLocation, count_calls
 from spoolpool.monitor.states import UNREAD
 from spoolpool.protocol.spool import Spool
 
@@ -27,6 +28,7 @@ class SeenTask(NamedTuple):
     session: str = ""
     name: str = ""
     since: float = 0.0
+    worker: str = ""
 
 
 class TaskReader:
@@ -47,17 +49,39 @@ class TaskReader:
         self._before, self._seen = self._seen, {}
         self._read, self._end = 0, time.monotonic() + _SECONDS
 
-    def read(self, location: TaskLocation) -> SeenTask | None:
-        """Return a task; None if it has moved. Beyond the limits, its state is :data:`UNREAD` if it is finished."""
+    def read_directory(
+        self, scanner: SpoolScanner, directory: TaskDirectory, names: Iterable[str]
+    ) -> Iterator[tuple[SeenTask, int]]:
+        """Yield tasks with these names in a directory, each with the number of its calls; none that have moved.
+
+        Tasks beyond the limits are counted by their names, as one task with all of their calls. The state of finished
+        ones is :data:`UNREAD`.
+        """
+        left = []
+        for name in names:
+            if self._is_spent and f"{directory.path}/{name}" not in self._before:
+                left.append(name)
+            elif (location := scanner.locate(directory, name)) and (seen := self._read_task(location)):
+                yield seen, location.calls
+        place = directory.place
+        for task_file, number in scanner.group(directory, left).items():
+            seen = SeenTask(task_file.task, UNREAD if place == "done" else place)
+            yield seen, number * count_calls(place, task_file)
+
+    @property
+    def _is_spent(self) -> bool:
+        """Whether this pass reads no more headers."""
+        return self._read >= _HEADERS and time.monotonic() > self._end
+
+    def _read_task(self, location: TaskLocation) -> SeenTask | None:
         seen = self._before.get(location.path)
         if seen is None:
-            if self._read >= _HEADERS and time.monotonic() > self._end:
-                return SeenTask(location.task_file.task, UNREAD if location.place == "done" else location.place)
             self._read += 1
             view = TaskView(self._spool, location)
             if view.gone:
                 return None
-            seen = SeenTask(view.id, view.state, view.lane, view.owner, view.session, view.name[:_NAME], view.since)
+            names = view.lane, view.owner, view.session, view.name[:_NAME]
+            seen = SeenTask(view.id, view.state, *names, view.since, location.task_file.worker)
             if location.place == "done" and view.outcome is None and seen.state == "done":  # not visible yet, or torn
                 return seen
         self._seen[location.path] = seen

@@ -29,7 +29,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance.check import Finding, check
 from spoolpool.maintenance.repair import repair
-from spoolpool.monitor.scan import Snapshot, scan
+from spoolpool.monitor.scan import Selector, Snapshot, scan
 from spoolpool.protocol import delayed_tasks, heartbeat, sessions, workers
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
@@ -626,11 +626,11 @@ def test_outcome_that_a_collector_is_removing_is_not_reported(tree: Tree, monkey
     real = scan
     looks = []
 
-    def later(spool: Spool) -> Snapshot:
+    def later(spool: Spool, wanted: Selector) -> Snapshot:
         looks.append(1)
         if len(looks) == 3:
             outcome.unlink()
-        return real(spool)
+        return real(spool, wanted)
 
     monkeypatch.setattr("spoolpool.maintenance.check.scan", later)
     assert check(tree.spool, deep=False) == []

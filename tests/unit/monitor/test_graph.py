@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,14 @@ def test_collected_dependencies_are_shown_as_gone(stage: Stage) -> None:
 def test_executor_plots_and_exports_its_graph(tmp_path: Path) -> None:
     with Executor(max_workers=1) as exe:
         gate = exe.submit(tasks.wait_for, tmp_path / "go", 2)
-        bad = exe.submit(tasks.fail, exe.submit(tasks.OwnError, gate))
+        middle = exe.submit(tasks.OwnError, gate)
+        bad = exe.submit(tasks.fail, middle)
         last = exe.submit(add, bad)
         exe.submit(add, 5)
         exe.export_workflow(tmp_path / "before.json")
         (tmp_path / "go").touch()
         assert last.exception() is not None
+        wait([gate, middle, bad])  # outcomes are collected in any order
         text = exe.plot_dependency_graph(tmp_path / "graph.mmd")
         exe.export_workflow(tmp_path / "after.json")
         exe.plot_dependency_graph(tmp_path / "graph.dot")
