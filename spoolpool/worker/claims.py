@@ -83,9 +83,9 @@ class Claims:
             self._subtask_claimers.clear()
 
     @property
-    def is_time_over(self) -> bool:
-        """Whether no more calls are to be begun, because the walltime ends."""
-        return self._seconds_left() <= 0
+    def reason_to_end(self) -> str:
+        """Reason to release a claim between two calls of a pack."""
+        return WALLTIME_ENDED if self._seconds_left() <= 0 else ASKED_TO_END
 
     def note_progress(self, claim: Claim) -> None:
         """Note that a call of a pack begins: the time of its end is counted from here."""

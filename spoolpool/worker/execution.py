@@ -28,6 +28,7 @@ from spoolpool.protocol.objects import read_object
 from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
+from spoolpool.system import files
 from spoolpool.worker.claims import Claims
 from spoolpool.worker.group import Group, TaskCall
 from spoolpool.worker.housekeeping import Housekeeping
@@ -68,7 +69,9 @@ class Execution:
         housekeeping: Housekeeping,
         journal: TaskJournal,
         is_stopping: Callable[[], bool],
+        may_go_on: Callable[[float], bool],
     ) -> None:
+        """``may_go_on``: does the duties after a call that began at a monotonic time, and tells whether one follows."""
         self._spool = spool
         self._group = group
         self._trust = trust
@@ -78,6 +81,7 @@ class Execution:
         self._cancel_requests = CancelRequests(spool)
         self._housekeeping = housekeeping
         self._is_stopping = is_stopping
+        self._may_go_on = may_go_on
         self._journal = journal
         group.watch_long_calls(journal.write_late)
         self._thread = os.getpid(), threading.get_ident()
@@ -167,7 +171,7 @@ class Execution:
                 claim.calls,
                 attempt,
                 append=functools.partial(self._append, claim, outcomes),
-                is_stopping=lambda: self._is_stopping() or self._claims.is_time_over or self._is_lost(claim),
+                may_go_on=lambda began: self._may_go_on(began) and not self._is_lost(claim),
                 on_call=functools.partial(self._claims.note_progress, claim),
             )
             report: RankResult | None = None
@@ -190,7 +194,7 @@ class Execution:
                 self._publish(claim, ClaimOutcome(parts, None if cancelled else report, ran), started)
                 return
             if not (run.is_done or outcomes.is_whole):
-                claim.release()
+                claim.give_back(GiveBack(reason=self._claims.reason_to_end), self._housekeeping.journal)
                 return
             outcomes.sync()
         published = self._publisher.publish_log(claim, started)
@@ -202,7 +206,7 @@ class Execution:
         if now - self._claim_seen < self._spool.config.lease:
             return False
         self._claim_seen = now
-        return not claim.exists()
+        return not claim.exists() and files.exists(self._spool.layout.claimed)  # else the spool is away for a moment
 
     def _append(self, claim: Claim, outcomes: OutcomeLog, report: RankResult, started: float, attempt: int = 0) -> None:
         """Append the outcome of the next call of a pack to the log of the claim."""

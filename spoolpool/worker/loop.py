@@ -86,6 +86,7 @@ class Worker:
             housekeeping=self._housekeeping,
             journal=self.task_journal,
             is_stopping=lambda: self._stopping,
+            may_go_on=self._may_go_on,
         )
         self._watch = DirectoryWatcher()
         self._idle = IdleWait(self._watch, tells=is_local(spool.path))
@@ -161,8 +162,7 @@ class Worker:
                     return "done"
                 if self._must_renew():
                     return self._end_of_tainted()
-                if not self._housekeeping.after_task(begun):
-                    self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
+                self._may_go_on(begun)
             elif self._must_renew():  # the pause between two replacements is over
                 return self._end_of_tainted()
             elif not self._wait(directories | {self._registration.directory, self._spool.layout.waiting}):
@@ -185,6 +185,15 @@ class Worker:
     def _may_begin(self) -> bool:
         """Return whether another task may begin."""
         return not self._stopping and self._seconds_left() > 0
+
+    def _may_go_on(self, begun: float) -> bool:
+        """Do the duties after a task, or a call of a pack, that began at a monotonic time; return whether one may follow.
+
+        Raises :class:`BrokenSpool` if the spool is gone.
+        """
+        if not self._housekeeping.after_task(begun):
+            self._stopping = True  # never `|=`: a signal handler may set it between the read and the write
+        return self._may_begin()
 
     def _seconds_left(self) -> float:
         """Return the seconds until no more tasks are begun."""

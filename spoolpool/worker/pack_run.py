@@ -18,7 +18,8 @@ class PackRun:
 
     ``attempt`` is that of this first call. From its second attempt on, it and the calls after it run in a child
     process: one of them may have ended a worker (:mod:`spoolpool.calls.isolation`). ``append`` writes an outcome that
-    was begun at a time. No call begins after ``is_stopping`` returned True; ``on_call`` is called before each.
+    was begun at a time. After each call ``may_go_on`` does the duties of the worker, given the monotonic time at which
+    the call began, and tells whether another one may begin. ``on_call`` is called before each call.
     """
 
     def __init__(
@@ -28,14 +29,14 @@ class PackRun:
         attempt: int,
         *,
         append: Callable[[RankResult, float], None],
-        is_stopping: Callable[[], bool],
+        may_go_on: Callable[[float], bool],
         on_call: Callable[[], None],
     ) -> None:
         self._outcomes = outcomes
         self._calls = calls
         self._attempt = attempt
         self._append = append
-        self._is_stopping = is_stopping
+        self._may_go_on = may_go_on
         self._on_call = on_call
         self.error: BaseException | None = None
         """Error of the spool that ended the run; it is not one of a call."""
@@ -46,25 +47,27 @@ class PackRun:
         return self._outcomes.done >= len(self._calls)
 
     def __call__(self) -> None:
-        """Run the calls, until the end or an error."""
-        if self.is_done or self._is_stopping():
+        """Run the calls, until the end, a reason to stop, or an error."""
+        try:
+            self._run()
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            self.error = error
+
+    def _run(self) -> None:
+        if self.is_done:
             return
         self._on_call()
-        started = time.time()
+        started, begun = time.time(), time.monotonic()
         for result in self._results(current_task()):
-            try:
-                self._append(result, started)
-                if self._attempt > 1:
-                    self._outcomes.sync_always()
-            except BaseException as error:
-                if is_interrupt(error):
-                    raise
-                self.error = error
-                return
-            if self._is_stopping():
+            self._append(result, started)
+            if self._attempt > 1:
+                self._outcomes.sync_always()
+            if self.is_done or not self._may_go_on(begun):
                 return
             self._on_call()
-            started = time.time()
+            started, begun = time.time(), time.monotonic()
 
     def _results(self, task: CurrentTask) -> Iterator[RankResult]:
         calls = self._pickled()

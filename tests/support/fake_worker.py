@@ -90,7 +90,7 @@ class Clock:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, observers: bool = False) -> Clock:
         """Install a clock for all that waits in this process, or for the ``observers`` of heartbeats only."""
         clock = cls()
-        worker = publish, loop, execution, housekeeping, idle_wait
+        worker = publish, loop, execution, pack_run, housekeeping, idle_wait
         others = () if observers else (backoff, claimer, dependencies, listing, presence, retention, vanished, *worker)
         for module in (recovery, heartbeat, collector, *others):
             monkeypatch.setattr(module, "time", clock)

@@ -10,8 +10,11 @@ import pytest
 
 from spoolpool import settings
 from spoolpool.calls.leftovers import Severity
-from spoolpool.protocol import worker_registration, workers
+from spoolpool.errors import BrokenSpool
+from spoolpool.protocol import journal, worker_registration, workers
 from spoolpool.protocol.claim import Claim
+from spoolpool.protocol.outcome_log import OutcomeLog
+from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.processes import ProcessId
 from spoolpool.worker import loop
@@ -19,7 +22,16 @@ from spoolpool.worker.execution import Execution
 from spoolpool.worker.housekeeping import Housekeeping
 from spoolpool.worker.loop import Worker, WorkerOptions
 from spoolpool.worker.serial_group import SerialGroup
-from tests.support.fake_worker import Clock, Inbox, SilentRegistration, SilentWatch, info_of
+from tests.support.fake_worker import (
+    Clock,
+    Inbox,
+    SilentRegistration,
+    SilentWatch,
+    Stage,
+    announce,
+    dead_process,
+    info_of,
+)
 
 
 @pytest.mark.parametrize("duty", ["after_task", "run_due"])
@@ -104,3 +116,69 @@ def test_group_that_is_to_end_is_not_replaced(
 
     monkeypatch.setattr(Execution, "run", run_and_request)
     assert worker.run() == code
+
+
+def _stop_at_walltime(worker: Worker, _spool: Spool, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worker, "_end_time", 0.0)
+
+
+def _run_pack(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, after_first: Callable[[Worker, Spool, pytest.MonkeyPatch], None]
+) -> int:
+    """Run a worker; act after the first call of a pack, of which each takes six seconds."""
+    monkeypatch.setattr(loop, "Registration", SilentRegistration)
+    monkeypatch.setattr(loop, "DirectoryWatcher", lambda: SilentWatch(stage.clock, 100))
+    owner = ProcessId.of(os.getpid())
+    worker = Worker(stage.spool, SerialGroup(), info_of(owner), WorkerOptions(owner=owner, idle_timeout=0.3))
+    append = OutcomeLog.append
+
+    def append_and_act(log: OutcomeLog, *arguments: object, **options: object) -> None:
+        append(log, *arguments, **options)  # type: ignore[arg-type]
+        if log.done == 1:
+            after_first(worker, stage.spool, monkeypatch)
+        stage.clock.sleep(6.0)
+
+    monkeypatch.setattr(OutcomeLog, "append", append_and_act)
+    return worker.run()
+
+
+@pytest.mark.parametrize("cause", [_stop_by_signal, _stop_by_file, _stop_at_walltime])
+def test_pack_ends_after_the_running_call_and_its_other_calls_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Callable[[Worker, Spool, pytest.MonkeyPatch], None]
+) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    header = stage.submit_pack(calls=3)
+    assert _run_pack(stage, monkeypatch, cause) == 0
+    [ready] = stage.seen().ready.values()
+    assert (ready.task, ready.claim, ready.attempt, ready.first, ready.calls) == (header.task, 2, 1, 1, 3)
+    assert stage.runs() == {f"{header.task}+0": 1}
+    assert [each.event for each in journal.about(stage.spool, {header.task})][-1] == "given back"
+
+
+def test_worker_ends_between_two_calls_of_a_pack_whose_spool_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    calls = 2 + int(GRACE / 6.0) + 1
+    header = stage.submit_pack(calls=calls)
+    with pytest.raises(BrokenSpool):
+        _run_pack(stage, monkeypatch, lambda _worker, spool, _patch: shutil.rmtree(spool.path))
+    assert f"{header.task}+{calls - 1}" not in stage.runs()
+
+
+def test_dead_workers_are_recovered_between_two_calls_of_a_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    pack = stage.submit_pack(calls=4)
+    other = stage.submit()
+    dead = other.first_file().claimed_by(announce(stage.spool, dead_process()))
+    bucket = stage.spool.layout.bucket(other.lane, other.bucket)
+    os.rename(f"{bucket}/{other.first_file().name}", stage.spool.layout.claimed_task(dead))
+
+    def let_time_pass(_worker: Worker, spool: Spool, _patch: pytest.MonkeyPatch) -> None:
+        stage.clock.sleep(4 * spool.config.lease)
+
+    _run_pack(stage, monkeypatch, let_time_pass)
+    kinds = [(each.event, each.task) for each in journal.about(stage.spool, {pack.task, other.task})]
+    assert kinds.index(("recovered", other.task)) < kinds.index(("task", pack.task))
