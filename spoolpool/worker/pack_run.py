@@ -56,8 +56,6 @@ class PackRun:
             self.error = error
 
     def _run(self) -> None:
-        if self.is_done:
-            return
         self._on_call()
         started, begun = time.time(), time.monotonic()
         for result in self._results(current_task()):
