@@ -187,7 +187,7 @@ class Worker:
         return not self._stopping and self._seconds_left() > 0
 
     def _may_go_on(self, begun: float) -> bool:
-        """Do the duties after a task, or a call of a pack, that began at a monotonic time; return whether one may follow.
+        """Do the duties after a task or a call of a pack that began at a monotonic time; return whether one may begin.
 
         Raises :class:`BrokenSpool` if the spool is gone.
         """
