@@ -13,7 +13,7 @@ from spoolpool.format.headers import Failure, OutcomeHeader
 from spoolpool.system.user_code import describe_error, describe_value, is_interrupt
 
 if TYPE_CHECKING:
-    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.object_cache import ObjectCache
 
 
 class DependencyValue(NamedTuple):

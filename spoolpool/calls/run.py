@@ -21,13 +21,13 @@ from spoolpool.context import CurrentTask, running
 from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure, TaskHeader
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.environment import without_mpi, working_directory
 from spoolpool.system.processes import hostname
 from spoolpool.system.user_code import describe_value, error_message, printable
 
 if TYPE_CHECKING:
-    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.object_cache import ObjectCache
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def _log_error(path: str, task: CurrentTask, name: str, called: tuple[Any, ...],
     try:
         fd = files.open_append(path, 0o666)
         try:
-            files.append(fd, "\n".join(lines).encode(errors="backslashreplace"))
+            file_content.append(fd, "\n".join(lines).encode(errors="backslashreplace"))
         finally:
             files.close(fd)
     except OSError as error:

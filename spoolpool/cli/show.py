@@ -16,7 +16,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, is_worker_id
 from spoolpool.monitor.query import Attempt, TaskView
 from spoolpool.protocol.progress import progress_of
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.text import format_duration
 
 _TOOLS = ("spool", "supervisor", "autoscale")  # authors of events besides workers and sessions
@@ -61,7 +61,7 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
     yield "File", f"{view.spool.path}/{view.location.path}"
     if outcome is not None:
-        yield "Outcome", files.display_path(view.spool.layout.outcome(view.session, task_file))
+        yield "Outcome", open_directory.display_path(view.spool.layout.outcome(view.session, task_file))
         if failure := outcome.failure:
             yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
             yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"

@@ -19,7 +19,7 @@ from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.tasks import read_task
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
-from spoolpool.system import accounts, files
+from spoolpool.system import accounts, files, open_directory
 from spoolpool.system.backoff import Backoff
 
 log = logging.getLogger("spoolpool.session")
@@ -117,7 +117,9 @@ class Delivery:
             self._ignored.add(task_file.name)
             account = accounts.account_name(owner or 0)
             log.warning(
-                "Ignoring %s, which marks the task as cancelled: it belongs to %s.", files.display_path(marker), account
+                "Ignoring %s, which marks the task as cancelled: it belongs to %s.",
+                open_directory.display_path(marker),
+                account,
             )
             return False
         if future is not None:  # another process cancelled the task
@@ -128,7 +130,7 @@ class Delivery:
                 header = read_task(self._spool, marker, task_file)
             except SpoolpoolError as error:  # torn or foreign: it names no dependencies that could be released
                 self._ignored.add(task_file.name)
-                log.warning("Ignoring %s: %s", files.display_path(marker), error)
+                log.warning("Ignoring %s: %s", open_directory.display_path(marker), error)
                 return False
             self._pending.retention.add_delivered(task_file, "cancelled", header, submitted_by_this_run=False)
         return self._pending.retention.discard_if_unneeded(task_file)
@@ -161,7 +163,9 @@ class Delivery:
         self._pending.mark_delivered(future, task_file, outcome.kind)
         return outcome.kind
 
-    def _deliver_pack(self, future: TaskFuture, pack: CallSink, task_file: TaskFile, outgoing: files.Place) -> Kind:
+    def _deliver_pack(
+        self, future: TaskFuture, pack: CallSink, task_file: TaskFile, outgoing: open_directory.Place
+    ) -> Kind:
         """Deliver the outcomes of the calls of a committed pack that were not delivered while it ran."""
         reader = self._logs.pop(task_file.name, None) or LogReader(self._spool, self._session, task_file)
         self._take(pack, reader.read(self._accept.check, outgoing))

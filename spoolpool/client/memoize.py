@@ -31,7 +31,7 @@ from spoolpool.protocol.overflow import is_short
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.user_code import describe_value
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Memoizer:
         if overflow is None:
             return fd
         try:
-            content = envelope.read(fd, files.size(fd), path)
+            content = envelope.read(fd, file_content.size(fd), path)
             if not is_short(content):
                 return os.dup(fd)
             return overflow.open_content(path, label, content)

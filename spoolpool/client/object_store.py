@@ -13,17 +13,9 @@ from spoolpool.calls.pickling import ObjectRef
 from spoolpool.errors import BadRequest, NotTrusted
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.names import ObjectLease, new_submitter_id
-from spoolpool.protocol.objects import (
-    acquire,
-    is_stored,
-    leases,
-    object_file,
-    object_id,
-    put_object,
-    release,
-    remove_object,
-    remove_objects,
-)
+from spoolpool.protocol.object_leases import acquire, leases, release
+from spoolpool.protocol.object_removal import is_stored, remove_object, remove_objects
+from spoolpool.protocol.objects import object_file, object_id, put_object
 from spoolpool.protocol.sessions import RENEWAL
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files

@@ -17,7 +17,7 @@ from spoolpool.monitor.graph import Graph, Node
 from spoolpool.monitor.states import STATE_OF_OUTCOME, End, State
 from spoolpool.protocol import cancel
 from spoolpool.protocol.journal import Journal, submitters_journal
-from spoolpool.protocol.objects import objects_of
+from spoolpool.protocol.object_references import objects_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 

@@ -32,7 +32,7 @@ import xxhash
 from spoolpool.errors import BadRequest, BadTaskFile, NotTrusted, SpoolVersion
 from spoolpool.format.names import FORMAT
 from spoolpool.security import signing
-from spoolpool.system import files
+from spoolpool.system import file_content
 
 MAGIC = b"\x93SPOOL\r\n"
 PAGE = 4096
@@ -134,18 +134,18 @@ def _read_private(fd: int, size: int, path: str) -> memoryview:
         memory = memoryview(bytearray(size) if size < _MALLOC_BELOW else mmap.mmap(-1, size))
     except (OSError, OverflowError, MemoryError) as error:
         raise BadTaskFile(f"{path} has {size} bytes, and there is no memory for them here ({error}).") from error
-    return memory[: files.read_into(fd, [memory], 0)]
+    return memory[: file_content.read_into(fd, [memory], 0)]
 
 
 def _read_apart(fd: int, size: int, path: str, *, checksum: bool) -> Envelope:
     """Read a file with one buffer or more. Each gets memory of its own: it is not copied, and keeps no other one."""
-    front = files.read_at(fd, PAGE, 0)
+    front = file_content.read_at(fd, PAGE, 0)
     count, header, payload, total = _sizes(front, size, path)
     end = _PREFIX.size + 8 * count + header + payload
-    front = front[:end] if end <= PAGE else front + files.read_at(fd, end - PAGE, PAGE)
+    front = front[:end] if end <= PAGE else front + file_content.read_at(fd, end - PAGE, PAGE)
     places = [bytearray(length) for each in _lengths(front, count, end, total, path) for length in each]
     expected = bytearray(_DIGEST)
-    if end + files.read_into(fd, [*places, expected], end) != total:
+    if end + file_content.read_into(fd, [*places, expected], end) != total:
         raise _wrong_checksum(path)
     if checksum:
         digest = xxhash.xxh3_128(front)
@@ -174,7 +174,7 @@ def read(
     :class:`SpoolVersion` for a newer one, and the exceptions of ``check``.
     """
     small = size < (_SMALL if writable else _SHARE_FROM)
-    start = files.read_at(fd, size if small else _PREFIX.size, 0)
+    start = file_content.read_at(fd, size if small else _PREFIX.size, 0)
     signed = signing.SIZE if check else 0
     if check and len(start) >= _PREFIX.size and _PREFIX.unpack_from(start)[-1] == size:
         raise NotTrusted(f"{path} is not signed, but files of this spool must be. It was not unpickled.")
@@ -242,9 +242,9 @@ def read_header(fd: int, size: int, path: str, check: Check | None = None) -> by
     """Return the header alone; of the rest of the file only the length is checked, unless a signature is checked."""
     if check:
         return read(fd, size, path, check).header
-    start = files.read_at(fd, min(size, _SMALL), 0)
+    start = file_content.read_at(fd, min(size, _SMALL), 0)
     count, length, _, _ = _sizes(start, size, path)
     position = _PREFIX.size + 8 * count
     if position + length > len(start):
-        return files.read_at(fd, length, position)
+        return file_content.read_at(fd, length, position)
     return start[position : position + length]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from spoolpool.format.names import DependencyLink, OutputFile, TaskFile
 
 if TYPE_CHECKING:
-    from spoolpool.system.files import Place
+    from spoolpool.system.open_directory import Place
 
 
 class Layout:

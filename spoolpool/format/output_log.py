@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from spoolpool.format.names import TaskFile
-from spoolpool.system import files
+from spoolpool.system import file_content
 from spoolpool.system.patterns import lazy_pattern
 
 _BEGIN = b"\n==> "
@@ -83,7 +83,7 @@ class LogFile:
 
     def end(self) -> int:
         """Return the offset of the end of the file."""
-        return files.end_of(self.fd)
+        return file_content.end_of(self.fd)
 
     # -- writing
 
@@ -91,11 +91,11 @@ class LogFile:
         """Write the header of a task that begins."""
         self.offset, self._cut = offset, 0
         header = _NEW % (offset, task_file.task.encode(), task_file.claim, task_file.attempt, started * 1000)
-        files.write_at(self.fd, header, offset)
+        file_content.write_at(self.fd, header, offset)
 
     def end_output(self, length: int) -> None:
         """Complete the header: its task has ended, and has this many bytes of output in the file."""
-        files.write_at(self.fd, b"%015d" % length, self.offset + _LENGTH)
+        file_content.write_at(self.fd, b"%015d" % length, self.offset + _LENGTH)
 
     def cut_output(self, end: int, limit: int) -> int:
         """Reduce the output of the running task to a first and a last part, in place.
@@ -105,24 +105,24 @@ class LogFile:
         """
         first, last = self.offset + HEADER_SIZE + limit // _FIRST_SHARE, end - limit // _LAST_SHARE
         cut = self._cut + last - first - (NOTE_SIZE if self._cut else 0)
-        files.write_at(self.fd, _UNKNOWN, self.offset + _CUT)
-        data, at = _NOTE % cut + files.read_at(self.fd, end - last, last), first
+        file_content.write_at(self.fd, _UNKNOWN, self.offset + _CUT)
+        data, at = _NOTE % cut + file_content.read_at(self.fd, end - last, last), first
         for _ in range(3):  # the task may print meanwhile
-            files.write_at(self.fd, data, at)
-            at, last, end = at + len(data), end, files.end_of(self.fd)
-            data = files.read_at(self.fd, end - last, last)
+            file_content.write_at(self.fd, data, at)
+            at, last, end = at + len(data), end, file_content.end_of(self.fd)
+            data = file_content.read_at(self.fd, end - last, last)
             if not data:
                 break
-        files.truncate(self.fd, at)
+        file_content.truncate(self.fd, at)
         self._cut = cut
-        files.write_at(self.fd, b"%015d" % cut, self.offset + _CUT)
+        file_content.write_at(self.fd, b"%015d" % cut, self.offset + _CUT)
         return at
 
     # -- reading
 
     def header_at(self, offset: int) -> OutputHeader | None:
         """Return the header at an offset; None if there is none."""
-        match = _HEADER.match(files.read_at(self.fd, HEADER_SIZE, offset))
+        match = _HEADER.match(file_content.read_at(self.fd, HEADER_SIZE, offset))
         if match is None or int(match["offset"]) != offset:
             return None
         _, task, claim, attempt, started, cut, length = (each.decode() for each in match.groups())
@@ -133,7 +133,7 @@ class LogFile:
         """Yield the headers behind an offset: of one task, or of all."""
         text, before = (task.encode(), _TASK) if task else (_BEGIN, 0)
         rest = b""
-        while piece := files.read_at(self.fd, _PIECE, begin + len(rest)):
+        while piece := file_content.read_at(self.fd, _PIECE, begin + len(rest)):
             data = rest + piece
             at = data.find(text)
             while at >= 0:
@@ -149,12 +149,12 @@ class LogFile:
         if header.length is not None:
             return header.start + header.length
         following = next(self.headers(header.start + known), None)
-        return following.offset if following is not None else files.end_of(self.fd)
+        return following.offset if following is not None else file_content.end_of(self.fd)
 
     def read(self, header: OutputHeader) -> Iterator[bytes]:
         """Yield an output in pieces."""
         at, end = header.start, self.output_end(header)
-        while at < end and (piece := files.read_at(self.fd, min(_PIECE, end - at), at)):
+        while at < end and (piece := file_content.read_at(self.fd, min(_PIECE, end - at), at)):
             yield piece
             at += len(piece)
 
@@ -168,8 +168,8 @@ class LogFile:
         if before is None or before.cut is None:  # a cut is in progress: the bytes may be anything
             return None
         at = _position(seen, before.cut, limit)
-        end = min(self.output_end(before, at), files.end_of(self.fd))  # a header can name any length
-        data = files.read_at(self.fd, end - before.start - at, before.start + at)
+        end = min(self.output_end(before, at), file_content.end_of(self.fd))  # a header can name any length
+        data = file_content.read_at(self.fd, end - before.start - at, before.start + at)
         after = self.header_at(offset)
         if after is None or after.task_file[:2] != task_file[:2]:  # overwritten: this claim printed nothing
             return NewOutput(b"", seen, 0.0, complete=True)

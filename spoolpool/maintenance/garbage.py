@@ -9,7 +9,9 @@ from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.names import is_object_file, is_session, session_of
 from spoolpool.maintenance.garbage_item import GarbageItem, Report, log_kept, reason_of
 from spoolpool.maintenance.garbage_rules import GarbageRules, Links
-from spoolpool.protocol.objects import leases, read_references, remove_objects
+from spoolpool.protocol.object_leases import leases
+from spoolpool.protocol.object_references import read_references
+from spoolpool.protocol.object_removal import remove_objects
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
 

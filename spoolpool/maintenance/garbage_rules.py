@@ -38,7 +38,8 @@ from spoolpool.maintenance.garbage_item import GarbageItem, Report, reason_of
 from spoolpool.maintenance.submitters import AbsentTasks, Recent, Submitters, sessions_with_tasks
 from spoolpool.monitor.scan import Place
 from spoolpool.protocol import sessions
-from spoolpool.protocol.objects import leases, read_references
+from spoolpool.protocol.object_leases import leases
+from spoolpool.protocol.object_references import read_references
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files

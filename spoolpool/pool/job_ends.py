@@ -23,7 +23,7 @@ from spoolpool.pool.systems.base import EndedJob
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import started_mark
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, records
+from spoolpool.system import file_content, files, open_directory, records
 from spoolpool.system.bounds import Text, Word
 from spoolpool.system.environment import state_directory
 from spoolpool.system.text import escape_line
@@ -97,7 +97,7 @@ def output_path(spool: Spool, name: str) -> str:
 def last_lines(path: str) -> tuple[str, ...]:
     """Return the last lines of a job's output, bounded and escaped; none for a file of another account."""
     with contextlib.suppress(OSError, SpoolpoolError, ValueError), files.reading(path, Trust().check) as (fd, status):
-        tail = files.read_at(fd, _TAIL, max(0, status.st_size - _TAIL)).decode(errors="replace")
+        tail = file_content.read_at(fd, _TAIL, max(0, status.st_size - _TAIL)).decode(errors="replace")
         lines = [line for line in map(str.strip, tail.splitlines()) if line]
         return tuple(escape_line(line)[-_LINE:] for line in lines[-_LINES:])
     return ()
@@ -188,7 +188,7 @@ def conclude(
     if kind == "failed":
         lines = last_lines(path)
         if not lines:
-            why = "; ".join(filter(None, (why, f"it printed nothing to {files.display_path(path)}")))
+            why = "; ".join(filter(None, (why, f"it printed nothing to {open_directory.display_path(path)}")))
             if not (began or files.exists(path)):
                 why += f". Do the nodes see {spool.path}? It must lie on a filesystem that they share"
         if not started:

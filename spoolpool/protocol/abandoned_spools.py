@@ -20,7 +20,7 @@ from spoolpool.format.config import read_config
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import is_object_id, is_worker_id
 from spoolpool.format.temporary_names import PREFIX, TemporaryName, parse_temporary_name
-from spoolpool.system import files, records
+from spoolpool.system import files, open_directory, records
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.records import BadRecord
 
@@ -106,11 +106,11 @@ def remove(found: Iterable[Abandoned]) -> list[str]:
     return gone
 
 
-def _open(each: Abandoned) -> files.Directory | None:
+def _open(each: Abandoned) -> open_directory.Directory | None:
     """Return an open directory if it may be removed: it is what its name says, and no process uses it."""
     path, name = each
     try:
-        directory = files.Directory(path)
+        directory = open_directory.Directory(path)
         if directory.owner != os.geteuid() or not name.is_abandoned():
             return None
         names = set(files.list_names(str(directory)))
@@ -125,11 +125,11 @@ def _open(each: Abandoned) -> files.Directory | None:
         return None
 
 
-def _is_temporary(directory: files.Directory, path: str) -> bool:
+def _is_temporary(directory: open_directory.Directory, path: str) -> bool:
     return read_config(Layout(directory), path)[0].temporary
 
 
-def _are_groups_dead(directory: files.Directory) -> bool:
+def _are_groups_dead(directory: open_directory.Directory) -> bool:
     """Return whether all groups that have announced themselves are dead. A later one does not find its spool."""
     for worker in filter(is_worker_id, files.list_names(f"{directory}/workers")):
         try:

@@ -29,7 +29,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.processes import hostname
@@ -383,7 +383,7 @@ class Claim:
 def set_aside(spool: Spool, task_file: TaskFile, reason: str) -> bool:
     """Move a claimed task file to ``failed/``; return whether it was moved. Its header may be unreadable."""
     target = f"{spool.layout.failed}/{task_file.name}"
-    _reported.warning(target, f"{reason} It is kept as {files.display_path(target)}.")
+    _reported.warning(target, f"{reason} It is kept as {open_directory.display_path(target)}.")
     try:
         spool.in_directory(spool.layout.failed, lambda: files.move(spool.layout.claimed_task(task_file), target))
     except OSError as error:  # it stays claimed; recovery will meet it again

@@ -5,7 +5,8 @@ from __future__ import annotations
 from spoolpool.errors import BadTaskFile, SpoolpoolError
 from spoolpool.format.names import parse_task_file
 from spoolpool.protocol import cancel
-from spoolpool.protocol.objects import is_stored, objects_of
+from spoolpool.protocol.object_references import objects_of
+from spoolpool.protocol.object_removal import is_stored
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket, read_owned_task
 from spoolpool.system import files

@@ -16,7 +16,7 @@ from spoolpool import settings
 from spoolpool.protocol import sessions
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.processes import ProcessId
 from spoolpool.system.stop_request import GROUP_SIGNALS
 
@@ -57,7 +57,7 @@ class Heartbeat:
         import subprocess  # for a worker or session that begins, not for a reader
 
         me = ProcessId.of(os.getpid())
-        arguments = [files.child_path(self._path), str(self._interval), str(me.pid), me.start, *self._then]
+        arguments = [open_directory.child_path(self._path), str(self._interval), str(me.pid), me.start, *self._then]
         command = [sys.executable, "-IS", _PROGRAM, *arguments]
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _DETACHED, "sh", *command],
@@ -86,7 +86,9 @@ class Heartbeat:
             try:
                 self._start()
             except OSError as error:  # too little memory, or too many processes: the thread continues
-                log.warning("Cannot start the heartbeat of %s again: %s", files.display_path(self._path), error)
+                log.warning(
+                    "Cannot start the heartbeat of %s again: %s", open_directory.display_path(self._path), error
+                )
             return True
 
     def close(self) -> None:
@@ -155,7 +157,8 @@ class Heartbeat:
                 if not warned:
                     warned = True
                     log.warning(
-                        "The processes that touch %s are silent: a thread continues.", files.display_path(self._path)
+                        "The processes that touch %s are silent: a thread continues.",
+                        open_directory.display_path(self._path),
                     )
 
 

@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from spoolpool.format.names import submitted_at, writer_of
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files, records
+from spoolpool.system import file_content, files, records
 from spoolpool.system.bounds import Count, Seconds
 from spoolpool.system.processes import ProcessId, hostname
 from spoolpool.system.records import BadRecord
@@ -72,7 +72,7 @@ class Journal:
         try:
             if self._fd < 0:
                 self._fd = files.open_append(self._path, self._mode, exact=self._mode != 0o600)
-            files.append(self._fd, b"\n".join(lines) + b"\n")
+            file_content.append(self._fd, b"\n".join(lines) + b"\n")
         except OSError as error:
             if error.errno not in files.DENIED:  # a dropbox has no journals of submitters
                 self._lines = [*lines, *self._lines][-50_000:]  # the disk may stay full

@@ -12,7 +12,7 @@ from spoolpool.errors import NotTrusted
 from spoolpool.format.names import Lane, is_bucket, parse_lane, series_of
 from spoolpool.protocol.fair_share import BucketInfo, FairShare
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 
 _FRESH = 1.0  # seconds for which a listing is used: a more urgent task may be overlooked for that long
 _RELIST = 0.1  # seconds after a full listing in which the last bucket alone is listed again when it is used up
@@ -50,7 +50,7 @@ class ReadyListing:
         self._buckets: list[BucketInfo] = []
         self._newest: dict[tuple[str, str, str], str] = {}  # name of the newest bucket of each submitter
         self._names: dict[BucketInfo, list[str]] = {}
-        self._directories: dict[BucketInfo, files.Place] = {}
+        self._directories: dict[BucketInfo, open_directory.Place] = {}
         self._used: set[BucketInfo] = set()  # buckets of which a task was claimed since the last full listing
         self._last: BucketInfo | None = None  # bucket of the last claimed task
         self._last_is_empty = False  # known from a listing of a moment ago
@@ -151,7 +151,7 @@ class ReadyListing:
             self._order.drop(bucket)
         return None
 
-    def directory(self, bucket: BucketInfo) -> files.Place:
+    def directory(self, bucket: BucketInfo) -> open_directory.Place:
         """Return the directory of the bucket of :meth:`next_bucket`; held open in a shared spool."""
         return self._directories[bucket]
 
@@ -233,7 +233,7 @@ class ReadyListing:
         self._refuse(path, f"{path} {fault}. It was left alone.")
         return False
 
-    def _list(self, directory: str, owner: int | None = None) -> tuple[files.Place, list[str]]:
+    def _list(self, directory: str, owner: int | None = None) -> tuple[open_directory.Place, list[str]]:
         try:
             self._spool.close_directory(directory)
             place = self._spool.directory(directory, owner)

@@ -36,7 +36,7 @@ from spoolpool.format.names import OutputFile, TaskFile, parse_output_file, pars
 from spoolpool.format.output_log import LogFile
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files, records
+from spoolpool.system import file_content, files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.bounds import Count, Seconds, Word
 from spoolpool.system.crash import STACK_LIMIT, crash_stack, printable
@@ -183,7 +183,7 @@ def _tail(path: str, owner: int | None, task_file: TaskFile | None = None) -> by
                 pass
             if last is not None and task_file is not None and last.task_file[:2] != task_file[:2]:
                 return b""
-            return files.read_at(fd, _TAIL, begin if last is None else last.start)
+            return file_content.read_at(fd, _TAIL, begin if last is None else last.start)
     except (OSError, ValueError):
         return b""
 

@@ -41,7 +41,7 @@ from spoolpool.protocol import record_files
 from spoolpool.protocol.record_files import Record
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label
-from spoolpool.system import files
+from spoolpool.system import file_content, files, open_directory
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ EMPTY = LogContent([], 0, b"")
 
 def read_log(spool: Spool, fd: int, path: str, session: str, task_file: TaskFile) -> LogContent:
     """Return the complete records of an opened log, which are in the order of the calls."""
-    data = files.read_at(fd, files.size(fd), 0)
+    data = file_content.read_at(fd, file_content.size(fd), 0)
     outcomes: list[CallOutcome] = []
     size = 0
     for record in record_files.split(spool, data, path, _label(session, task_file)):
@@ -126,12 +126,12 @@ class LogReader:
         self.seconds = 0.0
         """Duration of the calls whose outcomes were read."""
 
-    def read(self, check: Check, directory: files.Place | None = None) -> list[CallOutcome]:
+    def read(self, check: Check, directory: open_directory.Place | None = None) -> list[CallOutcome]:
         """Return the outcomes since the last call. Raises ``OSError`` as open(2), and the exceptions of ``check``."""
         path = self._spool.layout.outcome(self._session, self._task_file)
         way = path if directory is None else f"{directory}/{self._task_file.name}"
         with files.reading(way, check, path) as (fd, status):
-            data = files.read_at(fd, status.st_size - self._end, self._end)
+            data = file_content.read_at(fd, status.st_size - self._end, self._end)
         found = []
         for record in record_files.split(
             self._spool, data, path, _label(self._session, self._task_file), number=self.done
@@ -179,7 +179,7 @@ def _latest(spool: Spool, session: str, task: str, last: int, check: Check) -> t
             with files.reading(path, check) as (fd, _):
                 found = read_log(spool, fd, path, session, each)
         except (OSError, SpoolpoolError) as error:
-            log.info("The outcomes in %s are not used: %s", files.display_path(path), error)
+            log.info("The outcomes in %s are not used: %s", open_directory.display_path(path), error)
             continue
         if found.own_worker == each.worker:
             return each.claim, found
@@ -227,8 +227,8 @@ class OutcomeLog:
 
     def adopt(self, found: LogContent) -> None:
         """Replace the content by the outcomes of an earlier claim."""
-        files.truncate(self._fd, 0)
-        files.append(self._fd, found.data)
+        file_content.truncate(self._fd, 0)
+        file_content.append(self._fd, found.data)
         self._continue_after(found)
 
     def _continue_after(self, found: LogContent) -> None:
@@ -240,10 +240,10 @@ class OutcomeLog:
         """Append the outcome of the next call, or of all further calls. ``OSError``: nothing was appended."""
         parts = record_files.pack(self._spool, self._label, self.done, parts)
         if self._torn:  # a reader stops at a torn record, so that none may follow it
-            files.truncate(self._fd, self._end)
+            file_content.truncate(self._fd, self._end)
             self._torn = False
         self._torn = True  # until the end of the write, which a signal may interrupt
-        files.write_all(self._fd, parts)
+        file_content.write_all(self._fd, parts)
         self._end += sum(map(len, parts))
         self.done += not whole
         self.is_whole = whole
@@ -252,12 +252,12 @@ class OutcomeLog:
     def sync(self) -> None:
         """Make the log durable, as the spool says."""
         if self._spool.config.durability != "none":
-            files.sync(self._fd)
+            file_content.sync(self._fd)
 
     def sync_always(self) -> None:
         """Make the log survive the end of this node: after the death of a worker the next one may end its node too."""
         with contextlib.suppress(OSError):
-            files.sync(self._fd)
+            file_content.sync(self._fd)
 
 
 def append_whole(spool: Spool, session: str, task_file: TaskFile, owner: int | None, parts: Sequence[Buffer]) -> None:
@@ -290,7 +290,7 @@ def cut(spool: Spool, session: str, task_file: TaskFile, owner: int | None, size
     if not files.is_missing(path):
         fd = files.open_log(path, spool.rights.outcome, exact=spool.shared)
         try:
-            files.truncate(fd, min(size, files.size(fd)))
+            file_content.truncate(fd, min(size, file_content.size(fd)))
         finally:
             files.close(fd)
 

@@ -13,14 +13,14 @@ from spoolpool.protocol import outcome_log
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.limited_log import LimitedLog
 
 _reported = LimitedLog(logging.getLogger(__name__))
 
 
 def read_outcome(
-    spool: Spool, session: str, task_file: TaskFile, trust: Trust, directory: files.Place | None = None
+    spool: Spool, session: str, task_file: TaskFile, trust: Trust, directory: open_directory.Place | None = None
 ) -> tuple[OutcomeHeader, Envelope]:
     """Return the header and the content of an outcome from a trusted account.
 
@@ -41,7 +41,7 @@ def read_outcome(
 
 
 def read_outcome_header(
-    spool: Spool, session: str, task_file: TaskFile, directory: files.Place | None = None
+    spool: Spool, session: str, task_file: TaskFile, directory: open_directory.Place | None = None
 ) -> OutcomeHeader:
     """Return the header of an outcome from any account; nothing is unpickled."""
     path = spool.layout.outcome(session, task_file)
@@ -80,7 +80,7 @@ def is_complete(
     try:
         status = os.fstat(fd)
         if spool.shared and status.st_uid != writer:
-            shown = files.display_path(path)
+            shown = open_directory.display_path(path)
             _reported.warning(shown, f"{shown} is not of the worker {task_file.worker}: it was left alone.")
             return False
         if task_file.calls:

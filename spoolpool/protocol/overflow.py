@@ -24,7 +24,7 @@ from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.format.temporary_names import new_temporary_name, parse_temporary_name
 from spoolpool.security.permissions import why_replaceable
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, memory, mounts
+from spoolpool.system import file_content, files, memory, mounts
 from spoolpool.system.accounts import account_name
 
 LARGE = 1 << 18
@@ -131,7 +131,7 @@ class Overflow:
         except FileNotFoundError as error:  # not passed on: it would look like a task that another worker has claimed
             raise BadTaskFile(f"{target}, the content of {path}, is missing: something has removed it.") from error
         try:
-            same = Trust().check(fd, target).st_size == size and files.read_at(fd, 16, size - 16) == digest
+            same = Trust().check(fd, target).st_size == size and file_content.read_at(fd, 16, size - 16) == digest
         except BaseException:
             files.close(fd)
             raise

@@ -13,7 +13,7 @@ from spoolpool.format.names import TaskFile
 from spoolpool.protocol import record_files
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import task_label
-from spoolpool.system import files
+from spoolpool.system import file_content
 
 _MOST_BYTES = 1 << 31
 """Size of a pack, at most: it is read as a whole, and the sparse file of another account takes no space on disk."""
@@ -57,10 +57,10 @@ def read_calls(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[E
 
 
 def _records(spool: Spool, fd: int, path: str, task_file: TaskFile) -> Iterator[Envelope]:
-    size = files.size(fd)
+    size = file_content.size(fd)
     if size > _MOST_BYTES:
         raise BadTaskFile(
             f"{path} has {size} bytes; a pack has at most {_MOST_BYTES}: it was not written by spoolpool."
         )
-    data = files.read_at(fd, size, 0)
+    data = file_content.read_at(fd, size, 0)
     return (each.content for each in record_files.split(spool, data, path, task_label(task_file.task)))

@@ -14,7 +14,7 @@ import time
 from spoolpool.errors import BrokenSpool, NotASpool
 from spoolpool.format.layout import Layout
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.accounts import account_name
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,11 @@ class Presence:
         self._warned: set[str] = set()
         self.last = True
         """Last answer of :meth:`check`."""
-        self._root: files.Directory | None = None
+        self._root: open_directory.Directory | None = None
         with contextlib.suppress(OSError):  # in a dropbox only its owner can list it
-            self._root = files.Directory(os.path.realpath(spool.path))  # leads to the directory wherever it is moved
+            self._root = open_directory.Directory(
+                os.path.realpath(spool.path)
+            )  # leads to the directory wherever it is moved
 
     def close(self) -> None:
         """Release the open directory. May be repeated; a later check cannot tell a moved spool from a removed one."""

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files, records
+from spoolpool.system import file_content, files, records
 from spoolpool.system.bounds import Seconds, Word
 from spoolpool.system.records import BadRecord
 from spoolpool.system.user_code import describe_value
@@ -101,7 +101,7 @@ class Progress:
             if self._fd < 0:
                 spool = Spool(self._directory)
                 self._fd = files.open_edit(f"{spool.layout.worker(worker)}/progress", spool.rights.file)
-            files.write_at(self._fd, data.ljust(_SIZE), 0)
+            file_content.write_at(self._fd, data.ljust(_SIZE), 0)
 
 
 def load_progress(spool: Spool, worker: str) -> TaskProgress:

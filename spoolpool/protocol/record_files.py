@@ -14,7 +14,7 @@ from spoolpool.format import envelope
 from spoolpool.format.envelope import Buffer, Envelope
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.signing import record_label
-from spoolpool.system import files
+from spoolpool.system import file_content
 
 _FIRST = 1 << 14  # bytes that hold the first record of most files
 _MOST_FIRST = 1 << 21  # bytes that hold that of any pack: it has the header alone
@@ -53,8 +53,8 @@ def split(spool: Spool, data: bytes, path: str, label: str, number: int = 0) -> 
 
 def read_first(spool: Spool, fd: int, path: str, label: str) -> Envelope:
     """Return the content of the first record. Raises :class:`BadTaskFile` where there is none."""
-    size = files.size(fd)
+    size = file_content.size(fd)
     for length in (_FIRST, _MOST_FIRST):
-        for record in split(spool, files.read_at(fd, min(length, size), 0), path, label):
+        for record in split(spool, file_content.read_at(fd, min(length, size), 0), path, label):
             return record.content
     raise BadTaskFile(f"{path} has no complete record: it is torn, or not written by spoolpool.")

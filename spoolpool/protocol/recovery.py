@@ -22,7 +22,7 @@ from spoolpool.protocol.journal import Journal
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_opened_task, task_directories
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.locks import Lock, try_lock
 
@@ -313,7 +313,7 @@ class Recovery:
                 outgoing = self._spool.directory(f"{self._spool.layout.outgoing}/{session}")
                 files.remove(f"{outgoing}/{task_file.name}")
             except (FileNotFoundError, NotTrusted) as error:
-                shown = files.display_path(path)
+                shown = open_directory.display_path(path)
                 _reported.warning(shown, f"Cannot remove the outcome {shown}, which belongs to no task: {error}")
             del self._first_seen[path]
 

@@ -29,7 +29,7 @@ from spoolpool.security.known_spools import SpoolIdentity
 from spoolpool.security.permissions import Mode
 from spoolpool.security.signing import Signature, has_key, key_path
 from spoolpool.security.trust import Trust
-from spoolpool.system import defaults, files
+from spoolpool.system import defaults, files, open_directory
 from spoolpool.system.quantities import read_count, read_seconds
 from spoolpool.system.user_code import printable
 
@@ -190,7 +190,7 @@ class Spool:
 
     def restore(self) -> None:
         """Open the spool's directory again if a function has closed all descriptors. Raises ``OSError``."""
-        if isinstance(self.layout.place, files.Directory) and self.layout.place.restore(self.path):
+        if isinstance(self.layout.place, open_directory.Directory) and self.layout.place.restore(self.path):
             self._handles.close_all()
 
     def remove(self) -> None:
@@ -369,7 +369,7 @@ class Spool:
 
     # -- directories that other users could swap
 
-    def directory(self, path: str, owner: int | None = None) -> files.Place:
+    def directory(self, path: str, owner: int | None = None) -> open_directory.Place:
         """Return the directory of a lane, bucket, session or worker, which is kept open in a shared spool.
 
         As :meth:`spoolpool.security.directories.DirectoryHandles.open`.
@@ -385,19 +385,19 @@ class Spool:
         """Close all directories at the end of a use; the next use opens them again."""
         self._handles.close_all()
 
-    def bucket(self, lane: str, bucket: str) -> files.Place:
+    def bucket(self, lane: str, bucket: str) -> open_directory.Place:
         """Return the directory of a bucket; its lane's directory must belong to the account that the lane names."""
         if self.shared:
             wanted = parse_lane(lane)
             self.directory(self.layout.lane(lane), wanted.user if wanted else None)
         return self.directory(self.layout.bucket(lane, bucket))
 
-    def outgoing(self, session: str, owner: int | None) -> files.Place:
+    def outgoing(self, session: str, owner: int | None) -> open_directory.Place:
         """Return the directory of a session's outcomes; in a shared spool it must belong to ``owner``."""
         assert owner is not None or not self.shared
         return self.directory(f"{self.layout.outgoing}/{session}", owner)
 
-    def results(self, session: str, owner: int | None) -> files.Place:
+    def results(self, session: str, owner: int | None) -> open_directory.Place:
         """Return the directory of a session's committed task files; ``owner`` as for :meth:`outgoing`."""
         assert owner is not None or not self.shared
         return self.directory(f"{self.layout.results}/{session}", owner)
@@ -410,7 +410,7 @@ class Spool:
         for find in (self.outgoing, self.results):
             try:
                 found = find(session, owner)
-                if isinstance(found, files.Directory) and found.removed():
+                if isinstance(found, open_directory.Directory) and found.removed():
                     self.close_directory(f"{self.layout.outgoing}/{session}")
                     self.close_directory(f"{self.layout.results}/{session}")
                     find(session, owner)

@@ -8,7 +8,7 @@ from spoolpool.errors import NotTrusted
 from spoolpool.format.config import Config, read_config
 from spoolpool.format.layout import Layout
 from spoolpool.security import permissions
-from spoolpool.system import files
+from spoolpool.system import open_directory
 
 
 def open_layout(path: str) -> tuple[Layout, Config, os.stat_result]:
@@ -24,14 +24,14 @@ def open_layout(path: str) -> tuple[Layout, Config, os.stat_result]:
     return layout, config, status
 
 
-_roots: dict[tuple[int, int], files.Directory] = {}
+_roots: dict[tuple[int, int], open_directory.Directory] = {}
 """Opened directories of spools. Each stays open, since paths through it may be kept longer than the spool's object."""
 
 
-def open_root(path: str) -> files.Directory:
+def open_root(path: str) -> open_directory.Directory:
     """Open the directory of a spool, which its users may be allowed to enter only."""
     try:
-        found = files.Directory(path, readable=False)
+        found = open_directory.Directory(path, readable=False)
         status = os.stat(f"{found}/.")
     except OSError as error:
         what = "is a symbolic link" if os.path.islink(path) else f"cannot be opened ({error.strerror})"
@@ -42,7 +42,7 @@ def open_root(path: str) -> files.Directory:
     return _roots.setdefault((status.st_dev, status.st_ino), found)
 
 
-def forget_root(root: files.Place) -> None:
+def forget_root(root: open_directory.Place) -> None:
     """Forget the opened directory of a spool that was removed."""
     for key in [key for key, each in _roots.items() if each is root]:
         del _roots[key]

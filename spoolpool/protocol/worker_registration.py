@@ -15,7 +15,7 @@ from spoolpool.protocol.heartbeat import Heartbeat, heartbeat_interval
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import WorkerInfo, lack_file, remove_worker
 from spoolpool.security.trust import Trust
-from spoolpool.system import files, records
+from spoolpool.system import file_content, files, records
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import ProcessId
 
@@ -163,7 +163,7 @@ def take_end(spool: Spool, worker: str) -> End | None:
         if _END in files.list_names(directory):
             with files.reading(f"{directory}/{_END}") as (fd, status):
                 if status.st_uid == os.geteuid():
-                    words = files.read_at(fd, 64, 0).decode(errors="replace").split()
+                    words = file_content.read_at(fd, 64, 0).decode(errors="replace").split()
     end = next((each for each in _ENDS if each in words[:1]), None)
     if end is not None and files.is_missing(f"{directory}/info.json"):
         remove_worker(spool, worker)

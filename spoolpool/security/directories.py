@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 
 from spoolpool.errors import NotTrusted
-from spoolpool.system import files
+from spoolpool.system import open_directory
 from spoolpool.system.accounts import account_name
 
 _LIMIT = 128  # open directories
@@ -24,10 +24,10 @@ class DirectoryHandles:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._directories: OrderedDict[str, files.Directory] = OrderedDict()
+        self._directories: OrderedDict[str, open_directory.Directory] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, path: str, owner: int | None = None) -> files.Directory:
+    def open(self, path: str, owner: int | None = None) -> open_directory.Directory:
         """Return a directory two or three levels below the spool, opened now or before.
 
         Raises :class:`NotTrusted` if it is a link or no directory, or does not belong to ``owner``; ``OSError`` as
@@ -46,12 +46,12 @@ class DirectoryHandles:
             )
         return found
 
-    def _open(self, path: str) -> files.Directory:
+    def _open(self, path: str) -> open_directory.Directory:
         parent, _, name = path.rpartition("/")
         # only the owner makes names in the spool's own directory, so nothing in it is swapped
-        above: files.Place = parent if os.path.dirname(parent) == self._root else self.open(parent)
+        above: open_directory.Place = parent if os.path.dirname(parent) == self._root else self.open(parent)
         try:
-            found = files.Directory(f"{above}/{name}")
+            found = open_directory.Directory(f"{above}/{name}")
         except OSError as error:
             if error.errno != errno.ENOTDIR:
                 raise

@@ -22,7 +22,7 @@ from spoolpool.system.accounts import (
     is_private_group,
     system_accounts,
 )
-from spoolpool.system.files import Place
+from spoolpool.system.open_directory import Place
 
 Mode = Literal["private", "group", "dropbox"]
 """Accounts that may use a spool."""

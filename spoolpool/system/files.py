@@ -1,4 +1,4 @@
-"""The only module that reads and changes the disk: create, move, remove, list, inspect.
+"""Files and directories by their paths: create, move, remove, list, inspect, open.
 
 The rooms above name the steps of the protocol (publish, claim, commit) and call this module for the system calls. No
 function here repairs an error by guessing. On a network filesystem an operation can succeed and yet return an error,
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from spoolpool.errors import SpoolDenied, SpoolFull, SpoolpoolError
+from spoolpool.system import file_content, open_directory
 
 Durability = Literal["none", "data", "full"]
 """``none`` survives the crash of any process, ``data`` the crash of the node (a file is synced before it gets its
@@ -30,105 +30,6 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """The account lacks the permission."""
-
-_DESCRIPTORS = "/proc/self/fd/"
-
-_HIGH = 200  # number of a descriptor
-
-_PARTS = 512  # fewer than IOV_MAX (1024) on every system
-
-
-def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write all bytes of ``parts`` in order, with gathered writes, however few the kernel takes at a time."""
-    size = sum(map(len, parts))
-    done = os.writev(fd, parts) if size and len(parts) <= _PARTS else 0
-    if done == size:  # the usual case
-        return
-    views = _remaining([memoryview(part) for part in parts if len(part)], done)
-    while views:
-        views = _remaining(views, os.writev(fd, views[:_PARTS]))
-
-
-def _remaining(views: list[memoryview], done: int) -> list[memoryview]:
-    """Return the views without their first ``done`` bytes."""
-    for number, view in enumerate(views):
-        if done < len(view):
-            return [view[done:], *views[number + 1 :]]
-        done -= len(view)
-    return []
-
-
-class Directory:
-    """Open directory. Its text is a path that leads to it, even after another one was put in its place.
-
-    The path is valid only in this process and only during the life of this object. It costs no more than another path.
-    """
-
-    def __init__(self, path: str, *, readable: bool = True) -> None:
-        """Open it without following a link in the last part of ``path``. ``OSError`` as open(2).
-
-        A link, too, raises ``ENOTDIR``. A directory that this account can enter, but not list, is not ``readable``.
-        """
-        self._fd = -1
-        self._flags = (os.O_RDONLY if readable else os.O_PATH) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(path, self._flags)
-        if not readable:  # kept for long: under a high number a task that closes descriptors is less likely to meet it
-            low, self._fd = self._fd, fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-            os.close(low)
-        self._status = os.fstat(self._fd)
-        self.owner = self._status.st_uid
-
-    def __str__(self) -> str:
-        return f"{_DESCRIPTORS}{self._fd}"
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            close(self._fd)
-
-    def restore(self, path: str) -> bool:
-        """Open the directory again, under the same number, if a function has closed it; return whether it was closed.
-
-        Raises ``OSError`` if ``path`` does not lead to it any more, or if the number has been reused.
-        """
-        try:
-            found = os.fstat(self._fd)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-        else:
-            if os.path.samestat(found, self._status):
-                return False
-            raise OSError(errno.EBADF, "Its descriptor was closed and has been reused", path)
-        fd = os.open(path, self._flags)
-        try:
-            if not os.path.samestat(os.fstat(fd), self._status):
-                raise FileNotFoundError(errno.ENOENT, "Its descriptor was closed, and it was replaced", path)
-            os.dup2(fd, self._fd, inheritable=False)
-        finally:
-            close(fd)
-        return True
-
-    def removed(self) -> bool:
-        """Return whether the directory was removed after it was opened."""
-        return os.fstat(self._fd).st_nlink == 0
-
-
-Place: TypeAlias = "str | Directory"
-"""A path or an open directory; formatted, both are paths."""
-
-
-def child_path(path: str) -> str:
-    """Return a path for a child process: it is valid as long as this process lives and keeps the directory open."""
-    return f"/proc/{os.getpid()}/fd/{path.removeprefix(_DESCRIPTORS)}" if path.startswith(_DESCRIPTORS) else path
-
-
-def display_path(path: str) -> str:
-    """Return a path for display: where it leads through a :class:`Directory`, the path of that directory."""
-    if path.startswith(_DESCRIPTORS):
-        number, _, rest = path.removeprefix(_DESCRIPTORS).partition("/")
-        with contextlib.suppress(OSError):
-            return f"{os.readlink(_DESCRIPTORS + number)}/{rest}"
-    return path
 
 
 class translate_errors:  # noqa: N801  named like contextlib's; a generator would take three times as long, for each task
@@ -146,7 +47,7 @@ class translate_errors:  # noqa: N801  named like contextlib's; a generator woul
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if not isinstance(error, OSError):
             return
-        path = f" ({display_path(os.fsdecode(error.filename))})" if error.filename else ""
+        path = f" ({open_directory.display_path(os.fsdecode(error.filename))})" if error.filename else ""
         text = f"Cannot {self._action}: {error.strerror}{path}."
         if error.errno in FULL:
             raise SpoolFull(f"{text} Free space, inodes or quota there; nothing was left in the spool.") from error
@@ -181,7 +82,7 @@ def create(
         try:
             if exact:
                 _set_exactly(fd, mode)
-            write_all(fd, parts)
+            file_content.write_all(fd, parts)
             if durability != "none":
                 os.fsync(fd)
         finally:
@@ -424,11 +325,6 @@ def reading(
         close(fd)
 
 
-def append(fd: int, data: bytes) -> None:
-    """Append to a file to which only processes of this host append: the kernel does not mix their pieces."""
-    write_all(fd, [data])
-
-
 def open_append(path: str, mode: int = 0o600, *, exact: bool = False) -> int:
     """Open or create a file of this account for appending; ``exact`` as for :func:`create`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -467,46 +363,6 @@ def open_edit(path: str, mode: int = 0o600) -> int:
     return fd
 
 
-def write_at(fd: int, data: bytes, offset: int) -> None:
-    """Overwrite a file of this account at ``offset``."""
-    while data:
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
-
-
-def read_at(fd: int, length: int, offset: int) -> bytes:
-    """Return the bytes at ``offset``, in whatever pieces the filesystem gives them; fewer where the file ends."""
-    data = os.pread(fd, max(length, 0), offset)  # also for no bytes: ESPIPE tells a FIFO from an empty file
-    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def read_into(fd: int, places: Sequence[bytearray | memoryview], offset: int) -> int:
-    """Fill ``places`` with the bytes at ``offset``, without a copy; return their number, fewer where the file ends."""
-    views = [memoryview(place) for place in places if len(place)]
-    begin = offset
-    while views and (done := os.preadv(fd, views[:_PARTS], offset)):
-        offset += done
-        views = _remaining(views, done)
-    return offset - begin
-
-
-def end_of(fd: int) -> int:
-    """Return the size of an opened file in the cheapest way; moves the position of the descriptor."""
-    return os.lseek(fd, 0, os.SEEK_END)
-
-
-def truncate(fd: int, size: int) -> None:
-    """Truncate a file of this account."""
-    os.ftruncate(fd, size)
-
-
-def sync(fd: int) -> None:
-    """Make the content of a file visible to other clients and durable against the crash of this node."""
-    os.fdatasync(fd)
-
-
 def sync_directory(path: str) -> None:
     """Make the names in a directory durable against the loss of power."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -531,8 +387,3 @@ def remove_tree(path: str, keep: Iterable[str] = ()) -> None:
                     os.unlink(child)
     if not kept:
         remove_directory(path)
-
-
-def size(fd: int) -> int:
-    """Return the size of an opened file in bytes."""
-    return os.fstat(fd).st_size

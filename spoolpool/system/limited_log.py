@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from spoolpool.system import files
+from spoolpool.system import open_directory
 
 _BURST = 100.0  # messages at once
 _EVERY = 6.0  # seconds for each further message
@@ -27,7 +27,7 @@ class LimitedLog:
 
     def warning(self, key: str, text: str) -> None:
         """Log a text, unless one with this key was logged or counted before. A key is a path, or another text."""
-        key = files.display_path(key)
+        key = open_directory.display_path(key)
         if key in self._known:
             return
         if len(self._known) >= _KNOWN:

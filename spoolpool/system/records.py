@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from spoolpool.errors import SpoolpoolError
-from spoolpool.system import files
+from spoolpool.system import file_content, files, open_directory
 from spoolpool.system.limited_log import LimitedLog
 from spoolpool.system.patterns import lazy_pattern
 from spoolpool.system.text import escape_line
@@ -46,7 +46,7 @@ class BadRecord(ValueError):
     """A record cannot be used. The text names its path and the reason, escaped for a terminal."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{files.display_path(path)}: {reason}")
+        super().__init__(f"{open_directory.display_path(path)}: {reason}")
         self.reason = reason
 
 
@@ -88,7 +88,7 @@ def load_bytes(path: str, *, check: Check = files.regular_status, limit: int = L
     """
     try:
         with files.reading(path, check) as (fd, status):
-            data = files.read_at(fd, limit + 1, 0) if status.st_size <= limit else b""
+            data = file_content.read_at(fd, limit + 1, 0) if status.st_size <= limit else b""
     except OSError:
         raise
     except (SpoolpoolError, ValueError) as error:  # those of the check, which name the path
@@ -132,7 +132,7 @@ def report(path: str, error: OSError | BadRecord) -> None:
     """Log once that a record is ignored; not for a missing or an empty one, since records come and go."""
     problem = problem_of(error)
     if problem not in (None, _EMPTY):  # race: a file that was created in place is empty for a moment
-        _reported.warning(path, f"Ignoring {files.display_path(path)}: {problem}.")
+        _reported.warning(path, f"Ignoring {open_directory.display_path(path)}: {problem}.")
 
 
 def problem_of(error: OSError | BadRecord) -> str | None:

@@ -22,7 +22,7 @@ from spoolpool.format.names import OutputFile, TaskFile
 from spoolpool.format.output_log import HEADER_SIZE, LogFile
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import stack_file
-from spoolpool.system import files, mounts
+from spoolpool.system import file_content, files, mounts
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.descriptors import copy_high, move_high
 
@@ -225,7 +225,7 @@ class _RankLog:
             edit, grown = self._file.fd, end != self._synced
             self._synced = end
         if grown and self._remote:  # otherwise the kernel decides when other hosts see the output
-            files.sync(edit)
+            file_content.sync(edit)
         return True
 
     def _cut(self, end: int) -> int:

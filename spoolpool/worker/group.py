@@ -23,7 +23,7 @@ from spoolpool.worker.mpi_messages import Content
 from spoolpool.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from spoolpool.protocol.objects import ObjectCache
+    from spoolpool.protocol.object_cache import ObjectCache
     from spoolpool.protocol.progress import Progress
     from spoolpool.worker.rank_guard import RankGuard
 

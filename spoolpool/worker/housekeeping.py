@@ -16,7 +16,7 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import End, Registration
 from spoolpool.protocol.workers import WorkerInfo, read_workers
-from spoolpool.system import files
+from spoolpool.system import open_directory
 from spoolpool.system.processes import ProcessId
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Housekeeping:
 
     def begin(self) -> None:
         """Record the start of the worker."""
-        entry = files.display_path(self._registration.directory)
+        entry = open_directory.display_path(self._registration.directory)
         self.journal.write("worker started", worker=entry, job=self._info.job, ranks=self._info.ranks)
         self.journal.flush()  # the worker may die before its first task has ended
 

@@ -20,14 +20,14 @@ from spoolpool.errors import LauncherError, SpoolpoolError
 from spoolpool.format.names import is_worker_id, new_worker_id
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.cancel import is_requested
-from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.object_cache import ObjectCache
 from spoolpool.protocol.progress import Progress
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.worker_registration import report_start_error
 from spoolpool.protocol.workers import WorkerInfo
 from spoolpool.security import known_spools
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import open_directory
 from spoolpool.system.accounts import account_name
 from spoolpool.system.job_ids import job_id
 from spoolpool.system.processes import ProcessId, hostname
@@ -197,9 +197,9 @@ def _join_group(config: RankConfig, spool: Spool, rank: int) -> None:
                 rank=rank,
                 worker=config.worker,
                 lease=spool.config.lease,
-                entry=files.child_path(spool.layout.worker(config.worker)),
-                claimed=files.child_path(spool.layout.claimed),
-                owner_entry=owner_entry and files.child_path(owner_entry),
+                entry=open_directory.child_path(spool.layout.worker(config.worker)),
+                claimed=open_directory.child_path(spool.layout.claimed),
+                owner_entry=owner_entry and open_directory.child_path(owner_entry),
             )
         )
 

@@ -31,7 +31,7 @@ from spoolpool.format.names import CANCELLED, TaskFile
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.repair import repair
 from spoolpool.monitor.scan import scan
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.backoff import Backoff
 
 SIZES = (0, 100, 100_000)
@@ -274,7 +274,7 @@ class Chaos:
         except OSError:
             return False
         try:
-            headers.decode_outcome(envelope.read(fd, files.size(fd), path).header, path)
+            headers.decode_outcome(envelope.read(fd, file_content.size(fd), path).header, path)
         finally:
             files.close(fd)
         return True

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from unittest import mock
 
 from spoolpool.security import trust
-from spoolpool.system import files
+from spoolpool.system import file_content, files, open_directory
 
-PATCHED = (files, trust)
+PATCHED = (file_content, files, open_directory, trust)
 """Modules whose ``os`` is replaced: all files of tasks and outcomes are reached through them."""
 
 CRASHED, RAISED = 86, 87

@@ -15,7 +15,7 @@ import pytest
 
 from spoolpool.format.headers import TaskHeader
 from spoolpool.maintenance.garbage import find_garbage, remove
-from spoolpool.protocol.objects import remove_object
+from spoolpool.protocol.object_removal import remove_object
 from spoolpool.protocol.spool import Spool
 from tests.faults.disk import NAME_CHANGES, OPERATIONS, Disk, Fault, Recorder, at, digest, in_child
 from tests.faults.scenarios import Body, run_with_faults

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spoolpool.errors import BadTaskFile, SpoolVersion
 from spoolpool.format import envelope
 from spoolpool.format.envelope import PAGE, Buffer, Envelope
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 
 LARGE = 1 << 22
 """Bytes from which a file is mapped."""
@@ -34,7 +34,7 @@ def read(path: Path, data: bytes | None = None) -> Envelope:
         path.write_bytes(data)
     fd = files.open_file(str(path))
     try:
-        return envelope.read(fd, files.size(fd), str(path))
+        return envelope.read(fd, file_content.size(fd), str(path))
     finally:
         files.close(fd)
 
@@ -60,7 +60,7 @@ def test_a_packed_file_is_read_back(
     assert [bytes(buffer) for buffer in content.buffers] == buffers
     fd = files.open_file(str(path))
     try:
-        assert envelope.read_header(fd, files.size(fd), str(path)) == header
+        assert envelope.read_header(fd, file_content.size(fd), str(path)) == header
     finally:
         files.close(fd)
 
@@ -71,7 +71,7 @@ def test_a_header_of_a_megabyte_is_read_whole(path: Path) -> None:
     assert content.header == header
     fd = files.open_file(str(path))
     try:
-        assert envelope.read_header(fd, files.size(fd), str(path)) == header
+        assert envelope.read_header(fd, file_content.size(fd), str(path)) == header
     finally:
         files.close(fd)
 
@@ -163,7 +163,7 @@ def test_a_foreign_file_is_refused(data: bytes, path: Path) -> None:
     fd = files.open_file(str(path))
     try:
         with pytest.raises(BadTaskFile, match="foreign or torn"):
-            envelope.read_header(fd, files.size(fd), str(path))
+            envelope.read_header(fd, file_content.size(fd), str(path))
     finally:
         files.close(fd)
 
@@ -248,7 +248,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def writev(self, fd: int, views: Sequence[memoryview]) -> int:
             return os.write(fd, views[0][:7])
 
-    monkeypatch.setattr(files, "os", Slow())
+    monkeypatch.setattr(file_content, "os", Slow())
 
 
 @pytest.mark.usefixtures("few_at_a_time")
@@ -260,6 +260,6 @@ def test_short_reads_and_writes_are_continued(size: int, path: Path) -> None:
     assert (content.header, bytes(content.payload), bytes(content.buffers[0])) == (header, payload, buffers[0])
     fd = files.open_file(str(path))
     try:
-        assert envelope.read_header(fd, files.size(fd), str(path)) == header
+        assert envelope.read_header(fd, file_content.size(fd), str(path)) == header
     finally:
         files.close(fd)

@@ -21,7 +21,7 @@ from spoolpool.maintenance.check import check
 from spoolpool.pool import job_ends
 from spoolpool.pool.batch_jobs import read_record
 from spoolpool.protocol import lost_attempts
-from spoolpool.protocol.objects import leases
+from spoolpool.protocol.object_leases import leases
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
 from spoolpool.protocol.worker_registration import take_end

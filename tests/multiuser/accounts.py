@@ -20,7 +20,7 @@ from spoolpool.format import envelope, headers
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane
 from spoolpool.protocol.claimer import Claimer
-from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.object_cache import ObjectCache
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.permissions import Mode
 from spoolpool.security.trust import Trust

@@ -24,7 +24,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.security import known_spools
 from spoolpool.security.permissions import Mode
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from tests.multiuser.accounts import People, Person, Scene, in_account
 from tests.support.fake_worker import Clock, Inbox
 from tests.support.waiting import LIMIT, wait_until
@@ -488,7 +488,7 @@ def test_task_that_closes_all_descriptors_does_not_disturb_the_next_one(tmp_path
 
 def test_closed_directory_is_not_restored_from_another_one_at_its_path(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    directory = files.Directory(str(tmp_path / "one"), readable=False)
+    directory = open_directory.Directory(str(tmp_path / "one"), readable=False)
     number = int(str(directory).rpartition("/")[2])
     assert not directory.restore(str(tmp_path / "one"))
     os.close(number)

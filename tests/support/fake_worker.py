@@ -47,7 +47,7 @@ from spoolpool.format.names import (
 )
 from spoolpool.maintenance import garbage
 from spoolpool.protocol import claimer, dependencies, heartbeat, listing, presence, recovery, tasks
-from spoolpool.protocol.objects import ObjectCache
+from spoolpool.protocol.object_cache import ObjectCache
 from spoolpool.protocol.outcome_log import find_log
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.packs import PackedCall

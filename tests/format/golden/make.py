@@ -36,7 +36,8 @@ from spoolpool.pool.batch_jobs import JobRecord
 from spoolpool.pool.job_ends import JobEnd
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.claim import Claim
-from spoolpool.protocol.objects import acquire, put_object
+from spoolpool.protocol.object_leases import acquire
+from spoolpool.protocol.objects import put_object
 from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.packs import PackedCall, parts_of
 from spoolpool.protocol.spool import Spool

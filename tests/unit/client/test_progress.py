@@ -22,6 +22,7 @@ from spoolpool.errors import BadRequest
 from spoolpool.protocol import progress, workers
 from spoolpool.protocol.progress import Progress, progress_of
 from spoolpool.protocol.spool import Spool
+from spoolpool.system import file_content
 from spoolpool.system.processes import ProcessId
 from tests.conftest import Workers
 from tests.support import tasks
@@ -188,7 +189,7 @@ def test_of_what_is_told_in_a_hurry_the_last_is_seen_and_little_is_written(
     monkeypatch.setattr(progress, "_EVERY", 0.2)
     written: list[bytes] = []
     monkeypatch.setattr(
-        progress.files, "write_at", lambda fd, data, offset, write=progress.files.write_at: (
+        progress.file_content, "write_at", lambda fd, data, offset, write=file_content.write_at: (
             written.append(data), write(fd, data, offset)
         )
     )  # fmt: skip

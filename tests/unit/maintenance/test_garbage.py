@@ -47,7 +47,7 @@ from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.processes import ProcessId
 from tests.conftest import Workers
 from tests.faults.disk import CRASHED, Disk, Fault, at, in_child
@@ -514,7 +514,7 @@ def test_lost_task_has_an_outcome_for_its_submitter(spool: Spool) -> None:
     path = spool.layout.outcome("inbox", task_file)
     fd = files.open_file(path)
     try:
-        content = envelope.read(fd, files.size(fd), path)
+        content = envelope.read(fd, file_content.size(fd), path)
     finally:
         files.close(fd)
     assert records.decode_outcome(content.header, path).kind == "lost"

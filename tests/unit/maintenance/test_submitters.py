@@ -29,12 +29,12 @@ from spoolpool.format.names import (
 from spoolpool.maintenance import garbage
 from spoolpool.maintenance.garbage import find_garbage, remove
 from spoolpool.maintenance.garbage_item import GarbageItem
-from spoolpool.protocol import cancel, objects
+from spoolpool.protocol import cancel, object_leases
 from spoolpool.protocol.failed_tasks import retry_task
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import files, open_directory
 from spoolpool.system.processes import ProcessId
 from tests.support.fake_worker import LANE, Clock, announce, dead_process, outcome_of, unknown_process
 
@@ -123,7 +123,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, path: Path | str, number
     real = getattr(files, name)
 
     def fail(each: str, *args: Any, **options: Any) -> Any:
-        if files.display_path(str(each)) == str(path):
+        if open_directory.display_path(str(each)) == str(path):
             raise OSError(number, os.strerror(number), str(each))
         return real(each, *args, **options)
 
@@ -230,7 +230,7 @@ def test_unfinished_object_stays_while_its_submitter_is_alive(
     run = new_submitter_id()
     entry = register(spool, paused, run=run if named else "")
     if not named:
-        objects.acquire(spool, "inbox", ObjectLease("0" * 32, run))
+        object_leases.acquire(spool, "inbox", ObjectLease("0" * 32, run))
     path = Path(spool.layout.tmp, f"{'0' * 32}.{run}")
     path.touch()
     after(10_000)

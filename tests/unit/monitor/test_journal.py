@@ -24,7 +24,7 @@ from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, writer_
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event, Journal, lines, submitters_journal
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.accounts import account_name
 from spoolpool.system.processes import hostname
 from spoolpool.worker.task_journal import TaskJournal
@@ -80,8 +80,8 @@ def test_actions_of_submitters_and_workers_are_recorded_in_order(spool: Spool, w
 
 def test_journal_lines_of_a_submitter_are_written_in_batches(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     appended: list[int] = []
-    append = files.append
-    monkeypatch.setattr(files, "append", lambda fd, data: appended.append(data.count(b"\n")) or append(fd, data))
+    append = file_content.append
+    monkeypatch.setattr(file_content, "append", lambda fd, data: appended.append(data.count(b"\n")) or append(fd, data))
     monkeypatch.setattr(journal, "time", Clock())
     with Executor(spool=spool.path) as executor:
         for _ in range(300):

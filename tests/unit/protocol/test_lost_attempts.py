@@ -20,7 +20,7 @@ from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import exit_file, stack_file
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.system.crash import STACK_LIMIT, crash_stack
 from spoolpool.system.processes import ProcessId, describe_command_status, describe_status
 from tests.support.fake_worker import Clock, Stage, announce, dead_process
@@ -122,7 +122,7 @@ def write_output(spool: Spool, task_file: TaskFile, text: str, rank: int = 0) ->
     fd = files.open_file(path, write=True)
     log = LogFile(fd)
     log.begin_output(log.end(), task_file, 1.0)
-    files.write_at(fd, text.encode(), log.end())
+    file_content.write_at(fd, text.encode(), log.end())
     files.close(fd)
 
 

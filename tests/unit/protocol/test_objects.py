@@ -52,10 +52,13 @@ from spoolpool.launch.mpiexec import find_mpiexec
 from spoolpool.maintenance import garbage
 from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage, remove
-from spoolpool.protocol import objects
+from spoolpool.protocol import object_cache, object_leases, object_references, object_removal, objects
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.failed_tasks import retry_task
-from spoolpool.protocol.objects import ObjectCache, acquire, object_id, put_object, read_object, remove_object
+from spoolpool.protocol.object_cache import ObjectCache
+from spoolpool.protocol.object_leases import acquire
+from spoolpool.protocol.object_removal import remove_object
+from spoolpool.protocol.objects import object_id, put_object, read_object
 from spoolpool.protocol.sessions import SessionInfo
 from spoolpool.security.signing import key_path, make_key
 from spoolpool.security.trust import Trust
@@ -296,7 +299,7 @@ def test_rank_opens_an_object_once(spool: Spool, monkeypatch: pytest.MonkeyPatch
         return real(path, write=write)
 
     monkeypatch.setattr(files, "open_file", count)
-    monkeypatch.setattr(objects, "_KEPT", 2)
+    monkeypatch.setattr(object_cache, "_KEPT", 2)
     cache = ObjectCache(spool, Trust())
     gc.collect()  # a collection later would close descriptors that earlier tests have left
     before = len(os.listdir("/proc/self/fd"))
@@ -317,7 +320,7 @@ def test_object_hidden_by_a_cache_is_waited_for(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, ones: np.ndarray[Any, Any]
 ) -> None:
     clock = Clock.installed(monkeypatch)
-    monkeypatch.setattr(objects, "time", clock)
+    monkeypatch.setattr(object_cache, "time", clock)
     name = put_object(spool, *pickling.dumps(ones), "writer")
     path = Path(spool.layout.objects, name)
     hidden = path.rename(path.with_name("hidden"))
@@ -804,9 +807,9 @@ def test_task_that_is_about_to_be_submitted_needs_its_objects(stage: Stage) -> N
     inbox = stage.inbox()
     ref = inbox.put_object("needed")
     path = move_task(stage, stage.submit(inbox, leave_trace, ref), "tmp")
-    assert objects.read_references(stage.spool) == ({ref.name}, {})
+    assert object_references.read_references(stage.spool) == ({ref.name}, {})
     path.write_bytes(path.read_bytes()[:-1])
-    assert objects.read_references(stage.spool) == (set(), {}), "its writer has a lease"
+    assert object_references.read_references(stage.spool) == (set(), {}), "its writer has a lease"
 
 
 def move_task(stage: Stage, header: TaskHeader, place: str) -> Path:
@@ -952,7 +955,7 @@ def test_object_put_again_after_the_listing_stays_despite_a_hidden_lease(
     after(2)
     found = [each for each in find_garbage(spool) if each.path == f"objects/{name}"]
     SessionObjects(spool, "inbox").put(*content)
-    monkeypatch.setattr(objects, "leases", lambda *_, **__: {})
+    monkeypatch.setattr(object_removal, "leases", lambda *_, **__: {})
     assert remove(spool, found) == 0
     assert paths(spool, "objects") == [f"objects/{name}"] and not paths(spool, "tmp")
 
@@ -1004,7 +1007,7 @@ def test_leased_object_exists_for_any_interleaving_of_put_and_remove(tmp_path: P
         if not disk.came:
             break
         assert read_object(spool, name, Trust()), number
-        assert list(objects.leases(spool)) == [name] and not paths(spool, "tmp")
+        assert list(object_leases.leases(spool)) == [name] and not paths(spool, "tmp")
     assert number > 3
 
 

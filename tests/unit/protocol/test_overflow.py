@@ -13,7 +13,7 @@ import pytest
 from spoolpool.errors import BadTaskFile, NotTrusted, SpoolpoolError
 from spoolpool.format import envelope
 from spoolpool.format.envelope import Envelope
-from spoolpool.protocol import objects, overflow
+from spoolpool.protocol import object_cache, object_removal, objects, overflow
 from spoolpool.protocol.spool import Spool
 from spoolpool.security.trust import Trust
 from spoolpool.system import files, memory, mounts
@@ -135,13 +135,13 @@ def test_large_objects_are_stored_once(two: Spool) -> None:
     assert os.stat(two.layout.object(name, None)).st_ino == stamp
     assert bytes(objects.read_object(two, name, Trust()).buffers[0]) == LARGE
     assert len(list(second(two).iterdir())) == 1
-    assert objects.remove_object(two, name)
+    assert object_removal.remove_object(two, name)
     assert list(second(two).iterdir()) == []
 
 
 def test_buffers_of_large_objects_are_read_for_several_calls(two: Spool) -> None:
     name = objects.put_object(two, b"", [LARGE], "writer")
-    cache = objects.ObjectCache(two, Trust())
+    cache = object_cache.ObjectCache(two, Trust())
     for _ in range(3):
         (buffer,) = cache.fill({name: [0]}, [])
         assert bytes(buffer) == LARGE

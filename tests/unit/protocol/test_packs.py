@@ -27,7 +27,7 @@ from spoolpool.protocol.outcome_log import OutcomeLog, find_log
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import file_content
 from spoolpool.worker.publish import outcome_parts
 from tests.support.fake_worker import Clock, Stage, announce, dead_process, unknown_process
 
@@ -190,7 +190,7 @@ def test_outcome_that_could_not_be_written_leaves_nothing_behind(stage: Stage, m
             raise OSError(errno.ENOSPC, "full")
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_all", half)
+            patch.setattr(file_content, "write_all", half)
             with pytest.raises(OSError, match="full"):
                 log.append(parts[1])
         log.append(parts[1])

@@ -44,7 +44,7 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import move_to_bucket
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from tests.conftest import Workers
 from tests.faults.disk import CRASHED, Disk, Fault, at, in_child
 from tests.support.fake_worker import LANE, Clock, Inbox, announce, dead_process
@@ -561,7 +561,7 @@ def test_lost_task_runs_again_after_a_retry(spool: Spool, worker: Workers, tmp_p
     path = spool.layout.outcome(session, task_file)
     fd = files.open_file(path)
     try:
-        assert records.decode_outcome(envelope.read_header(fd, files.size(fd), path), path).kind == "result"
+        assert records.decode_outcome(envelope.read_header(fd, file_content.size(fd), path), path).kind == "result"
     finally:
         files.close(fd)
     assert second.poll() is None

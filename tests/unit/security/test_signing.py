@@ -31,7 +31,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security import known_spools, signing
 from spoolpool.security.trust import Trust
-from spoolpool.system import files
+from spoolpool.system import file_content, files
 from spoolpool.worker.publish import outcome_parts
 from tests.conftest import Workers
 from tests.support import tasks
@@ -191,7 +191,7 @@ def test_a_header_is_not_returned_without_a_valid_signature(spool: Spool, trap: 
     fd = files.open_file(str(path))
     try:
         with pytest.raises(NotTrusted):
-            spool.read_header(fd, files.size(fd), str(path), signing.task_label(task_file.task))
+            spool.read_header(fd, file_content.size(fd), str(path), signing.task_label(task_file.task))
     finally:
         files.close(fd)
 

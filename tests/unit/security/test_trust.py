@@ -31,7 +31,7 @@ from spoolpool.protocol.recovery import Recovery
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
-from spoolpool.system import accounts, files
+from spoolpool.system import accounts, file_content, files
 from spoolpool.system.accounts import account_name
 from tests.support.accounts import as_root, known_account, unused_id
 from tests.support.fake_worker import LANE, Clock, Inbox, Stage, announce, dead_process, info_of
@@ -254,7 +254,7 @@ def test_a_task_with_a_hostile_name_in_its_header_is_set_aside(
 ) -> None:
     path = put(spool, trap)
     fd = files.open_file(str(path))
-    content = envelope.read(fd, files.size(fd), str(path))
+    content = envelope.read(fd, file_content.size(fd), str(path))
     files.close(fd)
     import msgspec
 
