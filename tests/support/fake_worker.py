@@ -23,7 +23,7 @@ from spoolpool.calls.interruption import Interrupter
 from spoolpool.calls.isolation import PickledCall, run_apart
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
-from spoolpool.client import collector, retention, vanished
+from spoolpool.client import collector, delivery, retention, vanished
 from spoolpool.client.futures import TaskFuture
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
@@ -92,7 +92,7 @@ class Clock:
         clock = cls()
         worker = publish, loop, execution, pack_run, housekeeping, idle_wait
         others = () if observers else (backoff, claimer, dependencies, listing, presence, retention, vanished, *worker)
-        for module in (recovery, heartbeat, collector, *others):
+        for module in (recovery, heartbeat, collector, delivery, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
 
