@@ -4,7 +4,7 @@
 
     from spoolpool import Pool
 
-    with Pool(4) as pool:                            # groups on this host
+    with Pool(4) as pool:  # groups on this host
         pool.map(function, values)
 
     with Pool(spool="/shared/project/spool") as pool:  # groups that serve this spool
@@ -27,7 +27,6 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +75,7 @@ class Pool:
         processes: int | None = None,
         initializer: Function | None = None,
         initargs: Iterable[Any] = (),
-        maxtasksperchild: int | None = None,  # noqa: ARG002
+        maxtasksperchild: int | None = None,
         *,
         executor: Executor | None = None,
         **options: Any,
@@ -285,7 +284,7 @@ class Pool:
         if self._own:
             self._executor.shutdown()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Pool:  # noqa: PYI034  Self needs Python 3.11
         """Return the pool."""
         self._require_open()
         return self

@@ -84,8 +84,7 @@ class TestErrors:
         assert list(values) == [4, 5]
         unordered, found = pool.imap_unordered(fail_at_three, range(6)), []
         with pytest.raises(LookupError):
-            while True:
-                found.append(next(unordered))
+            found.extend(unordered)
         assert sorted([*found, *unordered]) == [0, 1, 2, 4, 5]
 
     def test_an_exception_in_a_chunk_of_imap_ends_the_iterator(self, pool: Any) -> None:
