@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -69,6 +70,8 @@ class Collector:
         self._passes_begun = self._passes_ended = 0
         self._pass_ended = threading.Condition(pending.lock)
         self._warned: set[str] = set()
+        self.flush_due: Callable[[], float] | None = None
+        """Submits the gathered calls that are due; returns the seconds until the next ones are."""
         self.delivery = Delivery(pending, accept)
         """Delivery of the outcomes to the futures."""
 
@@ -176,7 +179,8 @@ class Collector:
                     recovery.sweep(self._session)
             except (OSError, NotTrusted) as error:
                 self._log_postponed(error)
-            if self._watch.wait(self._pause(backoff)):
+            due = math.inf if self.flush_due is None else self.flush_due()
+            if self._watch.wait(min(due, self._pause(backoff))):
                 backoff.reset()
             self._waits_long = False
 

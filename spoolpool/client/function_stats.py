@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from spoolpool.client.demand import Demand
 from spoolpool.client.map import ChunkSize
 from spoolpool.system.user_code import is_interrupt
 
@@ -22,6 +23,7 @@ class FunctionStats:
 
     def __init__(self) -> None:
         self.size = ChunkSize(None)
+        self.demand = Demand()
         self.pending: Counter[PackKey] = Counter()
         """Tasks that groups have, or could have at once."""
         self.open_packs: dict[PackKey, Pack] = {}

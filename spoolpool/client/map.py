@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from spoolpool.client import progress_bar
+from spoolpool.client.durations import Durations
 from spoolpool.client.futures import TaskFuture, wait
 from spoolpool.errors import DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
 from spoolpool.wire import run_chunk, values_before
@@ -34,33 +35,32 @@ class ChunkSize:
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
         self._most = _MOST
-        self._measured: deque[tuple[int, float]] = deque(maxlen=8)
+        self.durations = Durations()
+        """Measured durations."""
 
     @property
     def is_measured(self) -> bool:
         """Whether the duration of a task is known."""
-        return bool(self._measured)
+        return self.durations.mean is not None
 
     def limited(self, most: int) -> ChunkSize:
         """Return a size with the same measurements, present and future, and at most so many calls in a task."""
         size = ChunkSize(self._fixed)
-        size._most, size._measured = min(most, _MOST), self._measured
+        size._most, size.durations = min(most, _MOST), self.durations
         return size
 
     def next(self) -> int:
         """Return the number of calls, at least 1."""
         if self._fixed is not None:
             return self._fixed
-        measured = list(self._measured)  # a copy: the collector thread appends
-        calls, seconds = sum(count for count, _ in measured), sum(each for _, each in measured)
-        if not calls:
+        known = self.durations
+        if known.mean is None:
             return 1
-        largest = max(count for count, _ in measured)
-        return max(1, min(self._most, _GROWTH * largest, int(TARGET * calls / max(seconds, 1e-9))))
+        return max(1, min(self._most, int(_GROWTH * known.largest), int(TARGET / max(known.mean, 1e-9))))
 
     def add(self, calls: int, seconds: float) -> None:
         """Take the duration of a task of this number of calls into account."""
-        self._measured.append((calls, seconds))
+        self.durations.add(calls, seconds)
 
     def measure(self, future: Future[Any], calls: int) -> None:
         """Take the duration of a task of this number of calls into account, once it is done."""

@@ -13,8 +13,11 @@
                   the futures of the calls  with their part of the result
 
 A pack is open only while tasks of its function that ask for the same resources are pending, more of them than there are
-groups that could run them. The end of one of them submits it if few are left, and so do new groups. So no timer is
-needed, and a call waits in memory only as long as the worker groups have calls of the same function to run.
+groups that could run them. The end of one of them submits it if few are left, and so do new groups. So a call waits in
+memory only as long as the worker groups have calls of the same function to run.
+
+Short calls do not keep all groups busy (:mod:`spoolpool.client.demand`). Then fewer pending tasks are enough, and the
+collector submits the pack after a moment, since a group may be idle.
 
 A pack whose calls take much longer than measured, or return much, ends early in a temporary spool: the calls that were
 not run go into packs of their own. So an unfinished call of such a pack is no dependency of another task: its value is
@@ -24,8 +27,10 @@ awaited in this process.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +57,8 @@ BUSY = 4
 
 _PER_GROUP = 2
 """The same, for each group that could run them: so a group that becomes idle finds a task."""
+_MOMENT = 0.01
+"""Seconds for which a call may wait for others although a group may be idle."""
 _SECONDS = 5 * TARGET
 """Seconds after which a pack that may end early runs no further call."""
 _SMALL = 1 << 16  # bytes of a pickled call from which on it is not packed
@@ -76,6 +83,7 @@ class Packer:
         self.functions = KnownFunctions()
         self._packs: set[Pack] = set()  # without an outcome
         runtime.flush_with(self.flush)
+        runtime.session.collector.flush_due = self.flush_due
         fork.call_in_child(self, Packer._after_fork)
 
     # -- gather, send, deliver
@@ -87,8 +95,9 @@ class Packer:
         key = PackKey(call.lane, call.name, call.resources, call.directory)
         with self._lock:
             stats = self.functions.of(call.function)
+            stats.demand.note_submission()
             size = stats.size.next()
-            if size == 1 or not self._is_busy(stats, key):
+            if size == 1 or not self._may_gather(stats, key):
                 return None
             pack = stats.open_packs.get(key)
             if pack is None:
@@ -100,6 +109,14 @@ class Packer:
                 self._send(pack)
         return future
 
+    def _may_gather(self, stats: FunctionStats, key: PackKey) -> bool:
+        """Return whether a call may wait for others: so many tasks are pending that all groups are busy.
+
+        For a moment also if these are enough for the groups that the calls keep busy.
+        """
+        enough = _PER_GROUP * stats.demand.groups(stats.size.durations)
+        return stats.pending[key] >= enough or self._is_busy(stats, key)
+
     def _is_busy(self, stats: FunctionStats, key: PackKey) -> bool:
         """Return whether all groups that could run a call have something else to do, and soon a task more."""
         return stats.pending[key] >= max(BUSY, _PER_GROUP * self._runtime.count_groups(key.resources.shape))
@@ -110,6 +127,33 @@ class Packer:
             call.future.pack = pack
         self._packs.add(pack)
         return pack
+
+    def flush_due(self) -> float:
+        """Submit the calls that have waited for a moment while a group may be idle; return the seconds to the next."""
+        left = math.inf
+        for pack in self.functions.open_packs():
+            with self._lock:
+                stats, key = pack.stats, pack.key
+                if stats.open_packs.get(key) is not pack or self._is_busy(stats, key):
+                    continue
+                seconds = pack.opened + _MOMENT - time.monotonic()
+                if seconds > 0:
+                    left = min(left, seconds)
+                elif stats.demand.ended < pack.opened:  # the tasks take longer than measured
+                    self._divide(pack)
+                else:
+                    self._send(pack)
+        return left
+
+    def _divide(self, pack: Pack) -> None:
+        """Submit the calls of an open pack in as many tasks as there may be idle groups, under the lock."""
+        stats, key, calls = pack.stats, pack.key, pack.calls
+        idle = self._runtime.count_groups(key.resources.shape) - stats.pending[key]
+        size = max(1, math.ceil(len(calls) / max(1, idle)))
+        others = [self._new_pack(stats, key, calls[start : start + size]) for start in range(size, len(calls), size)]
+        pack.calls = calls[:size]
+        for each in (pack, *others):
+            self._send(each)
 
     def flush(self) -> None:
         """Submit all open packs."""
@@ -246,8 +290,9 @@ class Packer:
     def _count_ended(self, stats: FunctionStats, key: PackKey) -> None:
         with self._lock:
             stats.pending[key] -= 1
+            stats.demand.note_end()
             pack = stats.open_packs.get(key)
-            if pack is not None and not self._is_busy(stats, key):
+            if pack is not None and not self._may_gather(stats, key):
                 self._send(pack)
             if not stats.pending[key]:
                 del stats.pending[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +51,8 @@ class Pack:
         self.key = key
         self.calls = calls
         self.task_id = new_task_id(key.resources.priority)
+        self.opened = time.monotonic()
+        """Time of its creation."""
         self.task: Future[Any] | None = None
         """Future of the task, once it was submitted."""
         self.is_argument = False

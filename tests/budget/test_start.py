@@ -85,6 +85,8 @@ _OF_A_LOCAL_EXECUTOR = (
 
 _BEFORE_THE_GROUP = (
     "spoolpool.client.collector",
+    "spoolpool.client.demand",
+    "spoolpool.client.durations",
     "spoolpool.client.function_stats",
     "spoolpool.client.map",
     "spoolpool.client.packing",
