@@ -1,4 +1,4 @@
-"""Demand of short calls for worker groups, and the packs of calls of which a few groups run as many as are submitted."""
+"""Demand of short calls for worker groups, and packs of calls that a few groups run as fast as they are submitted."""
 
 from __future__ import annotations
 
