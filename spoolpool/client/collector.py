@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from spoolpool.client.delivery import Delivery
+from spoolpool.client.direct_collection import LINGER, DirectCollection
 from spoolpool.client.futures import TaskFuture, finish
 from spoolpool.client.pending import PendingTasks
 from spoolpool.client.starvation import Refresher, StarvationMonitor
@@ -35,7 +36,6 @@ log = logging.getLogger("spoolpool.session")
 
 _FIRST_POLL, _LAST_POLL = 0.0005, 1.0  # seconds between two listings, growing
 _CHECK_SECONDS = 5.0  # time without an outcome until the next check of the spool and of its worker groups
-_LINGER = 0.02  # seconds after the last outcome in which a new task need not wake the thread
 
 
 class Collector:
@@ -74,17 +74,22 @@ class Collector:
         """Submits the gathered calls that are due; returns the seconds until the next ones are."""
         self.delivery = Delivery(pending, accept)
         """Delivery of the outcomes to the futures."""
+        self.direct = DirectCollection(pending, self._watch, self.delivery)
+        """Collection by the threads that wait for a result."""
 
     def start(self) -> bool:
         """Start the thread if it does not run, under the session's lock; returns whether a new task must wake it."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"spoolpool-{self._session}", daemon=True)
             self._thread.start()
+        if len(self._pending) > 1:
+            self.direct.observe()
         return self._waits_long
 
     def wake(self) -> None:
         """Make the thread list the outcomes now."""
         with self._pending.lock:  # race: it may be about to close the watcher
+            self.direct.recall()
             self._watch.wake()
 
     def wait_for_pass(self) -> None:
@@ -93,6 +98,7 @@ class Collector:
             return
         with self._pending.lock:
             begun = self._passes_begun
+            self.direct.recall()
             self._watch.wake()
             while self._passes_ended <= begun and self._thread.is_alive():
                 self._pass_ended.wait(1.0)
@@ -101,6 +107,7 @@ class Collector:
         """Let the thread end once no task is pending. May be repeated."""
         with self._pending.lock:
             self._stopping = True
+            self.direct.recall()
             self._watch.wake()
 
     @property
@@ -164,7 +171,9 @@ class Collector:
                     refresher.reset()
                     if not hears:
                         continue
-                    self._linger_until = time.monotonic() + _LINGER  # an outcome since the listing ends the wait
+                    self._linger_until = time.monotonic() + LINGER  # an outcome since the listing ends the wait
+                    if collected and not self._stopping and self._watch.covers({inbox}) and self.direct.rest():
+                        self._linger_until = time.monotonic() + LINGER
                 now = time.monotonic()
                 if not idle and now > check_due:
                     check_due = now + _CHECK_SECONDS
@@ -192,10 +201,10 @@ class Collector:
             elif self._stopping:
                 seconds = 0.0
             else:
-                seconds = _LINGER if time.monotonic() < self._linger_until else 3600.0
+                seconds = LINGER if time.monotonic() < self._linger_until else 3600.0
             if self._pending.flush(age=1.0):
                 seconds = min(seconds, 1.0)
-            self._waits_long = seconds > _LINGER
+            self._waits_long = seconds > LINGER
         return seconds
 
     def _log_postponed(self, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 
 from spoolpool.calls.results import error_of, value_of
@@ -21,6 +22,7 @@ from spoolpool.security.signing import outcome_label
 from spoolpool.security.trust import Trust
 from spoolpool.system import accounts, files, open_directory
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.user_code import is_interrupt
 
 log = logging.getLogger("spoolpool.session")
 
@@ -46,6 +48,7 @@ class Delivery:
         self._unreadable: dict[str, float] = {}  # times of the first tries, by names of task files
         self._logs: dict[str, LogReader] = {}  # of running packs, by the names of their claims
         self._stream_due = 0.0
+        self._delivered: deque[TaskFile] = deque()  # results that are to be removed from the spool
         self.on_outcome: Callable[[TaskHeader, TaskFile], None] | None = None
         """Called in the collector thread with a task and its attempt, before its future is done."""
         self.on_result: Callable[[TaskHeader, OutcomeHeader, str, str], None] | None = None
@@ -75,6 +78,43 @@ class Delivery:
         ):  # else each outcome would wake this thread, and slow down the submitting one
             Backoff(_BATCH_SECONDS, _BATCH_SECONDS).sleep()
         return collected > 0
+
+    def deliver_alone(self, future: TaskFuture, task_file: TaskFile) -> bool:
+        """Deliver a result to a future that only threads in ``result()`` wait for; returns False for another outcome.
+
+        That one is left to the collector thread, as is an outcome that cannot be read now. Raises the exceptions of
+        signal handlers, and of unpickling; then the collector thread tries it, too.
+        """
+        plain = task_file.worker not in ("", CANCELLED) and not task_file.calls and not future.header.cache
+        if not plain or self.on_outcome is not None or task_file.name in self._ignored:
+            return False
+        outgoing = self._spool.outgoing(self._session, self._spool.account)
+        try:
+            outcome, content = read_outcome(self._spool, self._session, task_file, self._accept, outgoing)
+            value = value_of(outcome, content) if outcome.kind == "result" else None
+        except (SpoolpoolError, OSError) as error:
+            if is_interrupt(error) or (isinstance(error, OSError) and error.errno is None):
+                raise
+            return False
+        except (MemoryError, RecursionError):  # the collector thread has a stack of its own
+            return False
+        future.seconds = outcome.ended - outcome.started
+        if outcome.kind != "result" or not future.set_unobserved(value):
+            return False
+        self._pending.record_event("collected", future, kind="result")
+        self._pending.mark_delivered(future, task_file, "result")
+        self._delivered.append(task_file)
+        return True
+
+    def discard_delivered(self) -> None:
+        """Remove the outcomes that :meth:`deliver_alone` has delivered, unless a dependent needs them."""
+        while self._delivered:
+            try:
+                self._pending.retention.discard_if_unneeded(self._delivered.popleft())
+            except (OSError, NotTrusted, IndexError) as error:
+                # the collector thread tries again, and may have emptied the queue during a signal handler
+                if isinstance(error, OSError) and error.errno is None:  # of a signal handler
+                    raise
 
     def _collect(self, task_file: TaskFile) -> bool:
         """Deliver one committed outcome and remove it; returns False if it was not delivered, or not yet."""

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import (
     ALL_COMPLETED,
@@ -105,11 +105,36 @@ class TaskFuture(SafeFuture):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the exception of the task. A waiting task executes its own tasks meanwhile."""
-        return super().result(_assist(self, timeout))
+        if not self.has_ended:
+            if self.session.can_assist():
+                timeout = _assist(self, timeout)
+            else:
+                timeout = self.session.collector.direct.collect(self, timeout)
+        return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception of the task, or None; waits as :meth:`result` does."""
         return super().exception(_assist(self, timeout))
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        self._observe()
+        return super()._waiters
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call a function with this future once it is done, in the collector thread; at once if it is done already."""
+        self._observe()
+        super().add_done_callback(fn)
+
+    def done(self) -> bool:
+        """Return whether the task has ended."""
+        self._observe()
+        return super().done()
+
+    def _observe(self) -> None:
+        """Let the collector thread continue if it rests: another way than :meth:`result` is used to wait."""
+        if not self.has_ended:
+            self.session.collector.direct.observe()
 
     def cancel(self) -> bool:
         """Cancel the task and its dependents; returns False once a worker has claimed the task, or it is done."""

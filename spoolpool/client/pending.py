@@ -67,6 +67,11 @@ class PendingTasks:
         """Return the future of a task that has no outcome yet."""
         return self._futures.get(task)
 
+    def is_alone(self, future: TaskFuture) -> bool:
+        """Return whether a task is the only pending one, and nothing but its result is to be delivered, to threads."""
+        alone = len(self._futures) == 1 and future.task in self._futures
+        return alone and future.pack is None and not future.is_observed
+
     def ids(self) -> Container[str]:
         """Return a live view of the ids of the pending tasks."""
         return self._futures.keys()

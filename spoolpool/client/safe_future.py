@@ -8,7 +8,7 @@ import threading
 from _thread import RLock
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import FINISHED, PENDING
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
 
 from spoolpool.system.user_code import describe_value, is_interrupt
@@ -72,6 +72,26 @@ class SafeFuture(Future[Any]):
             self._first_callbacks = []
         return self._first_callbacks
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the future is done, as :meth:`done`, but only for a look: it does not say that anybody asks."""
+        return self._state not in (PENDING, RUNNING)
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether callbacks or functions such as ``wait`` are to be told of the end."""
+        return bool(self._first_waiters or self._first_callbacks)
+
+    def set_unobserved(self, value: object) -> bool:
+        """Set the result of a future that is neither done nor observed; returns False for another one."""
+        with self._condition:
+            if self.has_ended or self.is_observed:
+                return False
+            self._result = value
+            self._state = FINISHED  # last: a signal handler may raise in between
+            self._condition.notify_all()
+        return True
+
     def about(self) -> dict[str, str]:
         """Return task and function, for a display; nothing for a future without a task."""
         return {}
@@ -102,6 +122,8 @@ class SafeFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the exception, whose truth value the standard library would ask for."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
         error = Future.exception(self, timeout)
         if error is None:
             return super().result(0)

@@ -240,6 +240,7 @@ class SubmitterSession:
         """Cancel a task that no worker has claimed; returns whether it succeeded."""
         if not cancel.cancel_task(self.spool, future.header, future.task_file):
             return False
+        self.collector.direct.recall()  # a thread may wait for the result
         self.pending.record_event("cancelled", future)
         task_file = future.task_file.claimed_by(CANCELLED)
         self.pending.mark_delivered(future, task_file, "cancelled")
@@ -312,6 +313,7 @@ class SubmitterSession:
     def after_fork(self) -> None:
         """Fail the pending futures in a forked child: only the parent collects their outcomes."""
         pending = self.pending.after_fork()  # first: it makes new locks
+        self.collector.direct.after_fork()
         self.collector.close()
         for future in pending:
             future.after_fork()

@@ -25,9 +25,10 @@ _WOKEN = _HEADER.pack(-1, 0, 0, 0)  # in place of the events of the pipe; the ke
 class DirectoryWatcher:
     """Watched directories, and a wait that ends when one of them changes or :meth:`wake` is called.
 
-    One thread waits. Any thread may call :meth:`wake`, but not during :meth:`close`: the number of the closed
-    descriptor may have been reused. Uses watchdog's bindings of inotify(7) directly, because its observer threads would
-    cost two thread switches per event.
+    One thread waits; another one may do so while a signal handler interrupts the first, and may get its changes. Any
+    thread may call :meth:`wake`, but not during :meth:`close`: the number of the closed descriptor may be used again.
+    Uses watchdog's bindings of inotify(7) directly, because its observer threads would cost two thread switches per
+    event.
     """
 
     _read = _write = _inotify = -1  # for close() after an exception in __init__
@@ -37,10 +38,16 @@ class DirectoryWatcher:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
-        self._poll = select.poll()
-        self._poll.register(self._read, select.POLLIN)
+        self._poll = self._new_poll()
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
         self._events: list[bytes] = []
+
+    def _new_poll(self) -> select.poll:
+        poll = select.poll()
+        for fd in (self._read, self._inotify):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        return poll
 
     def add(self, directory: str) -> None:
         """Watch a directory for new names. A directory that cannot be watched is only polled."""
@@ -79,8 +86,13 @@ class DirectoryWatcher:
         """Wait for a change, at most ``seconds``; return whether there was one."""
         self._events = []
         try:
-            ready = self._poll.poll(max(0.0, seconds) * 1000)
-        except OSError:
+            try:
+                ready = self._poll.poll(max(0.0, seconds) * 1000)
+            except RuntimeError:  # a signal handler has interrupted another wait, which goes on after it
+                ready = self._new_poll().poll(max(0.0, seconds) * 1000)
+        except OSError as error:
+            if error.errno is None:  # of a signal handler, such as a TimeoutError
+                raise
             return False
         for fd, _ in ready:
             self._drain(fd)
@@ -137,10 +149,13 @@ class DirectoryWatcher:
         self.close()  # its creator may have failed before closing it
 
     def _drain(self, fd: int) -> None:
+        if fd not in (self._read, self._inotify):  # closed in a child that a signal handler forked during the wait
+            return
         try:
             events = b""
             while not events or len(events) > 65536 - _EVENT:  # inotify returns whole events
                 events = os.read(fd, 65536)
                 self._events.append(events if fd == self._inotify else _WOKEN)
-        except OSError:  # BlockingIOError: no more events
-            pass
+        except OSError as error:  # BlockingIOError: no more events
+            if error.errno is None:  # of a signal handler
+                raise
