@@ -1,18 +1,25 @@
 """Steps of the build that mkdocs does not do by itself: it calls these functions by their names."""
 
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads this file by its path
+import _messages
 
 ROOT = Path(__file__).resolve().parents[1]
 
 _MARK = re.compile(r"^( *```\w+) (?:notest|run|background)$", re.MULTILINE)
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?(?:[\w.]*\.)?(\w+)</code>")
 _INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
+_ERRORS = "<!-- errors -->"
 _CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Insert included files, and remove the marks of blocks for the tests (tests/end_to_end/test_docs.py)."""
+    """Insert included files and the errors, and remove the marks of blocks for tests/end_to_end/test_docs.py."""
+    if _ERRORS in markdown:
+        markdown = markdown.replace(_ERRORS, _messages.page())
     return _MARK.sub(r"\1", _INCLUDE.sub(_included, markdown))
 
 
