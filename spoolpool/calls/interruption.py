@@ -51,25 +51,49 @@ _FIRST_CHECK, _LAST_CHECK = 1.0, 5.0  # seconds between checks for a cancel requ
 _IDLE = 3.0  # seconds without a call after which the thread sleeps until the next call
 
 
-Publish = Callable[[TaskHeader, TaskFile, RankResult], bool]
-"""Function that publishes an outcome from any thread and rank; it returns False if another rank did."""
+class PartOfPack(NamedTuple):
+    """One call of a pack."""
+
+    number: int
+    """Number of the call in its pack, from 0."""
+    task: str
+    """Id of the call; empty if it has none."""
+
+
+Publish = Callable[[TaskHeader, TaskFile, RankResult, int | None], bool]
+"""Function that publishes an outcome from any thread and rank, of a task, or of the call of a pack with a number; it
+returns False if another rank did."""
 
 
 class _Call(NamedTuple):
     task_file: TaskFile
     header: TaskHeader
     began: float
+    part: PartOfPack | None
+
+    @property
+    def id(self) -> str:
+        """Id of the call, or of the task."""
+        return (self.part and self.part.task) or self.task_file.task
+
+    @property
+    def number(self) -> int | None:
+        """Number of the call in its pack; None for a task with one call."""
+        return self.part and self.part.number
 
 
 class Interrupter:
     """Watcher of the calls of one rank. It interrupts calls only if it was created in the main thread.
 
-    ``is_requested`` returns whether the cancellation of a task is requested; it reads the disk, every few seconds.
+    ``is_requested`` returns whether the cancellation of a task is requested, or that of the call of a pack with a
+    number; it reads the disk, every few seconds.
     ``publish`` publishes the outcome of a call that still runs ``grace`` seconds after its interruption; then the
     process ends. A rank without ``is_requested`` or without ``publish`` leaves that check or that end to other ranks.
     """
 
-    def __init__(self, is_requested: Callable[[TaskFile], bool] | None, publish: Publish | None, grace: float) -> None:
+    def __init__(
+        self, is_requested: Callable[[TaskFile, int | None], bool] | None, publish: Publish | None, grace: float
+    ) -> None:
         self._is_requested = is_requested
         self._publish = publish
         self._grace = grace
@@ -101,13 +125,13 @@ class Interrupter:
             self._is_requested, self._others = None, []
 
     @contextlib.contextmanager
-    def watch(self, task_file: TaskFile, header: TaskHeader) -> Iterator[None]:
-        """Watch the call that runs in this context."""
+    def watch(self, task_file: TaskFile, header: TaskHeader, part: PartOfPack | None = None) -> Iterator[None]:
+        """Watch the call that runs in this context: that of a task, or one of a pack."""
         if not self._able:
             yield
             return
         before = self._call
-        self._call = mine = _Call(task_file, header, time.monotonic())
+        self._call = mine = _Call(task_file, header, time.monotonic(), part)
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="spoolpool-interrupter", daemon=True)
             self._thread.start()
@@ -192,9 +216,9 @@ class Interrupter:
 
     def _is_cancelled(self, call: _Call) -> bool:
         try:
-            return self._is_requested is not None and self._is_requested(call.task_file)
+            return self._is_requested is not None and self._is_requested(call.task_file, call.number)
         except OSError as error:  # the server is unreachable for a moment
-            log.info("The check whether %s is cancelled was postponed: %s", call.task_file.task, error)
+            log.info("The check whether %s is cancelled was postponed: %s", call.id, error)
             return False
 
     def _interrupt(self, call: _Call, reason: BaseException) -> None:
@@ -211,9 +235,9 @@ class Interrupter:
             self._wait(min(0.1, self._grace))
         with self._ending:
             if self._call is call and self._publish is not None:
-                log.warning("%s does not end: its group is replaced.", call.task_file.task)
+                log.warning("%s does not end: its group is replaced.", call.id)
                 try:
-                    self._publish(call.header, call.task_file, _report(reason))
+                    self._publish(call.header, call.task_file, _report(reason), call.number)
                 finally:  # if this fails, the task is recovered like that of a dead worker
                     os._exit(settings.EXIT_RENEW)
         while self._call is call:  # no publish function: only another rank can end it
@@ -232,6 +256,6 @@ def _report(reason: BaseException) -> RankResult:
 
 def _timeout(call: _Call) -> TaskTimeout:
     return TaskTimeout(
-        f"Task {call.task_file.task} ran for longer than its time_limit of {call.header.time_limit:g} s, on "
+        f"Task {call.id} ran for longer than its time_limit of {call.header.time_limit:g} s, on "
         f"{hostname()}. Give it more time, or let it save intermediate results."
     )

@@ -20,8 +20,8 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any
 
 from spoolpool.calls import forks, pickling, run
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 PickledCall = tuple[bytes, list[bytes]] | tuple[bytes, list[bytes], str]
 """Pickle of ``(function, args, kwargs)``, its buffers, and the id of the call if it has one."""
 
+Watch = Callable[[], AbstractContextManager[None]]
+"""Function that returns the context in which the next call runs, and in which a signal may interrupt it."""
+
 _START = """\
 import sys
 sys.path[:] = eval(sys.argv[1])  # before any import: files in the working directory may have the names of modules
@@ -56,24 +59,41 @@ def load(payload: Buffer, buffers: Iterable[Buffer]) -> Any:
     return pickling.loads(payload, [memoryview(bytearray(each)) for each in buffers])
 
 
-def run_apart(calls: Iterable[PickledCall], task: CurrentTask | None) -> Iterator[RankResult]:
+def run_apart(
+    calls: Iterable[PickledCall], task: CurrentTask | None, watch: Watch | None = None
+) -> Iterator[RankResult]:
     """Run the calls of a task one after the other in this process; each finds the state that the first one has found.
 
-    With a task, each has the context of a task of its own.
+    With a task, each has the context of a task of its own. With ``watch``, an interruption ends one call; without it,
+    it is raised here.
     """
     state = ProcessState()
     slow_due = time.monotonic() + SLOW_INTERVAL
     for payload, buffers, *ids in calls:
         context = state.context.copy()
-        if task is None:
-            result = context.run(run_pickled, payload, buffers, "")
-        else:
-            result = context.run(_run_in_task, task.part(*ids), payload, buffers)
+        try:
+            with watch() if watch is not None else nullcontext():
+                if task is None:
+                    result = context.run(run_pickled, payload, buffers, "")
+                else:
+                    result = context.run(_run_in_task, task.part(*ids), payload, buffers)
+        except BaseException as error:  # noqa: BLE001  raised again unless it is an interruption
+            result = _interrupted(error, watch)
         slow = time.monotonic() >= slow_due
         state.restore(slow=slow)
         yield result
         if slow:
             slow_due = time.monotonic() + SLOW_INTERVAL
+
+
+def _interrupted(error: BaseException, watch: Watch | None) -> RankResult:
+    """Return the result of a watched call that a signal has interrupted; raise any other exception again."""
+    if watch is None or not is_interrupt(error):
+        raise error
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return failure_report(error.with_traceback(frames), 0)
 
 
 def _run_in_task(task: CurrentTask, payload: bytes, buffers: Sequence[bytes]) -> RankResult:
@@ -105,11 +125,13 @@ def needs_isolation(task: CurrentTask) -> bool:
     return task.attempt > 1 and task.size == 1
 
 
-def run_calls(calls: Iterable[PickledCall], task: CurrentTask, attempt: int | None = None) -> Iterator[RankResult]:
+def run_calls(
+    calls: Iterable[PickledCall], task: CurrentTask, attempt: int | None = None, watch: Watch | None = None
+) -> Iterator[RankResult]:
     """Run the calls of a task one after the other in child processes.
 
     ``attempt`` is the number of the attempt of the first call; that of the others is 1. Without it, the attempt of each
-    is that of the task.
+    is that of the task. ``watch`` is that of :func:`run_apart`.
     """
     child: _Child | None = None
     first = task.attempt if attempt is None else attempt
@@ -119,7 +141,14 @@ def run_calls(calls: Iterable[PickledCall], task: CurrentTask, attempt: int | No
             result: RankResult | None = None
             while result is None and first + len(lost) <= max(first, task.attempts):
                 child = child or _Child(task)
-                result = child.run(call)
+                try:
+                    with watch() if watch is not None else nullcontext():
+                        result = child.run(call)
+                except BaseException as error:  # noqa: BLE001  raised again unless it is an interruption
+                    result = _interrupted(error, watch)
+                    child.close()
+                    child = None
+                    break
                 if result is None:
                     lost.append(child.attempt(task, first + len(lost)))
                     child.close()

@@ -43,6 +43,7 @@ from spoolpool.client.packs import CallDelivery, Pack, PackCall, PackedFuture, P
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BrokenSpool, WorkerLost
+from spoolpool.protocol import cancel
 from spoolpool.protocol.packs import PackedCall
 from spoolpool.resources import Resources
 from spoolpool.system import fork
@@ -225,12 +226,12 @@ class Packer:
 
         A pack that was lost as a whole is taken apart. That happens where a call ends the worker although it runs in a
         process of its own (:mod:`spoolpool.calls.isolation`), as a batch system does that kills all processes of a
-        job. The same happens if a running call was cancelled: the others run again.
+        job. The same happens if a running call was cancelled in a temporary spool: the others run again.
         """
         if task.cancelled():
             if pack.is_cancelling:  # for one call; the others go into another pack
                 return
-            again = pack.undelivered() if pack.unwanted else []
+            again = pack.undelivered() if pack.unwanted and not pack.futures else []
         elif (error := task.exception()) is not None:
             again = pack.undelivered() if len(pack.calls) > 1 and isinstance(error, WorkerLost) else []
         else:
@@ -257,6 +258,8 @@ class Packer:
 
     def _finish(self, pack: Pack, task: Future[Any]) -> None:
         """Give each call of a pack its part of the outcome of the task."""
+        for future in pack.unwanted if pack.futures else ():
+            self.withdraw_request(future)
         ends = pack.deliver(task)
         with self._lock:
             self._packs.discard(pack)
@@ -270,6 +273,12 @@ class Packer:
         pending = self._runtime.session.pending
         with pending.lock:
             pending.ends[end] += 1
+
+    def withdraw_request(self, future: PackedFuture) -> None:
+        """Remove the request to cancel a call, which another process may have made."""
+        task = future.pack.task
+        if isinstance(task, TaskFuture):
+            cancel.withdraw_request(self._runtime.spool, task.task, future.number)
 
     def count_unpacked(self, call: PreparedCall, task: Future[Any]) -> None:
         """Count a call that was submitted as a task of its own."""
@@ -353,19 +362,25 @@ class Packer:
             self._send(pack)
 
     def interrupt(self, future: Future[Any]) -> bool:
-        """Request that the worker interrupts the task of a call of this executor; the other calls run again then.
+        """Request that the worker interrupts a call of this executor, or does not begin it; the others go on.
 
-        Returns False for a call that is done, or that shares no task.
+        In a temporary spool the task is interrupted, and the other calls run again. Returns False for a call that is
+        done, or that shares no task.
         """
         if not isinstance(future, PackedFuture) or future.packer is not self:
             return False
         with self._lock:
             self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
-            task = future.pack.task
-            if future.done() or future.pack.is_argument or not isinstance(task, TaskFuture) or task.done():
+            pack, task = future.pack, future.pack.task
+            if future.done() or not isinstance(task, TaskFuture) or task.done():
                 return False
-            future.pack.unwanted.add(future)
-        self._runtime.session.pending.request_cancel(task.task)
+            if not pack.futures and pack.is_argument:
+                return False
+            pack.unwanted.add(future)
+        if pack.futures:
+            cancel.request(self._runtime.spool, task.task, future.number)
+        else:
+            self._runtime.session.pending.request_cancel(task.task)
         return True
 
     def _after_fork(self) -> None:

@@ -124,6 +124,9 @@ class CallDelivery:
     def take(self, number: int, header: OutcomeHeader, content: Envelope) -> None:
         """Give a call its outcome; harmless when repeated."""
         future = self._futures[number]
+        if header.kind == "cancelled":
+            future.mark_cancelled()
+            self._packer.withdraw_request(future)
         if future.done() or not future.set_running_or_notify_cancel():
             return
         try:
@@ -160,6 +163,13 @@ class PackedFuture(PartFuture):
     def about(self) -> dict[str, str]:
         """Return id and function of the call."""
         return {"task": self.task, "function": self.pack.key.name}
+
+    @property
+    def number(self) -> int:
+        """Number of the call in its pack, once that was submitted."""
+        (number,) = self.keys
+        assert isinstance(number, int)
+        return number
 
     @property
     def seconds(self) -> float | None:

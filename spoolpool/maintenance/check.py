@@ -14,6 +14,7 @@ from typing import Literal
 
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
+from spoolpool.format.cancel_requests import task_of
 from spoolpool.format.names import (
     CANCELLED,
     TaskFile,
@@ -229,11 +230,13 @@ def _outcomes(seen: _Evidence) -> Iterator[Finding]:
 
 def _stale_requests(seen: _Evidence) -> Iterator[Finding]:
     tasks = {task_file.task for task_file in (*seen.either.ready.values(), *seen.either.claimed.values())}
-    for task in sorted(seen.both.cancel_requests - tasks):
+    for name in sorted(seen.both.cancel_requests):
+        if task_of(name) in tasks:
+            continue
         text = (
             "the task to be cancelled neither waits nor runs, and would not run if it is retried; repair removes this"
         )
-        yield Finding("stale request", f"cancel/{task}", text)
+        yield Finding("stale request", f"cancel/{name}", text)
 
 
 def _dependencies(seen: _Evidence) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from spoolpool.errors import NoKey, SpoolpoolError
+from spoolpool.format.cancel_requests import is_request, task_of
 from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.names import (
     CANCELLED,
@@ -25,7 +26,6 @@ from spoolpool.format.names import (
     is_job_file,
     is_object_file,
     is_session,
-    is_task_id,
     is_unfinished,
     parse_lane,
     parse_lease,
@@ -128,12 +128,12 @@ class GarbageRules:
 
     def cancel_requests(self) -> Iterator[GarbageItem]:
         """Yield old cancel requests for tasks that neither wait nor run: they would end a later retry."""
-        requests = filter(is_task_id, files.list_names(self._spool.layout.cancel))
+        requests = filter(is_request, files.list_names(self._spool.layout.cancel))
         old = list(self._old_files("cancel", requests, "a cancel request", self._keep.unfinished))
-        by_task = {each.path.partition("/")[2]: each for each in old}
+        names = [task_of(each.path.partition("/")[2]) for each in old]
         places: tuple[Place, ...] = ("held", "waiting", "running")
-        ended, still = (AbsentTasks(self._spool, by_task, places, self._report) for _ in range(2))
-        for task, each in by_task.items():
+        ended, still = (AbsentTasks(self._spool, names, places, self._report) for _ in range(2))
+        for task, each in zip(names, old, strict=True):
             if task in ended:
                 reason = f"{each.reason}, and its task has ended"
                 yield GarbageItem(path=each.path, reason=reason, is_garbage=partial(still.__contains__, task))

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from spoolpool.errors import SpoolpoolError
+from spoolpool.format.cancel_requests import is_request, task_of
 from spoolpool.format.name_groups import ID_LENGTH
-from spoolpool.format.names import CANCELLED, is_session, is_task_id, parse_task_file
+from spoolpool.format.names import CANCELLED, is_session, parse_task_file
 from spoolpool.monitor.scan import (
     SpoolScanner,
     TaskDirectory,
@@ -121,7 +122,7 @@ def find_suspects(spool: Spool, is_suspicious: Callable[[str], bool]) -> Suspect
         dependents.add([link.needed_by])
     unfinished, requests = _Tasks(), _Tasks()
     unfinished.add(path.partition("/")[2] for path in scanner.valid_paths("tmp", may_be_in_tmp))
-    requests.add(path.partition("/")[2] for path in scanner.valid_paths("cancel", is_task_id))
+    requests.add(task_of(path.partition("/")[2]) for path in scanner.valid_paths("cancel", is_request))
     outcomes, results, claimed = _Pairs(), _Pairs(), _Pairs()
     for path in scanner.valid_paths("outgoing", is_session):
         outcomes.add_pairs(_with_ids(_valid_names(scanner, TaskDirectory("done", path, True))))

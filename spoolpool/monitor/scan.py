@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
+from spoolpool.format.cancel_requests import is_request, task_of
 from spoolpool.format.layout import Layout
 from spoolpool.format.name_groups import group_names
 from spoolpool.format.names import (
@@ -19,7 +20,6 @@ from spoolpool.format.names import (
     is_object_file,
     is_rendezvous,
     is_session,
-    is_task_id,
     is_unfinished,
     is_worker_id,
     parse_lane,
@@ -200,7 +200,7 @@ class Snapshot:
     unfinished: set[str]
     """Names of the files that are being written in ``tmp/``."""
     cancel_requests: set[str]
-    """Ids of the tasks to be cancelled."""
+    """Names of the cancel requests."""
     unknown: set[str]
     """Paths without a valid name, and other things in the place of a directory."""
     missing: set[str]
@@ -283,7 +283,7 @@ def scan(spool: Spool, wanted: Selector | None = None) -> Snapshot:
         if wanted is None or link.task in wanted or link.needed_by in wanted
     }
     unfinished = {path.partition("/")[2] for path in scanner.valid_paths("tmp", may_be_in_tmp)}
-    requests = {path.partition("/")[2] for path in scanner.valid_paths("cancel", is_task_id)}
+    requests = {path.partition("/")[2] for path in scanner.valid_paths("cancel", is_request)}
     outgoing = {
         each.path: each.task_file
         for path in scanner.valid_paths("outgoing", is_session)
@@ -302,7 +302,7 @@ def scan(spool: Spool, wanted: Selector | None = None) -> Snapshot:
         failed=found["failed"],
         links=links,
         unfinished=unfinished if wanted is None else {task for task in unfinished if task in wanted},
-        cancel_requests=requests if wanted is None else {task for task in requests if task in wanted},
+        cancel_requests=requests if wanted is None else {name for name in requests if task_of(name) in wanted},
         unknown={*scanner.unknown, *(name for name in top if name not in _KNOWN)},
         missing={name for name in Layout.DIRECTORIES if name not in top},
         unlisted=scanner.unlisted,

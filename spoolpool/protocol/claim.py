@@ -150,6 +150,13 @@ class Claim:
         path = f"{spool.outgoing(session, self._owner)}/{self._name}"
         spool.write(path, outcome_label(session, self._name), parts, spool.rights.outcome)
 
+    def append_outcome(self, call: int, parts: list[Buffer]) -> bool:
+        """Append the outcome of the call that runs to the log of a pack; return False if the log is not there yet.
+
+        For a thread of the worker whose main thread does not end that call.
+        """
+        return outcome_log.append_call(self._spool, self.header.session, self.task_file, self._owner, call, parts)
+
     def open_log(self, trust: Trust) -> OutcomeLog:
         """Open the log of a pack, with the outcomes of earlier claims, if these belong to trusted accounts.
 

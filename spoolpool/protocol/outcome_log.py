@@ -275,6 +275,24 @@ def append_whole(spool: Spool, session: str, task_file: TaskFile, owner: int | N
         outcomes.sync()
 
 
+def append_call(
+    spool: Spool, session: str, task_file: TaskFile, owner: int | None, call: int, parts: list[Buffer]
+) -> bool:
+    """Append the outcome of the next call to the log of a claim; return False if another call is the next one.
+
+    The caller has the claim, or is another thread of its process: that one does not append meanwhile.
+    """
+    outcomes = OutcomeLog(spool, session, task_file, owner)
+    with outcomes:
+        if not outcomes.resume():
+            outcomes.adopt(find_log(spool, session, task_file, own_file, before=True))
+        if outcomes.is_whole or outcomes.done != call:
+            return False
+        outcomes.append(parts)
+        outcomes.sync()
+        return True
+
+
 def size_of(spool: Spool, session: str, task_file: TaskFile) -> int:
     """Return the size of the log of a claim; 0 if it has none."""
     try:

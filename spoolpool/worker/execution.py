@@ -21,7 +21,7 @@ from spoolpool.format import headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Failure
 from spoolpool.protocol import lost_attempts
-from spoolpool.protocol.cancel import CancelRequests
+from spoolpool.protocol.cancel import IN_PACK, CancelRequests
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.dependencies import Dependencies, OutcomeIndex
 from spoolpool.protocol.objects import read_object
@@ -113,7 +113,7 @@ class Execution:
     def _run(self, claim: Claim) -> None:
         task_file, header = claim.task_file, claim.header
         started = time.time()
-        if task_file.calls and not self._cancel_requests.apply_to(task_file, claim.owner):
+        if task_file.calls and not self._cancel_requests.apply_to(task_file.task, claim.owner):
             self._run_pack(claim, started)
             return
         if task_file.attempt > headers.attempts(header) and not task_file.calls:
@@ -124,7 +124,7 @@ class Execution:
             return
         outcome = (
             ClaimOutcome(cancelled_parts(task_file))
-            if self._cancel_requests.apply_to(task_file, claim.owner)
+            if self._cancel_requests.apply_to(task_file.task, claim.owner)
             else self._outcome(claim, started)
         )
         if outcome is None:
@@ -150,7 +150,7 @@ class Execution:
         )
         self._housekeeping.note_end(claim, published=published)
         if published:
-            self._cancel_requests.withdraw(task_file.task)
+            self._cancel_requests.withdraw(task_file)
 
     def _run_pack(self, claim: Claim, started: float) -> None:
         """Run the calls of a pack without an outcome, and commit the log of their outcomes."""
@@ -171,7 +171,8 @@ class Execution:
                 claim.calls,
                 attempt,
                 append=functools.partial(self._append, claim, outcomes),
-                may_go_on=lambda began: self._may_go_on(began) and not self._is_lost(claim),
+                may_go_on=lambda began: self._may_go_on(began) and not self._group.tainted and not self._is_lost(claim),
+                is_cancelled=functools.partial(self._is_cancelled, claim),
                 on_call=functools.partial(self._claims.note_progress, claim),
             )
             report: RankResult | None = None
@@ -186,12 +187,12 @@ class Execution:
             if run.error is not None:
                 raise run.error
             ran = time.monotonic() - begun
-            if report is not None and report.failure is not None:  # of the whole pack: it was cancelled
-                cancelled = is_cancellation(report)
-                parts = (
-                    cancelled_parts(task_file) if cancelled else outcome_parts(header, task_file, report, 1, started)
-                )
-                self._publish(claim, ClaimOutcome(parts, None if cancelled else report, ran), started)
+            if run.is_cancelled:
+                self._publish(claim, ClaimOutcome(cancelled_parts(task_file), None, ran), started)
+                return
+            if report is not None and report.failure is not None:  # of the whole pack
+                parts = outcome_parts(header, task_file, report, 1, started)
+                self._publish(claim, ClaimOutcome(parts, report, ran), started)
                 return
             if not (run.is_done or outcomes.is_whole):
                 claim.give_back(GiveBack(reason=self._claims.reason_to_end), self._housekeeping.journal)
@@ -199,6 +200,10 @@ class Execution:
             outcomes.sync()
         published = self._publisher.publish_log(claim, started)
         self._end(claim, RankResult(b"", (), None), started, ran, published=published)
+
+    def _is_cancelled(self, claim: Claim, call: int | None = None) -> bool:
+        """Return whether the cancellation of a pack, or of one of its calls, is requested."""
+        return self._cancel_requests.apply_to(claim.task_file.task, claim.owner, call, age=IN_PACK)
 
     def _is_lost(self, claim: Claim) -> bool:
         """Return whether the claim of a pack was lost, as far as can be seen; looks once a lease."""
@@ -208,14 +213,22 @@ class Execution:
         self._claim_seen = now
         return not claim.exists() and files.exists(self._spool.layout.claimed)  # else the spool is away for a moment
 
-    def _append(self, claim: Claim, outcomes: OutcomeLog, report: RankResult, started: float, attempt: int = 0) -> None:
-        """Append the outcome of the next call of a pack to the log of the claim."""
+    def _append(self, claim: Claim, outcomes: OutcomeLog, report: RankResult, started: float, attempt: int = 0) -> bool:
+        """Append the outcome of the next call of a pack to the log of the claim.
+
+        Returns False, and appends nothing, if the call was interrupted because the whole pack was cancelled.
+        """
+        if is_cancellation(report):
+            self._cancel_requests.list_again()
+            if self._is_cancelled(claim):
+                return False
         header, task_file, call = claim.header, claim.task_file, outcomes.done
 
         def parts_of(result: RankResult) -> list[Buffer]:
             return outcome_parts(header, task_file, result, 1, started, attempt=attempt, call=call)
 
         self._publisher.append(claim, outcomes, parts_of(report), parts_of, self._is_stopping)
+        return True
 
     def _lost_report(self, task: str) -> RankResult:
         """Return the result of a call whose workers died in all its attempts."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spoolpool.calls.interruption import Interrupter
+from spoolpool.calls.interruption import Interrupter, PartOfPack
 from spoolpool.calls.leftovers import Severity
 from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult, run_call
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from spoolpool.worker.rank_guard import RankGuard
 
 
+WatchPart = Callable[[PartOfPack], AbstractContextManager[None]]
+"""Function that returns the context in which one call of a pack is watched."""
+
+
 class TaskCall(NamedTuple):
     """Call of a claimed task, with everything that the ranks need to run it."""
 
@@ -39,7 +43,7 @@ class TaskCall(NamedTuple):
     """Pickled ``init_function`` of the session; None if there is none, or if the group has called it already."""
     dependencies: Sequence[DependencyValue] = ()
     """Results to which the arguments refer."""
-    pack: Callable[[], None] | None = None
+    pack: Callable[[WatchPart], None] | None = None
     """Function that runs the calls of a pack, in a group of one rank; None for a task with one call."""
 
 
@@ -146,6 +150,7 @@ class Group(ABC):
         )
         if self._surroundings is None:  # not before the first task: by now signal handlers and MPI are set up
             self._surroundings = Surroundings(environment.capture)
+        watch = functools.partial(environment.interrupter.watch, task_file, call.header)
         run = functools.partial(
             run_call,
             task,
@@ -155,8 +160,8 @@ class Group(ABC):
             initializers=self._initializers,
             dependencies=call.dependencies,
             objects=environment.objects,
-            guard=environment.interrupter.watch(task_file, call.header),
-            pack=call.pack,
+            guard=watch() if call.pack is None else None,
+            pack=call.pack and functools.partial(call.pack, watch),
         )
         changes = self._initializers.changes(call.header.init)
         return self._surroundings.run(run, task_file, call.header.name, changes)

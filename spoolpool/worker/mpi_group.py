@@ -253,7 +253,7 @@ class MPIGroup(Group):
 
     def _give_up(self, call: TaskCall, mine: RankResult) -> None:
         """Publish the failure and abort the group: other ranks wait in a collective that this one will never join."""
-        if not self._publish(call.header, call.task_file, mine):
+        if not self._publish(call.header, call.task_file, mine, None):
             # another rank publishes and aborts now: leave it the time
             backoff = Backoff(0.05, 0.5)
             end = time.monotonic() + self._grace

@@ -45,6 +45,8 @@ def outcome_parts(
 ) -> list[Buffer]:
     """Return the contents of the outcome file of a task, or of the record of one ``call`` of a pack."""
     kind: Kind = "error" if report.failure else "result"
+    if call is not None and is_cancellation(report):  # of this call alone
+        kind = "cancelled"
     outcome = OutcomeHeader(
         task=header.task,
         kind=kind,
@@ -86,11 +88,14 @@ class EmergencyPublisher:
         self.journal: TaskJournal | None = None
         """Journal of the worker, on its rank 0."""
 
-    def __call__(self, header: TaskHeader, task_file: TaskFile, report: RankResult) -> bool:
+    def __call__(self, header: TaskHeader, task_file: TaskFile, report: RankResult, call: int | None = None) -> bool:
         """Publish a result, or delay the task for its next attempt; return False if another rank did.
 
-        Also tells the supervisor that the group is to be replaced, and did not die.
+        Of one ``call`` of a pack the outcome is appended, and the other calls are given back. Also tells the supervisor
+        that the group is to be replaced, and did not die.
         """
+        if call is not None:
+            return self._end_call(header, task_file, report, call)
         spool = self._spool
         started = self.journal.started(task_file.task) if self.journal is not None else 0.0
         try:
@@ -102,13 +107,32 @@ class EmergencyPublisher:
                 return True
             else:
                 parts = outcome_parts(header, task_file, report, 1, started)
-            owner = read_owned_task(spool, spool.layout.claimed_task(task_file), task_file)[1] if spool.shared else None
-            claim = Claim(spool, header, task_file, owner)
+            claim = self._claim(header, task_file)
             claim.write_outcome(parts)
         except FileExistsError:  # another failed rank was first
             return False
         published = claim.commit()
         self._end(header, task_file, report, started, published=published)
+        return True
+
+    def _claim(self, header: TaskHeader, task_file: TaskFile) -> Claim:
+        spool = self._spool
+        owner = read_owned_task(spool, spool.layout.claimed_task(task_file), task_file)[1] if spool.shared else None
+        return Claim(spool, header, task_file, owner)
+
+    def _end_call(self, header: TaskHeader, task_file: TaskFile, report: RankResult, call: int) -> bool:
+        claim = self._claim(header, task_file)
+        started = self.journal.started(task_file.task) if self.journal is not None else 0.0
+        parts = outcome_parts(header, task_file, report, 1, started, call=call)
+        if not claim.append_outcome(call, parts):
+            return False
+        if claim.has_outcome(os.geteuid()):  # it was the last one
+            published = claim.commit()
+            self._end(header, task_file, RankResult(b"", (), None), started, published=published, kind="result")
+        else:
+            report_end(self._spool, task_file.worker, "renew")
+            journal = Journal(self._spool, submitters_journal(), task_file.worker)
+            claim.give_back(GiveBack(reason=f"its call {call} did not end when it was interrupted"), journal)
         return True
 
     def _end(
@@ -120,6 +144,7 @@ class EmergencyPublisher:
         *,
         retried: bool = False,
         published: bool = True,
+        kind: Kind | None = None,
     ) -> None:
         report_end(self._spool, task_file.worker, "renew")
         # rank 0 may be on another host, and only processes of one host append to a file
@@ -128,7 +153,7 @@ class EmergencyPublisher:
             journal.write_retry(task_file, header, report.failure, started, time.time())
         else:
             failure = None if is_cancellation(report) else report.failure
-            kind: Kind = "error" if failure else "cancelled"
+            kind = kind or ("error" if failure else "cancelled")
             times = {"started": started, "ended": time.time()}
             journal.write_end(task_file, header, kind=kind, failure=failure, published=published, **times)
         journal.flush()

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from spoolpool.calls import pickling
-from spoolpool.calls.run import RankResult
-from spoolpool.errors import DependencyFailed, SpoolpoolError
+from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.errors import DependencyFailed, SpoolpoolError, TaskCancelled
+from spoolpool.format.cancel_requests import request_name
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.protocol.cancel import cancel_task, request
@@ -31,7 +32,7 @@ from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
 from spoolpool.system.processes import ProcessId
-from spoolpool.worker.publish import outcome_parts
+from spoolpool.worker.publish import EmergencyPublisher, outcome_parts
 from tests.faults.disk import Disk, Recorder, digest, in_child
 from tests.support.fake_worker import (
     Clock,
@@ -308,6 +309,25 @@ def collect_pack(stage: Stage) -> Body:
     return lambda: stage.collect(inbox, [header])
 
 
+def work_pack_with_cancelled_call(stage: Stage) -> Body:
+    """Run a worker for a pack of which one call was cancelled before it began."""
+    stage.may_come += (TaskCancelled,)
+    pack = stage.submit_pack()
+    request(stage.spool, pack.task, 1)
+    stage.may_be_left = (f"cancel/{request_name(pack.task, 1)}",)  # by a worker that dies before its end
+    return lambda: stage.work(tasks=1)
+
+
+def end_call_that_hangs(stage: Stage) -> Body:
+    """End a worker whose call does not end when it is cancelled: the other calls of its pack are given back."""
+    stage.may_come += (TaskCancelled,)
+    header = stage.submit_pack(calls=3)
+    mine = abandon(stage, header, dead_process())
+    append_outcomes(stage, header, mine, 1)
+    report = failure_report(TaskCancelled(), 0)
+    return lambda: EmergencyPublisher(stage.spool)(header, mine, report, 1)
+
+
 class DeadClaim(NamedTuple):
     """Claim of a pack whose worker has died."""
 
@@ -318,16 +338,21 @@ class DeadClaim(NamedTuple):
 def die_in_pack(stage: Stage, header: TaskHeader, outcomes: int) -> DeadClaim:
     """Claim a pack for a worker that dies after so many outcomes, in the write of the next one."""
     mine = abandon(stage, header, dead_process())
+    append_outcomes(stage, header, mine, outcomes, torn=True)
+    return DeadClaim(header, mine)
+
+
+def append_outcomes(stage: Stage, header: TaskHeader, mine: TaskFile, outcomes: int, *, torn: bool = False) -> None:
+    """Append so many outcomes to the log of a claim, and half of a further one if ``torn``."""
     payload, buffers = pickling.dumps("value")
     log = OutcomeLog(stage.spool, header.session, mine, None)
     with log:
-        for number in range(outcomes + 1):
+        for number in range(outcomes + torn):
             parts = outcome_parts(header, mine, RankResult(payload, buffers, None), 1, 0.0, call=number)
             if number == outcomes:
                 whole = b"".join(parts)
                 parts = [whole[: len(whole) // 2]]
             log.append(parts)
-    return DeadClaim(header, mine)
 
 
 def pair(stage: Stage, inbox: Inbox, function: Callable[..., str] = leave_trace) -> list[TaskHeader]:
@@ -390,6 +415,8 @@ SCENARIOS = (
     work_pack_after_last_attempt,
     recover_packs,
     collect_pack,
+    work_pack_with_cancelled_call,
+    end_call_that_hangs,
 )
 _WITH_SESSIONS = frozenset(
     {collect, collect_kept, cancel, enqueue_dependent, collect_dependent, cancel_dependent, collect_pack}

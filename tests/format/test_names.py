@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spoolpool.errors import BadRequest
+from spoolpool.format.cancel_requests import is_request, request_name, task_of
 from spoolpool.format.layout import Layout
 from spoolpool.format.names import (
     Lane,
@@ -252,3 +253,12 @@ def test_every_path_is_in_a_directory_of_the_spool() -> None:
     for path in paths:
         assert path.startswith("/spool/")
         assert path.split("/")[2] in Layout.DIRECTORIES
+
+
+def test_cancel_request_names_a_task_or_one_call_of_a_pack() -> None:
+    task = new_task_id()
+    assert [request_name(task), request_name(task, 7)] == [task, f"{task}+00007"]
+    for name in (request_name(task), request_name(task, 0), request_name(task, 99_999)):
+        assert is_request(name) and task_of(name) == task
+    for name in ("", "+00001", f"{task}+", f"{task}+1", f"{task}+000001", f"{task}+0000a", f"{task}.00001", f"x{task}"):
+        assert not is_request(name)

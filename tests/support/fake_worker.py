@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import pytest
 from spoolpool import settings
 from spoolpool.calls import pickling
 from spoolpool.calls.interruption import Interrupter
-from spoolpool.calls.isolation import PickledCall, run_apart
+from spoolpool.calls.isolation import PickledCall, Watch, run_apart
 from spoolpool.calls.pickling import ObjectRef
 from spoolpool.calls.run import RankResult
 from spoolpool.client import collector, delivery, retention, vanished
@@ -160,7 +160,7 @@ class SilentRegistration(Registration):
 class _NoInterrupter(Interrupter):
     """Interrupter without its thread, of which every staged worker would leave one behind."""
 
-    def watch(self, token: TaskFile, header: TaskHeader) -> contextlib.AbstractContextManager[None]:
+    def watch(self, *_: object) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
@@ -254,9 +254,11 @@ def run_worker(spool: Spool, clock: Clock, *, tasks: int | None = None, **info: 
         Worker(spool, group, info_of(unknown_process(), **info), options).run()
 
 
-def _run_here(calls: Iterable[PickledCall], task: CurrentTask, attempt: int) -> Iterator[RankResult]:
+def _run_here(
+    calls: Iterable[PickledCall], task: CurrentTask, attempt: int, watch: Watch | None = None
+) -> Iterator[RankResult]:
     """Run the calls of a pack without the child processes of a further attempt."""
-    return run_apart(calls, task)
+    return run_apart(calls, task, watch)
 
 
 def prepare_call(inbox: SubmitterSession, function: Any, *args: Any, lane: str = LANE, **options: Any) -> PreparedCall:
@@ -330,6 +332,8 @@ class Stage:
     session = "inbox"
     may_come: tuple[type[BaseException], ...] = (WorkerLost,)
     """Exceptions that are valid outcomes of a task."""
+    may_be_left: tuple[str, ...] = ()
+    """Files that only the garbage collection removes."""
 
     def __init__(self, directory: Path, clock: Clock, *, attempts: int = 2) -> None:
         self.clock = clock
@@ -381,12 +385,12 @@ class Stage:
         self.note("submitted", future.task)
         return future.header
 
-    def submit_pack(self, inbox: Inbox | None = None, calls: int = 2) -> TaskHeader:
-        """Submit a pack of calls that append a line for each run."""
+    def submit_pack(self, inbox: Inbox | None = None, calls: int = 2, ids: Sequence[str] = ()) -> TaskHeader:
+        """Submit a pack of calls that append a line for each run; with ``ids`` of calls, as many as these."""
         inbox = inbox or self.inbox()
         pickled = [
-            PackedCall(*pickling.dumps((leave_trace_of_call, (str(self.effects), number), {})))
-            for number in range(calls)
+            PackedCall(*pickling.dumps((leave_trace_of_call, (str(self.effects), number), {})), task)
+            for number, task in enumerate(ids or [""] * calls)
         ]
         prepared = prepare_call(inbox, leave_trace_of_call)
         future = inbox.submit(prepared._replace(payload=b"", buffers=[], calls=pickled))
@@ -570,5 +574,5 @@ class Stage:
         inbox.close()
         root = Path(self.spool.path)
         left = [str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()]
-        allowed = ("spool.json", "failed/", "journal/", "logs/", "workers/", "sessions/")
+        allowed = ("spool.json", "failed/", "journal/", "logs/", "workers/", "sessions/", *self.may_be_left)
         assert [path for path in left if not path.startswith(allowed)] == []

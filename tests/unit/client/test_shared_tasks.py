@@ -11,7 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from spoolpool.client.map import ChunkSize
 from spoolpool.client.packing import BUSY
 from spoolpool.client.packs import PackedFuture
 from spoolpool.errors import DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
+from spoolpool.protocol.cancel import IN_PACK
 from spoolpool.protocol.spool import Spool
 from tests.conftest import Workers
 from tests.support import tasks
@@ -45,6 +46,11 @@ def call(trace: str | Path, number: int, how: str = "") -> int:
     if how == "nested":
         with Executor(spool=current_task().spool) as executor:
             return 10 * number + executor.submit(double, 5 * number).result()
+    if how == "wait":
+        tasks.mark_and_wait(f"{trace}.begun", f"{trace}.end")
+        time.sleep(2 * IN_PACK)
+    if how == "wait in vain":
+        tasks.wait_in_vain(f"{trace}.begun")
     if how == "worker":  # in the first attempt this process, later its parent
         os.kill(os.getpid() if current_task().attempt == 1 else os.getppid(), signal.SIGKILL)
         time.sleep(60)
@@ -207,6 +213,62 @@ def test_call_that_ends_its_worker_is_lost_alone_in_a_shared_spool_and_no_other_
         error = calls[1].exception(LIMIT)
     assert isinstance(error, WorkerLost) and [each.attempt for each in error.attempts] == [1, 2]
     assert runs_of(tmp_path / "trace") == {0: 1, 1: 2, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize("how", ["wait", "wait in vain"])
+def test_running_call_of_a_pack_is_cancelled_alone(worker: Workers, spool: Spool, tmp_path: Path, how: str) -> None:
+    worker(spool, "--groups", 1, "--launcher", "local", "--grace", 0.2)
+    trace = tmp_path / "trace"
+    with Executor(spool=spool.path, submission=PACKED) as executor:
+        held = Held(executor, tmp_path)
+        calls = [held.submit(trace, number, how if number == 1 else "") for number in range(4)]
+        held.release()
+        wait_until(Path(f"{trace}.begun").exists, "the call runs")
+        assert not calls[1].cancel() and executor.cancel(calls[1], running=True)
+        with pytest.raises(CancelledError):
+            calls[1].result(LIMIT)
+        assert [each.result(LIMIT) for number, each in enumerate(calls) if number != 1] == [0, 2, 3]
+        assert executor.counts()["cancelled"] == 1
+    assert runs_of(trace) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert not os.listdir(spool.layout.cancel)
+
+
+def test_call_of_a_running_pack_that_is_cancelled_before_it_begins_does_not_run(
+    worker: Workers, spool: Spool, tmp_path: Path
+) -> None:
+    worker(spool, "--groups", 1, "--launcher", "local")
+    trace = tmp_path / "trace"
+    with Executor(spool=spool.path, submission=PACKED) as executor:
+        held = Held(executor, tmp_path)
+        calls = [held.submit(trace, number, "wait" if number == 0 else "") for number in range(4)]
+        dependent = executor.submit(double, calls[3])
+        held.release()
+        wait_until(Path(f"{trace}.begun").exists, "the first call runs")
+        assert executor.cancel(calls[1], running=True) and executor.cancel(calls[3], running=True)
+        Path(f"{trace}.end").touch()
+        assert [calls[0].result(LIMIT), calls[2].result(LIMIT)] == [0, 2]
+        for number in (1, 3):
+            with pytest.raises(CancelledError):
+                calls[number].result(LIMIT)
+        assert isinstance(dependent.exception(LIMIT), DependencyFailed)
+    assert runs_of(trace) == {0: 1, 2: 1}
+
+
+def test_cancellation_of_a_call_in_a_child_process_leaves_the_others(
+    worker: Workers, spool: Spool, tmp_path: Path
+) -> None:
+    worker(spool, "--groups", 1, "--launcher", "local")
+    trace = tmp_path / "trace"
+    with Executor(spool=spool.path, submission=PACKED) as executor:
+        held = Held(executor, tmp_path)
+        calls = [held.submit(trace, number, "SIGKILL then wait" if number == 0 else "") for number in range(3)]
+        held.release()
+        child = wait_until(lambda: pid_in(Path(f"{trace}.pid")), "the call runs in the child process")
+        assert executor.cancel(calls[0], running=True)
+        assert [each.result(LIMIT) for each in calls[1:]] == [1, 2]
+        assert calls[0].cancelled()
+        wait_until(lambda: not is_running(child), "the child process has ended")
+    assert runs_of(trace) == {0: 2, 1: 1, 2: 1}
 
 
 def pid_in(path: Path) -> int:

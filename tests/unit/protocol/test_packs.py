@@ -12,23 +12,23 @@ import pytest
 
 from spoolpool.calls import pickling
 from spoolpool.calls.results import value_of
-from spoolpool.calls.run import RankResult
-from spoolpool.errors import NotTrusted, WorkerLost
+from spoolpool.calls.run import RankResult, failure_report
+from spoolpool.errors import NotTrusted, TaskCancelled, TaskTimeout, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Envelope
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
-from spoolpool.format.names import TaskFile
+from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.maintenance.check import check
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.scan import SpoolScanner
-from spoolpool.protocol import packs
+from spoolpool.protocol import cancel, packs
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.outcome_log import OutcomeLog, find_log
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.recovery import Recovery
 from spoolpool.security.trust import Trust
-from spoolpool.system import file_content
-from spoolpool.worker.publish import outcome_parts
+from spoolpool.system import file_content, files
+from spoolpool.worker.publish import EmergencyPublisher, outcome_parts
 from tests.support.fake_worker import Clock, Stage, announce, dead_process, unknown_process
 
 
@@ -283,3 +283,59 @@ def test_pack_that_is_cancelled_while_it_runs_keeps_the_outcomes_before(stage: S
     Claim(stage.spool, header, mine).commit()
     inbox.look()
     assert future.cancelled() and sink.values == {0: "a"}
+
+
+def test_call_that_is_cancelled_before_it_begins_is_skipped(stage: Stage) -> None:
+    inbox, sink = stage.inbox(), Sink()
+    ids = [new_task_id() for _ in range(3)]
+    header = stage.submit_pack(inbox, ids=ids)
+    inbox.given[header.task].pack = sink
+    cancel.request(stage.spool, header.task, 0)
+    cancel.request(stage.spool, header.task, 2)
+    stage.work()
+    assert stage.runs() == {f"{ids[1]}+1": 1}
+    [done] = stage.seen().results.values()
+    outcomes = find_log(stage.spool, stage.session, done, Trust().check).outcomes
+    assert [each.header.kind for each in outcomes] == ["cancelled", "result", "cancelled"]
+    assert read_outcome(stage.spool, stage.session, done, Trust())[0].kind == "result"
+    assert files.list_names(stage.spool.layout.cancel) == []
+
+
+def test_cancelled_first_call_leaves_its_attempt_to_no_other_call(stage: Stage) -> None:
+    ids = [new_task_id() for _ in range(2)]
+    header = stage.submit_pack(ids=ids)
+    claim(stage, header, dead=True)
+    stage.recover(rounds=1)
+    [ready] = stage.seen().ready.values()
+    assert (ready.attempt, ready.first) == (2, 0)
+    cancel.request(stage.spool, header.task, 0)
+    stage.work()
+    assert stage.runs() == {f"{ids[1]}+1": 1}
+
+
+def test_call_that_does_not_end_has_its_outcome_and_the_others_are_given_back(stage: Stage) -> None:
+    header = stage.submit_pack(calls=3)
+    mine = claim(stage, header)
+    append(stage, header, mine, ["a"])
+    publish = EmergencyPublisher(stage.spool)
+    assert publish(header, mine, failure_report(TaskTimeout("too long"), 0), 1)
+    [ready] = stage.seen().ready.values()
+    assert (ready.claim, ready.attempt, ready.first) == (2, 1, 2)
+    stage.work()
+    assert stage.runs() == {f"{header.task}+2": 1}
+    [done] = stage.seen().results.values()
+    values = value_of(*read_outcome(stage.spool, stage.session, done, Trust()))
+    assert (values[0], values[2]) == ("a", "value")
+    with pytest.raises(TaskTimeout):
+        values[1]
+
+
+def test_last_call_that_does_not_end_completes_its_pack(stage: Stage) -> None:
+    header = stage.submit_pack(calls=2)
+    mine = claim(stage, header)
+    append(stage, header, mine, ["a"])
+    publish = EmergencyPublisher(stage.spool)
+    assert not publish(header, mine, failure_report(TaskCancelled(), 0), 0), "that call has its outcome"
+    assert publish(header, mine, failure_report(TaskCancelled(), 0), 1)
+    [done] = stage.seen().results.values()
+    assert done == mine
