@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -159,4 +160,16 @@ def _reset() -> None:
     _handlers.clear()
 
 
+def _ignore_at_exit() -> None:
+    """Ignore these signals from now on: a request to stop concerns a process that ends no more.
+
+    The interpreter removes all handlers later in its shutdown, but not this setting. Without it, a signal that arrives
+    after that would end the process with an error.
+    """
+    for name, ours in _handlers.items():
+        if signal.getsignal(name) in ours:
+            signal.signal(name, signal.SIG_IGN)
+
+
+atexit.register(_ignore_at_exit)
 os.register_at_fork(after_in_child=_reset)

@@ -83,6 +83,7 @@ def test_total_number_of_checks_grows_linearly_with_the_workers(workers: int, bu
 def test_observers_are_counted_by_claims_that_change(
     spool: Spool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    random.seed(400)  # each round is a sample, and so is the choice of rounds
     watched = Watched(monkeypatch, clock, 400)
     claims = {worker: [TaskFile(new_task_id(), 1, 1, worker)] for worker in list(watched.workers)[:390]}
     observer = FailureDetector(spool)

@@ -96,3 +96,19 @@ os._exit(0)  # past the threads that wait for their time
 def test_a_signal_handler_requests_a_stop_at_any_instruction(tmp_path: Path, interrupted: str) -> None:
     done = run_script(tmp_path / "interrupted.py", INTERRUPTED, interrupted)
     assert done.returncode == 0, done.stderr
+
+
+AT_SHUTDOWN = """
+import sys
+from spoolpool.system.stop_request import FORWARDED, HURRY, STOP_SIGNALS, stop_on_signals
+from tests.support.tasks import send_signals_at_shutdown
+
+stop_on_signals(lambda: None)
+send_signals_at_shutdown((FORWARDED, HURRY, *STOP_SIGNALS), sys.argv[1])
+"""
+
+
+def test_request_during_the_shutdown_of_the_interpreter_is_ignored(tmp_path: Path) -> None:
+    done = run_script(tmp_path / "script.py", AT_SHUTDOWN, tmp_path / "sent")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("sent-*"))) == 1
