@@ -8,8 +8,10 @@ Names:
 open/P             the pack P, open; its content is ``pack`` and the numbers of its calls. ``~`` is a torn record
 ready/P.1.1        the sealed pack. `seconds` is the number of its calls: those after it do not exist
 results/P.1.1      the pack after its run; a worker runs each of its calls once, as `packs.py` checks
-beat/0             sign of life of the submitter; without it others may seal. It is not there while the submitter is
-                   stopped for longer than a lease
+beat/P             the pack has changed within a lease, as others see it: each append is a sign of life. Without it they
+                   may seal. It goes when the submitter is stopped, computes without a pause, or has nothing to append
+silent/P           the pack has not changed for a lease at some time, as the submitter knows by its own clock
+synced/P           number of the records that a loss of power leaves
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from tests.model.config import Budget, Config
 from tests.model.invariants import Invariants, Records, replaced
 from tests.model.operations import (
     DONE,
+    ERROR,
     NO,
     Activity,
     Append,
@@ -34,13 +37,13 @@ from tests.model.operations import (
     Read,
     Rename,
     Unlink,
+    Write,
     rule,
 )
 from tests.model.protocol import Protocol
-from tests.model.transitions import Effect, Participant, Shared, State, Step, Transitions
+from tests.model.transitions import Effect, Participant, Shared, Step, Transitions
 
 PACK, TORN, ALIVE = "pack", "~", "alive"
-BEAT = Name("beat", 0)
 PLACES = ("ready", "results")
 """Places of a sealed pack, in the order in which it moves."""
 
@@ -58,6 +61,21 @@ def open_pack(number: int) -> Name:
     return Name("open", number)
 
 
+def beat(number: int) -> Name:
+    """Return the name of the sign of life of a pack, which others see."""
+    return Name("beat", number)
+
+
+def silent(number: int) -> Name:
+    """Return the name of a silence of a pack, which its submitter knows."""
+    return Name("silent", number)
+
+
+def synced(number: int) -> Name:
+    """Return the name of the number of durable records of a pack."""
+    return Name("synced", number)
+
+
 def calls_of(content: str) -> tuple[str, ...]:
     """Return the calls of a pack with complete records."""
     return tuple(each for each in content.split()[1:] if each != TORN)
@@ -72,16 +90,14 @@ class OpenPackProtocol(Protocol):
 
     @rule
     def submit(self, call: int, pack: int, new: int) -> Body:
-        """Append a call to the open pack. After a silence beat, seal the pack, and begin a new one.
+        """Append a call to the open pack. After a silence seal the pack, and begin a new one.
 
         *Why a new one:* a process that saw the silence may have counted the calls, and rename the pack at any time.
         """
         yield Note("begun", call, str(pack))
-        if not (yield Read(BEAT, own=True)):
-            yield Create(BEAT, ALIVE)
-            if not new:
-                yield from self.seal_own(pack)
-                return self.submit(call, pack + 1, 1)
+        if not new and (yield Read(silent(pack), own=True)):
+            yield from self.seal_own(pack)
+            return self.submit(call, pack + 1, 1)
         return self.write(call, pack, new)
 
     @rule
@@ -89,16 +105,19 @@ class OpenPackProtocol(Protocol):
         """Append the record. Without a silence up to the end of the write nobody has counted the calls before."""
         if new:
             yield Create(open_pack(pack), PACK)
-        yield from self.append(call, pack)
-        if not (yield Read(BEAT, own=True)):
+        if not (yield from self.append(call, pack)):
+            return self.fail(call, pack)
+        if (yield Read(silent(pack), own=True)):
             return self.decide(call, pack)
         yield Note("submitted", call)
         return None
 
-    def append(self, call: int, pack: int) -> Generator[Operation, str, None]:
-        """Append a record, through a descriptor that is open since the pack was created."""
+    def append(self, call: int, pack: int) -> Generator[Operation, str, str]:
+        """Append a record, through a descriptor that is open since the pack was created, and make it durable."""
         yield Append(open_pack(pack), TORN)
-        yield Append(open_pack(pack), str(call))
+        if (yield Append(open_pack(pack), str(call))) == ERROR:
+            return NO
+        return (yield Write(synced(pack), ""))
 
     @rule
     def decide(self, call: int, pack: int) -> Body:
@@ -106,16 +125,33 @@ class OpenPackProtocol(Protocol):
 
         If it is not, submit the call again, in a new pack.
         """
-        if not (yield from self.seal_own(pack)):
-            count = yield from self.sealed_count(pack)
-            if int(count or 0) <= int((yield Find(f"position.{pack}", call))):
-                return self.submit(call, pack + 1, 1)
+        if not (yield from self.seal_own(pack)) and not (yield from self.is_in(call, pack)):
+            return self.submit(call, pack + 1, 1)
         yield Note("submitted", call)
         return None
 
-    def seal_own(self, pack: int) -> Generator[Operation, str, str]:
-        """Rename the own open pack to ready/, with its number of calls; answer whether this process did it."""
-        count = yield Find("own count", pack)
+    @rule
+    def fail(self, call: int, pack: int) -> Body:
+        """Seal the pack without this call, whose append failed: the disk is full. Nothing is cut off.
+
+        If another process was first, its name tells whether the call is in it all the same. *Why nothing is cut off:*
+        the name of another process may count the record.
+        """
+        if not (yield from self.seal_own(pack, before=call)) and (yield from self.is_in(call, pack)):
+            yield Note("submitted", call)
+        return None
+
+    def is_in(self, call: int, pack: int) -> Generator[Operation, str, bool]:
+        """Tell whether a call is in its pack, which another process has sealed."""
+        count = yield from self.sealed_count(pack)
+        return int(count or 0) > int((yield Find(f"position.{pack}", call)))
+
+    def seal_own(self, pack: int, before: int = 0) -> Generator[Operation, str, str]:
+        """Rename the own open pack to ready/, with its number of calls; answer whether this process did it.
+
+        With ``before`` it has the calls before this one.
+        """
+        count = yield Find(f"position.{pack}" if before else "own count", before or pack)
         yield Note("closed", 1, str(pack))
         while not (yield Rename(open_pack(pack), Name("ready", pack, 1, 1, seconds=int(count or 0)))):
             if not (yield Read(open_pack(pack), own=True)):
@@ -151,14 +187,16 @@ class OpenPackProtocol(Protocol):
 
     @rule
     def seal_for(self, name: Name) -> Body:
-        """Seal a pack whose submitter is silent: list it first, then observe the silence, then count the calls.
+        """Seal a pack that is silent: list it first, then observe the silence, then count the calls, and sync them.
 
-        What is appended after the count does not exist; a live submitter finds that out by the name.
+        What is appended after the count does not exist; a live submitter finds that out by the name. *Why the sync:*
+        after a loss of power the pack would have fewer calls than its name says.
         """
-        if (yield Read(BEAT, own=True)):  # observed for a lease, which is longer than caches last
+        if (yield Read(beat(name.task), own=True)):  # observed for a lease, by opening the file
             return None
         content = yield Read(name)
         if content:
+            yield Write(synced(name.task), "")
             yield Rename(name, Name("ready", name.task, 1, 1, seconds=len(calls_of(content))))
         return None
 
@@ -180,6 +218,10 @@ class OpenPackInvariants(Invariants):
             return records, f"{operation.name} is created twice"
         if isinstance(operation, Rename) and operation.target in files:
             return records, f"{operation.target} is replaced by a rename"
+        if isinstance(operation, Rename) and operation.name.place == "open":
+            durable = int(files.get(synced(operation.name.task), "0"))
+            if durable < operation.target.seconds:
+                return records, f"{operation.target} has fewer calls than its name says after a loss of power"
         return records, ""
 
     def after_note(self, files: Files, records: Records, note: Note) -> tuple[Records, str]:
@@ -211,7 +253,8 @@ class OpenPackInvariants(Invariants):
         return ""
 
     def is_complete(self, files: Files, records: Records) -> bool:
-        return not set(files) - {BEAT} and all(not record.submitted or record.delivered for record in records)
+        left = any(name.place in ("open", *PLACES) for name in files)
+        return not left and all(not record.submitted or record.delivered for record in records)
 
 
 class OpenPackTransitions(Transitions):
@@ -223,10 +266,6 @@ class OpenPackTransitions(Transitions):
     def __init__(self, protocol: OpenPackProtocol) -> None:
         super().__init__(protocol)
         self.invariants = OpenPackInvariants(protocol)
-
-    def start(self) -> State:
-        state = super().start()
-        return state._replace(shared=state.shared._replace(files=((BEAT, ALIVE),)))
 
     def begin(self, shared: Shared, files: Files, me: str) -> Iterator[tuple[str, str, Activity]]:
         rules, role = self.protocol, me[0]
@@ -257,17 +296,22 @@ class OpenPackTransitions(Transitions):
         """Return the crash of a participant. A further process of the session collects for a dead submitter."""
         if actor != "s":
             return super().crash(shared, actor)
-        files = tuple(each for each in shared.files if each[0] != BEAT)
+        files = tuple(each for each in shared.files if each[0].place != "beat")
         live = tuple(sorted({*shared.live, "s2"} - {"s"}))
         shared = shared._replace(files=files, live=live, budget=shared.budget.spend("crash"))
         return Step(actor, "CRASHES", Effect("", "crash"), shared, (Participant("s2"),))
 
     def steps(self, shared: Shared, participant: Participant) -> Iterator[Step]:
         yield from super().steps(shared, participant)
-        if participant.name == "s" and shared.budget.suspect and (BEAT, ALIVE) in shared.files:  # at any moment
-            files = tuple(each for each in shared.files if each[0] != BEAT)
-            stopped = shared._replace(files=files, budget=shared.budget.spend("suspect"))
-            yield Step("s", "is stopped for a lease", Effect("", "suspect"), stopped, (participant,))
+        if participant.name != "s":
+            return
+        files = dict(shared.files)
+        beats = [name for name in files if name.place == "beat"]
+        if beats and shared.budget.suspect:  # at any moment
+            changed = {name: content for name, content in files.items() if name not in beats}
+            changed.update((silent(name.task), ALIVE) for name in beats)
+            stopped = shared._replace(files=tuple(sorted(changed.items())), budget=shared.budget.spend("suspect"))
+            yield Step("s", "appends nothing for a lease", Effect("", "suspect"), stopped, (participant,))
 
     def effects(self, operation: Operation, files: Files, budget: Budget) -> Iterator[Effect]:
         match operation:
@@ -277,20 +321,38 @@ class OpenPackTransitions(Transitions):
                     yield Effect(DONE)
                     return
                 whole = " ".join((PACK, *calls_of(files[target]), text))
-                yield Effect(DONE, files={**files, target: whole})
+                after = {**files, target: whole, beat(name.task): ALIVE}
+                yield Effect(DONE, files=after)
+                if budget.error and text != TORN:
+                    yield Effect(ERROR, "error", description="not done, the disk is full")
+                if budget.enoent and text != TORN:
+                    yield Effect(ERROR, "enoent", after, "done, but answers an error")
+            case Create(name, content) if name.place == "open":
+                yield Effect(DONE, files={**files, name: content, beat(name.task): ALIVE})
+            case Write(name) if name.place == "synced":
+                here = open_pack(name.task)
+                where = here if here in files else self.renamed(here, files)
+                count = "0" if where is None else str(len(calls_of(files[where])))
+                yield Effect(DONE, files={**files, name: count})
             case Find(place, pack) if place.startswith("count."):
                 found = [each for each in files if (each.place, each.task) == (place.partition(".")[2], pack)]
                 yield from self.read(str(found[0].seconds) if found else NO, budget.stale)
             case Find(place, call) if place.startswith("position."):  # what the submitter knows by itself
-                packs = {name.task: calls_of(content) for name, content in files.items() if name != BEAT}
-                calls = packs.get(int(place.partition(".")[2]))
-                yield Effect(str(len(files)) if calls is None else str(calls.index(str(call))))  # None: it had no calls
+                number = int(place.partition(".")[2])
+                here = open_pack(number)
+                where = here if here in files else self.renamed(here, files)
+                calls = () if where is None else calls_of(files[where])
+                if where is None:  # it had no calls
+                    yield Effect(str(self.config.tasks))
+                else:
+                    yield Effect(str(calls.index(str(call)) if str(call) in calls else len(calls)))
             case Find("own count", pack):
                 here = open_pack(pack)
                 where = here if here in files else self.renamed(here, files)
                 yield Effect("" if where is None else str(len(calls_of(files[where]))))
             case Rename(name, target) if name.place == "open" and target.seconds == 0 and name in files:
-                yield from super().effects(Unlink(name), files, budget)  # a pack without calls
+                for effect in super().effects(Unlink(name), files, budget):  # a pack without calls
+                    yield effect._replace(answer=NO) if effect.answer == ERROR else effect
             case _:
                 yield from super().effects(operation, files, budget)
 

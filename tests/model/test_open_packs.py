@@ -13,15 +13,16 @@ import pytest
 from tests.model.checker import check_transitions
 from tests.model.config import Budget
 from tests.model.open_packs import (
-    ALIVE,
-    BEAT,
     OpenPackConfig,
     OpenPackProtocol,
     OpenPackTransitions,
+    beat,
     calls_of,
     open_pack,
+    silent,
+    synced,
 )
-from tests.model.operations import Body, Create, Find, Name, Note, Operation, Read, Rename, rule
+from tests.model.operations import Body, Create, Find, Name, Note, Operation, Read, Rename, Unlink, Write, rule
 
 CASES = {
     "no fault": OpenPackConfig(),
@@ -30,6 +31,7 @@ CASES = {
     "two processes seal": OpenPackConfig(recoverers=2, budget=Budget(crash=1, suspect=1)),
     "repeated requests": OpenPackConfig(budget=Budget(suspect=1, enoent=1)),
     "renames that fail": OpenPackConfig(budget=Budget(suspect=1, error=1)),
+    "full disk": OpenPackConfig(budget=Budget(suspect=1, error=1, enoent=1)),
     "stale reads": OpenPackConfig(budget=Budget(suspect=1, stale=1)),
     "three calls": OpenPackConfig(tasks=3, budget=Budget(suspect=1, enoent=1)),
 }
@@ -43,13 +45,13 @@ def test_submitted_call_of_an_open_pack_runs_once(config: OpenPackConfig) -> Non
 
 
 class SamePackAfterASilence(OpenPackProtocol):
-    """A submitter beats after a silence, and goes on with its open pack."""
+    """A submitter goes on with its open pack after a silence: its next append is a new sign of life."""
 
     @rule
     def submit(self, call: int, pack: int, new: int) -> Body:
         yield Note("begun", call, str(pack))
-        if not (yield Read(BEAT, own=True)):
-            yield Create(BEAT, ALIVE)
+        if not new and (yield Read(silent(pack), own=True)):
+            yield Unlink(silent(pack))
         return self.write(call, pack, new)
 
 
@@ -73,7 +75,8 @@ class NoLookAfterTheWrite(OpenPackProtocol):
     def write(self, call: int, pack: int, new: int) -> Body:
         if new:
             yield Create(open_pack(pack), "pack")
-        yield from self.append(call, pack)
+        if not (yield from self.append(call, pack)):
+            return self.fail(call, pack)
         yield Note("submitted", call)
         return None
 
@@ -90,12 +93,13 @@ class SubmittedAgainInAnyCase(OpenPackProtocol):
 
 
 class SilenceOfALivePack(OpenPackProtocol):
-    """A process seals each open pack that it lists, after a silence that it has observed before."""
+    """An idle worker seals each open pack that it lists, at once: its submitter may be busy."""
 
     @rule
     def seal_for(self, name: Name) -> Body:
         content = yield Read(name)
         if content:
+            yield Write(synced(name.task), "")
             yield Rename(name, Name("ready", name.task, 1, 1, seconds=len(calls_of(content))))
         return None
 
@@ -115,10 +119,23 @@ class AllRecordsCount(OpenPackProtocol):
 class ErrorsAreAnswers(OpenPackProtocol):
     """A submitter takes an error of its rename for the seal of another process."""
 
-    def seal_own(self, pack: int) -> Generator[Operation, str, str]:
+    def seal_own(self, pack: int, before: int = 0) -> Generator[Operation, str, str]:
         count = yield Find("own count", pack)
         yield Note("closed", 1, str(pack))
         return (yield Rename(open_pack(pack), Name("ready", pack, 1, 1, seconds=int(count or 0))))
+
+
+class NoSyncBeforeTheSeal(OpenPackProtocol):
+    """A process that seals for another one does not sync the records that it has counted."""
+
+    @rule
+    def seal_for(self, name: Name) -> Body:
+        if (yield Read(beat(name.task), own=True)):
+            return None
+        content = yield Read(name)
+        if content:
+            yield Rename(name, Name("ready", name.task, 1, 1, seconds=len(calls_of(content))))
+        return None
 
 
 WRONG: list[tuple[type[OpenPackProtocol], Budget, str]] = [
@@ -129,6 +146,7 @@ WRONG: list[tuple[type[OpenPackProtocol], Budget, str]] = [
     (SilenceOfALivePack, Budget(), "is lost"),
     (AllRecordsCount, Budget(suspect=1), "runs twice"),
     (ErrorsAreAnswers, Budget(suspect=1, error=1), "runs twice"),
+    (NoSyncBeforeTheSeal, Budget(suspect=1), "after a loss of power"),
 ]
 
 
