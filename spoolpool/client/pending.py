@@ -96,7 +96,7 @@ class PendingTasks:
         """Return whether the task has no claim, or none any more after the death of its worker; lists the spool."""
         header = future.header
         # in this order: a task moves from waiting/ to its bucket
-        names = files.list_names(self.spool.layout.waiting) if header.delayed else []
+        names = files.list_names(self.spool.layout.waiting) if header.delayed or header.entry else []
         names += files.list_names(self.spool.layout.bucket(header.lane, header.bucket))
         listed = map(parse_task_file, names)
         return any(task_file is not None and task_file.task == header.task for task_file in listed)
@@ -106,7 +106,7 @@ class PendingTasks:
         futures = self.futures()
         headers = {future.task: future.header for future in futures}
         directories = {self.spool.layout.bucket(each.lane, each.bucket) for each in headers.values()}
-        if any(each.delayed for each in headers.values()):
+        if any(each.delayed or each.entry for each in headers.values()):
             directories.add(self.spool.layout.waiting)
         listed = {
             task_file.task

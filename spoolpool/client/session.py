@@ -17,13 +17,14 @@ from spoolpool.context import assistance
 from spoolpool.errors import BrokenSpool, NotTrusted, SpoolpoolError, TaskVanished
 from spoolpool.format import envelope, headers
 from spoolpool.format.headers import NO_ENTRIES, TaskHeader
-from spoolpool.format.names import CANCELLED, check_session, new_submitter_id
+from spoolpool.format.names import CANCELLED, check_session, new_submitter_id, open_pack_file
 from spoolpool.protocol import cancel, packs
+from spoolpool.protocol.open_packs import OpenPack
 from spoolpool.protocol.sessions import RENEWAL, entry_of, register, renew, unregister
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
-from spoolpool.system import accounts
+from spoolpool.system import accounts, files
 from spoolpool.system.environment import working_directory
 from spoolpool.system.processes import hostname
 
@@ -88,28 +89,9 @@ class SubmitterSession:
         after it failed, and :class:`TooManyWaiting` at the spool's limit of waiting tasks, unless the session waits
         for room.
         """
-        references, resources = call.references, call.resources
+        references = call.references
         self._submitter.await_room(self._check_open if self._wait_for_room and not call.again else None)
-        header = TaskHeader(
-            task=references.task,
-            session=self.name,
-            lane=call.lane,
-            bucket=self._submitter.bucket(call.lane, references.task),
-            name=call.name,
-            user=self._user,
-            host=hostname(),
-            submitted=time.time(),
-            max_attempts=resources.max_attempts or self.spool.config.max_attempts,
-            init=call.init,
-            needs=references.by_session(),
-            objects={**references.objects, **call.objects} if references.objects or call.objects else NO_ENTRIES,
-            spool=self.spool.config.id,
-            calls=len(call.calls),
-            key=call.key,
-            cache=call.cache,
-            directory=self._shared(call.directory),
-            **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
-        )
+        header = self._header_of(call)
         future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)
         future.pack = call.pack
         if references.finish_if_failed(future):
@@ -140,6 +122,55 @@ class SubmitterSession:
         if must_wake:
             self.collector.wake()
         return future
+
+    def _header_of(self, call: PreparedCall, entry: str = "") -> TaskHeader:
+        references, resources = call.references, call.resources
+        return TaskHeader(
+            task=references.task,
+            session=self.name,
+            lane=call.lane,
+            bucket=self._submitter.bucket(call.lane, references.task),
+            name=call.name,
+            user=self._user,
+            host=hostname(),
+            submitted=time.time(),
+            max_attempts=resources.max_attempts or self.spool.config.max_attempts,
+            init=call.init,
+            needs=references.by_session(),
+            objects={**references.objects, **call.objects} if references.objects or call.objects else NO_ENTRIES,
+            spool=self.spool.config.id,
+            calls=1 if entry else len(call.calls),
+            entry=entry,
+            key=call.key,
+            cache=call.cache,
+            directory=self._shared(call.directory),
+            **{"env": NO_ENTRIES, **resources.header_fields(self._server_time)},
+        )
+
+    def open_pack(self, call: PreparedCall) -> tuple[TaskFuture, OpenPack]:
+        """Open a pack without calls, for calls to be appended; return the future of its task, and the pack.
+
+        The future gets the outcome after the seal, by whichever process. Raises as :meth:`submit`.
+        """
+        header = self._header_of(call, self.entry)
+        future = TaskFuture(self, header, submitted_by_this_run=True, packed=call.packed)
+        future.pack = call.pack
+        future.task_file = open_pack_file(header.task)
+        with self.pending.lock:
+            self._check_open(also_closed=call.again)
+            self.pending.add(future)
+            must_wake = self.collector.start()
+        try:
+            with files.translate_errors(f"submit a task to {self.spool.path}"):
+                pack = OpenPack(self.spool, header)
+        except BaseException:
+            self.pending.withdraw(header.task)
+            raise
+        future.is_submitted = True
+        self.pending.record_event("submitted", future, name=call.name, t=header.submitted)
+        if must_wake:
+            self.collector.wake()
+        return future, pack
 
     def _shared(self, directory: str) -> str:
         """Return the same object as for the last call if the directory is the same: there may be a million calls.

@@ -21,6 +21,7 @@ from spoolpool.format.names import (
     is_session,
     is_task_id,
     parse_lane,
+    session_of_entry,
 )
 from spoolpool.system import records
 from spoolpool.system.bounds import Bytes, Count, Positive, Seconds, Timeout
@@ -89,7 +90,10 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     cache: str = ""
     """Key under which the collector caches the result; empty: it does not."""
     calls: Annotated[int, Meta(ge=0, le=MOST_CALLS)] = 0
-    """Number of calls of a pack, each in a record of its own after this header; 0 for a task with one call."""
+    """Number of calls of a pack, each in a record of its own after this header; 0 for a task with one call. The name of
+    the file decides: a pack to which calls were appended has 1 here."""
+    entry: str = ""
+    """Entry in ``sessions/`` of the process that appends to an open pack."""
 
     @property
     def delayed(self) -> bool:
@@ -209,7 +213,7 @@ def decode(decoder: msgspec.json.Decoder[Header], data: bytes, path: str) -> Hea
 def decode_task(data: bytes, path: str) -> TaskHeader:
     """Decode the header of a task; every name in it is checked before it can become part of a path."""
     header = decode(_task_decoder, data, path)
-    if not (header.init or header.objects or header.cache or header.needs) and (
+    if not (header.init or header.objects or header.cache or header.needs or header.entry) and (
         is_task_id(header.task) and is_session(header.session) and parse_lane(header.lane) and is_bucket(header.bucket)
     ):  # the usual case
         return header
@@ -223,6 +227,7 @@ def decode_task(data: bytes, path: str) -> TaskHeader:
             ("init", header.init, not header.init or is_object_id(header.init)),
             ("objects", list(header.objects), all(map(is_object_file, header.objects))),
             ("cache", header.cache, not header.cache or is_cache_key(header.cache)),
+            ("entry", header.entry, not header.entry or session_of_entry(header.entry)),
             ("needs", header.needs, all(is_session(s) and is_task_id(t) for s, t in header.dependencies())),
         )
         if not good

@@ -121,6 +121,11 @@ class TaskFile(NamedTuple):
         """Name of the file."""
         return _task_file_name(self)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this is the name of an open pack (:func:`open_pack_file`)."""
+        return not self.claim and bool(self.calls)
+
     def claimed_by(self, worker: str) -> TaskFile:
         """Return the name of this claim when it belongs to a worker (or to :data:`CANCELLED`)."""
         return self._replace(worker=worker)
@@ -147,6 +152,11 @@ class TaskFile(NamedTuple):
     def reassigned_to(self, worker: str) -> TaskFile:
         """Return the name after a recoverer took the claim over."""
         return self._replace(claim=self.claim + 1, worker=worker)
+
+
+def open_pack_file(task: str) -> TaskFile:
+    """Return the name of an open pack, to which its submitter appends calls: the number of calls is not known yet."""
+    return TaskFile(task, 0, 1, calls=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,6 +28,8 @@ def cancel_task(spool: Spool, header: TaskHeader, task_file: TaskFile, *, delaye
 
     Its task file moves to the results of its session, under a name that says that it was cancelled: it is the outcome.
     """
+    if task_file.is_open:  # its submitter may append further calls; a worker looks for the request
+        return False
     inbox = spool.results(header.session, spool.account)
     target = f"{inbox}/{task_file.claimed_by(CANCELLED).name}"
     # in this order: a task file moves from waiting/ to its bucket

@@ -102,7 +102,7 @@ class DelayedTasks:
             task_files = {
                 task_file
                 for task_file in map(parse_task_file, files.list_names(waiting))
-                if task_file and not task_file.worker
+                if task_file and not task_file.worker and not task_file.is_open
             }
         except OSError as error:  # the server is away for a moment
             log.info("Cannot list %s now: %s", waiting, error)

@@ -184,6 +184,10 @@ class Liveness:
         """Check a worker's heartbeat; return for how many seconds it has not changed while it was watched."""
         return self._check(worker, f"{self._spool.layout.worker(worker)}/beat")
 
+    def seconds_unchanged(self, name: str, path: str) -> float:
+        """Return for how many seconds a file has not changed while it was watched under this name."""
+        return self._check(name, path)
+
     def is_session_alive(self, session: str) -> bool:
         """Return whether a session is open and alive: provably, on this host, or not provably dead and not silent."""
         path = self._spool.layout.session(session)

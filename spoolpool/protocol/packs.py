@@ -56,11 +56,16 @@ def read_calls(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[E
     return found[0], calls
 
 
-def _records(spool: Spool, fd: int, path: str, task_file: TaskFile) -> Iterator[Envelope]:
+def size_of(fd: int, path: str) -> int:
+    """Return the size of an opened pack; raise :class:`BadTaskFile` if it is too large to be read."""
     size = file_content.size(fd)
     if size > _MOST_BYTES:
         raise BadTaskFile(
             f"{path} has {size} bytes; a pack has at most {_MOST_BYTES}: it was not written by spoolpool."
         )
-    data = file_content.read_at(fd, size, 0)
+    return size
+
+
+def _records(spool: Spool, fd: int, path: str, task_file: TaskFile) -> Iterator[Envelope]:
+    data = file_content.read_at(fd, size_of(fd, path), 0)
     return (each.content for each in record_files.split(spool, data, path, task_label(task_file.task)))

@@ -19,6 +19,7 @@ from spoolpool.protocol import cancel, lost_attempts, outcome_log, workers
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.failure_detector import FailureDetector
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.open_packs import OpenPackSealer
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_opened_task, task_directories
@@ -64,6 +65,7 @@ class Recovery:
         self._journal = journal
         self._me = new_worker_id()
         self._detector = FailureDetector(spool, all_workers=all_workers)
+        self._open_packs = OpenPackSealer(spool)
         self._kept = 0
         self._first_seen: dict[str, float] = {}  # paths of outcomes that may be without a purpose
         self._swept: set[str] = set()
@@ -98,6 +100,7 @@ class Recovery:
         if dead.keys() - self._swept:
             for session in filter(is_session, files.list_names(self._spool.layout.outgoing)):
                 self.sweep(session, dead)
+        done += self._open_packs.round()
         self._swept = set(dead)
         self._discard_again()
         if dead:
