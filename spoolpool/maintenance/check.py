@@ -25,7 +25,7 @@ from spoolpool.format.names import (
 from spoolpool.maintenance import garbage
 from spoolpool.maintenance.suspects import Suspects, find_suspects
 from spoolpool.monitor.scan import NOTHING, Snapshot, SpoolScanner, scan
-from spoolpool.protocol import journal, workers
+from spoolpool.protocol import journal, open_packs, workers
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.packs import read_calls
 from spoolpool.protocol.progress import load_progress
@@ -333,6 +333,9 @@ def _problem(spool: Spool, path: str, task_file: TaskFile, trust: Trust, *, outc
             read_outcome(spool, path.split("/")[1], task_file, trust)
             return None
         with files.reading(whole, trust.check) as (fd, status):
+            if task_file.is_open:  # what is torn is being written, or recovery seals the pack without it
+                open_packs.count_calls(spool, fd, whole, task_file.task)
+                return None
             if task_file.calls:
                 content, _ = read_calls(spool, fd, whole, task_file)
             else:

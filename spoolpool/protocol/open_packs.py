@@ -18,6 +18,7 @@ rules, and ``tests/model/test_open_packs.py`` breaks each of them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -86,7 +87,12 @@ class OpenPack:
         self._is_silent = self._is_lost = False
         self._problem: OSError | None = None
         self._fd = -1
-        spool.in_directory(spool.layout.waiting, self._create)
+        try:
+            spool.in_directory(spool.layout.waiting, self._create)
+        except OSError:
+            with contextlib.suppress(OSError):  # the file may have been created all the same
+                files.remove(self._path)
+            raise
 
     def _create(self) -> None:
         self._fd = files.open_log(self._path, self._spool.rights.file, exact=self._spool.shared)
@@ -175,7 +181,7 @@ class OpenPack:
             try:
                 if self._rename(count):
                     self.sealed = sealed_file(self.header.task, count) if count else None
-                else:
+                elif not files.exists(unfinished(self._spool, self.header.task)):
                     self.sealed = self._find()
                     self._is_lost = self.sealed is None
             except (OSError, SpoolpoolError) as error:
@@ -240,6 +246,11 @@ class OpenPack:
 def must_sync(spool: Spool) -> bool:
     """Return whether records are to be synced: for durability, or so that other hosts see them."""
     return spool.config.durability != "none" or not mounts.is_local(spool.path)
+
+
+def unfinished(spool: Spool, task: str) -> str:
+    """Return the path of an open pack that was abandoned without a call."""
+    return f"{spool.layout.tmp}/{task}"
 
 
 def sealed_file(task: str, calls: int) -> TaskFile:
@@ -310,11 +321,13 @@ class OpenPackSealer:
 
     def _seal(self, task_file: TaskFile) -> str:
         spool, path = self._spool, self._path(task_file)
-        with files.reading(path, None) as (fd, status):
-            if not status.st_size:  # no call was committed
-                files.remove(path)
-                return ""
-            header, _ = read_opened_task(spool, fd, path, task_file)
+        with files.reading(path, None) as (fd, _):
+            try:
+                header, _ = read_opened_task(spool, fd, path, task_file)
+            except BadTaskFile as error:
+                if not record_files.is_torn(spool, fd):  # damaged, or of a newer version: left alone
+                    raise
+                return self._put_aside(task_file, str(error))
             if header.task != task_file.task:
                 raise BadTaskFile(f"{path} is of task {header.task}, as its header says.")
             count, torn = count_calls(spool, fd, path, task_file.task)
@@ -322,7 +335,13 @@ class OpenPackSealer:
                 file_content.sync(fd)
         rest = " The last record is torn, and counts as not written." if torn else ""
         if not count:
-            return f"{task_file.task}: removed, it had no call.{rest}" if files.remove(path) else ""
+            return self._put_aside(task_file, f"It has no call.{rest}")
         if not move_to_bucket(spool, path, header, sealed_file(header.task, count)):
             return ""
         return f"{task_file.task}: the submitter died or was silent; its {count} calls wait.{rest}"
+
+    def _put_aside(self, task_file: TaskFile, reason: str) -> str:
+        """Move a pack without a call to ``tmp/``, where the garbage collection treats it as any unfinished write."""
+        source, target = self._path(task_file), unfinished(self._spool, task_file.task)
+        self._spool.in_directory(self._spool.layout.tmp, lambda: files.move(source, target))
+        return f"{task_file.task}: the submitter died or was silent; moved to tmp/. {reason}"

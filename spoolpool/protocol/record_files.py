@@ -51,6 +51,12 @@ def split(spool: Spool, data: bytes, path: str, label: str, number: int = 0) -> 
         number += 1
 
 
+def is_torn(spool: Spool, fd: int) -> bool:
+    """Return whether an opened file ends before the end of its first record."""
+    data = file_content.read_at(fd, min(_MOST_FIRST, file_content.size(fd)), 0)
+    return not envelope.record_length(memoryview(data), signed=spool.signature is not None)
+
+
 def read_first(spool: Spool, fd: int, path: str, label: str) -> Envelope:
     """Return the content of the first record. Raises :class:`BadTaskFile` where there is none."""
     size = file_content.size(fd)

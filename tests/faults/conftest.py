@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spoolpool.protocol import open_packs
 from spoolpool.system.processes import ProcessId
 from tests.faults.scenarios import NOW, Runner
 from tests.support.fake_worker import Clock
@@ -33,6 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
     monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr(open_packs, "_now", clock.monotonic)
     return clock
 
 

@@ -269,6 +269,48 @@ def enqueue_pack(stage: Stage) -> Body:
     return stage.submit_pack
 
 
+def append_to_pack(stage: Stage) -> Body:
+    """Append calls to an open pack, and seal it."""
+
+    def body() -> None:
+        pack = stage.open_pack()
+        for _ in range(3):
+            if not stage.append_call(pack):
+                break
+        pack.seal()
+
+    return body
+
+
+def append_after_a_silence(stage: Stage) -> Body:
+    """Append to an open pack, be silent for a lease while a call is written, and begin a new pack."""
+
+    def body() -> None:
+        pack = stage.open_pack()
+        stage.append_call(pack)
+        stage.clock.sleep(stage.spool.config.lease)
+        assert not pack.may_append
+        if not stage.append_call(pack):
+            pack = stage.open_pack()
+            stage.append_call(pack)
+        pack.seal()
+
+    return body
+
+
+def seal_for_others(stage: Stage) -> Body:
+    """Seal the open packs of a submitter that died, of which one has a torn record."""
+    for calls, rest in ((2, b""), (1, b"torn")):
+        inbox = stage.inbox()
+        pack = stage.open_pack(inbox)
+        for _ in range(calls):
+            assert stage.append_call(pack)
+        with open(f"{stage.spool.layout.waiting}/{inbox.given[pack.header.task].task_file.name}", "ab") as file:
+            file.write(rest)
+        pack.after_fork()  # as its death
+    return lambda: stage.recover(rounds=8)
+
+
 def work_pack(stage: Stage) -> Body:
     """Run a worker for a pack: each call has its outcome in the log before the next one begins."""
     stage.submit_pack()
@@ -417,6 +459,9 @@ SCENARIOS = (
     collect_pack,
     work_pack_with_cancelled_call,
     end_call_that_hangs,
+    append_to_pack,
+    append_after_a_silence,
+    seal_for_others,
 )
 _WITH_SESSIONS = frozenset(
     {collect, collect_kept, cancel, enqueue_dependent, collect_dependent, cancel_dependent, collect_pack}

@@ -46,8 +46,9 @@ from spoolpool.format.names import (
     submitter_of,
 )
 from spoolpool.maintenance import garbage
-from spoolpool.protocol import claimer, dependencies, heartbeat, listing, presence, recovery, tasks
+from spoolpool.protocol import claimer, dependencies, heartbeat, listing, open_packs, presence, recovery, tasks
 from spoolpool.protocol.object_cache import ObjectCache
+from spoolpool.protocol.open_packs import OpenPack
 from spoolpool.protocol.outcome_log import find_log
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.protocol.packs import PackedCall
@@ -92,6 +93,7 @@ class Clock:
         clock = cls()
         worker = publish, loop, execution, pack_run, housekeeping, idle_wait
         others = () if observers else (backoff, claimer, dependencies, listing, presence, retention, vanished, *worker)
+        monkeypatch.setattr(open_packs, "_now", clock.monotonic)
         for module in (recovery, heartbeat, collector, delivery, *others):
             monkeypatch.setattr(module, "time", clock)
         return clock
@@ -398,6 +400,28 @@ class Stage:
         self.note("submitted", future.task)
         return future.header
 
+    def open_pack(self, inbox: Inbox | None = None) -> OpenPack:
+        """Open a pack for calls that append a line for each run."""
+        inbox = inbox or self.inbox()
+        future, pack = inbox.open_pack(prepare_call(inbox, leave_trace_of_call)._replace(payload=b"", buffers=[]))
+        inbox.given[future.task] = future
+        return pack
+
+    def append_call(self, pack: OpenPack) -> bool:
+        """Append a call to an open pack; return whether it is in the pack, which the diary notes then."""
+        arguments = (str(self.effects), pack.calls)
+        try:
+            number = pack.append(PackedCall(*pickling.dumps((leave_trace_of_call, arguments, {}))))
+            committed = pack.commit(number)
+        except OSError:
+            pack.seal()
+            raise
+        if committed:
+            if not number:
+                self.note("submitted", pack.header.task)
+            self.note("committed", f"{pack.header.task}+{number}")
+        return committed
+
     def work(self, *, tasks: int | None = None) -> None:
         """Run a worker until no task is waiting, or until it has run this number of tasks."""
         run_worker(self.spool, self.clock, tasks=tasks)
@@ -535,7 +559,7 @@ class Stage:
         observer = Recovery(self.spool)
         for _ in range(6):
             seen = self.seen()
-            if seen.claimed or seen.outgoing:
+            if seen.claimed or seen.outgoing or any(each.is_open for each in seen.ready.values()):
                 self.recover(observer)
                 self.check(forgiven=forgiven)
                 seen = self.seen()
@@ -548,6 +572,9 @@ class Stage:
             self.collect(self.inbox(), self.headers(seen.results))
             self.check(forgiven=forgiven)
         self.leave_nothing()
+        runs = self.runs()
+        for call in self.notes("committed"):
+            assert runs[call], f"{call} is lost"
 
     def leave_nothing(self) -> None:
         """Check that nothing is left but unfinished writes in tmp/, which the garbage collection removes."""
