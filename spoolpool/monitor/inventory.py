@@ -106,7 +106,7 @@ def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCo
             for location in filter(None, (scanner.locate(directory, name) for name in names)):
                 view = TaskView(spool, location)
                 if view.session:  # else it moved, or is unreadable
-                    add(view.session, view.state, location.calls, submitted_at(view.id))
+                    add(view.session, view.state, view.calls, submitted_at(view.id))
     return dict(sorted(found.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import time
@@ -15,7 +16,7 @@ from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
 from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
 from spoolpool.monitor.states import STATE_OF_OUTCOME, STATES, State, state_in_failed
-from spoolpool.protocol import journal, workers
+from spoolpool.protocol import journal, open_packs, workers
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
@@ -44,6 +45,15 @@ class _Content(NamedTuple):
     since: float
     problem: str
     gone: bool = False
+
+
+def calls_of(spool: Spool, location: TaskLocation) -> int:
+    """Return the number of calls of a task; the name of an open pack does not tell it."""
+    if location.task_file.is_open:
+        path = f"{spool.layout.root}/{location.path}"
+        with contextlib.suppress(OSError, SpoolpoolError), files.reading(path) as (fd, _):
+            return open_packs.count_calls(spool, fd, path, location.task_file.task)[0]
+    return location.calls
 
 
 class TaskView:
@@ -130,7 +140,14 @@ class TaskView:
             return "cancelled"
         if self.location.place == "failed":
             return state_in_failed(self.location.task_file, self.header)
+        if self.location.task_file.is_open:
+            return "waiting"
         return STATE_OF_OUTCOME[self.outcome.kind] if self.outcome else self.location.place
+
+    @property
+    def calls(self) -> int:
+        """Number of calls in the file that are to run, or of a finished task, of all; an open pack is read for it."""
+        return calls_of(self.spool, self.location)
 
     @property
     def lane(self) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.query import TaskView, calls_of
 from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, TaskLocation, count_calls
 from spoolpool.monitor.states import UNREAD
 from spoolpool.protocol.spool import Spool
@@ -62,7 +62,7 @@ class TaskReader:
             if self._is_spent and f"{directory.path}/{name}" not in self._before:
                 left.append(name)
             elif (location := scanner.locate(directory, name)) and (seen := self._read_task(location)):
-                yield seen, location.calls
+                yield seen, calls_of(self._spool, location)
         place = directory.place
         for task_file, number in scanner.group(directory, left).items():
             seen = SeenTask(task_file.task, UNREAD if place == "done" else place)

@@ -22,6 +22,7 @@ from spoolpool.pool import job_ends
 from spoolpool.pool.batch_jobs import read_record
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.object_leases import leases
+from spoolpool.protocol.open_packs import OpenPackSealer
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.tasks import read_task
 from spoolpool.protocol.worker_registration import take_end
@@ -105,6 +106,7 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "time limit": (32, same),
     "initialized": (32, same),
     "calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
+    "open pack": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
 }
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "buffer": ([42, DATA], as_list),
@@ -130,6 +132,10 @@ def test_its_tasks_run_and_its_outcomes_are_collected(golden: Path, monkeypatch:
     headers = [read_task(spool, str(path), parse_task_file(path.name)) for path in paths]
     assert {(header.name, header.user, header.max_attempts) for header in headers} == {("pow", "golden", 3)}
 
+    sealer = OpenPackSealer(spool)
+    for _ in range(8):
+        sealer.round()
+        clock.sleep(spool.config.lease)
     run_worker(spool, clock, python="3.11")
     inbox = Inbox(spool, clock, "golden")
     futures = {header.task: inbox.expect(header) for header in headers}

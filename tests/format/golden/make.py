@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.object_leases import acquire
 from spoolpool.protocol.objects import put_object
+from spoolpool.protocol.open_packs import OpenPack
 from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.packs import PackedCall, parts_of
 from spoolpool.protocol.spool import Spool
@@ -88,7 +89,7 @@ class Content(NamedTuple):
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
     *("public names", "options", "errors", "module", "exception", "definitions"),
-    *("time limit", "calls", "initialized"),
+    *("time limit", "calls", "initialized", "open pack"),
 )
 """Kinds of tasks."""
 
@@ -352,6 +353,15 @@ def add_packs(spool: Spool) -> None:
                 log.append(envelope.pack(headers.encode(record), result.payload, result.buffers))
         claim = Claim(spool, about, task_file)
         claim.commit() if count == len(calls) else claim.requeue()
+    add_open_pack(spool, calls)
+
+
+def add_open_pack(spool: Spool, calls: Sequence[PackedCall]) -> None:
+    """Add a pack to which a submitter has appended calls."""
+    pack = OpenPack(spool, header(waiting("open pack"), calls=1, entry="golden"))
+    for call in calls:
+        pack.commit(pack.append(call))
+    pack.after_fork()
 
 
 def add_jobs(spool: Spool) -> None:

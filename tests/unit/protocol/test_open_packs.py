@@ -13,6 +13,9 @@ import pytest
 from spoolpool.errors import NotTrusted, TaskVanished
 from spoolpool.format.names import TaskFile, open_pack_file, parse_task_file
 from spoolpool.maintenance.check import check
+from spoolpool.monitor.inventory import count_session_tasks
+from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.status import StatusCollector
 from spoolpool.protocol import cancel, open_packs
 from spoolpool.protocol.delayed_tasks import DelayedTasks
 from spoolpool.protocol.open_packs import OpenPack, OpenPackSealer
@@ -373,3 +376,15 @@ def test_name_of_an_open_pack_is_that_of_no_claim() -> None:
     assert name.is_open
     assert not name._replace(claim=1).is_open
     assert not name._replace(calls=0).is_open
+
+
+def test_status_and_sessions_count_the_calls_of_an_open_pack_as_waiting(stage: Stage) -> None:
+    pack = stage.open_pack()
+    collector = StatusCollector(stage.spool)
+    for count in (1, 2, 3):
+        assert pack.commit(append(pack))
+        [row] = collector.collect().counts
+        assert row.states["waiting"] == count
+        assert row.lane == pack.header.lane
+        counts = count_session_tasks(stage.spool, SpoolScanner(stage.spool.layout.root))[stage.session]
+        assert counts.states["waiting"] == count
