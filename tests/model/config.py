@@ -12,6 +12,7 @@ class Budget(NamedTuple):
     crash    a participant ends before its next operation; a new worker gets a new name, a new submitter opens the
              same session again
     detach   a process of a session ends, and leaves its tasks and leases (model of objects)
+    early    a process of a session removes the object before its end (model of objects)
     unreadable  the header of a task cannot be read: EIO, a newer version, a truncated file (model of objects)
     death    the submitter crashes
     suspect  a recoverer takes a live participant for dead: a long pause, a lost lock or a clock that jumps
@@ -27,6 +28,7 @@ class Budget(NamedTuple):
 
     crash: int = 0
     detach: int = 0
+    early: int = 0
     unreadable: int = 0
     death: int = 0
     suspect: int = 0

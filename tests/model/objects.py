@@ -68,6 +68,9 @@ class ObjectConfig(Config):
                 object, the others refer to it
     collectors  processes that collect garbage, at any time
     crashing    roles whose participants can crash
+    early       the processes share a value unasked: each puts it, submits `rounds` tasks one after another, and may remove
+                the object before its end, when none of its tasks needs it
+    rounds      tasks of each process
     by_place    a look through the tasks lists one directory after the other, and a task may move meanwhile; else it is
                 one step, for cases in which no task moves to a place that was listed before
     """
@@ -77,6 +80,8 @@ class ObjectConfig(Config):
     collectors: int = 1
     crashing: str = "gsw"
     by_place: bool = False
+    early: bool = False
+    rounds: int = 1
 
 
 class ObjectProtocol(Protocol):
@@ -92,6 +97,12 @@ class ObjectProtocol(Protocol):
     def entries(self) -> list[Name]:
         """Return the entries of the processes: each has one of its own."""
         return [entry_of(each) for each in self.processes]
+
+    def tasks_of(self, number: int) -> list[int]:
+        """Return the tasks that a process submits, by its number."""
+        if self.config.early:
+            return [number * self.config.rounds + each + 1 for each in range(self.config.rounds)]
+        return [number + 1] if number < self.config.tasks else []
 
     def is_kept(self, mine: dict[int, str]) -> bool:
         """Tell whether a process that ends leaves its lease: a task of its own was lost, and may be retried."""
@@ -158,6 +169,18 @@ class ObjectProtocol(Protocol):
                 yield from self.remove(me, by_gc=False)
         return self.leave(me)
 
+    def is_unused(self, mine: dict[int, str]) -> bool:
+        """Tell whether no task of a process needs the object: none is awaited, and none was lost."""
+        return not mine
+
+    @rule
+    def remove_early(self, me: str, left: int) -> Body:
+        """Remove the object as at the end, but go on: it is acquired again for a later task."""
+        yield Unlink(held_by(me))
+        yield Unlink(lease_of(me))
+        yield from self.remove(me, by_gc=False, run=f"a{left}")
+        return None
+
     @rule
     def leave(self, me: str) -> Body:
         """End without a look at anything else."""
@@ -167,13 +190,14 @@ class ObjectProtocol(Protocol):
 
     # -- removal
 
-    def remove(self, me: str, *, by_gc: bool) -> Answer:
+    def remove(self, me: str, *, by_gc: bool, run: str = "") -> Answer:
         """Put the object aside, look again, and put it back if it is needed, or remove it.
 
         A process that acquires the object meanwhile has created its lease before it looks for the object: it finds the
         object, here or aside, or the lease is found here. `by_gc`: leases can be of dead processes, whose tasks wait.
+        No other removal has its `run`, so that a collector which found an earlier one does nothing to it.
         """
-        aside = Name("aside", 1, holder=me)
+        aside = Name("aside", 1, holder=run or me)
         if not (yield Rename(OBJECT, aside)):
             return False
         if by_gc:
@@ -302,6 +326,8 @@ class ObjectInvariants(Invariants):
     def is_complete(self, files: Files, records: Records) -> bool:
         """Tell whether all processes have ended, and nothing is left but lost tasks and what they need."""
         left = {name.place for name in files}
+        if not self.protocol.config.collectors:  # what they would collect stays
+            return left <= {"aside", "failed", "needs", "objects", "results", "sessions"}
         return not left or left in ({"failed", "objects"}, {"failed", "objects", "needs"})
 
 
@@ -361,12 +387,17 @@ class ObjectTransitions(Transitions):
         rules = self.protocol
         mine = {name.task: content for name, content in files.items() if name.place == "mine" and name.holder == me}
         number = rules.processes.index(me)
-        submits = number < self.config.tasks
-        if held_by(me) not in files and (submits or not shared.records[number].begun):
-            first = number == 0
-            yield "", "acquires the object", rules.put(me) if first else rules.refer(me)
-        elif submits and not shared.records[number].submitted:
-            yield "", f"submits {number + 1}", rules.submit(number + 1, me)
+        tasks = rules.tasks_of(number)
+        unsubmitted = [task for task in tasks if not shared.records[task - 1].submitted]
+        acquires = bool(unsubmitted) if self.config.early else bool(tasks) or not shared.records[number].begun
+        if held_by(me) not in files:
+            first = number == 0 or self.config.early
+            if acquires:
+                yield "", "acquires the object", rules.put(me) if first else rules.refer(me)
+        elif unsubmitted:
+            yield "", f"submits {unsubmitted[0]}", rules.submit(unsubmitted[0], me)
+        if shared.budget.early and held_by(me) in files and rules.is_unused(mine):
+            yield "early", "needs the object no more", rules.remove_early(me, shared.budget.early)
         for name in files:
             if name.place in ("results", "failed") and mine.get(name.task) == PENDING:
                 done = name.place == "results"

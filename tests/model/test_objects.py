@@ -39,6 +39,22 @@ CASES = {
     "two workers crash, and the task moves behind the looks": ObjectConfig(
         processes=1, by_place=True, attempts=3, budget=Budget(crash=2)
     ),
+    "a process removes the object between two tasks, and crashes": ObjectConfig(
+        early=True, processes=1, rounds=2, tasks=2, budget=Budget(early=2, crash=1)
+    ),
+    "two processes remove the object early": ObjectConfig(early=True, tasks=2, collectors=0, budget=Budget(early=2)),
+    "two processes remove the object early, and one crashes": ObjectConfig(
+        early=True, tasks=2, collectors=0, crashing="s", budget=Budget(early=1, crash=1)
+    ),
+    "a task is lost, and retried after the early removals": ObjectConfig(
+        early=True,
+        processes=1,
+        rounds=2,
+        tasks=2,
+        attempts=1,
+        crashing="w",
+        budget=Budget(early=1, crash=1, retry=1),
+    ),
     "unreadable headers": ObjectConfig(processes=1, by_place=True, budget=Budget(unreadable=2, crash=1, detach=1)),
 }
 
@@ -97,7 +113,7 @@ class UnreadableNeedsNothing(ObjectProtocol):
 class RemovedWithoutAside(ObjectProtocol):
     """The object is removed after a look, and not put aside before another one."""
 
-    def remove(self, me: str, *, by_gc: bool) -> Answer:
+    def remove(self, me: str, *, by_gc: bool, run: str = "") -> Answer:
         if by_gc or (yield Holders("needs", 1)):
             return False
         yield Unlink(OBJECT)
@@ -161,6 +177,31 @@ class LeasesBeforeTheObject(ObjectProtocol):
         return None
 
 
+class RemovedWhileAwaited(ObjectProtocol):
+    """A process removes the object early although it waits for a task."""
+
+    def is_unused(self, mine: dict[int, str]) -> bool:
+        return True
+
+
+class RemovedAfterALoss(ObjectProtocol):
+    """A process removes the object early if it waits for no task, also if one was lost."""
+
+    def is_unused(self, mine: dict[int, str]) -> bool:
+        return PENDING not in mine.values()
+
+
+class RemovedEarlyWithoutALook(ObjectProtocol):
+    """A process removes the object early without a look at the leases of others."""
+
+    @rule
+    def remove_early(self, me: str, left: int) -> Body:
+        yield Unlink(held_by(me))
+        yield Unlink(lease_of(me))
+        yield Unlink(OBJECT)
+        return None
+
+
 class NothingCollected(ObjectProtocol):
     """No garbage is collected: a process that has died leaves its lease and its object for ever."""
 
@@ -193,6 +234,21 @@ WRONG: list[tuple[type[ObjectProtocol], ObjectConfig, str]] = [
     (ReliesOnAnOldLease, ObjectConfig(processes=1, budget=Budget(suspect=1)), "needs the object, which was removed"),
     (NewLeasesRemoved, ObjectConfig(crashing="s", budget=Budget(crash=1)), "needs the object, which was removed"),
     (LeasesBeforeTheObject, ObjectConfig(budget=Budget(suspect=1)), "needs the object, which was removed"),
+    (
+        RemovedWhileAwaited,
+        ObjectConfig(early=True, processes=1, rounds=2, tasks=2, budget=Budget(early=1)),
+        "needs the object, which was removed",
+    ),
+    (
+        RemovedAfterALoss,
+        ObjectConfig(early=True, processes=1, attempts=1, crashing="w", budget=Budget(early=1, crash=1, retry=1)),
+        "needs the object, which was removed",
+    ),
+    (
+        RemovedEarlyWithoutALook,
+        ObjectConfig(early=True, tasks=2, budget=Budget(early=1)),
+        "needs the object, which was removed",
+    ),
     (NothingCollected, ObjectConfig(processes=1, budget=Budget(crash=1)), "no final state can be reached"),
 ]
 
