@@ -11,6 +11,7 @@ of the spool there is a short file in its place, with the same header, which mov
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
@@ -86,11 +87,12 @@ class Overflow:
         header = envelope.header_of(parts)
         nonce = os.urandom(8)  # an object may be written anew while a file of the same content is removed
         target = self._path(label, nonce)
-        files.create(target, parts)
         try:
+            files.create(target, parts)
             write(envelope.pack(header, _CONTENT.pack(_MARK, size, bytes(parts[-1])[-16:], nonce)))
         except BaseException:
-            files.remove(target)
+            with contextlib.suppress(OSError):
+                files.remove(target)
             raise
         self._used[label] = target
 

@@ -52,6 +52,21 @@ def by_a_session(stage: Stage, days: Days) -> Scene:
     return header, lambda: remove_object(stage.spool, ref.name)
 
 
+def by_a_session_that_goes_on(stage: Stage, days: Days) -> Scene:
+    """Remove the object as a session that shared it unasked, and has no task any more that needs it."""
+    first = stage.inbox()
+    ref = first.put_object("needed")
+    first.detach()
+    header = stage.submit(Inbox(stage.spool, stage.clock, "other"), leave_trace, ref)
+
+    def body() -> None:
+        first.objects._leased[ref.name] = 0.0
+        first.objects._shared[ref.name] = 1
+        first.objects._remove_unused(0)
+
+    return header, body
+
+
 def by_gc(stage: Stage, days: Days) -> Scene:
     """Remove the object as a garbage collection that found it before another session acquired it."""
     first = stage.inbox()
@@ -83,7 +98,9 @@ def by_gc_that_missed_a_task(stage: Stage, days: Days) -> Scene:
 
 Remover = Callable[[Stage, Days], Scene]
 by_remover = pytest.mark.parametrize(
-    "remover", [by_a_session, by_gc, by_gc_that_missed_a_task], ids=lambda each: each.__name__
+    "remover",
+    [by_a_session, by_a_session_that_goes_on, by_gc, by_gc_that_missed_a_task],
+    ids=lambda each: each.__name__,
 )
 
 

@@ -68,8 +68,8 @@ class ObjectConfig(Config):
                 object, the others refer to it
     collectors  processes that collect garbage, at any time
     crashing    roles whose participants can crash
-    early       the processes share a value unasked: each puts it, submits `rounds` tasks one after another, and may remove
-                the object before its end, when none of its tasks needs it
+    early       the processes share a value unasked: each puts it, submits `rounds` tasks one after another, and may
+                remove the object before its end, when none of its tasks needs it
     rounds      tasks of each process
     by_place    a look through the tasks lists one directory after the other, and a task may move meanwhile; else it is
                 one step, for cases in which no task moves to a place that was listed before
@@ -87,6 +87,7 @@ class ObjectConfig(Config):
 class ObjectProtocol(Protocol):
     """Rules of objects. Subclasses in the tests break one rule each."""
 
+    config: ObjectConfig
     looks = 2  # looks through all tasks after the object was put aside: a task may move to a place that was seen
 
     def __init__(self, config: ObjectConfig) -> None:
