@@ -30,6 +30,7 @@ from spoolpool.options import Session, Submission, backend_of
 from spoolpool.resources import Resources
 from spoolpool.system import fork
 from spoolpool.system.quantities import read_count
+from spoolpool.system.user_code import describe_value
 
 if TYPE_CHECKING:
     import asyncio
@@ -241,6 +242,7 @@ class Executor(futures.Executor):
         chunksize: int | Literal["auto"] = 1,
         buffersize: int | None = None,
         progress: bool = False,
+        label: str | Callable[..., str] = "",
     ) -> Iterator[T]:
         """Return the values of ``fn`` over the iterables, in order, as in ``concurrent.futures``.
 
@@ -248,12 +250,15 @@ class Executor(futures.Executor):
         is adapted to the measured times, so that a task of short calls takes about a tenth of a second; then only the
         first few calls are submitted at once, and the others while the values are fetched. ``buffersize`` is the
         largest number of tasks submitted ahead of the value being waited for. With ``progress`` a bar shows the number
-        of finished tasks.
+        of finished tasks. ``label`` is the label of each call (see ``label`` of
+        :class:`~spoolpool.resources.Resources`), or a function of the arguments of a call that returns its label.
         """
         if chunksize != "auto":
             chunksize = read_count("chunksize", chunksize, 1, note=", or 'auto'")
         if buffersize is not None:
             buffersize = read_count("buffersize", buffersize, 1, note=", or None")
+        if not isinstance(label, str) and not callable(label):
+            raise BadRequest(f"label must be a text or a function, not {describe_value(label)}.")
         if timeout is not None and math.isnan(timeout):
             raise BadRequest("timeout is not a number; it must be a number of seconds, or None.")
         from spoolpool.client.map import iterate_values
@@ -267,6 +272,7 @@ class Executor(futures.Executor):
             ranks=self._options.shape.ranks,
             end=None if timeout is None else time.monotonic() + timeout,
             progress=progress,
+            label=label,
             may_share=self._last_runtime().may_run_again(self._options.defaults),
         )
 

@@ -87,6 +87,9 @@ class Submission:
     wait_for_room: bool = False
     """In a spool with a limit of waiting tasks per user, let ``submit`` wait for room instead of raising
     :class:`~spoolpool.errors.TooManyWaiting`. ``shutdown`` ends the waiting."""
+    preview: bool | None = None
+    """Show calls without a label by a short preview of their arguments, which is written into the headers of their
+    tasks. None: as ``preview`` of ``spool config`` says, by default yes."""
     raise_cause: bool = False
     """Let a call that was not run because a dependency failed raise the exception of the dependency, as executorlib
     does, instead of a :class:`~spoolpool.errors.DependencyFailed` with that exception as its cause."""

@@ -119,6 +119,9 @@ class Resources:
     error_log_file: str = ""
     """File to which each rank appends function, arguments and traceback if the function raises there. A relative path
     starts at the submitter's working directory."""
+    label: str = field(default="", compare=False)
+    """Text by which people tell this call from others: ``spool ls``, ``show``, ``top`` and the report show it. The
+    first 200 characters are kept."""
     cache: bool | str = True
     """Whether the executor's cache, if it has one, is used for this call; with ``"resources"``, all resources of the
     call are part of its key, not only the number of ranks."""
@@ -237,4 +240,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "error_log_file": _check_path,
     "cache": _check_cache_use,
     "cache_key": _check_text,
+    "label": _check_text,
 }

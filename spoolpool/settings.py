@@ -34,6 +34,9 @@ ENV_CACHES = "SPOOLPOOL_CACHES"
 ENV_PARENTS = "SPOOLPOOL_PARENTS"
 """Directories, separated by colons, that count as protected although other accounts can write to them."""
 
+ENV_PREVIEW = "SPOOLPOOL_PREVIEW"
+"""Whether headers of tasks get a preview of their arguments: ``true`` or ``false``."""
+
 ENV_KNOWN = "SPOOLPOOL_KNOWN"
 """Identity (JSON) of the spool of the process that started this one, which has checked it."""
 

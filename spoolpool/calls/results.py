@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls import pickling
@@ -77,11 +77,15 @@ class ReferenceResolver:
         return value
 
 
-def remote_error(error: BaseException, failure: Failure | None) -> BaseException:
-    """Attach the remote traceback to an exception from a worker, as the first cause in its chain of causes."""
+def remote_error(error: BaseException, failure: Failure | None, task: Callable[[], str] | None = None) -> BaseException:
+    """Attach the remote traceback to an exception from a worker, as the first cause in its chain of causes.
+
+    ``task`` returns a text about the task or call, for people.
+    """
     caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by the exception of another task
     if failure is not None and failure.traceback and not caused:
-        text = f"\n\nOn rank {failure.rank}, host {failure.host}:\n{failure.traceback}"
+        place = f"rank {failure.rank}, host {failure.host}{f', in {task()}' if task else ''}"
+        text = f"\n\nOn {place}:\n{failure.traceback}"
         *_, first = _causes(error)  # the text contains that of a subtask's exception, which it replaces
         object.__setattr__(first, "__cause__", RemoteTraceback(text))  # a frozen dataclass refuses setattr
     return error
@@ -103,11 +107,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__
 
 
-def value_of(outcome: OutcomeHeader, content: Envelope) -> Any:
-    """Return the value in an outcome, or raise the exception in it with its remote traceback."""
+def value_of(outcome: OutcomeHeader, content: Envelope, task: Callable[[], str] | None = None) -> Any:
+    """Return the value in an outcome, or raise the exception in it with its remote traceback.
+
+    ``task`` returns a text about the task or call, for people.
+    """
     if outcome.kind == "result":
         return value_of_ranks(outcome.ranks, content.payload, content.buffers)
-    raise error_of(outcome, content)
+    raise error_of(outcome, content, task)
 
 
 def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
@@ -121,7 +128,7 @@ def value_of_ranks(ranks: int, payload: Buffer, buffers: Sequence[Buffer]) -> An
     return values
 
 
-def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
+def error_of(outcome: OutcomeHeader, content: Envelope, task: Callable[[], str] | None = None) -> BaseException:
     """Return the exception in an outcome with its remote traceback, or the error that prevents its unpickling."""
     try:
         error = pickling.loads(content.payload, content.buffers)
@@ -134,4 +141,4 @@ def error_of(outcome: OutcomeHeader, content: Envelope) -> BaseException:
             )
     if not isinstance(error, BaseException):
         error = BadTaskFile(f"The outcome of {outcome.task} should hold an exception and holds {type(error).__name__}.")
-    return remote_error(error, outcome.failure)
+    return remote_error(error, outcome.failure, task)

@@ -45,6 +45,8 @@ def config(as_json: bool, check: bool) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, tuple):
         value = ":".join(value)
     return f"{value:g} s" if isinstance(value, float) else value or "-"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-import sys
-import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
 from typing import Any
 
 import click
 
 from spoolpool.cli.output import echo_escaped
+from spoolpool.cli.task_columns import COLUMNS, LONG, USUAL, ColumnNames, Table, record, sort_key
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.monitor.query import TaskView
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import escape_line
 
 _AT_ONCE = 1000  # ids that are written at once
 
@@ -24,35 +24,52 @@ _AT_ONCE = 1000  # ids that are written at once
 @click.option("-l", "--long", is_flag=True, help="Print full ids, sessions and lanes.")
 @click.option("-q", "--ids", is_flag=True, help="Print ids only, for scripts; opens no file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task and line.")
+@click.option("--columns", type=ColumnNames(), metavar="NAMES", help="Columns, as in task,state,label.")
+@click.option("--sort", type=click.Choice(tuple(COLUMNS)), metavar="NAME", help="Column that decides the order.")
+@click.option("-r", "--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--no-header", is_flag=True, help="Leave out the line with the names of the columns.")
 @click.option("-n", "--limit", type=click.IntRange(1), help="Maximum number of tasks.")
-def ls(selection: Selection, long: bool, ids: bool, as_json: bool, limit: int | None) -> None:
+def ls(
+    selection: Selection,
+    long: bool,
+    ids: bool,
+    as_json: bool,
+    columns: tuple[str, ...] | None,
+    sort: str | None,
+    reverse: bool,
+    no_header: bool,
+    limit: int | None,
+) -> None:
     """List the tasks of SPOOL: all tasks, named tasks, or tasks that match the filters.
 
     \b
       spool ls SPOOL                               all tasks
       spool ls SPOOL --state running --user ada    running tasks of ada
       spool ls SPOOL --name relax --older-than 2h  by function and age
+      spool ls SPOOL --label 'Al *' --sort age     by label, the youngest first
+      spool ls SPOOL --columns task,label,ran      other columns
       spool ls SPOOL -q --state failed             ids, for a script
 
     A TASK is an id, or the beginning or end of one id.
     """
-    if ids:
+    if ids and sort is None and not reverse:
         _print_ids(islice(selection.tasks(), limit))
         return
-    titled = sys.stdout.isatty() and not as_json
-    for view in islice(selection.tasks(), limit):
-        if titled:
-            click.echo(
-                click.style(_row("TASK", "STATE", "AGE", "USER", "LANE", "SESSION", "NAME", long=long), bold=True)
-            )
-            titled = False
+    table = Table(columns or (LONG if long else USUAL), long)
+
+    def line_of(view: TaskView) -> str:
+        if ids:
+            return view.id
         if as_json:
-            click.echo(json.dumps(record(view)))
-        else:
-            since = format_duration(time.time() - view.submitted)
-            name = view.name or f"({view.problem})"
-            row = _row(view.id, view.state, since, view.owner, view.lane, view.session, name, long=long)
-            echo_escaped(row)
+            return json.dumps(record(view, columns) if columns else record(view))
+        return escape_line(table.row(view))
+
+    titled = not (ids or as_json or no_header)
+    for line in _in_order(selection.tasks(), line_of, sort, reverse, limit):
+        if titled:
+            click.echo(click.style(table.title(), bold=True))
+            titled = False
+        echo_escaped(line)
 
 
 def _print_ids(views: Iterator[TaskView]) -> None:
@@ -60,31 +77,19 @@ def _print_ids(views: Iterator[TaskView]) -> None:
         click.echo("\n".join(ids))
 
 
-def _row(task: str, state: str, since: str, user: str, lane: str, session: str, name: str, *, long: bool) -> str:
-    """Return a row: at most 80 characters, unless the name is long; ``long``: nothing is cut."""
-    if long:
-        return f"{task:<29}  {state:<9}  {since:>6}  {user:<8}  {lane:<24}  {session:<16}  {name}"
-    return f"{task[-10:]:<10}  {state:<9}  {since:>6}  {user[:8]:<8}  {lane[:22]:<22}  {name}"
-
-
-def record(view: TaskView) -> dict[str, Any]:
-    """Return a task as JSON. The keys are documented in docs/cli.md."""
-    task_file, header, outcome = view.location.task_file, view.header, view.outcome
-    return {
-        "task": view.id,
-        "state": view.state,
-        "path": view.location.path,
-        "lane": view.lane,
-        "session": view.session,
-        "name": view.name,
-        "user": view.owner,
-        "submitted": view.submitted,
-        "since": view.since,
-        "claim": task_file.claim,
-        "attempt": task_file.attempt,
-        "worker": task_file.worker,
-        "host": header.host if header else "",
-        "started": outcome.started if outcome else 0.0,
-        "ended": outcome.ended if outcome else 0.0,
-        "problem": view.problem,
-    }
+def _in_order(
+    views: Iterable[TaskView], line_of: Any, sort: str | None, reverse: bool, limit: int | None
+) -> Iterator[str]:
+    """Yield the lines of tasks: as they are found, or sorted; then only the lines are kept in memory."""
+    if sort is None and not reverse:
+        yield from map(line_of, islice(views, limit))
+        return
+    number = count()
+    key = (lambda _: (True, 0)) if sort is None else sort_key(sort)
+    # the number keeps the order of equal tasks, and lines are not compared
+    keyed = ((key(view), next(number), line_of(view)) for view in views)
+    if limit is None:
+        found = sorted(keyed, reverse=reverse)
+    else:
+        found = (heapq.nlargest if reverse else heapq.nsmallest)(limit, keyed)
+    yield from (line for *_, line in found)

@@ -18,6 +18,7 @@ from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.security.trust import Trust
+from spoolpool.system.text import escape_line
 from spoolpool.system.user_code import describe_value, is_interrupt
 
 
@@ -50,7 +51,8 @@ def read_value(view: TaskView, trusted: tuple[str, ...]) -> Any:
     """Return the result of a task or raise its exception; unpickled only if the owner of the file is trusted."""
     if view.state == "cancelled":
         raise TaskFailed(f"Task {view.id} was cancelled: it has no result.")
-    return value_of(*read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted)))
+    outcome, content = read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted))
+    return value_of(outcome, content, lambda: escape_line(f"{view.id} {view.title}"))
 
 
 def display(call: Callable[[], Any], *, as_json: bool = False) -> int:

@@ -108,9 +108,10 @@ def run(
     A program is started without a shell: pipes, redirections and $NAME need sh -c. With --wait, print the output of the
     command and exit with its exit code. A task with another code than 0 fails.
 
-    With --each-line and --array, {} is the line or the index; without {}, it is the last argument, and without COMMAND
-    each line is a command of sh. The outputs are printed as the commands end, and a table of failures at last. The exit
-    code is the greatest one. With --session, the same command continues after an interruption, and repeats what failed.
+    With --each-line and --array, {} is the line or the index, also in --label; without {}, it is the last argument, and
+    without COMMAND each line is a command of sh. The outputs are printed as the commands end, and a table of failures
+    at last. The exit code is the greatest one. With --session, the same command continues after an interruption, and
+    repeats what failed.
     """
     environment = _environment(variables)
     single = lines is None and array is None
@@ -133,7 +134,9 @@ def run(
         assert array is not None
         variants, most = parse_array(array, words)
         at_once = min(filter(None, (at_once, most)), default=None)
-    _run_series(request, CommandSeries(variants, environment, at_once), wait=wait is not False, on_end=on_end)
+    label = str(request.resource_dict.get("label", ""))
+    series = CommandSeries(variants, environment, at_once, label=label)
+    _run_series(request, series, wait=wait is not False, on_end=on_end)
 
 
 def _environment(variables: Sequence[str]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import click
 
-from spoolpool.cli.ls import record
 from spoolpool.cli.output import echo_escaped, format_time
 from spoolpool.cli.status_screen import describe_progress
+from spoolpool.cli.task_columns import record
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import CANCELLED, is_worker_id
@@ -52,6 +52,10 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
         yield "Problem", view.problem
     else:
         yield "Name", header.name
+        if header.label:
+            yield "Label", header.label
+        if header.arguments:
+            yield "Arguments", header.arguments
         yield "Lane", header.lane
         yield "Session", header.session
         ago = format_duration(time.time() - header.submitted)

@@ -92,6 +92,7 @@ def as_json(status: Status, failures: Sequence[JobFailure] = ()) -> dict[str, An
                 "ends": each.info.ends,
                 "task": each.task,
                 "name": each.name,
+                "label": each.label,
                 "seconds": each.seconds,
                 "fraction": each.progress.fraction if each.progress else None,
                 "text": each.progress.text if each.progress else "",
@@ -183,7 +184,7 @@ def _groups(status: Status, width: int, most: int) -> Iterator[str]:
 def _group(each: GroupStatus, name: int) -> str:
     info = each.info
     shape = f"{info.ranks}x{info.threads}" + (f" {info.gpus} GPU" if info.gpus else "")
-    runs = each.name if each.task else "(idle)"
+    runs = f"{each.name} {each.label}".rstrip() if each.task else "(idle)"
     since = format_duration(each.seconds) if each.task else ""
     host = _cut(info.process.host.partition(".")[0], 12)
     left = f"{info.worker[:8]} {host:<12} {_cut(info.job, 10):<10} {_cut(shape, 10):<10}"

@@ -93,6 +93,7 @@ def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
         cwd: str | None,
         resources: tuple[str, ...],
         session: str | None,
+        label: str,
         directory: str = "",
         given_spool: str | None = None,
         **options: Any,
@@ -103,12 +104,14 @@ def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "gpus_per_core": gpus,
             "priority": priority,
             **({} if cwd is None else {"cwd": cwd}),
+            **({"label": label} if label else {}),
             **_pairs(resources, "--resource"),
         }
         directory = directory or split_words((), given_spool)[0]
         function(request=Request(directory, resource_dict, queue, session), **options)
 
     for option in (
+        click.option("--label", default="", metavar="TEXT", help="Text by which people tell the task from others."),
         click.option("--session", metavar="NAME", help="Session that gets the result.  [default: cli- and your uid]"),
         click.option(
             "--resource",

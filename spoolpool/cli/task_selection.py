@@ -25,7 +25,7 @@ from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.spool import Spool
 from spoolpool.system.text import format_duration
 
-_FILTERS = ("states", "lane", "queue", "user", "session", "name", "older_than")
+_FILTERS = ("states", "lane", "queue", "user", "session", "name", "label", "older_than", "newer_than")
 _LISTED = 10  # items that a question lists
 _COMPLETIONS = 200  # ids that a shell gets
 
@@ -134,8 +134,12 @@ def selects(
 
         choice = click.Choice(states or tuple(STATES))
         for option in (
+            click.option("--newer-than", type=Duration(), metavar="TIME", help="Submitted within 90s, 10m, 2h, 7d."),
             click.option("--older-than", type=Duration(), metavar="TIME", help="Older than 90s, 10m, 2h, 7d."),
-            click.option("--name", metavar="PATTERN", help="Function or command name; * and ? are wildcards."),
+            click.option("--label", metavar="PATTERN", help="Label or arguments; * and ? are wildcards."),
+            click.option(
+                "--name", "--function", "name", metavar="PATTERN", help="Function or command; * and ? are wildcards."
+            ),
             click.option("--session", metavar="NAME", help="Tasks of this session."),
             click.option("--user", metavar="NAME", help="Tasks of this account."),
             click.option("--queue", metavar="NAME", help="Tasks in this queue."),
@@ -159,7 +163,7 @@ def report_unlisted(scanner: SpoolScanner, spool: Spool) -> None:
 
 
 def _describe(view: TaskView) -> str:
-    return f"{view.id}  {view.state}  {format_duration(time.time() - view.submitted)}  {view.name}"
+    return f"{view.id}  {view.state}  {format_duration(time.time() - view.submitted)}  {view.title}"
 
 
 def confirm(

@@ -29,7 +29,7 @@ def traceback(selection: Selection) -> None:
         if number:
             click.echo()
         failure = view.outcome.failure if view.outcome else None
-        echo_escaped(f"{view.id}  {view.name or view.problem}")
+        echo_escaped(f"{view.id}  {view.title}")
         if failure is None:
             click.echo(f"It is kept as {view.spool.path}/{view.location.path}; 'spool show' shows its attempts.")
             continue

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spoolpool.calls import pickling
 from spoolpool.client.prepared_call import PreparedCall
+from spoolpool.client.preview import cut_label, describe
 from spoolpool.system.environment import working_directory
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class CallSubmission:
             return cached
         references = runtime.new_references(resources)
         try:
+            name, arguments = describe(function, args, kwargs, runtime.previews and not resources.label)
             call = PreparedCall(
                 function,
-                pickling.label(function),
+                name,
                 options.lane(resources).name,
                 *pickling.dumps_call(function, args, kwargs, references.refer, options.submission.least_shared),
                 resources,
@@ -63,6 +65,8 @@ class CallSubmission:
                 key=key,
                 cache=cache_key,
                 directory="" if resources.cwd else working_directory(),
+                label=cut_label(resources.label) if resources.label else "",
+                arguments=arguments,
             )
             if references.awaited:
                 with self._lock:

@@ -116,12 +116,21 @@ class CommandSeries:
         variants: The commands; they may come from a stream, and are read as they are submitted.
         variables: Environment variables of all of them.
         at_once: Number of commands that are submitted and have not ended, at most; None: all.
+        label: Label of their tasks, in which ``{}`` is the line or the index.
     """
 
-    def __init__(self, variants: Iterable[Variant], variables: Mapping[str, str], at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        variants: Iterable[Variant],
+        variables: Mapping[str, str],
+        at_once: int | None = None,
+        *,
+        label: str = "",
+    ) -> None:
         self._variants = iter(variants)
         self._variables = dict(variables)
         self._at_once = at_once
+        self._label = label
 
     def submit(self, executor: Executor) -> Iterator[str]:
         """Submit all commands, and yield the ids of their tasks."""
@@ -149,7 +158,10 @@ class CommandSeries:
                 pending -= 1
 
     def _submit(self, executor: Executor, variant: Variant) -> Future[Any]:
-        return executor.submit(Command(variant.words, {**self._variables, **variant.variables}))
+        resource_dict = {"label": self._label.replace(_PLACE, variant.text)} if self._label else None
+        return executor.submit(
+            Command(variant.words, {**self._variables, **variant.variables}), resource_dict=resource_dict
+        )
 
 
 def _end_of(variant: Variant, future: Future[Any]) -> CommandEnd:

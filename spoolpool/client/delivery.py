@@ -191,7 +191,7 @@ class Delivery:
         if outcome.kind == "lost":
             cancel.withdraw_request(self._spool, future.task)  # it would end a retry
         try:
-            value = value_of(outcome, content)
+            value = value_of(outcome, content, future.title)
         except BaseException as error:  # noqa: BLE001  of the task
             # without the frames of this thread, which would keep the data of the outcome alive
             finish(future, error=BaseException.with_traceback(error, None))
@@ -222,7 +222,7 @@ class Delivery:
             future.mark_cancelled()
         elif whole is not None:
             kind = "lost" if whole.header.kind == "lost" else "result"
-            error = error_of(whole.header, whole.content)
+            error = error_of(whole.header, whole.content, future.title)
             finish(future, error=BaseException.with_traceback(error, None))
         else:
             finish(future, value=pack)

@@ -26,6 +26,7 @@ from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
 from spoolpool.security.trust import Trust
 from spoolpool.system.backoff import Backoff
+from spoolpool.system.defaults import find_leniently
 
 if TYPE_CHECKING:
     from spoolpool.client.futures import TaskFuture
@@ -69,6 +70,9 @@ class ExecutorRuntime:
         self.jobs: BatchPool | None = None
         self.init = ""
         """Object id of the ``init_function``."""
+        preview = options.submission.preview
+        self.previews = find_leniently("preview").value if preview is None else preview
+        """Whether headers of tasks without a label get a preview of the arguments."""
         self.stream: OutputStream | None = None
         self.memo: Memoizer | None = None
         self.replay: SessionReplay | None = None

@@ -52,6 +52,12 @@ class CallSink(Protocol):
         """Return the value of the call with this number, or raise its exception."""
 
 
+def about_call(task: str, function: str, label: str, arguments: str) -> dict[str, str]:
+    """Return the fields by which people recognise a call; empty ones are left out."""
+    found = {"task": task, "function": function, "label": label, "arguments": arguments and f"({arguments})"}
+    return {name: text for name, text in found.items() if text}
+
+
 class TaskFuture(SafeFuture):
     """Future of a task in a spool; it can be cancelled until a worker claims the task."""
 
@@ -88,8 +94,8 @@ class TaskFuture(SafeFuture):
         self._cancel_lock: threading.RLock | None = None
 
     def about(self) -> dict[str, str]:
-        """Return task and function."""
-        return {"task": self.task, "function": self.header.name}
+        """Return task, function, and the label or a preview of the arguments."""
+        return about_call(self.task, self.header.name, self.header.label, self.header.arguments)
 
     @property
     def task(self) -> str:

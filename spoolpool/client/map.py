@@ -14,11 +14,14 @@ from typing import Any, Literal
 from spoolpool.client import progress_bar
 from spoolpool.client.durations import Durations
 from spoolpool.client.futures import TaskFuture, wait
-from spoolpool.errors import DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
+from spoolpool.client.preview import LABEL_LIMIT, summary
+from spoolpool.errors import BadRequest, DependencyFailed, NotPicklable, NotUnpicklable, TaskTimeout, WorkerLost
+from spoolpool.system.user_code import describe_value
 from spoolpool.wire import run_chunk, values_before
 
 Submit = Callable[..., "Future[Any]"]
 Call = tuple[Any, ...]
+Label = str | Callable[..., str]
 
 TARGET = 0.1
 """Duration of a task of short calls in seconds: about a hundred times the overhead of a task."""
@@ -76,11 +79,14 @@ class ChunkSize:
 class _Ahead:
     """Submitted tasks whose values were not yet yielded, in order."""
 
-    def __init__(self, submit: Submit, function: Callable[..., Any], calls: Iterator[Call], size: ChunkSize) -> None:
+    def __init__(
+        self, submit: Submit, function: Callable[..., Any], calls: Iterator[Call], size: ChunkSize, label: Label
+    ) -> None:
         self._submit = submit
         self._function = function
         self._calls = calls
         self._size = size
+        self._label = label
         self._chunks: deque[list[Call]] = deque()
         self.tasks: deque[Future[Any]] = deque()
         self.bar: Any = None
@@ -92,13 +98,24 @@ class _Ahead:
             chunk = list(itertools.islice(self._calls, size))
             if not chunk:
                 return
-            future = (
-                self._submit(self._function, *chunk[0]) if size == 1 else self._submit(run_chunk, self._function, chunk)
-            )
+            function, args = (self._function, chunk[0]) if size == 1 else (run_chunk, (self._function, chunk))
+            future = self._submit(function, *args, **self._options(chunk))
             self._size.measure(future, len(chunk))
             progress_bar.count(self.bar, [future])
             self.tasks.append(future)
             self._chunks.append(chunk if size > 1 else [])
+
+    def _options(self, chunk: list[Call]) -> dict[str, Any]:
+        """Return the arguments of ``submit`` that give a task its label."""
+        label = self._label
+        if not label:
+            return {}
+        if callable(label):
+            ends = [label(*call) for call in (chunk[0], *chunk[-1:] * (len(chunk) > 1))]
+            if not all(isinstance(each, str) for each in ends):
+                raise BadRequest(f"label() returned {describe_value(ends)}: it must return a text.")
+            label = summary(ends, LABEL_LIMIT)
+        return {"resource_dict": {"label": label}}
 
     def pop(self) -> list[Call]:
         """Remove the first task; returns its calls if its result is the list of their values, else nothing."""
@@ -121,6 +138,7 @@ def iterate_values(
     ranks: int,
     end: float | None,
     progress: bool,
+    label: Label = "",
     may_share: bool = True,
 ) -> Iterator[Any]:
     """Return an iterator over the values of calls in order; see :meth:`spoolpool.executor.Executor.map`.
@@ -130,7 +148,7 @@ def iterate_values(
     """
     auto = chunksize == "auto"
     size = ChunkSize(1 if not may_share else None if chunksize == "auto" else chunksize)
-    ahead = _Ahead(submit, function, calls, size)
+    ahead = _Ahead(submit, function, calls, size, label)
     room = min(_FIRST, buffersize or _FIRST) if auto else buffersize
     ahead.fill(room)
 
@@ -155,7 +173,7 @@ def iterate_values(
                         yield from _handed_over(before)
                         if not rest:
                             raise
-                        apart = _Ahead(submit, function, iter(rest), ChunkSize(1))
+                        apart = _Ahead(submit, function, iter(rest), ChunkSize(1), label)
                         try:
                             apart.fill(buffersize or _AHEAD)
                         except RuntimeError:  # after the shutdown of the executor

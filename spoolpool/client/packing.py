@@ -41,6 +41,7 @@ from spoolpool.client.futures import TaskFuture
 from spoolpool.client.map import TARGET
 from spoolpool.client.packs import CallDelivery, Pack, PackCall, PackedFuture, PackKey
 from spoolpool.client.prepared_call import PreparedCall
+from spoolpool.client.preview import LABEL_LIMIT, LIMIT, summary
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BrokenSpool, WorkerLost
 from spoolpool.protocol import cancel
@@ -103,7 +104,7 @@ class Packer:
             pack = stats.open_packs.get(key)
             if pack is None:
                 pack = stats.open_packs[key] = self._new_pack(stats, key)
-            future = PackedFuture(self, pack, call.references.task)
+            future = PackedFuture(self, pack, call.references.task, call.label, call.arguments)
             buffers = [bytes(each) for each in call.buffers] if call.buffers else _NO_BUFFERS
             pack.calls.append(PackCall(future, bytes(call.payload), buffers))
             if len(pack.calls) >= size:
@@ -195,6 +196,8 @@ class Packer:
                 packed=len(pack.calls),
                 directory=key.directory,
                 again=pack.again,
+                label=summary([each.future.label for each in pack.calls], LABEL_LIMIT),
+                arguments=summary([each.future.arguments for each in pack.calls], LIMIT),
             )
             task = pack.task = self._runtime.submit(self._with_calls(prepared, pack))
         except BaseException as error:  # of the spool or of a closed session: only the futures can report it
@@ -218,7 +221,10 @@ class Packer:
             payload, buffers = pickling.dumps((run_pack, (calls, _SECONDS), {}))
             return prepared._replace(payload=payload, buffers=buffers)
         pack.futures = [call.future for call in pack.calls]
-        records = [PackedCall(call.payload, call.buffers, call.future.task) for call in pack.calls]
+        records = [
+            PackedCall(each.payload, each.buffers, each.future.task, each.future.label, each.future.arguments)
+            for each in pack.calls
+        ]
         return prepared._replace(calls=records, pack=CallDelivery(self, pack))
 
     def _deliver(self, pack: Pack, task: Future[Any]) -> None:

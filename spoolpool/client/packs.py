@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolpool.calls.results import value_of
-from spoolpool.client.futures import PartFuture, TaskFuture
+from spoolpool.client.futures import PartFuture, TaskFuture, about_call
 from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadTaskFile, BrokenSpool, TaskVanished, WorkerLost
 from spoolpool.format.names import new_task_id
@@ -130,7 +130,7 @@ class CallDelivery:
         if future.done() or not future.set_running_or_notify_cancel():
             return
         try:
-            value = value_of(header, content)
+            value = value_of(header, content, future.title)
         except BaseException as error:  # noqa: BLE001  of the call
             self._packer.count_end("lost" if isinstance(error, WorkerLost) else "raised")
             # without the frames of this thread, which would keep the data of the outcome alive
@@ -149,20 +149,24 @@ def end_of(error: BaseException) -> State | End:
 class PackedFuture(PartFuture):
     """Future of a call that shares a task, or will."""
 
-    __slots__ = ("_notified", "pack", "packer", "task")
+    __slots__ = ("_notified", "arguments", "label", "pack", "packer", "task")
 
-    def __init__(self, packer: Packer, pack: Pack, task: str) -> None:
+    def __init__(self, packer: Packer, pack: Pack, task: str, label: str = "", arguments: str = "") -> None:
         SafeFuture.__init__(self)
         self.packer = packer
         self.pack = pack
         self.task = task
         """Id of the call, which ``current_task()`` has too; the task that it shares has an id of its own."""
+        self.label = label
+        """Label of the call, for people."""
+        self.arguments = arguments
+        """Preview of the arguments, for people."""
         self.keys = ()
         self._notified = False
 
     def about(self) -> dict[str, str]:
-        """Return id and function of the call."""
-        return {"task": self.task, "function": self.pack.key.name}
+        """Return id, function and label of the call."""
+        return about_call(self.task, self.pack.key.name, self.label, self.arguments)
 
     @property
     def number(self) -> int:

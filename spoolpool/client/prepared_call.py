@@ -19,7 +19,7 @@ class PreparedCall(NamedTuple):
     function: Callable[..., Any]
     """The function, which names the statistics for packing."""
     name: str
-    """Text for people."""
+    """Name of the function, for people."""
     lane: str
     """Name of the lane."""
     payload: Buffer
@@ -46,5 +46,9 @@ class PreparedCall(NamedTuple):
     """Number of calls that share the task; 0 for a call with a task of its own."""
     directory: str = ""
     """Working directory of the submitter when the call was submitted; empty if the call asks for another one."""
+    label: str = ""
+    """Label, for people."""
+    arguments: str = ""
+    """Preview of the arguments, for people; empty for a call with a label."""
     again: bool = False
     """Whether its first task failed for the sake of another call; then it is submitted also after the shutdown."""

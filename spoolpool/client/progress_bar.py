@@ -7,9 +7,12 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadRequest
 
 T = TypeVar("T")
+_LABEL = 30  # characters of a label behind a bar
+
 Some = TypeVar("Some", bound=Collection[Future[Any]])
 
 
@@ -45,7 +48,7 @@ def as_completed(
 def _with_bar(values: Iterable[T], total: int) -> Iterator[T]:
     with bar(total) as drawn:
         for value in values:
-            drawn.update()
+            _advance(drawn, value)
             yield value
 
 
@@ -73,14 +76,21 @@ def wait(
 def count(drawn: Any, fs: Some) -> Some:
     """Advance a bar (if there is one) whenever one of the futures is done; returns the futures."""
 
-    def advance(_: Future[Any]) -> None:
+    def advance(done: Future[Any]) -> None:
         with drawn.get_lock():  # callbacks run in several threads
-            drawn.update()
+            _advance(drawn, done)
 
     if drawn is not None:
         for future in fs:
             future.add_done_callback(advance)
     return fs
+
+
+def _advance(drawn: Any, done: object) -> None:
+    """Advance a bar by one future, and show its label behind the bar."""
+    if isinstance(done, SafeFuture) and (label := done.label_text()):
+        drawn.set_postfix_str(label[:_LABEL], refresh=False)
+    drawn.update()
 
 
 wait.__module__ = "spoolpool"

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
 
+from spoolpool.system.text import escape_line
 from spoolpool.system.user_code import describe_value, is_interrupt
 
 log = logging.getLogger("spoolpool.client.futures")
@@ -96,6 +97,15 @@ class SafeFuture(Future[Any]):
         """Return task and function, for a display; nothing for a future without a task."""
         return {}
 
+    def label_text(self) -> str:
+        """Return the label, or a preview of the arguments, as one line of text; empty without both."""
+        about = self.about()
+        return escape_line(about.get("label") or about.get("arguments", ""))
+
+    def title(self) -> str:
+        """Return task, function and label as one line of text."""
+        return escape_line(" ".join(self.about().values()))
+
     def _state_text(self) -> str:
         """Return the state, and the type of the result or exception. Asks no file."""
         with self._condition:
@@ -105,14 +115,17 @@ class SafeFuture(Future[Any]):
             return f"returned {type(self._result).__name__}" if error is None else f"raised {type(error).__name__}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {' '.join([*self.about().values(), self._state_text()])}>"
+        return f"<{' '.join(filter(None, (type(self).__name__, self.title(), self._state_text())))}>"
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
         import html
 
         rows = {"": type(self).__name__, **self.about(), "state": self._state_text()}
-        lines = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+        lines = (
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(escape_line(text))}</td></tr>"
+            for name, text in rows.items()
+        )
         return f"<table>{''.join(lines)}</table>"
 
     def after_fork(self) -> None:

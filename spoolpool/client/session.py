@@ -131,6 +131,8 @@ class SubmitterSession:
             lane=call.lane,
             bucket=self._submitter.bucket(call.lane, references.task),
             name=call.name,
+            label=call.label,
+            arguments=call.arguments,
             user=self._user,
             host=hostname(),
             submitted=time.time(),

@@ -49,6 +49,10 @@ class TaskHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Bucket of the task, to which it also returns when it is queued again."""
     name: str = ""
     """Name of the function, for display."""
+    label: str = ""
+    """Label that the submitter gave, for display."""
+    arguments: str = ""
+    """Preview of the arguments, for display; empty for a task with a label, or if the submitter sends none."""
     user: str = ""
     """Name of the submitting account, unverified: the owner of the file decides."""
     host: str = ""
@@ -132,6 +136,10 @@ class CallHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Number of the call in its pack, from 0."""
     task: str = ""
     """Id of the call, which ``current_task()`` has."""
+    label: str = ""
+    """Label of the call, as of a task."""
+    arguments: str = ""
+    """Preview of the arguments, as of a task."""
 
 
 class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -174,6 +182,16 @@ def attempts(header: TaskHeader) -> int:
     Both are counted together, by the two digits in the name of a task file.
     """
     return min(header.max_attempts + header.retries, 99)
+
+
+def label_of(header: TaskHeader | CallHeader) -> str:
+    """Return the label of a task or call for display, else the preview of its arguments in parentheses."""
+    return header.label or (f"({header.arguments})" if header.arguments else "")
+
+
+def title_of(header: TaskHeader) -> str:
+    """Return name and label of a task for display."""
+    return f"{header.name} {label_of(header)}".rstrip()
 
 
 def encode(header: TaskHeader | OutcomeHeader | CallHeader) -> bytes:

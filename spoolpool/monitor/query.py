@@ -164,6 +164,16 @@ class TaskView:
         """Name of the function, for people."""
         return self.header.name if self.header else ""
 
+    @property
+    def label(self) -> str:
+        """Label of the task, else a preview of its arguments in parentheses; empty if it has neither."""
+        return headers.label_of(self.header) if self.header else ""
+
+    @property
+    def title(self) -> str:
+        """Name and label of the task; for one whose header cannot be read, the reason."""
+        return f"{self.name} {self.label}".rstrip() or f"({self.problem})"
+
     def attempts(self) -> list[Attempt]:
         """Return the known attempts by the time of their ends: from journals, the outcome, and the present claim.
 
@@ -227,8 +237,12 @@ class Query:
     session: str = ""
     name: str = ""
     """Pattern of the function's name, or of its last part: ``fail`` matches ``module.fail``."""
+    label: str = ""
+    """Pattern of the label, or of the preview of the arguments of a task without a label."""
     older_than: float | None = None
-    """Seconds since the submission."""
+    """Seconds since the submission, at least."""
+    newer_than: float | None = None
+    """Seconds since the submission, at most."""
 
     @property
     def is_empty(self) -> bool:
@@ -245,13 +259,19 @@ class Query:
         # in this order: the first need only the name, the next a header, the last an outcome
         return (
             (self.older_than is None or time.time() - view.submitted >= self.older_than)
+            and (self.newer_than is None or time.time() - view.submitted <= self.newer_than)
             and (not self.session or view.session == self.session)
             and (not self.queue or view.lane.partition(".")[0] == self.queue)
             and (not self.lane or fnmatch.fnmatchcase(view.lane, self.lane))
             and (not self.user or view.owner == self.user)
             and (not self.name or any(fnmatch.fnmatchcase(view.name, like) for like in (self.name, f"*.{self.name}")))
+            and (not self.label or _has_label(view.header, self.label))
             and (not self.states or view.state in self.states)
         )
+
+
+def _has_label(header: TaskHeader | None, pattern: str) -> bool:
+    return header is not None and fnmatch.fnmatchcase(header.label or header.arguments, pattern)
 
 
 def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> Iterator[TaskView]:

@@ -57,6 +57,8 @@ class GroupStatus:
     """Id of the running task; empty if the group is idle."""
     name: str = ""
     """Name of its function."""
+    label: str = ""
+    """Its label, or a preview of its arguments."""
     seconds: float = 0.0
     """Its run time so far, by the server's clock."""
     progress: TaskProgress | None = None
@@ -200,6 +202,7 @@ class StatusCollector:
             life=life,
             task=view.id,
             name=view.name,
+            label=view.label,
             seconds=max(0.0, now - view.since),
             progress=progress if progress and progress.task == view.id else None,
         )

@@ -27,6 +27,7 @@ class SeenTask(NamedTuple):
     owner: str = ""
     session: str = ""
     name: str = ""
+    label: str = ""
     since: float = 0.0
     worker: str = ""
 
@@ -80,7 +81,7 @@ class TaskReader:
             view = TaskView(self._spool, location)
             if view.gone:
                 return None
-            names = view.lane, view.owner, view.session, view.name[:_NAME]
+            names = view.lane, view.owner, view.session, view.name[:_NAME], view.label[:_NAME]
             seen = SeenTask(view.id, view.state, *names, view.since, location.task_file.worker)
             if location.place == "done" and view.outcome is None and seen.state == "done":  # not visible yet, or torn
                 return seen

@@ -310,6 +310,7 @@ class Claim:
                 "given back",
                 task=header.task,
                 name=header.name,
+                label=headers.label_of(header),
                 session=header.session,
                 lane=header.lane,
                 worker=why.worker or self.task_file.worker,

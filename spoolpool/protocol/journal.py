@@ -111,6 +111,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     task: str = ""
     name: str = ""
+    label: str = ""
+    """Label of a task, or a preview of its arguments in parentheses."""
     session: str = ""
     lane: str = ""
     worker: str = ""

@@ -222,9 +222,10 @@ def _read_attempt(spool: Spool, task_file: TaskFile) -> LostAttempt:
     return found._replace(**{**msgspec.structs.asdict(record), "stack": printable(record.stack)})
 
 
-def message(task: str, attempts: list[LostAttempt]) -> str:
+def message(task: str, attempts: list[LostAttempt], title: str = "") -> str:
     """Return the text of the error for a task with these lost attempts; the last one is the latest."""
-    lines = [f"The worker of task {task} died in attempt {attempts[-1].attempt}, the last one."]
+    named = f", {title}," if title else ""
+    lines = [f"The worker of task {task}{named} died in attempt {attempts[-1].attempt}, the last one."]
     lines += [f"  attempt {each.attempt}: {', '.join(_parts(each))}" for each in attempts]
     if attempts[-1].stack:
         lines += [

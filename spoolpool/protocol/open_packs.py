@@ -27,7 +27,7 @@ from typing import NamedTuple
 from spoolpool.errors import BadTaskFile, SpoolpoolError, TaskVanished
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
-from spoolpool.format.headers import CallHeader, TaskHeader
+from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import MOST_CALLS, TaskFile, open_pack_file, parse_task_file
 from spoolpool.protocol import packs, record_files, sessions
 from spoolpool.protocol.heartbeat import Liveness
@@ -123,7 +123,7 @@ class OpenPack:
             if not number:
                 header = envelope.pack(headers.encode(self.header), b"")
                 parts = record_files.pack(self._spool, self._label, 0, header)
-            record = envelope.pack(headers.encode(CallHeader(call=number, task=call.task)), call.payload, call.buffers)
+            record = envelope.pack(headers.encode(call.header(number)), call.payload, call.buffers)
             parts += record_files.pack(self._spool, self._label, number + 1, record)
             self.is_closed = True  # until the end of the write, which a signal may interrupt
             file_content.write_all(self._fd, parts)

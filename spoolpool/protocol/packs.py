@@ -26,6 +26,14 @@ class PackedCall(NamedTuple):
     buffers: Sequence[Buffer]
     task: str = ""
     """Id of the call, which ``current_task()`` has; empty for that of the pack."""
+    label: str = ""
+    """Label of the call, for people."""
+    arguments: str = ""
+    """Preview of the arguments, for people."""
+
+    def header(self, number: int) -> CallHeader:
+        """Return the header of the record of the call with this number in its pack."""
+        return CallHeader(call=number, task=self.task, label=self.label, arguments=self.arguments)
 
 
 def parts_of(spool: Spool, header: TaskHeader, calls: Sequence[PackedCall]) -> list[Buffer]:
@@ -33,7 +41,7 @@ def parts_of(spool: Spool, header: TaskHeader, calls: Sequence[PackedCall]) -> l
     label = task_label(header.task)
     parts = record_files.pack(spool, label, 0, envelope.pack(headers.encode(header), b""))
     for number, call in enumerate(calls):
-        record = envelope.pack(headers.encode(CallHeader(call=number, task=call.task)), call.payload, call.buffers)
+        record = envelope.pack(headers.encode(call.header(number)), call.payload, call.buffers)
         parts += record_files.pack(spool, label, number + 1, record)
     return parts
 
@@ -49,11 +57,12 @@ def read_calls(spool: Spool, fd: int, path: str, task_file: TaskFile) -> tuple[E
             f"{path} has {max(0, len(found) - 1)} complete calls; its name says that it has {task_file.calls}: it is "
             "torn, or not written by spoolpool."
         )
-    calls = [
-        PackedCall(each.payload, each.buffers, headers.decode_call(each.header, path).task)
-        for each in found[1 : task_file.calls + 1]
-    ]
-    return found[0], calls
+    return found[0], [_call(each, path) for each in found[1 : task_file.calls + 1]]
+
+
+def _call(record: Envelope, path: str) -> PackedCall:
+    header = headers.decode_call(record.header, path)
+    return PackedCall(record.payload, record.buffers, header.task, header.label, header.arguments)
 
 
 def size_of(fd: int, path: str) -> int:

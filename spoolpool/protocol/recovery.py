@@ -139,6 +139,7 @@ class Recovery:
                 "recovered",
                 task=task_file.task,
                 name=header.name if header else "",
+                label=headers.label_of(header) if header else "",
                 session=header.session if header else "",
                 lane=header.lane if header else "",
                 worker=task_file.worker,
@@ -269,7 +270,8 @@ class Recovery:
         if ended.host or task_file.attempt not in known:
             known[task_file.attempt] = ended
         lost = [known[attempt] for attempt in sorted(known)]
-        claim.reassign(self._me).report_lost(lost_attempts.message(task_file.task, lost), lost)
+        text = lost_attempts.message(task_file.task, lost, headers.title_of(claim.header))
+        claim.reassign(self._me).report_lost(text, lost)
         cancel.withdraw_request(self._spool, task_file.task)  # it was for the worker that died
         died = f"worker {task_file.worker} died in attempt {task_file.attempt}, the last"
         text = f"{task_file.task}: {died}; reported as lost"

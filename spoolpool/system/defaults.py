@@ -68,6 +68,14 @@ def _read_parents(label: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_switch(label: str, value: Any) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{label} is {describe_value(value)}; it must be true or false.")
+    return value
+
+
 class Key(NamedTuple):
     """Key of the files."""
 
@@ -87,6 +95,7 @@ KEYS: Mapping[str, Key] = {
     "queue": Key(settings.ENV_QUEUE, _read_word, None),
     "lease": Key(settings.ENV_LEASE, _read_lease, settings.LEASE),
     "caches": Key(settings.ENV_CACHES, _read_caches, settings.CACHE_SECONDS),
+    "preview": Key(settings.ENV_PREVIEW, _read_switch, True),
     "parents": Key(settings.ENV_PARENTS, _read_parents, ()),
 }
 """All keys."""

@@ -119,7 +119,8 @@ class Execution:
         if task_file.attempt > headers.attempts(header) and not task_file.calls:
             lost = [each for _, each in sorted(lost_attempts.kept(self._spool, task_file.task).items())]
             used_up = f"Task {task_file.task} has used up its attempts."
-            claim.report_lost(lost_attempts.message(task_file.task, lost) if lost else used_up, lost)
+            title = headers.title_of(header)
+            claim.report_lost(lost_attempts.message(task_file.task, lost, title) if lost else used_up, lost)
             self._journal.write_end(task_file, header, kind="lost", failure=None, started=started, ended=time.time())
             return
         outcome = (

@@ -95,11 +95,11 @@ class PackRun:
             self._skip_cancelled()
             if self.is_done or self.is_cancelled:
                 return
-            payload, buffers, task = self._calls[self._outcomes.done]
+            call = self._calls[self._outcomes.done]
             self._on_call()
             self._started, self._begun = time.time(), time.monotonic()
-            parts = bytes(payload), [bytes(each) for each in buffers]
-            yield (*parts, task) if task else parts
+            parts = bytes(call.payload), [bytes(each) for each in call.buffers]
+            yield (*parts, call.task) if call.task else parts
 
     def _skip_cancelled(self) -> None:
         """Write the outcomes of the next calls that were cancelled before they began."""

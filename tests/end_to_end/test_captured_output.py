@@ -81,14 +81,15 @@ def stage(spool: Spool) -> None:
     }
     wide = LANE.replace(".r1", ".r4")
     for lane, count, name in ((wide, 3, "model.relax"), (LANE.replace(".r1", ".r8"), 2, "md.run"), (LANE, 1, "fit")):
-        for _ in range(count):
-            put(spool, "waiting", lane=lane, name=name, ago=600, session="sweep-42")
+        for number in range(count):
+            about = {"arguments": "7"} if name == "fit" else {"label": f"{'Al' if number else 'Cu'} fcc"}
+            put(spool, "waiting", lane=lane, name=name, ago=600 + number, session="sweep-42", **about)
     relax: Any = {"lane": wide, "name": "model.relax", "session": "sweep-42"}
     put(spool, "running", ago=620, end="00c3d2a1f7", worker=nodes["node1"], **relax)
     put(spool, "done", ago=640, worker=nodes["node2"], **relax)
     why = Failure(type="ValueError", message="no convergence after 200 steps", traceback=TRACEBACK, host="node3")
     mine: Any = {"worker": nodes["node3"], "session": "fits", "failure": why}
-    fit = put(spool, "raised", name="fit", ago=660, end="0047b1e0d9", **mine)
+    fit = put(spool, "raised", name="fit", arguments="4.05, steps=200", ago=660, end="0047b1e0d9", **mine)
     put(spool, "failed", lane=wide, name="md.run", ago=5000, end="00aa15c0b2", worker=nodes["node2"], session="md")
     lines: list[dict[str, Any]] = [
         {"event": "task", "t": now - 250 + 12 * number, "task": new_task_id(), "lane": wide} for number in range(20)

@@ -105,6 +105,9 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
     "definitions": (6, same),
     "time limit": (32, same),
     "initialized": (32, same),
+    "label": (32, same),
+    "arguments": (32, same),
+    "labelled calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
     "calls": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
     "open pack": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
 }

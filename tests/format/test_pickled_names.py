@@ -166,8 +166,8 @@ def names_of_packs(spool: Spool, local: Any) -> set[Name]:
     claimer = Claimer(spool, "0" * 16, lambda lane: lane.queue == "unserved", Trust())
     while claim := claimer.next():
         with claim:
-            for payload, buffers, _ in claim.calls or [(claim.content.payload, claim.content.buffers, "")]:
-                function, args, kwargs = pickling.loads(payload, buffers)
+            for call in claim.calls or [claim.content]:
+                function, args, kwargs = pickling.loads(call.payload, call.buffers)
                 names |= set(names_in_pickle(bytes(pickling.dumps(function(*args, **kwargs))[0])))
             claim.report_lost("it died")  # a future that runs cannot be cancelled, and the interpreter waits for it
             if claim.calls:

@@ -230,7 +230,10 @@ def _failures(summary: Summary) -> Iterable[str]:
     yield "<p>The latest; see <code>spool traceback</code> and <code>spool logs</code> for details.</p>"
     yield _table(
         ("time", "task", "function", "exception", "host"),
-        [(_time(each.t), each.task, each.name, _failure(each), each.host) for each in reversed(summary.last_failures)],
+        [
+            (_time(each.t), each.task, f"{each.name} {each.label}".rstrip(), _failure(each), each.host)
+            for each in reversed(summary.last_failures)
+        ],
     )
 
 

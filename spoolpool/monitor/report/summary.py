@@ -24,6 +24,7 @@ _CALLS = 100  # calls of a group that are followed at a time
 _NAMES = 500  # functions with an entry of their own
 _KINDS = 500  # kinds of failures with an entry of their own, besides one for each function
 _LAST = 50  # failures and recoveries that are listed
+_LABEL = 60  # characters of a label
 _OTHERS = "(others)"
 
 
@@ -201,6 +202,7 @@ class _Reader:
                 host=outcome.host,
                 task=view.id,
                 name=view.name,
+                label=view.label,
                 submitted=view.header.submitted if view.header is not None else 0.0,
                 started=outcome.started,
                 ended=outcome.ended,
@@ -229,7 +231,8 @@ class _Reader:
         group.tasks += 1
         group.busy += max(0.0, ended - event.started)
         self._summary.running.add(event.started, ended)
-        bar = Bar(event.started, ended, self._id(event.name), event.task[-10:], failed=failed)
+        task = f"{event.task[-10:]} {event.label[:_LABEL]}".rstrip()
+        bar = Bar(event.started, ended, self._id(event.name), task, failed=failed)
         self._summary.bars.add(row, bar)
 
     def _read_attempt(self, event: Event, group: GroupSummary, row: str) -> None:

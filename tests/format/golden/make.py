@@ -89,7 +89,7 @@ class Content(NamedTuple):
 TASKS = (
     *("plain", "chunk", "pack", "command", "program", "shell", "objects", "dependency", "current task", "wait"),
     *("public names", "options", "errors", "module", "exception", "definitions"),
-    *("time limit", "calls", "initialized", "open pack"),
+    *("time limit", "calls", "initialized", "open pack", "label", "arguments", "labelled calls"),
 )
 """Kinds of tasks."""
 
@@ -242,6 +242,8 @@ def calls(spool: Spool) -> dict[str, Content]:
         "dependency": call_with_futures(),
         "time limit": limited,
         "initialized": Content(initialized, (), {"init": store(spool, dumps(initialize))}),
+        "label": Content(dumps((pow, (2, 5), {})), (), {"label": "two to five"}),
+        "arguments": Content(dumps((pow, (2, 5), {})), (), {"arguments": "2, 5"}),
         "module": call_with_modules(),
     }
 
@@ -337,7 +339,7 @@ def make(directory: Path, *, signed: bool = False) -> None:
 
 
 def add_packs(spool: Spool) -> None:
-    """Add a pack that waits, after the death of a worker in its second call, and one with its outcomes."""
+    """Add packs: one that waits, after a worker died in its second call, one with its outcomes, and one with labels."""
     calls = [PackedCall(dumps((pow, (2, 3), {})), []), PackedCall(dumps((operator.truediv, (1, 0), {})), [])]
     failure = Failure(type="ZeroDivisionError", message="division by zero", traceback="a line\n", host="golden")
     results = [RankResult(dumps(8), (), None), RankResult(dumps(ZeroDivisionError("division by zero")), (), failure)]
@@ -353,6 +355,9 @@ def add_packs(spool: Spool) -> None:
                 log.append(envelope.pack(headers.encode(record), result.payload, result.buffers))
         claim = Claim(spool, about, task_file)
         claim.commit() if count == len(calls) else claim.requeue()
+    about = header(waiting("labelled calls"), calls=2, label="both")
+    labelled = [calls[0]._replace(label="first"), calls[1]._replace(arguments="1, 0")]
+    Submitter(spool).submit(about, parts_of(spool, about, labelled))
     add_open_pack(spool, calls)
 
 

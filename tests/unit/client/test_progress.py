@@ -46,6 +46,7 @@ class Drawn:
         assert disable is None, "nothing is drawn into a pipe"
         self.total = total
         self.done = 0
+        self.labels: set[str] = set()
         self.closed = False
         DRAWN.append(self)
 
@@ -57,6 +58,10 @@ class Drawn:
 
     def get_lock(self) -> threading.Lock:
         return threading.Lock()
+
+    def set_postfix_str(self, text: str, *, refresh: bool) -> None:
+        assert not refresh
+        self.labels.add(text)
 
     def update(self) -> None:
         self.done += 1
@@ -115,6 +120,7 @@ def test_a_map_draws_how_many_tasks_are_done(drawn: list[Drawn], options: dict[s
         assert list(exe.map(abs, range(-6, 0), progress=True, **options)) == [6, 5, 4, 3, 2, 1]
     [shown] = drawn
     assert (shown.total, shown.done, shown.closed) == (total, total or 6, True)
+    assert "(-1)" in shown.labels or "(-2 ... -1)" in shown.labels
 
 
 def test_a_terminal_shows_the_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
