@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, plot, results, table
+from benchmarks import machine, opening, plot, results, table
 from benchmarks.row import Row
 
 NAME = "benchmarks"
@@ -23,25 +23,32 @@ _FOLDED = 20  # lines; a longer table is folded
 _INTRODUCTION = """\
 # Benchmarks
 
-This project and its neighbours, measured in one run on one machine. Everything here but the explanations is made from
-[one report](benchmarks/report.json) by `scripts/bench --from docs/benchmarks/report.json --page docs`; the command that
-made the report stands [below](#how-it-was-measured).
+This project beside others, measured in one run on one machine.
+"""
+
+_SOURCE = """\
+The sections below have all figures, and explain the work of each contender. All figures are made from
+[one report](benchmarks/report.json) by `scripts/bench --from docs/benchmarks/report.json --page docs`;
+[How it was measured](#how-it-was-measured) has the command for the report. The project's own goals stand under
+[Targets](#targets).
 """
 
 _READING = """\
 ## How to read it
 
-In each round everybody has a turn: in new processes, in a new directory, while no other contender is at work. So
-whatever disturbs the machine disturbs all alike.
+In each round each contender has a turn: in new processes and a new directory, while no other contender works.
+So a disturbance of the machine affects all contenders.
 
-- The **median** is that of the rounds' medians; under "rounds" stand the lowest and the highest of these, which in
-  the plots are the ends of the whiskers.
-- **x ours** says how many times the time, memory or CPU of ours a contender takes; of a rate, it says how many times as
-  long a call takes. Above 1, ours is ahead. **x floor** is the same beside what the operating system alone needs for
-  it, which is no queue and cannot be used as one: it is the limit for everybody who goes that way. Ratios are taken
-  within a round, and what is shown is their median; it need not be the quotient of the medians beside it.
-- "To reach" is what this project has set itself. It was written down before the run.
-- Where values of a plot are far apart, its axis is logarithmic: each step is then a factor.
+- The **median** is the median of the rounds' medians. The column "rounds" has the lowest and the highest of them; in
+  the plots they are the ends of the whiskers.
+- **x ours** is the time, memory or CPU time of a contender, divided by that of spoolpool. For a rate it is the ratio of
+  the times per call. Above 1, spoolpool is ahead.
+- **x floor** is the ratio to the bare system calls for the same work. The floor is no queue: it is the limit for each
+  queue that works in this way.
+- A ratio is computed within each round, and the table has the median of these ratios. It may differ from the quotient
+  of the medians in the table.
+- **To reach** is a goal of this project, written down before the run.
+- The axis of a plot is logarithmic if its values are far apart: each step is a factor.
 """
 
 
@@ -61,11 +68,18 @@ def files(report: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, str]:
     """Return the files of :func:`write` by name. The report among them gives the same files again."""
     report = results.compact(report)
     made = {f"{NAME}/report.json": _json(report)}
-    lines = [_INTRODUCTION, *_targets(report, rows), *_run(report), _READING]
+    lines = [_INTRODUCTION]
+    lines += [f"- {sentence}" for sentence in opening.sentences(report)]
+    picture = opening.picture(report)
+    if picture is not None:
+        made[f"{NAME}/opening.svg"] = picture.svg
+        lines.append(f"\n![{_text(picture.title)}]({NAME}/opening.svg)\n")
+    lines += [_SOURCE, *_run(report), _READING]
     for row in report["rows"]:
         plots = {f"{NAME}/{row['name']}-{number}.svg": each for number, each in enumerate(plot.plots(row), 1)}
         made |= {name: each.svg for name, each in plots.items()}
         lines += _row(row, rows.get(row["name"]), plots)
+    lines += _targets(report, rows)
     return {f"{NAME}.md": "\n".join(lines), **made}
 
 

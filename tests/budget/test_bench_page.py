@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import page, results
+from benchmarks import opening, page, results
 from benchmarks.__main__ import main
 from benchmarks.contender import OURS
 from benchmarks.environments import Made
@@ -25,6 +25,33 @@ def test_committed_page_matches_the_committed_report():
     assert there == made.keys()
     differing = [name for name, text in made.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert differing == [], "make the page again: scripts/bench --from docs/benchmarks/report.json --page docs"
+
+
+def test_committed_page_opens_with_five_sentences_and_a_plot_and_ends_with_the_targets():
+    opened, *sections = (DOCS / "benchmarks.md").read_text(encoding="utf-8").split("\n## ")
+    assert [line[:4] for line in opened.splitlines() if line.startswith("- ")] == ["- **"] * len(opening.SENTENCES)
+    assert len(opening.SENTENCES) == 5
+    assert "](benchmarks/opening.svg)" in opened
+    assert [section.partition("\n")[0] for section in sections][-1] == "Targets"
+
+
+def test_opening_leaves_out_sentences_without_figures():
+    report = results.read(str(DOCS / "benchmarks" / "report.json"))
+    short = {**report, "rows": [row for row in report["rows"] if row["name"] in ("idle", "backlog")]}
+    assert len(list(opening.sentences(short))) == 2
+    assert opening.picture(short) is None
+    assert "opening.svg" not in page.files(short, ROWS)["benchmarks.md"]
+
+
+def test_plot_of_the_opening_has_each_contender_once_with_its_quickest_case():
+    report = results.read(str(DOCS / "benchmarks" / "report.json"))
+    made = opening.picture(report)
+    assert made is not None
+    texts = [each.text for each in ET.fromstring(made.svg).iter(f"{SVG}text")]
+    names = [text for text in texts if text is not None and text.startswith(("spoolpool", "executorlib", "dask"))]
+    assert sorted(set(names) - {"spoolpool"}) == [
+        "dask distributed", "executorlib, ZeroMQ, no dependencies", "spoolpool, 1 rank",
+    ]  # fmt: skip
 
 
 def test_committed_report_is_small():
