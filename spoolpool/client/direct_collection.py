@@ -138,7 +138,7 @@ class DirectCollection:
     def _wait(self, future: TaskFuture, me: int, end: float) -> None:
         while self._holder == me and not self._recalled and not future.has_ended:
             left = end - time.monotonic()
-            if left <= 0 or not self._watch.wait(left):
+            if left <= 0 or not self._watch.wait(left, spins=True):
                 return
             names = self._watch.new_names()
             if names is None:  # woken, or the inbox was replaced

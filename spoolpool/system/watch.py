@@ -8,10 +8,14 @@ costs a busy worker nothing, and their content is decoded for :meth:`DirectoryWa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import struct
+import time
 from typing import TYPE_CHECKING
+
+from spoolpool.system.spin import Spin
 
 if TYPE_CHECKING:
     from watchdog.observers import inotify_c
@@ -41,6 +45,7 @@ class DirectoryWatcher:
         self._poll = self._new_poll()
         self._watched: dict[str, inotify_c.WatchDescriptor] = {}
         self._events: list[bytes] = []
+        self._spin = Spin()
 
     def _new_poll(self) -> select.poll:
         poll = select.poll()
@@ -82,13 +87,19 @@ class DirectoryWatcher:
         for path in directories:
             self.add(path)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a change, at most ``seconds``; return whether there was one."""
+    def wait(self, seconds: float, *, spins: bool = False) -> bool:
+        """Wait for a change, at most ``seconds``; return whether there was one.
+
+        If it ``spins``, it does so for a moment where a core is free and the last of these waits was short.
+        """
         self._events = []
         try:
             try:
-                ready = self._poll.poll(max(0.0, seconds) * 1000)
-            except RuntimeError:  # a signal handler has interrupted another wait, which goes on after it
+                ready = self._spin_or_sleep(seconds) if spins else self._poll.poll(max(0.0, seconds) * 1000)
+            except RuntimeError as error:
+                if "concurrent poll" not in str(error):  # of a signal handler
+                    raise
+                # a signal handler has interrupted another wait, which goes on after it
                 ready = self._new_poll().poll(max(0.0, seconds) * 1000)
         except OSError as error:
             if error.errno is None:  # of a signal handler, such as a TimeoutError
@@ -97,6 +108,14 @@ class DirectoryWatcher:
         for fd, _ in ready:
             self._drain(fd)
         return bool(ready)
+
+    def _spin_or_sleep(self, seconds: float) -> list[tuple[int, int]]:
+        ready = self._spin.until(lambda: self._poll.poll(0), seconds)
+        if ready is None:
+            begun = time.perf_counter()
+            ready = self._poll.poll(max(0.0, seconds) * 1000)
+            self._spin.record(time.perf_counter() - begun if ready else math.inf)
+        return ready
 
     def new_names(self) -> dict[str, set[str]] | None:
         """Return the names whose appearance ended the last wait or pause, by directory.
@@ -125,7 +144,7 @@ class DirectoryWatcher:
 
     def pause(self, seconds: float) -> bool:
         """Wait and discard the changes so far, if any directory is watched. Call it before listing."""
-        return self.wait(seconds if self._watched else 0.0)
+        return self.wait(seconds, spins=seconds > 0) if self._watched else self.wait(0.0)
 
     def clear(self) -> None:
         """Discard the changes so far. Call it before listing."""

@@ -220,7 +220,7 @@ def signal_once_waiting(direct: DirectCollection, handler: Callable[[], None]) -
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Signalled, TimeoutError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Signalled, TimeoutError, RuntimeError])
 def test_an_exception_of_a_signal_handler_ends_the_wait_and_not_the_call(
     executor: Executor, tmp_path: Path, error: type[BaseException]
 ) -> None:
