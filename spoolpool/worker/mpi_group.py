@@ -164,9 +164,11 @@ class MPIGroup(Group):
         if verdict is None:
             return
         self._judge(verdict)
-        self._clean_up(alike=verdict.alike)
-        found = self._look_here()
         assert verdict.acks is not None
+        found = self._look_here()
+        if verdict.alike:  # first: once all are ready, their last messages are there; else they wait for this rank
+            self._link.wait(verdict.acks.requests)
+        self._clean_up(alike=verdict.alike)
         self._link.wait(verdict.acks.requests)
         acks = verdict.acks.heads()
         self.severity = max([found, *(Severity(ack.mark >> 1) for ack in acks)])

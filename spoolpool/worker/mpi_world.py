@@ -39,6 +39,7 @@ _FEW_COMMUNICATORS = 32
 _TRIAL_SHARE = 10  # a trial may take this part of the time
 
 _LEAVING = (0.0001, 0.2)
+_PROBES = 20  # before a sleep: each makes MPI take in another message, and the awaited one may be there already
 _SWEEPING = (0.00002, 0.02)
 _TAG = 32767
 """The greatest tag that each MPI has: a function is least likely to use it."""
@@ -50,10 +51,13 @@ _ONE_SIDED = lazy_pattern(
 
 
 def all_done(requests: Sequence[Request]) -> bool:
-    """Return whether all these transfers are done; the test also makes MPI continue them."""
+    """Return whether all these transfers are done; the tests also make MPI continue them.
+
+    A test may take in no more than one arrived message, which can be one of a function.
+    """
     from mpi4py import MPI
 
-    return MPI.Request.Testall(requests)
+    return any(MPI.Request.Testall(requests) for _ in range(_PROBES))
 
 
 def on_this_host(comm: Comm) -> Comm:
@@ -103,6 +107,7 @@ class CommunicatorCleaner:
         """Send each rank a last message, after the function has ended on all ranks: before, it could receive this."""
         last, _ = Head(0, serial).message()
         self._sent = [self.comm.Isend(last, rank, _TAG) for rank in range(self.comm.Get_size())]
+        all_done(self._sent)  # MPI sends them now: this rank may sleep before its next call of MPI
 
     @property
     def collectives(self) -> int:
@@ -120,24 +125,35 @@ class CommunicatorCleaner:
         from mpi4py import MPI
 
         last, _ = Head(0, serial).message()
-        status, backoff, end = MPI.Status(), Backoff(*_SWEEPING), time.monotonic() + seconds
+        status, end = MPI.Status(), time.monotonic() + seconds
         self.clean = False
         for rank in range(self.comm.Get_size()):
             text = bytearray()
             while text != last:
-                found = self.comm.Improbe(rank, MPI.ANY_TAG, status)
+                found = self._await_message(rank, status, end)
                 if found is None:
-                    if time.monotonic() > end:
-                        log.warning("A task left a receive open: its communicator is replaced.")
-                        return
-                    backoff.sleep()
-                    continue
+                    log.warning("A task left a receive open: its communicator is replaced.")
+                    return
                 text = bytearray(min(status.Get_count(MPI.BYTE), FIRST + 1))
                 if len(text) <= FIRST:  # a larger one is not worth its transfer: now no receive can meet it
                     found.Recv([text, MPI.BYTE])
                 if text != last:
                     log.warning("A task left a message from rank %d with tag %d behind.", rank, status.tag)
         self.clean = True
+
+    def _await_message(self, rank: int, status: Any, end: float) -> Any:
+        """Return the next message of a rank; None if none has come at the monotonic time ``end``."""
+
+        def probe() -> Any:
+            return self.comm.Improbe(rank, self._mpi.ANY_TAG, status)
+
+        for _ in range(_PROBES):
+            if found := probe():
+                return found
+        backoff = Backoff(*_SWEEPING)
+        while (found := probe()) is None and time.monotonic() <= end:
+            backoff.sleep()
+        return found
 
 
 def _watched(comm: MPI.Comm) -> Any:
