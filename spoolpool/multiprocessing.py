@@ -47,6 +47,8 @@ Callback = Callable[[Any], object]
 
 _SHARES = 4
 """Least number of tasks for each group in one ``map``, so that groups with shorter calls take more of them."""
+_WORTH = 0.001
+"""Seconds of calls that share a task even if fewer groups have some: a task costs about half of that."""
 _AHEAD = 256
 """Least number of calls that ``imap`` submits ahead of the value being waited for."""
 
@@ -216,7 +218,7 @@ class Pool:
             known = self._sizes.setdefault(_key(func), ChunkSize(None))
         except TypeError:  # of a class without weak references
             known = ChunkSize(None)
-        return known.limited(most), max(1, count) if known.is_measured else shares
+        return known.limited(max(most, known.within(_WORTH))), max(1, count) if known.is_measured else shares
 
     def _later(
         self,

@@ -46,6 +46,11 @@ class ChunkSize:
         """Whether the duration of a task is known."""
         return self.durations.mean is not None
 
+    def within(self, seconds: float) -> int:
+        """Return the number of calls that take so long by the measurements; 0 if there are none."""
+        mean = self.durations.mean
+        return 0 if mean is None else int(seconds / max(mean, 1e-9))
+
     def limited(self, most: int) -> ChunkSize:
         """Return a size with the same measurements, present and future, and at most so many calls in a task."""
         size = ChunkSize(self._fixed)
@@ -56,10 +61,7 @@ class ChunkSize:
         """Return the number of calls, at least 1."""
         if self._fixed is not None:
             return self._fixed
-        known = self.durations
-        if known.mean is None:
-            return 1
-        return max(1, min(self._most, int(_GROWTH * known.largest), int(TARGET / max(known.mean, 1e-9))))
+        return max(1, min(self._most, int(_GROWTH * self.durations.largest), self.within(TARGET)))
 
     def add(self, calls: int, seconds: float) -> None:
         """Take the duration of a task of this number of calls into account."""
