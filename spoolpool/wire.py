@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import msgspec
 
-from spoolpool.calls import forks, leftovers, pickling
+from spoolpool.calls import forks, leftovers, pickling, usage
 from spoolpool.calls.definitions import (
     fill_class,
     fill_module,
@@ -92,7 +92,7 @@ def run_chunk(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
             for args in calls:
                 values.append(forks.call(function, args))  # noqa: PERF401  the values before an exception are needed
         else:
-            for payload, buffers, failure in run_calls(_pickled(function, calls), task):
+            for payload, buffers, failure, _ in run_calls(_pickled(function, calls), task):
                 values.append(_value(payload, buffers, failure))
     except BaseException as error:
         if task is None or task.size == 1:  # else the values of other ranks would be missing
@@ -227,6 +227,10 @@ class Command:
             ) from error
         with process:
             output, errors = _forward(process)
+            with contextlib.suppress(ChildProcessError):  # a handler of SIGCHLD has waited for it
+                _, status, used = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                usage.note_child(used)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as shells report signals
         if code:
             raise subprocess.CalledProcessError(code, self._words, output, errors)

@@ -20,7 +20,7 @@ from spoolpool.calls.results import DependencyValue, ReferenceResolver
 from spoolpool.context import CurrentTask, running
 from spoolpool.errors import BadRequest, NotPicklable, TaskCancelled, TaskFailed
 from spoolpool.format.envelope import Buffer
-from spoolpool.format.headers import Failure, TaskHeader
+from spoolpool.format.headers import Failure, TaskHeader, Usage
 from spoolpool.system import file_content, files
 from spoolpool.system.environment import without_mpi, working_directory
 from spoolpool.system.processes import hostname
@@ -43,6 +43,8 @@ class RankResult(NamedTuple):
     payload: Buffer
     buffers: Sequence[Buffer]
     failure: Failure | None
+    usage: Usage | None = None
+    """Resources used; None if they were not measured."""
 
 
 class InitializerCache:

@@ -12,12 +12,12 @@ from spoolpool.cli.output import echo_escaped, format_time
 from spoolpool.cli.status_screen import describe_progress
 from spoolpool.cli.task_columns import record
 from spoolpool.cli.task_selection import Selection, selects
-from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import CANCELLED, is_worker_id
+from spoolpool.format.headers import OutcomeHeader, TaskHeader
+from spoolpool.format.names import CANCELLED, is_worker_id, parse_lane
 from spoolpool.monitor.query import Attempt, TaskView
 from spoolpool.protocol.progress import progress_of
 from spoolpool.system import files, open_directory
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import format_bytes, format_duration
 
 _TOOLS = ("spool", "supervisor", "autoscale")  # authors of events besides workers and sessions
 
@@ -66,9 +66,28 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
     yield "File", f"{view.spool.path}/{view.location.path}"
     if outcome is not None:
         yield "Outcome", open_directory.display_path(view.spool.layout.outcome(view.session, task_file))
+        if outcome.usage is not None:
+            yield "Used", _usage(outcome, header)
         if failure := outcome.failure:
             yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
             yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"
+
+
+def _usage(outcome: OutcomeHeader, header: TaskHeader | None) -> str:
+    """Return what a task has used, of what it had or asked for."""
+    used = outcome.usage
+    assert used is not None
+    lane = parse_lane(header.lane) if header is not None else None
+    cores = lane.ranks * lane.threads if lane is not None else 1
+    time_of_cores = used.wall * cores
+    share = f" ({100 * used.cpu / time_of_cores:.0f} %)" if time_of_cores else ""
+    text = f"CPU {format_duration(used.cpu, precise=True)} of {format_duration(time_of_cores, precise=True)}"
+    text += f" on {cores} core(s){share}, peak memory {format_bytes(used.memory)}"
+    if header is not None and header.memory:
+        text += f" of {format_bytes(header.memory)} ({100 * used.memory / header.memory:.0f} %)"
+    if used.memory_sum:
+        text += f" of a rank, {format_bytes(used.memory_sum)} of all"
+    return f"{text}, since the start of the worker" if used.of_process else text
 
 
 def _has_cancel_request(view: TaskView) -> bool:

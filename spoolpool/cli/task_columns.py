@@ -10,7 +10,7 @@ import click
 
 from spoolpool.cli.output import format_time
 from spoolpool.monitor.query import TaskView
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import format_bytes, format_duration
 
 
 class Column(NamedTuple):
@@ -37,6 +37,19 @@ def _ran(view: TaskView) -> float | None:
     return max(0.0, outcome.ended - outcome.started) if outcome is not None and outcome.started else None
 
 
+def _used(name: str) -> Callable[[TaskView], float | None]:
+    def value(view: TaskView) -> float | None:
+        usage = view.outcome.usage if view.outcome is not None else None
+        return None if usage is None else getattr(usage, name)
+
+    return value
+
+
+def _memory(view: TaskView) -> str:
+    size = COLUMNS["memory"].value(view)
+    return "-" if size is None else format_bytes(size)
+
+
 def _time_of(name: str) -> Callable[[TaskView], str]:
     return lambda view: format_time(COLUMNS[name].value(view)) or "-"
 
@@ -44,7 +57,7 @@ def _time_of(name: str) -> Callable[[TaskView], str]:
 def _duration_of(name: str) -> Callable[[TaskView], str]:
     def text(view: TaskView) -> str:
         seconds = COLUMNS[name].value(view)
-        return "-" if seconds is None else format_duration(seconds)
+        return "-" if seconds is None else format_duration(seconds, precise=name in _PRECISE)
 
     return text
 
@@ -64,7 +77,9 @@ COLUMNS: dict[str, Column] = {
     "since": Column(lambda view: view.since, _time_of("since"), 19),
     "started": Column(lambda view: view.outcome.started if view.outcome else 0.0, _time_of("started"), 19),
     "ended": Column(lambda view: view.outcome.ended if view.outcome else 0.0, _time_of("ended"), 19),
-    "ran": Column(_ran, _duration_of("ran"), 6, right=True),
+    "ran": Column(_ran, _duration_of("ran"), 7, right=True),
+    "cpu": Column(_used("cpu"), _duration_of("cpu"), 7, right=True),
+    "memory": Column(_used("memory"), _memory, 9, right=True),
     "claim": Column(lambda view: view.location.task_file.claim, None, 5, right=True),
     "attempt": Column(lambda view: view.location.task_file.attempt, None, 7, right=True),
     "worker": Column(lambda view: view.location.task_file.worker, None, 16),
@@ -77,9 +92,10 @@ COLUMNS: dict[str, Column] = {
 USUAL = ("task", "state", "age", "user", "lane", "name", "label")
 LONG = ("task", "state", "age", "user", "lane", "session", "name", "label")
 
+_PRECISE = ("cpu", "ran")
 _RECORD = (
     *("task", "state", "path", "lane", "session", "name", "label", "arguments", "user", "submitted", "since", "claim"),
-    *("attempt", "worker", "host", "started", "ended", "problem"),
+    *("attempt", "worker", "host", "started", "ended", "cpu", "memory", "problem"),
 )
 _LONG_WIDTHS = {"task": 29, "lane": 24}
 

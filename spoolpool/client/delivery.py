@@ -99,6 +99,7 @@ class Delivery:
         except (MemoryError, RecursionError):  # the collector thread has a stack of its own
             return False
         future.seconds = outcome.ended - outcome.started
+        future.usage = outcome.usage
         if outcome.kind != "result" or not future.set_unobserved(value):
             return False
         self._pending.record_event("collected", future, kind="result")
@@ -183,6 +184,7 @@ class Delivery:
         if self.on_outcome is not None and future.task_file != task_file:
             self.on_outcome(future.header, task_file)
         future.seconds = outcome.ended - outcome.started
+        future.usage = outcome.usage
         if outcome.kind == "cancelled":
             future.mark_cancelled()
             cancel.withdraw_request(self._spool, future.task)  # which another process may have made

@@ -35,7 +35,7 @@ from spoolpool.errors import DependencyFailed
 if TYPE_CHECKING:
     from spoolpool.client.session import SubmitterSession
     from spoolpool.format.envelope import Envelope
-    from spoolpool.format.headers import OutcomeHeader, TaskHeader
+    from spoolpool.format.headers import OutcomeHeader, TaskHeader, Usage
 
 T = TypeVar("T")
 
@@ -71,6 +71,7 @@ class TaskFuture(SafeFuture):
         "session",
         "submitted_by_this_run",
         "task_file",
+        "usage",
     )
 
     def __init__(
@@ -89,6 +90,8 @@ class TaskFuture(SafeFuture):
         """Whether the task is certain to have been in the spool; False during its submission."""
         self.seconds: float | None = None
         """Duration of the attempt that produced the outcome; None before the outcome, and for a cached result."""
+        self.usage: Usage | None = None
+        """CPU time, duration and peak memory of that attempt; None if they are unknown, as those of cached results."""
         self.pack: CallSink | None = None
         """Receiver of the outcomes of the calls of a pack while it runs; None for any other task."""
         self._cancel_lock: threading.RLock | None = None

@@ -142,6 +142,23 @@ class CallHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Preview of the arguments, as of a task."""
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Resources that a call has used, with the children that it has waited for."""
+
+    cpu: Seconds = 0.0
+    """CPU time in seconds, of all ranks together."""
+    cpu_max: Seconds = 0.0
+    """The longest CPU time of a rank, for several ranks."""
+    wall: Seconds = 0.0
+    """Duration in seconds."""
+    memory: Bytes = 0
+    """Peak memory in bytes, of the largest process of a rank; of several ranks the greatest."""
+    memory_sum: Bytes = 0
+    """Sum of the peaks of the ranks, for several ranks."""
+    of_process: bool = False
+    """Whether the peak is that of the worker since its start, because the call's own could not be measured."""
+
+
 class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """End of one claim of a task, or of one call of a pack."""
 
@@ -163,6 +180,8 @@ class OutcomeHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Ranks whose return values the payload holds."""
     failure: Failure | None = None
     """Description of the exception, if there is one."""
+    usage: Usage | None = None
+    """Resources used; None if they were not measured."""
     call: Count | None = None
     """Number of the call in its pack, from 0; None for a task with one call, and for all calls of a pack without an
     outcome of their own."""

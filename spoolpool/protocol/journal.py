@@ -22,7 +22,7 @@ from msgspec import Meta
 from spoolpool.format.names import submitted_at, writer_of
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import file_content, files, records
-from spoolpool.system.bounds import Count, Seconds
+from spoolpool.system.bounds import Bytes, Count, Seconds
 from spoolpool.system.processes import ProcessId, hostname
 from spoolpool.system.records import BadRecord
 
@@ -127,6 +127,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     ended: Seconds = 0.0
     ran: Seconds = 0.0
     """Seconds that the call took on all ranks."""
+    cpu: Seconds = 0.0
+    """CPU time of the call on all ranks, in seconds."""
+    cores: Count = 0
+    """Cores that the call had."""
+    memory: Bytes = 0
+    """Peak memory of a rank, in bytes; 0 if it is unknown."""
+    asked: Bytes = 0
+    """Requested memory of a rank, in bytes; 0 if none was requested."""
     calls: Count = 0
     """Number of calls of a pack; 0 for a task with one call."""
     published: bool = True

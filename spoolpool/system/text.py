@@ -25,6 +25,15 @@ def escape_line(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def format_bytes(size: int) -> str:
+    """Return a number of bytes in KiB, MiB, GiB or TiB, with three significant digits."""
+    number, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.0f} {units[0]}" if number >= 100 or units[0] == "B" else f"{number:.3g} {units[0]}"
+
+
 def duration_unit(seconds: float) -> tuple[str, float]:
     """Return the unit in which a duration is written, and its length in seconds."""
     return next((unit, length) for unit, length, limit in _UNITS if seconds < limit)

@@ -148,6 +148,7 @@ class Execution:
             ended=time.time(),
             ran=ran,
             published=published,
+            usage=report and report.usage,
         )
         self._housekeeping.note_end(claim, published=published)
         if published:
@@ -200,7 +201,7 @@ class Execution:
                 return
             outcomes.sync()
         published = self._publisher.publish_log(claim, started)
-        self._end(claim, RankResult(b"", (), None), started, ran, published=published)
+        self._end(claim, RankResult(b"", (), None, report and report.usage), started, ran, published=published)
 
     def _is_cancelled(self, claim: Claim, call: int | None = None) -> bool:
         """Return whether the cancellation of a pack, or of one of its calls, is requested."""

@@ -13,6 +13,7 @@ from spoolpool.calls.interruption import Interrupter, PartOfPack
 from spoolpool.calls.leftovers import Severity
 from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import InitializerCache, RankResult, run_call
+from spoolpool.calls.usage import UsageMeter
 from spoolpool.context import CurrentTask
 from spoolpool.errors import LostAttempt
 from spoolpool.format import headers
@@ -83,6 +84,7 @@ class Group(ABC):
         self._supervised = supervised
         self._surroundings: Surroundings | None = None
         self._initializers = self._new_initializers()
+        self._meter = UsageMeter()
         self.severity = Severity.NONE
         """Need to replace the group, because of what tasks have left on any rank."""
 
@@ -164,4 +166,5 @@ class Group(ABC):
             pack=call.pack and functools.partial(call.pack, watch),
         )
         changes = self._initializers.changes(call.header.init)
-        return self._surroundings.run(run, task_file, call.header.name, changes)
+        measured = functools.partial(self._meter.measure, run)
+        return self._surroundings.run(measured, task_file, call.header.name, changes)

@@ -29,17 +29,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spoolpool import settings
+from spoolpool.calls import usage
 from spoolpool.calls.interruption import Publish
 from spoolpool.calls.leftovers import Severity
 from spoolpool.calls.results import DependencyValue
 from spoolpool.calls.run import RankResult
 from spoolpool.errors import LauncherError
-from spoolpool.format.headers import TaskHeader
+from spoolpool.format.headers import TaskHeader, Usage
 from spoolpool.system.backoff import Backoff
 from spoolpool.worker import mpi_messages
 from spoolpool.worker.group import Group, RankEnvironment, TaskCall
 from spoolpool.worker.mpi_link import ACK, IDLE, VOTE, Answers, RankLink
-from spoolpool.worker.mpi_messages import Content
+from spoolpool.worker.mpi_messages import Content, Head
 from spoolpool.worker.mpi_world import CommunicatorCleaner
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def join(reports: Sequence[RankResult]) -> RankResult:
     """Join the ranks' values to one payload: a list of (pickle, number of its buffers), then all the buffers."""
     pickles = [(bytes(report.payload), len(report.buffers)) for report in reports]
     return RankResult(pickle.dumps(pickles, protocol=5), [b for report in reports for b in report.buffers], None)
+
+
+def _usage_of(mine: RankResult, votes: Sequence[Head]) -> Usage | None:
+    """Return what all ranks have used together."""
+    if mine.usage is None:
+        return None
+    others = [Usage(cpu=vote.cpu, wall=vote.wall, memory=vote.memory, of_process=vote.of_process) for vote in votes]
+    return usage.join([mine.usage, *others])
 
 
 class _Verdict:
@@ -132,7 +141,8 @@ class MPIGroup(Group):
         if failed or not all(vote.inside for vote in votes):  # otherwise it can wait until the outcome is published
             self._judge(self._verdict)
         reports = [mine if rank == 0 else self._report(rank, answers.messages[rank - 1]) for rank in chosen]
-        return (reports[0] if failed or self.size == 1 else join(reports)), self.size
+        joined = reports[0] if failed or self.size == 1 else join(reports)
+        return joined._replace(usage=_usage_of(mine, votes)), self.size
 
     def settle(self, *, idle: bool) -> None:
         """Prepare all ranks for the next task; see :meth:`spoolpool.worker.group.Group.settle`."""
@@ -205,7 +215,7 @@ class MPIGroup(Group):
         mine = self._run_here(call)
         parts = mpi_messages.parts(mine.failure, (mine.payload, mine.buffers))
         kind, mark = _FAILED if mine.failure else _DONE, self._mark(mine, header)
-        large = link.send(0, kind, VOTE, mark, parts, suspicious=self._is_suspicious)
+        large = link.send(0, kind, VOTE, mark, parts, suspicious=self._is_suspicious, usage=mine.usage)
         verdict = link.receive_order(late=self._when_late(call, mine))
         if verdict.serial != link.serial:
             raise LauncherError(f"Rank 0 judges task {verdict.serial}, and rank {self.rank} ran {link.serial}.")

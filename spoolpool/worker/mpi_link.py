@@ -13,6 +13,7 @@ from spoolpool.worker.mpi_messages import Head
 from spoolpool.worker.rank_wakeup import Wakeup
 
 if TYPE_CHECKING:
+    from spoolpool.format.headers import Usage
     from spoolpool.worker.mpi_world import Comm, Request
 
 _ORDER, _PAYLOAD = 1, 3
@@ -73,9 +74,13 @@ class RankLink:
         parts: Sequence[Buffer] = (),
         *,
         suspicious: bool = False,
+        usage: Usage | None = None,
     ) -> Sequence[Buffer]:
         """Send a message to a rank and wake it; return the parts that were too large for it."""
-        first, large = Head(kind, self.serial, mark, suspicious=suspicious).message(parts)
+        head = Head(kind, self.serial, mark, suspicious=suspicious)
+        if usage is not None:
+            head = head._replace(cpu=usage.cpu, wall=usage.wall, memory=usage.memory, of_process=usage.of_process)
+        first, large = head.message(parts)
         request = self._comm.Isend(first, rank, tag)
         self._wakeup.wake(rank)
         self.wait([request])

@@ -16,7 +16,7 @@ FIRST = 4000
 PIECE = 1 << 30
 """Most bytes of one transfer: MPI counts with 32 bits."""
 
-_HEAD = struct.Struct("<qqqq??")
+_HEAD = struct.Struct("<qqqq??ddq?")
 
 Content = tuple[Buffer, Sequence[Buffer]]
 """A pickle and its buffers."""
@@ -40,6 +40,14 @@ class Head(NamedTuple):
     """Whether the parts are in this message; otherwise they follow one by one."""
     suspicious: bool = False
     """In a vote, whether the task may have left something on the rank that cannot be restored."""
+    cpu: float = 0.0
+    """In a vote, the CPU time that the rank has used in seconds."""
+    wall: float = 0.0
+    """In a vote, the duration of the call on the rank in seconds."""
+    memory: int = 0
+    """In a vote, the peak memory of the rank in bytes."""
+    of_process: bool = False
+    """In a vote, whether that is the peak of the process."""
 
     @classmethod
     def of(cls, message: Buffer | bytearray) -> Head:
@@ -49,7 +57,7 @@ class Head(NamedTuple):
     def message(self, parts: Sequence[Buffer] = ()) -> tuple[bytes, Sequence[Buffer]]:
         """Return the first message, and the parts that must follow it because they are too large."""
         inside = _HEAD.size + sum(map(len, parts)) <= FIRST
-        head = _HEAD.pack(self.kind, self.serial, self.mark, len(parts[0]) if parts else 0, inside, self.suspicious)
+        head = _HEAD.pack(*self._replace(length=len(parts[0]) if parts else 0, inside=inside))
         return (b"".join((head, *parts)), ()) if inside else (head, parts)
 
 

@@ -57,6 +57,7 @@ def outcome_parts(
         ended=time.time(),
         ranks=ranks,
         failure=report.failure,
+        usage=report.usage,
         call=call,
     )
     return envelope.pack(headers.encode(outcome), report.payload, report.buffers)
@@ -154,8 +155,10 @@ class EmergencyPublisher:
         else:
             failure = None if is_cancellation(report) else report.failure
             kind = kind or ("error" if failure else "cancelled")
-            times = {"started": started, "ended": time.time()}
-            journal.write_end(task_file, header, kind=kind, failure=failure, published=published, **times)
+            ended = time.time()
+            journal.write_end(
+                task_file, header, kind=kind, failure=failure, started=started, ended=ended, published=published
+            )
         journal.flush()
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from spoolpool.calls.run import RankResult
 from spoolpool.format import headers
-from spoolpool.format.headers import Failure, Kind, TaskHeader
-from spoolpool.format.names import TaskFile
+from spoolpool.format.headers import Failure, Kind, TaskHeader, Usage
+from spoolpool.format.names import TaskFile, parse_lane
 from spoolpool.protocol.journal import Journal
 
 _SHORT = 0.1  # seconds of a call from which a write before the next call of its function costs nothing in comparison
 _FUNCTIONS = 1000  # that are remembered: other accounts can make up any number of names
+
+
+@functools.lru_cache(64)
+def _cores(lane: str) -> int:
+    """Return the number of cores of the groups that serve a lane."""
+    found = parse_lane(lane)
+    return found.ranks * found.threads if found is not None else 0
 
 
 class _Start(NamedTuple):
@@ -91,8 +99,14 @@ class TaskJournal:
         ended: float,
         ran: float = 0.0,
         published: bool = True,
+        usage: Usage | None = None,
     ) -> None:
         """Record the outcome of a task."""
+        used: dict[str, object] = {}
+        if usage is not None:
+            used = {"cpu": usage.cpu, "memory": usage.memory, "cores": _cores(header.lane)}
+            if header.memory:
+                used["asked"] = header.memory
         self._journal.write(
             "task",
             task=task_file.task,
@@ -108,6 +122,7 @@ class TaskJournal:
             published=published,
             kind=kind,
             type=failure.type if failure else "",
+            **used,
             **({"calls": task_file.calls} if task_file.calls else {}),
         )
 

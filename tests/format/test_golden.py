@@ -114,6 +114,7 @@ RESULTS_OF_TASKS: dict[str, tuple[object, Callable[[Any], object]]] = {
 RESULTS_OF_OUTCOMES: dict[str, tuple[object, Callable[[Any], object]]] = {
     "buffer": ([42, DATA], as_list),
     "chunk": ([8, 16], same),
+    "usage": (7, same),
     "pack": ([8, ZeroDivisionError, RemoteTraceback], results_of_pack),
     "command": (b"golden\n", output_of),
     "object reference": (ObjectRef("0" * 16, "a8c7d3d88838097f13c37e422080c6a5", 18), same),

@@ -14,7 +14,7 @@ from spoolpool.monitor.report.series import Distribution, Level
 from spoolpool.monitor.report.summary import Summary
 from spoolpool.monitor.states import ENDS
 from spoolpool.protocol.journal import Event
-from spoolpool.system.text import format_duration
+from spoolpool.system.text import format_bytes, format_duration
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -127,6 +127,9 @@ def _body(summary: Summary) -> Iterable[str]:
     yield '<section><h2>Waiting times</h2><canvas id="waits"></canvas></section></div>'
     yield "<h2>Functions</h2>"
     yield _functions(summary)
+    if summary.resources:
+        yield "<h2>Resources used</h2>"
+        yield _resources(summary)
     yield "<h2>Hosts</h2>"
     yield _hosts(summary)
     yield "<h2>Overhead per task</h2>"
@@ -202,6 +205,32 @@ def _functions(summary: Summary) -> str:
             "outcomes are not in the spool any more.</p>"
         )
     return _table(("function", "attempts", "total", "mean", "median", "95 %", "longest"), rows, figures=True) + left
+
+
+def _resources(summary: Summary) -> str:
+    most = sorted(summary.resources.items(), key=lambda item: -item[1].core_seconds)
+    rows = []
+    for name, each in most[:_FUNCTIONS]:
+        share = each.memory_share
+        rows.append(
+            (
+                summary.names[name],
+                each.calls,
+                _seconds(each.cpu),
+                _seconds(each.core_seconds),
+                _share(each.cpu_share),
+                format_bytes(each.memory),
+                format_bytes(each.asked) if each.asked else "-",
+                "-" if share is None else _share(share),
+            )
+        )
+    heads = ("function", "calls", "CPU time", "core time", "used", "peak memory of a rank", "asked for", "used")
+    note = "<p>A peak is that of the largest process of a rank; <code>spool show</code> has those of one task.</p>"
+    return _table(heads, rows, figures=True) + note
+
+
+def _share(share: float) -> _Markup:
+    return _Markup(f'<meter value="{min(1.0, share):.3f}"></meter> {100 * share:.0f} %')
 
 
 def _hosts(summary: Summary) -> str:

@@ -11,6 +11,7 @@ from spoolpool.format.headers import OutcomeHeader
 from spoolpool.format.names import submitted_at
 from spoolpool.monitor.ends import EndCounter
 from spoolpool.monitor.query import TaskView
+from spoolpool.monitor.report.resource_use import ResourceUse
 from spoolpool.monitor.report.series import Bar, Bars, Distribution, Level
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.states import STATE_OF_OUTCOME, End
@@ -75,6 +76,8 @@ class Summary:
     """Names of functions; the other fields have indices of this list."""
     durations: dict[int, Distribution] = field(default_factory=dict)
     """Durations of attempts by function."""
+    resources: dict[int, ResourceUse] = field(default_factory=dict)
+    """Resources used by function."""
     waits: Distribution = field(default_factory=Distribution)
     """Times between submission and claim, which compare the clocks of two hosts."""
     overhead: Distribution = field(default_factory=Distribution)
@@ -262,6 +265,8 @@ class _Reader:
         found.durations.setdefault(name, Distribution()).add(event.ran or seconds)
         if event.ran:
             found.overhead.add(seconds - event.ran)
+        if event.ran and event.memory:
+            found.resources.setdefault(name, ResourceUse()).add(event)
         if event.submitted:
             found.waits.add(event.started - event.submitted)
             found.waiting.add(event.submitted, event.started)

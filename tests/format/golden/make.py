@@ -30,7 +30,7 @@ from spoolpool.calls.pickling import ObjectRef, Reference
 from spoolpool.calls.run import RankResult
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
-from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader
+from spoolpool.format.headers import Failure, OutcomeHeader, TaskHeader, Usage
 from spoolpool.format.names import CANCELLED, FORMAT, ObjectLease, TaskFile
 from spoolpool.pool.batch_jobs import JobRecord
 from spoolpool.pool.job_ends import JobEnd
@@ -96,7 +96,7 @@ TASKS = (
 OUTCOMES = (
     *("buffer", "chunk", "pack", "command", "object reference", "ranks", "exception", "worker lost"),
     *("dependency failed", "cancelled", "cancelled before its claim", "linked exception"),
-    *("lost attempts", "exception of a chunk", "walltime too short", "calls"),
+    *("lost attempts", "exception of a chunk", "walltime too short", "calls", "usage"),
 )
 """Kinds of outcomes."""
 
@@ -281,6 +281,9 @@ def outcomes(spool: Spool) -> dict[str, Content]:
             dumps([(payload, len(buffers)) for payload, buffers in of_ranks]),
             tuple(buffer for _, buffers in of_ranks for buffer in buffers),
             {"ranks": 2},
+        ),
+        "usage": Content(
+            dumps(7), (), {"usage": Usage(cpu=3.5, cpu_max=2.0, wall=2.5, memory=1 << 30, memory_sum=1 << 31)}
         ),
         "exception": Content(zero, (), {"kind": "error", "failure": failure}),
         "worker lost": Content(dumps(errors.WorkerLost("it died")), (), {"kind": "lost", "failure": lost}),
