@@ -40,6 +40,7 @@ _UNUSABLE, _MOST_UNUSABLE = 64, 4096  # unusable files of one bucket before the 
 _CONFLICTS = 3  # names in a row that others took first; after one more the other buckets are tried
 _FEW = 16  # names of a bucket that are left to the others after a second conflict
 _BUSY, _MOST_BUSY = 1000, 10_000  # files with busy locks: the old ones are forgotten, and no new ones are noted
+_CLAIMING = 0.05  # seconds of a busy lock after which an earlier attempt seems to hold it, and no claim
 _LEAST_WAIT = 30.0  # seconds for which a task waits for the directories of its session, at least
 _REFUSED = 100_000  # refused paths that are remembered
 
@@ -89,6 +90,7 @@ class Claimer:
         self._waiting: dict[str, float] = {}  # tasks of sessions without directories, and since when
         self._log = LimitedLog(log)
         self._was_claimed = False  # whether another worker has claimed the last name that was tried
+        self._was_busy = False  # whether its lock was busy, as at an earlier try
 
     @property
     def refused(self) -> dict[str, str]:
@@ -168,7 +170,7 @@ class Claimer:
                 continue
             if task_file.seconds and task_file.seconds > self._seconds_left():
                 continue
-            self._was_claimed = False
+            self._was_claimed = self._was_busy = False
             claim = self._claim(f"{path}/{name}", f"{directory}/{name}", task_file, bucket.user)
             if claim is not None:
                 self._unusable_limit = _UNUSABLE
@@ -180,7 +182,7 @@ class Claimer:
             if self._was_claimed and len(conflicts) > 1 and len(names) < _FEW:
                 self._listing.leave(bucket)
                 return None
-            names = self._listing.contended(bucket, name, few=len(names) < _FEW)
+            names = self._listing.contended(bucket, name, few=len(names) < _FEW, now=not self._was_busy)
             if len(conflicts) > _CONFLICTS or self._listing.is_left_to_others(bucket):
                 self._listing.skip(bucket)
         if not conflicts:
@@ -261,7 +263,9 @@ class Claimer:
             self._busy = {name: since for name, since in self._busy.items() if now - since < 2 * self._lease}
             if len(self._busy) > _MOST_BUSY:  # as many locks as that are held on purpose
                 return False
-        return now - self._busy.setdefault(task_file.name, now) > self._patience
+        seconds = now - self._busy.setdefault(task_file.name, now)
+        self._was_busy = seconds > _CLAIMING
+        return seconds > self._patience
 
     def _read_signed(self, fd: int, size: int, path: str, task_file: TaskFile) -> Envelope | None:
         """Read a file of a signed spool before the claim: without a valid signature it is left alone."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from spoolpool.errors import NotTrusted
 from spoolpool.format.names import Lane, is_bucket, parse_lane, series_of
@@ -21,6 +23,7 @@ _WATCHED = 64  # lanes and buckets to watch; tasks in the others are found by li
 
 _LATE = 16  # oldest names, of which a late worker tries any first: the others are claiming the oldest one
 _OWN = 32  # names of its own subset that a claimer looks for among the oldest ones
+_STALE = 0.001  # seconds after which a bucket is listed again after a conflict
 _BITS = 12  # of a checksum, at most
 _CALM = 16  # claims without a conflict after which a claimer enlarges its subset
 
@@ -51,6 +54,7 @@ class ReadyListing:
         self._newest: dict[tuple[str, str, str], str] = {}  # name of the newest bucket of each submitter
         self._names: dict[BucketInfo, list[str]] = {}
         self._directories: dict[BucketInfo, open_directory.Place] = {}
+        self._filled: dict[BucketInfo, _Filled] = {}
         self._used: set[BucketInfo] = set()  # buckets of which a task was claimed since the last full listing
         self._last: BucketInfo | None = None  # bucket of the last claimed task
         self._last_is_empty = False  # known from a listing of a moment ago
@@ -58,6 +62,8 @@ class ReadyListing:
         self._put_off: dict[BucketInfo, float] = {}  # buckets that come last, and until when
         self._listed = -_FRESH
         self._late = False
+        self._resumed = False  # whether the buckets come that were put off
+        self._met_others = False  # whether other workers are claiming now
         self.left: dict[str, set[str]] = {}
         """Names that were left to other workers since :meth:`begin`, by the path of their bucket."""
         self.error: OSError | None = None
@@ -76,6 +82,7 @@ class ReadyListing:
     def begin(self, *, late: bool) -> None:
         """Begin a search for one task. A ``late`` worker comes to tasks that others began to claim earlier."""
         self._late = late
+        self._resumed = self._met_others = False
         self.left = {}
 
     def directories(self) -> set[str]:
@@ -113,6 +120,7 @@ class ReadyListing:
         self._names = {self._last: []} if self._last_is_empty and self._last is not None else {}
         self._last_is_empty = False
         self._directories.clear()
+        self._filled.clear()
         self._used.clear()
         self._listed = time.monotonic()
         self._put_off = {bucket: end for bucket, end in self._put_off.items() if end > self._listed}
@@ -136,6 +144,7 @@ class ReadyListing:
 
     def resume_put_off(self) -> bool:
         """Continue with the buckets that were put off; return whether there are any."""
+        self._resumed = True
         buckets = [each for each in self._buckets if each in self._put_off and self._path(each) not in self.left]
         self._order.start(buckets)
         return bool(buckets)
@@ -146,27 +155,46 @@ class ReadyListing:
             names = self._names.get(bucket)
             if names is None:
                 names = self._fill(bucket)
-            if names:
+            if names and not self._is_for_others(bucket, names):
                 return bucket, names
+            if names and self._resumed:
+                self.leave(bucket)
+            elif names:
+                self._put_off_for(bucket, _FRESH)
+                del self._names[bucket]
             self._order.drop(bucket)
         return None
+
+    def _is_for_others(self, bucket: BucketInfo, names: list[str]) -> bool:
+        """Return whether the few names of a bucket are left to the workers with these subsets.
+
+        They are claiming them now. The same submitter has newer tasks of the same lane and priority; they come first
+        for a moment. After these, the names are tried as well, unless there was another conflict meanwhile.
+        """
+        if self._is_newest(bucket) or not self._contention.leaves(names):
+            return False
+        return self._met_others or not self._resumed
 
     def directory(self, bucket: BucketInfo) -> open_directory.Place:
         """Return the directory of the bucket of :meth:`next_bucket`; held open in a shared spool."""
         return self._directories[bucket]
 
-    def contended(self, bucket: BucketInfo, name: str, *, few: bool) -> list[str]:
+    def contended(self, bucket: BucketInfo, name: str, *, few: bool, now: bool) -> list[str]:
         """Record that another worker took a name of this bucket first; return the names to continue with.
 
         Of a ``few`` names a new listing is returned, so that a further conflict shows that others are claiming now.
+        ``now``: the conflict shows it by itself.
         """
         self._late = True
+        self._met_others |= now
         names = self._names[bucket]
         owns = self._contention.owns
         if few or not (
             owns(name) and len(names) > 1 and owns(names[-2])
         ):  # it took names that are not of its own subset
             return self._fill(bucket)
+        if time.monotonic() - self._filled[bucket].time > _STALE:  # others may have taken many of them
+            return self._fill(bucket, conflict=True)
         self._contention.record_conflict()
         names = self._names[bucket] = self._contention.sorted(names)
         return names
@@ -179,6 +207,7 @@ class ReadyListing:
         """Record that a task of the bucket was claimed."""
         if self._contention.record_claim():  # the others may be gone
             self._names[bucket] = self._contention.sorted(self._names[bucket])
+        self._filled[bucket].mine += 1
         self._used.add(bucket)
         self._last = bucket
         self._put_off.pop(bucket, None)  # it is in use again: its next task must not come last
@@ -200,8 +229,11 @@ class ReadyListing:
         self._names[bucket].clear()
         self._put_off_for(bucket, _FRESH)
 
-    def _fill(self, bucket: BucketInfo) -> list[str]:
+    def _fill(self, bucket: BucketInfo, *, conflict: bool = False) -> list[str]:
         self._directories[bucket], listed = self._list(self._path(bucket))
+        if conflict:
+            self._contention.record_conflict(self._filled[bucket].workers(listed))
+        self._filled[bucket] = _Filled(time.monotonic(), len(listed), max(listed, default=""))
         names = self._names[bucket] = self._contention.sorted(listed)
         if self._late and names:
             first = random.randrange(max(0, len(names) - _LATE), len(names))
@@ -217,9 +249,12 @@ class ReadyListing:
     def _put_off_for(self, bucket: BucketInfo, seconds: float) -> None:
         self._put_off[bucket] = time.monotonic() + seconds
 
+    def _is_newest(self, bucket: BucketInfo) -> bool:
+        return self._newest[bucket.lane, bucket.priority, bucket.submitter] == bucket.name
+
     def _remove(self, bucket: BucketInfo) -> None:
         """Remove an empty bucket whose submitter uses a newer one; if it needs this one again, it makes it again."""
-        if self._newest[bucket.lane, bucket.priority, bucket.submitter] != bucket.name:
+        if not self._is_newest(bucket):
             with contextlib.suppress(OSError, NotTrusted):  # another user's; it does no harm
                 lane = self._spool.directory(self._spool.layout.lane(bucket.lane))
                 files.remove_directory(f"{lane}/{bucket.name}")
@@ -244,6 +279,21 @@ class ReadyListing:
             if error.errno not in files.GONE:
                 self.error = error
         return directory, []
+
+
+@dataclass
+class _Filled:
+    """Listing of a bucket: its time, the number of its names, the newest one, and the claims of them by this worker."""
+
+    time: float
+    count: int
+    newest: str
+    mine: int = 0
+
+    def workers(self, names: list[str]) -> float:
+        """Return how many workers claim from the bucket, of which these ``names`` are left."""
+        gone = self.count - sum(name <= self.newest for name in names)
+        return max(1.0, gone / max(1, self.mine))
 
 
 class _ContentionFilter:
@@ -283,9 +333,12 @@ class _ContentionFilter:
         """Return whether so few names are left that each is reserved for the worker with that subset."""
         return 0 < len(names) < 1 << self._bits and not self.owns(names[-1])
 
-    def record_conflict(self) -> None:
-        """Draw another number, and a smaller subset: another worker took names of this one."""
-        self._bits = min(_BITS, self._bits + 1)
+    def record_conflict(self, workers: float = 1.0) -> None:
+        """Draw another number, and a smaller subset: another worker took names of this one.
+
+        ``workers`` is how many seem to claim from the bucket.
+        """
+        self._bits = min(_BITS, max(self._bits + 1, round(math.log2(workers)) + 1))
         self._number = random.getrandbits(_BITS)
         self._calm = 0
 

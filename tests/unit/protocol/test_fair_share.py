@@ -18,6 +18,7 @@ from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane, TaskFile, new_worker_id, parse_lane, series_of
 from spoolpool.protocol.claimer import Claimer
 from spoolpool.protocol.fair_share import BucketInfo, FairShare
+from spoolpool.protocol.listing import _ContentionFilter
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.submit import Submitter
 from spoolpool.security.trust import Trust
@@ -419,3 +420,83 @@ def test_last_worker_of_many_claims_in_order_again(spool: Spool, clock: Clock) -
     assert len(one.claim(100)) == 100
     tasks = [header.task for header in one.claim(100)]
     assert tasks == sorted(tasks)
+
+
+def crowded(backlog: Backlog, *buckets: str) -> None:
+    """Let the worker of a backlog expect so many others that the tasks of these buckets seem to be theirs."""
+    contention = backlog.claimer._listing._contention
+    contention._bits = 7
+    names = [name for bucket in buckets for name in files.list_names(bucket)]
+    contention._number = next(number for number in range(128) if not any(map(_owner(number), names)))
+
+
+def _owner(number: int) -> Callable[[str], bool]:
+    contention = _ContentionFilter()
+    contention._bits, contention._number = 7, number
+    return contention.owns
+
+
+def test_few_tasks_for_others_come_after_newer_ones_of_the_same_submitter_and_are_not_lost(
+    backlog: Backlog, clock: Clock
+) -> None:
+    crowded(backlog, backlog.put(5, 1, bucket=1))
+    backlog.put(5, 1, bucket=2)
+    buckets = [int(header.bucket[4:18], 16) for header in backlog.claim(11)]
+    assert buckets == [2] * 5 + [1] * 5
+
+
+def test_few_tasks_for_others_keep_the_turn_of_their_submitter_and_their_priority(
+    backlog: Backlog, clock: Clock
+) -> None:
+    crowded(backlog, backlog.put(5, 1, bucket=1))
+    backlog.put(5, 2, bucket=2)
+    assert backlog.submitters(11) == [1, 2] * 5
+
+
+def test_few_tasks_are_left_without_a_try_after_a_conflict_in_the_same_search(
+    backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = backlog.put(5, 1, bucket=1)
+    new = backlog.put(1, 1, bucket=2)
+    crowded(backlog, old, new)
+    tried: list[str] = []
+    real = files.open_file
+
+    def open_second(path: str, **options: bool) -> int:
+        """Another worker has claimed the task before this one opens it."""
+        tried.append(path)
+        if path.startswith(new):
+            os.remove(path)
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_file", open_second)
+        assert backlog.claimer.next() is None
+    assert [os.path.dirname(path) for path in tried] == [new]
+    assert backlog.claimer.left == {old: set(files.list_names(old))}
+    assert len(backlog.claim(6)) == 5
+
+
+def test_lock_of_an_earlier_attempt_does_not_leave_other_tasks_unclaimed(backlog: Backlog, clock: Clock) -> None:
+    old = backlog.put(5, 1, bucket=1)
+    new = backlog.put(1, 1, bucket=2)
+    [name] = files.list_names(new)
+    fd = os.open(f"{new}/{name}", os.O_RDWR)
+    try:
+        assert try_lock(fd) is Lock.TAKEN
+        crowded(backlog, old, new)
+        assert backlog.claim(1) == []  # its holder may be claiming now, and others the old tasks
+        clock.sleep(0.1)
+        assert len(backlog.claim(6)) == 5
+    finally:
+        os.close(fd)
+
+
+def test_first_conflict_shows_how_many_workers_there_are(backlog: Backlog, clock: Clock) -> None:
+    place = backlog.put(600, 1)
+    assert len(backlog.claim(1)) == 1
+    for name in sorted(files.list_names(place))[:256]:
+        os.remove(f"{place}/{name}")
+    clock.sleep(0.1)
+    assert len(backlog.claim(1)) == 1
+    assert backlog.claimer._listing._contention._bits >= 8
