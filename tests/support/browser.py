@@ -131,6 +131,19 @@ class Browser:
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
+    def key(self, name: str) -> None:
+        """Press and release a key, such as ``ArrowDown``, ``Tab`` or ``+``."""
+        text = {"text": name} if len(name) == 1 else {}
+        code = {"Tab": 9, "Enter": 13}.get(name, 0)
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=name, windowsVirtualKeyCode=code, **text)
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the window."""
+        mobile = width < 600
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+
     def screenshot(self, path: Path) -> None:
         """Return a screenshot."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))

@@ -3,11 +3,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const style = getComputedStyle(document.documentElement); // live: follows the colour scheme
 const colour = (name) => style.getPropertyValue("--" + name);
-const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6 };
-const LEFT = 150, TOP = 4, AXIS = 20;
+const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6, label: 7 };
+const LEFT = innerWidth < 600 ? 84 : 150, TOP = 4, AXIS = 20;
 
 const span = Math.max(data.end - data.begin, 1);
 const view = { from: 0, to: span, row: 0 }; // shown by both charts over time; row: the first visible row, with a fraction
+const kept = (data.every && history.state && history.state.spoolpool) || {}; // state of the page before it was reloaded
+const hint = (id, text) => { document.getElementById(id).textContent = text; };
 
 function duration(ms) {
   if (ms < 1) return (ms * 1000).toFixed(0) + " µs";
@@ -56,7 +58,8 @@ function axis(context, width, bottom) {
     context.fillStyle = colour("line");
     context.fillRect(Math.round(x(at)), TOP, 1, bottom - TOP);
     context.fillStyle = colour("dim");
-    context.fillText(moment(at, step), Math.min(x(at), width - 40), bottom + AXIS / 2);
+    const half = context.measureText(moment(at, step)).width / 2;
+    context.fillText(moment(at, step), Math.min(x(at), width - half), bottom + AXIS / 2);
   }
   return x;
 }
@@ -116,12 +119,13 @@ function drawRows() {
       const from = Math.max(LEFT, x(begin)), to = Math.min(width, Math.max(from + 1, x(end) - (long ? 1 : 0)));
       const shade = Math.min(SHADES - 1, Math.floor(busy / Math.max(end - begin, 1e-9) * SHADES));
       shades[shade].rect(from, y, to - from, tall);
-      const part = failed ? tall * Math.max(0.25, failed / count) : 0; // at least a quarter of the height, so that one failure is visible
+      const part = failed ? Math.max(Math.min(3, tall / 2), tall * failed / count) : 0; // one failure of many is visible
       if (part) failures.rect(from, y + tall - part, to - from, part);
     }
   });
   context.fillStyle = colour("idle");
   context.fill(idle);
+  if (rowHeight > 10) { context.strokeStyle = colour("edge"); context.lineWidth = 1; context.stroke(idle); }
   context.fillStyle = colour("bar");
   shades.forEach((path, shade) => {
     context.globalAlpha = (shade + 3) / (SHADES + 2);
@@ -137,7 +141,31 @@ function drawRows() {
       context.fillText(row.label, 4, TOP + (number - (view.row % 1)) * rowHeight + tall / 2, LEFT - 12);
     });
   }
+  if (chosen.row >= 0 && document.activeElement === canvas) {
+    const row = rows[chosen.row], bar = row.bars[chosen.bar], y = TOP + (chosen.row - view.row) * rowHeight;
+    const from = bar ? x(bar[BAR.begin]) : LEFT, to = bar ? x(bar[BAR.begin] + bar[BAR.length]) : width;
+    context.strokeStyle = colour("text");
+    context.lineWidth = 2;
+    context.strokeRect(Math.max(LEFT, from) - 1, y - 1, Math.max(4, Math.min(width, to) - Math.max(LEFT, from)) + 2, tall + 2);
+  }
   context.restore();
+}
+
+const chosen = { row: -1, bar: -1 }; // by the keyboard; a bar of -1 is the whole row
+
+function choose(row, bar) { // make a bar visible, and name it
+  chosen.row = Math.min(Math.max(row, 0), rows.length - 1);
+  if (chosen.row < 0) return;
+  const bars = rows[chosen.row].bars;
+  chosen.bar = Math.min(Math.max(bar, -1), bars.length - 1);
+  view.row = Math.min(Math.max(view.row, chosen.row - rowsShown + 1), chosen.row);
+  const at = bars[chosen.bar];
+  if (at && (at[BAR.begin] > view.to || at[BAR.begin] + at[BAR.length] < view.from)) {
+    const half = (view.to - view.from) / 2;
+    move(at[BAR.begin] - half, at[BAR.begin] + half);
+  }
+  hint("hint", at ? describe(rows[chosen.row], at) : rows[chosen.row].about);
+  soon();
 }
 
 function barAt(canvas, event) {
@@ -147,64 +175,132 @@ function barAt(canvas, event) {
   if (!row || event.clientX - box.left < LEFT) return row ? row.about : "";
   const slack = (view.to - view.from) / (box.width - LEFT);
   const bar = row.bars[firstAfter(row, ms - slack)];
-  if (!bar || bar[BAR.begin] > ms + slack) return row.about;
+  return !bar || bar[BAR.begin] > ms + slack ? row.about : describe(row, bar);
+}
+
+function describe(row, bar) {
   const wrong = bar[BAR.failed] ? `, ${bar[BAR.count] > 1 ? bar[BAR.failed] + " " : ""}failed` : "";
   const what = bar[BAR.count] > 1 ? `${bar[BAR.count]} tasks in ${duration(bar[BAR.length])}, the longest of ` : "";
   const alone = bar[BAR.count] > 1 ? "" : `, ${duration(bar[BAR.length])}`;
-  return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"} (${bar[BAR.task]})${alone}${wrong}`;
+  const label = bar[BAR.label] ? ` "${bar[BAR.label]}"` : "";
+  return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"}${label} (${bar[BAR.task]})${alone}${wrong}`;
 }
 
-// -- numbers of waiting and running tasks
+// -- numbers of waiting and running tasks, one above the other, each with its own axis
+
+const PANELS = [["waiting", "wait"], ["running", "bar"]], PANEL = 110;
+
+function steps(top, most) { // whole numbers up to top, at most as many as fit
+  const raw = Math.max(1, top / most), power = 10 ** Math.floor(Math.log10(raw));
+  const step = Math.max(1, [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw));
+  return Array.from({ length: Math.floor(top / step) + 1 }, (_, number) => number * step);
+}
+
+const brief = new Intl.NumberFormat("en", { notation: "compact" }); // 1.2M
+const whole = (value) => Math.round(value).toLocaleString("en"); // of a count: the data are averages over steps of time
+
+function vertical(context, left, width, y, top) { // an axis of counts
+  context.textAlign = "right";
+  for (const value of steps(top, 3)) {
+    context.fillStyle = colour("line");
+    context.fillRect(left, Math.round(y(value)), width - left, 1);
+    context.fillStyle = colour("dim");
+    context.fillText(value < 1e5 ? value.toLocaleString("en") : brief.format(value), left - 6, y(value));
+  }
+}
 
 function drawLevels() {
-  const height = 180, [context, width] = prepare(document.getElementById("levels"), height);
+  const height = TOP + 2 * PANEL + AXIS, [context, width] = prepare(document.getElementById("levels"), height);
   const x = axis(context, width, height - AXIS);
-  const lines = [["waiting", "wait"], ["running", "bar"]].map(([name, tint]) => {
-    const level = data.levels[name], step = level.step;
+  PANELS.forEach(([name, tint], which) => {
+    const level = data.levels[name], step = level.step, bottom = TOP + (which + 1) * PANEL - 8, above = bottom - PANEL + 26;
     const from = Math.max(0, Math.floor((view.from - level.begin) / step));
     const to = Math.min(level.values.length, Math.ceil((view.to - level.begin) / step));
-    return { level, step, from, to, tint, top: Math.max(0, ...level.values.slice(from, to)) };
-  });
-  const bottom = height - AXIS, above = TOP + 14;
-  lines.forEach((line, which) => { // each line has its own scale
-    const y = (value) => bottom - value / (line.top || 1) * (bottom - above);
-    context.strokeStyle = context.fillStyle = colour(line.tint);
-    context.lineWidth = 1.5;
+    let top = 1;
+    for (let at = from; at < to; at++) top = Math.max(top, level.values[at]);
+    const y = (value) => bottom - value / top * (bottom - above);
+    vertical(context, LEFT, width, y, top);
+    context.fillStyle = colour("text");
+    context.textAlign = "left";
+    context.fillText(name, 4, above - 10);
     context.save();
     context.beginPath();
     context.rect(LEFT, 0, width - LEFT, bottom + 1);
     context.clip();
     context.beginPath();
-    for (let at = line.from; at < line.to; at++) {
-      const left = x(line.level.begin + at * line.step), right = x(line.level.begin + (at + 1) * line.step);
-      const tall = y(line.level.values[at]);
-      if (at === line.from) context.moveTo(left, tall); else context.lineTo(left, tall);
-      context.lineTo(right, tall);
+    for (let at = from; at < to; at++) {
+      const left = x(level.begin + at * step), right = x(level.begin + (at + 1) * step);
+      if (at === from) context.moveTo(left, bottom);
+      context.lineTo(left, y(level.values[at]));
+      context.lineTo(right, y(level.values[at]));
+      if (at === to - 1) context.lineTo(right, bottom);
     }
+    context.fillStyle = context.strokeStyle = colour(tint);
+    context.lineWidth = 1.5;
+    context.globalAlpha = 0.25;
+    context.fill();
+    context.globalAlpha = 1;
     context.stroke();
     context.restore();
-    context.textAlign = "left";
-    context.fillText(`${which ? "running" : "waiting"}, at most ${+line.top.toFixed(1)}`, 4, above + 18 * which);
   });
+}
+
+function levelsAt(ms) {
+  const texts = PANELS.map(([name]) => {
+    const level = data.levels[name], value = level.values[Math.floor((ms - level.begin) / level.step)] || 0;
+    return value > 0 && value < 0.5 ? `now and then one ${name}` : `${whole(value)} ${name}`;
+  });
+  return `${moment(ms, data.levels.running.step)}: ${texts.join(", ")}`;
 }
 
 // -- distributions
 
+const SIDE = 60; // for the numbers of tasks
+const picked = {}; // class of each distribution that is named
+
 function drawClasses(id, classes, tint) {
   const canvas = document.getElementById(id);
-  const height = 160, [context, width] = prepare(canvas, height);
+  const height = 160, [context, width] = prepare(canvas, height), bottom = height - AXIS;
   if (!classes.length) { context.fillStyle = colour("dim"); context.fillText("no tasks yet", 8, height / 2); return; }
-  const wide = (width - 16) / classes.length, top = Math.max(...classes.map((each) => each[1]));
+  const wide = (width - SIDE - 8) / classes.length, top = Math.max(...classes.map((each) => each[1]));
+  const y = (value) => bottom - value / top * (bottom - 14);
+  vertical(context, SIDE, width, y, top);
+  let free = 0; // end of the last label
   classes.forEach(([from, count], at) => {
-    const tall = count / top * (height - AXIS - 10);
-    context.fillStyle = colour(tint);
-    context.fillRect(8 + at * wide, height - AXIS - tall, Math.max(1, wide - 1), tall);
-    const every = Math.max(1, Math.ceil(70 / wide));
-    if (at % every === 0) {
+    const x = SIDE + at * wide;
+    context.fillStyle = colour(at === picked[id] ? "text" : tint);
+    if (count) context.fillRect(x, Math.min(y(count), bottom - 2), Math.max(1, wide - 1), Math.max(bottom - y(count), 2));
+    const text = duration(from * 1000), half = context.measureText(text).width / 2;
+    const middle = Math.min(Math.max(x, half), width - half);
+    if (middle - half > free + 14) {
       context.fillStyle = colour("dim");
-      context.textAlign = "left";
-      context.fillText(duration(from * 1000), 8 + at * wide, height - AXIS / 2);
+      context.textAlign = "center";
+      context.fillRect(Math.round(x), bottom, 1, 4);
+      context.fillText(text, middle, height - AXIS / 2 + 2);
+      free = middle + half;
     }
+  });
+}
+
+function pick(id, classes, tint, at) {
+  picked[id] = Math.min(Math.max(at, 0), classes.length - 1);
+  const [from, count] = classes[picked[id]] || [0, 0];
+  if (classes.length) {
+    const number = count === 1 ? "1 task" : `${count.toLocaleString("en")} tasks`;
+    hint(`${id}-hint`, `${duration(from * 1000)} to ${duration(from * 1000 * 2 ** 0.25)}: ${number}`);
+  }
+  drawClasses(id, classes, tint);
+}
+
+for (const [id, classes, tint] of [["durations", data.durations, "bar"], ["waits", data.waits, "wait"]]) {
+  const canvas = document.getElementById(id);
+  canvas.addEventListener("pointermove", (event) => {
+    const box = canvas.getBoundingClientRect();
+    pick(id, classes, tint, Math.floor((event.clientX - box.left - SIDE) / (box.width - SIDE - 8) * classes.length));
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) { event.preventDefault(); pick(id, classes, tint, (picked[id] ?? (by > 0 ? -1 : classes.length)) + by); }
   });
 }
 
@@ -225,6 +321,47 @@ function move(from, to) {
   soon();
 }
 
+const timeAt = (canvas, event) => {
+  const box = canvas.getBoundingClientRect();
+  return view.from + (event.clientX - box.left - LEFT) / (box.width - LEFT) * (view.to - view.from);
+};
+
+function middle() { // of the chosen bar, or of the range
+  const bar = chosen.row >= 0 && rows[chosen.row].bars[chosen.bar];
+  return bar ? bar[BAR.begin] + bar[BAR.length] / 2 : (view.from + view.to) / 2;
+}
+
+function zoom(factor, at = middle()) { move(at - (at - view.from) * factor, at + (view.to - at) * factor); }
+function shift(share) { const by = share * (view.to - view.from); move(view.from + by, view.to + by); }
+function scrollRows(by) { view.row = Math.min(Math.max(view.row + by, 0), Math.max(0, rows.length - rowsShown)); soon(); }
+function showAll() { view.row = 0; move(0, span); }
+
+const ACTIONS = {
+  in: () => zoom(0.5), out: () => zoom(2), earlier: () => shift(-0.25), later: () => shift(0.25), all: showAll,
+  up: () => scrollRows(-rowsShown / 2), down: () => scrollRows(rowsShown / 2),
+};
+for (const button of document.querySelectorAll("button[data-action]")) {
+  button.addEventListener("click", ACTIONS[button.dataset.action]);
+  if (["up", "down"].includes(button.dataset.action)) button.hidden = rows.length <= rowsShown;
+}
+
+const KEYS = { "+": ACTIONS.in, "=": ACTIONS.in, "-": ACTIONS.out, Home: showAll, "0": showAll };
+const STEPS_OF_BARS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+document.getElementById("rows").addEventListener("keydown", (event) => {
+  const [row, bar] = STEPS_OF_BARS[event.key] || [];
+  if (row !== undefined) {
+    event.preventDefault();
+    if (chosen.row < 0) choose(Math.ceil(view.row), -1);
+    else if (bar) choose(chosen.row, chosen.bar + bar);
+    else choose(chosen.row + row, -1);
+  }
+});
+document.getElementById("levels").addEventListener("keydown", (event) => {
+  const action = { ArrowLeft: ACTIONS.earlier, ArrowRight: ACTIONS.later }[event.key];
+  if (action) { event.preventDefault(); action(); }
+});
+let dragged = false;
+
 for (const id of ["rows", "levels"]) {
   const canvas = document.getElementById(id);
   let grip = null;
@@ -238,18 +375,28 @@ for (const id of ["rows", "levels"]) {
   }, { passive: false });
   canvas.addEventListener("pointerdown", (event) => {
     grip = { x: event.clientX, y: event.clientY, ...view };
+    dragged = true;
+    if (id === "rows") hint("hint", barAt(canvas, event)); // a finger does not hover
     canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!grip) { document.getElementById("hint").textContent = id === "rows" ? barAt(canvas, event) : ""; return; }
+    if (!grip) {
+      if (id === "rows") hint("hint", barAt(canvas, event));
+      else hint("levels-hint", levelsAt(timeAt(canvas, event)));
+      return;
+    }
     const ms = (event.clientX - grip.x) / (canvas.clientWidth - LEFT) * (grip.to - grip.from);
-    if (id === "rows") {
+    if (id === "rows" && event.pointerType !== "touch") {
       view.row = Math.min(Math.max(grip.row - (event.clientY - grip.y) / rowHeight, 0), rows.length - rowsShown);
     }
     move(grip.from - ms, grip.to - ms);
   });
-  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { grip = null; });
-  canvas.addEventListener("dblclick", () => { view.row = 0; move(0, span); });
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { grip = null; dragged = false; });
+  canvas.addEventListener("dblclick", showAll);
+  canvas.addEventListener("keydown", (event) => {
+    if (KEYS[event.key] && !event.ctrlKey && !event.metaKey) { event.preventDefault(); KEYS[event.key](); }
+  });
+  for (const name of ["focus", "blur"]) canvas.addEventListener(name, soon);
 }
 
 function all() {
@@ -259,4 +406,69 @@ function all() {
 }
 addEventListener("resize", all);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
-all();
+
+// -- a page that is rewritten: it reloads itself, and keeps what the reader sees
+
+const PATIENCE = 3 * data.every + 15; // seconds after which a page counts as stale
+
+function remember() {
+  const zoomed = view.from > 0 || view.to < span;
+  const state = {
+    scroll: [scrollX, scrollY],
+    closed: Array.from(document.querySelectorAll("details:not([open])"), (each) => each.id),
+    times: zoomed ? [data.begin + view.from, data.begin + view.to] : null,
+    row: view.row,
+    focus: document.activeElement.id,
+    chosen: chosen.row < 0 ? null : [rows[chosen.row].about.split(" ")[0], chosen.bar],
+    hint: document.getElementById("hint").textContent,
+  };
+  history.replaceState({ spoolpool: state }, "");
+}
+
+function restore() {
+  for (const id of kept.closed || []) {
+    const section = document.getElementById(id);
+    if (section) section.open = false;
+  }
+  const focused = kept.focus && document.getElementById(kept.focus);
+  if (focused) focused.focus({ preventScroll: true });
+  const row = kept.chosen ? rows.findIndex((each) => each.about.startsWith(kept.chosen[0])) : -1;
+  if (row >= 0) choose(row, kept.chosen[1]);
+  if (kept.hint) hint("hint", kept.hint);
+  view.row = 0;
+  scrollRows(kept.row || 0);
+  if (kept.times) move(kept.times[0] - data.begin, kept.times[1] - data.begin); // the choice may have moved it
+  all(); // the heights of the charts, before the position
+  if (kept.scroll) scrollTo(kept.scroll[0], kept.scroll[1]);
+}
+
+function isInUse() { // a reload would interrupt the reader
+  return document.hidden || dragged || !getSelection().isCollapsed;
+}
+
+function reload() {
+  if (isInUse()) { setTimeout(reload, 500); return; }
+  remember();
+  location.reload();
+}
+
+function tell() {
+  const line = document.getElementById("written"), age = Math.max(0, (Date.now() - data.written) / 1000);
+  const stale = age > PATIENCE;
+  line.classList.toggle("stale", stale);
+  const ago = duration(Math.floor(age) * 1000).replace(/\.\d+/, "");
+  const text = stale
+    ? `Stale: written ${ago} ago, and not since then. The command that rewrites this page has ended, or cannot write.`
+    : `Written ${age < 1 ? "just now" : ago + " ago"}; rewritten every ${duration(data.every * 1000).replace(/\.0+(?= )/, "")}.`;
+  if (line.dataset.text !== text) { line.dataset.text = text; line.querySelector("span").textContent = text; }
+}
+
+if (data.every) {
+  history.scrollRestoration = "manual";
+  restore();
+  tell();
+  setInterval(tell, 1000);
+  setTimeout(reload, data.every * 1000);
+} else {
+  all();
+}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from spoolpool.monitor.report.series import Distribution, Level
 from spoolpool.monitor.report.summary import Summary
@@ -25,7 +26,7 @@ _PAGE = """\
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
-<link rel="icon" href="data:,">
+{refresh}<link rel="icon" href="data:,">
 <style>
 {style}</style>
 </head>
@@ -44,14 +45,25 @@ _ALWAYS = frozenset(("done", "raised", "lost", "cancelled"))  # ends with a figu
 _seconds = partial(format_duration, precise=True)
 
 
-def page(summary: Summary) -> str:
+class Rewriting(NamedTuple):
+    """Plan by which a page is rewritten."""
+
+    every: float
+    """Seconds until it is rewritten; the page reloads itself as often. 0 for the last page."""
+
+
+def page(summary: Summary, rewriting: Rewriting | None = None) -> str:
     """Return the page. All text from the spool is escaped."""
     here = files("spoolpool.monitor.report")
+    every = rewriting.every if rewriting is not None else 0.0
+    # for a browser without scripts
+    refresh = f'<noscript><meta http-equiv="refresh" content="{math.ceil(every)}"></noscript>\n' if every else ""
     return _PAGE.format(
         title=f"Report of {html.escape(summary.spool)}",
+        refresh=refresh,
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
-        body="\n".join(_body(summary)),
-        data=json.dumps(_data(summary), separators=(",", ":")).replace("<", "\\u003c"),
+        body="\n".join(_body(summary, rewriting)),
+        data=json.dumps(_data(summary, every), separators=(",", ":")).replace("<", "\\u003c"),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
     )
 
@@ -59,7 +71,7 @@ def page(summary: Summary) -> str:
 # -- data for the script
 
 
-def _data(summary: Summary) -> dict[str, Any]:
+def _data(summary: Summary, every: float) -> dict[str, Any]:
     begin = summary.begin or summary.created
     whole = Distribution()
     for each in summary.durations.values():
@@ -95,6 +107,8 @@ def _data(summary: Summary) -> dict[str, Any]:
     return {
         "begin": begin * 1000,
         "end": max(summary.end, begin) * 1000,
+        "written": round(summary.created * 1000),
+        "every": every,
         "names": summary.names,
         "rows": rows,
         "levels": {"waiting": _level(summary.waiting, begin), "running": _level(summary.running, begin)},
@@ -111,36 +125,66 @@ def _level(level: Level, begin: float) -> dict[str, Any]:
 # -- visible text
 
 
-def _body(summary: Summary) -> Iterable[str]:
+_BUTTONS = (
+    ("in", "+", "zoom in"),
+    ("out", "\u2212", "zoom out"),
+    ("earlier", "\u2190", "earlier"),
+    ("later", "\u2192", "later"),
+    ("up", "\u2191", "earlier groups"),
+    ("down", "\u2193", "later groups"),
+    ("all", "all", "show all"),
+)
+
+
+def _body(summary: Summary, rewriting: Rewriting | None) -> Iterable[str]:
     yield f"<h1>{html.escape(summary.spool)}</h1>"
     yield f"<p>{_span(summary)}</p>"
+    if rewriting is not None:
+        written = _time(summary.created)
+        last = f"Last page, written {written}: it is not rewritten any more."
+        yield f'<p id="written"><span>{f"Written {written}." if rewriting.every else last}</span></p>'
     yield _figures(summary)
     yield "<h2>Groups</h2>"
     yield (
-        '<p class="key">Wheel: zoom. Drag: move. Double click: show all. '
-        '<i style="background:var(--bar)"></i>running a task <i style="background:var(--failed)"></i>failed tasks '
-        '<i style="background:var(--idle)"></i>idle</p>'
+        '<p class="key"><i style="background:var(--bar)"></i>task <i class="low"></i>failed task '
+        '<i style="background:var(--idle);outline:1px solid var(--edge)"></i>idle</p>'
     )
-    yield '<canvas id="rows"></canvas><p id="hint"></p>'
-    yield '<h2>Waiting and running</h2><canvas id="levels"></canvas>'
-    yield '<div class="pair"><section><h2>Durations</h2><canvas id="durations"></canvas></section>'
-    yield '<section><h2>Waiting times</h2><canvas id="waits"></canvas></section></div>'
-    yield "<h2>Functions</h2>"
-    yield _functions(summary)
+    buttons = (
+        f'<button id="b-{name}" data-action="{name}" title="{title}" aria-label="{title}">{text}</button>'
+        for name, text, title in _BUTTONS
+    )
+    yield f'<p class="bar">{"".join(buttons)}</p>'
+    yield _canvas("rows", "hint", "Tasks of each group over time. Arrow keys select a task, + and - zoom.")
+    yield "<h2>Waiting and running tasks</h2>"
+    yield _canvas("levels", "levels-hint", "Numbers of waiting and of running tasks over time.")
+    yield '<div class="pair"><section><h2>Durations of tasks</h2>'
+    yield _canvas("durations", "durations-hint", "Number of tasks by duration. Arrow keys select a class.")
+    yield "</section><section><h2>Waiting times of tasks</h2>"
+    yield _canvas("waits", "waits-hint", "Number of tasks by waiting time. Arrow keys select a class.")
+    yield "</section></div>"
+    yield _section("functions", "Functions", _functions(summary))
     if summary.resources:
-        yield "<h2>Resources used</h2>"
-        yield _resources(summary)
-    yield "<h2>Hosts</h2>"
-    yield _hosts(summary)
-    yield "<h2>Overhead per task</h2>"
-    yield _overhead(summary)
+        yield _section("resources", "Resources used", _resources(summary))
+    yield _section("hosts", "Hosts", _hosts(summary))
+    yield _section("overhead", "Overhead per task", _overhead(summary))
     if summary.failures:
-        yield "<h2>Failures</h2>"
-        yield from _failures(summary)
+        yield _section("failures", "Failures", "\n".join(_failures(summary)))
     if summary.recoveries:
-        yield f"<h2>Recoveries: {summary.recoveries}</h2>"
         found = ((_time(event.t), event.by, event.text, event.reason) for event in reversed(summary.last_recoveries))
-        yield _table(("time", "by", "action", "reason"), found)
+        table = _table(("time", "by", "action", "reason"), found)
+        yield _section("recoveries", f"Recoveries: {summary.recoveries}", table)
+
+
+def _canvas(name: str, hint: str, label: str) -> str:
+    """Return a chart that can have the focus, with a line below it for the part under the pointer."""
+    return (
+        f'<canvas id="{name}" tabindex="0" role="img" aria-label="{label}" aria-describedby="{hint}"></canvas>'
+        f'<p id="{hint}" class="hint" aria-live="polite"></p>'
+    )
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<details id="{name}" open><summary>{title}</summary>\n{content}</details>'
 
 
 def _span(summary: Summary) -> str:
