@@ -123,6 +123,11 @@ DRAIN = 20.0
 OUTPUT = 8 << 20
 """Limit in bytes of the captured output of one rank of a task."""
 
+JOURNAL = 1 << 30
+"""Limit in bytes of all journals of a spool: about 1.4 million tasks."""
+LEAST_JOURNAL = 1 << 20
+"""Least limit in bytes of all journals of a spool."""
+
 BUCKET_SIZE = 1000
 """Names that one submitter puts into one bucket."""
 

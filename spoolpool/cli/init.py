@@ -49,6 +49,13 @@ from spoolpool.security import known_spools
     show_default=True,
     help="MiB of captured output per task and rank; 0: not captured, it goes to the output of the worker.",
 )
+@click.option(
+    "--journal",
+    type=Mebibytes(),
+    default=f"{settings.JOURNAL >> 20}",
+    show_default=True,
+    help="MiB of all journals; beyond it the oldest events are replaced by their numbers.",
+)
 @click.option("--signed", is_flag=True, help="Sign every file with a key; 'spool key new SPOOL' then creates the key.")
 @click.option("--max-waiting", type=click.IntRange(1), help="Limit of queued tasks per user.  [default: no limit]")
 @click.option(

@@ -59,6 +59,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for which a client of the filesystem may see an outdated state."""
     output: Bytes = settings.OUTPUT
     """Limit in bytes of the captured output of one rank of a task; with 0 it goes to the worker's own streams."""
+    journal: Annotated[int, Meta(ge=settings.LEAST_JOURNAL, le=2**63 - 1)] = settings.JOURNAL
+    """Limit in bytes of all journals; the oldest events beyond it are replaced by their counts."""
     keep: RetentionPolicy = RetentionPolicy()
     """Data that ``spool gc`` keeps."""
     temporary: bool = False

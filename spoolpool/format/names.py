@@ -365,12 +365,6 @@ def session_of(name: str) -> str | None:
     return session_of_entry(entry) if entry != name else None
 
 
-def writer_of(name: str) -> str | None:
-    """Return the writer of a journal; None for any other name."""
-    stem = name.removesuffix(".jsonl")
-    return stem if stem != name and is_session(stem) else None
-
-
 def new_job_name() -> str:
     """Return the name of a new batch job, by which the batch system finds it again."""
     return f"spool-worker-{os.urandom(8).hex()}"

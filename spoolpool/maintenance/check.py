@@ -15,12 +15,12 @@ from typing import Literal
 from spoolpool.errors import SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.cancel_requests import task_of
+from spoolpool.format.journal_names import writer_of
 from spoolpool.format.names import (
     CANCELLED,
     TaskFile,
     is_worker_id,
     session_of,
-    writer_of,
 )
 from spoolpool.maintenance import garbage
 from spoolpool.maintenance.suspects import Suspects, find_suspects

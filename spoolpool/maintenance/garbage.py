@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from spoolpool.errors import NotTrusted
 from spoolpool.format.config import RetentionPolicy
 from spoolpool.format.names import is_object_file, is_session, session_of
+from spoolpool.maintenance.excess_journals import excess_journals
 from spoolpool.maintenance.garbage_item import GarbageItem, Report, log_kept, reason_of
 from spoolpool.maintenance.garbage_rules import GarbageRules, Links
 from spoolpool.protocol.object_leases import leases
@@ -25,8 +26,11 @@ def find_garbage(spool: Spool, keep: RetentionPolicy | None = None, report: Repo
     be alive, and names that no spool has. ``report`` is called for old data that stays because it cannot be read, or
     because the end of its submitter cannot be proved here.
     """
-    rules = GarbageRules(spool, keep or spool.config.keep, spool.server_time(), report)
+    now = spool.server_time()
+    rules = GarbageRules(spool, keep or spool.config.keep, now, report)
     found = [*rules.unfinished_writes(), *rules.journals_and_logs(), *rules.buckets(), *rules.cache()]
+    old = {each.path for each in found}
+    found += [each for each in excess_journals(spool, now) if each.path not in old]
     found += rules.cancel_requests()
     links = Links(spool)
     found += rules.stale_links(links)
@@ -74,6 +78,7 @@ def _remove(spool: Spool, each: GarbageItem) -> bool:
     path = f"{directory}/{name}"
     if any(files.exists(f"{spool.layout.root}/{earlier}") for earlier in each.after) or not each.is_garbage():
         return False
+    each.record()
     if each.move_to:
         files.move(path, f"{spool.layout.root}/{each.move_to}")
         return True

@@ -21,6 +21,10 @@ def _always() -> bool:
     return True
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class GarbageItem:
     """One file or directory that may be removed."""
@@ -36,6 +40,8 @@ class GarbageItem:
     """Expected modification time of an object; the object stays if it has another one."""
     is_garbage: Callable[[], bool] = field(default=_always, repr=False, compare=False)
     """Examines the item again; called directly before its removal, in place of which it may also raise ``OSError``."""
+    record: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    """Writes down what is lost with the item; called directly before its removal."""
 
 
 def reason_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ from functools import partial
 from spoolpool.errors import NoKey, SpoolpoolError
 from spoolpool.format.cancel_requests import is_request, task_of
 from spoolpool.format.config import RetentionPolicy
+from spoolpool.format.journal_names import writer_of
 from spoolpool.format.names import (
     CANCELLED,
     TaskFile,
@@ -32,7 +33,6 @@ from spoolpool.format.names import (
     parse_link,
     parse_output_file,
     parse_task_file,
-    writer_of,
 )
 from spoolpool.maintenance.garbage_item import GarbageItem, Report, reason_of
 from spoolpool.maintenance.submitters import AbsentTasks, Recent, Submitters, sessions_with_tasks

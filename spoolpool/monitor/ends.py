@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
+
+from spoolpool.format.names import is_task_id, submitted_at
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import SpoolScanner
 from spoolpool.monitor.states import End, end_of_event, next_end
-from spoolpool.protocol.journal import Event
+from spoolpool.protocol.journal import DROPPED, Event
 from spoolpool.protocol.spool import Spool
 
 _TASKS = 100_000  # whose ends are known one by one: bounds the memory
@@ -19,8 +22,8 @@ _PENDING = frozenset(("held", "waiting", "running"))
 class EndCounter:
     """Counter of tasks by their ends. Events are read in the order of their times.
 
-    Counts are exact for up to 100 000 tasks. Of more, those that ended first are counted with the end that they had by
-    then.
+    Counts are exact for up to 100 000 tasks, if no piece of a journal was dropped. Of more, those that ended first are
+    counted with the end that they had by then. Of a dropped piece the numbers of its ends are left.
     """
 
     def __init__(self) -> None:
@@ -29,6 +32,9 @@ class EndCounter:
         self._untimed: set[str] = set()  # tasks with a delivered outcome of which no worker has an event
         self._settled: Counter[End] = Counter()  # of tasks that are in the dictionary no more
         self._settled_any = False
+        self._dropped: set[tuple[str, str, str]] = set()  # counts of dropped pieces that were read
+        self._horizon = 0.0  # time of the last event that was dropped
+        self._delivered: set[str] = set()  # tasks of which no event but the delivery tells the end
         self._lost_track = 0  # tasks without an end that are in the dictionary no more
         self.pending: Counter[str] = Counter()
         """Tasks in the spool without an end, by state; after :meth:`compare`."""
@@ -38,7 +44,9 @@ class EndCounter:
     def read(self, event: Event) -> None:
         """Count an event."""
         task = event.about
-        if event.event == "submitted":
+        if event.event == DROPPED:
+            self._read_dropped(event)
+        elif event.event == "submitted":
             self._ends.setdefault(task, None)
         elif event.event in ("retried", "removed") or end_of_event(event) is not None:
             # writers that share a file each have a buffer, so that an earlier event may come later
@@ -50,13 +58,34 @@ class EndCounter:
                 return  # its end was counted before
             if event.event != "collected":
                 self._untimed.discard(task)
-            elif self._ends.get(task) is None and len(self._untimed) < _READ:
-                self._untimed.add(task)
+                self._delivered.discard(task)
+            elif self._ends.get(task) is None:
+                self._delivered.add(task)
+                if len(self._untimed) < _READ:
+                    self._untimed.add(task)
             if event.event not in ("retried", "removed"):
                 self._find_lost(task)
             self._ends[task] = next_end(self._ends.get(task), event)
         if len(self._ends) > _TASKS:
             self._settle()
+
+    def _read_dropped(self, event: Event) -> None:
+        """Count the ends of tasks in a dropped piece of a journal."""
+        key = event.name, event.type, event.kind
+        if key not in self._dropped and len(self._dropped) < _READ:
+            self._dropped.add(key)
+            self._horizon = max(self._horizon, event.ended)
+            end = end_of_event(msgspec.structs.replace(event, event=event.type, published=True))
+            if end is not None:
+                self._settled[end] += event.calls
+
+    def _forget_dropped(self) -> None:
+        """Forget tasks whose ends were dropped, and counted: their submission or delivery is in another journal."""
+        for task, end in list(self._ends.items()):
+            was_dropped = is_task_id(task) and submitted_at(task) < self._horizon
+            if was_dropped and (end is None or task in self._delivered):
+                del self._ends[task]
+                self._untimed.discard(task)
 
     def _settle(self) -> None:
         """Count half of the tasks, and forget them: those that ended first, then those without an end.
@@ -67,6 +96,7 @@ class EndCounter:
         ended_first = sorted(self._ends, key=lambda task: self._ends[task] is None)
         for task in ended_first[: len(ended_first) // 2]:
             end = self._ends.pop(task)
+            self._delivered.discard(task)
             if end is None:
                 self._lost_track += 1
             else:
@@ -76,6 +106,11 @@ class EndCounter:
         """Count a task no more as one without an end, if it was forgotten as such."""
         if self._lost_track and task not in self._ends:
             self._lost_track -= 1
+
+    @property
+    def horizon(self) -> float:
+        """Time until which journals may have been dropped, with their ends in numbers alone; 0 if none were."""
+        return self._horizon
 
     @property
     def without_end(self) -> int:
@@ -89,6 +124,8 @@ class EndCounter:
         """
         lacking: list[TaskView] = []
         seen = set()
+        if self._horizon:
+            self._forget_dropped()
         for location in SpoolScanner(spool.layout.root).tasks():
             task = location.task_file.task
             if task in seen:  # it moved meanwhile
@@ -108,6 +145,8 @@ class EndCounter:
 
     def _lacks(self, task: str) -> bool:
         """Return whether no event tells the end of an ended task; False if that was forgotten."""
+        if submitted_at(task) < self._horizon:
+            return False
         return self._ends.get(task) is None and (task in self._ends or not self._settled_any)
 
     def counts(self) -> Counter[End]:

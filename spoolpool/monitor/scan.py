@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 from spoolpool.format.cancel_requests import is_request, task_of
+from spoolpool.format.journal_names import writer_of
 from spoolpool.format.layout import Layout
 from spoolpool.format.name_groups import group_names
 from spoolpool.format.names import (
@@ -28,7 +29,6 @@ from spoolpool.format.names import (
     parse_output_file,
     parse_task_file,
     session_of,
-    writer_of,
 )
 from spoolpool.protocol import workers
 from spoolpool.protocol.spool import Spool

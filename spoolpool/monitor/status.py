@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from spoolpool.format.names import is_worker_id, parse_lane, writer_of
+from spoolpool.format.journal_names import writer_of
+from spoolpool.format.names import is_worker_id, parse_lane
 from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, count_calls
 from spoolpool.monitor.states import STATES, UNREAD
 from spoolpool.monitor.task_reader import SeenTask, TaskReader

@@ -1,8 +1,9 @@
-"""Journals: one append-only file of JSON lines per writer, for people and reports.
+"""Journals: append-only files of JSON lines for people and reports, in pieces of a bounded size per writer.
 
-Nothing in the protocol depends on them. Lines are buffered for up to a second, so that a short task costs no system
-call for its line; a crash loses the last second of them. :class:`spoolpool.worker.task_journal.TaskJournal` writes
-the buffer before a call that can be long.
+Nothing in the protocol depends on them. Beyond the bound of :mod:`~spoolpool.protocol.journal_pieces` the oldest pieces
+are replaced by lines with the event ``dropped``, which have the numbers of their ends. Lines are buffered for up to a
+second, so that a short task costs no system call for its line; a crash loses the last second of them.
+:class:`spoolpool.worker.task_journal.TaskJournal` writes the buffer before a call that can be long.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from spoolpool.format.names import submitted_at, writer_of
+from spoolpool.format.journal_names import JournalName, writer_of
+from spoolpool.format.names import is_worker_id, submitted_at
+from spoolpool.protocol import journal_pieces
+from spoolpool.protocol.journal_pieces import Piece
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import file_content, files, records
 from spoolpool.system.bounds import Bytes, Count, Seconds
@@ -28,6 +33,14 @@ from spoolpool.system.records import BadRecord
 
 _encode = msgspec.json.Encoder().encode
 
+DROPPED = "dropped"
+"""Event in the place of a piece ``name``: ``calls`` of its tasks, until ``ended``, had an end of the event ``type`` and
+this ``kind``."""
+
+_LOOK = 60.0  # seconds between two looks at the size of a shared piece
+_ENDS_WITHOUT_KIND = frozenset(("task", "cancelled", "set aside", "vanished"))
+_ENDS = _ENDS_WITHOUT_KIND | {"recovered", "given back"}
+_LONGEST_KIND = 64  # characters: another account may have written it
 _PIECE = 1 << 20  # bytes that are read at a time
 _TOO_LONG = f"a line of it has more than {_PIECE} bytes; the rest is not read"
 _SKEW = 86400.0  # seconds by which clocks may differ before an event is missed
@@ -42,7 +55,12 @@ class Journal:
     """
 
     def __init__(self, spool: Spool, writer: str, by: str = "") -> None:
-        self._path = f"{spool.layout.journal}/{writer}.jsonl"
+        self._spool = spool
+        self._name = JournalName(writer)
+        self._is_shared = not is_worker_id(writer)
+        self._full = journal_pieces.piece_size(spool.config)
+        self._size = 0  # of the piece, as far as this process knows
+        self._looked = 0.0  # when the size was asked for
         self._lock = threading.RLock()  # reentrant: a garbage collection meanwhile may call write
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
@@ -53,8 +71,11 @@ class Journal:
     def write(self, event: str, **fields: object) -> None:
         """Record an event; ``fields`` are JSON values."""
         with self._lock:
-            self._lines.append(_encode({"t": time.time(), "event": event, **self._who, **fields}))
+            self._lines.append(self._encode(event, fields))
             self.flush(age=0.0 if len(self._lines) >= 256 else 1.0)
+
+    def _encode(self, event: str, fields: dict[str, object]) -> bytes:
+        return _encode({"t": time.time(), "event": event, **self._who, **fields})
 
     def flush(self, age: float = 0.0) -> bool:
         """Write the buffered lines if the last time was ``age`` seconds ago; return whether lines are left.
@@ -70,12 +91,44 @@ class Journal:
     def _write(self) -> None:
         lines, self._lines = self._lines, []  # first: a garbage collection meanwhile may call write
         try:
-            if self._fd < 0:
-                self._fd = files.open_append(self._path, self._mode, exact=self._mode != 0o600)
-            file_content.append(self._fd, b"\n".join(lines) + b"\n")
+            self._choose_piece()
+            data = b"\n".join(lines) + b"\n"
+            file_content.append(self._fd, data)
+            self._size += len(data)
         except OSError as error:
             if error.errno not in files.DENIED:  # a dropbox has no journals of submitters
                 self._lines = [*lines, *self._lines][-50_000:]  # the disk may stay full
+
+    def _choose_piece(self) -> None:
+        """Open the piece to be written. Of a full one, begin the next, and drop the oldest pieces beyond the bound.
+
+        Other processes may write a shared piece as well, so its size is asked for once a minute: a process that has not
+        seen for so long that a piece is full writes no more to it.
+        """
+        if self._fd >= 0 and self._is_shared and time.monotonic() - self._looked >= _LOOK:
+            self._size, self._looked = file_content.size(self._fd), time.monotonic()
+        if self._fd >= 0 and self._size < self._full:
+            return
+        part = self._name.part
+        if self._fd < 0 and self._is_shared and not part and not os.path.lexists(self._path(0)):
+            part = journal_pieces.latest_part(self._spool, self._name.writer)  # the first one may have been dropped
+        begun = False
+        while self._fd < 0 or self._size >= self._full:
+            if self._fd >= 0:
+                files.close(self._fd)
+                self._fd = -1
+                latest = journal_pieces.latest_part(self._spool, self._name.writer) if self._is_shared else 0
+                part, begun = max(part + 1, latest), True
+            self._fd = files.open_append(self._path(part), self._mode, exact=self._mode != 0o600)
+            self._size, self._looked = file_content.size(self._fd), time.monotonic()
+        self._name = self._name._replace(part=part)
+        if begun and not self._size:  # else another process has begun this piece, and drops others
+            with contextlib.suppress(OSError):  # the next piece drops more
+                for event, fields in drop_excess(self._spool):
+                    file_content.append(self._fd, self._encode(event, fields) + b"\n")
+
+    def _path(self, part: int) -> str:
+        return f"{self._spool.layout.journal}/{self._name._replace(part=part).name}"
 
     def close(self) -> None:
         """Flush and close; harmless when repeated."""
@@ -84,6 +137,42 @@ class Journal:
             if self._fd >= 0:
                 files.close(self._fd)
                 self._fd = -1
+
+
+def drop_excess(spool: Spool) -> Iterator[tuple[str, dict[str, object]]]:
+    """Remove the oldest pieces beyond the bound; yield the events that are to be written before each removal.
+
+    A piece goes when the next event is asked for. A process that dies in between leaves the piece and its lines:
+    :func:`lines` ignores the lines as long as the piece is there, and a reader counts equal lines once.
+    """
+    for piece in journal_pieces.excess(spool, spool.server_time()):
+        yield from dropped_lines(spool, piece)
+        files.remove(f"{spool.directory(spool.layout.journal)}/{piece.name.name}")
+
+
+def dropped_lines(spool: Spool, piece: Piece) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the events that take the place of a piece, with their fields."""
+    name = piece.name.name
+    for (event, kind), number in sorted(count_ends(f"{spool.layout.journal}/{name}").items()):
+        yield DROPPED, {"name": name, "type": event, "kind": kind, "calls": number, "ended": piece.mtime}
+
+
+def count_ends(path: str) -> Counter[tuple[str, str]]:
+    """Return the number of tasks by the event and kind of their last end in a piece, and in those dropped before it."""
+    ends: dict[str, tuple[str, str]] = {}
+    earlier: dict[tuple[str, str, str], int] = {}
+    for line in _follow(path, _PIECE, 0.0):
+        event = line.event
+        if event.event == DROPPED and len(earlier) < _MOST:
+            earlier[event.name, event.type, event.kind] = event.calls
+        elif event.event == "retried":
+            ends.pop(event.about, None)
+        elif event.event in _ENDS and event.published and (event.kind or event.event in _ENDS_WITHOUT_KIND):
+            ends[event.about] = event.event, event.kind[:_LONGEST_KIND]
+    counts = Counter(ends.values())
+    for (_, kind_of_event, kind), number in earlier.items():
+        counts[kind_of_event, kind] += number
+    return counts
 
 
 def submitters_journal() -> str:
@@ -205,14 +294,28 @@ def recent(spool: Spool, writer: str, limit: int = 1 << 17) -> tuple[list[Event]
 
     Without a readable journal, returns no events and 0.0.
     """
-    path = f"{spool.layout.journal}/{writer}.jsonl"
+    first = f"{spool.layout.journal}/{JournalName(writer).name}"
+    try:
+        is_only = os.lstat(first).st_size < journal_pieces.piece_size(spool.config)
+    except OSError:  # dropped, or there is no journal
+        is_only = False
+    part = 0 if is_only else journal_pieces.latest_part(spool, writer)
+    events, modified, size = _tail(spool, JournalName(writer, part), limit)
+    if part and size < limit:  # begun a moment ago
+        events = [*_tail(spool, JournalName(writer, part - 1), limit - size)[0], *events]
+    return events, modified
+
+
+def _tail(spool: Spool, name: JournalName, limit: int) -> tuple[list[Event], float, int]:
+    """Return the events in the last bytes of a piece, its modification time and its size."""
+    path = f"{spool.layout.journal}/{name.name}"
     try:
         with files.reading(path) as (fd, status):
             begin = max(0, status.st_size - limit)
             *lines, _ = os.pread(fd, limit, begin).split(b"\n")  # the last one is empty, or being written
-            return list(_events(lines[1:] if begin else lines, path)), status.st_mtime
+            return list(_events(lines[1:] if begin else lines, path)), status.st_mtime, status.st_size
     except (OSError, ValueError):
-        return [], 0.0
+        return [], 0.0, 0
 
 
 class Line(NamedTuple):
@@ -232,10 +335,12 @@ def lines(spool: Spool, since: float = 0.0) -> Iterator[Line]:
 
     A piece of each journal is in memory, some MiB altogether; one file is open at a time.
     """
-    writers = [name for name in files.list_names(spool.layout.journal) if writer_of(name)]
-    piece = max(1 << 12, min(1 << 18, (1 << 25) // max(1, len(writers))))
-    journals = [_follow(f"{spool.layout.journal}/{name}", piece, since) for name in sorted(writers)]
-    return heapq.merge(*journals, key=_time)
+    names = {name for name in files.list_names(spool.layout.journal) if writer_of(name)}
+    piece = max(1 << 12, min(1 << 18, (1 << 25) // max(1, len(names))))
+    journals = [_follow(f"{spool.layout.journal}/{name}", piece, since) for name in sorted(names)]
+    for line in heapq.merge(*journals, key=_time):
+        if line.event.event != DROPPED or line.event.name not in names:  # else it is about to be dropped, or to be read
+            yield line
 
 
 def _time(line: Line) -> float:

@@ -133,6 +133,7 @@ class Spool:
         max_attempts: int = settings.MAX_ATTEMPTS,
         caches: float | None = None,
         output: int = settings.OUTPUT,
+        journal: int = settings.JOURNAL,
         temporary: bool = False,
         signed: bool = False,
         max_waiting: int | None = None,
@@ -152,6 +153,7 @@ class Spool:
         caches = read_seconds("caches", caches, most=settings.LONGEST_LEASE)
         max_attempts = read_count("max_attempts", max_attempts, 1, 99)
         output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
+        journal = read_count("journal", journal, settings.LEAST_JOURNAL, 1 << 50, note=" (bytes)")
         max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)
         root = _absolute(path)
         gid = permissions.group_for(mode, group)
@@ -164,6 +166,7 @@ class Spool:
             max_attempts=max_attempts,
             caches=caches,
             output=output,
+            journal=journal,
             temporary=temporary,
             signed=signed,
             max_waiting=max_waiting,

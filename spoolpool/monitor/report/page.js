@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const style = getComputedStyle(document.documentElement); // live: follows the colour scheme
 const colour = (name) => style.getPropertyValue("--" + name);
-const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6, label: 7 };
+const BAR = { begin: 0, length: 1, name: 2, count: 3, busy: 4, failed: 5, task: 6 }; // the task with its label
 const LEFT = innerWidth < 600 ? 84 : 150, TOP = 4, AXIS = 20;
 
 const span = Math.max(data.end - data.begin, 1);
@@ -182,8 +182,7 @@ function describe(row, bar) {
   const wrong = bar[BAR.failed] ? `, ${bar[BAR.count] > 1 ? bar[BAR.failed] + " " : ""}failed` : "";
   const what = bar[BAR.count] > 1 ? `${bar[BAR.count]} tasks in ${duration(bar[BAR.length])}, the longest of ` : "";
   const alone = bar[BAR.count] > 1 ? "" : `, ${duration(bar[BAR.length])}`;
-  const label = bar[BAR.label] ? ` "${bar[BAR.label]}"` : "";
-  return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"}${label} (${bar[BAR.task]})${alone}${wrong}`;
+  return `${row.label}: ${what}${data.names[bar[BAR.name]] || "?"} (${bar[BAR.task]})${alone}${wrong}`;
 }
 
 // -- numbers of waiting and running tasks, one above the other, each with its own axis

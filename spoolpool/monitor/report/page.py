@@ -217,6 +217,11 @@ def _figures(summary: Summary) -> str:
         if summary.unknown
         else ""
     )
+    if summary.horizon:
+        left += (
+            f"<p>Journals until {_time(summary.horizon)} were dropped, since they were larger than the spool keeps: "
+            "tasks of that time are in the numbers of ends, and not in the charts and tables.</p>"
+        )
     rows = (
         ("Tasks that ended", ended),
         ("Tasks in the spool", now),

@@ -68,6 +68,8 @@ class Summary:
     """Number of published outcomes by kind whose times are recorded."""
     unknown: int = 0
     """Submitted tasks that are not in the spool any more, and whose ends no journal tells."""
+    horizon: float = 0.0
+    """Time until which journals may have been dropped: the numbers of their ends are counted, and nothing else."""
     dropped: int = 0
     """Outcomes of workers that were taken for dead."""
     retried: int = 0
@@ -127,6 +129,7 @@ def summarize(spool: Spool) -> Summary:
     reader.read_outcomes(ends.compare(spool))
     reader.extend_live(spool)
     summary.ends, summary.pending, summary.unknown = ends.counts(), ends.pending, ends.unknown
+    summary.horizon = ends.horizon
     summary.last_failures = reader.failures.latest()
     summary.last_recoveries = reader.recoveries.latest()
     return summary

@@ -20,7 +20,8 @@ from spoolpool import Executor
 from spoolpool.cli.spool import main
 from spoolpool.errors import TaskTimeout, WorkerLost
 from spoolpool.format.headers import TaskHeader
-from spoolpool.format.names import TaskFile, new_task_id, new_worker_id, writer_of
+from spoolpool.format.journal_names import writer_of
+from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
 from spoolpool.protocol import journal
 from spoolpool.protocol.journal import Event, Journal, lines, submitters_journal
 from spoolpool.protocol.spool import Spool
