@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from spoolpool.launch.launcher import CommandProcess, GroupProcess
 from spoolpool.pool.slot import Slot
-from spoolpool.protocol import worker_registration
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import children, files
+from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
+
+# worker_registration, children: imported where a group is to end, while others begin
 
 if TYPE_CHECKING:
     from spoolpool.protocol.claim import Claim, GiveBack
@@ -66,6 +67,8 @@ class EndingGroups:
 
     def request(self, slot: Slot) -> None:
         """Ask the group of a slot to end, if it runs; start no other one in the slot."""
+        from spoolpool.protocol import worker_registration
+
         slot.start_due = 0.0
         if slot.process is not None and slot.process.poll() is None:
             worker_registration.request_stop(self._spool, slot.worker)
@@ -75,6 +78,10 @@ class EndingGroups:
 
     def repeat_requests(self) -> None:
         """Ask the groups again: a group that was still starting had no entry for the first request."""
+        if not self._processes:  # nearly always
+            return
+        from spoolpool.protocol import worker_registration
+
         for worker, process in list(self._processes.items()):
             if process.poll() is None:
                 worker_registration.request_stop(self._spool, worker)
@@ -94,6 +101,9 @@ class EndingGroups:
 
         ``keep_entry`` is called once in a while.
         """
+        from spoolpool.protocol import worker_registration
+        from spoolpool.system import children
+
         backoff = Backoff(0.002, 0.1)
         begun = time.monotonic()
         no_entry_since: dict[str, float] = {}
@@ -163,6 +173,8 @@ class EndingGroups:
         A batch system that ends a job may have killed the group meanwhile. ``over`` are the seconds since its walltime
         ended, if that is the reason.
         """
+        from spoolpool.protocol import worker_registration
+
         if worker_registration.take_end(self._spool, worker) is not None:
             return []
         return self.recovery.release(self._take_over([worker], over))

@@ -15,15 +15,15 @@ from spoolpool import settings
 from spoolpool.errors import LauncherError, NotASpool, SpoolpoolError
 from spoolpool.format.names import new_worker_id
 from spoolpool.launch.allocation import Capacity, find_allocation
-from spoolpool.launch.last_lines import find_cause, find_own, is_mistake
 from spoolpool.launch.launcher import Launcher, LaunchOptions
 from spoolpool.pool.ending_groups import STOP_SECONDS, EndingGroups
 from spoolpool.pool.slot import Slot
-from spoolpool.protocol import worker_registration
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Shape
 from spoolpool.security import known_spools
-from spoolpool.system.processes import describe_command_status, describe_status
+from spoolpool.system.processes import describe_command_status, describe_status, encode_own_id
+
+# worker_registration, last_lines: imported where a group has ended, while others begin
 
 if TYPE_CHECKING:
     from spoolpool.protocol.owner_entry import OwnerEntry
@@ -58,7 +58,7 @@ class GroupPool:
         self._options = options
         self._ends = ends
         self._capacity = capacity
-        self._owner = worker_registration.encode_owner()
+        self._owner = encode_own_id()
         self._entry: OwnerEntry | None = None
         self._slots: list[Slot] = []
         self._ending = EndingGroups(spool)
@@ -181,6 +181,8 @@ class GroupPool:
             return slot.is_late() and self._end_waiting(slot)
         log.info("Worker group %s ended: %s", slot.worker, describe_status(status))
         self._recover_until = time.monotonic() + _RECOVERY_SECONDS
+        from spoolpool.protocol import worker_registration
+
         end = worker_registration.take_end(self._spool, slot.worker)
         if end is not None:
             slot.record_success()
@@ -195,12 +197,14 @@ class GroupPool:
 
     def _end_waiting(self, slot: Slot) -> bool:
         """End a group if its launcher says that it has no resources; return whether it does."""
+        from spoolpool.launch import last_lines
+
         errors = self._last_errors(slot)
         if slot.proven or slot.process is None or not self._launcher.never_began(errors):
             return False
         self._ending.request(slot)
         slot.process.end()
-        self._wait_or_remove(slot, find_own(errors))
+        self._wait_or_remove(slot, last_lines.find_own(errors))
         return True
 
     def _restart(self, slot: Slot) -> None:
@@ -212,21 +216,24 @@ class GroupPool:
             self._retry_or_give_up(slot, str(error))
 
     def _record_failure(self, slot: Slot, status: int) -> None:
+        from spoolpool.launch import last_lines
+        from spoolpool.protocol import worker_registration
+
         direct = self._launcher.starts_ranks_itself(slot.shape)
         launcher = "" if direct else self._launcher.name
         error = worker_registration.take_start_error(self._spool, slot.worker)
         errors = self._last_errors(slot)
         if error is None and not slot.announced and self._launcher.never_began(errors):
-            self._wait_or_remove(slot, find_own(errors))
+            self._wait_or_remove(slot, last_lines.find_own(errors))
             return
-        if error is None and not slot.announced and is_mistake(errors):
-            error = find_cause(errors)
+        if error is None and not slot.announced and last_lines.is_mistake(errors):
+            error = last_lines.find_cause(errors)
         reason = error or (describe_status(status) if direct else describe_command_status(status))
         if error is None and slot.announced:
             from spoolpool.protocol import lost_attempts
 
             lost_attempts.record_exit(self._spool, slot.worker, status, launcher=launcher)
-            reason = ": ".join(filter(None, (reason, find_own(errors))))
+            reason = ": ".join(filter(None, (reason, last_lines.find_own(errors))))
             log.warning("Worker group %s died (%s); another one is started.", slot.worker, reason)
             slot.record_death(self._spool)
             # srun, killed with its child, leaves its ranks running, which keep the resources of the next group.
@@ -237,7 +244,7 @@ class GroupPool:
             if error is None and status == NotASpool.exit_code:  # it ran no function, so that the status is its own
                 reason += ": it does not see its spool, which must lie on a filesystem that all nodes share"
             elif error is None:
-                reason = ": ".join(filter(None, (reason, find_cause(errors))))
+                reason = ": ".join(filter(None, (reason, last_lines.find_cause(errors))))
         if error is not None:
             self._give_up(slot, error)
         else:
@@ -279,6 +286,8 @@ class GroupPool:
     def _repeat_reports(self) -> None:
         """Write the reports again: recoverers remove entries without a heartbeat."""
         if self._reports and time.monotonic() >= self._report_due:
+            from spoolpool.protocol import worker_registration
+
             self._report_due = time.monotonic() + self._spool.config.lease / 4
             for worker, text in self._reports.items():
                 with contextlib.suppress(SpoolpoolError):  # the spool is gone, which its caller finds out
@@ -360,6 +369,8 @@ class GroupPool:
 
     def _close(self) -> None:
         """Remove what this process has in the spool, after the end of all groups."""
+        from spoolpool.protocol import worker_registration
+
         if self._entry is not None:
             self._entry.close()
             self._entry = None

@@ -130,13 +130,8 @@ def request_stop(spool: Spool, worker: str) -> bool:
 _owner_decoder = msgspec.json.Decoder(ProcessId)
 
 
-def encode_owner() -> str:
-    """Return the value of :data:`spoolpool.settings.ENV_OWNER` for this process."""
-    return msgspec.json.encode(ProcessId.of(os.getpid())).decode()
-
-
 def decode_owner(text: str | None) -> ProcessId | None:
-    """Decode the text of :func:`encode_owner`."""
+    """Return the process in :data:`spoolpool.settings.ENV_OWNER`, which :func:`encode_own_id` returned."""
     return records.decode(_owner_decoder, text.encode(errors="replace"), settings.ENV_OWNER) if text else None
 
 

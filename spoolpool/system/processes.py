@@ -123,3 +123,8 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
             return False
         start = _start_time(self.pid)
         return not _is_hidden(self.pid) if start is None else start != self.start
+
+
+def encode_own_id() -> str:
+    """Return the identity of this process as JSON, for the processes that it starts."""
+    return msgspec.json.encode(ProcessId.of(os.getpid())).decode()
