@@ -6,6 +6,7 @@ import click
 
 from spoolpool.cli.output import echo_stderr
 from spoolpool.cli.task_selection import Selection, confirm, selects
+from spoolpool.monitor.calls import CallView
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.cancel import cancel_task, request
 
@@ -29,9 +30,11 @@ def cancel(selection: Selection, yes: bool) -> None:
             selection.log_event("cancelled", view)
             click.echo(f"{view.id} was cancelled.")
         else:
-            request(selection.spool, view.id)
+            call = view.number if isinstance(view, CallView) else None
+            request(selection.spool, view.location.task_file.task, call)
             selection.log_event("cancel asked", view)
-            click.echo(f"{view.id} is running; its cancellation was requested.")
+            state = "running" if view.state == "running" else "waiting in a pack"
+            click.echo(f"{view.id} is {state}; its cancellation was requested.")
     if not chosen:
         echo_stderr("No matching task is queued or running.")
 
@@ -39,7 +42,7 @@ def cancel(selection: Selection, yes: bool) -> None:
 def _cancel_queued(view: TaskView) -> bool:
     """Cancel a task that is not claimed yet; return whether that was possible."""
     header, location = view.header, view.location
-    if location.place == "running" or header is None:
-        return False
+    if location.place == "running" or header is None or isinstance(view, CallView):
+        return False  # a call shares its file: its worker looks for the request before it begins the call
     view.spool.open_session(header.session)  # destination of the task file; may have been removed while empty
     return cancel_task(view.spool, header, location.task_file, delayed=location.place == "held")

@@ -13,8 +13,9 @@ from spoolpool.cli.task_selection import complete
 from spoolpool.errors import BadRequest
 from spoolpool.format.names import TaskFile, is_task_id, parse_task_file
 from spoolpool.monitor.logs import Lines, OutputFollower, for_terminal, outputs, read, tasks_like
-from spoolpool.monitor.query import Query, find_by_ids
+from spoolpool.monitor.query import Query
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.selection import find_by_ids
 from spoolpool.protocol import workers
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.spool import Spool
@@ -54,12 +55,14 @@ def logs(
 
 
 def _task(spool: Spool, trust: Trust, word: str) -> str:
-    """Return the id of a task, also after its outcome was collected, if its output is kept."""
-    if is_task_id(word):
+    """Return the id of a task, also after its outcome was collected, if its output is kept; of a call, its pack's."""
+    if is_task_id(word) and outputs(spool, word, trust):
         return word
     try:
-        return find_by_ids(spool, [word], Query())[0].id
+        return find_by_ids(spool, [word], Query())[0].location.task_file.task
     except BadRequest:
+        if is_task_id(word):
+            return word
         found = tasks_like(spool, word, trust)
         if len(found) != 1:
             raise

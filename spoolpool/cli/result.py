@@ -15,6 +15,7 @@ from spoolpool.calls.results import remote_traceback, value_of
 from spoolpool.cli.output import echo_stderr, escape_lines
 from spoolpool.cli.task_selection import Selection, selects
 from spoolpool.errors import BadRequest, SpoolpoolError, TaskFailed
+from spoolpool.monitor.calls import CallView
 from spoolpool.monitor.query import TaskView
 from spoolpool.protocol.outcomes import read_outcome
 from spoolpool.security.trust import Trust
@@ -51,7 +52,10 @@ def read_value(view: TaskView, trusted: tuple[str, ...]) -> Any:
     """Return the result of a task or raise its exception; unpickled only if the owner of the file is trusted."""
     if view.state == "cancelled":
         raise TaskFailed(f"Task {view.id} was cancelled: it has no result.")
-    outcome, content = read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted))
+    if isinstance(view, CallView):
+        outcome, content = view.read_outcome(Trust(trusted))
+    else:
+        outcome, content = read_outcome(view.spool, view.session, view.location.task_file, Trust(trusted))
     return value_of(outcome, content, lambda: escape_line(f"{view.id} {view.title}"))
 
 

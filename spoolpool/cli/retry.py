@@ -24,7 +24,7 @@ def retry(selection: Selection) -> None:
     The sessions that submitted the tasks get the outcomes.
     """
     failures: list[SpoolpoolError] = []
-    chosen = selection.explicit_tasks()
+    chosen = selection.explicit_files()
     for view in chosen:
         try:
             session = view.session if view.location.place == "done" else ""
@@ -36,5 +36,5 @@ def retry(selection: Selection) -> None:
         echo_stderr(str(failure))
     if failures:
         raise failures[0]
-    if not chosen:
+    if not chosen and not selection.is_incomplete:
         echo_stderr("No matching task is lost or failed; tasks that raised need their id or --state raised.")

@@ -28,7 +28,7 @@ def rm(selection: Selection, yes: bool) -> None:
     Futures that wait for removed tasks fail with TaskVanished. Queued and running tasks must be cancelled first: 'spool
     cancel'.
     """
-    chosen = selection.explicit_tasks()
+    chosen = selection.explicit_files()
     confirm("remove", chosen, yes)
     kept = False
     for view in chosen:
@@ -40,7 +40,7 @@ def rm(selection: Selection, yes: bool) -> None:
             click.echo(f"{view.id} was removed.")
         else:
             click.echo(f"{view.id} was already collected or moved.")
-    if not chosen:
+    if not chosen and not selection.is_incomplete:
         echo_stderr("No matching task is done or failed.")
     if kept:
         sys.exit(SpoolpoolError.exit_code)

@@ -20,8 +20,9 @@ from spoolpool.cli.task_selection import Selection, confirm, report_unlisted
 from spoolpool.errors import BadRequest, SpoolpoolError
 from spoolpool.format.names import check_session
 from spoolpool.monitor.inventory import count_session_tasks
-from spoolpool.monitor.query import Query, TaskView, select
+from spoolpool.monitor.query import Query, TaskView
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.selection import select
 from spoolpool.monitor.states import ENDS, STATES, UNREAD
 from spoolpool.protocol.sessions import SessionInfo, is_in_use, list_entries, read_session, remove_dead
 from spoolpool.protocol.spool import Spool
@@ -192,7 +193,7 @@ def _unused_tasks(spool: Spool, name: str) -> list[TaskView]:
 def _tasks(spool: Spool, name: str) -> list[TaskView]:
     """Return all tasks of a session, in the order of submission; raises :class:`BadRequest` for an unknown session."""
     check_session(name)
-    views = sorted(select(spool, Query(session=name)), key=lambda view: view.id.partition("-")[2])
+    views = sorted(select(spool, Query(session=name), packs=True), key=lambda view: view.id.partition("-")[2])
     if not views and not list_entries(spool, name) and not files.exists(f"{spool.layout.results}/{name}"):
         raise BadRequest(f"There is no session {name} in {spool.path}: see 'spool session ls {spool.path}'.")
     return views

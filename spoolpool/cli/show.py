@@ -12,8 +12,10 @@ from spoolpool.cli.output import echo_escaped, format_time
 from spoolpool.cli.status_screen import describe_progress
 from spoolpool.cli.task_columns import record
 from spoolpool.cli.task_selection import Selection, selects
+from spoolpool.format.cancel_requests import request_name
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, is_worker_id, parse_lane
+from spoolpool.monitor.calls import CallView
 from spoolpool.monitor.query import Attempt, TaskView
 from spoolpool.protocol.progress import progress_of
 from spoolpool.system import files, open_directory
@@ -63,14 +65,16 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
         yield from _resources(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with the worker's death"
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
+    if isinstance(view, CallView):
+        yield "Pack", f"{task_file.task}: this is call {view.number} of its {view.pack.calls}, counted from 0"
     yield "File", f"{view.spool.path}/{view.location.path}"
-    if outcome is not None:
+    if outcome is not None and view.location.place == "done":
         yield "Outcome", open_directory.display_path(view.spool.layout.outcome(view.session, task_file))
-        if outcome.usage is not None:
-            yield "Used", _usage(outcome, header)
-        if failure := outcome.failure:
-            yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
-            yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"
+    if outcome is not None and outcome.usage is not None:
+        yield "Used", _usage(outcome, header)
+    if outcome is not None and (failure := outcome.failure):
+        yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
+        yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"
 
 
 def _usage(outcome: OutcomeHeader, header: TaskHeader | None) -> str:
@@ -91,8 +95,10 @@ def _usage(outcome: OutcomeHeader, header: TaskHeader | None) -> str:
 
 
 def _has_cancel_request(view: TaskView) -> bool:
-    return view.location.place in ("held", "waiting", "running") and files.exists(
-        f"{view.spool.layout.cancel}/{view.id}"
+    task, number = view.location.task_file.task, view.number if isinstance(view, CallView) else None
+    names = {request_name(task), request_name(task, number)}
+    return view.state in ("held", "waiting", "running") and any(
+        files.exists(f"{view.spool.layout.cancel}/{name}") for name in names
     )
 
 
@@ -116,9 +122,9 @@ def _progress_and_output(view: TaskView) -> Iterator[tuple[str, str]]:
     """Yield the progress of a running task, and the command that shows its output."""
     worker = view.location.task_file.worker
     report = progress_of(view.spool, worker) if view.location.place == "running" else None
-    if report is not None and report.task == view.id:
+    if report is not None and report.task == view.location.task_file.task and view.state == "running":
         yield "Progress", f"{describe_progress(report)} ({format_time(report.told)})"
-    if worker and worker != CANCELLED:
+    if worker and worker != CANCELLED and view.state not in ("held", "waiting"):
         yield "Output", f"'spool logs {view.spool.path} {view.id}' shows its captured output"
 
 

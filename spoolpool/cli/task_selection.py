@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -18,8 +19,10 @@ from spoolpool.cli.output import echo_escaped, echo_stderr, report_errors
 from spoolpool.cli.quantities import Duration
 from spoolpool.cli.spool_argument import SPOOL_OPTION, split_words
 from spoolpool.errors import BadRequest, SpoolpoolError
-from spoolpool.monitor.query import Query, TaskView, find_by_ids, select
+from spoolpool.monitor.calls import CallView
+from spoolpool.monitor.query import Query, TaskView
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.selection import find_by_ids, select
 from spoolpool.monitor.states import STATES, State
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.spool import Spool
@@ -56,6 +59,7 @@ class Selection:
             query if query.states else dataclasses.replace(query, states=tuple(states if self._words else usual))
         )
         self._scanner = SpoolScanner(self.spool.layout.root)
+        self._left_out = False
 
     def tasks(self) -> Iterator[TaskView]:
         """Yield the selected tasks, without a selection all; report directories that could not be listed at the end."""
@@ -67,8 +71,8 @@ class Selection:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether directories could not be listed, so that tasks may be missing."""
-        return bool(self._scanner.unlisted)
+        """Whether directories could not be listed, so that tasks may be missing, or calls were left out."""
+        return bool(self._scanner.unlisted) or self._left_out
 
     @functools.cached_property
     def _journal(self) -> Journal:
@@ -82,6 +86,26 @@ class Selection:
         """Close the journal."""
         if "_journal" in vars(self):
             self._journal.close()
+
+    def explicit_files(self) -> list[TaskView]:
+        """Return the selected tasks as :meth:`explicit_tasks`, for a command that changes files: a pack is one of them.
+
+        A pack of which some calls alone are selected is left out, and reported.
+        """
+        found: dict[str, TaskView] = {}
+        calls: Counter[str] = Counter()
+        for view in self.explicit_tasks():
+            task_file = view.location.task_file
+            if isinstance(view, CallView):
+                calls[task_file.task] += 1
+                if calls[task_file.task] == task_file.calls:
+                    found[task_file.task] = view.pack.view
+            else:
+                found[task_file.task] = view
+        for task in calls.keys() - found.keys():
+            self._left_out = True
+            echo_stderr(f"{calls[task]} selected call(s) of the pack {task} share its file with others: left alone.")
+        return list(found.values())
 
     def explicit_tasks(self) -> list[TaskView]:
         """Return the selected tasks of a command that needs a selection; raises :class:`BadRequest` without one."""

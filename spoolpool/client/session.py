@@ -116,7 +116,8 @@ class SubmitterSession:
                 raise
         future.is_submitted = True
         # with the time of the header: a worker may have finished the task already
-        self.pending.record_event("submitted", future, name=call.name, t=header.submitted)
+        packed = {"calls": header.calls} if header.calls else {}
+        self.pending.record_event("submitted", future, name=call.name, t=header.submitted, **packed)
         if header.needs:
             references.mark_submitted(future)
         if must_wake:

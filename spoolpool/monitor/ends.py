@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
-from spoolpool.format.names import is_task_id, submitted_at
+from spoolpool.format.names import MOST_CALLS, is_task_id, submitted_at
+from spoolpool.monitor.calls import PackView
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import SpoolScanner
-from spoolpool.monitor.states import End, end_of_event, next_end
+from spoolpool.monitor.states import STATE_OF_OUTCOME, End, end_of_event, next_end
 from spoolpool.protocol.journal import DROPPED, Event
 from spoolpool.protocol.spool import Spool
 
@@ -17,6 +19,13 @@ _TASKS = 100_000  # whose ends are known one by one: bounds the memory
 _RETRIED = 10_000  # tasks whose retries are known
 _READ = 10_000  # outcomes that are read from the spool at most
 _PENDING = frozenset(("held", "waiting", "running"))
+
+
+def _ends_of_kinds(kinds: Mapping[str, int]) -> Counter[End]:
+    found: Counter[End] = Counter()
+    for kind, end in STATE_OF_OUTCOME.items():
+        found[end] = kinds.get(kind, 0)  # type: ignore[index]  # a finished call has one of these states
+    return found
 
 
 class EndCounter:
@@ -28,6 +37,9 @@ class EndCounter:
 
     def __init__(self) -> None:
         self._ends: dict[str, End | None] = {}  # by task; None if no end is known
+        self._calls: dict[str, int] = {}  # of packs: number of calls
+        self._kinds: dict[str, Counter[End]] = {}  # of packs that have ended: ends of their calls
+        self._of_open_packs: Counter[End] = Counter()  # of the calls that have ended in packs that wait or run
         self._retried: dict[str, float] = {}  # by task: time of the latest retry
         self._untimed: set[str] = set()  # tasks with a delivered outcome of which no worker has an event
         self._settled: Counter[End] = Counter()  # of tasks that are in the dictionary no more
@@ -44,6 +56,10 @@ class EndCounter:
     def read(self, event: Event) -> None:
         """Count an event."""
         task = event.about
+        if 0 < event.calls <= MOST_CALLS:
+            self._calls[task] = event.calls
+            if event.ends and event.published:
+                self._kinds[task] = _ends_of_kinds(event.ends)
         if event.event == DROPPED:
             self._read_dropped(event)
         elif event.event == "submitted":
@@ -98,14 +114,24 @@ class EndCounter:
             end = self._ends.pop(task)
             self._delivered.discard(task)
             if end is None:
-                self._lost_track += 1
+                self._lost_track += self._calls.get(task, 1)
             else:
-                self._settled[end] += 1
+                self._settled.update(self._ends_of(task, end))
+            self._calls.pop(task, None)
+            self._kinds.pop(task, None)
+
+    def _ends_of(self, task: str, end: End) -> Mapping[End, int]:
+        """Return the number of calls of a task by their ends, given that of the task."""
+        calls = self._calls.get(task, 1)
+        kinds = self._kinds.get(task)
+        if kinds is not None and end in STATE_OF_OUTCOME.values() and kinds.total() == calls:
+            return kinds
+        return {end: calls}
 
     def _find_lost(self, task: str) -> None:
         """Count a task no more as one without an end, if it was forgotten as such."""
         if self._lost_track and task not in self._ends:
-            self._lost_track -= 1
+            self._lost_track -= self._calls.get(task, 1)
 
     @property
     def horizon(self) -> float:
@@ -115,7 +141,7 @@ class EndCounter:
     @property
     def without_end(self) -> int:
         """Number of submitted tasks of which no event tells the end."""
-        return self._lost_track + sum(end is None for end in self._ends.values())
+        return self._lost_track + sum(self._calls.get(task, 1) for task, end in self._ends.items() if end is None)
 
     def compare(self, spool: Spool) -> list[TaskView]:
         """Compare with the tasks in the spool: those that wait or run have no end, and the journals may lack others.
@@ -123,6 +149,7 @@ class EndCounter:
         Returns tasks of which the journals lack the end, or its time.
         """
         lacking: list[TaskView] = []
+        self._of_open_packs.clear()
         seen = set()
         if self._horizon:
             self._forget_dropped()
@@ -130,8 +157,13 @@ class EndCounter:
             task = location.task_file.task
             if task in seen:  # it moved meanwhile
                 continue
+            calls = PackView(TaskView(spool, location)) if location.task_file.calls else None
             if location.place in _PENDING:
-                self.pending[location.place] += 1
+                for state, number in calls.states().items() if calls else ((location.place, 1),):
+                    if state in _PENDING:
+                        self.pending[state] += number
+                    else:
+                        self._of_open_packs[state] += number  # type: ignore[index]  # of an ended call
                 self._find_lost(task)
                 self._ends.pop(task, None)
                 seen.add(task)
@@ -139,6 +171,9 @@ class EndCounter:
                 view = TaskView(spool, location)
                 lacking.append(view)
                 if self._lacks(task):
+                    if calls:
+                        self._calls[task] = location.task_file.calls
+                        self._kinds[task] = calls.states()  # type: ignore[assignment]  # of ended calls
                     self._ends[task] = view.state  # type: ignore[assignment]  # of an ended task
         self.unknown = self.without_end
         return lacking
@@ -151,4 +186,8 @@ class EndCounter:
 
     def counts(self) -> Counter[End]:
         """Return the number of tasks by end."""
-        return self._settled + Counter(end for end in self._ends.values() if end is not None)
+        found = self._settled + self._of_open_packs
+        for task, end in self._ends.items():
+            if end is not None:
+                found.update(self._ends_of(task, end))
+        return found

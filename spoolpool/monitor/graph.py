@@ -95,10 +95,11 @@ def _node(header: TaskHeader, state: State) -> Node:
 
 def read(spool: Spool, session: str = "") -> list[Node]:
     """Return the tasks that are in a spool now, of one session or of all; the spool may be in use."""
-    from spoolpool.monitor import query
+    from spoolpool.monitor.query import Query
+    from spoolpool.monitor.selection import select
 
     graph = Graph()
-    for view in query.select(spool, query.Query(session=session)):
+    for view in select(spool, Query(session=session), packs=True):
         if view.header is not None:  # else the task moved, or is unreadable: 'spool check' reports that
             graph.put(_node(view.header, view.state))
     return graph.nodes()

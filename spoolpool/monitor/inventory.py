@@ -18,8 +18,10 @@ from spoolpool.format.names import (
     submitted_at,
     submitter_of,
 )
+from spoolpool.monitor.calls import PackView
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, TaskLocation, count_calls
+from spoolpool.monitor.states import UNREAD
 from spoolpool.monitor.task_reader import TaskReader
 from spoolpool.protocol.spool import Spool
 from spoolpool.system import files
@@ -102,11 +104,15 @@ def count_session_tasks(spool: Spool, scanner: SpoolScanner) -> dict[str, TaskCo
             session = _session_of_bucket(spool, scanner, directory, names)
             for task_file, number in scanner.group(directory, names).items() if session else ():
                 add(session, "waiting", number * count_calls("waiting", task_file), last)
+                if task_file.first:  # calls that have ended in a pack that waits again
+                    add(session, UNREAD, number * task_file.first, last)
         else:
             for location in filter(None, (scanner.locate(directory, name) for name in names)):
                 view = TaskView(spool, location)
                 if view.session:  # else it moved, or is unreadable
-                    add(view.session, view.state, view.calls, submitted_at(view.id))
+                    states = PackView(view).states() if location.task_file.calls else {view.state: 1}
+                    for state, number in states.items():
+                        add(view.session, state, number, submitted_at(view.id))
     return dict(sorted(found.items()))
 
 

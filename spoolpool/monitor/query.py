@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spoolpool.errors import BadRequest, BadTaskFile, SpoolpoolError
+from spoolpool.errors import BadTaskFile, SpoolpoolError
 from spoolpool.format import headers
 from spoolpool.format.headers import OutcomeHeader, TaskHeader
 from spoolpool.format.names import CANCELLED, submitted_at
-from spoolpool.monitor.scan import PLACES, Place, SpoolScanner, TaskLocation
+from spoolpool.monitor.scan import PLACES, Place, TaskLocation
 from spoolpool.monitor.states import STATE_OF_OUTCOME, STATES, State, state_in_failed
-from spoolpool.protocol import journal, open_packs, workers
+from spoolpool.protocol import journal, workers
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.outcomes import read_outcome_header
 from spoolpool.protocol.spool import Spool
@@ -39,21 +38,14 @@ class Attempt(NamedTuple):
     """Description of the end."""
 
 
-class _Content(NamedTuple):
+class ViewContent(NamedTuple):
+    """Header of a task's file, and the properties of the file."""
+
     header: TaskHeader | None
     uid: int
     since: float
     problem: str
     gone: bool = False
-
-
-def calls_of(spool: Spool, location: TaskLocation) -> int:
-    """Return the number of calls of a task; the name of an open pack does not tell it."""
-    if location.task_file.is_open:
-        path = f"{spool.layout.root}/{location.path}"
-        with contextlib.suppress(OSError, SpoolpoolError), files.reading(path) as (fd, _):
-            return open_packs.count_calls(spool, fd, path, location.task_file.task)[0]
-    return location.calls
 
 
 class TaskView:
@@ -77,7 +69,7 @@ class TaskView:
         return submitted_at(self.id)
 
     @functools.cached_property
-    def _content(self) -> _Content:
+    def _content(self) -> ViewContent:
         path = f"{self.spool.layout.root}/{self.location.path}"
         uid, since = -1, 0.0
         try:
@@ -88,10 +80,15 @@ class TaskView:
             if header.task != self.id:
                 raise BadTaskFile(f"The header of {path} names another task ({header.task}).")
         except OSError as error:
-            return _Content(None, uid, since, error.strerror or str(error), error.errno in files.GONE)
+            return ViewContent(None, uid, since, error.strerror or str(error), error.errno in files.GONE)
         except (ValueError, SpoolpoolError) as error:
-            return _Content(None, uid, since, str(error))
-        return _Content(header, uid, since, "")
+            return ViewContent(None, uid, since, str(error))
+        return ViewContent(header, uid, since, "")
+
+    @property
+    def content(self) -> ViewContent:
+        """Content of the task's file."""
+        return self._content
 
     @property
     def header(self) -> TaskHeader | None:
@@ -145,11 +142,6 @@ class TaskView:
         return STATE_OF_OUTCOME[self.outcome.kind] if self.outcome else self.location.place
 
     @property
-    def calls(self) -> int:
-        """Number of calls in the file that are to run, or of a finished task, of all; an open pack is read for it."""
-        return calls_of(self.spool, self.location)
-
-    @property
     def lane(self) -> str:
         """Name of the lane; empty if it is unknown."""
         return self.location.lane or (self.header.lane if self.header else "")
@@ -186,7 +178,7 @@ class TaskView:
         found = [_attempt(event) for event in events]
         outcome = self.outcome
         if outcome is not None and not any(event.event == "task" and event.by == outcome.worker for event in events):
-            end = _describe_end(outcome.kind, outcome.failure.type if outcome.failure else "")
+            end = describe_end(outcome.kind, outcome.failure.type if outcome.failure else "")
             times = outcome.started, outcome.ended
             found.append(Attempt(outcome.attempt, outcome.worker, outcome.host, *times, end))
         if self.location.place == "running":
@@ -209,7 +201,7 @@ def _without_ended_claims(events: list[Event]) -> list[Event]:
 
 def _attempt(event: Event) -> Attempt:
     if event.event == "task":
-        what = _describe_end(event.kind, event.type)
+        what = describe_end(event.kind, event.type)
         if not event.published:
             what += "; not published, because the worker was taken for dead"
     elif event.event == "raised":
@@ -219,9 +211,13 @@ def _attempt(event: Event) -> Attempt:
     return Attempt(event.attempt, event.by, event.host, event.started, event.ended or event.t, what)
 
 
-def _describe_end(kind: str, error: str) -> str:
+def describe_end(kind: str, error: str) -> str:
+    """Return the end of an attempt as text."""
     words = {"result": "returned", "error": f"raised {error or 'an exception'}", "lost": "lost with its workers"}
     return words.get(kind, kind or "ended")
+
+
+_CALL_ENDS: frozenset[State] = frozenset(STATE_OF_OUTCOME.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +250,12 @@ class Query:
         """Places of the tasks that can match."""
         return {place for state in self.states for place in STATES[state]} or set(PLACES)
 
+    @property
+    def pack_places(self) -> set[Place]:
+        """Places of the packs that can have calls which match, besides those of :attr:`places`."""
+        found: set[Place] = {"running"} if "waiting" in self.states else set()
+        return found | {"held", "waiting", "running"} if _CALL_ENDS.intersection(self.states) else found
+
     def matches(self, view: TaskView) -> bool:
         """Whether a task meets all conditions; a file is opened only if its name is not enough."""
         # in this order: the first need only the name, the next a header, the last an outcome
@@ -272,41 +274,3 @@ class Query:
 
 def _has_label(header: TaskHeader | None, pattern: str) -> bool:
     return header is not None and fnmatch.fnmatchcase(header.label or header.arguments, pattern)
-
-
-def select(spool: Spool, query: Query, scanner: SpoolScanner | None = None) -> Iterator[TaskView]:
-    """Yield the tasks that match a query, each once; ``scanner`` then has the directories that could not be listed."""
-    seen: set[str] = set()
-    for location in (scanner or SpoolScanner(spool.layout.root)).tasks(query.places):
-        task = location.task_file.task
-        if task not in seen:
-            view = TaskView(spool, location)
-            if query.matches(view):
-                seen.add(task)
-                yield view
-
-
-def find_by_ids(
-    spool: Spool, words: Iterable[str], query: Query, scanner: SpoolScanner | None = None
-) -> list[TaskView]:
-    """Return the tasks that match a query and have these ids; a word may be the begin or end of one id.
-
-    Raises :class:`BadRequest` for a word that matches no task or several.
-    """
-    found: dict[str, dict[str, TaskView]] = {word: {} for word in words}
-    for location in (scanner or SpoolScanner(spool.layout.root)).tasks(query.places):
-        task = location.task_file.task
-        for word, matches in found.items():
-            if word and (task.startswith(word) or task.endswith(word)):
-                view = TaskView(spool, location)
-                if query.matches(view):
-                    matches[task] = view
-    for word, matches in found.items():
-        if len(matches) != 1:
-            which = f" ({', '.join(sorted(matches)[:3])}{', ...' if len(matches) > 3 else ''})" if matches else ""
-            states = f" in state {' or '.join(sorted(query.states))}" if query.states else ""
-            raise BadRequest(
-                f"{word!r} matches {len(matches)} tasks{which} of {spool.path}{states}; it must match one. "
-                f"'spool ls {spool.path}' lists the ids."
-            )
-    return list({view.id: view for matches in found.values() for view in matches.values()}.values())

@@ -133,6 +133,8 @@ class StatusCollector:
                     row = counts.setdefault((lane, user), LaneCounts(lane=lane, user=user))
                     for task_file, number in scanner.group(directory, names).items():
                         row.states["waiting"] += number * count_calls("waiting", task_file)
+                        if task_file.first:  # calls that have ended in a pack that waits again
+                            row.states[UNREAD] += number * task_file.first
                         if task_file.seconds:
                             row.needed[NeededTime.of(task_file)] += number
                 continue

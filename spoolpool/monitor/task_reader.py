@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spoolpool.monitor.query import TaskView, calls_of
+from spoolpool.monitor.calls import PackView
+from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import SpoolScanner, TaskDirectory, TaskLocation, count_calls
 from spoolpool.monitor.states import UNREAD
 from spoolpool.protocol.spool import Spool
@@ -63,11 +64,19 @@ class TaskReader:
             if self._is_spent and f"{directory.path}/{name}" not in self._before:
                 left.append(name)
             elif (location := scanner.locate(directory, name)) and (seen := self._read_task(location)):
-                yield seen, calls_of(self._spool, location)
+                yield from self._divided(location, seen)
         place = directory.place
         for task_file, number in scanner.group(directory, left).items():
             seen = SeenTask(task_file.task, UNREAD if place == "done" else place)
             yield seen, number * count_calls(place, task_file)
+
+    def _divided(self, location: TaskLocation, seen: SeenTask) -> Iterator[tuple[SeenTask, int]]:
+        """Yield a task; a pack once for each state of its calls, with the number of the calls."""
+        if not location.task_file.calls:
+            yield seen, 1
+            return
+        for state, number in PackView(TaskView(self._spool, location)).states().items():
+            yield seen._replace(state=state), number
 
     @property
     def _is_spent(self) -> bool:

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from spoolpool.format.names import is_bucket, parse_task_file
+from spoolpool.monitor.calls import CallView, views_at
 from spoolpool.monitor.query import TaskView
 from spoolpool.monitor.scan import Place, SpoolScanner, TaskLocation
-from spoolpool.monitor.states import end_after
+from spoolpool.monitor.states import State, end_after
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.journal import Event
@@ -20,7 +21,7 @@ from spoolpool.protocol.workers import NeededTime, WorkerInfo
 from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 
-_ENDED: frozenset[Place] = frozenset({"done", "failed"})
+_PENDING: frozenset[State] = frozenset({"held", "waiting", "running"})
 _FIRST_SCAN, _LAST_SCAN = 2.0, 60.0  # seconds between two full scans, which find collected tasks
 _WARNINGS_EVERY = 10.0  # seconds between two checks for tasks that no group can run
 
@@ -37,11 +38,12 @@ class Waiter:
         self._ends: dict[str, str] = {}
         self.pending: dict[str, TaskView] = {}
         for view in views:
-            if view.location.place in _ENDED:
-                self._ends[view.id] = view.state
-            else:
+            if view.state in _PENDING:
                 self.pending[view.id] = view
+            else:
+                self._ends[view.id] = view.state
         self.total = len(self.pending) + len(self._ends)
+        self._packs = {view.location.task_file.task for view in self.pending.values() if isinstance(view, CallView)}
         self._sessions = {view.session for view in self.pending.values()} - {""}
         self._lanes = {view.lane for view in self.pending.values()} - {""}
         self._missing: set[str] = set()
@@ -71,13 +73,19 @@ class Waiter:
 
     def _list(self, place: Place, directory: str) -> None:
         for task_file in map(parse_task_file, files.list_names(f"{self._spool.layout.root}/{directory}")):
-            if task_file is not None and task_file.task in self.pending:
-                self._ends[task_file.task] = TaskView(self._spool, TaskLocation(place, directory, task_file)).state
-                del self.pending[task_file.task]
+            if task_file is None or not (task_file.calls or task_file.task in self.pending):
+                continue
+            location = TaskLocation(place, directory, task_file)
+            views = views_at(self._spool, location) if task_file.task in self._packs else iter(())
+            for view in (TaskView(self._spool, location), *views):
+                if view.id in self.pending:
+                    self._ends[view.id] = view.state
+                    del self.pending[view.id]
 
     def _find_collected(self) -> None:
         scanner = SpoolScanner(self._spool.layout.root)
-        missing = self.pending.keys() - {location.task_file.task for location in scanner.tasks()}
+        present = {location.task_file.task for location in scanner.tasks()}
+        missing = {task for task, view in self.pending.items() if view.location.task_file.task not in present}
         if scanner.unlisted:  # the task may be in a directory that this account cannot list
             return
         for task in missing & self._missing:

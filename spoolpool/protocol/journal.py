@@ -226,6 +226,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Requested memory of a rank, in bytes; 0 if none was requested."""
     calls: Count = 0
     """Number of calls of a pack; 0 for a task with one call."""
+    ends: dict[str, Count] = {}
+    """Numbers of the calls of a pack by the ``kind`` of their outcomes."""
     published: bool = True
     kind: str = ""
     """How a task ended: the ``kind`` of its outcome."""

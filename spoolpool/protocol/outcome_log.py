@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ import msgspec
 
 from spoolpool.errors import BadTaskFile, SpoolpoolError
 from spoolpool.format.envelope import Buffer, Envelope
-from spoolpool.format.headers import OutcomeHeader, decode_outcome
+from spoolpool.format.headers import Kind, OutcomeHeader, decode_outcome
 from spoolpool.format.names import TaskFile, parse_task_file
 from spoolpool.protocol import record_files
 from spoolpool.protocol.record_files import Record
@@ -201,6 +202,8 @@ class OutcomeLog:
         self._path = f"{spool.outgoing(session, owner)}/{task_file.name}"
         self._fd = files.open_log(self._path, spool.rights.outcome, exact=spool.shared)
         self._end = self.done = 0
+        self.ends: Counter[Kind] = Counter()
+        """Number of the calls with outcomes, by the kind of these."""
         self._torn = True
         self.is_whole = False
         """Whether the last record is the outcome of all further calls."""
@@ -233,10 +236,11 @@ class OutcomeLog:
 
     def _continue_after(self, found: LogContent) -> None:
         self._end, self.done = found.size, found.done
+        self.ends = Counter(each.header.kind for each in found.outcomes[: found.done])
         self.is_whole = found.done < len(found.outcomes)
         self._torn = True
 
-    def append(self, parts: list[Buffer], *, whole: bool = False) -> None:
+    def append(self, parts: list[Buffer], kind: Kind = "result", *, whole: bool = False) -> None:
         """Append the outcome of the next call, or of all further calls. ``OSError``: nothing was appended."""
         parts = record_files.pack(self._spool, self._label, self.done, parts)
         if self._torn:  # a reader stops at a torn record, so that none may follow it
@@ -246,6 +250,7 @@ class OutcomeLog:
         file_content.write_all(self._fd, parts)
         self._end += sum(map(len, parts))
         self.done += not whole
+        self.ends[kind] += not whole
         self.is_whole = whole
         self._torn = False
 

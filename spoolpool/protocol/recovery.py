@@ -148,6 +148,7 @@ class Recovery:
                 kind=recovered.kind,
                 reason=recovered.reason,
                 text=recovered.text,
+                **({"calls": task_file.calls} if task_file.calls else {}),
             )
 
     def _is_exit_due(self, worker: str) -> bool:

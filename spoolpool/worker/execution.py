@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from spoolpool.context import assisting
 from spoolpool.errors import DependencyFailed, NotTrusted, SpoolDenied, SpoolpoolError, WorkerLost
 from spoolpool.format import headers
 from spoolpool.format.envelope import Buffer
-from spoolpool.format.headers import Failure
+from spoolpool.format.headers import Failure, Kind
 from spoolpool.protocol import lost_attempts
 from spoolpool.protocol.cancel import IN_PACK, CancelRequests
 from spoolpool.protocol.claim import Claim, GiveBack
@@ -132,12 +132,23 @@ class Execution:
             return
         self._publish(claim, outcome, started)
 
-    def _publish(self, claim: Claim, outcome: ClaimOutcome, started: float) -> None:
+    def _publish(
+        self, claim: Claim, outcome: ClaimOutcome, started: float, ends: Mapping[Kind, int] | None = None
+    ) -> None:
         published = self._publisher.publish(claim, outcome.parts, started, self._is_stopping)
-        self._end(claim, outcome.report, started, outcome.ran, published=published)
+        self._end(claim, outcome.report, started, outcome.ran, published=published, ends=ends)
 
-    def _end(self, claim: Claim, report: RankResult | None, started: float, ran: float, *, published: bool) -> None:
-        """Note the end of a claim with an outcome."""
+    def _end(
+        self,
+        claim: Claim,
+        report: RankResult | None,
+        started: float,
+        ran: float,
+        *,
+        published: bool,
+        ends: Mapping[Kind, int] | None = None,
+    ) -> None:
+        """Note the end of a claim with an outcome; ``ends`` are those of the calls of a pack."""
         task_file, header = claim.task_file, claim.header
         self._journal.write_end(
             task_file,
@@ -149,6 +160,7 @@ class Execution:
             ran=ran,
             published=published,
             usage=report and report.usage,
+            ends=ends,
         )
         self._housekeeping.note_end(claim, published=published)
         if published:
@@ -190,18 +202,21 @@ class Execution:
                 raise run.error
             ran = time.monotonic() - begun
             if run.is_cancelled:
-                self._publish(claim, ClaimOutcome(cancelled_parts(task_file), None, ran), started)
+                outcomes.ends["cancelled"] += task_file.calls - outcomes.done
+                self._publish(claim, ClaimOutcome(cancelled_parts(task_file), None, ran), started, outcomes.ends)
                 return
             if report is not None and report.failure is not None:  # of the whole pack
                 parts = outcome_parts(header, task_file, report, 1, started)
-                self._publish(claim, ClaimOutcome(parts, report, ran), started)
+                outcomes.ends["error"] += task_file.calls - outcomes.done
+                self._publish(claim, ClaimOutcome(parts, report, ran), started, outcomes.ends)
                 return
             if not (run.is_done or outcomes.is_whole):
                 claim.give_back(GiveBack(reason=self._claims.reason_to_end), self._housekeeping.journal)
                 return
             outcomes.sync()
         published = self._publisher.publish_log(claim, started)
-        self._end(claim, RankResult(b"", (), None, report and report.usage), started, ran, published=published)
+        result = RankResult(b"", (), None, report and report.usage)
+        self._end(claim, result, started, ran, published=published, ends=outcomes.ends)
 
     def _is_cancelled(self, claim: Claim, call: int | None = None) -> bool:
         """Return whether the cancellation of a pack, or of one of its calls, is requested."""
@@ -229,7 +244,7 @@ class Execution:
         def parts_of(result: RankResult) -> list[Buffer]:
             return outcome_parts(header, task_file, result, 1, started, attempt=attempt, call=call)
 
-        self._publisher.append(claim, outcomes, parts_of(report), parts_of, self._is_stopping)
+        self._publisher.append(claim, outcomes, report, parts_of, self._is_stopping)
         return True
 
     def _lost_report(self, task: str) -> RankResult:

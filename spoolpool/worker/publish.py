@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from spoolpool import settings
 from spoolpool.calls.run import RankResult, failure_report
-from spoolpool.errors import DependencyFailed, NotASpool, SpoolFull, TaskCancelled
+from spoolpool.errors import DependencyFailed, NotASpool, SpoolFull, TaskCancelled, WorkerLost
 from spoolpool.format import envelope, headers
 from spoolpool.format.envelope import Buffer
 from spoolpool.format.headers import Kind, OutcomeHeader, TaskHeader
 from spoolpool.format.names import TaskFile
+from spoolpool.protocol import outcome_log
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.journal import Journal, submitters_journal
 from spoolpool.protocol.outcome_log import OutcomeLog
@@ -31,6 +33,7 @@ from spoolpool.worker.task_journal import TaskJournal
 log = logging.getLogger(__name__)
 
 _CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
+_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
 
 
 def outcome_parts(
@@ -45,8 +48,8 @@ def outcome_parts(
 ) -> list[Buffer]:
     """Return the contents of the outcome file of a task, or of the record of one ``call`` of a pack."""
     kind: Kind = "error" if report.failure else "result"
-    if call is not None and is_cancellation(report):  # of this call alone
-        kind = "cancelled"
+    if call is not None:
+        kind = kind_of_call(report)
     outcome = OutcomeHeader(
         task=header.task,
         kind=kind,
@@ -79,6 +82,14 @@ def dependency_failure_report(error: DependencyFailed) -> RankResult:
 def is_cancellation(report: RankResult) -> bool:
     """Return whether a call ended because its task was cancelled while it ran."""
     return report.failure is not None and report.failure.type == _CANCELLED
+
+
+def kind_of_call(report: RankResult) -> Kind:
+    """Return the kind of the outcome of a call of a pack, which may be cancelled or lost alone."""
+    if report.failure is None:
+        return "result"
+    kinds: dict[str, Kind] = {_CANCELLED: "cancelled", _LOST: "lost"}
+    return kinds.get(report.failure.type, "error")
 
 
 class EmergencyPublisher:
@@ -129,7 +140,9 @@ class EmergencyPublisher:
             return False
         if claim.has_outcome(os.geteuid()):  # it was the last one
             published = claim.commit()
-            self._end(header, task_file, RankResult(b"", (), None), started, published=published, kind="result")
+            found = outcome_log.find_log(self._spool, header.session, task_file, files.regular_status)
+            ends = Counter(each.header.kind for each in found.outcomes)
+            self._end(header, task_file, RankResult(b"", (), None), started, published=published, ends=ends)
         else:
             report_end(self._spool, task_file.worker, "renew")
             journal = Journal(self._spool, submitters_journal(), task_file.worker)
@@ -145,7 +158,7 @@ class EmergencyPublisher:
         *,
         retried: bool = False,
         published: bool = True,
-        kind: Kind | None = None,
+        ends: Mapping[Kind, int] | None = None,
     ) -> None:
         report_end(self._spool, task_file.worker, "renew")
         # rank 0 may be on another host, and only processes of one host append to a file
@@ -154,10 +167,17 @@ class EmergencyPublisher:
             journal.write_retry(task_file, header, report.failure, started, time.time())
         else:
             failure = None if is_cancellation(report) else report.failure
-            kind = kind or ("error" if failure else "cancelled")
+            kind: Kind = "result" if ends else "error" if failure else "cancelled"
             ended = time.time()
             journal.write_end(
-                task_file, header, kind=kind, failure=failure, started=started, ended=ended, published=published
+                task_file,
+                header,
+                kind=kind,
+                failure=failure,
+                started=started,
+                ended=ended,
+                published=published,
+                ends=ends,
             )
         journal.flush()
 
@@ -199,17 +219,18 @@ class Publisher:
         self,
         claim: Claim,
         outcomes: OutcomeLog,
-        parts: list[Buffer],
-        replacement: Callable[[RankResult], list[Buffer]],
+        report: RankResult,
+        parts_of: Callable[[RankResult], list[Buffer]],
         stopping: Callable[[], bool],
     ) -> None:
         """Append the outcome of a call to the log of its pack, with the same errors as :meth:`publish`."""
+        parts, kind = parts_of(report), kind_of_call(report)
 
         def replace(report: RankResult) -> None:
-            nonlocal parts
-            parts = replacement(report)
+            nonlocal parts, kind
+            parts, kind = parts_of(report), kind_of_call(report)
 
-        self._persist(claim, lambda: outcomes.append(parts), replace, stopping, commit=False)
+        self._persist(claim, lambda: outcomes.append(parts, kind), replace, stopping, commit=False)
 
     def _persist(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from spoolpool.calls.run import RankResult
@@ -100,8 +101,9 @@ class TaskJournal:
         ran: float = 0.0,
         published: bool = True,
         usage: Usage | None = None,
+        ends: Mapping[Kind, int] | None = None,
     ) -> None:
-        """Record the outcome of a task."""
+        """Record the outcome of a task; ``ends`` are the numbers of the calls of a pack by their outcomes."""
         used: dict[str, object] = {}
         if usage is not None:
             used = {"cpu": usage.cpu, "memory": usage.memory, "cores": _cores(header.lane)}
@@ -123,7 +125,7 @@ class TaskJournal:
             kind=kind,
             type=failure.type if failure else "",
             **used,
-            **({"calls": task_file.calls} if task_file.calls else {}),
+            **({"calls": task_file.calls, "ends": dict(ends or {})} if task_file.calls else {}),
         )
 
     def write_retry(

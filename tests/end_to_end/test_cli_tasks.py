@@ -24,7 +24,7 @@ from spoolpool.cli import task_selection
 from spoolpool.cli.spool import main
 from spoolpool.errors import BadRequest, NotASpool, NotTrusted, TaskFailed, TaskTimeout
 from spoolpool.format.names import CANCELLED, Lane, TaskFile, is_task_id, new_task_id, new_worker_id
-from spoolpool.monitor import query, states
+from spoolpool.monitor import selection, states
 from spoolpool.monitor.query import Query
 from spoolpool.monitor.scan import scan
 from spoolpool.protocol import cancel, journal
@@ -132,7 +132,7 @@ def test_ids_are_listed_without_opening_a_file(spool: Spool, monkeypatch: pytest
 
 def test_task_that_moves_during_the_scan_is_listed_once(spool: Spool) -> None:
     task = put(spool, "waiting")
-    found = query.select(spool, Query())
+    found = selection.select(spool, Query())
     first = next(found)
     files.move(f"{spool.path}/{first.location.path}", f"{spool.layout.failed}/{first.location.task_file.name}")
     assert [first.id, *(view.id for view in found)] == [task]
@@ -278,7 +278,7 @@ def test_held_and_running_tasks_can_be_cancelled(spool: Spool) -> None:
 
 def test_held_task_that_became_ready_is_cancelled(spool: Spool) -> None:
     task = put(spool, "held")
-    (view,) = query.select(spool, Query())
+    (view,) = selection.select(spool, Query())
     header, task_file = view.header, view.location.task_file
     assert header is not None
     spool.open_session(header.session)
@@ -316,7 +316,7 @@ def test_result_with_a_waiting_dependent_is_not_removed(spool: Spool) -> None:
         second = executor.submit(pow, first, 2)
         executor.detach()
     needed, needing = first.task, second.task  # type: ignore[attr-defined]
-    (view,) = query.find_by_ids(spool, [needed], Query())
+    (view,) = selection.find_by_ids(spool, [needed], Query())
     target = f"{spool.layout.results}/chain/{view.location.task_file.claimed_by(new_worker_id()).name}"
     files.move(f"{spool.path}/{view.location.path}", target)
     result = run("rm", "--yes", "--all", spool.path)
@@ -513,7 +513,7 @@ def test_options_set_the_resources_of_a_task(spool: Spool, tmp_path: Path) -> No
     words += ["--resource", "retries=4", "--resource", 'tags=["big"]', "--session", "s"]
     for name, what in (("submit", ["math:hypot"]), ("run", ["true"])):
         task = run(name, "--spool", spool.path, *words, *what).stdout.strip()
-        (view,) = query.find_by_ids(spool, [task], Query())
+        (view,) = selection.find_by_ids(spool, [task], Query())
         header = view.header
         assert header is not None
         assert header.lane.startswith("night.r2t3g1.py") and "+big" in header.lane

@@ -13,17 +13,23 @@ import click.testing
 import pytest
 
 from spoolpool import Executor, settings
+from spoolpool.calls.run import failure_report
 from spoolpool.cli.spool import main
 from spoolpool.client import vanished
 from spoolpool.errors import BadTaskFile, TaskVanished, WorkerLost
-from spoolpool.format.names import new_worker_id
+from spoolpool.format.headers import TaskHeader
+from spoolpool.format.names import TaskFile, new_task_id, new_worker_id
 from spoolpool.monitor.report.page import page
 from spoolpool.monitor.report.summary import summarize
 from spoolpool.protocol.journal import Journal
+from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.spool import Spool
+from spoolpool.worker.publish import outcome_parts
 from tests.conftest import Workers
 from tests.support import tasks
+from tests.support.fake_worker import Clock, Stage
 from tests.support.waiting import LIMIT, wait_until
+from tests.unit.protocol.test_packs import append, claim
 
 ONCE = {"max_attempts": 1}
 
@@ -156,3 +162,74 @@ def test_all_counts_of_tasks_agree_for_every_kind_of_end(
     sessions = [json.loads(line) for line in run("session", "ls", spool.path, "--json").stdout.splitlines()]
     total = Counter({state: sum(each[state] for each in sessions) for state in found["tasks"]})
     assert counted(total) == counted({**present, "failed": 0}), "an unreadable file names no session"
+
+
+def test_all_counts_of_the_calls_of_a_pack_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
+    spool, ids = stage.spool, [new_task_id() for _ in range(6)]
+    header = stage.submit_pack(ids=ids)
+    assert counts_of(spool) == {"waiting": 6}
+    first = claim(stage, header, dead=True)
+    append(stage, header, first, ["a"])
+    add_outcome(stage, header, first, ValueError("no"))
+    assert counts_of(spool) == {"done": 1, "raised": 1, "running": 1, "waiting": 3}
+    states = {each["task"]: each["state"] for each in listed(spool)}
+    assert states == dict(zip(ids, ["done", "raised", "running", "waiting", "waiting", "waiting"], strict=True))
+    for state in ("done", "raised", "running", "waiting"):
+        chosen = [each["task"] for each in listed(spool, "--state", state)]
+        assert chosen == [task for task in ids if states[task] == state]
+    assert run("result", spool.path, ids[0]).stdout == "a\n"
+    assert "ValueError: no" in run("traceback", spool.path, ids[1]).stdout
+    shown = run("show", spool.path, ids[2]).stdout
+    assert f"Task       {ids[2]}\nState      running" in shown
+    assert f"Pack       {header.task}: this is call 2 of" in shown
+    assert run("cancel", "--yes", spool.path, ids[4]).exit_code == 0
+    assert "cancellation requested" in run("show", spool.path, ids[4]).stdout
+    assert "cancellation requested" not in run("show", spool.path, ids[3]).stdout
+    stage.recover(rounds=1)
+    assert counts_of(spool, unread=2) == {"done": 1, "raised": 1, "waiting": 4}
+    stage.work()
+    assert stage.runs() == {f"{ids[number]}+{number}": 1 for number in (2, 3, 5)}
+    ended = {"cancelled": 1, "done": 4, "raised": 1}
+    assert counts_of(spool) == ended
+    assert run("cancel", "--yes", spool.path, ids[0]).exit_code != 0, "it has ended"
+    assert in_text(run("wait", spool.path, ids[1], ids[2]).stderr) == {"done": 1, "raised": 1}
+    for command in ("rm", "retry"):
+        refused = run(command, spool.path, ids[1], *(["--yes"] if command == "rm" else []))
+        assert refused.exit_code == 1 and f"the pack {header.task} share its file" in refused.stderr
+    assert run("rm", "--yes", spool.path, header.task).exit_code == 0
+    assert listed(spool) == []
+    assert counted(json.loads(run("journal", spool.path, "--count", "--json").stdout)) == ended
+
+
+def listed(spool: Spool, *options: str) -> list[dict[str, Any]]:
+    """Return the tasks that ``spool ls`` lists."""
+    return [json.loads(line) for line in run("ls", spool.path, "--json", *options).stdout.splitlines()]
+
+
+def counts_of(spool: Spool, unread: int = 0) -> dict[str, int]:
+    """Return the number of tasks by state, which all commands and the journals tell.
+
+    So many ended ones may be counted as unread by commands that open no file of a waiting task.
+    """
+    counts = counted(Counter(each["state"] for each in listed(spool)))
+    status = counted(json.loads(run("status", spool.path, "--json").stdout)["tasks"])
+    [session] = [json.loads(line) for line in run("session", "ls", spool.path, "--json").stdout.splitlines()]
+    if unread:
+        waiting = {"waiting": counts["waiting"]}
+        assert (
+            status == {**waiting, "unread": unread} and counted({state: session[state] for state in status}) == status
+        )
+    else:
+        assert status == counts and {state: session[state] for state in counts} == counts
+    summary = summarize(spool)
+    assert counted(summary.ends + summary.pending) == counts
+    return counts
+
+
+def add_outcome(stage: Stage, header: TaskHeader, mine: TaskFile, error: Exception) -> None:
+    """Append an error to the log of a claim."""
+    log = OutcomeLog(stage.spool, stage.session, mine, None)
+    with log:
+        log.resume()
+        log.append(outcome_parts(header, mine, failure_report(error, 0), 1, 0.0, call=log.done))

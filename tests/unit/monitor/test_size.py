@@ -26,6 +26,7 @@ from spoolpool.maintenance.check import check
 from spoolpool.maintenance.garbage import find_garbage
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.scan import SpoolScanner, waiting_needs
+from spoolpool.monitor.states import UNREAD
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import NeededTime
@@ -148,7 +149,7 @@ def test_status_counts_calls_and_needed_times_by_names(spool: Spool) -> None:
     (bucket / "note.txt").touch()
     (bucket / TaskFile(new_task_id(), 1, 1, new_worker_id()).name).touch()
     (row,) = StatusCollector(spool).collect().counts
-    assert row.states == {"waiting": 1001 + 3 * 60 + 2}
+    assert row.states == {"waiting": 1001 + 3 * 60 + 2, UNREAD: 3 * 40}
     assert row.needed == {NeededTime(60, 0): 2}
 
 

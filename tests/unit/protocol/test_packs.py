@@ -21,6 +21,7 @@ from spoolpool.format.names import TaskFile, new_task_id
 from spoolpool.maintenance.check import check
 from spoolpool.monitor.inventory import count_session_tasks
 from spoolpool.monitor.scan import SpoolScanner
+from spoolpool.monitor.states import UNREAD
 from spoolpool.protocol import cancel, packs
 from spoolpool.protocol.claim import Claim, GiveBack
 from spoolpool.protocol.outcome_log import OutcomeLog, find_log
@@ -267,7 +268,7 @@ def test_counts_are_those_of_calls(stage: Stage) -> None:
     append(stage, header, mine, ["a"])
     stage.recover(rounds=1)
     counts = count_session_tasks(stage.spool, SpoolScanner(stage.spool.layout.root))[stage.session]
-    assert counts.states == {"waiting": 3}
+    assert counts.states == {"waiting": 3, UNREAD: 1}
 
 
 def test_pack_that_is_cancelled_while_it_runs_keeps_the_outcomes_before(stage: Stage) -> None:

@@ -15,7 +15,8 @@ import pytest
 from spoolpool import Sbatch
 from spoolpool.errors import BrokenSpool, NotASpool
 from spoolpool.format.layout import Layout
-from spoolpool.monitor.query import Query, select
+from spoolpool.monitor.query import Query
+from spoolpool.monitor.selection import select
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.monitor.wait import Waiter
 from spoolpool.pool.autoscaler import Autoscaler
