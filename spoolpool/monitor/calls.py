@@ -16,7 +16,7 @@ from spoolpool.format.cancel_requests import request_name
 from spoolpool.format.headers import CallHeader, OutcomeHeader
 from spoolpool.format.names import TaskFile, is_task_id, parse_task_file, submitted_at
 from spoolpool.monitor.query import Attempt, TaskView, ViewContent, describe_end
-from spoolpool.monitor.scan import TaskLocation
+from spoolpool.monitor.scan import Place, TaskLocation
 from spoolpool.monitor.states import STATE_OF_OUTCOME, State, state_in_failed
 from spoolpool.protocol import open_packs, packs
 from spoolpool.protocol.outcome_log import EMPTY, CallOutcome, Check, LogContent, read_log
@@ -99,7 +99,7 @@ class PackView:
     def state(self, number: int) -> State:
         """Return the state of a call."""
         outcome, task_file = self.outcome(number), self.view.location.task_file
-        place = self.view.location.place
+        place: Place = "waiting" if task_file.is_open else self.view.location.place
         if outcome is not None:
             return STATE_OF_OUTCOME[outcome.kind]
         if place == "done":

@@ -253,7 +253,7 @@ class Query:
     @property
     def pack_places(self) -> set[Place]:
         """Places of the packs that can have calls which match, besides those of :attr:`places`."""
-        found: set[Place] = {"running"} if "waiting" in self.states else set()
+        found: set[Place] = {"held", "running"} if "waiting" in self.states else set()
         return found | {"held", "waiting", "running"} if _CALL_ENDS.intersection(self.states) else found
 
     def matches(self, view: TaskView) -> bool:
