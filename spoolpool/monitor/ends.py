@@ -55,14 +55,14 @@ class EndCounter:
 
     def read(self, event: Event) -> None:
         """Count an event."""
-        task = event.about
-        if 0 < event.calls <= MOST_CALLS:
-            self._calls[task] = event.calls
-            if event.ends and event.published:
-                self._kinds[task] = _ends_of_kinds(event.ends)
         if event.event == DROPPED:
             self._read_dropped(event)
-        elif event.event == "submitted":
+        else:
+            self._read(event.about, event)
+
+    def _read(self, task: str, event: Event) -> None:
+        self._note_calls(task, event)
+        if event.event == "submitted":
             self._ends.setdefault(task, None)
         elif event.event in ("retried", "removed") or end_of_event(event) is not None:
             # writers that share a file each have a buffer, so that an earlier event may come later
@@ -84,6 +84,13 @@ class EndCounter:
             self._ends[task] = next_end(self._ends.get(task), event)
         if len(self._ends) > _TASKS:
             self._settle()
+
+    def _note_calls(self, task: str, event: Event) -> None:
+        """Note the number of the calls of a pack, and their ends."""
+        if 0 < event.calls <= MOST_CALLS:
+            self._calls[task] = event.calls
+            if event.ends and event.published:
+                self._kinds[task] = _ends_of_kinds(event.ends)
 
     def _read_dropped(self, event: Event) -> None:
         """Count the ends of tasks in a dropped piece of a journal."""

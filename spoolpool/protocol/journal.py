@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from spoolpool.format.journal_names import JournalName, writer_of
-from spoolpool.format.names import is_worker_id, submitted_at
+from spoolpool.format.names import MOST_CALLS, is_worker_id, submitted_at
 from spoolpool.protocol import journal_pieces
 from spoolpool.protocol.journal_pieces import Piece
 from spoolpool.protocol.spool import Spool
@@ -41,6 +41,7 @@ _LOOK = 60.0  # seconds between two looks at the size of a shared piece
 _ENDS_WITHOUT_KIND = frozenset(("task", "cancelled", "set aside", "vanished"))
 _ENDS = _ENDS_WITHOUT_KIND | {"recovered", "given back"}
 _LONGEST_KIND = 64  # characters: another account may have written it
+_MOST_KINDS = 8  # of outcomes, of the calls of a pack
 _PIECE = 1 << 20  # bytes that are read at a time
 _TOO_LONG = f"a line of it has more than {_PIECE} bytes; the rest is not read"
 _SKEW = 86400.0  # seconds by which clocks may differ before an event is missed
@@ -158,8 +159,11 @@ def dropped_lines(spool: Spool, piece: Piece) -> Iterator[tuple[str, dict[str, o
 
 
 def count_ends(path: str) -> Counter[tuple[str, str]]:
-    """Return the number of tasks by the event and kind of their last end in a piece, and in those dropped before it."""
-    ends: dict[str, tuple[str, str]] = {}
+    """Return the number of tasks by the event and kind of their last end in a piece, and in those dropped before it.
+
+    Of a pack its calls are counted.
+    """
+    ends: dict[str, dict[tuple[str, str], int]] = {}
     earlier: dict[tuple[str, str, str], int] = {}
     for line in _follow(path, _PIECE, 0.0):
         event = line.event
@@ -168,8 +172,13 @@ def count_ends(path: str) -> Counter[tuple[str, str]]:
         elif event.event == "retried":
             ends.pop(event.about, None)
         elif event.event in _ENDS and event.published and (event.kind or event.event in _ENDS_WITHOUT_KIND):
-            ends[event.about] = event.event, event.kind[:_LONGEST_KIND]
-    counts = Counter(ends.values())
+            calls = min(event.calls, MOST_CALLS) or 1
+            known = len(event.ends) <= _MOST_KINDS and sum(event.ends.values()) == calls
+            kinds = event.ends if known else {event.kind: calls}
+            ends[event.about] = {(event.event, kind[:_LONGEST_KIND]): number for kind, number in kinds.items()}
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in ends.values():
+        counts.update(each)
     for (_, kind_of_event, kind), number in earlier.items():
         counts[kind_of_event, kind] += number
     return counts
