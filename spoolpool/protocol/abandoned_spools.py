@@ -50,16 +50,19 @@ class Abandoned(NamedTuple):
 def find_abandoned(places: Iterable[str]) -> list[Abandoned]:
     """Return directories of this account in ``places`` whose processes are provably dead, spools first.
 
-    Each place is listed once. At most 100 are returned, those of spools whose groups are alive included.
+    Each place is listed once. At most 100 are returned, those of spools whose groups are alive included; of more than
+    these, another search returns other ones.
     """
     found = []
     for place in dict.fromkeys(map(os.path.realpath, places)):
         try:
-            names = files.list_names(place)
+            names = [each for each in files.list_names(place) if each.startswith(PREFIX)]
         except OSError:  # not readable
             continue
-        for each in names:
-            name = parse_temporary_name(each) if each.startswith(PREFIX) else None
+        # not always the same ones, which may have to stay; without a change of the program's random numbers
+        first = int.from_bytes(os.urandom(4), "little") % max(1, len(names))
+        for each in (*names[first:], *names[:first]):
+            name = parse_temporary_name(each)
             if name is not None and name.is_abandoned() and _is_own(f"{place}/{each}"):
                 found.append(Abandoned(f"{place}/{each}", name))
                 if len(found) == _MOST:

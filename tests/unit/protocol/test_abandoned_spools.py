@@ -26,6 +26,7 @@ from spoolpool.security import known_spools
 from spoolpool.system import files
 from spoolpool.system.processes import ProcessId
 from tests.support.accounts import as_another, unused_id, why_not_as_another
+from tests.support.waiting import wait_until
 
 ID = "0123456789abcdef"
 
@@ -264,6 +265,13 @@ def test_a_removal_that_died_is_continued(tmp_path: Path, dead: TemporaryName, m
             sweep(tmp_path)
     assert not (path / "spool.json").exists() and (path / "tmp").exists()
     assert len(sweep(tmp_path)) == 2
+
+
+def test_directories_that_stay_do_not_hide_the_others(tmp_path: Path, dead: TemporaryName) -> None:
+    for number in range(abandoned_spools._MOST):
+        (tmp_path / text_of(dead._replace(id=f"stays{number}")) / "foreign").mkdir(parents=True)
+    (tmp_path / text_of(dead)).mkdir()
+    wait_until(lambda: sweep(tmp_path) == [text_of(dead)], "one of the searches returned it")
 
 
 def test_a_search_returns_a_bounded_number(tmp_path: Path, dead: TemporaryName) -> None:
