@@ -64,7 +64,7 @@ _MOMENT = 0.01
 _SECONDS = 5 * TARGET
 """Seconds after which a pack that may end early runs no further call."""
 _SMALL = 1 << 16  # bytes of a pickled call from which on it is not packed
-_UNPACKED = ("cores", "retries", "time_limit", "not_before", "error_log_file")
+_UNPACKED = ("cores", "retries", "not_before", "error_log_file")
 """Requests that concern one call: a call that sets one of them is not packed."""
 _DEFAULT = Resources()
 _NO_BUFFERS: list[bytes] = []  # of most calls, which share it; never changed
@@ -93,6 +93,8 @@ class Packer:
     def gather(self, call: PreparedCall) -> PackedFuture | None:
         """Add a call to the open pack of its function; returns None for a call that must have its own task."""
         if not _is_packable(call) or not self._runtime.may_run_again(call.resources):
+            return None
+        if call.resources.time_limit and self.may_end_early:  # it would be that of all calls
             return None
         key = PackKey(call.lane, call.name, call.resources, call.directory)
         with self._lock:

@@ -82,10 +82,13 @@ class Claims:
         if not self._active:
             self._subtask_claimers.clear()
 
-    @property
-    def reason_to_end(self) -> str:
-        """Reason to release a claim between two calls of a pack."""
-        return WALLTIME_ENDED if self._seconds_left() <= 0 else ASKED_TO_END
+    def has_time(self, claim: Claim) -> bool:
+        """Return whether a call of a claimed pack may begin, by its time limit."""
+        return self._seconds_left() > claim.header.time_limit
+
+    def reason_to_end(self, claim: Claim) -> str:
+        """Return the reason to release a claim between two calls of a pack."""
+        return ASKED_TO_END if self.has_time(claim) else WALLTIME_ENDED
 
     def note_progress(self, claim: Claim) -> None:
         """Note that a call of a pack begins: the time of its end is counted from here."""

@@ -185,7 +185,7 @@ class Execution:
                 claim.calls,
                 attempt,
                 append=functools.partial(self._append, claim, outcomes),
-                may_go_on=lambda began: self._may_go_on(began) and not self._group.tainted and not self._is_lost(claim),
+                may_go_on=functools.partial(self._may_begin_call, claim),
                 is_cancelled=functools.partial(self._is_cancelled, claim),
                 on_call=functools.partial(self._claims.note_progress, claim),
             )
@@ -211,12 +211,18 @@ class Execution:
                 self._publish(claim, ClaimOutcome(parts, report, ran), started, outcomes.ends)
                 return
             if not (run.is_done or outcomes.is_whole):
-                claim.give_back(GiveBack(reason=self._claims.reason_to_end), self._housekeeping.journal)
+                claim.give_back(GiveBack(reason=self._claims.reason_to_end(claim)), self._housekeeping.journal)
                 return
             outcomes.sync()
         published = self._publisher.publish_log(claim, started)
         result = RankResult(b"", (), None, report and report.usage)
         self._end(claim, result, started, ran, published=published, ends=outcomes.ends)
+
+    def _may_begin_call(self, claim: Claim, began: float) -> bool:
+        """Return whether a further call of a pack may begin, after one that began at a monotonic time."""
+        if not self._may_go_on(began) or self._group.tainted or not self._claims.has_time(claim):
+            return False
+        return not self._is_lost(claim)
 
     def _is_cancelled(self, claim: Claim, call: int | None = None) -> bool:
         """Return whether the cancellation of a pack, or of one of its calls, is requested."""

@@ -387,7 +387,9 @@ class Stage:
         self.note("submitted", future.task)
         return future.header
 
-    def submit_pack(self, inbox: Inbox | None = None, calls: int = 2, ids: Sequence[str] = ()) -> TaskHeader:
+    def submit_pack(
+        self, inbox: Inbox | None = None, calls: int = 2, ids: Sequence[str] = (), resources: Resources | None = None
+    ) -> TaskHeader:
         """Submit a pack of calls that append a line for each run; with ``ids`` of calls, as many as these."""
         inbox = inbox or self.inbox()
         pickled = [
@@ -395,7 +397,8 @@ class Stage:
             for number, task in enumerate(ids or [""] * calls)
         ]
         prepared = prepare_call(inbox, leave_trace_of_call)
-        future = inbox.submit(prepared._replace(payload=b"", buffers=[], calls=pickled))
+        asked = resources or prepared.resources
+        future = inbox.submit(prepared._replace(payload=b"", buffers=[], calls=pickled, resources=asked))
         inbox.given[future.task] = future
         self.note("submitted", future.task)
         return future.header

@@ -6,6 +6,7 @@ each call in a child process; where that does not help, by the submitter.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -252,6 +253,23 @@ def test_call_of_a_running_pack_that_is_cancelled_before_it_begins_does_not_run(
                 calls[number].result(LIMIT)
         assert isinstance(dependent.exception(LIMIT), DependencyFailed)
     assert runs_of(trace) == {0: 1, 2: 1}
+
+
+@pytest.mark.parametrize("how", ["wait", "wait in vain"])
+def test_time_limit_ends_one_call_of_a_pack(worker: Workers, spool: Spool, tmp_path: Path, how: str) -> None:
+    worker(spool, "--groups", 1, "--launcher", "local", "--grace", 0.2)
+    trace = tmp_path / "trace"
+    with Executor(spool=spool.path, submission=PACKED) as executor:
+        held = Held(executor, tmp_path)
+        limited = functools.partial(executor.submit, call, resource_dict={"time_limit": 3.0})
+        for number in range(BUSY):
+            limited(tmp_path / "alone", number)
+        calls = [limited(trace, number, how if number == 1 else "") for number in range(4)]
+        assert len({each.pack for each in calls if isinstance(each, PackedFuture)}) == 1
+        held.release()
+        assert [each.result(LIMIT) for number, each in enumerate(calls) if number != 1] == [0, 2, 3]
+        assert isinstance(calls[1].exception(LIMIT), TaskTimeout)
+    assert runs_of(trace) == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
 def test_cancellation_of_a_call_in_a_child_process_leaves_the_others(

@@ -17,6 +17,7 @@ from spoolpool.protocol.claim import Claim
 from spoolpool.protocol.outcome_log import OutcomeLog
 from spoolpool.protocol.presence import GRACE
 from spoolpool.protocol.spool import Spool
+from spoolpool.resources import Resources
 from spoolpool.system.processes import ProcessId
 from spoolpool.worker import loop
 from spoolpool.worker.execution import Execution
@@ -119,6 +120,9 @@ def test_group_that_is_to_end_is_not_replaced(
     assert worker.run() == code
 
 
+_TIME_LIMIT = 100.0  # seconds of a call
+
+
 def _stop_at_walltime(worker: Worker, _spool: Spool, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "_end_time", 0.0)
 
@@ -143,15 +147,20 @@ def _run_pack(
     return worker.run()
 
 
-@pytest.mark.parametrize("cause", [_stop_by_signal, _stop_by_file, _stop_at_walltime])
+def _leave_too_little_time(worker: Worker, _spool: Spool, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worker, "_end_time", loop.time.monotonic() + 6.0 + _TIME_LIMIT - 1.0)
+
+
+@pytest.mark.parametrize("cause", [_stop_by_signal, _stop_by_file, _stop_at_walltime, _leave_too_little_time])
 def test_pack_ends_after_the_running_call_and_its_other_calls_are_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Callable[[Worker, Spool, pytest.MonkeyPatch], None]
 ) -> None:
     stage = Stage(tmp_path / "stage", Clock.installed(monkeypatch))
-    header = stage.submit_pack(calls=3)
+    header = stage.submit_pack(calls=3, resources=Resources(time_limit=_TIME_LIMIT))
     assert _run_pack(stage, monkeypatch, cause) == 0
     [ready] = stage.seen().ready.values()
-    assert (ready.task, ready.claim, ready.attempt, ready.first, ready.calls) == (header.task, 2, 1, 1, 3)
+    assert (ready.task, ready.attempt, ready.first, ready.calls) == (header.task, 1, 1, 3)
+    assert ready.claim == 2 or ready.seconds == _TIME_LIMIT, "it was claimed again, and needs another group"
     assert stage.runs() == {f"{header.task}+0": 1}
     assert [each.event for each in journal.about(stage.spool, {header.task})][-1] == "given back"
 
