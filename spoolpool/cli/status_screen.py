@@ -17,6 +17,7 @@ from spoolpool.system.text import escape_line, format_duration
 
 _PAGE = 80  # columns without a terminal
 _MOST_LINES = 50  # of one kind: other accounts can make any number of lanes
+_MOST_REMEDIES = 10  # commands that start groups
 _OUTPUT_LINES = 5  # of a failed job
 _LEFT = 9  # columns of the first word of a line
 _LEAST_LANE = 12  # columns of the name of a lane
@@ -31,10 +32,13 @@ def lines(
 
     Without a width, tables have 80 columns, and texts are not wrapped.
     """
-    most = {id(each) for each in sorted(status.blocked, key=lambda each: -each.count)[:_MOST_LINES]}
+    most = [id(each) for each in sorted(status.blocked, key=lambda each: -each.count)[:_MOST_LINES]]
+    told = set(itertools.islice(most, _MOST_REMEDIES))  # the commands of the largest ones
     for each in status.blocked:
         if id(each) in most:
             yield from _wrapped("BLOCKED", _why(each, status), width, fg="red", bold=True)
+            if each.remedy and id(each) in told:  # not wrapped, since it is to be copied
+                yield escape_line(f"{'':<{_LEFT}}{each.remedy}")
     if left := len(status.blocked) - len(most):
         yield from _wrapped("BLOCKED", f"tasks of {left} more lanes; 'spool status --json' lists all.", width, fg="red")
     for directory, reason in itertools.islice(status.unseen.items(), _MOST_LINES):
@@ -70,7 +74,9 @@ def as_json(status: Status, failures: Sequence[JobFailure] = ()) -> dict[str, An
     return {
         "spool": status.spool,
         "time": status.time,
-        "blocked": [{"what": each.what, "count": each.count, "why": each.why} for each in status.blocked],
+        "blocked": [
+            {"what": each.what, "count": each.count, "why": each.why, "remedy": each.remedy} for each in status.blocked
+        ],
         "tasks": dict(status.totals()),
         "counts": [
             {"lane": row.lane, "user": row.user, **{state: row.states[state] for state in _STATES}}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import parse_task_file
 from spoolpool.protocol import heartbeat, workers
+from spoolpool.protocol.remedies import start_group
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import NeededTime, TimeShortage, WorkerInfo
 from spoolpool.system import files
@@ -54,7 +55,7 @@ class StarvationMonitor:
                 able = (info for info in alive if workers.why_unserved(lane, [info]) is None)
                 longest = self._serves[lane] = max(able, key=_end)
                 if shortage := self._time_shortage(lane, headers, _end(longest)):
-                    self._warn(lane, shortage.tasks, shortage.why)
+                    self._warn(lane, shortage.tasks, shortage.why, shortage.seconds)
                 continue
             if reason == workers.NO_GROUP:
                 reason = workers.no_group(self._needed_time(headers))
@@ -81,9 +82,10 @@ class StarvationMonitor:
     def _was_warned(self, lane: str) -> bool:
         return time.monotonic() - self._warned.get(lane, -_WARNING_SECONDS) < _WARNING_SECONDS
 
-    def _warn(self, lane: str, count: int, reason: str) -> None:
+    def _warn(self, lane: str, count: int, reason: str, seconds: int = 0) -> None:
         self._warned[lane] = time.monotonic()
-        log.warning("%d task(s) wait in %s and %s.", count, self._spool.path, reason)
+        path = self._spool.path
+        log.warning("%d task(s) wait in %s and %s. %s", count, path, reason, start_group(path, lane, seconds))
 
     def _is_still_served(self, lane: str, awaited: Sequence[TaskHeader]) -> bool:
         """Whether the group found the last time lives, and has enough time for the tasks.

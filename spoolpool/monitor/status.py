@@ -16,6 +16,7 @@ from spoolpool.monitor.task_reader import SeenTask, TaskReader
 from spoolpool.protocol import journal, workers
 from spoolpool.protocol.presence import Presence
 from spoolpool.protocol.progress import TaskProgress, progress_of
+from spoolpool.protocol.remedies import start_group
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import GroupState, NeededTime, WorkerInfo, group_state
 from spoolpool.system import accounts, files
@@ -33,6 +34,8 @@ class Blocked:
     """Name of a lane, or a description of the tasks."""
     count: int
     why: str
+    remedy: str = ""
+    """Sentence with the command that starts a group for them; empty if they are of no lane."""
 
 
 @dataclass(kw_only=True)
@@ -144,7 +147,7 @@ class StatusCollector:
                 row = counts.setdefault((seen.lane, seen.owner), LaneCounts(lane=seen.lane, user=seen.owner))
                 row.states[seen.state] += calls
         rows = tuple(sorted(counts.values(), key=lambda row: (row.lane, row.user)))
-        blocked = _blocked(rows, states, now)
+        blocked = _blocked(self.spool.path, rows, states, now)
         rates = self._rates([info for info, _ in states], now)
         groups = [self._group(info, life, running.get(info.worker), now) for info, life in states]
         return Status(
@@ -232,7 +235,7 @@ class StatusCollector:
 _Groups = list[tuple[WorkerInfo, GroupState]]
 
 
-def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple[Blocked, ...]:
+def _blocked(path: str, rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple[Blocked, ...]:
     infos = [info for info, life in states if life.state == "alive"]
     silent = [(info, life) for info, life in states if life.state == "silent"]
     waiting: dict[str, int] = {}
@@ -242,18 +245,24 @@ def _blocked(rows: tuple[LaneCounts, ...], states: _Groups, now: float) -> tuple
             waiting[row.lane] = waiting.get(row.lane, 0) + row.states["waiting"]
             needed.setdefault(row.lane, Counter()).update(row.needed)
     found: list[tuple[str, int, str | None]] = []
+    seconds: dict[str, int] = {}
     for lane, count in waiting.items():
         why = _why_blocked(lane, infos, silent)
         if why is not None:
             found.append((lane, count, workers.no_group(needed[lane]) if why == workers.NO_GROUP else why))
         elif shortage := workers.why_too_short(needed[lane], workers.last_end(lane, infos) - now):
             found.append((lane, shortage.tasks, shortage.why))
+            seconds[lane] = shortage.seconds
     if not infos:
         # only a worker or 'spool autoscale' moves them to ready/
         held, running = (sum(row.states[state] for row in rows) for state in ("held", "running"))
         found.append(("held back", held, _why_none(silent, "which releases them when they may start")))
         found.append(("claimed by dead groups", running, _why_none(silent, "which releases them")))
-    return tuple(Blocked(what=what, count=count, why=why) for what, count, why in found if count and why)
+    return tuple(
+        Blocked(what=what, count=count, why=why, remedy=start_group(path, what, seconds.get(what, 0)))
+        for what, count, why in found
+        if count and why
+    )
 
 
 def _why_blocked(lane: str, alive: list[WorkerInfo], silent: _Groups) -> str | None:

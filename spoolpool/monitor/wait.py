@@ -16,6 +16,7 @@ from spoolpool.protocol import journal, workers
 from spoolpool.protocol.heartbeat import Liveness
 from spoolpool.protocol.journal import Event
 from spoolpool.protocol.presence import Presence
+from spoolpool.protocol.remedies import start_group
 from spoolpool.protocol.spool import Spool
 from spoolpool.protocol.workers import NeededTime, WorkerInfo
 from spoolpool.system import files
@@ -100,7 +101,12 @@ class Waiter:
         self._warnings_due = time.monotonic() + _WARNINGS_EVERY
         alive = [info for info in workers.read_workers(self._spool) if self._liveness.is_alive(info)]
         reasons = {lane: workers.why_unserved(lane, alive) for lane in self._lanes}
-        new = [f"Tasks of {lane} wait, and {reason}." for lane, reason in reasons.items() if reason]
+        path = self._spool.path
+        new = [
+            f"Tasks of {lane} wait, and {reason}. {start_group(path, lane)}"
+            for lane, reason in reasons.items()
+            if reason
+        ]
         new = [text for text in new if text not in self._warned]
         self._warned.update(new)
         return [*new, *self._time_shortages(alive)]
@@ -121,7 +127,8 @@ class Waiter:
                 )
             if shortage := workers.why_too_short(needed, end - self._spool.shown_time()):
                 self._warned.add(lane)
-                yield f"Tasks of {lane} wait, and {shortage.why}."
+                remedy = start_group(self._spool.path, lane, shortage.seconds)
+                yield f"Tasks of {lane} wait, and {shortage.why}. {remedy}"
 
     def ends(self) -> dict[str, str]:
         """Return the end of each task, or ``collected`` if it is not known."""

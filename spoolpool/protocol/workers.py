@@ -48,8 +48,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Weight of each queue, 1 by default: tasks of several queues are claimed in this proportion."""
     tags: Words = ()
     """Further properties that tasks may ask for."""
-    python: Word = settings.PYTHON
-    """Python minor version."""
+    python: Word = msgspec.field(default_factory=lambda: settings.PYTHON)
+    """Python minor version. A factory: a plain default would be omitted, and read as the version of the reader."""
     job: Word = ""
     """Batch job in which it runs, if any."""
     supervisor: ProcessId | None = None
@@ -326,6 +326,8 @@ class TimeShortage(NamedTuple):
     """Seconds that the last group has left."""
     before: str
     """Earlier give-backs, in words; empty without any."""
+    seconds: int = 0
+    """The shortest time that one of them needs."""
 
     @property
     def why(self) -> str:
@@ -351,7 +353,7 @@ def why_too_short(waiting: Mapping[NeededTime, int], left: float) -> TimeShortag
         return None
     count = sum(too_long.values())
     needs = f"{'the shortest ' * (count > 1)}needs {min(too_long).seconds} s"
-    return TimeShortage(count, needs, left, _given_back(too_long))
+    return TimeShortage(count, needs, left, _given_back(too_long), min(too_long).seconds)
 
 
 def no_group(waiting: Mapping[NeededTime, int]) -> str:

@@ -146,7 +146,8 @@ def _run(command: str, path: Path) -> str:
         text=True,
         timeout=LIMIT,
     )
-    return f"$ {command}\n" + done.stdout.replace(str(path), SPOOL).replace(str(path.parent), "/home/ada")
+    output = done.stdout.replace(str(path), SPOOL).replace(str(path.parent), "/home/ada")
+    return f"$ {command}\n" + output.replace(f"{os.path.dirname(sys.executable)}/", "/shared/project/venv/bin/")
 
 
 def matches(page: str, output: str) -> bool:
