@@ -82,9 +82,7 @@ class CallSubmission:
     def _gather_or_submit(self, call: PreparedCall) -> Future[Any]:
         """Gather a call for a pack, or submit it as a task of its own."""
         runtime = self._runtime
-        packer = None if call.cache else self.packer
-        if packer is None and not call.cache and runtime.session.pending:  # one call at a time needs none
-            packer = self.find_packer()
+        packer = None if call.cache or self._is_lone() else self.packer or self.find_packer()
         packed = None if packer is None else packer.gather(call)
         if packed is not None:
             return packed
@@ -94,6 +92,12 @@ class CallSubmission:
         if packer is not None:
             packer.count_unpacked(call, future)
         return future
+
+    def _is_lone(self) -> bool:
+        """Return whether a call is submitted while no other one is pending: it needs no packer, and no callback."""
+        if self._runtime.session.pending or self._options.submission.pack:
+            return False
+        return self.packer is None or not self.packer.count_open()
 
     def find_packer(self) -> Packer | None:
         """Return the packer, which is made at the first request; None if the calls are not packed."""

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +58,10 @@ def direct_of(executor: Executor) -> DirectCollection:
 def let_rest(executor: Executor) -> DirectCollection:
     """Wait until the collector thread of an executor rests."""
     direct = direct_of(executor)
+    end = time.monotonic() + LIMIT
     while not direct._resting:
         assert executor.submit(abs, -1).result(LIMIT) == 1
+        assert time.monotonic() < end, "the collector thread does not rest"
     return direct
 
 
@@ -85,6 +88,13 @@ class Waiting:
 
 
 def test_the_waiting_thread_takes_the_result_of_one_call_at_a_time(executor: Executor) -> None:
+    let_rest(executor)
+    for _ in range(10):
+        assert executor.submit(Reader).result(LIMIT) == threading.get_ident()
+
+
+def test_the_waiting_thread_takes_results_again_after_many_calls_at_once(executor: Executor) -> None:
+    futures.wait([executor.submit(abs, -number) for number in range(200)], LIMIT)
     let_rest(executor)
     for _ in range(10):
         assert executor.submit(Reader).result(LIMIT) == threading.get_ident()
