@@ -93,7 +93,7 @@ class StarvationMonitor:
         This saves a look at the entries of thousands of groups.
         """
         info = self._serves.get(lane)
-        if info is None or not self._liveness.is_alive(info):
+        if info is None or not self._liveness.is_alive(info) or workers.is_ending(self._spool, info.worker):
             return False
         return self._time_shortage(lane, awaited, _end(info)) is None
 

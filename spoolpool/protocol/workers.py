@@ -60,6 +60,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds since the epoch, by its host's clock."""
     lacks: Annotated[dict[Word, Word], Meta(max_length=1000)] = {}
     """For each required package that is missing, by tag, the version that is installed instead; from its lack files."""
+    ending: bool = False
+    """Whether it was asked to end after its present task; from its files."""
     time_left: Timeout | None = None
     """Seconds until it begins no more tasks, when this entry was written; None if no end is known."""
     ends: Seconds | None = None
@@ -109,6 +111,7 @@ _decoder = msgspec.json.Decoder(WorkerInfo)
 _ENTRY_FILES = ("info.json", "beat", "stop", "error", "progress", "end", "exit")
 _ERROR_LENGTH = 4096  # characters of an error that are shown
 _LACKS = "lacks-"
+_STOP = "stop"
 _MOST_LACKS = 1000  # lack files that are read, of one entry
 _EXIT, _STACK = "exit-", "stack-"
 _OF_A_RANK = lazy_pattern(rf"(?:{_EXIT}|{_STACK})(0|[1-9]\d{{0,6}})", re.ASCII)
@@ -197,7 +200,7 @@ def read_worker(spool: Spool, worker: str) -> WorkerInfo | None:
 def read_workers(spool: Spool) -> list[WorkerInfo]:
     """Return all valid entries: of live workers, and of dead ones that are not recovered yet."""
     found = [read_worker(spool, name) for name in files.list_names(spool.layout.workers) if is_worker_id(name)]
-    return [_with_lacks(spool, info) for info in found if info is not None]
+    return [_with_files(spool, info) for info in found if info is not None]
 
 
 def read_start_errors(spool: Spool, known: Container[str]) -> dict[str, str]:
@@ -211,15 +214,23 @@ def read_start_errors(spool: Spool, known: Container[str]) -> dict[str, str]:
     return found
 
 
-def _with_lacks(spool: Spool, info: WorkerInfo) -> WorkerInfo:
+def is_ending(spool: Spool, worker: str) -> bool:
+    """Return whether a worker was asked to end after its present task."""
+    return files.exists(f"{spool.layout.worker(worker)}/{_STOP}")
+
+
+def _with_files(spool: Spool, info: WorkerInfo) -> WorkerInfo:
+    """Return an entry with the fields that other files of it tell."""
     directory = spool.layout.worker(info.worker)
-    lacks = {}
+    lacks, ending = {}, False
     with contextlib.suppress(OSError):  # it ends just now
-        for name in itertools.islice(filter(is_lack_file, files.list_names(directory)), _MOST_LACKS):
+        names = files.list_names(directory)
+        ending = _STOP in names
+        for name in itertools.islice(filter(is_lack_file, names), _MOST_LACKS):
             text = records.read_text(f"{directory}/{name}", 512)
             if text is not None:
                 lacks[name.removeprefix(_LACKS)] = text
-    return msgspec.structs.replace(info, lacks=lacks) if lacks else info
+    return msgspec.structs.replace(info, lacks=lacks, ending=ending) if lacks or ending else info
 
 
 def seconds_since_heartbeat(spool: Spool, worker: str, now: float) -> float | None:
@@ -285,8 +296,10 @@ def why_unserved(lane: str, alive: list[WorkerInfo]) -> str | None:
     found, sizes = set(), set()
     for info in alive:
         reason = info.why_not(wanted)
-        if reason is None:
+        if reason is None and not info.ending:
             return None
+        if reason is None:
+            reason = "the groups that could were asked to end (spool workers drain)"
         if reason == f"{_ranks(wanted)} wanted, groups have {info.ranks}":
             sizes.add(info.ranks)
         else:
@@ -339,7 +352,7 @@ class TimeShortage(NamedTuple):
 def last_end(lane: str, alive: list[WorkerInfo]) -> float:
     """Return when the last group that serves a lane ends, by the clock of the file server; infinite if none does."""
     wanted = parse_lane(lane)
-    ends = [info.ends for info in alive if wanted is not None and info.why_not(wanted) is None]
+    ends = [info.ends for info in alive if wanted is not None and info.why_not(wanted) is None and not info.ending]
     return max((math.inf if end is None else end for end in ends), default=math.inf)
 
 

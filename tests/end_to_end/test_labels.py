@@ -13,13 +13,12 @@ from spoolpool import Executor, Submission, settings
 from spoolpool.calls.results import remote_traceback
 from spoolpool.client.map import ChunkSize
 from spoolpool.errors import BadRequest
-from spoolpool.monitor.query import Query, select
+from spoolpool.monitor.query import Query
 from spoolpool.monitor.report.page import page
 from spoolpool.monitor.report.summary import summarize
+from spoolpool.monitor.selection import select
 from spoolpool.protocol import journal
-from spoolpool.protocol.packs import read_calls
 from spoolpool.protocol.spool import Spool
-from spoolpool.system import files
 from tests.conftest import Workers
 from tests.end_to_end.test_cli_tasks import run
 from tests.support import tasks
@@ -129,13 +128,10 @@ def test_calls_of_a_pack_have_labels(spool: Spool) -> None:
     futures += [executor.submit(pow, 9, 2)]
     assert "nr 5" in repr(futures[5]) and "(9, 2)" in repr(futures[8])
     packer.flush()
-    (pack,) = (view for view in select(spool, Query()) if view.location.task_file.calls)
-    assert pack.header is not None
-    path = f"{spool.path}/{pack.location.path}"
-    with files.reading(path) as (fd, _):
-        _, calls = read_calls(spool, fd, path, pack.location.task_file)
-    assert [each.label for each in calls] == ["nr 4", "nr 5", "nr 6", "nr 7", ""]
-    assert [each.arguments for each in calls] == ["", "", "", "", "9, 2"]
+    found = [view.label for view in select(spool, Query()) if view.location.task_file.calls]
+    assert sorted(found) == ["(9, 2)", "nr 4", "nr 5", "nr 6", "nr 7"]
+    (pack,) = (view for view in select(spool, Query(), packs=True) if view.location.task_file.calls)
+    assert pack.name == "pow x5"
     for future in futures:
         future.cancel()
     executor.shutdown()

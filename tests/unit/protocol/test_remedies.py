@@ -15,12 +15,14 @@ from spoolpool import settings
 from spoolpool.client.starvation import StarvationMonitor
 from spoolpool.format.headers import TaskHeader
 from spoolpool.format.names import Lane
-from spoolpool.monitor.query import Query, select
+from spoolpool.monitor.query import Query
+from spoolpool.monitor.selection import select
 from spoolpool.monitor.status import StatusCollector
 from spoolpool.monitor.wait import Waiter
 from spoolpool.protocol import workers
 from spoolpool.protocol.remedies import start_group
 from spoolpool.protocol.spool import Spool
+from spoolpool.protocol.worker_registration import request_stop
 from spoolpool.system.processes import ProcessId
 from tests.support.fake_worker import LANE, announce
 from tests.support.task_files import put
@@ -77,3 +79,20 @@ def test_each_view_of_tasks_that_no_group_can_run_tells_the_command(
         StarvationMonitor(spool).check([header])
     assert remedy in caplog.text
     assert any(remedy in text for text in Waiter(spool, select(spool, Query())).warnings())
+
+
+def test_groups_that_were_asked_to_end_serve_nothing_more(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    ending, other = (announce(spool, ProcessId.of(os.getpid())) for _ in range(2))
+    header = TaskHeader(task=put(spool, "waiting"), session="inbox", lane=LANE, bucket="bucket")
+    monitor = StarvationMonitor(spool)
+    request_stop(spool, ending)
+    assert StatusCollector(spool).collect().blocked == ()
+    with caplog.at_level(logging.WARNING, "spoolpool.session"):
+        monitor.check([header])
+        assert not caplog.text
+        request_stop(spool, other)  # after the look that found it
+        monitor.check([header])
+    (blocked,) = StatusCollector(spool).collect().blocked
+    for text in (blocked.why, caplog.text, *Waiter(spool, select(spool, Query())).warnings()):
+        assert "were asked to end (spool workers drain)" in text
+    assert blocked.remedy in caplog.text
