@@ -84,7 +84,7 @@ def remote_error(error: BaseException, failure: Failure | None, task: Callable[[
     """
     caused = isinstance(error, DependencyFailed) and error.__cause__ is not None  # by the exception of another task
     if failure is not None and failure.traceback and not caused:
-        place = f"rank {failure.rank}, host {failure.host}{f', in {task()}' if task else ''}"
+        place = f"rank {failure.rank}, host {failure.host or 'unknown'}{f', in {task()}' if task else ''}"
         text = f"\n\nOn {place}:\n{failure.traceback}"
         *_, first = _causes(error)  # the text contains that of a subtask's exception, which it replaces
         object.__setattr__(first, "__cause__", RemoteTraceback(text))  # a frozen dataclass refuses setattr

@@ -61,7 +61,7 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
         yield "Lane", header.lane
         yield "Session", header.session
         ago = format_duration(time.time() - header.submitted)
-        yield "Submitted", f"{format_time(header.submitted)} ({ago} ago) on {header.host} by {view.owner}"
+        yield "Submitted", f"{format_time(header.submitted)} ({ago} ago){_on(header.host)} by {view.owner}"
         yield from _resources(header)
         limits = f"{header.retries} retries, {header.max_attempts} attempts that may end with the worker's death"
         yield "Attempt", f"{task_file.attempt} (claim {task_file.claim}); {limits}"
@@ -73,8 +73,13 @@ def _lines(view: TaskView) -> Iterator[tuple[str, str]]:
     if outcome is not None and outcome.usage is not None:
         yield "Used", _usage(outcome, header)
     if outcome is not None and (failure := outcome.failure):
-        yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank} on {failure.host})"
+        yield "Failure", f"{failure.type}: {failure.message} (rank {failure.rank}{_on(failure.host)})"
         yield "", f"'spool traceback {view.spool.path} {view.id}' shows the traceback"
+
+
+def _on(host: str) -> str:
+    """Return the place of an event; empty for an unknown host."""
+    return f" on {host}" if host else ""
 
 
 def _usage(outcome: OutcomeHeader, header: TaskHeader | None) -> str:
@@ -134,4 +139,4 @@ def _history(history: list[Attempt]) -> Iterator[tuple[str, str]]:
         times = " to ".join(filter(None, (format_time(each.started), format_time(each.ended))))
         kind = "worker " if is_worker_id(each.worker) else "" if each.worker in _TOOLS else "session "
         author = f"{kind}{each.worker}"
-        yield "" if number else "History", f"{times}  {attempt}{author} on {each.host}: {each.what}"
+        yield "" if number else "History", f"{times}  {attempt}{author}{_on(each.host)}: {each.what}"

@@ -33,5 +33,5 @@ def traceback(selection: Selection) -> None:
         if failure is None:
             click.echo(f"It is kept as {view.spool.path}/{view.location.path}; 'spool show' shows its attempts.")
             continue
-        echo_escaped(f"{failure.type} on rank {failure.rank}, host {failure.host}")
+        echo_escaped(f"{failure.type} on rank {failure.rank}, host {failure.host or 'unknown'}")
         click.echo(escape_lines(failure.traceback or failure.message))

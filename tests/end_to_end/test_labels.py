@@ -13,6 +13,7 @@ from spoolpool import Executor, Submission, settings
 from spoolpool.calls.results import remote_traceback
 from spoolpool.client.map import ChunkSize
 from spoolpool.errors import BadRequest
+from spoolpool.format.headers import Failure
 from spoolpool.monitor.query import Query
 from spoolpool.monitor.report.page import page
 from spoolpool.monitor.report.summary import summarize
@@ -232,3 +233,12 @@ def test_show_and_status_tell_the_label(spool: Spool, listed: dict[str, str]) ->
     assert "Label      Al fcc" in run("show", spool.path, listed["Al"]).stdout
     assert "Arguments  3, steps=5" in run("show", spool.path, listed["fit"]).stdout
     assert r"\x1b[31m" in run("show", spool.path, listed["bad"]).stdout
+
+
+def test_unknown_hosts_leave_no_gap(spool: Spool) -> None:
+    failure = Failure(type="ValueError", message="bad", traceback="here\n")
+    task = put(spool, "raised", host="", failure=failure)
+    put(spool, "running", host="")
+    shown = run("show", spool.path, "--name", "*").stdout
+    assert " on  " not in shown and " on:" not in shown and " on :" not in shown and "(rank 0)" in shown
+    assert "host unknown" in run("traceback", spool.path, task).stdout

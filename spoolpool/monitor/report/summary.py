@@ -110,9 +110,9 @@ class Summary:
         """Return for each host: groups, tasks, seconds of its groups with a task, and seconds of their lifetimes."""
         found: dict[str, tuple[int, int, float, float]] = {}
         for group in self.groups.values():
-            groups, tasks, busy, lifetime = found.get(group.host, (0, 0, 0.0, 0.0))
+            groups, tasks, busy, lifetime = found.get(group.host or "unknown", (0, 0, 0.0, 0.0))
             lifetime += group.end - group.begin
-            found[group.host] = groups + 1, tasks + group.tasks, busy + group.busy, lifetime
+            found[group.host or "unknown"] = groups + 1, tasks + group.tasks, busy + group.busy, lifetime
         return dict(sorted(found.items()))
 
 
