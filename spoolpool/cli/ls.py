@@ -22,7 +22,7 @@ _AT_ONCE = 1000  # ids that are written at once
 @click.command()
 @selects()
 @click.option("-l", "--long", is_flag=True, help="Print full ids, sessions and lanes.")
-@click.option("-q", "--ids", is_flag=True, help="Print ids only, for scripts; opens no file.")
+@click.option("-q", "--ids", is_flag=True, help="Print ids only, for scripts; opens no file but those of packs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task and line.")
 @click.option("--columns", type=ColumnNames(), metavar="NAMES", help="Columns, as in task,state,label.")
 @click.option("--sort", type=click.Choice(tuple(COLUMNS)), metavar="NAME", help="Column that decides the order.")

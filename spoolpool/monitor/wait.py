@@ -82,6 +82,7 @@ class Waiter:
                 if view.id in self.pending:
                     self._ends[view.id] = view.state
                     del self.pending[view.id]
+                    self._packs.discard(task_file.task)  # its calls have all ended, and need not be read again
 
     def _find_collected(self) -> None:
         scanner = SpoolScanner(self._spool.layout.root)
