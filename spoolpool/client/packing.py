@@ -116,9 +116,9 @@ class Packer:
     def _may_gather(self, stats: FunctionStats, key: PackKey) -> bool:
         """Return whether a call may wait for others: so many tasks are pending that all groups are busy.
 
-        For a moment also if these are enough for the groups that the calls keep busy.
+        For a moment also if there is one more than groups that the calls keep busy.
         """
-        enough = _PER_GROUP * stats.demand.groups(stats.size.durations)
+        enough = stats.demand.groups(stats.size.durations) + 1
         return stats.pending[key] >= enough or self._is_busy(stats, key)
 
     def _is_busy(self, stats: FunctionStats, key: PackKey) -> bool:
