@@ -177,7 +177,7 @@ class Scene:
                     assert Spool(self.path, accept=True).replaceable
         with self.alice.acting():
             self.inbox = Inbox(Spool(self.path), clock, "alices")
-            self.inbox.collector._accept = Trust([self.worker.uid])
+            self.inbox.collector.delivery._accept = Trust([self.worker.uid])
         self.lane = Lane("default", 1, 1, 0, settings.PYTHON, user=self.alice.uid).name
 
     def make(self, name: str) -> Path:

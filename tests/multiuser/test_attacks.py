@@ -623,7 +623,7 @@ def test_task_files_of_the_account_nobody_are_not_run(group: Scene, caplog: Log)
 
 def test_result_of_an_untrusted_account_is_an_error_that_names_it(group: Scene) -> None:
     with group.alice.acting():
-        group.inbox.collector._accept = Trust()
+        group.inbox.collector.delivery._accept = Trust()
     future = group.submit()
     group.work()
     group.collect()
