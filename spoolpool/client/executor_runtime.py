@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from spoolpool.launch.output_relay import Relay
     from spoolpool.pool.batch_pool import BatchPool
     from spoolpool.pool.group_pool import GroupPool
+    from spoolpool.protocol.open_packs import OpenPack
 
 _SPARE_SECONDS = 30.0  # idle time after which a group ends whose shape was requested by one call only
 
@@ -261,6 +262,13 @@ class ExecutorRuntime:
         if self.stream is not None:
             self.stream.submitted()
         return future
+
+    def open_pack(self, call: PreparedCall) -> tuple[TaskFuture, OpenPack]:
+        """Open a pack in the spool, to which calls are appended."""
+        opened = self.session.open_pack(call)
+        if self.stream is not None:
+            self.stream.submitted()
+        return opened
 
     def _submit_sharing(self, call: PreparedCall) -> TaskFuture:
         shared, names = self.session.objects, tuple(call.objects)

@@ -38,14 +38,14 @@ from spoolpool.calls import pickling
 from spoolpool.client.executor_runtime import ExecutorRuntime
 from spoolpool.client.function_stats import FunctionStats, KnownFunctions
 from spoolpool.client.futures import TaskFuture
+from spoolpool.client.group_commit import GroupCommit
 from spoolpool.client.map import TARGET
-from spoolpool.client.packs import CallDelivery, Pack, PackCall, PackedFuture, PackKey
+from spoolpool.client.packs import CallDelivery, Pack, PackCall, PackedFuture, PackKey, gathered_call, record_of
 from spoolpool.client.prepared_call import PreparedCall
 from spoolpool.client.preview import LABEL_LIMIT, LIMIT, summary
 from spoolpool.client.references import CallReferences
 from spoolpool.errors import BrokenSpool, WorkerLost
 from spoolpool.protocol import cancel
-from spoolpool.protocol.packs import PackedCall
 from spoolpool.resources import Resources
 from spoolpool.system import fork
 from spoolpool.system.user_code import is_interrupt
@@ -67,7 +67,6 @@ _SMALL = 1 << 16  # bytes of a pickled call from which on it is not packed
 _UNPACKED = ("cores", "retries", "not_before", "error_log_file")
 """Requests that concern one call: a call that sets one of them is not packed."""
 _DEFAULT = Resources()
-_NO_BUFFERS: list[bytes] = []  # of most calls, which share it; never changed
 
 
 class Packer:
@@ -80,10 +79,13 @@ class Packer:
         """Whether packs that take long may return the results of some of their calls."""
         # reentrant: a task may be done before its callbacks are added, which then run at once; and a garbage collection
         # may run in any thread at any moment, and close the executor, which flushes
-        self._lock = threading.RLock()
-        self._cancel_ended = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        """Lock of all packs and statistics."""
+        self._cancel_ended = threading.Condition(self.lock)
+        self._commits = None if self.may_end_early else GroupCommit(self, runtime)
         self.functions = KnownFunctions()
-        self._packs: set[Pack] = set()  # without an outcome
+        self.packs: set[Pack] = set()
+        """Packs without an outcome."""
         runtime.flush_with(self.flush)
         runtime.session.collector.flush_due = self.flush_due
         fork.call_in_child(self, Packer._after_fork)
@@ -97,21 +99,22 @@ class Packer:
         if call.resources.time_limit and self.may_end_early:  # it would be that of all calls
             return None
         key = PackKey(call.lane, call.name, call.resources, call.directory)
-        with self._lock:
+        with self.lock:
             stats = self.functions.of(call.function)
             stats.demand.note_submission()
             size = stats.size.next()
             if size == 1 or not self._may_gather(stats, key):
                 return None
-            pack = stats.open_packs.get(key)
-            if pack is None:
-                pack = stats.open_packs[key] = self._new_pack(stats, key)
-            future = PackedFuture(self, pack, call.references.task, call.label, call.arguments)
-            buffers = [bytes(each) for each in call.buffers] if call.buffers else _NO_BUFFERS
-            pack.calls.append(PackCall(future, bytes(call.payload), buffers))
-            if len(pack.calls) >= size:
-                self._send(pack)
-        return future
+            if self._commits is None:
+                pack = stats.open_packs.get(key)
+                if pack is None:
+                    pack = stats.open_packs[key] = self.new_pack(stats, key)
+                gathered = gathered_call(self, pack, call)
+                pack.calls.append(gathered)
+                if len(pack.calls) >= size:
+                    self.send(pack)
+                return gathered.future
+        return self._commits.gather(stats, key, call, size)
 
     def _may_gather(self, stats: FunctionStats, key: PackKey) -> bool:
         """Return whether a call may wait for others: so many tasks are pending that all groups are busy.
@@ -125,18 +128,19 @@ class Packer:
         """Return whether all groups that could run a call have something else to do, and soon a task more."""
         return stats.pending[key] >= max(BUSY, _PER_GROUP * self._runtime.count_groups(key.resources.shape))
 
-    def _new_pack(self, stats: FunctionStats, key: PackKey, calls: list[PackCall] | None = None) -> Pack:
+    def new_pack(self, stats: FunctionStats, key: PackKey, calls: list[PackCall] | None = None) -> Pack:
+        """Return a new pack with these calls, under the lock."""
         pack = Pack(stats, key, calls or [])
         for call in pack.calls:
             call.future.pack = pack
-        self._packs.add(pack)
+        self.packs.add(pack)
         return pack
 
     def flush_due(self) -> float:
         """Submit the calls that have waited for a moment while a group may be idle; return the seconds to the next."""
         left = math.inf
         for pack in self.functions.open_packs():
-            with self._lock:
+            with self.lock:
                 stats, key = pack.stats, pack.key
                 if stats.open_packs.get(key) is not pack or self._is_busy(stats, key):
                     continue
@@ -146,39 +150,51 @@ class Packer:
                 elif stats.demand.ended < pack.opened:  # the tasks take longer than measured
                     self._divide(pack)
                 else:
-                    self._send(pack)
+                    self.send(pack)
         return left
 
     def _divide(self, pack: Pack) -> None:
         """Submit the calls of an open pack in as many tasks as there may be idle groups, under the lock."""
         stats, key, calls = pack.stats, pack.key, pack.calls
+        if pack.file is not None:
+            self.send(pack)
+            return
         idle = self._runtime.count_groups(key.resources.shape) - stats.pending[key]
         size = max(1, math.ceil(len(calls) / max(1, idle)))
-        others = [self._new_pack(stats, key, calls[start : start + size]) for start in range(size, len(calls), size)]
+        others = [self.new_pack(stats, key, calls[start : start + size]) for start in range(size, len(calls), size)]
         pack.calls = calls[:size]
         for each in (pack, *others):
-            self._send(each)
+            self.send(each)
 
     def flush(self) -> None:
         """Submit all open packs."""
         if os.getpid() != self._pid:
             return
-        with self._lock:
+        with self.lock:
             for pack in self.functions.open_packs():
-                self._send(pack)
+                self.send(pack)
 
     def count_open(self) -> int:
         """Return the number of gathered calls that are not in the spool yet."""
-        with self._lock:
-            return sum(len(pack.calls) for pack in self.functions.open_packs())
+        with self.lock:
+            return sum(len(pack.calls) for pack in self.functions.open_packs() if pack.file is None)
 
-    def _send(self, pack: Pack) -> Future[Any]:
+    def send(self, pack: Pack) -> Future[Any]:
         """Submit a pack, under the lock; an error becomes the error of each of its futures."""
         stats, key, resources = pack.stats, pack.key, pack.key.resources
         if stats.open_packs.get(key) is pack:
             del stats.open_packs[key]
+        if pack.file is not None:
+            assert pack.task is not None
+            assert self._commits is not None
+            if not pack.is_sent:
+                pack.is_sent = True
+                self._count(stats, key, pack.task)
+                self._commits.seal(pack)
+            return pack.task
+        pack.is_sent = True
         if not pack.calls:  # all were cancelled
-            self._packs.discard(pack)
+            self.packs.discard(pack)
             return Future()
         for position, call in enumerate(pack.calls):
             call.future.keys = (position,)
@@ -210,7 +226,7 @@ class Packer:
                 raise
             return pack.task
         self._count(stats, key, task)
-        task.add_done_callback(functools.partial(self._deliver, pack))
+        task.add_done_callback(functools.partial(self.deliver, pack))
         return task
 
     def _with_calls(self, prepared: PreparedCall, pack: Pack) -> PreparedCall:
@@ -223,19 +239,18 @@ class Packer:
             payload, buffers = pickling.dumps((run_pack, (calls, _SECONDS), {}))
             return prepared._replace(payload=payload, buffers=buffers)
         pack.futures = [call.future for call in pack.calls]
-        records = [
-            PackedCall(each.payload, each.buffers, each.future.task, each.future.label, each.future.arguments)
-            for each in pack.calls
-        ]
-        return prepared._replace(calls=records, pack=CallDelivery(self, pack))
+        return prepared._replace(calls=[record_of(each) for each in pack.calls], pack=CallDelivery(self, pack))
 
-    def _deliver(self, pack: Pack, task: Future[Any]) -> None:
+    def deliver(self, pack: Pack, task: Future[Any]) -> None:
         """Give each call its part of the outcome, and submit those again that have none.
 
         A pack that was lost as a whole is taken apart. That happens where a call ends the worker although it runs in a
         process of its own (:mod:`spoolpool.calls.isolation`), as a batch system does that kills all processes of a
         job. The same happens if a running call was cancelled in a temporary spool: the others run again.
         """
+        if pack.file is not None and not pack.is_sent:
+            with self.lock:
+                self.send(pack)
         if task.cancelled():
             if pack.is_cancelling:  # for one call; the others go into another pack
                 return
@@ -246,9 +261,11 @@ class Packer:
             results = task.result()
             done = len(results) if self.may_end_early and isinstance(results, PackResults) else 0
             again = pack.calls[done:] if done else []
+            if pack.file is not None:  # another process has sealed it without them: a virtual machine was paused, say
+                again = pack.undelivered()
         left = {each.future for each in again}
         size = len(pack.calls) - len(left)
-        with self._lock:
+        with self.lock:
             fit = 1  # of the calls that are submitted again, in a task
             if size and isinstance(task, TaskFuture) and task.seconds is not None:  # else it was not run
                 pack.stats.size.add(size, task.seconds)
@@ -257,9 +274,9 @@ class Packer:
             unwanted = pack.unwanted & left
             again = [each for each in again if each.future not in unwanted]
             for start in range(0, len(again), fit):
-                part = self._new_pack(pack.stats, pack.key, again[start : start + fit])
+                part = self.new_pack(pack.stats, pack.key, again[start : start + fit])
                 part.again = True
-                self._send(part)
+                self.send(part)
         for future in unwanted:
             future.mark_cancelled()
         self._finish(pack, task)
@@ -268,9 +285,12 @@ class Packer:
         """Give each call of a pack its part of the outcome of the task."""
         for future in pack.unwanted if pack.futures else ():
             self.withdraw_request(future)
+        if pack.file is not None:  # first: a call that is committed later finds that its pack has ended
+            with self.lock:
+                self.packs.discard(pack)
         ends = pack.deliver(task)
-        with self._lock:
-            self._packs.discard(pack)
+        with self.lock:
+            self.packs.discard(pack)
             if self.may_end_early:  # else another call may refer to the task; the outcome is not needed any more
                 pack.end(task)
         for end in ends:
@@ -294,7 +314,7 @@ class Packer:
         # a task that waits for a time, for its dependencies or for a retry leaves the groups idle
         ready = call.references.is_empty and not resources.not_before and not resources.retries
         key = PackKey(call.lane, call.name, resources, call.directory) if ready else None
-        with self._lock:
+        with self.lock:
             stats = self.functions.of(call.function)
             stats.size.measure(task, 1)
             if key is not None:
@@ -305,12 +325,12 @@ class Packer:
         task.add_done_callback(lambda _: self._count_ended(stats, key))
 
     def _count_ended(self, stats: FunctionStats, key: PackKey) -> None:
-        with self._lock:
+        with self.lock:
             stats.pending[key] -= 1
             stats.demand.note_end()
             pack = stats.open_packs.get(key)
             if pack is not None and not self._may_gather(stats, key):
-                self._send(pack)
+                self.send(pack)
             if not stats.pending[key]:
                 del stats.pending[key]
 
@@ -323,18 +343,21 @@ class Packer:
         """
         if os.getpid() != self._pid:
             raise BrokenSpool("The future belongs to the parent process; it cannot be used after fork.")
-        with self._lock:
+        with self.lock:
             self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
             future.pack.is_argument |= keep_pack
-            return future.pack.task or self._send(future.pack)
+            pack = future.pack
+            return pack.task if pack.task is not None and pack.is_sent else self.send(pack)
 
     def cancel(self, future: PackedFuture) -> bool:
         """Cancel one call. If its pack was submitted, that task is cancelled, and the other calls are packed anew."""
-        with self._lock:
+        with self.lock:
             self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
             pack, task = future.pack, future.pack.task
             if future.done() or pack.is_argument:
                 return future.cancelled()
+            if pack.file is not None:
+                self.send(pack)
             pack.is_cancelling = task is not None
             if task is None:
                 pack.calls = [call for call in pack.calls if call.future is not future]
@@ -342,14 +365,14 @@ class Packer:
             return future.mark_cancelled()
         # outside of the lock: a thread that cancels the task itself holds the task's lock, and acquires this one
         cancelled = not isinstance(task, TaskFuture) or task.cancel_alone()
-        with self._lock:
+        with self.lock:
             pack.is_cancelling = False
             self._cancel_ended.notify_all()
             if not cancelled:
                 return False
             # the old pack is left empty: a later callback of its task must not cancel the other calls
             others, pack.calls = [call for call in pack.calls if call.future is not future], []
-            self._packs.discard(pack)
+            self.packs.discard(pack)
             if others:
                 self._gather_again(pack, others)
         return future.mark_cancelled()
@@ -357,17 +380,17 @@ class Packer:
     def _gather_again(self, old: Pack, calls: list[PackCall]) -> None:
         """Move calls of a cancelled task into another pack; it is submitted at once if it cannot be the open one."""
         stats, key = old.stats, old.key
-        pack = stats.open_packs.get(key)
+        pack = stats.open_packs.get(key) if self._commits is None else None
         if pack is None:
-            pack = self._new_pack(stats, key, calls)
+            pack = self.new_pack(stats, key, calls)
         else:
             for call in calls:
                 call.future.pack = pack
             pack.calls += calls
-        if self._is_busy(stats, key):
+        if self._commits is None and self._is_busy(stats, key):
             stats.open_packs[key] = pack
         else:
-            self._send(pack)
+            self.send(pack)
 
     def interrupt(self, future: Future[Any]) -> bool:
         """Request that the worker interrupts a call of this executor, or does not begin it; the others go on.
@@ -377,7 +400,7 @@ class Packer:
         """
         if not isinstance(future, PackedFuture) or future.packer is not self:
             return False
-        with self._lock:
+        with self.lock:
             self._cancel_ended.wait_for(lambda: not future.pack.is_cancelling)
             pack, task = future.pack, future.pack.task
             if future.done() or not isinstance(task, TaskFuture) or task.done():
@@ -393,10 +416,12 @@ class Packer:
 
     def _after_fork(self) -> None:
         """Fail the unfinished calls in a forked child: only the parent has their outcomes."""
-        self._lock = threading.RLock()
-        self._cancel_ended = threading.Condition(self._lock)
-        packs, self._packs = self._packs, set()
+        self.lock = threading.RLock()
+        self._cancel_ended = threading.Condition(self.lock)
+        packs, self.packs = self.packs, set()
         for pack in packs:
+            if pack.file is not None:
+                pack.file.after_fork()
             for call in pack.calls:
                 call.future.after_fork()
 

@@ -11,15 +11,18 @@ from spoolpool.client.futures import PartFuture, TaskFuture, about_call
 from spoolpool.client.safe_future import SafeFuture
 from spoolpool.errors import BadTaskFile, BrokenSpool, TaskVanished, WorkerLost
 from spoolpool.format.names import new_task_id
+from spoolpool.protocol.packs import PackedCall
 from spoolpool.resources import Resources
 from spoolpool.wire import PackResults
 
 if TYPE_CHECKING:
     from spoolpool.client.function_stats import FunctionStats
     from spoolpool.client.packing import Packer
+    from spoolpool.client.prepared_call import PreparedCall
     from spoolpool.format.envelope import Envelope
     from spoolpool.format.headers import OutcomeHeader
     from spoolpool.monitor.states import End, State
+    from spoolpool.protocol.open_packs import OpenPack
 
 
 class PackKey(NamedTuple):
@@ -41,6 +44,22 @@ class PackCall(NamedTuple):
     future: PackedFuture
     payload: bytes
     buffers: list[bytes]
+
+
+_NO_BUFFERS: list[bytes] = []  # of most calls, which share it; never changed
+
+
+def gathered_call(packer: Packer, pack: Pack, call: PreparedCall) -> PackCall:
+    """Return a call for a pack, with a new future."""
+    buffers = [bytes(each) for each in call.buffers] if call.buffers else _NO_BUFFERS
+    future = PackedFuture(packer, pack, call.references.task, call.label, call.arguments)
+    return PackCall(future, bytes(call.payload), buffers)
+
+
+def record_of(call: PackCall) -> PackedCall:
+    """Return the record of a call in the file of its pack."""
+    future = call.future
+    return PackedCall(call.payload, call.buffers, future.task, future.label, future.arguments)
 
 
 class Pack:
@@ -66,10 +85,16 @@ class Pack:
         """Duration of the task per call, after its end."""
         self.futures: list[PackedFuture] = []
         """Futures of the calls by their numbers in the task, if each has a record of its own there."""
+        self.file: OpenPack | None = None
+        """Pack in the spool to which the calls are appended, if it is not gathered in memory."""
+        self.uncommitted: set[PackedFuture] = set()
+        """Calls that are being appended to it: their submission has not returned."""
+        self.is_sent = False
+        """Whether it gets no further call."""
 
     def undelivered(self) -> list[PackCall]:
         """Return the calls without an outcome."""
-        return [call for call in self.calls if not call.future.done()]
+        return [call for call in self.calls if not call.future.done() and call.future not in self.uncommitted]
 
     def deliver(self, task: Future[Any]) -> list[State | End]:
         """Give each call its part of the outcome of the task; return their ends, apart from cancelled ones."""
@@ -86,7 +111,7 @@ class Pack:
             error = raised
         ends: list[State | End] = []
         for position, call in enumerate(self.calls):
-            if call.future.done():
+            if call.future.done() or call.future in self.uncommitted:
                 continue
             if isinstance(error, CancelledError):
                 call.future.mark_cancelled()
@@ -123,6 +148,8 @@ class CallDelivery:
 
     def take(self, number: int, header: OutcomeHeader, content: Envelope) -> None:
         """Give a call its outcome; harmless when repeated."""
+        if number >= len(self._futures):  # its append was interrupted: the call was not submitted
+            return
         future = self._futures[number]
         if header.kind == "cancelled":
             future.mark_cancelled()

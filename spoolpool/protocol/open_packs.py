@@ -22,6 +22,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from spoolpool.errors import BadTaskFile, SpoolpoolError, TaskVanished
@@ -74,6 +75,10 @@ class OpenPack:
         """Name after the seal, if it is known."""
         self.is_closed = False
         """Whether it gets no further call."""
+        self.is_empty = False
+        """Whether it was removed without a call."""
+        self.has_ended: Callable[[], bool] = lambda: False
+        """Whether its outcome was collected, so that there is no file any more."""
         self.size = 0
         self._label = task_label(header.task)
         self._path = f"{spool.layout.waiting}/{open_pack_file(header.task).name}"
@@ -139,9 +144,9 @@ class OpenPack:
         durable, and :class:`TaskVanished` if it is unknown whether the pack has it.
         """
         with self._sync_lock:
-            if number >= self._committed and self._problem is None:
+            if number >= self._committed and self._problem is None and self._fd >= 0:
                 self._sync()
-            if self._problem is None and not self._is_silent:
+            if number < self._committed and self._problem is None and not self._is_silent:
                 return True
         self.seal()
         if self._is_lost:
@@ -178,16 +183,25 @@ class OpenPack:
             if self._committed < self.calls and self._problem is None:
                 self._sync()
             count = self.calls if self._problem is None else self._committed
+            self.is_empty = not count
             try:
                 if self._rename(count):
                     self.sealed = sealed_file(self.header.task, count) if count else None
                 elif not files.exists(unfinished(self._spool, self.header.task)):
                     self.sealed = self._find()
-                    self._is_lost = self.sealed is None
+                    self._is_lost = self.sealed is None and not self.has_ended()
             except (OSError, SpoolpoolError) as error:
                 self._is_lost = self._is_silent
                 log.warning("Cannot seal %s now, which is left to other processes: %s", self._path, error)
             finally:
+                fd, self._fd = self._fd, -1
+                files.close(fd)
+
+    def abandon(self) -> None:
+        """Close the file without a seal, when the outcome of the pack was collected: another process has sealed it."""
+        self.is_closed = True
+        with self._sync_lock, self._lock:
+            if self._fd >= 0:
                 fd, self._fd = self._fd, -1
                 files.close(fd)
 
@@ -208,7 +222,7 @@ class OpenPack:
         return False
 
     def _find(self) -> TaskFile | None:
-        """Return the name that another process gave to the pack; None if it is not found.
+        """Return the name that another process gave to the pack; None if it is not found, or its outcome was collected.
 
         The directories are listed in the order in which a pack moves, and several times: a stale cache may hide it.
         """
@@ -217,15 +231,17 @@ class OpenPack:
         if not self._spool.sees_all:
             directories.remove(where.claimed)
         pause = search_interval(self._spool)
-        backoff = Backoff(pause, pause)
-        for left in range(PASSES - 1, -1, -1):
+        backoff = Backoff(0.01, pause / PASSES)
+        end = _now() + (PASSES - 1) * pause
+        while True:
+            is_last = self.has_ended() or _now() >= end
             for directory in directories:
                 for each in map(parse_task_file, files.list_names(directory)):
                     if each is not None and each.task == header.task and not each.is_open:
                         return each
-            if left:
-                backoff.sleep()
-        return None
+            if is_last:
+                return None
+            backoff.sleep()
 
     def _vanished(self) -> TaskVanished:
         return TaskVanished(
@@ -237,10 +253,7 @@ class OpenPack:
     def after_fork(self) -> None:
         """Close the file in a forked child: the pack belongs to the parent process."""
         self._lock, self._sync_lock = threading.RLock(), threading.RLock()
-        self.is_closed = True
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            files.close(fd)
+        self.abandon()
 
 
 def must_sync(spool: Spool) -> bool:
