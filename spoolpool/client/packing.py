@@ -371,7 +371,7 @@ class Packer:
             if not cancelled:
                 return False
             # the old pack is left empty: a later callback of its task must not cancel the other calls
-            others, pack.calls = [call for call in pack.calls if call.future is not future], []
+            others, pack.calls = [call for call in pack.settled() if call.future is not future], []
             self.packs.discard(pack)
             if others:
                 self._gather_again(pack, others)

@@ -94,7 +94,11 @@ class Pack:
 
     def undelivered(self) -> list[PackCall]:
         """Return the calls without an outcome."""
-        return [call for call in self.calls if not call.future.done() and call.future not in self.uncommitted]
+        return [call for call in self.settled() if not call.future.done()]
+
+    def settled(self) -> list[PackCall]:
+        """Return the calls without those that are being appended, which the appending threads submit again."""
+        return [call for call in self.calls if call.future not in self.uncommitted]
 
     def deliver(self, task: Future[Any]) -> list[State | End]:
         """Give each call its part of the outcome of the task; return their ends, apart from cancelled ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -17,8 +19,13 @@ from spoolpool.client.map import TARGET, ChunkSize
 from spoolpool.client.packing import BUSY
 from spoolpool.client.packs import PackedFuture
 from spoolpool.errors import BrokenSpool, DependencyFailed, NotPicklable, RemoteTraceback, SpoolFull
-from spoolpool.monitor.scan import scan
+from spoolpool.format.names import open_pack_file
+from spoolpool.monitor.inventory import count_session_tasks
+from spoolpool.monitor.scan import SpoolScanner, scan
+from spoolpool.protocol.open_packs import OpenPack, sealed_file
+from spoolpool.protocol.packs import PackedCall
 from spoolpool.protocol.spool import Spool
+from spoolpool.system import file_content
 from tests.support import tasks
 from tests.support.processes import in_fork, run_script
 from tests.support.waiting import LIMIT, wait_until
@@ -60,8 +67,29 @@ class Blocked:
         assert not any(isinstance(each, PackedFuture) for each in self.alone)
 
     def waiting(self) -> int:
+        """Return the number of sealed packs."""
         spool = self.executor._options.spool
-        return len(list(scan(spool).ready)) - BUSY if spool else 0
+        return len([each for each in scan(spool).ready.values() if not each.is_open]) - BUSY if spool else 0
+
+    def waiting_calls(self) -> int:
+        """Return the number of calls in the spool that wait in packs."""
+        spool = self.executor._options.spool
+        if spool is None:
+            return 0
+        counts = count_session_tasks(spool, SpoolScanner(spool.layout.root))
+        return sum(each.states["waiting"] for each in counts.values()) - BUSY
+
+    def path_of(self, pack: OpenPack) -> str:
+        """Return the path of an open pack."""
+        spool = self.executor._options.spool
+        assert spool is not None
+        return f"{spool.layout.waiting}/{open_pack_file(pack.header.task).name}"
+
+    def bucket_of(self, pack: OpenPack) -> str:
+        """Return the directory of a sealed pack."""
+        spool = self.executor._options.spool
+        assert spool is not None
+        return spool.layout.bucket(pack.header.lane, pack.header.bucket)
 
     def release(self) -> None:
         self.end.touch()
@@ -108,6 +136,7 @@ def test_outcomes_of_a_pack_are_delivered_while_it_runs(blocked: Blocked, tmp_pa
 def test_open_pack_is_submitted_when_a_task_ends(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(3)]
     assert blocked.waiting() == 0
+    assert blocked.waiting_calls() == 3
     blocked.release()
     # the wait function of the standard library does not submit an open pack, as the one of spoolpool does
     assert not futures.wait(calls, LIMIT).not_done
@@ -151,7 +180,7 @@ def test_all_calls_of_a_pack_can_be_cancelled(blocked: Blocked) -> None:
 def test_cancelling_the_task_of_a_pack_cancels_its_calls(blocked: Blocked) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(4)]
     assert blocked.executor._runtime is not None
-    (pack,) = [each for each in blocked.executor._runtime.session.pending.futures() if each.header.name.endswith("x4")]
+    (pack,) = [each for each in blocked.executor._runtime.session.pending.futures() if each.packed == 4]
     pack.cancel()
     assert all(each.cancelled() for each in calls)
     with pytest.raises(Exception, match=r"^$"):
@@ -236,18 +265,61 @@ def test_exit_of_a_script_submits_open_packs(served: Spool, tmp_path: Path) -> N
     assert len((tmp_path / "mark").read_text().splitlines()) == 200
 
 
-def test_failed_submission_of_a_pack_fails_each_of_its_calls(blocked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_without_space_is_refused_and_the_calls_before_it_run(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = [blocked.executor.submit(act, value=number) for number in range(3)]
 
     def full(*_: Any, **__: Any) -> Any:
-        raise SpoolFull("no room")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert blocked.executor._runtime is not None
-    monkeypatch.setattr(blocked.executor._runtime.session, "submit", full)
-    for call in calls:
-        with pytest.raises(SpoolFull):
-            call.result()
+    monkeypatch.setattr(file_content, "write_all", full)
+    with pytest.raises(SpoolFull):
+        blocked.executor.submit(act, value=3)
     monkeypatch.undo()
+    assert blocked.waiting() == 1
+    blocked.release()
+    assert [call.result() for call in calls] == [0, 1, 2]
+
+
+def test_call_that_cannot_be_synced_gets_a_task_of_its_own(blocked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(2)]
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert isinstance(calls[0], PackedFuture)
+    assert calls[0].pack.file is not None
+    monkeypatch.setattr(calls[0].pack.file, "_must_sync", True)
+    monkeypatch.setattr(file_content, "sync", broken)
+    calls.append(blocked.executor.submit(act, value=2))
+    monkeypatch.undo()
+    assert not isinstance(calls[2], PackedFuture)
+    blocked.release()
+    assert [call.result() for call in calls] == [0, 1, 2]
+
+
+def test_call_whose_pack_was_sealed_without_it_is_in_another_one(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = blocked.executor.submit(act, value=0)
+    assert isinstance(first, PackedFuture)
+    pack = first.pack.file
+    assert pack is not None
+    really = pack.append
+
+    def append_after_a_pause(call: PackedCall) -> int:
+        path = blocked.path_of(pack)
+        os.rename(path, f"{blocked.bucket_of(pack)}/{sealed_file(pack.header.task, 1).name}")
+        monkeypatch.setattr(pack, "_last_change", -math.inf)
+        return really(call)
+
+    monkeypatch.setattr(pack, "append", append_after_a_pause)
+    second = blocked.executor.submit(act, value=1)
+    assert isinstance(second, PackedFuture)
+    assert second.pack.file is not pack
+    blocked.release()
+    assert [first.result(), second.result()] == [0, 1]
 
 
 def many(count: int) -> int:
