@@ -78,9 +78,9 @@ class Submission:
     queue: str = "default"
     """Queue of the spool to which tasks go."""
     pack: bool | None = None
-    """Let short calls share a task while more of them wait than groups can take; each call keeps a future of its own. A
-    call then may not be in the spool yet when ``submit`` returns. None: in an embedded executor with groups on this
-    host or in this job, whose spool ends with it."""
+    """Let short calls share a task while more of them wait than groups can take; each call keeps a future of its own.
+    In a shared spool it is appended to a file there before ``submit`` returns. None: in an embedded executor with
+    groups on this host or in this job, whose spool ends with it."""
     share_from: int | None = settings.SHARE_FROM
     """Size in bytes from which a function, an argument or an array in one is stored once, as by
     :meth:`spoolpool.Executor.put`, when it is sent for the second time, and from 16 MiB on at once; None: never."""

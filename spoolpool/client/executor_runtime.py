@@ -25,6 +25,7 @@ from spoolpool.launch.selection import select_launcher
 from spoolpool.protocol.spool import Spool
 from spoolpool.resources import Resources, Shape
 from spoolpool.security.trust import Trust
+from spoolpool.system import files
 from spoolpool.system.backoff import Backoff
 from spoolpool.system.defaults import find_leniently
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from spoolpool.pool.group_pool import GroupPool
     from spoolpool.protocol.open_packs import OpenPack
 
+_COUNT_SECONDS = 1.0  # between two counts of the groups of a shared spool
+_UNKNOWN = 1 << 30
 _SPARE_SECONDS = 30.0  # idle time after which a group ends whose shape was requested by one call only
 
 
@@ -78,6 +81,8 @@ class ExecutorRuntime:
         self.memo: Memoizer | None = None
         self.replay: SessionReplay | None = None
         self.flush: Callable[[], None] = _nothing
+        self._groups = 0
+        self._groups_due = 0.0
         """Submits the calls that are gathered but not yet in the spool."""
         self.session = SubmitterSession(
             spool,
@@ -310,8 +315,20 @@ class ExecutorRuntime:
         return pack and self.spool.config.max_waiting is None and self.options.session is None
 
     def count_groups(self, shape: Shape) -> int:
-        """Return the number of groups of a shape that this executor has started, or is starting."""
-        return 0 if self.pool is None else self.pool.count(shape)
+        """Return the number of groups that could run calls of a shape: of this executor, or any in a shared spool."""
+        own = 0 if self.pool is None else self.pool.count(shape)
+        return own if self.spool.temporary else max(own, self._count_all_groups())
+
+    def _count_all_groups(self) -> int:
+        """Return the number of groups of the spool, as of a second ago."""
+        now = time.monotonic()
+        if now >= self._groups_due:
+            self._groups_due = now + _COUNT_SECONDS
+            try:
+                self._groups = len(files.list_names(self.spool.layout.workers))
+            except OSError:  # unknown: nothing is gathered
+                self._groups = _UNKNOWN
+        return self._groups
 
     def may_run_again(self, resources: Resources) -> bool:
         """Return whether a call may be run more than once, so that it may share a task.
