@@ -186,7 +186,7 @@ class OpenPack:
             self.is_empty = not count
             try:
                 if self._rename(count):
-                    self.sealed = sealed_file(self.header.task, count) if count else None
+                    self.sealed = sealed_file(self.header, count) if count else None
                 elif not files.exists(unfinished(self._spool, self.header.task)):
                     self.sealed = self._find()
                     self._is_lost = self.sealed is None and not self.has_ended()
@@ -212,7 +212,7 @@ class OpenPack:
             try:
                 if not count:
                     return files.remove(self._path) or not self._is_silent
-                return move_to_bucket(self._spool, self._path, self.header, sealed_file(self.header.task, count)) or (
+                return move_to_bucket(self._spool, self._path, self.header, sealed_file(self.header, count)) or (
                     not self._is_silent  # the rename was done, and the error answered its repetition
                 )
             except OSError as error:
@@ -266,9 +266,9 @@ def unfinished(spool: Spool, task: str) -> str:
     return f"{spool.layout.tmp}/{task}"
 
 
-def sealed_file(task: str, calls: int) -> TaskFile:
+def sealed_file(header: TaskHeader, calls: int) -> TaskFile:
     """Return the name of a pack after its seal."""
-    return TaskFile(task, 1, 1, calls=min(calls, MOST_CALLS))
+    return header.first_file()._replace(calls=min(calls, MOST_CALLS))
 
 
 def count_calls(spool: Spool, fd: int, path: str, task: str) -> tuple[int, bool]:
@@ -349,7 +349,7 @@ class OpenPackSealer:
         rest = " The last record is torn, and counts as not written." if torn else ""
         if not count:
             return self._put_aside(task_file, f"It has no call.{rest}")
-        if not move_to_bucket(spool, path, header, sealed_file(header.task, count)):
+        if not move_to_bucket(spool, path, header, sealed_file(header, count)):
             return ""
         return f"{task_file.task}: the submitter died or was silent; its {count} calls wait.{rest}"
 

@@ -310,7 +310,7 @@ def test_call_whose_pack_was_sealed_without_it_is_in_another_one(
 
     def append_after_a_pause(call: PackedCall) -> int:
         path = blocked.path_of(pack)
-        os.rename(path, f"{blocked.bucket_of(pack)}/{sealed_file(pack.header.task, 1).name}")
+        os.rename(path, f"{blocked.bucket_of(pack)}/{sealed_file(pack.header, 1).name}")
         monkeypatch.setattr(pack, "_last_change", -math.inf)
         return really(call)
 
