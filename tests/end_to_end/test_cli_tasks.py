@@ -196,13 +196,13 @@ def test_show_prints_attempts_without_unpickling(spool: Spool, monkeypatch: pyte
     text = " ".join(result.stdout.split())
     assert f"Task {task} State raised, since" in text
     assert "Session inbox" in text and "Directory /somewhere" in text
-    assert "Failure ValueError: too \\x1b[2Jbad (rank 0 on )" in text
+    assert "Failure ValueError: too \\x1b[2Jbad (rank 0)" in text
 
     assert "raised KeyError; to be tried again" in text
     assert "worker 0123 died; attempt 2 of 4 waits" in text
     assert "on node7: raised ValueError" in text
     trace = run("traceback", spool.path, task)
-    assert trace.stdout.splitlines()[1:] == ["ValueError on rank 0, host ", "Traceback:", "  here"]
+    assert trace.stdout.splitlines()[1:] == ["ValueError on rank 0, host unknown", "Traceback:", "  here"]
 
 
 def test_show_prints_the_worker_of_a_running_task(spool: Spool) -> None:
