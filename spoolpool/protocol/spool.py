@@ -154,7 +154,7 @@ class Spool:
         max_attempts = read_count("max_attempts", max_attempts, 1, 99)
         output = read_count("output", output, 0, 1 << 40, note=" (bytes)")
         journal = read_count("journal", journal, settings.LEAST_JOURNAL, 1 << 50, note=" (bytes)")
-        max_waiting = None if max_waiting is None else read_count("max_waiting", max_waiting, 1)
+        max_waiting = permissions.read_waiting_limit(mode, max_waiting)
         root = _absolute(path)
         gid = permissions.group_for(mode, group)
         config = Config(

@@ -23,6 +23,7 @@ from spoolpool.system.accounts import (
     system_accounts,
 )
 from spoolpool.system.open_directory import Place
+from spoolpool.system.quantities import read_count
 
 Mode = Literal["private", "group", "dropbox"]
 """Accounts that may use a spool."""
@@ -195,6 +196,16 @@ def group_for(mode: Mode, group: str | None) -> int | None:
                 "whatever its owner can. Name a private group of the service account."
             )
     return gid
+
+
+def read_waiting_limit(mode: Mode, limit: int | None) -> int | None:
+    """Return the limit of the waiting tasks of a user in a new spool; raise :class:`BadRequest` for a dropbox.
+
+    Submitters count their own waiting tasks, and in a dropbox they cannot list them.
+    """
+    if limit is not None and mode == "dropbox":
+        raise BadRequest("A dropbox cannot limit the waiting tasks of a user: leave out --max-waiting.")
+    return None if limit is None else read_count("max_waiting", limit, 1)
 
 
 def describe_access(root: str) -> str:

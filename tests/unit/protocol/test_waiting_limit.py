@@ -161,3 +161,9 @@ def test_spool_without_a_limit_counts_nothing(tmp_path: Path, monkeypatch: pytes
 def test_limit_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="at least 1"):
         Spool.create(tmp_path / "spool", max_waiting=0)
+
+
+def test_dropbox_has_no_limit_since_its_submitters_cannot_count(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="dropbox cannot limit"):
+        Spool.create(tmp_path / "spool", mode="dropbox", group="root", max_waiting=10)
+    assert not (tmp_path / "spool").exists()
