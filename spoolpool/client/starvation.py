@@ -20,6 +20,7 @@ from spoolpool.system.backoff import Backoff
 log = logging.getLogger("spoolpool.session")
 
 _WARNING_SECONDS = 600.0  # between two warnings about one lane
+_LOOK_SECONDS = 60.0  # between two looks whether a group was asked to end
 _BUCKETS = 16  # of a lane, in which the time that tasks need is looked up
 _FIRST_REFRESH, _LAST_REFRESH = 5.0, 600.0  # seconds between two refreshes, growing
 
@@ -32,6 +33,7 @@ class StarvationMonitor:
         self._liveness = heartbeat.Liveness(spool)
         self._warned: dict[str, float] = {}  # by lane: monotonic time of the last warning
         self._serves: dict[str, WorkerInfo] = {}  # by lane: a group that can run its tasks
+        self._looked: dict[str, float] = {}  # by lane: monotonic time of the last look whether that group is ending
 
     def reset(self) -> None:
         """Forget the warnings, after an outcome has come."""
@@ -54,12 +56,20 @@ class StarvationMonitor:
             if reason is None:
                 able = (info for info in alive if workers.why_unserved(lane, [info]) is None)
                 longest = self._serves[lane] = max(able, key=_end)
+                self._looked[lane] = time.monotonic()
                 if shortage := self._time_shortage(lane, headers, _end(longest)):
                     self._warn(lane, shortage.tasks, shortage.why, shortage.seconds)
                 continue
             if reason == workers.NO_GROUP:
                 reason = workers.no_group(self._needed_time(headers))
             self._warn(lane, len(headers), reason)
+
+    def _is_ending(self, lane: str, info: WorkerInfo) -> bool:
+        """Return whether the group that serves a lane was asked to end; looks once a minute."""
+        if time.monotonic() - self._looked.get(lane, -_LOOK_SECONDS) < _LOOK_SECONDS:
+            return False
+        self._looked[lane] = time.monotonic()
+        return workers.is_ending(self._spool, info.worker)
 
     def _time_shortage(self, lane: str, awaited: Sequence[TaskHeader], end: float) -> TimeShortage | None:
         """Return the shortage for ready tasks of a lane that need more time than is left until ``end``."""
@@ -93,7 +103,7 @@ class StarvationMonitor:
         This saves a look at the entries of thousands of groups.
         """
         info = self._serves.get(lane)
-        if info is None or not self._liveness.is_alive(info) or workers.is_ending(self._spool, info.worker):
+        if info is None or not self._liveness.is_alive(info) or self._is_ending(lane, info):
             return False
         return self._time_shortage(lane, awaited, _end(info)) is None
 
