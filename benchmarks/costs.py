@@ -54,8 +54,8 @@ there, no task was set aside, and a group that serves its tasks is alive."""
 BEAT: Costs = {"set": 1}
 """Heartbeat of a group."""
 
-CLAIMS_AND_GROUPS: Costs = {"list": 2}
-"""Round of recovery, also by a waiting submitter: the claims and the groups."""
+CLAIMS_AND_GROUPS: Costs = {"list": 3}
+"""Round of recovery, also by a waiting submitter: the claims, the groups and the open packs."""
 
 HELD: Costs = {"list": 1}
 """Listing of delayed tasks by a group: in each round, four times a lease."""
