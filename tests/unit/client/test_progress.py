@@ -302,8 +302,8 @@ def test_futures_are_shown_with_task_and_function(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "spool")
     with Executor(spool=spool.path) as exe:
         future = exe.submit(abs, 1)
-        assert repr(future) == f"<TaskFuture {future.task} abs pending>"  # type: ignore[attr-defined]
+        assert repr(future) == f"<TaskFuture {future.task} abs (1) pending>"  # type: ignore[attr-defined]
         shown = future._repr_html_()  # type: ignore[attr-defined]
         assert all(f"<td>{text}</td>" in shown for text in (future.task, "abs", "pending"))  # type: ignore[attr-defined]
         future.cancel()
-    assert repr(future).endswith(" abs cancelled>")
+    assert repr(future).endswith(" abs (1) cancelled>")
