@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from spoolpool.calls.run import RankResult
@@ -48,6 +49,7 @@ class UsageMeter:
         with contextlib.suppress(OSError):  # not Linux, or /proc is hidden
             self._fd = move_high(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
             self._file = _identity(self._fd)
+            weakref.finalize(self, _close, self._fd, self._file).atexit = False
 
     def measure(self, call: Callable[[], RankResult]) -> RankResult:
         """Run a call; return its result with what it has used."""
@@ -84,6 +86,12 @@ class UsageMeter:
         except OSError:  # refused, or closed
             pass
         self._file = None
+
+
+def _close(fd: int, file: tuple[int, int]) -> None:
+    with contextlib.suppress(OSError):
+        if _identity(fd) == file:  # else a call has closed it
+            os.close(fd)
 
 
 def _identity(fd: int) -> tuple[int, int]:

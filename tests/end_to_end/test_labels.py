@@ -131,8 +131,6 @@ def test_calls_of_a_pack_have_labels(spool: Spool) -> None:
     packer.flush()
     found = [view.label for view in select(spool, Query()) if view.location.task_file.calls]
     assert sorted(found) == ["(9, 2)", "nr 4", "nr 5", "nr 6", "nr 7"]
-    (pack,) = (view for view in select(spool, Query(), packs=True) if view.location.task_file.calls)
-    assert pack.name == "pow x5"
     for future in futures:
         future.cancel()
     executor.shutdown()
