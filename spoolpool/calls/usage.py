@@ -7,6 +7,7 @@ The peak is that of the call and not of the process: the kernel's high-water mar
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import time
@@ -20,6 +21,7 @@ from spoolpool.system.descriptors import move_high
 _SELF, _CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 _RESET = b"5"  # to /proc/self/clear_refs: the peak becomes the present size
 _UNIT = 1024  # bytes of ru_maxrss
+_SLACK = 1024  # KiB by which the kernel's approximate numbers differ
 
 
 _largest_child = 0  # peak of the children of the present call that were noted, in KiB
@@ -46,6 +48,8 @@ class UsageMeter:
         self._fd = -1
         self._file: tuple[int, int] | None = None
         self._open: list[int] = []  # peaks of the calls that run, as far as they are known: in KiB
+        # a process that vfork made has in its ru_maxrss the peak of the one that started it, for ever
+        self._inherited = peak if (peak := resource.getrusage(_SELF).ru_maxrss) > _high_water_mark() + _SLACK else 0
         with contextlib.suppress(OSError):  # not Linux, or /proc is hidden
             self._fd = move_high(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
             self._file = _identity(self._fd)
@@ -57,7 +61,7 @@ class UsageMeter:
         outer, _largest_child = _largest_child, 0
         before, children = resource.getrusage(_SELF), resource.getrusage(_CHILDREN)
         if self._open:
-            self._open[-1] = max(self._open[-1], before.ru_maxrss)
+            self._open[-1] = max(self._open[-1], self._peak(before))
         self._reset()
         self._open.append(0)
         begun = time.monotonic()
@@ -67,7 +71,7 @@ class UsageMeter:
             peak = self._open.pop()
         wall = time.monotonic() - begun
         after, ended = resource.getrusage(_SELF), resource.getrusage(_CHILDREN)
-        peak = max(peak, after.ru_maxrss)
+        peak = max(peak, self._peak(after))
         if self._open:
             self._open[-1] = max(self._open[-1], peak)
         if ended.ru_maxrss > children.ru_maxrss:  # else the largest child was one of an earlier call
@@ -77,6 +81,12 @@ class UsageMeter:
         cpu += ended.ru_utime + ended.ru_stime - children.ru_utime - children.ru_stime
         usage = Usage(cpu=round(cpu, 6), wall=round(wall, 6), memory=peak * _UNIT, of_process=self._file is None)
         return RankResult(result.payload, result.buffers, result.failure, usage)
+
+    def _peak(self, used: resource.struct_rusage) -> int:
+        """Return the peak of this process since the last reset, in KiB."""
+        if used.ru_maxrss > self._inherited:
+            return used.ru_maxrss
+        return int(min(used.ru_maxrss, _high_water_mark()))
 
     def _reset(self) -> None:
         try:
@@ -92,6 +102,15 @@ def _close(fd: int, file: tuple[int, int]) -> None:
     with contextlib.suppress(OSError):
         if _identity(fd) == file:  # else a call has closed it
             os.close(fd)
+
+
+def _high_water_mark() -> float:
+    """Return the peak of the memory of this process since the last reset, in KiB; infinite where it is not known."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", "rb") as status:
+        _, found, rest = status.read().partition(b"VmHWM:")
+        if found:
+            return int(rest.split(None, 1)[0])
+    return math.inf
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -55,6 +55,24 @@ def test_memory_is_that_of_the_call_and_not_of_earlier_ones(meter: UsageMeter) -
     assert used(meter, lambda: fill(MIB)).memory < small.memory + 50 * MIB
 
 
+def test_memory_of_a_call_excludes_that_of_the_process_that_started_the_worker(meter: UsageMeter) -> None:
+    measure = (
+        "from spoolpool.calls.run import RankResult\n"
+        "from spoolpool.calls.usage import UsageMeter\n"
+        "meter = UsageMeter()\n"
+        "for size in (1 << 20, 64 << 20):\n"
+        "    print(meter.measure(lambda: RankResult(b'%d' % len(bytearray(size)), (), None)).usage.memory)\n"
+    )
+    start = (
+        "import subprocess, sys\n"
+        "held = bytearray(400 << 20)\n"
+        "print(subprocess.run([sys.executable, '-c', sys.argv[1]], check=True, capture_output=True, text=True).stdout)"
+    )
+    printed = subprocess.run([sys.executable, "-c", start, measure], check=True, capture_output=True, text=True).stdout
+    small, large = map(int, printed.split())
+    assert small + 50 * MIB < large < 300 * MIB
+
+
 def test_memory_of_a_call_includes_that_of_its_subtasks(meter: UsageMeter) -> None:
     inner: list[Usage] = []
 
