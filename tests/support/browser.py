@@ -77,7 +77,9 @@ class Browser:
     def _message(self) -> dict[str, Any]:
         end = time.monotonic() + LIMIT
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
+            poll = select.poll()  # select takes no descriptor above 1023
+            poll.register(self._in, select.POLLIN)
+            ready = poll.poll(max(0.0, end - time.monotonic()) * 1000)
             piece = os.read(self._in, 1 << 20) if ready else b""
             assert piece, f"the browser says nothing more ({self._process.poll()})"
             self._rest += piece

@@ -92,6 +92,7 @@ def test_an_option_of_a_command_wins_over_all_defaults(files: Files, tmp_path: P
         ("queue", '"normal"', "normal"),
         ("lease", '"1:30:00"', 5400.0),
         ("caches", "0", 0.0),
+        ("preview", "false", False),
         ("parents", '["/project", "/scratch/shared"]', ("/project", "/scratch/shared")),
     ],
 )
