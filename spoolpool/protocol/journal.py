@@ -16,12 +16,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta
 
+from spoolpool.format.headers import Kind
 from spoolpool.format.journal_names import JournalName, writer_of
+from spoolpool.format.name_groups import ID_LENGTH
 from spoolpool.format.names import MOST_CALLS, is_worker_id, submitted_at
 from spoolpool.protocol import journal_pieces
 from spoolpool.protocol.journal_pieces import Piece
@@ -40,7 +42,9 @@ this ``kind``."""
 _LOOK = 60.0  # seconds between two looks at the size of a shared piece
 _ENDS_WITHOUT_KIND = frozenset(("task", "cancelled", "set aside", "vanished"))
 _ENDS = _ENDS_WITHOUT_KIND | {"recovered", "given back"}
-_LONGEST_KIND = 64  # characters: another account may have written it
+_KINDS = frozenset(("", "set aside", *get_args(Kind)))
+_UNKNOWN = "unknown"  # for any other kind: another account may have written any number of them
+_MOST_TASKS = 100_000  # whose ends are known one by one
 _MOST_KINDS = 8  # of outcomes, of the calls of a pack
 _PIECE = 1 << 20  # bytes that are read at a time
 _TOO_LONG = f"a line of it has more than {_PIECE} bytes; the rest is not read"
@@ -161,27 +165,38 @@ def dropped_lines(spool: Spool, piece: Piece) -> Iterator[tuple[str, dict[str, o
 def count_ends(path: str) -> Counter[tuple[str, str]]:
     """Return the number of tasks by the event and kind of their last end in a piece, and in those dropped before it.
 
-    Of a pack its calls are counted.
+    Of a pack its calls are counted. Another account may have written the piece: it can have any size and content.
     """
+    counts: Counter[tuple[str, str]] = Counter()
     ends: dict[str, dict[tuple[str, str], int]] = {}
     earlier: dict[tuple[str, str, str], int] = {}
     for line in _follow(path, _PIECE, 0.0):
-        event = line.event
-        if event.event == DROPPED and len(earlier) < _MOST:
-            earlier[event.name, event.type, event.kind] = event.calls
+        event, task = line.event, line.event.about[:ID_LENGTH]
+        if event.event == DROPPED:
+            if len(earlier) < _MOST and event.type in _ENDS and writer_of(event.name):
+                earlier[event.name, event.type, _known(event.kind)] = event.calls
         elif event.event == "retried":
-            ends.pop(event.about, None)
+            ends.pop(task, None)
         elif event.event in _ENDS and event.published and (event.kind or event.event in _ENDS_WITHOUT_KIND):
             calls = min(event.calls, MOST_CALLS) or 1
             known = len(event.ends) <= _MOST_KINDS and sum(event.ends.values()) == calls
             kinds = event.ends if known else {event.kind: calls}
-            ends[event.about] = {(event.event, kind[:_LONGEST_KIND]): number for kind, number in kinds.items()}
-    counts: Counter[tuple[str, str]] = Counter()
-    for each in ends.values():
-        counts.update(each)
+            ends[task] = {}
+            for kind, number in kinds.items():
+                key = event.event, _known(kind)
+                ends[task][key] = ends[task].get(key, 0) + number
+            if len(ends) >= _MOST_TASKS:
+                for each in list(ends)[: _MOST_TASKS // 2]:
+                    counts.update(ends.pop(each))
+    for kinds_of_task in ends.values():
+        counts.update(kinds_of_task)
     for (_, kind_of_event, kind), number in earlier.items():
         counts[kind_of_event, kind] += number
     return counts
+
+
+def _known(kind: str) -> str:
+    return kind if kind in _KINDS else _UNKNOWN
 
 
 def submitters_journal() -> str:

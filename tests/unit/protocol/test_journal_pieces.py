@@ -201,6 +201,31 @@ def test_numbers_in_a_dropped_piece_are_kept(spool: Spool, settled: None) -> Non
     assert 0 < len(dropped) < 40, "numbers of several pieces are added up"
 
 
+def test_lines_for_a_dropped_piece_are_few_whatever_its_writer_made_up(spool: Spool, settled: None) -> None:
+    theirs = Journal(spool, new_worker_id())
+    for number in range(60):
+        theirs.write("task", task=new_task_id(), kind=f"kind {number}", published=True)
+        theirs.write(DROPPED, name=theirs._name.name, type="task", kind="k" * number, calls=1, ended=1.0)
+        theirs.write(DROPPED, name=theirs._name.name, type=f"type {number}", kind="result", calls=1, ended=1.0)
+        theirs.write(DROPPED, name=f"no journal {number}", type="task", kind="result", calls=1, ended=1.0)
+    write_ends(theirs, 3)
+    theirs.close()
+    (piece,) = journal_pieces.list_pieces(spool)
+    fields = [fields for _, fields in journal.dropped_lines(spool, piece)]
+    assert len(fields) < 10
+    assert {each["kind"]: each["calls"] for each in fields}["result"] == 3
+
+
+def test_numbers_are_right_in_a_piece_of_any_size(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_MOST_TASKS", 10)
+    target = Journal(spool, new_worker_id())
+    for kind in ("result", "error") * 15:
+        write_ends(target, 1, kind)
+    target.close()
+    found = journal.count_ends(f"{spool.layout.journal}/{names(spool)[0].name}")
+    assert found == {("task", "result"): 15, ("task", "error"): 15}
+
+
 def test_tasks_of_dropped_pieces_are_neither_unknown_nor_counted_twice(spool: Spool, settled: None) -> None:
     submitter, worker = Journal(spool, submitters_journal(), "session"), Journal(spool, new_worker_id())
     tasks = write_ends(worker, 300)
