@@ -129,12 +129,14 @@ class GroupCommit:
 def _append(pack: Pack, call: PackCall) -> bool:
     """Append a call; returns False if that fails, since there is no space, say."""
     assert pack.file is not None
+    number = pack.file.calls
+    call.future.keys = (number,)
+    # before the append, after which a signal handler may raise; in place of the future of an append that was interrupted
+    pack.futures[number:] = [call.future]
     try:
-        number = pack.file.append(record_of(call))
+        pack.file.append(record_of(call))
     except OSError:
         return False
-    call.future.keys = (number,)
-    pack.futures.append(call.future)
     pack.uncommitted.add(call.future)
     pack.calls.append(call)
     _count(pack)

@@ -132,9 +132,9 @@ class OpenPack:
             parts += record_files.pack(self._spool, self._label, number + 1, record)
             self.is_closed = True  # until the end of the write, which a signal may interrupt
             file_content.write_all(self._fd, parts)
-            self.is_closed = False
             self.size += sum(map(len, parts))
             self._appended = _Appended(number + 1, began)
+            self.is_closed = False  # last: a record that is not counted must not be followed by another one
         return number
 
     def commit(self, number: int) -> bool:
@@ -146,7 +146,7 @@ class OpenPack:
         with self._sync_lock:
             if number >= self._committed and self._problem is None and self._fd >= 0:
                 self._sync()
-            if number < self._committed and self._problem is None and not self._is_silent:
+            if number < self._committed and not self._is_silent:
                 return True
         self.seal()
         if self._is_lost:
@@ -191,7 +191,8 @@ class OpenPack:
                     self.sealed = self._find()
                     self._is_lost = self.sealed is None and not self.has_ended()
             except (OSError, SpoolpoolError) as error:
-                self._is_lost = self._is_silent
+                # others count all records, also those that could not be made durable
+                self._is_lost = self._is_silent or self._problem is not None
                 log.warning("Cannot seal %s now, which is left to other processes: %s", self._path, error)
             finally:
                 fd, self._fd = self._fd, -1
@@ -244,10 +245,15 @@ class OpenPack:
             backoff.sleep()
 
     def _vanished(self) -> TaskVanished:
+        if self._problem is not None:
+            reason = f"it could neither be made durable nor be sealed ({self._problem.strerror})"
+        else:
+            reason = (
+                "this process was stopped for long, another one has sealed the pack meanwhile, and it is not found any more"
+            )
         return TaskVanished(
-            f"Cannot tell whether a call is in {self._path}: this process was stopped for long, another one has sealed "
-            "the pack meanwhile, and it is not found any more. Look for the effects of the call before it is submitted "
-            "again."
+            f"Cannot tell whether a call is in {self._path}: {reason}. Look for the effects of the call before it is "
+            "submitted again."
         )
 
     def after_fork(self) -> None:

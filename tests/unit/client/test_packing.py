@@ -299,6 +299,28 @@ def test_call_that_cannot_be_synced_gets_a_task_of_its_own(blocked: Blocked, mon
     assert [call.result() for call in calls] == [0, 1, 2]
 
 
+def test_calls_after_a_submission_that_was_interrupted_have_their_own_results(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = blocked.executor.submit(act, value=0)
+    assert isinstance(first, PackedFuture)
+    pack = first.pack.file
+    assert pack is not None
+    really = pack.append
+
+    def append_and_interrupt(call: PackedCall) -> int:
+        really(call)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "append", append_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            blocked.executor.submit(act, value=1)
+    calls = [blocked.executor.submit(act, value=number) for number in (2, 3)]
+    blocked.release()
+    assert [each.result(LIMIT) for each in (first, *calls)] == [0, 2, 3]
+
+
 def test_call_whose_pack_was_sealed_without_it_is_in_another_one(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

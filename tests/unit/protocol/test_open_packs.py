@@ -254,6 +254,45 @@ def test_calls_that_cannot_be_synced_are_not_in_the_pack(stage: Stage, monkeypat
     assert payloads(stage) == [b"one"]
 
 
+def test_call_of_a_pack_that_can_neither_be_synced_nor_sealed_is_unknown(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.durability("data")
+    pack = stage.open_pack()
+    assert pack.commit(append(pack, b"one"))
+    number = append(pack, b"two")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_content, "sync", broken)
+        patch.setattr(open_packs, "move_to_bucket", broken)
+        with pytest.raises(TaskVanished, match="durable"):
+            pack.commit(number)
+        assert pack.commit(0)
+    silence(stage, OpenPackSealer(stage.spool))
+    assert payloads(stage) == [b"one", b"two"]
+
+
+def test_pack_gets_no_call_after_an_append_that_was_interrupted_before_it_was_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = stage.open_pack()
+    assert pack.commit(append(pack, b"one"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(open_packs, "_Appended", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            append(pack, b"two")
+    assert not pack.may_append
+    pack.seal()
+    assert payloads(stage) == [b"one"]
+
+
 def test_one_sync_serves_the_calls_of_all_threads_that_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.durability("data")
     pack = stage.open_pack()
