@@ -97,6 +97,7 @@ class Pool:
                 "Use spoolpool.Executor(cores_per_worker=...) for functions on several ranks."
             )
         self._open = True
+        self._lock = threading.RLock()  # of the two sets: map_async() submits in a thread while join() lists them
         self._pending: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._iterators: weakref.WeakSet[ValueIterator] = weakref.WeakSet()
         self._sizes: weakref.WeakKeyDictionary[Any, ChunkSize] = weakref.WeakKeyDictionary()
@@ -138,7 +139,8 @@ class Pool:
         """Return a future that this pool sets, and that is not cancelled."""
         answer: Future[Any] = Future()
         answer.set_running_or_notify_cancel()
-        self._pending.add(answer)
+        with self._lock:
+            self._pending.add(answer)
         return answer
 
     def map(self, func: Function, iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
@@ -189,7 +191,8 @@ class Pool:
         calls = ((each,) for each in iterable)
         ahead = max(_SHARES * self._groups(), -(-_AHEAD // size))
         iterator = ValueIterator(Chunks(self._submit, func, calls, ChunkSize(size)), ahead, ordered=ordered)
-        self._iterators.add(iterator)
+        with self._lock:
+            self._iterators.add(iterator)
         return iterator
 
     def _values(self, func: Function, calls: Iterator[tuple[Any, ...]], chunksize: int | None) -> list[Any]:
@@ -240,7 +243,8 @@ class Pool:
             future = self._executor.submit(run_initialized, func, function, args, kwds)
         else:
             future = self._executor.submit(func, *args, **kwds)
-        self._pending.add(future)
+        with self._lock:
+            self._pending.add(future)
         return future
 
     @property
@@ -265,9 +269,10 @@ class Pool:
     def terminate(self) -> None:
         """Cancel the calls that are not running, and accept no more."""
         self._open = False
-        for iterator in list(self._iterators):
+        iterators, pending = self._unfinished()
+        for iterator in iterators:
             iterator.cancel()
-        for future in list(self._pending):
+        for future in pending:
             future.cancel()
         if self._own:
             self._executor.shutdown(wait=False, cancel_futures=True)
@@ -276,11 +281,16 @@ class Pool:
         """Wait for the end of all calls, after :meth:`close` or :meth:`terminate`."""
         if self._open:
             raise ValueError("Pool is still running")
-        for iterator in list(self._iterators):
+        for iterator in self._unfinished()[0]:
             iterator.submit_all()
-        wait(list(self._pending))
+        wait(self._unfinished()[1])
         if self._own:
             self._executor.shutdown()
+
+    def _unfinished(self) -> tuple[list[ValueIterator], list[Future[Any]]]:
+        """Return the iterators and the futures of this pool that are still referred to."""
+        with self._lock:
+            return list(self._iterators), list(self._pending)
 
     def __enter__(self) -> Pool:  # noqa: PYI034  Self needs Python 3.11
         """Return the pool."""

@@ -9,7 +9,9 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,35 @@ def test_groups_of_several_ranks_are_refused() -> None:
     with pytest.raises(TypeError):
         Pool(1, initializer=3)  # type: ignore[arg-type]
     assert not [thread for thread in threading.enumerate() if thread.name == "spoolpool-map"]
+
+
+@pytest.mark.parametrize("end", ["join", "terminate"])
+def test_pool_ends_while_another_thread_submits(end: str) -> None:
+    threads: list[threading.Thread] = []
+
+    class DoneAtOnce:
+        info = {"cores": 1, "max_workers": 1}  # noqa: RUF012
+
+        def submit(self, function: Any, *args: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(function(*args))
+            return future
+
+    class Disturbed(weakref.WeakSet[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for each in super().__iter__():
+                threads.append(threading.Thread(target=pool._submit, args=(abs, -1)))
+                threads[-1].start()
+                threads[-1].join(0.2)  # it may wait for the end of this iteration
+                yield each
+
+    executor: Any = DoneAtOnce()
+    pool = Pool(executor=executor)
+    pool._pending = Disturbed()
+    result = pool.apply_async(abs, (-1,))
+    pool.close()
+    getattr(pool, end)()
+    for thread in threads:
+        thread.join()
+    assert threads
+    assert result.get(LIMIT) == 1
