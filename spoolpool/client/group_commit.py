@@ -131,7 +131,7 @@ def _append(pack: Pack, call: PackCall) -> bool:
     assert pack.file is not None
     number = pack.file.calls
     call.future.keys = (number,)
-    # before the append, after which a signal handler may raise; in place of the future of an append that was interrupted
+    # before the append, after which a signal handler may raise; in place of that of an append that was interrupted
     pack.futures[number:] = [call.future]
     try:
         pack.file.append(record_of(call))

@@ -119,7 +119,7 @@ class Pack:
                 continue
             if isinstance(error, CancelledError):
                 call.future.mark_cancelled()
-            elif call.future.set_running_or_notify_cancel():
+            elif call.future.mark_running():
                 try:
                     value = results[position] if error is None else None
                 except BaseException as raised:  # noqa: BLE001  of the call
@@ -158,7 +158,7 @@ class CallDelivery:
         if header.kind == "cancelled":
             future.mark_cancelled()
             self._packer.withdraw_request(future)
-        if future.done() or not future.set_running_or_notify_cancel():
+        if not future.mark_running():
             return
         try:
             value = value_of(header, content, future.title)
@@ -238,6 +238,11 @@ class PackedFuture(PartFuture):
     def cancel(self) -> bool:
         """Cancel this call alone; returns False if it is done, claimed, or shares its task with an argument."""
         return self.cancelled() or (not self.done() and self.packer.cancel(self))
+
+    def mark_running(self) -> bool:
+        """Set the state to running before the outcome; returns False if the future is done, or was cancelled."""
+        with self._condition:  # race: another thread may cancel it between the look and the change
+            return not self.done() and self.set_running_or_notify_cancel()
 
     def mark_cancelled(self) -> bool:
         """Set the state to cancelled, and notify the waiters once, also if several threads call this."""

@@ -248,9 +248,7 @@ class OpenPack:
         if self._problem is not None:
             reason = f"it could neither be made durable nor be sealed ({self._problem.strerror})"
         else:
-            reason = (
-                "this process was stopped for long, another one has sealed the pack meanwhile, and it is not found any more"
-            )
+            reason = "this process was stopped for long, another one has sealed it, and it is not found any more"
         return TaskVanished(
             f"Cannot tell whether a call is in {self._path}: {reason}. Look for the effects of the call before it is "
             "submitted again."

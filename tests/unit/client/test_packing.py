@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -297,6 +298,28 @@ def test_call_that_cannot_be_synced_gets_a_task_of_its_own(blocked: Blocked, mon
     assert not isinstance(calls[2], PackedFuture)
     blocked.release()
     assert [call.result() for call in calls] == [0, 1, 2]
+
+
+def test_call_that_is_cancelled_while_it_gets_its_outcome_does_not_end_the_collector(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [blocked.executor.submit(act, value=number) for number in range(4)]
+    really, threads = PackedFuture.done, []
+
+    def done_before_a_cancellation(future: PackedFuture) -> bool:
+        answer = really(future)
+        if future is calls[1] and not threads:
+            threads.append(threading.Thread(target=PackedFuture.mark_cancelled, args=(future,)))
+            threads[0].start()
+            threads[0].join(0.5)  # it may wait for the end of the caller
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedFuture, "done", done_before_a_cancellation)
+        blocked.release()
+        assert [calls[number].result(LIMIT) for number in (0, 2, 3)] == [0, 2, 3]
+    threads[0].join()
+    assert calls[1].cancelled() or calls[1].result() == 1
 
 
 def test_calls_after_a_submission_that_was_interrupted_have_their_own_results(
