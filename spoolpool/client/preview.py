@@ -26,6 +26,7 @@ LABEL_LIMIT = 200
 _TEXT = 24  # characters of a text in it
 _ITEMS = 3  # of a container
 _MOST = 1 << 64  # an int beyond it is not written out
+_WRAPPERS = 8  # of a function, that are looked into
 _HIDDEN = "***"
 _SECRET = lazy_pattern(r"(?i)pass(w(or)?d|phrase|code)?$|passw|secret|token|credential|(api|access|private).?key|auth$")
 
@@ -171,13 +172,31 @@ def _is_secret(name: str) -> bool:
 
 
 def _parameter(function: Any, number: int) -> str:
-    """Return the name of a positional parameter of a Python function; empty if it is not known."""
-    if type(function) is types.MethodType:
-        function, number = function.__func__, number + 1
-    if type(function) is not types.FunctionType:
-        return ""
-    code = function.__code__
-    return code.co_varnames[number] if number < code.co_argcount else ""
+    """Return the name of a positional parameter of a Python function; empty if it is not known.
+
+    That of a class, of a method, of a partial and of a decorated function is the one of the function behind it.
+    """
+    for _ in range(_WRAPPERS):
+        kind = type(function)
+        if kind is types.FunctionType:
+            code: types.CodeType = function.__code__
+            if number < code.co_argcount:
+                return code.co_varnames[number]
+            function = vars(function).get("__wrapped__")
+        elif kind is types.MethodType:
+            function, number = function.__func__, number + 1
+        elif kind is type:
+            function, number = vars(function).get("__init__"), number + 1
+        elif kind is functools.partial:
+            function, number = function.func, number + len(function.args)
+        else:
+            break
+    return ""
+
+
+def _date(value: Any) -> str:
+    """Return a date or time; the name of its time zone may come from code of a user."""
+    return str(value.replace(tzinfo=None) if getattr(value, "tzinfo", None) is not None else value)
 
 
 _INSTANT: dict[type, Callable[[Any], str]] = {
@@ -206,5 +225,5 @@ _KNOWN: dict[type, Callable[[Any], str]] = {
     types.BuiltinFunctionType: _name,
     type: _name,
 }
-_LATE: dict[str, Callable[[Any], str]] = {"numpy": _numpy, "pathlib": _path, "pathlib._local": _path, "datetime": str}
+_LATE: dict[str, Callable[[Any], str]] = {"numpy": _numpy, "pathlib": _path, "pathlib._local": _path, "datetime": _date}
 """Functions for the classes of modules that are not imported here."""

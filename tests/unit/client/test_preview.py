@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,24 @@ def login(user: str, password: str, port: int = 1) -> None:
     """Function with a secret among its parameters."""
 
 
+@functools.wraps(login)
+def decorated(*args: object) -> None:
+    """Function that hides the parameters of another one."""
+
+
+class Account:
+    def __init__(self, user: str, password: str) -> None:
+        """Create an account with a secret."""
+
+
+class Zone(dt.tzinfo):
+    """Time zone with methods that must not be called."""
+
+    def utcoffset(self, _: dt.datetime | None) -> dt.timedelta:
+        note("utcoffset")
+        return dt.timedelta()
+
+
 class Host:
     def login(self, token: str) -> None:
         """Method with a secret among its parameters."""
@@ -92,6 +111,7 @@ class Host:
         (([[1, [2]], 2],), {}, "[list, 2]"),
         (({"a": 1, 2: "b"},), {}, "{'a': 1, 2: 'b'}"),
         ((dt.date(2026, 1, 2), Path("/data/in.h5")), {}, "2026-01-02, /data/in.h5"),
+        ((dt.datetime(2026, 1, 2, tzinfo=Zone()), dt.time(3, tzinfo=Zone())), {}, "2026-01-02 00:00:00, 03:00:00"),
         ((Colour.RED, len, login, int), {}, "Colour.RED, len, login, int"),
         ((Hostile(), OwnInt(3), OwnList([1]), Claims()), {}, "Hostile, OwnInt, OwnList, ndarray"),
         (("\ud800\x1b",), {}, r"'\ud800\x1b'"),
@@ -128,6 +148,10 @@ def test_length_is_bounded(value: object) -> None:
         (pow, ("postgres://ada:hunter2@db/x",), {}),
         (pow, (["https://hunter2@host/"],), {}),
         (Host().login, ("hunter2",), {}),
+        (functools.partial(login, "ada"), ("hunter2",), {}),
+        (functools.partial(functools.partial(decorated), "ada"), ("hunter2",), {}),
+        (decorated, ("ada", "hunter2"), {}),
+        (Account, ("ada", "hunter2"), {}),
     ],
 )
 def test_secrets_are_hidden(function: Any, args: Any, kwargs: Any) -> None:
