@@ -39,6 +39,7 @@ DROPPED = "dropped"
 """Event in the place of a piece ``name``: ``calls`` of its tasks, until ``ended``, had an end of the event ``type`` and
 this ``kind``."""
 
+_FOREIGN = 10  # names in a row that another account may have taken
 _LOOK = 60.0  # seconds between two looks at the size of a shared piece
 _ENDS_WITHOUT_KIND = frozenset(("task", "cancelled", "set aside", "vanished"))
 _ENDS = _ENDS_WITHOUT_KIND | {"recovered", "given back"}
@@ -116,14 +117,16 @@ class Journal:
             return
         part = self._name.part
         if self._fd < 0 and self._is_shared and not part and not os.path.lexists(self._path(0)):
-            part = journal_pieces.latest_part(self._spool, self._name.writer)  # the first one may have been dropped
+            part = self._latest_part()  # the first one may have been dropped
         begun = False
         while self._fd < 0 or self._size >= self._full:
             if self._fd >= 0:
                 files.close(self._fd)
                 self._fd = -1
-                latest = journal_pieces.latest_part(self._spool, self._name.writer) if self._is_shared else 0
-                part, begun = max(part + 1, latest), True
+                part, begun = max(part + 1, self._latest_part() if self._is_shared else 0), True
+            for _ in range(_FOREIGN):
+                if journal_pieces.is_foreign(self._spool, self._name._replace(part=part)):
+                    part += 1
             self._fd = files.open_append(self._path(part), self._mode, exact=self._mode != 0o600)
             self._size, self._looked = file_content.size(self._fd), time.monotonic()
         self._name = self._name._replace(part=part)
@@ -131,6 +134,9 @@ class Journal:
             with contextlib.suppress(OSError):  # the next piece drops more
                 for event, fields in drop_excess(self._spool):
                     file_content.append(self._fd, self._encode(event, fields) + b"\n")
+
+    def _latest_part(self) -> int:
+        return journal_pieces.latest_part(self._spool, self._name.writer, own=True)
 
     def _path(self, part: int) -> str:
         return f"{self._spool.layout.journal}/{self._name._replace(part=part).name}"
@@ -152,7 +158,7 @@ def drop_excess(spool: Spool) -> Iterator[tuple[str, dict[str, object]]]:
     """
     for piece in journal_pieces.excess(spool, spool.server_time()):
         yield from dropped_lines(spool, piece)
-        files.remove(f"{spool.directory(spool.layout.journal)}/{piece.name.name}")
+        files.remove(f"{spool.layout.journal}/{piece.name.name}")  # only the spool's owner can replace the directory
 
 
 def dropped_lines(spool: Spool, piece: Piece) -> Iterator[tuple[str, dict[str, object]]]:

@@ -43,10 +43,25 @@ def piece_size(config: Config) -> int:
     return max(_LEAST, min(_LARGEST, bound(config) // _PIECES))
 
 
-def latest_part(spool: Spool, writer: str) -> int:
-    """Return the number of the latest piece of a writer; 0 if there is none."""
+def latest_part(spool: Spool, writer: str, *, own: bool = False) -> int:
+    """Return the number of the latest piece of a writer; 0 if there is none.
+
+    With ``own``, another account's files with such names are ignored: a writer does not follow them.
+    """
     names = filter(None, map(parse_journal_name, files.list_names(spool.layout.journal)))
-    return max((name.part for name in names if name.writer == writer), default=0)
+    found = (name for name in names if name.writer == writer)
+    return max((name.part for name in found if not (own and is_foreign(spool, name))), default=0)
+
+
+def is_foreign(spool: Spool, name: JournalName) -> bool:
+    """Return whether another account of a shared spool has taken a name, or whether it is no name of a regular file."""
+    if not spool.shared:
+        return False
+    try:
+        status = os.lstat(f"{spool.layout.journal}/{name.name}")
+    except OSError:  # there is none
+        return False
+    return status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode)
 
 
 def list_pieces(spool: Spool) -> list[Piece]:
@@ -70,14 +85,15 @@ def excess(spool: Spool, now: float) -> list[Piece]:
     too_much = sum(piece.size for piece in pieces) - bound(spool.config)
     if too_much <= 0:
         return []
-    latest: dict[str, int] = {}
+    latest: dict[tuple[str, int], int] = {}  # of a writer's own pieces: another account may have made further ones
     for piece in pieces:
-        latest[piece.name.writer] = max(latest.get(piece.name.writer, 0), piece.name.part)
+        writer = piece.name.writer, piece.owner
+        latest[writer] = max(latest.get(writer, 0), piece.name.part)
     alive = set(files.list_names(spool.layout.workers, certain=True))
     found = []
     for piece in pieces:
-        writer, part = piece.name
-        complete = part < latest[writer] or (is_worker_id(writer) and writer not in alive)
+        name, part = piece.name
+        complete = part < latest[name, piece.owner] or (is_worker_id(name) and name not in alive)
         is_own = os.geteuid() in (0, spool.owner, piece.owner)
         if too_much > 0 and complete and is_own and now - piece.mtime > _SETTLED:
             too_much -= piece.size

@@ -123,6 +123,15 @@ def test_journals_stay_within_their_bound_and_keep_all_numbers(spool: Spool, set
     assert summarize(spool).tasks == total
 
 
+def test_journals_of_a_shared_spool_stay_within_their_bound(tmp_path: Path, settled: None) -> None:
+    spool = Spool.create(tmp_path / "shared", mode="group", group=str(os.getegid()), durability="none", journal=BOUND)
+    target = Journal(spool, submitters_journal(), "one")
+    write_ends(target, 4000)
+    target.close()
+    assert size(spool) < BOUND + 2 * PIECE
+    assert counts(spool) == {"done": 4000}
+
+
 def test_pieces_that_were_written_a_moment_ago_stay(spool: Spool) -> None:
     mine = Journal(spool, new_worker_id())
     write_ends(mine, 2500)
@@ -158,6 +167,31 @@ def test_writer_goes_on_with_the_latest_piece(spool: Spool, settled: None) -> No
     write_ends(second, 1)
     second.close()
     assert names(spool) == before, "no number of a piece is used again"
+
+
+def test_writer_passes_names_that_are_taken_in_a_shared_spool(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path / "shared", mode="group", group=str(os.getegid()), durability="none", journal=BOUND)
+    writer = submitters_journal()
+    for part in (0, 2, 999_999_999):
+        os.mkfifo(f"{spool.layout.journal}/{JournalName(writer, part).name}")
+    target = Journal(spool, writer, "one")
+    tasks = write_ends(target, 200)
+    target.close()
+    assert not target.flush(), "no line is left"
+    assert [line.event.task for line in lines(spool)] == tasks
+    assert [name.part for name in names(spool)] == [0, 1, 2, 3, 999_999_999]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_made_up_pieces_of_another_account_complete_no_piece(tmp_path: Path, settled: None) -> None:
+    spool = Spool.create(tmp_path / "shared", mode="group", group=str(os.getegid()), durability="none", journal=BOUND)
+    target = Journal(spool, submitters_journal(), "one")
+    write_ends(target, 1)
+    made_up = Path(spool.layout.journal, target._name._replace(part=9).name)
+    made_up.write_bytes(b" " * 2 * BOUND)
+    os.chown(made_up, 12345, -1)
+    assert journal_pieces.excess(spool, spool.server_time()) == []
+    target.close()
 
 
 def test_idle_process_sees_that_its_piece_is_full(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
