@@ -26,7 +26,7 @@ from spoolpool.system.records import BadRecord
 
 log = logging.getLogger(__name__)
 
-_MOST = 100  # directories that one search returns
+_MOST = 100  # directories of one place that a search returns
 _ORDER = ("spool", "ranks", "values")
 _TOP = {"spool.json", *Layout.DIRECTORIES, *Layout.ON_DEMAND}
 
@@ -50,10 +50,10 @@ class Abandoned(NamedTuple):
 def find_abandoned(places: Iterable[str]) -> list[Abandoned]:
     """Return directories of this account in ``places`` whose processes are provably dead, spools first.
 
-    Each place is listed once. At most 100 are returned, those of spools whose groups are alive included; of more than
-    these, another search returns other ones.
+    Each place is listed once. At most 100 of each are returned, those of spools whose groups are alive included; of
+    more than these, another search returns other ones.
     """
-    found = []
+    found: list[Abandoned] = []
     for place in dict.fromkeys(map(os.path.realpath, places)):
         try:
             names = [each for each in files.list_names(place) if each.startswith(PREFIX)]
@@ -61,11 +61,12 @@ def find_abandoned(places: Iterable[str]) -> list[Abandoned]:
             continue
         # not always the same ones, which may have to stay; without a change of the program's random numbers
         first = int.from_bytes(os.urandom(4), "little") % max(1, len(names))
+        most = len(found) + _MOST
         for each in (*names[first:], *names[:first]):
             name = parse_temporary_name(each)
             if name is not None and name.is_abandoned() and _is_own(f"{place}/{each}"):
                 found.append(Abandoned(f"{place}/{each}", name))
-                if len(found) == _MOST:
+                if len(found) == most:
                     break
     return sorted(found, key=lambda each: _ORDER.index(each.name.kind))
 

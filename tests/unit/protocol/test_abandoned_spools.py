@@ -279,3 +279,12 @@ def test_a_search_returns_a_bounded_number(tmp_path: Path, dead: TemporaryName) 
         (tmp_path / text_of(dead._replace(id=f"{number}"))).mkdir()
     assert len(sweep(tmp_path)) == abandoned_spools._MOST
     assert len(sweep(tmp_path)) == 5
+
+
+def test_a_search_returns_a_bounded_number_of_each_place(tmp_path: Path, dead: TemporaryName) -> None:
+    places = [str(tmp_path / each) for each in "abc"]
+    for place in places:
+        for number in range(abandoned_spools._MOST + 5):
+            Path(place, text_of(dead._replace(id=f"{number}"))).mkdir(parents=True)
+    found = [Path(each.path).parent for each in find_abandoned(places)]
+    assert [found.count(Path(place)) for place in places] == [abandoned_spools._MOST] * 3
