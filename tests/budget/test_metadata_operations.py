@@ -350,7 +350,7 @@ def test_idle_groups_scan_less_often_with_thousands_of_groups(
         for _ in range(more):
             os.mkdir(spool.layout.worker(new_worker_id()))
         work(spool, IdleWatch(clock, 0), max_time=100.0)
-        assert slowest * 0.75 <= max(waits) <= slowest
+        assert slowest * 0.75 <= max(waits) <= slowest * 1.01  # it is one of the groups itself
         waits.clear()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spoolpool.calls.usage import UsageMeter
 from spoolpool.protocol import open_packs
 from spoolpool.system.processes import ProcessId
 from tests.faults.scenarios import NOW, Runner
@@ -26,6 +27,12 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="spoolpool-test-", dir=where) as directory:
         yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no usage: each run would use another amount, and leave other files."""
+    monkeypatch.setattr(UsageMeter, "measure", lambda _, call: call())
 
 
 @pytest.fixture

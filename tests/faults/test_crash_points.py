@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from spoolpool.calls.usage import UsageMeter
 from spoolpool.system.processes import ProcessId
 from tests.faults.disk import CHANGES, CRASHED, OPERATIONS, Disk, Fault, at, digest, in_child
 from tests.faults.scenarios import SCENARIOS, Runner, Scenario, by_name, collect, enqueue, recover_outcomes, seeds, work
@@ -48,7 +47,6 @@ def test_recorded_states_are_those_that_killed_processes_leave(
 ) -> None:
     here = ProcessId.of(os.getpid())
     monkeypatch.setattr(ProcessId, "of", lambda _pid: here)  # files of different processes are compared
-    monkeypatch.setattr(UsageMeter, "measure", lambda _, call: call())  # each run would use another amount
     with runner.prepared(scenario) as (stage, body):
         start, again = memory / f"start of {scenario.__name__}", memory / "again"
         shutil.copytree(stage.directory, start)
