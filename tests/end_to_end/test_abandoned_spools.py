@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,26 +48,47 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kill_with_groups(script: subprocess.Popen[str], spool: Path) -> None:
     """Kill an executor and its groups at once: none of them can clear away for the others."""
-    pids = [script.pid, *processes_of(spool)]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            os.kill(pid, number)
+    pids = [script.pid]
+    send(signal.SIGSTOP, pids)
+    while new := [pid for pid in processes_of(spool) if pid not in pids]:  # those that another one has just started
+        send(signal.SIGSTOP, new)
+        pids += new
+    send(signal.SIGKILL, pids)
     script.wait(LIMIT)
     wait_until(lambda: not any(map(is_running, pids)), "all are dead")
 
 
-@pytest.mark.parametrize("place", ["on disk", "in memory"])
-def test_the_next_executor_removes_what_a_killed_one_left(
-    tmp_path: Path, temporary: Path, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if place == "in memory" and not list(memory_directories(["/dev/shm"])):
+def send(number: signal.Signals, pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # a short process of a group has ended
+            os.kill(pid, number)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """Directory in memory, which no executor of another test sweeps."""
+    if not list(memory_directories(["/dev/shm"])):
         pytest.skip("there is no /dev/shm with room")
-    monkeypatch.setenv(settings.ENV_SHM, "/dev/shm" if place == "in memory" else "")
+    path = Path(tempfile.mkdtemp(prefix="tests-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("place", ["temporary", "memory"])
+def test_the_next_executor_removes_what_a_killed_one_left(
+    tmp_path: Path,
+    temporary: Path,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    parent: Path = request.getfixturevalue(place)
+    monkeypatch.setenv(settings.ENV_SHM, str(parent) if place == "memory" else "")
     live = start_script(tmp_path / "live.py", LEFT)
     script = start_script(tmp_path / "script.py", LEFT)
     assert live.stdout is not None and script.stdout is not None
     kept, spool = Path(live.stdout.readline().strip()), Path(script.stdout.readline().strip())
-    assert spool.parent == (temporary if place == "on disk" else Path("/dev/shm"))
+    assert spool.parent == parent
     kill_with_groups(script, spool)
     left = [each for each in temporary.iterdir() if spool.name.rpartition("-")[2] in each.name]
     assert spool.exists() and left

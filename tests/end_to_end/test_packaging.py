@@ -31,6 +31,8 @@ def requirements() -> dict[str, str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
+    for module in ("build", "hatchling"):
+        pytest.importorskip(module)
     directory = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -57,6 +59,7 @@ def test_wheel_has_the_package_with_its_data_alone(built: Path) -> None:
 
 
 def test_metadata_are_valid_for_pypi(built: Path) -> None:
+    pytest.importorskip("twine")
     command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

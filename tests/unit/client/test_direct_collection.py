@@ -192,12 +192,25 @@ def test_a_timeout_ends_the_wait_and_not_the_call(executor: Executor, tmp_path: 
     future.result(LIMIT)
 
 
-def test_a_long_call_is_left_to_the_collector_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with Executor(max_workers=1, backend="local") as executor:
-        waiting = Waiting(executor, tmp_path)
-        wait_until(lambda: not (waiting.direct._holder or waiting.direct._resting), "the collector thread continues")
-        waiting.release()
-        waiting.ended.result(LIMIT)
+def test_a_long_call_is_left_to_the_collector_thread(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    direct, wait, waits = let_rest(executor), DirectCollection._wait, []
+
+    def record(*arguments: Any) -> None:
+        waits.append(arguments)
+        wait(*arguments)
+
+    monkeypatch.setattr(DirectCollection, "_wait", record)
+    future = executor.submit(tasks.mark_and_wait, tmp_path / "begun", tmp_path / "end")
+    # only now: the rest, which has begun, lasts until a thread collects, however late that is
+    monkeypatch.setattr(direct_collection, "LINGER", 0.02)
+    thread = threading.Thread(target=future.result, args=(LIMIT,), daemon=True)
+    thread.start()
+    wait_until(lambda: waits and not (direct._holder or direct._resting), "the collector thread continues")
+    (tmp_path / "end").touch()
+    thread.join()
+    assert future.done()
 
 
 class Signalled(Exception):
@@ -391,7 +404,11 @@ def test_garbage_collection_during_the_wait_may_use_the_executor(executor: Execu
     assert not direct._holder
 
 
-def test_an_executor_without_references_ends_after_its_last_call(tmp_path: Path) -> None:
+def test_an_executor_without_references_ends_after_its_last_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_collection, "LINGER", LIMIT)
+    monkeypatch.setattr(direct_collection, "_LONGEST", LIMIT)
     executor = Executor(max_workers=1, backend="local")
     waiting = Waiting(executor, tmp_path)
     runtime = executor._runtime

@@ -231,7 +231,8 @@ def test_running_call_of_a_pack_is_cancelled_alone(worker: Workers, spool: Spool
         assert [each.result(LIMIT) for number, each in enumerate(calls) if number != 1] == [0, 2, 3]
         assert executor.counts()["cancelled"] == 1
     assert runs_of(trace) == {0: 1, 1: 1, 2: 1, 3: 1}
-    assert not os.listdir(spool.layout.cancel)
+    # the worker removes it after the outcome of the pack
+    wait_until(lambda: not os.listdir(spool.layout.cancel), "the request is removed")
 
 
 def test_call_of_a_running_pack_that_is_cancelled_before_it_begins_does_not_run(
