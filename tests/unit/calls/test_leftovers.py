@@ -85,7 +85,7 @@ THREADS = {
     "function": lambda event: threading.Thread(target=_work, args=(event,)).start(),
     "daemon": lambda event: threading.Thread(target=_work, args=(event,), daemon=True).start(),
     "partial": lambda event: threading.Thread(target=functools.partial(_work, event)).start(),
-    "builtin": lambda _: threading.Thread(target=time.sleep, args=(0.5,)).start(),
+    "builtin": lambda _: threading.Thread(target=time.sleep, args=(5.0,)).start(),
     "standard library": lambda event: threading.Thread(target=event.wait, args=(LIMIT,)).start(),
     "subclass": lambda event: _Worker(event).start(),
     "timer": _start_timer,
@@ -103,6 +103,9 @@ def test_running_thread_is_found_and_named(baseline, end, start):
     (found,) = wait_until(baseline.find, "the thread is in its function")
     assert (found.kind, found.severity) == ("threads", Severity.LEFTOVER)
     assert "thread" in found.text
+    end.set()
+    for thread in set(threading.enumerate()) - set(before):  # else its end would disturb the next test
+        thread.join()
 
 
 def test_idle_threads_of_pools_and_threads_of_libraries_may_stay(baseline):

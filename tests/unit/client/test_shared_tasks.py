@@ -262,7 +262,7 @@ def test_time_limit_ends_one_call_of_a_pack(worker: Workers, spool: Spool, tmp_p
     trace = tmp_path / "trace"
     with Executor(spool=spool.path, submission=PACKED) as executor:
         held = Held(executor, tmp_path)
-        limited = functools.partial(executor.submit, call, resource_dict={"time_limit": 3.0})
+        limited = functools.partial(executor.submit, call, resource_dict={"time_limit": 10.0})
         for number in range(BUSY):
             limited(tmp_path / "alone", number)
         calls = [limited(trace, number, how if number == 1 else "") for number in range(4)]
